@@ -1,0 +1,1 @@
+"""How each step is done; usable without any pipeline."""

@@ -1,0 +1,9 @@
+"""The one way that a configuration looks: frozen, complete, and closed to unknown fields."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """A frozen pydantic model that refuses fields it does not know (a typo never passes silently)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,1 @@
+"""Shards, sources and the ordered stream."""

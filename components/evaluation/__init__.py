@@ -1,0 +1,1 @@
+"""Distances, grids and the report."""

@@ -1,0 +1,1 @@
+"""The loop (when) and the tasks (how)."""

@@ -1,0 +1,1 @@
+"""One Python function a recipe."""
