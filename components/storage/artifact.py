@@ -1,0 +1,125 @@
+"""Typed, self-describing artifacts: what a stage leaves in object storage, committed by a write-once manifest.
+
+Layout of a stage's folder `{root}/stages/{stage}/{key}`:
+    attempt-…/      files of one try
+    files/          outputs with fixed names that several tries may fill together (one input shard, one output file)
+    train/          Ray Train's run folder, the one mutable place
+    manifest.json   written last; its presence is the commit
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from components.configuration import Config
+from components.storage.store import Store
+
+MANIFEST = "manifest.json"
+ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
+
+
+class ArtifactError(Exception):
+    """An artifact is not what its manifest says; the message names the file and the remedy."""
+
+
+class FileEntry(Config):
+    path: str  # relative to the stage's folder
+    bytes: int
+    sha256: str
+
+
+class Artifact(Config):
+    """One committed output of a stage. Readers accept only what `files` lists."""
+
+    kind: ArtifactKind
+    stage: str
+    key: str
+    files: tuple[FileEntry, ...]
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)  # name of the input -> key of the stage that made it
+    provenance: dict[str, Any] = Field(default_factory=dict)  # config, git commit, time, seconds: recorded, not hashed
+    root: str = Field(default="", exclude=True)  # URI of the stage's folder: where, never part of what
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    def names(self) -> list[str]:
+        """File names as a user sees them: without the attempt's folder."""
+        return [_public_name(entry.path) for entry in self.files]
+
+    def entry(self, name: str) -> FileEntry:
+        """The listed file called `name`. Raises ArtifactError if the manifest does not list it."""
+        for entry in self.files:
+            if name in (entry.path, _public_name(entry.path)):
+                return entry
+        raise ArtifactError(f"{self.stage}/{self.key} lists no file {name}; it has {', '.join(self.names()[:8])}")
+
+    def url(self, name: str) -> str:
+        """Absolute URL of a listed file."""
+        return self.store.url(self.entry(name).path)
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a listed file, size and sha256 verified. Raises ArtifactError if they differ from the manifest."""
+        entry = self.entry(name)
+        data = self.store.read(entry.path)
+        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise ArtifactError(f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again")
+        return data
+
+    def download(self, folder: Path) -> Path:
+        """Copy all listed files into `folder`, verified. Returns the folder."""
+        for entry in self.files:
+            target = folder / _public_name(entry.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.store.download(entry.path, target)
+            if target.stat().st_size != entry.bytes or _sha256_of(target) != entry.sha256:
+                raise ArtifactError(f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again")
+        return folder
+
+
+def describe_file(local: Path, path: str) -> FileEntry:
+    """Manifest entry of a local file that is stored as `path`."""
+    return FileEntry(path=path, bytes=local.stat().st_size, sha256=_sha256_of(local))
+
+
+def describe_bytes(data: bytes, path: str) -> FileEntry:
+    """Manifest entry of bytes that are stored as `path`."""
+    return FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
+    """Write the manifest once. The loser of a race adopts the winner's artifact. Returns what is now committed."""
+    store.write_once(MANIFEST, artifact.model_dump_json(indent=1).encode())
+    committed = load_artifact(store)
+    assert committed is not None
+    return committed
+
+
+def load_artifact(store: Store) -> Artifact | None:
+    """The artifact committed in a stage's folder, or None. Raises ArtifactError if its manifest can't be read."""
+    if not store.exists(MANIFEST):
+        return None
+    try:
+        artifact = Artifact.model_validate_json(store.read(MANIFEST))
+    except ValidationError as error:
+        raise ArtifactError(f"{store.url(MANIFEST)} is not a manifest of this version; delete it and run again") from error
+    return artifact.model_copy(update={"root": store.uri})
+
+
+def verify_artifact(artifact: Artifact) -> None:
+    """Check every listed file's size and sha256. Raises ArtifactError at the first that differs."""
+    for entry in artifact.files:
+        artifact.read(entry.path)
+
+
+def _public_name(path: str) -> str:
+    head, _, tail = path.partition("/")
+    return tail if tail and (head.startswith("attempt-") or head == "files") else path
+
+
+def _sha256_of(local: Path) -> str:
+    with open(local, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

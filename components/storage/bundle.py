@@ -1,0 +1,51 @@
+"""A trained model on disk: safetensors weights and a JSON description that rebuilds the network without the recipe.
+
+Imports only what the packed model of the registry carries (no ray, mlflow, fsspec or pydantic).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from components.models.autoencoder import VQAutoencoder
+from components.models.transformer import Transformer
+from components.models.unet import UNet
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+NETWORKS: dict[str, type[nn.Module]] = {"tokenizer": VQAutoencoder, "prior": Transformer, "diffusion": UNet}
+
+
+class ModelBundle(NamedTuple):
+    kind: str  # a key of NETWORKS
+    network: dict[str, Any]  # arguments of the network's constructor
+    settings: dict[str, Any]  # what sampling needs to know: resolution, schedule, classes, …
+    module: nn.Module
+
+
+def save_bundle(folder: Path, bundle: ModelBundle) -> None:
+    """Write weights (fp32) and description into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.module.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    description = {"kind": bundle.kind, "network": bundle.network, "settings": bundle.settings}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def load_bundle(folder: Path) -> ModelBundle:
+    """Rebuild the network and load its weights, in evaluation mode on the CPU in fp32.
+
+    Raises ValueError if the folder holds no model of a known kind.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a trained model")
+    description = json.loads(path.read_text())
+    if description["kind"] not in NETWORKS:
+        raise ValueError(f"{path}: unknown kind {description['kind']!r}; known are {', '.join(NETWORKS)}")
+    module = NETWORKS[description["kind"]](**description["network"])
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    return ModelBundle(description["kind"], description["network"], description["settings"], module.eval().float())
