@@ -66,7 +66,9 @@ class Artifact(Config):
         entry = self.entry(name)
         data = self.store.read(entry.path)
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ArtifactError(f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again")
+            raise ArtifactError(
+                f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again"
+            )
         return data
 
     def download(self, folder: Path) -> Path:
@@ -76,7 +78,9 @@ class Artifact(Config):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.store.download(entry.path, target)
             if target.stat().st_size != entry.bytes or _sha256_of(target) != entry.sha256:
-                raise ArtifactError(f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again")
+                raise ArtifactError(
+                    f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again"
+                )
         return folder
 
 
@@ -105,7 +109,9 @@ def load_artifact(store: Store) -> Artifact | None:
     try:
         artifact = Artifact.model_validate_json(store.read(MANIFEST))
     except ValidationError as error:
-        raise ArtifactError(f"{store.url(MANIFEST)} is not a manifest of this version; delete it and run again") from error
+        raise ArtifactError(
+            f"{store.url(MANIFEST)} is not a manifest of this version; delete it and run again"
+        ) from error
     return artifact.model_copy(update={"root": store.uri})
 
 

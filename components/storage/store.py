@@ -127,7 +127,9 @@ class Store:
             self.write(probe, b"probe")
             self.delete(probe)
         except (OSError, ValueError) as error:
-            raise StoreError(f"storage {self.uri} can't be written: {_reason(error)}; check the path, bucket and rights") from error
+            raise StoreError(
+                f"storage {self.uri} can't be written: {_reason(error)}; check the path, bucket and rights"
+            ) from error
 
 
 def read_url(url: str) -> bytes:
@@ -141,7 +143,9 @@ def list_url(url: str) -> list[FileInfo]:
     filesystem, root = _locate(url)
     found = _retried(lambda: filesystem.find(root, detail=True), url)
     root = root.rstrip("/")
-    return sorted(FileInfo(name[len(root) + 1 :], int(info["size"] or 0)) for name, info in found.items() if name != root)
+    return sorted(
+        FileInfo(name[len(root) + 1 :], int(info["size"] or 0)) for name, info in found.items() if name != root
+    )
 
 
 def absolute(uri: str) -> str:
@@ -169,9 +173,13 @@ def _retried(action: Callable[[], T], url: str) -> T:
         return retrying(action)
     except RetryError as error:
         cause = error.last_attempt.exception()
-        raise StoreError(f"{url} failed {ATTEMPTS} times: {_reason(cause)}; check the network and the endpoint") from cause
+        raise StoreError(
+            f"{url} failed {ATTEMPTS} times: {_reason(cause)}; check the network and the endpoint"
+        ) from cause
     except PermissionError as error:
-        raise StoreError(f"{url}: access denied ({_reason(error)}); check the credentials and the bucket's policy") from error
+        raise StoreError(
+            f"{url}: access denied ({_reason(error)}); check the credentials and the bucket's policy"
+        ) from error
     except Exception as error:
         if "credential" in type(error).__name__.lower():
             raise StoreError(f"{url}: no credentials found; set AWS_ACCESS_KEY_ID or give the pod a role") from error

@@ -1,0 +1,55 @@
+"""What a stage is given to work with: its share of the machine, and where it tells how it is getting on.
+
+Neither ever enters a stage's identity.
+"""
+
+from typing import Protocol
+
+from pydantic import Field
+
+from components.configuration import Config
+
+
+class Resources(Config):
+    """The share of the cluster that one stage may use."""
+
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)  # logical CPUs (Ray's tokens), not cores
+    gpus_per_worker: float = Field(0, ge=0)
+    threads: int = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads
+    reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
+    max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
+    max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are accumulated in parts
+
+
+class Recorder(Protocol):
+    """Where stages report to. Picklable, cheap, callable from any worker; it never raises."""
+
+    def progress(
+        self,
+        stage: str,
+        *,
+        step: int,
+        total: int,
+        unit: str = "step",
+        rate: float | None = None,  # units a second
+        loss: float | None = None,
+    ) -> None: ...
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None: ...
+
+    def image(self, stage: str, step: int, name: str, png: bytes) -> None: ...
+
+    def text(self, stage: str, name: str, content: str) -> None: ...
+
+
+class SilentRecorder:
+    """A recorder that drops everything: for components used without a pipeline."""
+
+    def progress(self, stage: str, **values: object) -> None: ...
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None: ...
+
+    def image(self, stage: str, step: int, name: str, png: bytes) -> None: ...
+
+    def text(self, stage: str, name: str, content: str) -> None: ...

@@ -1,0 +1,87 @@
+"""What the workflow hands to a stage's run function besides its configuration and inputs."""
+
+import tempfile
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.execution import Recorder, Resources
+from components.storage.artifact import (
+    Artifact,
+    ArtifactKind,
+    FileEntry,
+    commit_artifact,
+    describe_bytes,
+    describe_file,
+)
+from components.storage.store import Store
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Where a stage works and reports. Nothing here is part of its identity."""
+
+    stage: str
+    key: str
+    store: Store  # the stage's folder, {root}/stages/{stage}/{key}
+    resources: Resources
+    recorder: Recorder
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> key, for the manifest
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def train_store(self) -> Store:
+        """Ray Train's run folder: the same at each try, so that Train resumes."""
+        return self.store.join("train")
+
+    @property
+    def files_store(self) -> Store:
+        """Outputs with fixed names that several tries fill together."""
+        return self.store.join("files")
+
+    def scratch(self) -> Path:
+        """A new private folder on this node; the caller leaves it to be removed with the temporary files."""
+        return Path(tempfile.mkdtemp(prefix=f"cascade-{self.stage}-"))
+
+    def commit(
+        self,
+        kind: ArtifactKind,
+        *,
+        folder: Path | None = None,
+        paths: Iterable[str] = (),
+        entries: Iterable[FileEntry] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> Artifact:
+        """Upload `folder`, list it with what is already in the stage's folder, and write the manifest.
+
+        Args:
+            folder: local files of this try; uploaded below `attempt-…/`.
+            paths: files of the stage's folder that were written whole before (`files/…`); read back and hashed here.
+            entries: the same where size and sha256 are known already.
+
+        Returns the committed artifact: this one, or the one of whoever committed first.
+        """
+        listed = [*entries, *(describe_bytes(self.store.read(path), path) for path in paths)]
+        if folder is not None:
+            listed += self._upload(folder)
+        artifact = Artifact(
+            kind=kind,
+            stage=self.stage,
+            key=self.key,
+            files=tuple(listed),
+            metadata=metadata or {},
+            inputs=self.inputs,
+            provenance=self.provenance,
+        )
+        return commit_artifact(self.store, artifact)
+
+    def _upload(self, folder: Path) -> list[FileEntry]:
+        attempt = f"attempt-{uuid.uuid4().hex[:12]}"
+        listed = []
+        for local in sorted(path for path in folder.rglob("*") if path.is_file()):
+            path = f"{attempt}/{local.relative_to(folder).as_posix()}"
+            self.store.upload(local, path)
+            listed.append(describe_file(local, path))
+        return listed

@@ -1,0 +1,106 @@
+"""One driver at a time works on a stage: a lease with a heartbeat, kept as numbered files in the store.
+
+Each holder owns a generation; taking over means creating the next generation with a write-once put, so two can't win.
+Nobody's clock is compared with another's: a waiter takes over when the holder's heartbeat counter has stood still for
+`ttl` seconds of the waiter's own monotonic clock, at once when the holder released it or died on this machine.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from components.storage.store import Store, StoreError
+
+
+class Lease:
+    """`with`-less on purpose: acquired inside a stage's task, released in its `finally`."""
+
+    def __init__(self, store: Store, *, ttl: float = 30.0, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
+        self.store, self.ttl, self.poll, self.on_lost = store, ttl, poll, on_lost
+        self.generation = 0
+        self.owner = {
+            "id": uuid.uuid4().hex,
+            "host": f"{socket.gethostname()}-{int(psutil.boot_time())}",
+            "pid": os.getpid(),
+            "born": psutil.Process().create_time(),
+        }
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
+        """Wait for the lease. Returns False as soon as `is_done()`: somebody else finished the work."""
+        seen: tuple[int, Any] = (0, None)
+        since = time.monotonic()
+        while not is_done():
+            generation, state = self._latest()
+            if (generation, state and state["beat"]) != seen:
+                seen, since = (generation, state and state["beat"]), time.monotonic()
+            stale = time.monotonic() - since > self.ttl
+            if (state is None or state["released"] or self._died_here(state) or stale) and self._take(generation + 1):
+                return True
+            on_wait(f"another driver (pid {state['pid']} on {state['host']}) works on it" if state else "the lease")
+            time.sleep(self.poll)
+        return False
+
+    def release(self) -> None:
+        """Stop the heartbeat and let the next one in at once."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._write(beat=-1, released=True)
+
+    def _take(self, generation: int) -> bool:
+        if not self.store.write_once(_name(generation), self._state(beat=0, released=False)):
+            return False
+        self.generation = generation
+        for older in range(max(1, generation - 3), generation):
+            self.store.delete(_name(older))
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+        return True
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._stop.wait(self.ttl / 6):
+            beat += 1
+            try:
+                self._write(beat=beat, released=False)
+                if self._latest()[0] > self.generation:
+                    self.on_lost()
+                    return
+            except (OSError, StoreError):
+                continue  # the store is away: whoever waits sees no heartbeat and takes over after `ttl`
+
+    def _latest(self) -> tuple[int, dict[str, Any] | None]:
+        names = [info.path for info in self.store.list() if info.path.endswith(".json")]
+        if not names:
+            return 0, None
+        try:
+            return int(names[-1].removesuffix(".json")), json.loads(self.store.read(names[-1]))
+        except FileNotFoundError:  # deleted by the next holder between the two calls
+            return self._latest()
+
+    def _died_here(self, state: dict[str, Any]) -> bool:
+        if state["host"] != self.owner["host"]:
+            return False
+        try:
+            return psutil.Process(state["pid"]).create_time() != state["born"]
+        except psutil.NoSuchProcess:
+            return True
+
+    def _write(self, *, beat: int, released: bool) -> None:
+        self.store.write(_name(self.generation), self._state(beat=beat, released=released))
+
+    def _state(self, *, beat: int, released: bool) -> bytes:
+        return json.dumps({**self.owner, "beat": beat, "released": released}).encode()
+
+
+def _name(generation: int) -> str:
+    return f"{generation:08d}.json"
