@@ -1,5 +1,7 @@
 """The one way that a configuration looks: frozen, complete, and closed to unknown fields."""
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,3 +9,7 @@ class Config(BaseModel):
     """A frozen pydantic model that refuses fields it does not know (a typo never passes silently)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: ClassVar[int] = (
+        1  # of the stage's meaning, part of its key: raise it when the same numbers give another result
+    )

@@ -1,7 +1,7 @@
 """Whole-file object storage on any fsspec URL: local folders, memory and S3 through one code path.
 
-Every write commits a whole file or nothing; `write_once` is a true write-once (conditional put on S3, `os.link` on local
-disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing writers win).
+Every write commits a whole file or nothing; `write_once` is a true write-once (conditional put on S3, `os.link` on
+local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing writers win).
 """
 
 import os
@@ -66,7 +66,7 @@ class Store:
             else:
                 _retried(lambda: filesystem.pipe_file(target, data, mode="create"), self.url(path))
         except FileExistsError:
-            # A retried put whose first answer was lost finds its own bytes; writers put their identity in what they write.
+            # A retried put whose first answer was lost finds its own bytes: writers put their identity in them.
             return self.read(path) == data
         return True
 
