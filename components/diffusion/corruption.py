@@ -1,0 +1,37 @@
+"""What an upsampler's low-resolution condition goes through (Ho et al., 2022, cascaded diffusion models).
+
+Images are float (B, C, H, W) in [-1, 1].
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.diffusion.schedule import Schedule, gather
+
+
+def downsample(image: Tensor, size: int) -> Tensor:
+    """Shrink to (B, C, size, size) by area averaging, which never aliases; plain bilinear would."""
+    return F.interpolate(image, size=(size, size), mode="area")
+
+
+def upsample(image: Tensor, size: int) -> Tensor:
+    """Enlarge to (B, C, size, size), bilinear."""
+    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
+    """Noise conditioning augmentation: the condition after noise_level noising steps (Ho et al., 2022, section 4.2).
+
+    Args:
+        low_res, noise: (B, C, H, W), low_res already enlarged to the size of x_t.
+        noise_level: (B,) int64 in [0, T), one for each sample. It counts noising steps: 0 leaves the image as it is,
+            and a higher level hides more of it.
+    """
+    previous = schedule.alphas_cumprod_prev  # at index n: what is left of the signal after n steps
+    signal, sigma = gather(previous.sqrt(), noise_level, low_res), gather((1 - previous).sqrt(), noise_level, low_res)
+    return signal * low_res + sigma * noise
+
+
+def quantize_8_bit(image: Tensor) -> Tensor:
+    """Round to the 256 values that a stored picture can have, as the upsampler saw them in training."""
+    return ((image + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1

@@ -1,0 +1,141 @@
+"""Noise schedules and the closed forms of the forward process (Ho et al., 2020; Nichol and Dhariwal, 2021).
+
+Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. Shapes: B batch, T num_train_timesteps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+ScheduleName = Literal["linear", "cosine"]
+
+
+class Posterior(NamedTuple):
+    mean: Tensor  # (B, ...)        of q(x_{t-1} | x_t, x_0)
+    log_variance: Tensor  # (B, 1, ...)  clipped: index 0 holds the value of index 1
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Tables of one forward process, or of a strided one made from it by `respaced`.
+
+    Args:
+        betas: (T,) float64 in (0, 1), the variance that each step adds.
+        timesteps: (T,) int64, the index that the network was trained with at each step.
+
+    Raises:
+        ValueError: a beta is not inside (0, 1).
+    """
+
+    betas: Tensor
+    timesteps: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool(((self.betas > 0) & (self.betas < 1)).all()):
+            low, high = self.betas.min().item(), self.betas.max().item()
+            raise ValueError(
+                f"impossible noise schedule: betas must lie inside (0, 1), but its {len(self)} steps span {low:.3g} to "
+                f"{high:.3g}; use more num_train_timesteps (linear needs at least 21)"
+            )
+
+    def __len__(self) -> int:
+        return self.betas.shape[0]
+
+    @property
+    def alphas_cumprod(self) -> Tensor:  # (T,)
+        return (1 - self.betas).cumprod(0)
+
+    @property
+    def alphas_cumprod_prev(self) -> Tensor:  # (T,) starts with 1: nothing has been added before the first step
+        return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
+
+    @property
+    def posterior_variance(self) -> Tensor:  # (T,)
+        """Variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020), equation 7. It is 0 at index 0."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @property
+    def posterior_log_variance_clipped(self) -> Tensor:  # (T,)
+        """Log of `posterior_variance` with index 0 replaced by index 1 (a floor of 1e-20 would ruin likelihoods)."""
+        variance = self.posterior_variance
+        first = variance[1:2] if len(self) > 1 else self.betas
+        return torch.cat([first, variance[1:]]).log()
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), (B,) float32, at timesteps (B,) int64."""
+        alphas_cumprod = self.alphas_cumprod
+        return (alphas_cumprod / (1 - alphas_cumprod)).to(timesteps.device)[timesteps].float()
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_0), Ho et al. (2020), equation 4.
+
+        Args:
+            x_0, noise: (B, ...) of one shape; x_0 in [-1, 1].
+            timesteps: (B,) int64 in [0, T).
+        """
+        signal, sigma = self.signal_and_noise(timesteps, x_0)
+        return signal * x_0 + sigma * noise
+
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod), each (B, 1, ...) with the dtype of `like`."""
+        alphas_cumprod = self.alphas_cumprod
+        return gather(alphas_cumprod.sqrt(), timesteps, like), gather((1 - alphas_cumprod).sqrt(), timesteps, like)
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Posterior:
+        """q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7; x_0 and x_t (B, ...), timesteps (B,) int64."""
+        previous = self.alphas_cumprod_prev
+        coef_x_0 = self.betas * previous.sqrt() / (1 - self.alphas_cumprod)
+        coef_x_t = (1 - previous) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
+        mean = gather(coef_x_0, timesteps, x_t) * x_0 + gather(coef_x_t, timesteps, x_t) * x_t
+        return Posterior(mean, gather(self.posterior_log_variance_clipped, timesteps, x_t))
+
+    def respaced(self, indices: list[int]) -> "Schedule":
+        """Keep only these steps: betas are recomputed so that alphas_cumprod is unchanged at each one kept.
+
+        Args:
+            indices: ascending, in [0, T); `timesteps` of the result still names the original ones.
+
+        Source: Nichol and Dhariwal (2021), section 4.
+        """
+        kept = torch.tensor(indices, dtype=torch.int64)
+        alphas_cumprod = self.alphas_cumprod[kept]
+        previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+        return Schedule(betas=1 - alphas_cumprod / previous, timesteps=self.timesteps[kept])
+
+
+def gather(table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
+    """Look up table (T,) at timesteps (B,) as (B, 1, ...), cast last so that no precision is lost before."""
+    values = table.to(timesteps.device)[timesteps].to(like.dtype)
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def make_schedule(name: ScheduleName, *, num_train_timesteps: int) -> Schedule:
+    """Build a schedule by name.
+
+    Args:
+        name: "linear" (Ho et al., 2020, scaled by 1000 / T) or "cosine" (Nichol and Dhariwal, 2021, equation 17).
+        num_train_timesteps: T, at least 1; "linear" needs at least 21, below that a beta reaches 1.
+
+    Raises:
+        ValueError: an unknown name, or a schedule that does not exist.
+    """
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
+    if name not in ("linear", "cosine"):
+        raise ValueError(f"unknown schedule {name!r}: choose linear or cosine")
+    betas = linear_betas(num_train_timesteps) if name == "linear" else cosine_betas(num_train_timesteps)
+    return Schedule(betas=betas, timesteps=torch.arange(num_train_timesteps))
+
+
+def linear_betas(num_train_timesteps: int) -> Tensor:  # (T,) float64
+    scale = 1000 / num_train_timesteps
+    return torch.linspace(scale * 1e-4, scale * 2e-2, num_train_timesteps, dtype=torch.float64)
+
+
+def cosine_betas(num_train_timesteps: int) -> Tensor:  # (T,) float64
+    time = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    alphas_cumprod = ((time + 0.008) / 1.008 * math.pi / 2).cos() ** 2  # its value at 0 cancels in the ratio
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
