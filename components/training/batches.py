@@ -1,0 +1,37 @@
+"""From the rows that data readers give to the batches that tasks take."""
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from components.training.loop import Arrays, Batch
+
+TENSORS = ("image", "label", "text", "tokens", "position")
+
+
+def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
+    """Arrays by name -> tensors on `device`; image uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1].
+
+    Columns that no task reads (captions, keys) are left out. A column of rows comes as objects from some readers.
+    """
+    batch = {}
+    for name in TENSORS:
+        if name in rows:
+            column = rows[name]
+            stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
+            tensor = torch.from_numpy(stacked if stacked.flags.writeable else stacked.copy()).to(device)
+            batch[name] = to_image(tensor) if name == "image" else tensor.long()
+    return batch
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
+    return rearrange(pixels, "b h w c -> b c h w").float() / 127.5 - 1
+
+
+def with_positions(batch: Batch) -> Batch:
+    """Held-out samples have no place in the stream: number them in their own order."""
+    samples = len(next(iter(batch.values())))
+    device = next(iter(batch.values())).device
+    return {**batch, "position": torch.arange(samples, device=device)}

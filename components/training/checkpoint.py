@@ -1,0 +1,79 @@
+"""A checkpoint on disk: safetensors weights and a `weights_only` state, written whole and never non-finite."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.training.guard import NonFiniteError
+
+WEIGHTS = "weights.safetensors"
+STATE = "state.pt"
+POSITION = "position.json"  # {"step": ...}: readable without torch
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int) -> None:
+    """Write `state` as it is after `step` steps. The folder appears whole or not at all.
+
+    `state["weights"]` maps flat names to tensors; the rest holds plain values and optimizer states. The data position
+    is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
+    dropout, which is seeded at each step; they are kept all the same.
+
+    Raises NonFiniteError if a weight is not finite: the checkpoint before stays the last one.
+    """
+    refuse_non_finite(state["weights"], step=step)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state["weights"].items()}
+    save_file(weights, part / WEIGHTS)
+    rest = {name: value for name, value in state.items() if name != "weights"}
+    torch.save({"task": rest, "generators": generator_states()}, part / STATE)
+    (part / POSITION).write_text(json.dumps({"step": step}))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
+    """(step, state) as they were written; restores the global generators. No code in the files is run."""
+    step = json.loads((folder / POSITION).read_text())["step"]
+    kept = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    restore_generators(kept["generators"])
+    return step, {"weights": load_file(folder / WEIGHTS), **kept["task"]}
+
+
+def refuse_non_finite(weights: dict[str, Tensor], *, step: int) -> None:
+    """Raises NonFiniteError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(
+                f"{name} is not finite at step {step}, so no checkpoint was written; try a lower learning_rate, a "
+                "smaller max_grad_norm or precision: fp32 (the last good checkpoint is kept)"
+            )
+
+
+def generator_states() -> dict[str, Any]:
+    """The global generators of torch (CPU and devices), numpy and Python, in types that `weights_only` admits."""
+    kind, keys, *numbers = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *numbers],
+        "python": random.getstate(),
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    kind, keys, *numbers = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *numbers))
+    random.setstate(states["python"])

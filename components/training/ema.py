@@ -1,0 +1,42 @@
+"""Exponential moving average of the weights, with warm-up, in fp32."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """The average of a network's weights: what is sampled from, and what a bundle holds.
+
+    After update n the decay is min(decay, (1 + n) / (10 + n)): without that warm-up a short run's average is mostly the
+    random initialization (improved-diffusion issue 59). Buffers are copied. The average is a network of its own, in
+    evaluation mode.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.network = deepcopy(network).float().eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards `network`; call after an optimizer step that was taken."""
+        self.updates += 1
+        weight = 1 - decay_at(self.updates, decay=self.decay)
+        masters = [parameter.float() for parameter in network.parameters()]
+        torch._foreach_lerp_(list(self.network.parameters()), masters, weight)
+        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            average.copy_(buffer)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor], *, updates: int) -> None:
+        self.network.load_state_dict(state)
+        self.updates = updates
+
+
+def decay_at(update: int, *, decay: float) -> float:
+    """The decay of update `update` (1-based)."""
+    return min(decay, (1 + update) / (10 + update))

@@ -1,0 +1,114 @@
+"""One network with its optimizer, EMA and guard: the part that all tasks share, by composition."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.training.config import TrainingConfig
+from components.training.ema import EMA
+from components.training.guard import NonFiniteGuard
+from components.training.loop import Batch
+from components.training.optim import clip_gradients, learning_rate, make_optimizer
+from components.training.parallel import Worker, data_parallel, synchronized
+from components.training.randomness import derive_seed
+
+
+class Learner:
+    """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one."""
+
+    def __init__(self, network: nn.Module, *, config: TrainingConfig, worker: Worker, ema_decay: float) -> None:
+        self.config = config
+        self.worker = worker
+        self.network = network.to(worker.device)
+        self.forward = data_parallel(self.network, worker)
+        self.optimizer = make_optimizer(self.network, config)
+        self.ema = EMA(self.network, decay=ema_decay) if ema_decay > 0 else None
+        self.guard = NonFiniteGuard()
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to sample from and to keep: the EMA where there is one."""
+        return self.ema.network if self.ema else self.network
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where the recipe says so; networks keep softmax, norms and losses in fp32 themselves."""
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def accumulate(self, parts: Iterable[Batch], loss_of: Callable[[Batch], Tensor], *, step: int) -> Tensor:
+        """Add the gradient of the share's mean loss, part after part. Returns that mean, a scalar.
+
+        Dropout is the one thing drawn from a global generator: it is seeded by (seed, step, rank, part), so a resumed
+        run drops the same units, but another number of workers or parts drops others.
+        """
+        parts = list(parts)
+        samples = sum(len(part["position"]) for part in parts)
+        total = torch.zeros((), device=self.worker.device)
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with seeded(self.config.seed, step, self.worker.rank, index), synchronized(self.forward, last=last):
+                loss = loss_of(part) * (len(part["position"]) / samples)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def update(self, step: int) -> tuple[bool, Tensor]:
+        """Clip, step the optimizer and the EMA, clear gradients. Returns (taken, gradient norm before clipping)."""
+        norm = clip_gradients(self.network, max_norm=self.config.max_grad_norm)
+        taken = self.guard.admits(norm, step=step)
+        if taken:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config, step)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return taken, norm
+
+    def average(self) -> None:
+        """Update the EMA; called after everything that belongs to a taken step."""
+        if self.ema:
+            self.ema.update(self.network)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Flat names -> tensors, for safetensors."""
+        named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if self.ema:
+            named |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        return named
+
+    def progress(self) -> dict[str, Any]:
+        """The state that is not weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "non_finite": self.guard.consecutive,
+        }
+
+    def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        self.network.load_state_dict(_below("network.", weights))
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self.guard.consecutive = progress["non_finite"]
+        if self.ema:
+            self.ema.load_state_dict(_below("ema.", weights), updates=progress["ema_updates"])
+
+
+@contextmanager
+def seeded(seed: int, *place: int | str) -> Iterator[None]:
+    """Initialize or drop out from (seed, place) and give the global CPU generator back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "module", *place))
+        yield
+
+
+def split(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The batch in parts of at most `size` samples; whole if size is None."""
+    samples = len(batch["position"])
+    size = size or samples
+    for start in range(0, samples, size):
+        yield {name: value[start : start + size] for name, value in batch.items()}
+
+
+def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

@@ -1,0 +1,54 @@
+"""The loop knows when, the task knows how."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from components.training.config import TrainingConfig
+
+Batch = dict[str, Tensor]
+Arrays = dict[str, np.ndarray]
+Metrics = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """One trained model: its networks, optimizers, EMA, and the step that moves them."""
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        """Move the weights by one step (1-based). Returns scalar tensors on the device, `loss` among them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on: {"weights": flat name -> tensor, ...plain values and optimizer states}."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Summary metrics of the finished (EMA) model on held-out data; touches nothing that training depends on."""
+
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Name -> PNG of what the (EMA) model makes now; draws from generators of its own."""
+
+
+def fit(
+    task: Task,
+    batches: Iterator[Batch],
+    config: TrainingConfig,
+    *,
+    start_step: int = 0,
+    log: Callable[[int, Metrics], None] = lambda step, metrics: None,
+    save: Callable[[int, Task], None] = lambda step, task: None,
+    show: Callable[[int, Task], None] = lambda step, task: None,
+) -> None:
+    """Train from `start_step` (steps already taken) to `config.total_steps`; `batches` must start there too.
+
+    `log` is called at every step and decides what to read; `save` and `show` at their intervals and at the end.
+    """
+    for step in range(start_step + 1, config.total_steps + 1):
+        metrics = task.train_step(next(batches), step)
+        log(step, metrics)
+        if step % config.sample_every == 0 or step == config.total_steps:
+            show(step, task)
+        if step % config.checkpoint_every == 0 or step == config.total_steps:
+            save(step, task)

@@ -1,0 +1,69 @@
+"""One worker's place among the others, and the few collectives that training needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Worker(NamedTuple):
+    """Where a task runs. The default is a single process on the CPU."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def share(self, global_batch_size: int) -> int:
+        """Samples of this rank in each step. Raises ValueError if the ranks' shares would differ."""
+        if global_batch_size % self.world_size:
+            raise ValueError(
+                f"global_batch_size {global_batch_size} must be a multiple of the {self.world_size} workers"
+            )
+        return global_batch_size // self.world_size
+
+
+ALONE = Worker()
+
+
+def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
+    """The network with gradients averaged over the ranks; itself if there is only one.
+
+    Buffers are not broadcast: those that training moves (the codebook) are moved equally on all ranks.
+    """
+    if worker.world_size == 1:
+        return network
+    device_ids = [worker.device] if worker.device.type == "cuda" else None
+    return DistributedDataParallel(
+        network, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+@contextmanager
+def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
+    """Average gradients only in the last part of an accumulated step."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+def average(tensor: Tensor, worker: Worker) -> Tensor:
+    """The mean over all ranks, out of place."""
+    if worker.world_size == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / worker.world_size
+
+
+def average_metrics(metrics: dict[str, Tensor], worker: Worker) -> dict[str, float]:
+    """Scalar tensors -> their means over all ranks as Python numbers; the one place where training waits for them."""
+    if not metrics:
+        return {}
+    values = torch.stack([value.detach().float() for value in metrics.values()])
+    return dict(zip(metrics, average(values, worker).tolist(), strict=True))

@@ -1,0 +1,46 @@
+"""All randomness of training, from (seed, position) or (seed, step): never from call order, never from a rank.
+
+A sample's position is its place in the ordered stream of the whole run, so what is drawn for it does not depend on the
+number of workers, on gradient accumulation or on where a run was resumed. Scalars come straight from a hash; tensors
+from a generator seeded by it, on the device that needs them.
+
+Shapes: B batch.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *parts: int | str) -> int:
+    """A 63-bit seed for the place `parts` of the run `seed` (blake2b, so that near places share nothing)."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def step_generator(seed: int, step: int, *, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for what belongs to a step as a whole, equal on all ranks."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, stream, step))
+
+
+def sample_uniform(seed: int, position: Tensor, *, stream: str) -> Tensor:
+    """One number in [0, 1) for each sample: (B,) -> (B,) float32 on the device of `position`."""
+    numbers = [derive_seed(seed, stream, place) / 2**63 for place in position.tolist()]
+    # 24 bits are what float32 holds below 1: rounding up to 1.0 cannot happen.
+    return torch.tensor([int(number * 2**24) / 2**24 for number in numbers], device=position.device)
+
+
+def sample_integers(seed: int, position: Tensor, *, stream: str, high: int) -> Tensor:
+    """One integer in [0, high) for each sample: (B,) -> (B,) int64. The bias is below high / 2^63."""
+    numbers = [derive_seed(seed, stream, place) % high for place in position.tolist()]
+    return torch.tensor(numbers, device=position.device)
+
+
+def sample_normal(seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Gaussian noise for each sample: (B,) -> (B, *shape) float32 on the device of `position`."""
+    noise = torch.empty(len(position), *shape, device=position.device)
+    generator = torch.Generator(position.device)
+    for row, place in zip(noise, position.tolist(), strict=True):
+        row.normal_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
+    return noise

@@ -1,0 +1,156 @@
+"""Training of one diffusion model, base or upsampler (Ho et al., 2020; Ho et al., 2022; Hang et al., 2023).
+
+Shapes: B batch, H W pixels of x_0.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
+from components.diffusion.guidance import guide
+from components.diffusion.objective import loss_weight, target
+from components.diffusion.samplers import sample
+from components.diffusion.schedule import make_schedule
+from components.models.unet import UNet
+from components.training.batches import to_batch, with_positions
+from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
+from components.training.config import Conditions, DiffusionConfig
+from components.training.learner import Learner, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker
+from components.training.previews import png_grid
+from components.training.randomness import sample_integers, sample_normal
+
+PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
+
+
+def unet_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
+    """Arguments of the U-Net for this recipe and data set; plain values, they go into the bundle."""
+    text = {
+        "vocab_size": offers.vocab_size,
+        "context_length": offers.text_length,
+        "model_dim": config.text_dim,
+        "num_layers": config.text_layers,
+        "num_heads": config.text_heads,
+    }
+    return {
+        "resolution": config.resolution,
+        "model_channels": config.model_channels,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "attention_resolutions": list(config.attention_resolutions),
+        "head_dim": config.head_dim,
+        "dropout": config.dropout,
+        "num_classes": offers.num_classes if "label" in config.conditions else None,
+        "text": text if "text" in config.conditions else None,
+        "low_res": config.low_res_resolution is not None,
+    }
+
+
+class DiffusionTask:
+    """One U-Net that learns to undo noise."""
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        *,
+        offers: Conditions,
+        worker: Worker = ALONE,
+        max_batch_per_device: int | None = None,
+    ) -> None:
+        self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        self.schedule = make_schedule(config.schedule, num_train_timesteps=config.num_train_timesteps)
+        with seeded(config.seed):
+            network = UNet(**unet_arguments(config, offers)).to(memory_format=torch.channels_last)
+        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        loss = self.learner.accumulate(split(batch, self.max_batch), self.loss, step=step)
+        taken, norm = self.learner.update(step)
+        if taken:
+            self.learner.average()
+        return {"loss": loss, "grad_norm": norm}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Weighted mean squared error of the prediction (Ho et al., 2020, algorithm 1), a scalar."""
+        conditions = dropped_conditions(batch, self.config, self.offers) | self.low_res_conditions(batch)
+        return self.denoising_loss(self.learner.forward, batch, conditions)
+
+    def denoising_loss(self, network: torch.nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        config, x_0, position = self.config, batch["image"], batch["position"]
+        timesteps = sample_integers(config.seed, position, stream="timestep", high=config.num_train_timesteps)
+        noise = sample_normal(config.seed, position, stream="noise", shape=tuple(x_0.shape[1:]))
+        x_t = self.schedule.add_noise(x_0, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        with self.learner.autocast():
+            prediction = network(x_t, timesteps, **conditions)
+        wanted = target(
+            self.schedule, x_0=x_0, noise=noise, timesteps=timesteps, prediction_type=config.prediction_type
+        )
+        errors = (prediction.float() - wanted).square().mean(dim=(1, 2, 3))  # (B,)
+        weight = loss_weight(
+            self.schedule, timesteps, prediction_type=config.prediction_type, min_snr_gamma=config.min_snr_gamma
+        )
+        return (weight * errors).mean()
+
+    def low_res_conditions(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
+        """The upsampler's condition with noise conditioning augmentation; nothing for a base model.
+
+        Each sample draws its own level in training (the level of one sample never depends on its batch); at sampling
+        it is given.
+        """
+        config, position = self.config, batch["position"]
+        if config.low_res_resolution is None:
+            return {}
+        small = quantize_8_bit(downsample(batch["image"], config.low_res_resolution))
+        low_res = upsample(small, config.resolution)
+        if noise_level is None:
+            level = sample_integers(config.seed, position, stream="noise_level", high=config.max_noise_level + 1)
+        else:
+            level = torch.full_like(position, noise_level)
+        noise = sample_normal(config.seed, position, stream="low_res_noise", shape=tuple(low_res.shape[1:]))
+        return {"low_res": augment_low_res(self.schedule, low_res, noise, level), "noise_level": level}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["weights"], state["learner"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Loss of the averaged weights on held-out pictures with all conditions, at timesteps that never change."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        total = 0.0
+        for part in split(batch, self.max_batch or 64):
+            conditions = conditions_of(part, self.config.conditions) | self.low_res_conditions(part)
+            total += float(self.denoising_loss(self.learner.averaged, part, conditions)) * len(part["position"])
+        return {"held_out_loss": total / len(batch["position"])}
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Samples under the conditions of held-out pictures; for an upsampler low-res, sample and original in rows."""
+        first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
+        batch = with_positions(to_batch(first, self.worker.device))
+        samples = self.sample(batch)
+        if self.config.low_res_resolution is None:
+            return {"samples": png_grid(samples, columns=len(samples))}
+        small = upsample(downsample(batch["image"], self.config.low_res_resolution), self.config.resolution)
+        return {"samples": png_grid(torch.cat([small, samples, batch["image"]]), columns=len(samples))}
+
+    def sample(self, batch: Batch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""
+        config, names = self.config, self.config.conditions
+        shape = tuple(batch["image"].shape[1:])
+        condition = conditions_of(batch, names) | self.low_res_conditions(batch, config.noise_level)
+        null = null_conditions(batch, names, num_classes=self.offers.num_classes)
+        return sample(
+            guide(self.learner.averaged, condition, null, PREVIEW_SCALE if config.low_res_resolution is None else 1.0),
+            self.schedule,
+            sample_normal(config.seed, batch["position"], stream="preview", shape=shape),
+            prediction_type=config.prediction_type,
+            sampler="ddim",
+            num_inference_steps=min(PREVIEW_STEPS, config.num_inference_steps),
+            noise=lambda step: torch.empty(0),  # DDIM with eta 0 asks for none
+        )

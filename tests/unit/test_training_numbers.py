@@ -1,0 +1,137 @@
+"""Laws of the small parts: EMA, learning rate, randomness, guard, checkpoint."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.config import TrainingConfig
+from components.training.ema import EMA, decay_at
+from components.training.guard import PATIENCE, NonFiniteError, NonFiniteGuard
+from components.training.optim import learning_rate, make_optimizer
+from components.training.randomness import sample_integers, sample_normal, sample_uniform, step_generator
+
+
+def config(**changes: object) -> TrainingConfig:
+    numbers = {"total_steps": 100, "global_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 10}
+    return TrainingConfig(**(numbers | changes))
+
+
+def test_ema_after_n_updates_is_its_closed_form() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    ema = EMA(network, decay=0.9)
+    expected = torch.zeros(1, 1, dtype=torch.float64)
+    for update in range(1, 200):
+        network.weight.data.fill_(float(update))
+        ema.update(network)
+        d = min(0.9, (1 + update) / (10 + update))
+        expected = d * expected + (1 - d) * update
+    torch.testing.assert_close(ema.network.weight.data.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_ema_with_constant_decay_is_the_geometric_sum() -> None:
+    """After warm-up, started from rest at 0 with weights 1: average = 1 - product of the decays."""
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    ema = EMA(network, decay=0.5)
+    nn.init.ones_(network.weight)
+    product = 1.0
+    for update in range(1, 21):
+        ema.update(network)
+        product *= decay_at(update, decay=0.5)
+    torch.testing.assert_close(ema.network.weight.item(), 1 - product, rtol=1e-5, atol=0)
+
+
+def test_ema_keeps_fp32_and_copies_buffers() -> None:
+    network = nn.BatchNorm1d(2).bfloat16()
+    ema = EMA(network, decay=0.9)
+    network.running_mean.fill_(3.0)
+    ema.update(network)
+    assert ema.network.weight.dtype == torch.float32
+    assert ema.network.running_mean.tolist() == [3.0, 3.0]
+
+
+def test_learning_rate_rises_linearly_to_the_peak_and_ends_at_its_fraction() -> None:
+    for decay in ("linear", "cosine"):
+        numbers = config(lr_decay=decay, final_lr_fraction=0.1)
+        rates = [learning_rate(numbers, step) for step in range(1, 101)]
+        assert rates[0] == pytest.approx(1e-3)
+        assert rates[9] == pytest.approx(1e-2) == max(rates)
+        assert rates[-1] == pytest.approx(1e-3)
+        assert all(late < early for early, late in itertools.pairwise(rates[9:]))
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
+    decayed, spared = make_optimizer(network, config(weight_decay=0.1)).param_groups
+    assert [p.ndim for p in decayed["params"]] == [4]
+    assert decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1]
+    assert spared["weight_decay"] == 0.0
+
+
+def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch() -> None:
+    whole = torch.arange(100, 116)
+    for draw in (
+        lambda p: sample_uniform(7, p, stream="a"),
+        lambda p: sample_integers(7, p, stream="a", high=1000),
+        lambda p: sample_normal(7, p, stream="a", shape=(3, 4, 4)),
+    ):
+        assert torch.equal(draw(whole), torch.cat([draw(whole[:5]), draw(whole[5:])]))
+        assert torch.equal(draw(whole.flip(0)), draw(whole).flip(0))
+
+
+def test_streams_seeds_and_positions_draw_different_numbers() -> None:
+    position = torch.arange(1000)
+    first = sample_uniform(0, position, stream="a")
+    assert first.unique().numel() > 990
+    assert not torch.equal(first, sample_uniform(0, position, stream="b"))
+    assert not torch.equal(first, sample_uniform(1, position, stream="a"))
+    same = torch.rand(4, generator=step_generator(0, 3, stream="x"))
+    assert torch.equal(same, torch.rand(4, generator=step_generator(0, 3, stream="x")))
+
+
+def test_draws_have_the_moments_of_their_distributions() -> None:
+    position = torch.arange(4000)
+    uniform = sample_uniform(0, position, stream="u")
+    assert abs(uniform.mean() - 0.5) < 0.02
+    assert 0 <= uniform.min() < uniform.max() < 1
+    integers = sample_integers(0, position, stream="i", high=10)
+    assert integers.bincount(minlength=10).min() > 300
+    normal = sample_normal(0, position, stream="n", shape=(4, 4))
+    assert abs(normal.mean()) < 0.02
+    assert abs(normal.std() - 1) < 0.02
+
+
+def test_guard_skips_single_bad_steps_and_stops_after_several_in_a_row() -> None:
+    guard, nan, fine = NonFiniteGuard(), torch.tensor(float("nan")), torch.tensor(1.0)
+    for step in range(3 * PATIENCE):  # never in a row
+        assert not guard.admits(nan, step=step)
+        assert guard.admits(fine, step=step)
+    for step in range(PATIENCE - 1):
+        assert not guard.admits(nan, step=step)
+    with pytest.raises(NonFiniteError, match="learning_rate"):
+        guard.admits(nan, step=PATIENCE)
+
+
+def test_checkpoint_returns_what_was_written(tmp_path) -> None:
+    state = {"weights": {"a": torch.randn(3), "b": torch.arange(2)}, "learner": {"moments": [torch.randn(2)], "n": 3}}
+    write_checkpoint(tmp_path / "c", state, step=12)
+    drawn = torch.rand(3)
+    step, back = read_checkpoint(tmp_path / "c")
+    assert step == 12
+    assert torch.equal(back["weights"]["a"], state["weights"]["a"])
+    assert torch.equal(back["learner"]["moments"][0], state["learner"]["moments"][0])
+    assert torch.equal(torch.rand(3), drawn)  # the generators are as they were
+    assert json.loads((tmp_path / "c" / "position.json").read_text()) == {"step": 12}
+
+
+def test_checkpoint_with_non_finite_weights_is_never_written(tmp_path) -> None:
+    write_checkpoint(tmp_path / "c", {"weights": {"a": torch.zeros(2)}}, step=1)
+    with pytest.raises(NonFiniteError, match="a is not finite at step 2"):
+        write_checkpoint(tmp_path / "c", {"weights": {"a": torch.tensor([1.0, float("inf")])}}, step=2)
+    assert read_checkpoint(tmp_path / "c")[0] == 1
