@@ -10,6 +10,5 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: ClassVar[int] = (
-        1  # of the stage's meaning, part of its key: raise it when the same numbers give another result
-    )
+    # Part of a stage's key: raised when the same numbers give another result.
+    stage_version: ClassVar[int] = 1

@@ -90,13 +90,6 @@ class Store:
         filesystem, target = _locate(self.url(path))
         return _retried(lambda: filesystem.exists(target), self.url(path))
 
-    def list(self, prefix: str = "") -> list[FileInfo]:
-        """All files below `prefix`, sorted by path; empty if there is no such folder."""
-        base = self.url(prefix)
-        skip = len(prefix.rstrip("/")) + 1 if prefix else 0
-        found = list_url(base)
-        return [FileInfo(f"{prefix.rstrip('/')}/{info.path}" if skip else info.path, info.bytes) for info in found]
-
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
         filesystem, root = _locate(self.url(prefix))
@@ -105,6 +98,13 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
+
+    def list(self, prefix: str = "") -> list[FileInfo]:
+        """All files below `prefix`, sorted by path; empty if there is no such folder."""
+        base = self.url(prefix)
+        skip = len(prefix.rstrip("/")) + 1 if prefix else 0
+        found = list_url(base)
+        return [FileInfo(f"{prefix.rstrip('/')}/{info.path}" if skip else info.path, info.bytes) for info in found]
 
     def delete(self, path: str) -> None:
         """Delete one file; deleting what is not there is no error."""

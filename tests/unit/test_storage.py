@@ -1,0 +1,153 @@
+"""Laws of storage: whole files or nothing, one winner, nothing accepted that differs from its manifest."""
+
+import json
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from components.storage.artifact import Artifact, ArtifactError, commit_artifact, describe_bytes, load_artifact
+from components.storage.garbage import collect, find_garbage
+from components.storage.lease import Lease
+from components.storage.store import Store, StoreError
+
+
+def test_a_file_reads_back_as_written_and_lists_once(any_store: str):
+    store = Store(any_store)
+    store.write("a/b.bin", b"one")
+    store.write("a/b.bin", b"three")
+    assert store.read("a/b.bin") == b"three"
+    assert [(info.path, info.bytes) for info in store.list()] == [("a/b.bin", 5)]
+    assert [info.path for info in store.list("a")] == ["a/b.bin"]
+    assert store.folders() == ["a"]
+    store.delete("a/b.bin")
+    assert not store.exists("a/b.bin")
+    with pytest.raises(FileNotFoundError):
+        store.read("a/b.bin")
+
+
+def test_a_listing_sees_what_another_writer_added_since(any_store: str):
+    first, second = Store(any_store), Store(any_store)
+    first.write("one", b"1")
+    assert len(first.list()) == 1
+    second.write("two", b"2")
+    assert [info.path for info in first.list()] == ["one", "two"]
+
+
+def _write_once(uri: str, number: int, gate, results) -> None:
+    gate.wait()
+    results.put((number, Store(uri).write_once("manifest", str(number).encode())))
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_of_racing_writers_exactly_one_wins(kind: str, tmp_path: Path, request: pytest.FixtureRequest):
+    """On local disks fsspec's mode="create" let several win in 30 of 40 rounds."""
+    uri = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_bucket")
+    context = multiprocessing.get_context("spawn")
+    gate, results = context.Barrier(4), context.Queue()
+    writers = [context.Process(target=_write_once, args=(uri, number, gate, results)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    outcomes = dict(results.get(timeout=60) for _ in writers)
+    for writer in writers:
+        writer.join()
+    winners = [number for number, won in outcomes.items() if won]
+    assert len(winners) == 1
+    assert Store(uri).read("manifest") == str(winners[0]).encode()
+
+
+def test_a_missing_bucket_is_one_clear_line(s3_server: str):
+    with pytest.raises(StoreError, match=r"storage s3://no-such-bucket/x can't be written") as caught:
+        Store("s3://no-such-bucket/x").check_writable()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_protocol_is_one_clear_line():
+    with pytest.raises(StoreError, match="nope://"):
+        Store("nope://x").check_writable()
+
+
+def _artifact(data: bytes, name: str = "attempt-1/a.bin") -> Artifact:
+    return Artifact(kind="model", stage="base", key="k", files=(describe_bytes(data, name),))
+
+
+def test_an_artifact_is_committed_once_and_the_loser_adopts_the_winner(any_store: str):
+    store = Store(any_store)
+    assert load_artifact(store) is None
+    store.write("attempt-1/a.bin", b"data")
+    first = commit_artifact(store, _artifact(b"data"))
+    second = commit_artifact(store, _artifact(b"other"))
+    assert first == second
+    assert second.read("a.bin") == b"data"
+
+
+def test_a_file_that_differs_from_its_manifest_is_refused(any_store: str, tmp_path: Path):
+    store = Store(any_store)
+    store.write("attempt-1/a.bin", b"data")
+    artifact = commit_artifact(store, _artifact(b"data"))
+    store.write("attempt-1/a.bin", b"dat\x00")
+    with pytest.raises(ArtifactError, match=r"a\.bin differs"):
+        artifact.read("a.bin")
+    with pytest.raises(ArtifactError, match=r"a\.bin differs"):
+        artifact.download(tmp_path / "copy")
+
+
+def _lease(store: Store, ttl: float = 30.0) -> Lease:
+    return Lease(store, ttl=ttl, poll=0.05, on_lost=lambda: None)
+
+
+def test_a_lease_has_one_holder_and_passes_on_when_released(any_store: str):
+    store, order = Store(any_store), []
+    first, second = _lease(store), _lease(store)
+    assert first.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    waiter = threading.Thread(
+        target=lambda: (second.acquire(is_done=lambda: False, on_wait=lambda reason: None), order.append("second"))
+    )
+    waiter.start()
+    time.sleep(0.5)
+    order.append("first")
+    first.release()
+    waiter.join(20)
+    second.release()
+    assert order == ["first", "second"]
+
+
+def test_a_lease_without_heartbeat_is_taken_over_and_the_old_holder_is_told(tmp_path: Path):
+    store, lost = Store(str(tmp_path)), threading.Event()
+    stalled = Lease(store, ttl=1.2, poll=0.05, on_lost=lost.set)
+    assert stalled.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    state = json.loads(store.read("00000001.json"))
+    stalled._write = lambda **state: None  # the holder's machine sleeps: its thread runs, its heartbeat does not arrive
+    store.write("00000001.json", json.dumps({**state, "host": "elsewhere"}).encode())
+    successor = _lease(store, ttl=1.2)
+    assert successor.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    assert lost.wait(5)
+    successor.release()
+
+
+def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):
+    store = Store(str(tmp_path))
+    holder, done = _lease(store), threading.Event()
+    assert holder.acquire(is_done=done.is_set, on_wait=lambda reason: None)
+    threading.Timer(0.3, done.set).start()
+    assert not _lease(store).acquire(is_done=done.is_set, on_wait=lambda reason: None)
+    holder.release()
+
+
+def test_garbage_is_what_no_manifest_lists(any_store: str):
+    root = Store(any_store)
+    stage = root.join("stages", "base", "k")
+    for path in ("attempt-1/a.bin", "attempt-2/a.bin", "train/checkpoint/x"):
+        stage.write(path, b"data")
+    assert find_garbage(root) == []  # not committed: it resumes from there
+    commit_artifact(stage, _artifact(b"data"))
+    garbage = find_garbage(root)
+    assert [folder.path for folder in garbage] == ["stages/base/k/attempt-2", "stages/base/k/train"]
+    collect(root, garbage)
+    assert find_garbage(root) == []
+    artifact = load_artifact(stage)
+    assert artifact is not None
+    assert artifact.read("a.bin") == b"data"
+    assert [folder.path for folder in find_garbage(root, unused=True)] == ["stages/base/k"]
