@@ -1,1 +1,251 @@
 """The `cascade` command."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+if TYPE_CHECKING:
+    from pipelines.workflow import PlannedStage
+
+app = typer.Typer(
+    help="Train, sample and report the systems of the lecture as one resumable workflow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+WRONG_USE = 2
+
+Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override one number: base.total_steps=2000. Repeatable.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Where artifacts go: a folder or s3://…  [CASCADE_STORAGE or ./runs]")
+]
+Tracking = Annotated[str | None, typer.Option(help="MLflow: http://… or sqlite:///…  [MLFLOW_TRACKING_URI or ./runs]")]
+ProfileName = Annotated[str, typer.Option(help="Workers and GPUs: auto, laptop, kuberay, or a YAML file.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
+
+
+@app.command()
+def run(
+    recipe: Recipe = "openmoji",
+    set_: Set = [],  # noqa: B006  (typer copies it)
+    storage: Storage = None,
+    tracking: Tracking = None,
+    profile: ProfileName = "auto",
+    run_name: RunName = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
+    only: Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")] = [],  # noqa: B006
+    from_: Annotated[str | None, typer.Option("--from", help="Run this stage and what follows it.")] = None,
+    until: Annotated[str | None, typer.Option(help="Run this stage and what it needs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the log lines of all workers.")] = False,
+) -> None:
+    """Train the whole cascade, sample it, register it and write a report.
+
+    Everything finished is cached by content: the same command again goes on where the last one stopped.
+
+    **Examples**
+
+    - `cascade run` — the demo, real pictures, about a quarter of an hour on two cores
+    - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
+    - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
+    - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
+    """
+    from pipelines import driver
+
+    options = driver.RunOptions(
+        recipe=recipe,
+        set=set_,
+        storage=storage,
+        tracking=tracking,
+        profile=profile,
+        run=run_name,
+        only=only,
+        from_=from_,
+        until=until,
+        force=force,
+        verbose=verbose,
+    )
+    if plan:
+        show_plan(driver.prepare(options).planned)
+        return
+    raise typer.Exit(driver.run(options, Console()))
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Recipe = "openmoji",
+    set_: Set = [],  # noqa: B006
+    storage: Storage = None,
+    only: Annotated[list[str], typer.Option(help="Only this stage. Repeatable.")] = [],  # noqa: B006
+    from_: Annotated[str | None, typer.Option("--from", help="This stage and what follows it.")] = None,
+    until: Annotated[str | None, typer.Option(help="This stage and what it needs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="As if nothing were cached.")] = False,
+) -> None:
+    """Show each stage, its key, and whether it is cached; run nothing. Example: `cascade plan --set base.seed=1`"""
+    from pipelines import driver
+
+    options = driver.RunOptions(
+        recipe=recipe, set=set_, storage=storage, only=only, from_=from_, until=until, force=force
+    )
+    show_plan(driver.prepare(options).planned)
+
+
+@app.command()
+def show(recipe: Annotated[str, typer.Argument(help="A recipe by name or a YAML file.")], set_: Set = []) -> None:  # noqa: B006
+    """Print a recipe with every number, as YAML that runs when edited: `cascade show openmoji > my.yaml`"""
+    from pipelines.recipes.catalog import load_recipe, resolved_yaml
+
+    typer.echo(resolved_yaml(load_recipe(recipe, set_)), nl=False)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from pipelines.recipes.catalog import RECIPES
+
+    for name, function in RECIPES.items():
+        typer.echo(f"{name:12} {(function.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, fashion_mnist or webdataset.")],
+    path: Annotated[str | None, typer.Argument(help="Where the pictures are: a folder, a glob or a URL.")] = None,
+    out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")] = ...,
+    resolution: Annotated[int, typer.Option(help="Height and width of the stored pictures, pixels.", min=8)] = 64,
+    samples_per_shard: Annotated[int, typer.Option(help="Pictures in one tar.", min=1)] = 512,
+    limit: Annotated[int | None, typer.Option(help="At most so many pictures.", min=1)] = None,
+) -> None:
+    """Write WebDataset tars and an index that any recipe trains on, in parallel.
+
+    **Examples**
+
+    - `cascade data openmoji --out data/openmoji --resolution 256`
+    - `cascade data folder ~/pictures --out s3://bucket/shards`
+    - `cascade data webdataset 's3://bucket/tars/*.tar' --out data/index` (tars stay where they are)
+    """
+    from pipelines.data_command import write_shards
+
+    write_shards(source, path, out=out, resolution=resolution, samples_per_shard=samples_per_shard, limit=limit)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
+    label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
+    prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
+    road: Annotated[str, typer.Option(help="diffusion or tokens.")] = "diffusion",
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Pictures for each label or prompt.", min=1)] = 4,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the grid.")] = Path("samples"),
+) -> None:
+    """Sample a trained cascade: pictures and a labelled grid.
+
+    **Examples**
+
+    - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
+    """
+    from pipelines.sample_command import sample_pictures
+
+    written = sample_pictures(
+        model,
+        labels=label,
+        prompts=prompt,
+        road=road,
+        seed=seed,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        tracking=tracking,
+        out=out,
+        console=Console(),
+    )
+    typer.echo(f"grid: {written}")
+
+
+@app.command()
+def report(
+    run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest one if left out.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Render a run's report again from what is in storage. Example: `cascade report --run openmoji-1a2b3c`"""
+    from components.storage.store import Store
+    from pipelines.profiles import storage_uri
+    from pipelines.reporting import newest_run, render_run
+
+    root = Store(storage_uri(storage))
+    typer.echo(f"report: {render_run(root, run_name or newest_run(root))}")
+
+
+@app.command()
+def gc(
+    storage: Storage = None,
+    unused: Annotated[bool, typer.Option(help="Also stages that no run in storage uses.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only the plan is shown.")] = False,
+) -> None:
+    """Find what no manifest lists (old tries, finished training state) and delete it with --yes."""
+    from components.storage.garbage import collect, find_garbage
+    from components.storage.store import Store
+    from pipelines.profiles import storage_uri
+
+    root = Store(storage_uri(storage))
+    garbage = find_garbage(root, unused=unused)
+    for folder in garbage:
+        typer.echo(f"{folder.bytes / 1e6:10.1f} MB  {folder.path}  ({folder.reason})")
+    total = sum(folder.bytes for folder in garbage) / 1e6
+    if yes:
+        collect(root, garbage)
+    typer.echo(f"{len(garbage)} folders, {total:.1f} MB {'deleted' if yes else '(delete them with --yes)'}")
+
+
+def show_plan(planned: "list[PlannedStage]") -> None:
+    """Print a plan as a table."""
+    from pipelines.display import plan_table
+
+    Console().print(plan_table(planned))
+
+
+def run_script() -> None:
+    """`python pipelines/full_cascade.py`: the options of `cascade run` without the command's name."""
+    script = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    script.command()(run)
+    main(script)
+
+
+def main(command: typer.Typer = app) -> None:
+    """Run a command; what the user got wrong ends in one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%X", handlers=[_handler()], force=True)
+    logging.getLogger("cascade").setLevel(logging.INFO)
+    try:
+        command()
+    except Exception as error:
+        if not _is_wrong_use(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(WRONG_USE)
+
+
+def _handler() -> logging.Handler:
+    if sys.stderr.isatty():
+        return RichHandler(show_path=False, show_level=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+def _is_wrong_use(error: Exception) -> bool:
+    from components.data.errors import SourceError
+    from components.storage.store import StoreError
+    from pipelines.workflow import UsageError
+
+    return isinstance(error, UsageError | StoreError | SourceError)

@@ -1,0 +1,124 @@
+"""The live table on a terminal, plain log lines elsewhere."""
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.recorder import StageStatus
+from pipelines.workflow import PlannedStage
+
+logger = logging.getLogger("cascade")
+LINE_SECONDS = 15.0
+COLORS = {
+    "done": "green",
+    "cached": "cyan",
+    "failed": "red",
+    "running": "yellow",
+    "skipped": "dim",
+    "queued": "magenta",
+}
+
+
+class Display:
+    """Shows the stages while they run: `with Display() as show: show(statuses)`."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.states: dict[str, str] = {}
+        self.last = 0.0
+
+    def __enter__(self) -> "Display":
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, statuses: list[StageStatus]) -> None:
+        if self.live is not None:
+            self.live.update(stage_table(statuses))
+        else:
+            self._lines(statuses)
+
+    def _lines(self, statuses: list[StageStatus]) -> None:
+        """A line whenever a stage changes its state, and one for each running stage now and then."""
+        due = time.monotonic() - self.last > LINE_SECONDS
+        for status in statuses:
+            if self.states.get(status.name) != status.state or (due and status.state in ("running", "queued")):
+                logger.info("%s", status_line(status))
+            self.states[status.name] = status.state
+        if due:
+            self.last = time.monotonic()
+
+
+def stage_table(statuses: list[StageStatus]) -> Table:
+    """One row a stage: state, bar, step, speed, time to go, last loss."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, justify in [("stage", "left"), ("state", "left"), ("", "left"), ("step", "right"), ("speed", "right")]:
+        table.add_column(title, justify=justify)
+    for title in ("ETA", "time", "loss"):
+        table.add_column(title, justify="right")
+    table.add_column("")
+    for status in statuses:
+        bar = ProgressBar(total=status.total, completed=status.step, width=20) if status.total else ""
+        table.add_row(
+            status.name,
+            Text(status.state, style=COLORS.get(status.state, "")),
+            bar,
+            f"{status.step}/{status.total}" if status.total else "",
+            _speed(status),
+            duration(status.eta) if status.state == "running" else "",
+            duration(status.seconds),
+            f"{status.loss:.4f}" if status.loss is not None else "",
+            Text(status.note, style="dim"),
+        )
+    return table
+
+
+def status_line(status: StageStatus) -> str:
+    """One stage as a log line."""
+    parts = [f"{status.name}: {status.state}"]
+    if status.state == "running" and status.total:
+        parts.append(f"{status.unit} {status.step}/{status.total}")
+        parts += [f"{_speed(status)}" if status.rate else "", f"ETA {duration(status.eta)}" if status.eta else ""]
+        parts.append(f"loss {status.loss:.4f}" if status.loss is not None else "")
+    if status.state in ("done", "failed") and status.seconds is not None:
+        parts.append(f"after {duration(status.seconds)}")
+    parts.append(status.note)
+    return ", ".join(part for part in parts if part)
+
+
+def duration(seconds: float | None) -> str:
+    """Minutes and seconds, hours where needed; empty for None."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _speed(status: StageStatus) -> str:
+    if not status.rate or status.state != "running":
+        return ""
+    return f"{status.rate:.1f} {status.unit}s/s" if status.rate >= 1 else f"{1 / status.rate:.1f} s/{status.unit}"
+
+
+def plan_table(planned: list[PlannedStage]) -> Table:
+    """One row a stage: key, cached or to run, what it needs."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("stage", "key", "state", "needs"):
+        table.add_column(title)
+    for entry in planned:
+        state = "run" if entry.wanted else "cached" if entry.cached else "not selected"
+        needs = ", ".join(parent.name for parent in entry.stage.parents())
+        table.add_row(entry.stage.name, entry.key, Text(state, style=COLORS.get(state, "")), needs)
+    return table

@@ -1,0 +1,169 @@
+"""One run from the command line to the report: check, plan, execute, publish, render."""
+
+import logging
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import ray
+from components.data.ingest import check_source
+from rich.console import Console
+
+from components.data.errors import SourceError
+from components.storage.store import Store, StoreError
+from pipelines.display import Display, duration, stage_table
+from pipelines.execute import Outcome, execute
+from pipelines.full_cascade import full_cascade
+from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
+from pipelines.publish import publish
+from pipelines.recipes.cascade import CascadeRecipe
+from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
+from pipelines.recorder import RunRecorder
+from pipelines.reporting import render_run, save_run
+from pipelines.session import start_ray
+from pipelines.workflow import PlannedStage, Selection, Workflow
+
+logger = logging.getLogger("cascade")
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the user asked for."""
+
+    recipe: str = DEMO
+    set: list[str] = field(default_factory=list)
+    storage: str | None = None
+    tracking: str | None = None
+    profile: str = "auto"
+    run: str | None = None
+    only: list[str] = field(default_factory=list)
+    from_: str | None = None
+    until: str | None = None
+    force: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before anything starts; preparing it refuses what can't work."""
+
+    recipe: CascadeRecipe
+    workflow: Workflow
+    profile: Profile
+    root: Store
+    tracking: str
+    run: str
+    planned: list[PlannedStage]
+
+
+def prepare(options: RunOptions) -> Prepared:
+    """Load and check recipe, profile, storage and source, and plan.
+
+    Raises UsageError, StoreError or SourceError, each one line, before anything starts.
+    """
+    recipe = load_recipe(options.recipe, options.set)
+    profile = load_profile(options.profile)
+    root = Store(storage_uri(options.storage))
+    root.check_writable()
+    check_source(recipe.images.source)
+    workflow = full_cascade(recipe)
+    selection = Selection(tuple(options.only), options.from_, options.until, options.force)
+    planned = workflow.plan(root, selection)
+    run = options.run or f"{recipe.name}-{planned[-1].key[:6]}"
+    return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), run, planned)
+
+
+def run(options: RunOptions, console: Console) -> int:
+    """Run a recipe to its end. Returns the exit code: 0 done, 1 failed, 130 interrupted."""
+    prepared = prepare(options)
+    started = time.time()
+    cluster = start_ray(worker_start_timeout=prepared.profile.worker_start_timeout, verbose=options.verbose)
+    signal.signal(signal.SIGTERM, _interrupt)
+    actor = _start_recorder(prepared)
+    try:
+        outcome = _execute(prepared, options, actor, cluster, console)
+        if not outcome.failures:
+            publish(prepared.planned, outcome.artifacts, actor=actor, recipe=prepared.recipe.name)
+        statuses = ray.get(actor.snapshot.remote())
+        save_run(prepared, outcome, statuses)
+        report = render_run(prepared.root, prepared.run, actor=actor)
+        warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED"))
+    except KeyboardInterrupt:
+        ray.get(actor.close.remote("KILLED"))
+        console.print(
+            f"interrupted; nothing that was finished is lost. Run the same command again to go on ({prepared.run})"
+        )
+        return INTERRUPTED
+    finally:
+        ray.shutdown()
+    console.print(stage_table(statuses))
+    return _conclude(prepared, outcome, warnings, report, time.time() - started, console)
+
+
+def _start_recorder(prepared: Prepared) -> Any:
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    remote = ray.remote(num_cpus=0, scheduling_strategy=here)(RunRecorder)
+    actor = remote.remote(root=prepared.root.uri, run=prepared.run, tracking=prepared.tracking)
+    ray.get(
+        actor.start.remote(
+            recipe_yaml=resolved_yaml(prepared.recipe),
+            parameters=prepared.recipe.model_dump(mode="json"),
+            tags={"recipe": prepared.recipe.name, "git_commit": git_commit(), "storage": prepared.root.uri},
+        )
+    )
+    return actor
+
+
+def _execute(
+    prepared: Prepared, options: RunOptions, actor: Any, cluster: dict[str, float], console: Console
+) -> Outcome:
+    branches = 2 + len(prepared.recipe.upsamplers)  # tokenizer road, base, each upsampler
+
+    def resources(stage: str) -> Any:
+        return prepared.profile.resources(stage, cluster=cluster, branches=branches)
+
+    with Display(console) as show:
+        return execute(
+            prepared.planned,
+            actor=actor,
+            resources=resources,
+            provenance={"git_commit": git_commit(), "run": prepared.run},
+            force=options.force,
+            show=show,
+        )
+
+
+def _conclude(
+    prepared: Prepared, outcome: Outcome, warnings: list[str], report: str, seconds: float, console: Console
+) -> int:
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    for stage, message in outcome.failures.items():
+        console.print(f"failed: {stage}: {message}", style="red", highlight=False, soft_wrap=True)
+    if outcome.failures:
+        console.print(
+            f"details: {prepared.root.url(f'runs/{prepared.run}/errors.txt')}; the same command goes on from here"
+        )
+    console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
+    return FAILED if outcome.failures else DONE
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def git_commit() -> str:
+    """The commit of the checkout, recorded and never hashed; `unknown` outside one."""
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+__all__ = ["FAILED", "RunOptions", "SourceError", "StoreError", "prepare", "run"]

@@ -1,0 +1,38 @@
+"""The whole system on one screen, and the program that `ray job submit -- python pipelines/full_cascade.py` runs."""
+
+from components.stages.diffusion import train_diffusion
+from components.stages.evaluate import evaluate
+from components.stages.images import images_identity, ingest_images
+from components.stages.prior import train_prior
+from components.stages.samples import sample_roads
+from components.stages.tokenizer import train_tokenizer
+from components.stages.tokens import tokenize_images
+
+from components.stages.cascade import compose_cascade
+from pipelines.recipes.cascade import CascadeRecipe
+from pipelines.workflow import Stage, Workflow
+
+
+def full_cascade(recipe: CascadeRecipe) -> Workflow:
+    """Two roads from the same pictures: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
+    images = Stage("images", ingest_images, recipe.images, identity=images_identity)
+
+    tokenizer = Stage("tokenizer", train_tokenizer, recipe.tokenizer, images=images)
+    tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
+    prior = Stage("prior", train_prior, recipe.prior, tokens=tokens)
+
+    base = Stage("base", train_diffusion, recipe.base, images=images)
+    upsamplers = [Stage(f"upsampler_{u.resolution}", train_diffusion, u, images=images) for u in recipe.upsamplers]
+
+    models = {"tokenizer": tokenizer, "prior": prior, "base": base, "upsamplers": upsamplers}
+    cascade = Stage("cascade", compose_cascade, recipe.cascade, **models)
+    samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+    evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
+
+    return Workflow(recipe.name, [images, tokenizer, tokens, prior, base, *upsamplers, cascade, samples, evaluation])
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_script
+
+    run_script()

@@ -1,0 +1,49 @@
+"""The recipes by name, and how one is loaded, overridden and checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from pipelines.recipes.cascade import CascadeRecipe
+from pipelines.recipes.openmoji import openmoji
+from pipelines.recipes.overrides import apply_overrides, explain
+from pipelines.recipes.smoke import smoke
+from pipelines.workflow import UsageError, nearest
+
+RECIPES: dict[str, Callable[[], CascadeRecipe]] = {"openmoji": openmoji, "smoke": smoke}
+DEMO = "openmoji"
+
+
+def load_recipe(name_or_file: str, assignments: list[str]) -> CascadeRecipe:
+    """A recipe by name or from a YAML file as `cascade show` prints it, with `--set` assignments applied.
+
+    Raises UsageError, one line, for an unknown recipe, field or a value that does not fit.
+    """
+    tree = _tree(name_or_file)
+    try:
+        CascadeRecipe.model_validate(tree)
+        return CascadeRecipe.model_validate(apply_overrides(tree, assignments))
+    except ValidationError as error:
+        raise UsageError(f"recipe {name_or_file}: {explain(error, CascadeRecipe)}") from error
+
+
+def resolved_yaml(recipe: CascadeRecipe) -> str:
+    """The recipe with every number, as `cascade show` prints it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def _tree(name_or_file: str) -> dict:
+    if name_or_file in RECIPES:
+        return RECIPES[name_or_file]().model_dump(mode="json")
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise UsageError(f"no recipe {name_or_file!r}{nearest(name_or_file, RECIPES)}, or a YAML file")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"recipe {path} holds no fields; start from `cascade show {DEMO} > {path}`")
+    return tree

@@ -1,0 +1,172 @@
+"""The run's one recorder: an actor on the driver's node to which every stage and worker reports.
+
+It keeps the state that the live table shows, the curves that the report draws, and the only connection to MLflow.
+"""
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+
+
+@dataclass
+class StageStatus:
+    """What the live table shows of one stage."""
+
+    name: str
+    key: str
+    state: str = "waiting"  # waiting, queued, running, done, cached, failed, skipped
+    step: int = 0
+    total: int = 0
+    unit: str = "step"
+    rate: float | None = None
+    loss: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    note: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        if self.started is None:
+            return None
+        return (self.finished or time.time()) - self.started
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to go, as the last rate has it."""
+        return (self.total - self.step) / self.rate if self.rate and self.total > self.step else None
+
+
+@dataclass
+class Curve:
+    """Points of one training stage, kept beside its manifest so that a later run can draw them."""
+
+    store: Store
+    points: dict[int, dict[str, float]] = field(default_factory=dict)
+    saved: float = 0.0
+
+    def load(self) -> None:
+        """Take up the points of an earlier try. A try that resumes overwrites the steps that it repeats."""
+        with contextlib.suppress(FileNotFoundError):
+            self.points = {int(step): values for step, values in json.loads(self.store.read("curve.json")).items()}
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self.points.setdefault(step, {}).update(values)
+        if time.monotonic() - self.saved > 20:
+            self.save()
+
+    def save(self) -> None:
+        if self.points:
+            self.store.write("curve.json", json.dumps(self.points).encode())
+        self.saved = time.monotonic()
+
+
+class RunRecorder:
+    """Body of the actor; plain Python, so that tests use it without Ray."""
+
+    def __init__(self, *, root: str, run: str, tracking: str | None) -> None:
+        self.root, self.run = Store(root), run
+        self.tracker: Any = None if tracking is None else _tracker(tracking, self.root, run)
+        self.stages: dict[str, StageStatus] = {}
+        self.curves: dict[str, Curve] = {}
+
+    def start(self, *, recipe_yaml: str, parameters: dict[str, Any], tags: dict[str, str]) -> None:
+        if self.tracker is not None:
+            self.tracker.start_run(self.run, recipe_yaml=recipe_yaml, parameters=parameters, tags=tags)
+
+    def expect(self, name: str, key: str) -> None:
+        self.stages[name] = StageStatus(name=name, key=key)
+
+    def stage_cached(self, name: str, artifact: Artifact) -> None:
+        self.stages[name].state = "cached"
+        if self.tracker is not None:
+            self.tracker.stage_cached(name, artifact=artifact)
+
+    def stage_queued(self, name: str, note: str) -> None:
+        status = self.stages[name]
+        status.state, status.note = "queued", note
+
+    def stage_started(self, name: str, *, config: dict[str, Any], inputs: dict[str, Artifact]) -> None:
+        status = self.stages[name]
+        status.state, status.note, status.started = "running", "starting", time.time()
+        self.curves[name] = Curve(self.root.join("stages", name, status.key))
+        self.curves[name].load()
+        if self.tracker is not None:
+            self.tracker.start_stage(name, status.key, config=config, inputs=inputs)
+
+    def stage_finished(self, name: str, artifact: Artifact | None, error: str = "") -> None:
+        status = self.stages[name]
+        status.state, status.note = ("failed", error) if artifact is None else ("done", "")
+        status.finished = time.time()
+        if name in self.curves:
+            self.curves[name].save()
+        if self.tracker is not None:
+            self.tracker.end_stage(name, status="FAILED" if artifact is None else "FINISHED", artifact=artifact)
+
+    def stage_skipped(self, name: str, note: str) -> None:
+        self.stages[name].state, self.stages[name].note = "skipped", note
+
+    def progress(self, stage: str, **values: Any) -> None:
+        status = self.stages[stage]
+        status.note = ""
+        for name, value in values.items():
+            if value is not None:
+                setattr(status, name, value)
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        if stage in self.curves and not all(name.startswith("system/") for name in values):
+            self.curves[stage].add(step, {name: v for name, v in values.items() if not name.startswith("system/")})
+        if self.tracker is not None:
+            self.tracker.log_metrics(stage, step, values)
+
+    def image(self, stage: str, step: int, name: str, png: bytes) -> None:
+        if self.tracker is not None:
+            self.tracker.log_image(stage, step, name, png)
+
+    def text(self, stage: str, name: str, content: str) -> None:
+        if self.tracker is not None:
+            self.tracker.log_text(stage, name, content)
+
+    def snapshot(self) -> list[StageStatus]:
+        return list(self.stages.values())
+
+    def tracker_call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call the tracker from the driver (publishing, the report), where MLflow's one connection lives."""
+        return getattr(self.tracker, method)(*arguments, **named) if self.tracker is not None else None
+
+    def close(self, status: str) -> list[str]:
+        """End the run; returns warnings for the user (MLflow away: what will be sent later)."""
+        for curve in self.curves.values():
+            curve.save()
+        if self.tracker is None:
+            return []
+        return self.tracker.end_run(status)
+
+
+@dataclass(frozen=True)
+class ActorRecorder:
+    """The recorder as stages see it: sends and forgets, so that no stage ever waits for tracking."""
+
+    actor: Any
+
+    def progress(self, stage: str, **values: Any) -> None:
+        self._send("progress", stage, **values)
+
+    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        self._send("metrics", stage, step, values)
+
+    def image(self, stage: str, step: int, name: str, png: bytes) -> None:
+        self._send("image", stage, step, name, png)
+
+    def text(self, stage: str, name: str, content: str) -> None:
+        self._send("text", stage, name, content)
+
+    def _send(self, method: str, *arguments: Any, **named: Any) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            getattr(self.actor, method).remote(*arguments, **named)

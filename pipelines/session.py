@@ -1,0 +1,50 @@
+"""Starts Ray on this machine, or joins the cluster that the program was submitted to."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy: leave CUDA_VISIBLE_DEVICES as it is
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker keeps what can't be sent and tries again by itself
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
+    """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns the cluster's resources.
+
+    A Ray started here gets more logical CPUs than there are cores: they are tokens, and several branches with their
+    reading tasks must run at once on a laptop.
+    """
+    for name, value in {**ENVIRONMENT, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}.items():
+        os.environ.setdefault(name, value)
+    common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.WARNING}
+    if on_cluster():
+        ray.init(address="auto", **common)
+    else:
+        tokens = max(8, 4 * (psutil.cpu_count() or 1))
+        ray.init(address="local", num_cpus=tokens, include_dashboard=False, **common)
+        _protect_token()
+    return ray.cluster_resources()
+
+
+def on_cluster() -> bool:
+    """Whether this program is a submitted job or was told of a cluster."""
+    return JOB_VARIABLE in os.environ or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _protect_token() -> None:
+    """Ray writes its access token readable by all; a token is nobody else's business."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file():
+        token.chmod(0o600)

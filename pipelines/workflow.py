@@ -1,0 +1,146 @@
+"""Stage and Workflow: what depends on what, what each stage's key is, and which stages have to run.
+
+Building a workflow runs nothing. A key is the sha256 of (stage name, version, configuration, keys of the inputs), and
+for a first stage the digest of its source's listing; never of an address, a machine or a number of workers.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from components.configuration import Config
+from components.storage.artifact import Artifact, load_artifact
+from components.storage.store import Store
+
+KEY_LENGTH = 20  # hexadecimal digits, 80 bits
+
+
+class UsageError(Exception):
+    """The user asked for something that can't be; the message is one line. Exit code 2."""
+
+
+class Stage:
+    """One node of the graph: `run(config, context, **inputs) -> Artifact`.
+
+    Args:
+        identity: what of the configuration enters the key, where that is not all of it (a first stage replaces its
+            source's address by the digest of the source's listing).
+        inputs: other stages, or lists of them, passed to `run` by name as artifacts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[..., Artifact],
+        config: Config,
+        *,
+        identity: Callable[[Any], dict[str, Any]] | None = None,
+        **inputs: "Stage | list[Stage]",
+    ) -> None:
+        self.name, self.run, self.config, self.inputs = name, run, config, inputs
+        self.identity = identity or (lambda config: config.model_dump(mode="json"))
+
+    def parents(self) -> Iterator["Stage"]:
+        """The stages this one waits for, lists unfolded."""
+        for given in self.inputs.values():
+            yield from given if isinstance(given, list) else [given]
+
+
+class PlannedStage(NamedTuple):
+    stage: Stage
+    key: str
+    store: Store  # {root}/stages/{stage}/{key}
+    cached: Artifact | None
+    wanted: bool  # has to run now
+    input_keys: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages of a workflow to run; what is cached never runs unless `force`."""
+
+    only: tuple[str, ...] = ()
+    from_: str | None = None
+    until: str | None = None
+    force: bool = False
+
+
+class Workflow:
+    """A graph of stages, in an order in which each stage comes after its inputs."""
+
+    def __init__(self, name: str, stages: Iterable[Stage]) -> None:
+        self.name, self.stages = name, tuple(stages)
+        self.by_name = {stage.name: stage for stage in self.stages}
+        seen: set[str] = set()
+        for stage in self.stages:
+            missing = [parent.name for parent in stage.parents() if parent.name not in seen]
+            if stage.name in seen or missing:
+                raise ValueError(f"stage {stage.name} is listed twice or before its inputs {missing}")
+            seen.add(stage.name)
+
+    def plan(self, root: Store, selection: Selection | None = None) -> list[PlannedStage]:
+        """Keys, caches and what has to run. Raises UsageError for an unknown stage or a missing input."""
+        selection = selection or Selection()
+        selected = self._selected(selection)
+        keys: dict[str, str] = {}
+        planned = []
+        for stage in self.stages:
+            input_keys = {name: _key_of(given, keys) for name, given in stage.inputs.items()}
+            keys[stage.name] = stage_key(stage, input_keys)
+            store = root.join("stages", stage.name, keys[stage.name])
+            cached = load_artifact(store)
+            wanted = stage.name in selected and (cached is None or selection.force)
+            planned.append(PlannedStage(stage, keys[stage.name], store, cached, wanted, input_keys))
+        self._check_inputs(planned)
+        return planned
+
+    def _selected(self, selection: Selection) -> set[str]:
+        for name in (*selection.only, selection.from_, selection.until):
+            if name is not None and name not in self.by_name:
+                raise UsageError(f"no stage {name!r} in {self.name}{nearest(name, self.by_name)}")
+        names = set(selection.only) or set(self.by_name)
+        if selection.from_:
+            names &= self._descendants(selection.from_)
+        if selection.until:
+            names &= self._ancestors(selection.until)
+        return names
+
+    def _ancestors(self, name: str) -> set[str]:
+        return {name}.union(*(self._ancestors(parent.name) for parent in self.by_name[name].parents()))
+
+    def _descendants(self, name: str) -> set[str]:
+        return {stage.name for stage in self.stages if name in self._ancestors(stage.name)}
+
+    def _check_inputs(self, planned: list[PlannedStage]) -> None:
+        ready = {entry.stage.name for entry in planned if entry.cached is not None or entry.wanted}
+        for entry in planned:
+            missing = [parent.name for parent in entry.stage.parents() if parent.name not in ready]
+            if entry.wanted and missing:
+                raise UsageError(
+                    f"{entry.stage.name} needs {', '.join(missing)}, not yet made; run without --only/--from"
+                )
+
+
+def stage_key(stage: Stage, input_keys: dict[str, str]) -> str:
+    """The content key of a stage: 20 hexadecimal digits."""
+    identity = {
+        "stage": stage.name,
+        "version": stage.config.stage_version,
+        "config": stage.identity(stage.config),
+        "inputs": input_keys,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean x?` or the list of what there is."""
+    known = list(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def _key_of(given: Stage | list[Stage], keys: dict[str, str]) -> str:
+    return ",".join(keys[stage.name] for stage in given) if isinstance(given, list) else keys[given.name]
