@@ -1,0 +1,95 @@
+"""Shards decoded for a reader, kept in its process while memory allows: a small set is fetched and decoded once.
+
+Shapes: N samples, n of them asked for, H = W = resolution, L text_length.
+"""
+
+from collections import OrderedDict
+from functools import cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from components.data.errors import ShardError
+from components.data.order import WINDOW_SHARDS
+from components.data.pictures import load_picture
+from components.data.shards import ShardEntry, ShardIndex, ShardSample, Split, read_bpe, read_shard, split_of
+from components.sampling.text_encoding import encode_text, parse_bpe
+
+CACHE_BYTES = 96 * 2**20  # of one reading process
+
+
+class DecodedShard:
+    """The samples of one split of a verified shard; a picture is decoded when it is asked for, and kept if small.
+
+    Raises ShardError on construction if the shard is not what the index says.
+    """
+
+    def __init__(self, index: ShardIndex, entry: ShardEntry, *, resolution: int, split: Split = "train") -> None:
+        samples = read_shard(index, entry)
+        self.samples: list[ShardSample] = [s for s in samples if split_of(s.key, index.holdout_fraction) == split]
+        self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
+        self.text = encode_text(  # (N, L)
+            tokenizer_of(index), [sample.caption for sample in self.samples], text_length=index.text.text_length
+        )
+        self.resolution = resolution
+        self._url = index.url(entry.url)
+        self._kept: np.ndarray | None = None  # (N, H, W, 3)
+        if WINDOW_SHARDS * len(self.samples) * 3 * resolution**2 <= CACHE_BYTES:
+            self._kept = np.zeros((len(self.samples), resolution, resolution, 3), np.uint8)
+        self._decoded = np.zeros(len(self.samples), dtype=bool)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by this shard."""
+        return sum(len(sample.picture) for sample in self.samples) + (0 if self._kept is None else self._kept.nbytes)
+
+    def pictures(self, ordinals: np.ndarray) -> np.ndarray:  # (n,) -> (n, H, W, 3) uint8
+        """Pictures of the given samples. Raises ShardError naming shard and sample if one can't be decoded."""
+        if self._kept is None:
+            return np.stack([self._decode(self.samples[ordinal]) for ordinal in ordinals])
+        for ordinal in ordinals[~self._decoded[ordinals]]:
+            self._kept[ordinal] = self._decode(self.samples[ordinal])
+            self._decoded[ordinal] = True
+        return self._kept[ordinals]
+
+    def _decode(self, sample: ShardSample) -> np.ndarray:
+        try:
+            return load_picture(sample.picture, resolution=self.resolution)
+        except Exception as error:
+            raise ShardError(f"shard {self._url}, sample {sample.key}: picture can't be decoded: {error}") from error
+
+
+class ShardCache:
+    """The shards used last: at least a window of them, more while they fit in CACHE_BYTES."""
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[tuple[str, str, int], DecodedShard] = OrderedDict()
+
+    def get(self, index: ShardIndex, entry: ShardEntry, *, resolution: int) -> DecodedShard:
+        """The training split of a shard, read if it is not held. Raises ShardError."""
+        key = (index.url(entry.url), entry.sha256, resolution)
+        if key not in self._shards:
+            self._shards[key] = DecodedShard(index, entry, resolution=resolution)
+            self._evict()
+        self._shards.move_to_end(key)
+        return self._shards[key]
+
+    def _evict(self) -> None:
+        while len(self._shards) > WINDOW_SHARDS and sum(s.nbytes for s in self._shards.values()) > CACHE_BYTES:
+            self._shards.popitem(last=False)
+
+
+@cache
+def shard_cache() -> ShardCache:
+    """The cache of this process."""
+    return ShardCache()
+
+
+def tokenizer_of(index: ShardIndex) -> Tokenizer:
+    """The set's caption tokenizer, verified; read once in a process. Raises ShardError."""
+    return _tokenizer(index.model_copy(update={"shards": ()}))
+
+
+@cache
+def _tokenizer(header: ShardIndex) -> Tokenizer:
+    return parse_bpe(read_bpe(header))

@@ -1,0 +1,13 @@
+"""What can be wrong with pictures, each as one clear line: the value, its place, and what to do."""
+
+
+class SourceError(ValueError):
+    """The source that the user named can't be used (missing, empty, without classes). Nothing has been written."""
+
+
+class ShardError(RuntimeError):
+    """A shard is not what its index says (truncated, changed, with members that are refused); names the shard."""
+
+
+class DataError(RuntimeError):
+    """The pictures themselves are not fit for use: more of them are corrupt than the setting allows."""

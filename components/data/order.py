@@ -1,0 +1,72 @@
+"""The order of training samples: one endless stream over epochs, a pure function of (set, seed, position).
+
+Batch of step s = positions [s B, (s + 1) B). Each epoch serves each training sample exactly once, in an order of its
+own: shards shuffled, then samples shuffled within windows of a few consecutive shards, so that a reader needs few
+shards at a time. Batches span windows and epochs. Nothing depends on the number of workers, and any position can be
+computed without what came before it: a stream that starts at step s is the tail of the one that starts at 0.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+WINDOW_SHARDS = 3
+
+
+class Window(NamedTuple):
+    """A few shards whose training samples are shuffled together."""
+
+    epoch: int
+    number: int  # of the window in its epoch
+    start: int  # position of its first sample in the stream
+    shards: tuple[int, ...]
+    counts: tuple[int, ...]  # training samples of each shard
+
+    @property
+    def stop(self) -> int:
+        return self.start + sum(self.counts)
+
+
+class Pick(NamedTuple):
+    """Where the samples of some positions come from: entry i is sample `ordinals[i]` of `window.shards[places[i]]`."""
+
+    window: Window
+    places: np.ndarray  # int64 (n,)  place of the shard in the window
+    ordinals: np.ndarray  # int64 (n,)  number of the sample among the shard's training samples
+
+
+def permutation(count: int, *, key: Sequence[int]) -> np.ndarray:  # int64 (count,)
+    """A permutation that is a function of `key` for all time: numpy promises stable raw bits, not stable shuffles."""
+    return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(count), kind="stable")
+
+
+def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[Window]:
+    """The windows of the endless stream, from the one that holds position `start`.
+
+    Args:
+        counts: training samples of each shard, in the order of the index; at least one in all.
+        seed: of the run, >= 0.
+        start: position in the stream, >= 0.
+    """
+    total = sum(counts)
+    epoch = start // total
+    while True:
+        position = epoch * total
+        order = permutation(len(counts), key=(seed, epoch))
+        for number, first in enumerate(range(0, len(order), WINDOW_SHARDS)):
+            shards = tuple(int(shard) for shard in order[first : first + WINDOW_SHARDS])
+            window = Window(epoch, number, position, shards, tuple(counts[shard] for shard in shards))
+            if window.stop > max(start, window.start):
+                yield window
+            position = window.stop
+        epoch += 1
+
+
+def pick(window: Window, *, seed: int, first: int, last: int) -> Pick:
+    """The part of positions [first, last) that lies in `window`."""
+    order = permutation(sum(window.counts), key=(seed, window.epoch, window.number))
+    chosen = order[max(first - window.start, 0) : max(last - window.start, 0)]
+    ends = np.cumsum(window.counts)
+    places = np.searchsorted(ends, chosen, side="right")
+    return Pick(window, places, chosen - (ends - window.counts)[places])

@@ -1,0 +1,208 @@
+"""Shards: WebDataset tars, and the index that says what each of them must be.
+
+A sample is a group of members with one key: a picture (`png`, `jpg`, ...), `cls` (label), `txt` (caption), `json`
+(where it comes from), and whatever else a source adds (`depth.png`, `mask.png`). A truncated tar reads without any
+error in every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
+
+Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,).
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+from webdataset import TarWriter
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from components.configuration import Config
+from components.data.errors import ShardError, SourceError
+from components.storage.store import Store, read_url
+
+INDEX = "index.json"
+BPE = "bpe.json"
+PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm")
+PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".pyd", ".pth", ".pt", ".joblib", ".dill"})
+Split = Literal["train", "holdout"]
+
+
+class Quarantined(Config):
+    """A sample that is left out of every split because its picture can't be read."""
+
+    key: str
+    shard: str
+    reason: str
+
+
+class ShardEntry(Config):
+    """What one tar must be. `samples` counts the usable ones: quarantined samples are in no split."""
+
+    url: str  # relative to the index, or absolute when the tars are the user's own
+    bytes: int
+    sha256: str
+    samples: int
+    train_samples: int
+    quarantined: tuple[Quarantined, ...] = ()
+
+
+class TextInfo(Config):
+    """The caption tokenizer that belongs to the set."""
+
+    bpe: str = BPE  # relative to the index
+    sha256: str
+    vocab_size: int
+    text_length: int
+
+
+class ShardIndex(Config):
+    """A data set: its shards in canonical order, and what its samples mean."""
+
+    version: Literal[1] = 1
+    source: str
+    license: str
+    resolution: int | None  # side of the stored pictures; None: of any size, resized when they are read
+    classes: tuple[str, ...]
+    labels: Literal["index", "name"] = "index"  # what `cls` holds: the label itself, or a name listed in `classes`
+    holdout_fraction: float = Field(ge=0, lt=1)
+    samples: int
+    train_samples: int
+    quarantined: int
+    text: TextInfo
+    shards: tuple[ShardEntry, ...]
+    root: str = Field(default="", exclude=True)  # URL of the folder that holds the index: where, never part of what
+
+    def url(self, path: str) -> str:
+        """Absolute URL of a shard or another file of the set."""
+        return path if "://" in path or path.startswith("/") else f"{self.root}/{path}"
+
+
+class ShardSample(NamedTuple):
+    """One sample as it is stored: nothing decoded."""
+
+    key: str
+    picture: bytes
+    label: int
+    caption: str
+
+
+def split_of(key: str, holdout_fraction: float) -> Split:
+    """The split of a sample: a function of its key alone, so that it never moves when the set grows."""
+    draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return "holdout" if draw < holdout_fraction else "train"
+
+
+def save_index(store: Store, index: ShardIndex) -> None:
+    """Write `index.json` into the folder of the set."""
+    store.write(INDEX, index.model_dump_json(indent=1).encode())
+
+
+def load_index(url: str) -> ShardIndex:
+    """The index at `url` (of the file, or of its folder). Raises SourceError if it is missing or not an index."""
+    url = url if url.endswith(".json") else f"{url.rstrip('/')}/{INDEX}"
+    try:
+        index = ShardIndex.model_validate_json(read_url(url))
+    except FileNotFoundError as error:
+        raise SourceError(f"no {INDEX} at {url}; make one with `cascade data SOURCE PATH --out FOLDER`") from error
+    except ValidationError as error:
+        raise SourceError(f"{url} is not an index of shards ({error.errors()[0]['msg']}); write it again") from error
+    return index.model_copy(update={"root": url.rpartition("/")[0]})
+
+
+def read_bpe(index: ShardIndex) -> str:
+    """The text of the set's `bpe.json`, verified. Raises ShardError if it is not the one that the index names."""
+    url = index.url(index.text.bpe)
+    data = _fetch(url)
+    if hashlib.sha256(data).hexdigest() != index.text.sha256:
+        raise ShardError(f"{url} is not the tokenizer that the index names (sha256 differs); ingest the set again")
+    return data.decode()
+
+
+def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
+    """A tar of samples (`__key__` and members as bytes); equal samples give equal bytes."""
+    buffer = io.BytesIO()
+    writer = TarWriter(buffer, mtime=0, encoder=False)
+    for sample in samples:
+        writer.write(sample)
+    writer.close()
+    return buffer.getvalue()
+
+
+def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
+    """The whole tar, size and sha256 verified. Raises ShardError naming the shard."""
+    url = index.url(entry.url)
+    data = _fetch(url)
+    if len(data) != entry.bytes:
+        raise ShardError(
+            f"shard {url} has {len(data)} bytes, its index says {entry.bytes}: truncated or changed; restore or ingest"
+        )
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise ShardError(f"shard {url} is not the file that its index describes (sha256 differs); restore or ingest it")
+    return data
+
+
+def iterate_shard(data: bytes, url: str) -> Iterator[dict[str, bytes | str]]:
+    """Samples of a tar as groups of undecoded members, by webdataset's own functions.
+
+    Raises ShardError for a tar that can't be read, a key that comes twice, pickles, and names that climb out.
+    """
+    try:
+        files = tar_file_expander([{"url": url, "stream": io.BytesIO(data)}])
+        yield from group_by_keys(_refuse_unsafe(files, url))
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        raise ShardError(f"shard {url} can't be read as a tar: {error.args[0] if error.args else error}") from error
+
+
+def read_shard(index: ShardIndex, entry: ShardEntry) -> list[ShardSample]:
+    """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError."""
+    url = index.url(entry.url)
+    refused = {quarantined.key for quarantined in entry.quarantined}
+    groups = [group for group in iterate_shard(fetch_shard(index, entry), url) if has_picture(group)]
+    samples = [_sample(group, index, url) for group in groups if group["__key__"] not in refused]
+    train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
+    if (len(samples), train) != (entry.samples, entry.train_samples):
+        raise ShardError(
+            f"shard {url} holds {len(samples)} samples ({train} to train on), its index says {entry.samples} "
+            f"({entry.train_samples}): the index does not match; ingest the set again"
+        )
+    return samples
+
+
+def has_picture(group: dict[str, bytes | str]) -> bool:
+    """Whether a group of members holds a picture: groups without one are no samples."""
+    return any(suffix in group for suffix in PICTURE_SUFFIXES)
+
+
+def picture_of(group: dict[str, bytes | str]) -> bytes:
+    """The picture of a group of members."""
+    return next(group[suffix] for suffix in PICTURE_SUFFIXES if suffix in group)
+
+
+def _sample(group: dict[str, bytes | str], index: ShardIndex, url: str) -> ShardSample:
+    raw = group.get("cls", b"0").decode().strip()
+    try:
+        label = int(raw) if index.labels == "index" or "cls" not in group else index.classes.index(raw)
+    except ValueError as error:
+        raise ShardError(f"shard {url}, sample {group['__key__']}: class {raw!r} is not in the index") from error
+    if not 0 <= label < len(index.classes):
+        raise ShardError(f"shard {url}, sample {group['__key__']}: label {label} of {len(index.classes)} classes")
+    return ShardSample(group["__key__"], picture_of(group), label, group.get("txt", b"").decode().strip())
+
+
+def _refuse_unsafe(files: Iterable[dict[str, bytes | str]], url: str) -> Iterator[dict[str, bytes | str]]:
+    for file in files:
+        name = PurePosixPath(file.get("fname", ""))
+        if name.suffix.lower() in PICKLE_SUFFIXES:
+            raise ShardError(f"shard {url} holds a pickle ({name}): unpickling runs code; remove it from the tar")
+        if name.is_absolute() or ".." in name.parts:
+            raise ShardError(f"shard {url} holds a name that climbs out of its folder ({name}); write the tar again")
+        yield file
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        return read_url(url)
+    except FileNotFoundError as error:
+        raise ShardError(f"{url} is missing, but the index lists it; restore it or ingest the set again") from error

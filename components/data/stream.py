@@ -1,0 +1,231 @@
+"""The training stream as one Ray Data dataset: rank r receives exactly its slice of each global batch, in order.
+
+A reading task makes a chunk: several groups of K consecutive global batches. From each group it emits one block for
+each rank, rank 0 first, with the K slices of that rank (K m rows, m = global batch / ranks). With `preserve_order`
+the splitter hands blocks out in order to the rank with the fewest rows, ties to the lowest, and so block i goes to
+rank i mod n. Every block has the same number of bytes, and `target_max_block_size` is set just below it, so that Ray
+Data passes each block on as it is (it slices a block only from 1.5 times the target).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import ray.data
+from ray.data import DataIterator, Dataset, Datasource, ExecutionOptions, ReadTask
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.context import DataContext
+
+from components.data.decoded import DecodedShard, shard_cache
+from components.data.order import Window, pick, windows
+from components.data.shards import ShardEntry, ShardIndex
+
+GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
+GROUP_BYTES = 16 * 2**20
+CHUNK_ROWS = 4096
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the stream is cut into blocks; no choice here changes which sample a rank sees at a step."""
+
+    resolution: int
+    global_batch_size: int
+    world_size: int
+    seed: int
+    text_length: int
+
+    @property
+    def row_bytes(self) -> int:
+        return 3 * self.resolution**2 + 8 * self.text_length + 16
+
+    @property
+    def steps_per_group(self) -> int:
+        rows = min(GROUP_ROWS, GROUP_BYTES // self.row_bytes)
+        return max(1, rows // self.global_batch_size)
+
+    @property
+    def group_rows(self) -> int:
+        return self.steps_per_group * self.global_batch_size
+
+    @property
+    def chunk_rows(self) -> int:
+        return max(self.group_rows, min(CHUNK_ROWS, CHUNK_BYTES // self.row_bytes))
+
+
+class Chunk(NamedTuple):
+    """The work of one reading task: positions [first, last), and the windows that hold them. Small: it is pickled."""
+
+    first: int
+    last: int
+    windows: tuple[tuple[Window, tuple[ShardEntry, ...]], ...]
+
+
+def training_stream(
+    index: ShardIndex,
+    *,
+    resolution: int,
+    global_batch_size: int,
+    world_size: int,
+    seed: int,
+    start_step: int,
+    total_steps: int,
+    reader_cpus: float = 0.5,
+    readers: int = 2,
+) -> Dataset:
+    """The batches of steps [start_step, total_steps) as one dataset; see `split_stream` and `rank_batches`.
+
+    Rows are `image` uint8 (H, W, 3), `label` int64, `text` int64 (L,), `position` int64. The last group is filled up
+    with the positions that follow, so ranks stop by count.
+
+    Args:
+        index: the set; its training split is read.
+        resolution: side of the pictures, pixels; stored pictures of other sizes are resized when they are read.
+        global_batch_size: samples a step over all ranks; a multiple of `world_size`.
+        seed: of the order, >= 0.
+        start_step, total_steps: the steps to read; start_step < total_steps.
+        reader_cpus: logical CPUs that one reading task asks for.
+        readers: reading tasks at a time.
+
+    Raises ValueError for a batch that does not divide or a set without training samples. Reading raises ShardError.
+    """
+    if global_batch_size % world_size:
+        raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of {world_size} workers")
+    if not index.train_samples:
+        raise ValueError(f"{index.source} has no training samples: lower holdout_fraction ({index.holdout_fraction})")
+    layout = Layout(resolution, global_batch_size, world_size, seed, index.text.text_length)
+    chunks = list(plan_chunks(index, layout, start_step=start_step, total_steps=total_steps))
+    header = index.model_copy(update={"shards": ()})
+    dataset = ray.data.read_datasource(
+        StreamDatasource(header, layout, chunks),
+        num_cpus=reader_cpus,
+        concurrency=readers,
+        override_num_blocks=len(chunks),
+    )
+    _configure(dataset.context, layout, readers)
+    return dataset
+
+
+def split_stream(dataset: Dataset, *, world_size: int) -> list[DataIterator]:
+    """One iterator for each rank. Picklable; all ranks must iterate."""
+    return dataset.streaming_split(world_size, equal=False)
+
+
+def rank_batches(iterator: DataIterator, *, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of one rank: `image` uint8 (m, H, W, 3), `label` (m,), `text` (m, L), `position` (m,) int64.
+
+    Args:
+        iterator: this rank's, from `split_stream`.
+        batch_size: m, the global batch divided by the number of ranks.
+        steps: how many batches to read, the same on all ranks.
+    """
+    batches = iterator.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+    yield from islice(batches, steps)
+
+
+def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int) -> Iterator[Chunk]:
+    """Cut the stream into the work of tasks: the first chunk is one group, so that training starts early; a later one
+    ends where its window ends or where it is full, so that few tasks read the same shard."""
+    counts = [entry.train_samples for entry in index.shards]
+    num_groups = -(-(total_steps - start_step) // layout.steps_per_group)
+    first = start_step * layout.global_batch_size
+    end = first + num_groups * layout.group_rows
+    ahead = windows(counts, seed=layout.seed, start=first)
+    held = [next(ahead)]
+    limit = layout.group_rows
+    while first < end:
+        held = [window for window in held if window.stop > first] or [next(ahead)]
+        wanted = max(layout.group_rows, min(limit, held[0].stop - first))
+        last = min(end, first + -(-wanted // layout.group_rows) * layout.group_rows)
+        while held[-1].stop < last:
+            held.append(next(ahead))
+        yield Chunk(first, last, tuple((w, tuple(index.shards[shard] for shard in w.shards)) for w in held))
+        first, limit = last, layout.chunk_rows
+
+
+def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Block]:
+    """The blocks of a chunk, for each group one a rank. Raises ShardError."""
+    for first in range(chunk.first, chunk.last, layout.group_rows):
+        rows = _read_rows(header, layout, chunk, first)
+        for rank in range(layout.world_size):
+            yield BlockAccessor.batch_to_block({name: _slice(column, layout, rank) for name, column in rows.items()})
+
+
+class StreamDatasource(Datasource):
+    """Ray Data's view of the stream: one read task for each chunk."""
+
+    def __init__(self, header: ShardIndex, layout: Layout, chunks: list[Chunk]) -> None:
+        super().__init__()
+        self._header, self._layout, self._chunks = header, layout, chunks
+
+    def get_name(self) -> str:
+        return "TrainingStream"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(chunk.last - chunk.first for chunk in self._chunks) * self._layout.row_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return [self._task(chunk) for chunk in self._chunks]
+
+    def _task(self, chunk: Chunk) -> ReadTask:
+        header, layout = self._header, self._layout
+        rows = chunk.last - chunk.first
+        metadata = BlockMetadata(num_rows=rows, size_bytes=rows * layout.row_bytes, exec_stats=None, input_files=None)
+        return ReadTask(lambda: read_chunk(header, layout, chunk), metadata, schema=_empty_block(layout, 1).schema)
+
+
+def _configure(context: DataContext, layout: Layout, readers: int) -> None:
+    """What the stream needs from Ray Data: order kept, blocks as they come, memory ahead of training bounded."""
+    context.execution_options = ExecutionOptions(preserve_order=True)
+    rows = layout.group_rows // layout.world_size
+    context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _empty_block(layout: Layout, rows: int) -> Block:
+    return BlockAccessor.batch_to_block(_empty_rows(layout, rows))
+
+
+def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:
+    return {
+        "image": np.zeros((rows, layout.resolution, layout.resolution, 3), np.uint8),
+        "label": np.zeros(rows, np.int64),
+        "text": np.zeros((rows, layout.text_length), np.int64),
+        "position": np.zeros(rows, np.int64),
+    }
+
+
+def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> dict[str, np.ndarray]:
+    """The rows of one group in the order of their positions."""
+    last = first + layout.group_rows
+    rows = _empty_rows(layout, layout.group_rows)
+    rows["position"][:] = np.arange(first, last)
+    for window, entries in chunk.windows:
+        if window.start >= last or window.stop <= first:
+            continue
+        chosen = pick(window, seed=layout.seed, first=first, last=last)
+        offset = max(window.start - first, 0)
+        for place, entry in enumerate(entries):
+            (where,) = np.nonzero(chosen.places == place)
+            if len(where):
+                shard = shard_cache().get(header, entry, resolution=layout.resolution)
+                _fill(rows, where + offset, shard, chosen.ordinals[where])
+    return rows
+
+
+def _fill(rows: dict[str, np.ndarray], where: np.ndarray, shard: DecodedShard, ordinals: np.ndarray) -> None:
+    rows["image"][where] = shard.pictures(ordinals)
+    rows["label"][where] = shard.labels[ordinals]
+    rows["text"][where] = shard.text[ordinals]
+
+
+def _slice(column: np.ndarray, layout: Layout, rank: int) -> np.ndarray:
+    """(K n m, ...) -> (K m, ...): the rank's slice of each of the K global batches."""
+    shape = (layout.steps_per_group, layout.world_size, layout.global_batch_size // layout.world_size)
+    return column.reshape(*shape, *column.shape[1:])[:, rank].reshape(-1, *column.shape[1:])

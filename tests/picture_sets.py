@@ -1,0 +1,87 @@
+"""Small real sets of pictures for tests: shards written by the writer that the product uses."""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+from components.data.captions import train_bpe
+from components.data.shards import (
+    BPE,
+    ShardEntry,
+    ShardIndex,
+    TextInfo,
+    load_index,
+    save_index,
+    split_of,
+    write_shard,
+)
+from components.storage.store import Store
+
+CLASSES = ("red", "green", "blue")
+CAPTIONS = ("a red square", "a green square", "a blue square")
+
+
+def picture(number: int, *, resolution: int = 8) -> np.ndarray:
+    """A picture that tells its number: red and green channel hold it."""
+    pixels = np.full((resolution, resolution, 3), 127, np.uint8)
+    pixels[..., 0], pixels[..., 1] = number % 256, number // 256
+    return pixels
+
+
+def number_of(pixels: np.ndarray) -> np.ndarray:
+    """The numbers of pictures (..., H, W, 3)."""
+    return pixels[..., 0, 0, 0].astype(int) + 256 * pixels[..., 0, 0, 1].astype(int)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_set(
+    store: Store, *, sizes: tuple[int, ...], holdout_fraction: float = 0.1, resolution: int = 8
+) -> ShardIndex:
+    """Shards of the given sizes whose pictures are numbered through, and their index."""
+    entries, number = [], 0
+    for shard, size in enumerate(sizes):
+        numbers = range(number, number := number + size)
+        entries.append(_write(store, f"shard-{shard:06d}.tar", numbers, holdout_fraction, resolution))
+    bpe = train_bpe(CAPTIONS, vocab_size=300)
+    store.write(BPE, bpe.encode())
+    index = ShardIndex(
+        source="numbers",
+        license="none",
+        resolution=resolution,
+        classes=CLASSES,
+        holdout_fraction=holdout_fraction,
+        samples=number,
+        train_samples=sum(entry.train_samples for entry in entries),
+        quarantined=0,
+        text=TextInfo(sha256=hashlib.sha256(bpe.encode()).hexdigest(), vocab_size=300, text_length=8),
+        shards=tuple(entries),
+    )
+    save_index(store, index)
+    return load_index(store.uri)
+
+
+def _write(store: Store, name: str, numbers: range, holdout_fraction: float, resolution: int) -> ShardEntry:
+    samples = [
+        {
+            "__key__": f"{number:06d}",
+            "png": png(picture(number, resolution=resolution)),
+            "cls": str(number % 3).encode(),
+            "txt": CAPTIONS[number % 3].encode(),
+            "json": json.dumps({"number": number}).encode(),
+        }
+        for number in numbers
+    ]
+    data = write_shard(samples)
+    store.write(name, data)
+    train = sum(split_of(f"{number:06d}", holdout_fraction) == "train" for number in numbers)
+    return ShardEntry(
+        url=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=len(numbers), train_samples=train
+    )
