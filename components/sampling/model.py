@@ -1,0 +1,99 @@
+"""A trained model as sampling uses it: its bundle, its text tokenizer, and requests as its conditions.
+
+Shapes: B requests, L text length.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from components.sampling.requests import Request, class_id
+from components.sampling.text_encoding import encode_text, load_bpe
+from components.storage.bundle import load_bundle
+
+BPE = "bpe.json"
+
+
+class SamplingModel(NamedTuple):
+    name: str  # of its stage: "prior", "base", "upsampler_64"; names its random streams too
+    kind: str
+    network: dict[str, Any]  # constructor arguments
+    settings: dict[str, Any]
+    module: nn.Module
+    bpe: Tokenizer | None  # of a text-conditional model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes by id; empty if the model knows none."""
+        num_classes = self.network.get("num_classes") or 0
+        names = self.settings.get("classes") or [str(index) for index in range(num_classes)]
+        return names if num_classes else []
+
+    @property
+    def text_length(self) -> int | None:
+        """L, or None if the model takes no prompt."""
+        text = self.network.get("text")
+        return text["context_length"] if text else self.network.get("text_length")
+
+
+class Conditions(NamedTuple):
+    condition: dict[str, Tensor]  # label (B,) and text (B, L), int64, as far as the network takes them
+    null: dict[str, Tensor]  # the same keys: what stands for "no condition"
+
+
+def load_model(name: str, folder: Path, *, device: str = "cpu") -> SamplingModel:
+    """Load the bundle in `folder`, in fp32. Raises ValueError if it is none, or lacks its text tokenizer."""
+    kind, network, settings, module = load_bundle(folder)
+    bpe = load_bpe(folder / BPE) if (folder / BPE).is_file() else None
+    model = SamplingModel(name, kind, network, settings, module.to(device), bpe)
+    if model.text_length and bpe is None:
+        raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
+    return model
+
+
+def check_conditions(model: SamplingModel, request: Request) -> None:
+    """Raise ValueError, in one line, if the model can't be conditioned on what the request names."""
+    if request.label is not None:
+        if not model.classes:
+            raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
+        class_id(request.label, model.classes)
+    if request.prompt is None:
+        if request.label is None and (model.classes or model.text_length):
+            raise ValueError("give a label or a prompt")
+    elif not model.text_length:
+        raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
+    else:
+        length, limit = len(model.bpe.encode(request.prompt, add_special_tokens=False).ids), model.text_length - 2
+        if length > limit:
+            raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
+
+
+def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Conditions:
+    """Conditions of checked requests on the model's device; a missing label or prompt becomes the null condition."""
+    condition, null = {}, {}
+    if model.classes:
+        missing = len(model.classes)  # the null label
+        labels = [missing if r.label is None else class_id(r.label, model.classes) for r in requests]
+        condition["label"] = torch.tensor(labels, device=model.device)
+        null["label"] = torch.full_like(condition["label"], missing)
+    if model.text_length:
+        condition["text"] = _encode(model, [r.prompt or "" for r in requests])
+        null["text"] = _encode(model, [""] * len(requests))
+    return Conditions(condition, null)
+
+
+def _encode(model: SamplingModel, prompts: list[str]) -> Tensor:  # (B, L)
+    return torch.from_numpy(encode_text(model.bpe, prompts, text_length=model.text_length)).to(model.device)
+
+
+def asked_or_set(asked: Any, settings: Mapping[str, Any], name: str, default: Any) -> Any:
+    """What a request asks for, else the model's own setting, else the default."""
+    return settings.get(name, default) if asked is None else asked

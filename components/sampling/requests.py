@@ -1,0 +1,69 @@
+"""What a picture is asked for by, and the random stream that makes it the same picture in whatever batch."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+ROADS = ("diffusion", "tokens")
+TOKEN_OPTIONS = ("temperature", "top_k", "top_p")
+
+
+class Request(NamedTuple):
+    """One picture. What is None is left to the model's own settings."""
+
+    label: int | str | None = None  # class id, or class name
+    prompt: str | None = None
+    seed: int = 0
+    road: str = "diffusion"  # or "tokens"
+    guidance_scale: float | None = None  # 1 is no guidance
+    steps: int | None = None  # denoising steps of the base; upsamplers keep their own
+    temperature: float | None = None  # this and the next two: token road only
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def way(self) -> tuple[object, ...]:
+        """What requests must have in common to be sampled in one batch."""
+        return self[3:]
+
+
+def check_request(request: Request) -> None:
+    """Raise ValueError, in one line, for what no model could do."""
+    if request.road not in ROADS:
+        raise ValueError(f"unknown road {request.road!r}: choose {' or '.join(ROADS)}")
+    if request.prompt is not None and not request.prompt.strip():
+        raise ValueError("the prompt is empty; leave it out to sample without one")
+    scale = request.guidance_scale
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"guidance_scale must be a finite number of at least 0, not {scale}")
+    if request.road == "tokens" and request.steps is not None:
+        raise ValueError("the token road takes no steps: it samples each token once")
+    for option in TOKEN_OPTIONS if request.road == "diffusion" else ():
+        if getattr(request, option) is not None:
+            raise ValueError(f"the diffusion road takes no {option}")
+    if request.temperature is not None and not (math.isfinite(request.temperature) and request.temperature >= 0):
+        raise ValueError(f"temperature must be a finite number of at least 0, not {request.temperature}")
+    if request.top_k is not None and request.top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {request.top_k}")
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], not {request.top_p}")
+
+
+def class_id(label: int | str, classes: Sequence[str]) -> int:
+    """The id of a class given by id (also as digits) or by name. Raises ValueError for any other."""
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    if isinstance(label, str) and label.strip().isdecimal():
+        label = int(label)
+    if isinstance(label, int) and 0 <= label < len(classes):
+        return label
+    known = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:20]))
+    raise ValueError(f"unknown label {label!r}: the classes are {known}{', …' if len(classes) > 20 else ''}")
+
+
+def random_stream(seed: int, stage: str) -> torch.Generator:
+    """A CPU generator of its own for each picture (by its seed) and stage: no batch and no other stage moves it."""
+    digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -1,0 +1,96 @@
+"""A whole cascade of tiny networks with random weights: base 8², upsampler to 16², tokenizer and prior at 16²."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+
+from components.sampling.cascade import compose
+from components.sampling.text_encoding import SPECIAL_TOKENS
+from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
+
+CLASSES = ["animals", "food", "flags"]
+TEXT_LENGTH = 8
+VOCAB_SIZE = 280
+TEXT = {"vocab_size": VOCAB_SIZE, "context_length": TEXT_LENGTH, "model_dim": 8, "num_layers": 1, "num_heads": 2}
+UNET = {
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [4],
+    "head_dim": 8,
+    "num_classes": len(CLASSES),
+    "text": TEXT,
+}
+DIFFUSION = {
+    "schedule": {"name": "cosine", "num_train_timesteps": 50},
+    "prediction_type": "v_prediction",
+    "num_inference_steps": 4,
+    "sampler": "ddpm",
+    "classes": CLASSES,
+}
+TOKENIZER = {
+    "resolution": 16,
+    "channels": 32,
+    "channel_mult": [1, 1, 1],
+    "num_res_blocks": 1,
+    "attention_resolutions": [],
+    "latent_channels": 8,
+    "codebook_size": 32,
+    "codebook_dim": 4,
+}
+PRIOR = {
+    "codebook_size": 32,
+    "num_tokens": 16,
+    "model_dim": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_classes": len(CLASSES),
+    "vocab_size": VOCAB_SIZE,
+    "text_length": TEXT_LENGTH,
+}
+
+
+def write_models(folder: Path) -> dict[str, Path]:
+    """A folder for each model: stage name -> folder."""
+    upsampler = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5, "sampler": "ddim"}
+    return {
+        "tokenizer": _write(folder / "tokenizer", "tokenizer", TOKENIZER, {"resolution": 16}),
+        "prior": _write(folder / "prior", "prior", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
+        "base": _write(
+            folder / "base", "diffusion", UNET | {"resolution": 8}, DIFFUSION | {"role": "base", "resolution": 8}
+        ),
+        "upsampler_16": _write(
+            folder / "upsampler_16", "diffusion", UNET | {"resolution": 16, "low_res": True}, DIFFUSION | upsampler
+        ),
+    }
+
+
+def write_cascade(folder: Path) -> Path:
+    """The composed cascade of `write_models`."""
+    parts = write_models(folder / "models")
+    upsamplers = {"upsampler_16": parts.pop("upsampler_16")}
+    return compose(folder / "cascade", **parts, upsamplers=upsamplers)
+
+
+def _write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:
+    torch.manual_seed(len(folder.name))
+    module = NETWORKS[kind](**network)
+    for name, parameter in module.named_parameters():
+        if "conv_out" in name or "conv_2" in name or "head" in name:  # zero at first: every picture would be the same
+            nn.init.normal_(parameter, std=0.3)
+    save_bundle(folder, ModelBundle(kind, network, settings, module))
+    if kind != "tokenizer":
+        _bpe().save(str(folder / "bpe.json"))
+    return folder
+
+
+def _bpe() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["red apple", "green apple", "red flag", "grey cat"] * 20, trainer)
+    return tokenizer
