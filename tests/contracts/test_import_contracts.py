@@ -1,0 +1,69 @@
+"""The rooms keep their direction, and each framework its one door."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+FORMULAS = ("models", "diffusion", "losses")
+
+
+def imported_names(path: pathlib.Path) -> Iterator[str]:
+    """Every dotted name that a module imports; `from a import b` counts as a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def attributes(path: pathlib.Path) -> set[str]:
+    return {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
+def test_import_linter_finds_every_contract_kept(repository):
+    lint_imports = pathlib.Path(sys.executable).with_name("lint-imports")
+    run = subprocess.run([lint_imports, "--no-logo", "--no-cache"], cwd=repository, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_ray_train_enters_by_one_door(repository, sources):
+    def uses_train(path: pathlib.Path) -> bool:
+        names = {*imported_names(path), *attributes(path)}
+        return any(name == "ray.train" or name.startswith("ray.train.") for name in names)
+
+    doors = [path.relative_to(repository).as_posix() for path in sources if uses_train(path)]
+    assert doors == ["components/training/launch.py"]
+
+
+def test_formulas_import_torch_einops_and_the_standard_library_only(repository, sources):
+    allowed = {"torch", "einops", "components", *sys.stdlib_module_names}
+    for path in sources:
+        if path.relative_to(repository).parts[1] in FORMULAS:
+            assert {name.partition(".")[0] for name in imported_names(path)} <= allowed, path
+
+
+def test_components_never_read_the_environment(repository, sources):
+    for path in sources:
+        if path.relative_to(repository).parts[0] == "components":
+            assert not {"os.environ", "os.getenv"} & {*attributes(path), *imported_names(path)}, path
+
+
+def test_nothing_runs_at_import(sources):
+    for path in sources:
+        calls = [
+            ast.unparse(node)
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        ]
+        # MLflow's models-from-code asks for this one line at the end of the file that it loads.
+        assert all(call.startswith(("set_model(", "mlflow.models.set_model(")) for call in calls), (path, calls)
+
+
+def test_package_files_hold_a_docstring_and_nothing_else(sources):
+    for path in sources:
+        if path.name == "__init__.py":
+            module = ast.parse(path.read_text())
+            assert ast.get_docstring(module), path
+            assert len(module.body) == 1, path

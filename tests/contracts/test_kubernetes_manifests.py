@@ -1,0 +1,213 @@
+"""What `kubectl apply -k` would send is what Kubernetes and KubeRay accept, field by field."""
+
+import copy
+import os
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+Manifest = dict[str, Any]
+
+KUSTOMIZATIONS = [
+    "infra/kuberay/base",
+    "infra/kuberay/overlays/aws",
+    "infra/kuberay/overlays/dev",
+    "infra/kuberay/overlays/raycluster",
+    "infra/mlflow/base",
+    "infra/mlflow/overlays/aws",
+]
+KUBERAY = [folder for folder in KUSTOMIZATIONS if "kuberay" in folder]
+
+
+def build(folder: pathlib.Path) -> list[Manifest]:
+    if shutil.which("kustomize") is None:
+        pytest.skip("kustomize is not installed")
+    built = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return list(yaml.safe_load_all(built.stdout))
+
+
+def closed(schema: Any) -> Any:
+    """A structural OpenAPI v3 schema as JSON schema in which a field that is not named is an error."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: closed(value) for key, value in schema.items()}
+    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
+        result["additionalProperties"] = False
+    return result
+
+
+@pytest.fixture(scope="session")
+def kuberay_schemas() -> dict[str, Any]:
+    """Closed schema of `ray.io/v1` for each kind."""
+    folder = os.environ.get("KUBERAY_CRDS")
+    if not folder:
+        pytest.skip("KUBERAY_CRDS names no folder of custom resource definitions")
+    definitions = [yaml.safe_load(path.read_text()) for path in pathlib.Path(folder).glob("ray.io_*.yaml")]
+    return {
+        definition["spec"]["names"]["kind"]: closed(version["schema"]["openAPIV3Schema"])
+        for definition in definitions
+        for version in definition["spec"]["versions"]
+        if version["name"] == "v1"
+    }
+
+
+def ray_resources(manifests: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["apiVersion"].startswith("ray.io/")]
+
+
+def cluster_specs(manifests: list[Manifest]) -> list[Manifest]:
+    return [m["spec"].get("rayClusterSpec", m["spec"]) for m in ray_resources(manifests)]
+
+
+def pod_templates(node: Any) -> Iterator[Manifest]:
+    """Every pod template below, wherever it stands."""
+    if isinstance(node, list):
+        for item in node:
+            yield from pod_templates(item)
+    elif isinstance(node, dict):
+        if "containers" in node.get("spec", {}):
+            yield node
+        for value in node.values():
+            yield from pod_templates(value)
+
+
+def test_every_kustomization_of_the_repository_is_tested(repository):
+    found = [path.parent.relative_to(repository).as_posix() for path in repository.glob("infra/**/kustomization.yaml")]
+    assert sorted(found) == KUSTOMIZATIONS
+
+
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS)
+def test_core_objects_are_valid_kubernetes_without_unknown_fields(repository, folder):
+    core = [m for m in build(repository / folder) if not m["apiVersion"].startswith("ray.io/")]
+    assert core
+    for manifest in core:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("folder", KUBERAY)
+def test_ray_objects_are_valid_kuberay_without_unknown_fields(repository, kuberay_schemas, folder):
+    resources = ray_resources(build(repository / folder))
+    assert len(resources) == 1
+    for manifest in resources:
+        jsonschema.validate(manifest, kuberay_schemas[manifest["kind"]])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["spec", "shutdownAfterJobFinish"],
+        ["spec", "rayClusterSpec", "enableInTreeAutoscalling"],
+        ["spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplica"],
+        ["spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "envfrom"],
+    ],
+    ids=lambda path: str(path[-1]),
+)
+def test_a_misspelt_kuberay_field_is_refused(repository, kuberay_schemas, path):
+    (manifest,) = ray_resources(build(repository / "infra/kuberay/base"))
+    broken = copy.deepcopy(manifest)
+    parent = broken
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = True
+    with pytest.raises(jsonschema.ValidationError, match=str(path[-1])):
+        jsonschema.validate(broken, kuberay_schemas["RayJob"])
+
+
+def test_a_misspelt_core_field_is_refused(repository):
+    (deployment,) = [m for m in build(repository / "infra/mlflow/base") if m["kind"] == "Deployment"]
+    deployment["spec"]["replica"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+        kubernetes_validate.validate(deployment, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("folder", KUBERAY)
+def test_the_head_is_given_no_work_and_never_stands_on_a_spot_node(repository, folder):
+    for spec in cluster_specs(build(repository / folder)):
+        head = spec["headGroupSpec"]
+        assert head["rayStartParams"]["num-cpus"] == "0"
+        affinity = head["template"]["spec"]["affinity"]["nodeAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert {rule["operator"] for rule in term["matchExpressions"]} == {"NotIn"}
+
+
+@pytest.mark.parametrize("folder", KUBERAY)
+def test_ray_clusters_authenticate_by_token(repository, folder):
+    assert all(spec["authOptions"] == {"mode": "token"} for spec in cluster_specs(build(repository / folder)))
+
+
+def test_the_job_runs_the_bare_command_and_is_taken_up_again_by_a_new_cluster(repository):
+    (job,) = ray_resources(build(repository / "infra/kuberay/base"))
+    assert job["spec"]["entrypoint"] == "python pipelines/full_cascade.py"
+    assert job["spec"]["submissionMode"] == "K8sJobMode"
+    assert job["spec"]["backoffLimit"] > 0
+    assert job["spec"]["shutdownAfterJobFinishes"]
+
+
+def test_the_long_lived_cluster_is_the_cluster_of_the_job(repository):
+    (job,) = ray_resources(build(repository / "infra/kuberay/base"))
+    (cluster,) = ray_resources(build(repository / "infra/kuberay/overlays/raycluster"))
+    assert cluster["kind"] == "RayCluster"
+    assert cluster["spec"] == job["spec"]["rayClusterSpec"]
+
+
+def test_gpu_workers_ask_for_a_gpu_tolerate_its_taint_and_come_by_the_autoscaler(repository):
+    (spec,) = cluster_specs(build(repository / "infra/kuberay/base"))
+    (gpu,) = [group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu"]
+    (container,) = gpu["template"]["spec"]["containers"]
+    assert spec["enableInTreeAutoscaling"]
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert gpu["minReplicas"] == 0 < gpu["maxReplicas"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" in [toleration["key"] for toleration in gpu["template"]["spec"]["tolerations"]]
+
+
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS)
+def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(repository, folder):
+    manifests = build(repository / folder)
+    policies = [m["spec"]["podSelector"].get("matchLabels") for m in manifests if m["kind"] == "NetworkPolicy"]
+    for template in pod_templates(manifests):
+        labels = template["metadata"]["labels"].items()
+        assert any(selected and selected.items() <= labels for selected in policies)
+        assert template["spec"]["securityContext"]["runAsNonRoot"]
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+
+
+def test_the_namespace_denies_all_traffic_that_no_policy_names(repository):
+    policies = [m for m in build(repository / "infra/kuberay/base") if m["kind"] == "NetworkPolicy"]
+    (deny,) = [policy["spec"] for policy in policies if not policy["spec"]["podSelector"]]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS)
+def test_secrets_are_only_referred_to(repository, folder):
+    manifests = build(repository / folder)
+    assert "Secret" not in {manifest["kind"] for manifest in manifests}
+    for template in pod_templates(manifests):
+        for container in template["spec"]["containers"]:
+            assert all("valueFrom" in variable for variable in container.get("env", []))
+
+
+def test_mlflow_answers_to_the_name_that_the_cascade_calls(repository):
+    settings = {
+        m["metadata"]["name"]: m["data"]
+        for folder in ("infra/kuberay/base", "infra/mlflow/base")
+        for m in build(repository / folder)
+        if m["kind"] == "ConfigMap"
+    }
+    assert settings["cascade-settings"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert "mlflow:*" in settings["mlflow-settings"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert settings["mlflow-settings"]["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
