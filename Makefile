@@ -24,7 +24,7 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 	$(BIN)/lint-imports --no-logo
 
 bench: .venv/.stamp-test  ## measure against peers; prints a table, writes bench.json
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python -m tests.benchmarks.run
 
 faults: .venv/.stamp-test  ## kill every trained stage at random steps; GROUP=name runs those whose name has it
 	$(BIN)/pytest -m faults -k "$(GROUP)"

@@ -1,0 +1,61 @@
+"""Every measurement of `make bench`: prints one table and writes bench.json.
+
+Each bench_*.py beside this file has `rows(rounds)`, which measures ours and the peer in turn, round by round, so that a
+busy machine slows both, and returns a dictionary for each row: name, ours, peer, ratio (our time over the peer's),
+unit, cpu_ours, cpu_peer (CPU seconds a round, which other work on the machine does not move).
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+FOLDER = pathlib.Path(__file__).parent
+REPOSITORY = FOLDER.parents[1]
+
+Row = dict[str, Any]
+
+
+def machine() -> dict[str, Any]:
+    """CPU model and number of cores that this process may use."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": models[0] if models else platform.processor() or platform.machine(), "cores": cores}
+
+
+def commit() -> str:
+    """The measured commit; `+changes` when the work tree differs from it."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
+    return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def table(rows: list[Row]) -> Table:
+    result = Table("name", "ours", "peer", "ours / peer", "unit", "CPU ours / peer")
+    for row in rows:
+        numbers = [f"{row[key]:.4g}" if row.get(key) is not None else "-" for key in ("ours", "peer", "ratio")]
+        cpu = f"{row['cpu_ours'] / row['cpu_peer']:.3g}" if row.get("cpu_ours") and row.get("cpu_peer") else "-"
+        result.add_row(row["name"], *numbers, row["unit"], cpu)
+    return result
+
+
+def main(rounds: int = 5) -> None:
+    """Measure everything, print the table, write bench.json."""
+    facts = {"commit": commit(), "machine": machine()}
+    rows: list[Row] = []
+    for path in sorted(FOLDER.glob("bench_*.py")):
+        rows += [row | facts for row in importlib.import_module(f"tests.benchmarks.{path.stem}").rows(rounds)]
+        (REPOSITORY / "bench.json").write_text(json.dumps(rows, indent=2) + "\n")
+    Console().print(table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
