@@ -64,7 +64,7 @@ class EMAQuantizer(nn.Module):
         z = rearrange(self.project_in(z_e), "b c h w -> b h w c").float()  # (B, h, w, C)
         z = self._normalize(z)
         indices = self._nearest(z.detach())  # (B, h, w)
-        e = self.codebook[indices]  # (B, h, w, C)
+        e = self.codebook[indices].detach()  # (B, h, w, C)
         # e + (z - sg[z]) and not z + sg[e - z]: the value is then exactly the code, so that detokenize equals forward.
         straight_through = rearrange(e + (z - z.detach()), "b h w c -> b c h w")
         return Quantized(

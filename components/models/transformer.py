@@ -155,6 +155,7 @@ class Transformer(nn.Module):
             x = block(x, mask=mask, cache=None, start=0)
         return self.head(self.norm_out(x[:, self.text_length :]))
 
+    @torch.no_grad()
     def start(
         self, batch_size: int, *, label: Tensor | None = None, text: Tensor | None = None
     ) -> tuple[Tensor, KVCache]:
@@ -165,6 +166,7 @@ class Transformer(nn.Module):
         mask = None if visible is None else _causal_mask(visible[..., : x.shape[1]])
         return self._decode(x, cache=cache, mask=mask), cache
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, *, cache: KVCache) -> Tensor:
         """Append `tokens` (B,) to the sequence in `cache`: the logits (B, K) of the next ones.
 

@@ -1,0 +1,174 @@
+"""Laws of the tokenizer's encoder and decoder; the oracle is diffusers' VQModel."""
+
+import pytest
+import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+
+from components.models.autoencoder import AttentionBlock, Downsample, ResBlock, Upsample, VQAutoencoder
+
+
+def make_autoencoder(**changes: object) -> VQAutoencoder:
+    settings = {
+        "resolution": 16,
+        "channels": 16,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (8,),
+        "latent_channels": 8,
+        "codebook_size": 32,
+        "codebook_dim": 4,
+    }
+    return VQAutoencoder(**(settings | changes)).eval()
+
+
+def copy_pair(ours: nn.Module, peer: nn.Module) -> None:
+    peer.load_state_dict(ours.state_dict())
+
+
+def copy_res_block(ours: ResBlock, peer: nn.Module) -> None:
+    names = {"norm_1": "norm1", "conv_1": "conv1", "norm_2": "norm2", "conv_2": "conv2"}
+    for name, peer_name in names.items():
+        copy_pair(getattr(ours, name), getattr(peer, peer_name))
+    if isinstance(ours.skip, nn.Conv2d):
+        copy_pair(ours.skip, peer.conv_shortcut)
+
+
+def copy_attention(ours: AttentionBlock, peer: nn.Module) -> None:
+    copy_pair(ours.norm, peer.group_norm)
+    copy_pair(ours.proj, peer.to_out[0])
+    for i, name in enumerate(("to_q", "to_k", "to_v")):
+        getattr(peer, name).weight.data.copy_(ours.qkv.weight.chunk(3)[i])
+        getattr(peer, name).bias.data.copy_(ours.qkv.bias.chunk(3)[i])
+
+
+def copy_blocks(ours: nn.Sequential, peer: nn.Module, *, sampler: str) -> None:
+    """Residual blocks, attention and resampling of one level, each kind in its order."""
+    for kind, copy, peers in (
+        (ResBlock, copy_res_block, peer.resnets),
+        (AttentionBlock, copy_attention, getattr(peer, "attentions", [])),
+    ):
+        for block, peer_block in zip([m for m in ours if isinstance(m, kind)], peers, strict=True):
+            copy(block, peer_block)
+    for block in ours:
+        if isinstance(block, Downsample | Upsample):
+            copy_pair(block.conv, getattr(peer, sampler)[0].conv)
+
+
+def copy_to_peer(ours: VQAutoencoder, peer: VQModel) -> None:
+    for side, peer_side, levels, sampler in (
+        (ours.encoder, peer.encoder, peer.encoder.down_blocks, "downsamplers"),
+        (ours.decoder, peer.decoder, peer.decoder.up_blocks, "upsamplers"),
+    ):
+        copy_pair(side.conv_in, peer_side.conv_in)
+        for level, peer_level in zip(side.levels, levels, strict=True):
+            copy_blocks(level, peer_level, sampler=sampler)
+        copy_blocks(side.middle, peer_side.mid_block, sampler=sampler)
+        copy_pair(side.norm_out, peer_side.conv_norm_out)
+        copy_pair(side.conv_out, peer_side.conv_out)
+
+
+def randomize(module: nn.Module) -> None:
+    """All weights and biases, also those of the norms: a zero or a one hides what it multiplies."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
+        parameter.data.normal_(generator=generator).mul_(scale)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[VQAutoencoder, VQModel]:
+    ours = make_autoencoder(channels=128, codebook_dim=8)
+    peer = VQModel(
+        block_out_channels=(128, 256),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=32,
+    ).eval()
+    randomize(ours)
+    ours.encoder.conv_in.bias.data.zero_()  # so that a faint picture stays faint up to the first norm
+    copy_to_peer(ours, peer)
+    return ours, peer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("contrast", [1.0, 1e-3])
+def test_encoder_equals_the_oracle_under_random_weights(pair: tuple[VQAutoencoder, VQModel], contrast: float):
+    """Also for a faint picture, where the epsilon of the norms shows."""
+    ours, peer = pair
+    image = (torch.rand(2, 3, 16, 16) * 2 - 1) * contrast
+    torch.testing.assert_close(ours.encode(image), peer.encoder(image), atol=1.6e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_decoder_equals_the_oracle_under_random_weights(
+    pair: tuple[VQAutoencoder, VQModel], memory_format: torch.memory_format
+):
+    ours, peer = pair
+    z_q = torch.randn(2, 8, 8, 8)
+    out = ours.to(memory_format=memory_format).decode(z_q.contiguous(memory_format=memory_format))
+    torch.testing.assert_close(out, peer.decoder(z_q), atol=6.7e-5, rtol=0)
+
+
+def test_the_published_imagenet_network_has_its_published_number_of_parameters():
+    with torch.device("meta"):
+        autoencoder = VQAutoencoder(
+            resolution=256,
+            channels=128,
+            channel_mult=(1, 1, 2, 2, 4),
+            num_res_blocks=2,
+            attention_resolutions=(16,),
+            latent_channels=256,
+            codebook_size=1024,
+            codebook_dim=256,
+        )
+    counts = [sum(p.numel() for p in m.parameters()) for m in (autoencoder.encoder, autoencoder.decoder, autoencoder)]
+    assert counts[:2] == [29_298_176, 42_449_795]
+    assert counts[2] + autoencoder.quantizer.codebook.numel() == 72_141_699  # there the codebook is a parameter
+    assert autoencoder.grid == (16, 16)
+
+
+def test_detokenize_of_tokenize_is_the_reconstruction():
+    autoencoder = make_autoencoder()
+    image = torch.rand(3, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        reconstruction, quantized = autoencoder(image)
+    indices = autoencoder.tokenize(image)
+    assert indices.shape == (3, *autoencoder.grid)
+    assert torch.equal(indices, quantized.indices)
+    torch.testing.assert_close(autoencoder.detokenize(indices), reconstruction, atol=1e-6, rtol=0)
+
+
+def test_every_parameter_takes_part_in_training():
+    autoencoder = make_autoencoder().train()
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    reconstruction, quantized = autoencoder(image)
+    ((reconstruction - image).square().mean() + quantized.commitment_loss).backward()
+    still = [name for name, p in autoencoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+def test_the_last_layer_is_the_weight_that_makes_the_pixels():
+    autoencoder = make_autoencoder()
+    autoencoder.last_layer.data.zero_()
+    image = torch.rand(1, 3, 16, 16)
+    bias: Tensor = autoencoder.decoder.conv_out.bias
+    torch.testing.assert_close(autoencoder(image)[0], bias[None, :, None, None].expand(1, 3, 16, 16))
+
+
+def test_autocast_changes_the_reconstruction_by_rounding_only():
+    torch.manual_seed(0)
+    autoencoder = make_autoencoder()
+    indices = torch.randint(0, 32, (2, 8, 8))
+    exact = autoencoder.detokenize(indices)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = autoencoder.detokenize(indices)
+    assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_resolution_that_cannot_be_halved_is_refused():
+    with pytest.raises(ValueError, match="not a multiple"):
+        make_autoencoder(resolution=15)

@@ -1,0 +1,152 @@
+"""Laws of decoding."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.models.transformer import Transformer
+from components.sampling.autoregressive import draw, generate, token_probabilities
+
+NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
+TEXT = torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0], [1, 9, 9, 2, 0], [1, 3, 2, 0, 0]])
+LABEL = torch.tensor([0, 3, 4, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(
+        codebook_size=13,
+        num_tokens=10,
+        model_dim=32,
+        num_layers=2,
+        num_heads=4,
+        num_classes=5,
+        vocab_size=12,
+        text_length=5,
+    ).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_().mul_(0.3)
+    return model
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def probabilities(logits: Tensor, **filters: object) -> Tensor:
+    return token_probabilities(logits, **({"temperature": 1.0, "top_k": None, "top_p": None} | filters))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_decoding_with_the_cache_equals_greedy_decoding_without(transformer: Transformer, guidance_scale: float):
+    condition, null = {"label": LABEL, "text": TEXT}, {"label": None, "text": NULL_TEXT.expand(5, 5)}
+    expected = torch.zeros(5, 10, dtype=torch.int64)
+    for i in range(10):
+        conditional, unconditional = (transformer(expected, **c)[:, i] for c in (condition, null))
+        expected[:, i] = (unconditional + guidance_scale * (conditional - unconditional)).argmax(dim=-1)
+    tokens = generate(
+        transformer,
+        generators=generators(*range(5)),
+        **condition,
+        null_text=NULL_TEXT,
+        guidance_scale=guidance_scale,
+        temperature=0.0,
+    )
+    assert torch.equal(tokens, expected)
+    assert len(expected.unique(dim=0)) > 1
+
+
+def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(transformer: Transformer):
+    settings = {"null_text": NULL_TEXT, "guidance_scale": 2.0, "temperature": 0.9, "top_k": 10, "top_p": 0.95}
+    together = generate(transformer, generators=generators(*range(5)), label=LABEL, text=TEXT, **settings)
+    for i in range(5):
+        one = slice(i, i + 1)
+        alone = generate(transformer, generators=generators(i), label=LABEL[one], text=TEXT[one], **settings)
+        assert torch.equal(alone, together[one])
+    other = generate(transformer, generators=generators(*range(5, 10)), label=LABEL, text=TEXT, **settings)
+    assert not torch.equal(other, together)
+
+
+def test_samples_follow_the_model(transformer: Transformer):
+    """The first token of 4,000 pictures against its exact distribution, chi-squared with 12 degrees of freedom."""
+    label, text = LABEL[:1].expand(4000), TEXT[:1].expand(4000, 5)
+    with torch.no_grad():
+        expected = transformer.start(1, label=label[:1], text=text[:1])[0].softmax(dim=-1)[0] * 4000
+    uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    logits = expected.log().expand(4000, 13)
+    drawn = draw(logits, uniforms=uniforms, temperature=1.0, top_k=None, top_p=None)
+    counts = torch.bincount(drawn, minlength=13)
+    assert ((counts - expected) ** 2 / expected).sum() < 32.9  # passed by 99.9 % of fair samples
+
+
+def test_guidance_with_equal_conditions_changes_nothing(transformer: Transformer):
+    null = {"label": torch.full((2,), 5), "text": NULL_TEXT.expand(2, 5)}
+    plain = generate(transformer, generators=generators(0, 1), **null)
+    guided = generate(transformer, generators=generators(0, 1), **null, null_text=NULL_TEXT, guidance_scale=4.0)
+    assert torch.equal(guided, plain)
+
+
+def test_every_step_is_reported(transformer: Transformer):
+    seen = []
+    generate(
+        transformer,
+        generators=generators(0),
+        label=LABEL[:1],
+        text=TEXT[:1],
+        on_token=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(i, 10) for i in range(1, 11)]
+
+
+def test_top_k_keeps_the_k_most_likely_tokens_and_all_that_tie_with_the_last():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
+    assert (probabilities(logits, top_k=1) > 0).tolist() == [[True, False, False, False, False]]
+    assert (probabilities(logits, top_k=2) > 0).tolist() == [[True, False, True, True, False]]
+    kept = probabilities(logits, top_k=3)
+    torch.testing.assert_close(kept[0, [0, 2, 3]], logits[0, [0, 2, 3]].softmax(dim=0))
+    assert torch.equal(probabilities(logits, top_k=99), logits.softmax(dim=-1))
+
+
+def test_top_p_keeps_the_fewest_tokens_whose_mass_reaches_p_and_at_least_one():
+    p = torch.tensor([[0.125, 0.5, 0.25, 0.125]])
+    for top_p, kept in ((1e-6, [1]), (0.5, [1]), (0.51, [1, 2]), (0.75, [1, 2]), (0.8, [0, 1, 2]), (1.0, [0, 1, 2, 3])):
+        out = probabilities(p.log(), top_p=top_p)
+        assert out[0].nonzero().flatten().tolist() == kept
+        torch.testing.assert_close(out.sum(), torch.tensor(1.0))
+        torch.testing.assert_close(out[0, kept], p[0, kept] / p[0, kept].sum())
+
+
+def test_top_p_decides_ties_by_the_lower_token():
+    assert (probabilities(torch.zeros(1, 4), top_p=0.5) > 0).tolist() == [[True, True, False, False]]
+
+
+def test_filters_act_in_the_order_temperature_top_k_softmax_top_p():
+    """After top-k the mass is renormalized: 0.5 and 0.3 are 0.625 and 0.375, so p = 0.6 keeps the first alone."""
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert (probabilities(logits, top_k=2, top_p=0.6) > 0).tolist() == [[True, False, False]]
+    assert (probabilities(logits, top_p=0.6) > 0).tolist() == [[True, True, False]]
+    torch.testing.assert_close(probabilities(logits, temperature=0.5), (2 * logits).softmax(dim=-1))
+
+
+def test_inversion_never_draws_a_token_of_probability_zero():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
+    uniforms = torch.tensor([0.0, 0.49999, 0.5, 1 - 2**-24])
+    drawn = draw(logits, uniforms=uniforms, temperature=1.0, top_k=None, top_p=None)
+    assert drawn.tolist() == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"temperature": -1.0}, "negative"), ({"top_k": 0}, "keeps no token"), ({"top_p": 0.0}, "not in")],
+)
+def test_settings_out_of_range_are_refused(transformer: Transformer, setting: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        generate(transformer, generators=generators(0), label=LABEL[:1], text=TEXT[:1], **setting)
+
+
+def test_guidance_of_a_text_needs_the_empty_text(transformer: Transformer):
+    with pytest.raises(ValueError, match="null_text"):
+        generate(transformer, generators=generators(0), label=LABEL[:1], text=TEXT[:1], guidance_scale=2.0)

@@ -1,0 +1,102 @@
+"""Laws of the losses."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from components.losses.adversarial import (
+    adaptive_weight,
+    balanced_generator_loss,
+    generator_loss,
+    hinge_discriminator_loss,
+)
+from components.losses.likelihood import token_loss
+from components.losses.reconstruction import reconstruction_loss
+
+
+def test_hinge_losses_have_their_closed_form():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 0.5])
+    expected = 0.5 * ((0 + 0.5 + 2.0) / 3 + (0 + 1.0 + 1.5) / 3)
+    torch.testing.assert_close(hinge_discriminator_loss(real, fake_logits=fake), torch.tensor(expected))
+    torch.testing.assert_close(generator_loss(fake), torch.tensor(2.5 / 3))
+
+
+def test_a_discriminator_that_knows_nothing_has_loss_one():
+    zeros = torch.zeros(2, 1, 6, 6)
+    assert hinge_discriminator_loss(zeros, fake_logits=zeros) == 1.0
+
+
+def test_the_adaptive_weight_is_the_clamped_ratio_of_the_norms():
+    nll, adversarial = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    torch.testing.assert_close(adaptive_weight(nll, adversarial_gradient=adversarial), torch.tensor(5 / (2 + 1e-4)))
+    assert adaptive_weight(nll, adversarial_gradient=torch.zeros(2)) == 1e4
+    assert adaptive_weight(torch.zeros(2), adversarial_gradient=adversarial) == 0
+
+
+def small_gan() -> tuple[nn.Module, nn.Module, nn.Module, Tensor]:
+    torch.manual_seed(0)
+    body, last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+    discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 3))
+    return body, last, discriminator, torch.rand(2, 3, 8, 8) * 2 - 1
+
+
+def test_the_balanced_loss_has_the_value_and_gradient_of_the_published_formula():
+    body, last, discriminator, image = small_gan()
+    parameters = [*body.parameters(), *last.parameters()]
+
+    def losses() -> tuple[Tensor, Tensor, Tensor]:
+        reconstruction = last(torch.tanh(body(image)))
+        return reconstruction, (reconstruction - image).abs().mean(), generator_loss(discriminator(reconstruction))
+
+    _, nll_loss, adversarial_loss = losses()
+    norms = [
+        torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (nll_loss, adversarial_loss)
+    ]
+    expected_weight = norms[0] / (norms[1] + 1e-4)
+    expected = nll_loss + 0.8 * expected_weight.detach() * adversarial_loss
+    expected_gradients = torch.autograd.grad(expected, parameters)
+
+    reconstruction, nll_loss, adversarial_loss = losses()
+    balanced = balanced_generator_loss(
+        reconstruction,
+        nll_loss=nll_loss,
+        adversarial_loss=adversarial_loss,
+        last_layer=last.weight,
+        adversarial_weight=0.8,
+    )
+    balanced.loss.backward()
+    torch.testing.assert_close(balanced.adaptive_weight, expected_weight)
+    torch.testing.assert_close(balanced.loss, expected)
+    torch.testing.assert_close([p.grad for p in parameters], list(expected_gradients))
+
+
+def test_the_generator_step_leaves_no_gradient_in_the_discriminator_and_its_graph_for_the_hinge_loss():
+    """Shubhamai/pytorch-vqgan #3: gradients of the generator's step were added to the discriminator's."""
+    body, last, discriminator, image = small_gan()
+    reconstruction = last(torch.tanh(body(image)))
+    fake_logits = discriminator(reconstruction)
+    balanced_generator_loss(
+        reconstruction,
+        nll_loss=(reconstruction - image).abs().mean(),
+        adversarial_loss=generator_loss(fake_logits),
+        last_layer=last.weight,
+        adversarial_weight=0.8,
+    ).loss.backward()
+    assert all(p.grad is None for p in discriminator.parameters())
+    generator_gradient = last.weight.grad.clone()
+    parameters = list(discriminator.parameters())
+    hinge_discriminator_loss(discriminator(image), fake_logits=fake_logits).backward(inputs=parameters)
+    apart = hinge_discriminator_loss(discriminator(image), fake_logits=discriminator(reconstruction.detach()))
+    torch.testing.assert_close([p.grad for p in parameters], list(torch.autograd.grad(apart, parameters)))
+    assert torch.equal(last.weight.grad, generator_gradient)
+
+
+def test_reconstruction_loss_is_the_mean_absolute_difference():
+    image = torch.zeros(1, 3, 2, 2)
+    assert reconstruction_loss(image + 0.5, image=image) == 0.5
+
+
+def test_a_uniform_prior_costs_the_logarithm_of_the_codebook_size():
+    tokens = torch.randint(0, 7, (2, 5))
+    torch.testing.assert_close(token_loss(torch.zeros(2, 5, 7), tokens=tokens), torch.tensor(math.log(7)))

@@ -1,0 +1,71 @@
+"""Laws of the perceptual distance."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.models.perceptual import PerceptualLoss
+
+
+class Features(nn.Module):
+    """Two feature maps of a small real network; its dropout shows whether it is in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv_2 = nn.Conv2d(6, 4, 3, stride=2, padding=1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        first = F.relu(self.conv_1(image))
+        return [first, self.dropout(F.relu(self.conv_2(first)))]
+
+
+def test_the_distance_is_that_of_its_formula_pixel_by_pixel():
+    features = Features()
+    weights = [torch.rand(6), torch.rand(4)]
+    distance = PerceptualLoss(features, layer_weights=weights)
+    a, b = torch.rand(2, 2, 3, 6, 6).unbind()
+    expected = torch.zeros(2)
+    for f, g, weight in zip(features(a), features(b), weights, strict=True):
+        for i in range(f.shape[2]):
+            for j in range(f.shape[3]):
+                u, v = (x[:, :, i, j] / (x[:, :, i, j].norm(dim=1, keepdim=True) + 1e-10) for x in (f, g))
+                expected += ((u - v) ** 2 @ weight) / f[0, 0].numel()
+    torch.testing.assert_close(distance(a, b), expected)
+
+
+def test_without_weights_every_channel_counts_once():
+    features, (a, b) = Features(), torch.rand(2, 2, 3, 6, 6).unbind()
+    ones = [torch.ones(6), torch.ones(4)]
+    torch.testing.assert_close(PerceptualLoss(features)(a, b), PerceptualLoss(features, layer_weights=ones)(a, b))
+
+
+def test_a_picture_has_distance_zero_from_itself_and_the_distance_is_symmetric():
+    distance = PerceptualLoss(Features())
+    a, b = torch.rand(2, 2, 3, 6, 6).unbind()
+    assert torch.equal(distance(a, a), torch.zeros(2))
+    torch.testing.assert_close(distance(a, b), distance(b, a))
+
+
+def test_the_feature_network_stays_frozen_and_in_eval_mode():
+    distance = PerceptualLoss(Features()).train()
+    assert not distance.features.dropout.training
+    assert not any(p.requires_grad for p in distance.parameters())
+    image = torch.rand(1, 3, 6, 6, requires_grad=True)
+    distance(image, torch.rand(1, 3, 6, 6)).sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+class DeadFeatures(nn.Module):
+    """A linear feature map that is zero everywhere."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image * 0.0]
+
+
+def test_dead_pixels_give_a_finite_gradient():
+    """The square root of a sum of squares has none where every channel is zero."""
+    image = torch.rand(1, 3, 6, 6, requires_grad=True)
+    PerceptualLoss(DeadFeatures())(image, torch.rand(1, 3, 6, 6)).sum().backward()
+    assert image.grad.isfinite().all()

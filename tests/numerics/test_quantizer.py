@@ -1,0 +1,199 @@
+"""Laws of the vector quantizer; the oracle is vector-quantize-pytorch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, distributed, multiprocessing
+from vector_quantize_pytorch import VectorQuantize
+
+from components.models.quantizer import (
+    EMAQuantizer,
+    codebook_histogram,
+    codebook_perplexity,
+    codebook_usage,
+)
+
+TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
+
+
+def make_quantizer(*, codebook_size: int = 16, dim: int = 8, threshold: float = 0.0, normalize: bool = True):
+    """A quantizer whose projections are the identity, with the oracle's initial state."""
+    quantizer = EMAQuantizer(
+        latent_channels=dim,
+        codebook_size=codebook_size,
+        codebook_dim=dim,
+        ema_decay=0.8,
+        dead_code_threshold=threshold,
+        l2_normalize=normalize,
+    )
+    for projection in (quantizer.project_in, quantizer.project_out):
+        torch.nn.init.dirac_(projection.weight)
+        torch.nn.init.zeros_(projection.bias)
+    quantizer.initialized.fill_(True)
+    return quantizer
+
+
+def update(quantizer: EMAQuantizer, z_e: Tensor, *, seed: int = 0) -> Tensor:
+    out = quantizer(z_e)
+    generator = torch.Generator().manual_seed(seed)
+    return quantizer.update_codebook(out.latents, indices=out.indices, generator=generator)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_codes_indices_loss_and_ema_equal_the_oracle_over_several_steps(normalize: bool):
+    torch.manual_seed(0)
+    ours = make_quantizer(normalize=normalize)
+    peer = VectorQuantize(
+        dim=8,
+        codebook_size=16,
+        decay=0.8,
+        use_cosine_sim=normalize,
+        rotation_trick=False,
+        commitment_weight=1.0,
+        accept_image_fmap=True,
+    ).train()
+    peer.codebook = ours.codebook
+    peer._codebook.embed_avg.copy_(ours.codebook)
+    for _ in range(6):
+        z_e = torch.randn(3, 8, 4, 4, requires_grad=True)
+        z_q, indices, loss = peer(z_e)
+        out = ours(z_e)
+        torch.testing.assert_close(out.indices, indices, rtol=0, atol=0)
+        torch.testing.assert_close(out.z_q, z_q, **TOLERANCE)
+        torch.testing.assert_close(out.commitment_loss, loss.squeeze(), **TOLERANCE)
+        direction = torch.randn_like(z_q)
+        ours_grad, peer_grad = (torch.autograd.grad(z, z_e, direction)[0] for z in (out.z_q, z_q))
+        torch.testing.assert_close(ours_grad, peer_grad, **TOLERANCE)
+        ours.update_codebook(out.latents, indices=out.indices, generator=torch.Generator())
+        torch.testing.assert_close(ours.codebook, peer.codebook, **TOLERANCE)
+        torch.testing.assert_close(ours.ema_count, peer._codebook.cluster_size[0], atol=1e-5, rtol=0)
+
+
+def test_the_gradient_goes_straight_through_to_the_normalized_latents():
+    quantizer = make_quantizer()
+    z_e = torch.randn(2, 8, 4, 4, requires_grad=True)
+    direction = torch.randn(2, 8, 4, 4)
+    (through,) = torch.autograd.grad(quantizer(z_e).z_q, z_e, direction)
+    (around,) = torch.autograd.grad(torch.nn.functional.normalize(z_e, dim=1), z_e, direction)
+    torch.testing.assert_close(through, around)
+
+
+def test_the_value_of_z_q_is_exactly_that_of_its_codes():
+    quantizer = EMAQuantizer(latent_channels=5, codebook_size=16, codebook_dim=8)
+    out = quantizer(torch.randn(2, 5, 4, 4))
+    assert torch.equal(out.z_q, quantizer.lookup(out.indices))
+
+
+def test_commitment_moves_the_encoder_and_nothing_moves_the_codes_by_gradient():
+    """taming-transformers #57 and 1d-tokenizer #120: the weight stood on the wrong term, and nothing failed."""
+    quantizer = make_quantizer()
+    codes = quantizer.codebook.requires_grad_()
+    z_e = torch.randn(2, 8, 4, 4, requires_grad=True)
+    to_latents, to_codes = torch.autograd.grad(quantizer(z_e).commitment_loss, (z_e, codes), allow_unused=True)
+    assert to_latents.abs().sum() > 0
+    assert to_codes is None
+
+
+def test_the_nearest_code_is_found_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(codebook_size=512)
+    z = torch.nn.functional.normalize(torch.randn(4, 8, 8, 8), dim=1)
+    expected = torch.cdist(rearrange(z, "b c h w -> (b h w) c").double(), quantizer.codebook.double()).argmin(dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        indices = quantizer._nearest(rearrange(z, "b c h w -> b h w c"))
+        assert quantizer(z).commitment_loss.dtype == torch.float32
+    assert torch.equal(indices.flatten(), expected)
+
+
+def test_a_dead_code_restarts_at_a_latent_of_the_batch_and_its_count_and_sum_with_it():
+    """espnet #6284: a stale sum wrote the dead code back over its replacement."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(threshold=0.1)
+    away = torch.nn.functional.one_hot(torch.tensor(7), 8).float()
+    quantizer.codebook[3] = -away
+    quantizer.ema_sum[3], quantizer.ema_count[3] = -away * 1e-3, 1e-3
+    z_e = torch.randn(4, 8, 4, 4)
+    z_e[:, 7] = z_e[:, 7].abs() + 3  # no latent is near code 3
+    latents = quantizer(z_e).latents
+    dead = update(quantizer, z_e)
+    assert dead >= 1
+    assert (quantizer.codebook[3] - latents).abs().sum(dim=1).min() == 0
+    assert quantizer.ema_count[3] == 4.0  # the mean count of the batch: 64 latents, 16 codes
+    torch.testing.assert_close(quantizer.ema_sum[3], quantizer.codebook[3] * quantizer.ema_count[3])
+    before = quantizer.codebook[3].clone()
+    empty = torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)
+    quantizer.dead_code_threshold = 0.0
+    quantizer.update_codebook(empty[0], indices=empty[1], generator=torch.Generator())
+    torch.testing.assert_close(quantizer.codebook[3], before)
+
+
+def test_the_first_update_initializes_every_code_from_the_data():
+    torch.manual_seed(0)
+    quantizer = EMAQuantizer(latent_channels=8, codebook_size=16, codebook_dim=4)
+    z_e = torch.randn(2, 8, 4, 4)
+    latents = quantizer(z_e).latents
+    assert update(quantizer, z_e) == 16
+    assert torch.cdist(quantizer.codebook, latents).min(dim=1).values.max() < 1e-3
+    assert len(quantizer.codebook.unique(dim=0)) == 16
+    assert update(quantizer, z_e) == 0
+
+
+def test_more_codes_than_latents_still_gives_a_codebook_of_latents():
+    quantizer = EMAQuantizer(latent_channels=4, codebook_size=16, codebook_dim=4)
+    z_e = torch.randn(1, 4, 2, 2)
+    update(quantizer, z_e)
+    torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(16))
+    assert len(quantizer.codebook.unique(dim=0)) == 4
+
+
+def test_the_average_follows_its_closed_form():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(normalize=False)
+    count, total = quantizer.ema_count.clone(), quantizer.ema_sum.clone()
+    batches = [torch.randn(2, 8, 3, 3) for _ in range(4)]
+    for z_e in batches:
+        out = quantizer(z_e)
+        one_hot = torch.nn.functional.one_hot(out.indices.flatten(), 16).float()
+        count = 0.8 * count + 0.2 * one_hot.sum(dim=0)
+        total = 0.8 * total + 0.2 * one_hot.T @ out.latents
+        update(quantizer, z_e)
+    smoothed = (count + 1e-5) / (count.sum() + 16e-5) * count.sum()
+    torch.testing.assert_close(quantizer.codebook, total / smoothed[:, None])
+
+
+def train_shard(rank: int, world_size: int, folder: str) -> None:
+    """Six updates on this rank's slice of each global batch; rank r saves its codebook."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    quantizer = make_quantizer(codebook_size=32, threshold=0.5)
+    quantizer.initialized.fill_(False)
+    for step in range(6):
+        batch = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(step))
+        update(quantizer, batch.chunk(world_size)[rank], seed=step)
+    torch.save(quantizer.state_dict(), Path(folder) / f"{world_size}-{rank}.pt")
+    if world_size > 1:
+        distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_codebook_of_one_on_the_whole_batch_bit_for_bit(tmp_path: Path):
+    train_shard(0, 1, str(tmp_path))
+    multiprocessing.spawn(train_shard, (2, str(tmp_path)), nprocs=2)
+    expected, *states = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    assert (expected["ema_count"] != 1).any()
+    for state in states:
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_usage_and_perplexity_come_from_a_whole_epoch_and_not_from_its_batches():
+    """bshall/VectorQuantizedVAE #3: a small batch cannot show many codes, so its perplexity says nothing."""
+    batches = torch.arange(512).view(16, 32)
+    histogram = sum(codebook_histogram(batch, codebook_size=512) for batch in batches)
+    assert codebook_usage(histogram) == 1.0
+    torch.testing.assert_close(codebook_perplexity(histogram), torch.tensor(512.0, dtype=torch.float64))
+    one_batch = codebook_histogram(batches[0], codebook_size=512)
+    assert codebook_usage(one_batch) == 1 / 16
+    torch.testing.assert_close(codebook_perplexity(one_batch), torch.tensor(32.0, dtype=torch.float64))
