@@ -19,14 +19,16 @@ CACHE_BYTES = 96 * 2**20  # of one reading process
 
 
 class DecodedShard:
-    """The samples of one split of a verified shard; a picture is decoded when it is asked for, and kept if small.
+    """The samples of one split (None: of all) of a verified shard, in tar order; pictures are decoded when they are
+    asked for, and kept if they are small.
 
     Raises ShardError on construction if the shard is not what the index says.
     """
 
-    def __init__(self, index: ShardIndex, entry: ShardEntry, *, resolution: int, split: Split = "train") -> None:
-        samples = read_shard(index, entry)
-        self.samples: list[ShardSample] = [s for s in samples if split_of(s.key, index.holdout_fraction) == split]
+    def __init__(self, index: ShardIndex, entry: ShardEntry, *, resolution: int, split: Split | None) -> None:
+        samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in read_shard(index, entry)]
+        self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
+        self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
         self.text = encode_text(  # (N, L)
             tokenizer_of(index), [sample.caption for sample in self.samples], text_length=index.text.text_length
@@ -69,7 +71,7 @@ class ShardCache:
         """The training split of a shard, read if it is not held. Raises ShardError."""
         key = (index.url(entry.url), entry.sha256, resolution)
         if key not in self._shards:
-            self._shards[key] = DecodedShard(index, entry, resolution=resolution)
+            self._shards[key] = DecodedShard(index, entry, resolution=resolution, split="train")
             self._evict()
         self._shards.move_to_end(key)
         return self._shards[key]

@@ -1,0 +1,52 @@
+"""A split read in canonical order, for measures and pictures that must not depend on the training order.
+
+Shapes: N samples, H = W = resolution, L text_length.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from components.data.decoded import DecodedShard
+from components.data.shards import ShardEntry, ShardIndex, Split
+
+
+class SplitArrays(NamedTuple):
+    image: np.ndarray  # (N, H, W, 3) uint8
+    label: np.ndarray  # (N,) int64
+    text: np.ndarray  # (N, L) int64
+    caption: tuple[str, ...]
+    key: tuple[str, ...]
+    split: tuple[Split, ...]
+
+
+def read_split(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> SplitArrays:
+    """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError."""
+    found, count = [], 0
+    for entry in index.shards:
+        shard = DecodedShard(index, entry, resolution=resolution, split=split)
+        found.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
+        count += len(found[-1].key)
+        if count == limit:
+            break
+    arrays = [np.concatenate([part[field] for part in found]) for field in range(3)]
+    return SplitArrays(*arrays, *(sum((part[field] for part in found), ()) for field in range(3, 6)))
+
+
+def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int) -> SplitArrays:
+    """All usable samples of one shard, of both splits, in tar order. Raises ShardError."""
+    shard = DecodedShard(index, entry, resolution=resolution, split=None)
+    return _arrays(shard, len(shard.samples))
+
+
+def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
+    """The first samples of a shard, at most `limit`."""
+    samples = shard.samples[:limit]
+    return SplitArrays(
+        shard.pictures(np.arange(len(samples))),
+        shard.labels[: len(samples)],
+        shard.text[: len(samples)],
+        tuple(sample.caption for sample in samples),
+        tuple(sample.key for sample in samples),
+        tuple(shard.splits[: len(samples)]),
+    )

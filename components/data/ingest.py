@@ -1,0 +1,186 @@
+"""Pictures of any source into shards with an index, one Ray Data task for each shard.
+
+Shards have fixed names and a small sidecar each in `parts/`: a run that was killed redoes no finished shard.
+`bpe.json` and `index.json` are written last: without an index there is no set.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+
+from tokenizers import Tokenizer
+
+from components.configuration import Config
+from components.data.captions import train_bpe
+from components.data.errors import DataError, SourceError
+from components.data.parallel import run_pieces
+from components.data.parts import Part, PartWriter
+from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, read_bpe, save_index
+from components.data.sources.fashion_mnist import list_fashion_mnist
+from components.data.sources.folder import list_folder
+from components.data.sources.openmoji import list_openmoji
+from components.data.sources.scenes import list_scenes
+from components.data.sources.source import Source
+from components.data.sources.webdataset import LICENSE, TarFacts, TarSurvey, list_tars, merge_classes
+from components.storage.store import Store, absolute
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("openmoji", "scenes", "folder", "fashion_mnist", "webdataset", "shards")
+PACKAGED = ("openmoji", "scenes")  # sources without a path
+Progress = Callable[[int, int], None]  # done, in all: pictures, or tars of a webdataset
+
+
+class IngestConfig(Config):
+    """Every number that decides the set."""
+
+    resolution: int  # side of the stored pictures, pixels
+    samples_per_shard: int  # a reading task holds three shards at a time
+    holdout_fraction: float  # share of the pictures, by hash of the key, that training never sees; [0, 1)
+    vocab_size: int  # ids of the caption tokenizer, at least 260
+    text_length: int  # ids of one caption
+    limit: int | None = None  # at most so many pictures, by hash of the key; for scenes their number
+    max_corrupt_fraction: float = 0.01  # share of the pictures that may be corrupt: quarantined and counted
+
+
+def ingest(
+    source: str,
+    path: str | None = None,
+    *,
+    out: Store,
+    config: IngestConfig,
+    num_cpus: float = 1.0,
+    progress: Progress | None = None,
+) -> ShardIndex:
+    """Write shards and index of a source to `out` (any fsspec URL); `webdataset` and `shards` write the index alone.
+
+    Args:
+        source: one of SOURCES; "shards" is a set that has an index already.
+        path: URL of the source's files; None for the packaged and procedural ones.
+        num_cpus: logical CPUs that one task asks for.
+        progress: called as shards are finished.
+
+    Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
+    corrupt pictures (no index has been written).
+    """
+    path = None if path is None else absolute(path)
+    report = progress or (lambda done, total: None)
+    if source == "shards":
+        return _adopt(_needed(source, path), out)
+    if source == "webdataset":
+        return _index_tars(_needed(source, path), out, config, num_cpus, report)
+    return _write_shards(open_source(source, path, limit=config.limit), out, config, num_cpus, report)
+
+
+def open_source(source: str, path: str | None, *, limit: int | None = None) -> Source:
+    """The listing of a source in its canonical order: by hash of the key, so that each shard is a fair sample of the
+    set and a limit keeps the same pictures. Raises SourceError."""
+    match source:
+        case "openmoji":
+            listing = list_openmoji()
+        case "scenes" if limit is None:
+            raise SourceError("scenes are endless: say how many with limit")
+        case "scenes":
+            return list_scenes(limit)
+        case "folder":
+            listing = list_folder(_needed(source, path))
+        case "fashion_mnist":
+            listing = list_fashion_mnist(_needed(source, path))
+        case _:
+            raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
+    # Another hash than that of the split: the two must be independent, or the first shards would hold all held-out ones.
+    items = sorted(listing.items, key=lambda item: hashlib.sha256(f"order {item.key}".encode()).digest())
+    return Source(listing.name, listing.license, listing.classes, tuple(items[:limit]), listing.reader)
+
+
+def _write_shards(listing: Source, out: Store, config: IngestConfig, num_cpus: float, report: Progress) -> ShardIndex:
+    size = config.samples_per_shard
+    pieces = [json.dumps(listing.items[first : first + size]) for first in range(0, len(listing.items), size)]
+    writer = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction)
+    parts: dict[int, Part] = {}
+    for number, content in run_pieces(writer, pieces, num_cpus=num_cpus):
+        parts[number] = Part.model_validate_json(content)
+        report(sum(part.entry.samples + len(part.entry.quarantined) for part in parts.values()), len(listing.items))
+    ordered = [parts[number] for number in range(len(pieces))]
+    index = _index(listing.name, tuple(part.entry for part in ordered), config, classes=listing.classes)
+    index = index.model_copy(update={"license": listing.license, "resolution": config.resolution})
+    return _commit(index, [caption for part in ordered for caption in part.captions], out, config)
+
+
+def _index_tars(path: str, out: Store, config: IngestConfig, num_cpus: float, report: Progress) -> ShardIndex:
+    if config.limit is not None:
+        raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
+    pieces = ["\n".join(map(str, version)) for version in list_tars(path)]
+    facts: dict[int, TarFacts] = {}
+    for number, content in run_pieces(TarSurvey(out, config.holdout_fraction), pieces, num_cpus=num_cpus):
+        facts[number] = TarFacts.model_validate_json(content)
+        report(len(facts), len(pieces))
+    ordered = [facts[number] for number in range(len(pieces))]
+    index = _index("webdataset", tuple(fact.entry for fact in ordered), config, classes=merge_classes(ordered, path))
+    index = index.model_copy(update={"labels": "name"})
+    return _commit(index, [caption for fact in ordered for caption in fact.captions], out, config)
+
+
+def _adopt(path: str, out: Store) -> ShardIndex:
+    """A set that has an index already stays where it is, with its own hold-out share, resolution and tokenizer."""
+    index = load_index(path)
+    logger.info("%s keeps its own hold-out share, resolution and tokenizer", path)
+    out.write(BPE, read_bpe(index).encode())
+    shards = tuple(entry.model_copy(update={"url": index.url(entry.url)}) for entry in index.shards)
+    save_index(out, index.model_copy(update={"shards": shards}))
+    return load_index(out.uri)
+
+
+def _index(
+    source: str, entries: tuple[ShardEntry, ...], config: IngestConfig, *, classes: tuple[str, ...]
+) -> ShardIndex:
+    return ShardIndex(
+        source=source,
+        license=LICENSE,
+        resolution=None,
+        classes=classes,
+        holdout_fraction=config.holdout_fraction,
+        samples=sum(entry.samples for entry in entries),
+        train_samples=sum(entry.train_samples for entry in entries),
+        quarantined=sum(len(entry.quarantined) for entry in entries),
+        text=TextInfo(sha256="", vocab_size=config.vocab_size, text_length=config.text_length),
+        shards=entries,
+    )
+
+
+def _commit(index: ShardIndex, captions: Sequence[str], out: Store, config: IngestConfig) -> ShardIndex:
+    _check_corrupt(index, config.max_corrupt_fraction)
+    if not index.train_samples:
+        raise DataError(
+            f"{index.samples} pictures leave none to train on with holdout_fraction {index.holdout_fraction}; lower it"
+        )
+    bpe = train_bpe(captions, vocab_size=config.vocab_size)
+    out.write(BPE, bpe.encode())
+    text = TextInfo(
+        sha256=hashlib.sha256(bpe.encode()).hexdigest(),
+        vocab_size=Tokenizer.from_str(bpe).get_vocab_size(),
+        text_length=config.text_length,
+    )
+    save_index(out, index.model_copy(update={"text": text}))
+    return load_index(out.uri)
+
+
+def _check_corrupt(index: ShardIndex, max_fraction: float) -> None:
+    quarantined = [entry for shard in index.shards for entry in shard.quarantined]
+    if not quarantined:
+        return
+    total, first = index.samples + len(quarantined), quarantined[0]
+    said = (
+        f"{len(quarantined)} of {total} pictures ({len(quarantined) / total:.1%}) are corrupt, "
+        f"such as {first.key} in {first.shard} ({first.reason})"
+    )
+    if len(quarantined) > max_fraction * total:
+        raise DataError(f"{said}: more than {max_fraction:.1%}; repair them or raise max_corrupt_fraction")
+    logger.warning("%s; they are quarantined and listed in the index", said)
+
+
+def _needed(source: str, path: str | None) -> str:
+    if path is None:
+        raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
+    return path

@@ -1,0 +1,36 @@
+"""What lies at a URL, with the mark that tells two versions of a file apart."""
+
+from typing import NamedTuple
+
+import fsspec
+
+from components.data.errors import SourceError
+
+MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")  # the first that the file system knows
+
+
+class FileVersion(NamedTuple):
+    path: str  # relative to the listed URL
+    bytes: int
+    mark: str
+
+
+def list_versions(url: str) -> list[FileVersion]:
+    """Files below `url`, sorted by path. Raises SourceError if there is nothing, or if it can't be listed."""
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        found = filesystem.find(root, detail=True)
+    except Exception as error:  # each file system has its own errors for a missing bucket or wrong credentials
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise SourceError(f"{url} can't be listed ({reason}); check the address, the bucket and the rights") from error
+    if not found:
+        raise SourceError(f"nothing at {url}: the path is missing or empty; check it for typing errors")
+    skip = len(root.rstrip("/")) + 1
+    return sorted(
+        FileVersion(name[skip:] or name.rpartition("/")[2], int(info.get("size") or 0), _mark(info))
+        for name, info in found.items()
+    )
+
+
+def _mark(info: dict) -> str:
+    return next((str(info[name]) for name in MARKS if info.get(name) is not None), "")

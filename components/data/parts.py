@@ -1,0 +1,102 @@
+"""Writing one shard from its items, and the sidecar that says it is finished."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from components.configuration import Config
+from components.data.errors import SourceError
+from components.data.pictures import encode_png
+from components.data.shards import Quarantined, ShardEntry, split_of, write_shard
+from components.data.sources.source import Item, Reader
+from components.storage.store import Store
+
+
+class CorruptPictureError(Exception):
+    """One picture can't be drawn; it is quarantined, not fatal."""
+
+
+class Part(Config):
+    """Sidecar of one shard: from what it was made, and what it adds to the index."""
+
+    digest: str  # of everything that decides the shard's bytes
+    entry: ShardEntry
+    captions: tuple[str, ...]  # of its training samples
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Items of a shard (JSON) in, its sidecar (JSON) out. A shard that is finished already is not made again."""
+
+    reader: Reader
+    out: Store
+    resolution: int
+    holdout_fraction: float
+
+    def __call__(self, number: int, content: str) -> str:
+        name = f"shard-{number:06d}.tar"
+        recipe = json.dumps([repr(self.reader), self.resolution, self.holdout_fraction, content])
+        digest = hashlib.sha256(recipe.encode()).hexdigest()
+        items = [Item(*fields) for fields in json.loads(content)]
+        part = self._finished(name, digest) or self._write(name, digest, items)
+        return part.model_dump_json()
+
+    def _finished(self, name: str, digest: str) -> Part | None:
+        sizes = {info.path: info.bytes for info in self.out.list()} if self.out.exists(sidecar(name)) else {}
+        if sidecar(name) not in sizes:
+            return None
+        try:
+            part = Part.model_validate_json(self.out.read(sidecar(name)))
+        except ValidationError:  # left by another version
+            return None
+        return part if part.digest == digest and sizes.get(name) == part.entry.bytes else None
+
+    def _write(self, name: str, digest: str, items: Sequence[Item]) -> Part:
+        samples, quarantined, captions = [], [], []
+        for item in items:
+            try:
+                samples.append(self._sample(item))
+            except CorruptPictureError as error:
+                quarantined.append(Quarantined(key=item.key, shard=name, reason=str(error)))
+                continue
+            if split_of(item.key, self.holdout_fraction) == "train":
+                captions.append(item.caption)
+        data = write_shard(samples)
+        entry = ShardEntry(
+            url=name,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            samples=len(samples),
+            train_samples=len(captions),
+            quarantined=tuple(quarantined),
+        )
+        part = Part(digest=digest, entry=entry, captions=tuple(captions))
+        self.out.write(name, data)
+        self.out.write(sidecar(name), part.model_dump_json().encode())
+        return part
+
+    def _sample(self, item: Item) -> dict[str, bytes | str]:
+        try:
+            data = self.reader.read(item)
+        except FileNotFoundError as error:
+            raise SourceError(f"{item.location} has vanished since the source was listed; start again") from error
+        try:
+            drawing = self.reader.draw(item, data, resolution=self.resolution)
+        except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
+            raise CorruptPictureError(f"{type(error).__name__}: {str(error)[:120]}") from error
+        return {
+            "__key__": item.key,
+            "png": encode_png(drawing.image),
+            "cls": str(item.label).encode(),
+            "txt": item.caption.encode(),
+            "json": json.dumps(drawing.details, sort_keys=True).encode(),
+            **drawing.members,
+        }
+
+
+def sidecar(name: str) -> str:
+    """Path of the sidecar of the shard `name`."""
+    return f"parts/{name.removesuffix('.tar')}.json"

@@ -1,0 +1,122 @@
+"""Tars that the user already has: read where they are, never written to; only their index is made.
+
+`cls` holds a label or a class name, `txt` a caption; other members are left alone.
+"""
+
+import fnmatch
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from components.configuration import Config
+from components.data.errors import ShardError, SourceError
+from components.data.listing import FileVersion, list_versions
+from components.data.pictures import decode_picture
+from components.data.shards import Quarantined, ShardEntry, has_picture, iterate_shard, picture_of, split_of
+from components.storage.store import Store, read_url
+
+LICENSE = "unspecified"
+GLOB = frozenset("*?[")
+TARS = (".tar", ".tar.gz", ".tgz")
+
+
+class TarFacts(Config):
+    """What one pass over a tar finds. What a user's tar may lack is counted, not guessed."""
+
+    entry: ShardEntry
+    classes: tuple[str, ...]  # raw `cls` values that occur
+    captions: tuple[str, ...]  # `txt` of its training samples
+    unlabeled: int  # usable samples without `cls`
+
+
+@dataclass(frozen=True)
+class TarSurvey:
+    """The URL of a tar in (with the mark of its version), its facts (JSON) out; what was surveyed is read back."""
+
+    out: Store
+    holdout_fraction: float
+
+    def __call__(self, number: int, content: str) -> str:
+        url = content.partition("\n")[0]
+        digest = hashlib.sha256(f"{self.holdout_fraction}\n{content}".encode()).hexdigest()
+        sidecar = f"parts/{digest[:32]}.json"
+        if self.out.exists(sidecar):
+            return self.out.read(sidecar).decode()
+        facts = survey_tar(url, holdout_fraction=self.holdout_fraction).model_dump_json()
+        self.out.write(sidecar, facts.encode())
+        return facts
+
+
+def list_tars(path: str) -> list[FileVersion]:
+    """The tars in a folder, of a glob, or the one at `path`; absolute URLs, sorted. Raises SourceError if none."""
+    folder, pattern = split_glob(path)
+    found = [
+        version._replace(path=folder if folder.endswith(TARS) else Store(folder).url(version.path))
+        for version in list_versions(folder)
+        if fnmatch.fnmatchcase(version.path, pattern or "*") and version.path.endswith(TARS)
+    ]
+    if not found:
+        raise SourceError(
+            f"no tars at {path}; give the folder that holds them, or a glob such as s3://bucket/set/*.tar"
+        )
+    return found
+
+
+def split_glob(path: str) -> tuple[str, str | None]:
+    """`a/b/*.tar` -> (`a/b`, `*.tar`); a path without a glob -> (path, None)."""
+    scheme, separator, rest = path.rpartition("://")
+    parts = PurePosixPath(rest).parts
+    place = next((i for i, part in enumerate(parts) if GLOB & set(part)), None)
+    if place is None:
+        return path.rstrip("/"), None
+    return f"{scheme}{separator}{PurePosixPath(*parts[:place])}", "/".join(parts[place:])
+
+
+def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
+    """Fetch a tar, decode each picture once, and say what is in it. Raises ShardError if the tar can't be read."""
+    data = read_url(url)
+    groups = [group for group in iterate_shard(data, url) if has_picture(group)]
+    reasons = [_decoding_error(picture_of(group)) for group in groups]
+    usable = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
+    train = [group for group in usable if split_of(group["__key__"], holdout_fraction) == "train"]
+    if not groups:
+        raise ShardError(f"shard {url} holds no pictures (png, jpg, webp, ... members); leave it out of the source")
+    entry = ShardEntry(
+        url=url,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        samples=len(usable),
+        train_samples=len(train),
+        quarantined=tuple(
+            Quarantined(key=group["__key__"], shard=url, reason=reason)
+            for group, reason in zip(groups, reasons, strict=True)
+            if reason is not None
+        ),
+    )
+    return TarFacts(
+        entry=entry,
+        classes=tuple(sorted({group["cls"].decode().strip() for group in usable if "cls" in group})),
+        captions=tuple(group.get("txt", b"").decode(errors="replace").strip() for group in train),
+        unlabeled=sum("cls" not in group for group in usable),
+    )
+
+
+def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
+    """The classes of all tars, numbers in numeric order. Raises SourceError if there is nothing to condition on."""
+    classes = {name for fact in facts for name in fact.classes}
+    unlabeled = sum(fact.unlabeled for fact in facts)
+    if classes and unlabeled:
+        raise SourceError(f"{unlabeled} samples in {path} have no cls member and others do; give it to all or to none")
+    if not classes and not any(caption for fact in facts for caption in fact.captions):
+        raise SourceError(f"no classes in {path}: its samples have neither cls nor txt members; add one of them")
+    numeric = all(name.isdigit() for name in classes)
+    return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name))) or ("picture",)
+
+
+def _decoding_error(picture: bytes) -> str | None:
+    try:
+        decode_picture(picture)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
+        return f"{type(error).__name__}: {str(error)[:120]}"
+    return None
