@@ -167,7 +167,7 @@ def test_gpu_workers_ask_for_a_gpu_tolerate_its_taint_and_come_by_the_autoscaler
     (container,) = gpu["template"]["spec"]["containers"]
     assert spec["enableInTreeAutoscaling"]
     assert spec["autoscalerOptions"]["version"] == "v2"
-    assert gpu["minReplicas"] == 0 < gpu["maxReplicas"]
+    assert 0 < gpu["minReplicas"] < gpu["maxReplicas"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" in [toleration["key"] for toleration in gpu["template"]["spec"]["tolerations"]]
 
