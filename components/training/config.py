@@ -49,6 +49,7 @@ class TokenizerConfig(TrainingConfig):
     codebook_dim: int = Field(ge=1)
     codebook_decay: float = Field(0.99, gt=0, lt=1)  # EMA of the codes
     commitment_cost: float = Field(0.25, ge=0)
+    betas: tuple[float, float] = (0.5, 0.9)  # of both optimizers; a GAN wants little momentum
     perceptual_network: PerceptualNetwork
     perceptual_weights_uri: str | None = None  # where the weights are, for networks that no package ships
     perceptual_weight: float = Field(1.0, ge=0)
@@ -74,6 +75,10 @@ class PriorConfig(TrainingConfig):
     conditions: tuple[Condition, ...] = ("label",)
     cond_drop_prob: float = Field(0.1, ge=0, lt=1)
     cond_drop: Literal["joint", "independent"] = "joint"
+    guidance_scale: float = Field(1.0, ge=0)  # at sampling, as the three below, where a request asks for nothing else
+    temperature: float = Field(1.0, ge=0)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, le=1)
 
 
 class DiffusionConfig(TrainingConfig):
@@ -101,6 +106,7 @@ class DiffusionConfig(TrainingConfig):
     sampler: Literal["ddpm", "ddim"] = "ddim"
     num_inference_steps: int = Field(50, ge=1)
     noise_level: int = Field(100, ge=0)  # of the low-res augmentation at sampling
+    guidance_scale: float = Field(1.0, ge=0)  # at sampling, where a request asks for none; 1 is off
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -121,3 +127,11 @@ class Conditions(Config):
     num_classes: int = Field(ge=1)
     vocab_size: int = Field(0, ge=0)  # of the BPE; 0: no captions
     text_length: int = Field(0, ge=0)
+
+
+class TokenGrid(Config):
+    """What a tokenizer makes of a picture."""
+
+    codebook_size: int = Field(ge=2)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)

@@ -1,7 +1,8 @@
 """One network with its optimizer, EMA and guard: the part that all tasks share, by composition."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -28,32 +29,19 @@ class Learner:
         self.ema = EMA(self.network, decay=ema_decay) if ema_decay > 0 else None
         self.guard = NonFiniteGuard()
 
-    @property
-    def averaged(self) -> nn.Module:
-        """The network to sample from and to keep: the EMA where there is one."""
-        return self.ema.network if self.ema else self.network
+    def snapshot(self) -> nn.Module:
+        """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""
+        return self.ema.network if self.ema else deepcopy(self.network).eval()
 
     def autocast(self) -> torch.autocast:
         """bf16 where the recipe says so; networks keep softmax, norms and losses in fp32 themselves."""
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def accumulate(self, parts: Iterable[Batch], loss_of: Callable[[Batch], Tensor], *, step: int) -> Tensor:
-        """Add the gradient of the share's mean loss, part after part. Returns that mean, a scalar.
-
-        Dropout is the one thing drawn from a global generator: it is seeded by (seed, step, rank, part), so a resumed
-        run drops the same units, but another number of workers or parts drops others.
-        """
-        parts = list(parts)
-        samples = sum(len(part["position"]) for part in parts)
-        total = torch.zeros((), device=self.worker.device)
-        for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            with seeded(self.config.seed, step, self.worker.rank, index), synchronized(self.forward, last=last):
-                loss = loss_of(part) * (len(part["position"]) / samples)
-                loss.backward()
-            total += loss.detach()
-        return total
+    def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Add the gradient of `loss` to this network's parameters, and to no other's that stand in the graph."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        loss.backward(inputs=trained, retain_graph=retain_graph)
 
     def update(self, step: int) -> tuple[bool, Tensor]:
         """Clip, step the optimizer and the EMA, clear gradients. Returns (taken, gradient norm before clipping)."""
@@ -87,11 +75,11 @@ class Learner:
         }
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        self.network.load_state_dict(_below("network.", weights))
+        self.network.load_state_dict(below("network.", weights))
         self.optimizer.load_state_dict(progress["optimizer"])
         self.guard.consecutive = progress["non_finite"]
         if self.ema:
-            self.ema.load_state_dict(_below("ema.", weights), updates=progress["ema_updates"])
+            self.ema.load_state_dict(below("ema.", weights), updates=progress["ema_updates"])
 
 
 @contextmanager
@@ -102,13 +90,29 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
         yield
 
 
-def split(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """The batch in parts of at most `size` samples; whole if size is None."""
+def accumulated(batch: Batch, *learners: Learner, max_batch: int | None, step: int) -> Iterator[tuple[Batch, float]]:
+    """The batch in parts of at most `max_batch` samples, each with its share of the batch to scale its loss by.
+
+    Gradients are averaged over the ranks with the last part only. Dropout is the one thing drawn from a global
+    generator: it is seeded by (seed, step, rank, part), so a resumed run drops the same units.
+    """
+    config, worker = learners[0].config, learners[0].worker
+    parts = list(split(batch, max_batch))
+    for index, part in enumerate(parts):
+        with ExitStack() as stack:
+            for learner in learners:
+                stack.enter_context(synchronized(learner.forward, last=index == len(parts) - 1))
+            stack.enter_context(seeded(config.seed, step, worker.rank, index))
+            yield part, len(part["position"]) / len(batch["position"])
+
+
+def split(batch: Batch, max_batch: int | None) -> Iterator[Batch]:
+    """The batch in parts of at most `max_batch` samples; whole if that is None."""
     samples = len(batch["position"])
-    size = size or samples
-    for start in range(0, samples, size):
-        yield {name: value[start : start + size] for name, value in batch.items()}
+    for start in range(0, samples, max_batch or samples):
+        yield {name: value[start : start + (max_batch or samples)] for name, value in batch.items()}
 
 
-def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

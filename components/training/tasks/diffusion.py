@@ -17,13 +17,14 @@ from components.models.unet import UNet
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.config import Conditions, DiffusionConfig
-from components.training.learner import Learner, seeded, split
+from components.training.learner import Learner, accumulated, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_normal
 
 PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
+EVALUATION_BATCH = 64
 
 
 def unet_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
@@ -67,11 +68,15 @@ class DiffusionTask:
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        loss = self.learner.accumulate(split(batch, self.max_batch), self.loss, step=step)
+        total = torch.zeros((), device=self.worker.device)
+        for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
+            loss = self.loss(part) * share
+            self.learner.backward(loss)
+            total += loss.detach()
         taken, norm = self.learner.update(step)
         if taken:
             self.learner.average()
-        return {"loss": loss, "grad_norm": norm}
+        return {"loss": total, "grad_norm": norm}
 
     def loss(self, batch: Batch) -> Tensor:
         """Weighted mean squared error of the prediction (Ho et al., 2020, algorithm 1), a scalar."""
@@ -122,10 +127,10 @@ class DiffusionTask:
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Loss of the averaged weights on held-out pictures with all conditions, at timesteps that never change."""
         batch = with_positions(to_batch(held_out, self.worker.device))
-        total = 0.0
-        for part in split(batch, self.max_batch or 64):
+        network, total = self.learner.snapshot(), 0.0
+        for part in split(batch, self.max_batch or EVALUATION_BATCH):
             conditions = conditions_of(part, self.config.conditions) | self.low_res_conditions(part)
-            total += float(self.denoising_loss(self.learner.averaged, part, conditions)) * len(part["position"])
+            total += float(self.denoising_loss(network, part, conditions)) * len(part["position"])
         return {"held_out_loss": total / len(batch["position"])}
 
     @torch.no_grad()
@@ -146,7 +151,9 @@ class DiffusionTask:
         condition = conditions_of(batch, names) | self.low_res_conditions(batch, config.noise_level)
         null = null_conditions(batch, names, num_classes=self.offers.num_classes)
         return sample(
-            guide(self.learner.averaged, condition, null, PREVIEW_SCALE if config.low_res_resolution is None else 1.0),
+            guide(
+                self.learner.snapshot(), condition, null, PREVIEW_SCALE if config.low_res_resolution is None else 1.0
+            ),
             self.schedule,
             sample_normal(config.seed, batch["position"], stream="preview", shape=shape),
             prediction_type=config.prediction_type,

@@ -1,0 +1,245 @@
+"""Data-parallel training on Ray Train v2: the only import of ray.train.
+
+A run is named by its stage's key, so starting it again resumes it: Train restores the list of checkpoints from the run
+folder, restarted workers load the last one, and the data stream is rebuilt from its step.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from components.execution import Recorder, Resources
+from components.storage.store import Store
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.config import TrainingConfig
+from components.training.guard import NonFiniteError
+from components.training.loop import Arrays, Batch, Task, fit
+from components.training.parallel import Worker
+from components.training.reporting import Reporter
+from components.training.run_folder import (
+    checkpoint_name,
+    download_folder,
+    last_checkpoint,
+    storage_of,
+    upload_folder,
+)
+
+SUMMARY = "summary.json"  # in the final state folder, beside the checkpoint's own files and the previews
+CHECKPOINTS_KEPT = 2
+PREFETCHED_BATCHES = 4
+
+
+class TrainingError(RuntimeError):
+    """A training stopped for good; one line that says why and what to try."""
+
+
+class Stream(Protocol):
+    """The run's ordered data from a step on: rows by name, one block a rank and step."""
+
+    def __call__(self, *, start_step: int) -> "ray.data.Dataset": ...
+
+
+class Job(NamedTuple):
+    """All that a worker needs; picklable."""
+
+    make_task: Callable[..., Task]  # called with worker=
+    config: TrainingConfig
+    stage: str
+    run: Store
+    held_out: Callable[[], Arrays]
+    recorder: Recorder
+    threads: int
+
+
+def train(
+    make_task: Callable[..., Task],
+    *,
+    config: TrainingConfig,
+    stage: str,
+    key: str,
+    folder: Store,
+    stream: Stream,
+    held_out: Callable[[], Arrays],
+    recorder: Recorder,
+    resources: Resources,
+    scratch: Path,
+) -> Path:
+    """Train until config.total_steps, resuming what is in `folder`, and return a local copy of the final state.
+
+    Args:
+        make_task: called in each worker as make_task(worker=...).
+        key: the run's name below `folder`; equal keys resume each other.
+        stream: called as stream(start_step=...) whenever workers start; its blocks go to the ranks in turn.
+        held_out: called in rank 0; what previews and the final evaluation see.
+        scratch: local folder for the copy.
+
+    Returns the folder of the last checkpoint: its files, `summary.json`, and the last previews as PNG.
+
+    Raises:
+        TrainingError: losses stopped being finite, or workers failed more than resources.max_failures times.
+    """
+    run = folder.join(key)
+    done = last_checkpoint(run)
+    if done is None or done.step < config.total_steps:
+        job = Job(make_task, config, stage, run, held_out, recorder, resources.threads)
+        run_trainer(job, key=key, folder=folder, stream=stream, resources=resources)
+        done = last_checkpoint(run)
+    if done is None or done.step < config.total_steps:
+        raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
+    return download_folder(run, done.name, scratch / done.name)
+
+
+def run_trainer(job: Job, *, key: str, folder: Store, stream: Stream, resources: Resources) -> None:
+    path, filesystem = storage_of(folder)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=worker_resources(resources),
+        ),
+        run_config=ray.train.RunConfig(
+            name=key,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+        ),
+        datasets={"train": partial(resumed, stream, job.run)},
+        dataset_config=OrderedShards(),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"{job.stage} failed: {last_line(error)}") from error
+    if result.return_value and "stopped" in result.return_value:
+        raise TrainingError(f"{job.stage} stopped: {result.return_value['stopped']}")
+
+
+def worker_resources(resources: Resources) -> dict[str, float]:
+    """Logical resources of one worker; the budget must leave CPUs for the tasks that read data."""
+    wanted = {"CPU": resources.cpus_per_worker}
+    return wanted | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+
+
+def resumed(stream: Stream, run: Store) -> "ray.data.Dataset":
+    """The stream from the checkpoint that workers are about to load; called at each start of a worker group."""
+    done = last_checkpoint(run)
+    return stream(start_step=done.step if done else 0)
+
+
+class OrderedShards(ray.train.DataConfig):
+    """Block i goes to rank i modulo the number of ranks: the order that makes a global batch (ray-notes, item 13)."""
+
+    def configure(
+        self, datasets: dict[str, "ray.data.Dataset"], world_size: int, *unused: Any, **also_unused: Any
+    ) -> list[dict[str, "ray.data.DataIterator"]]:
+        shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset.context.execution_options.preserve_order = True
+            for shard, split in zip(shards, dataset.streaming_split(world_size, equal=False), strict=True):
+                shard[name] = split
+        return shards
+
+
+def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
+    """One rank: build the task, restore it, train, report. Returns {"stopped": why} if the guard stopped it."""
+    job: Job = arguments["job"]
+    torch.set_num_threads(job.threads)
+    context = ray.train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    task = job.make_task(worker=worker)
+    start_step, seconds = restore(task)
+    reporter = Reporter(job.config, stage=job.stage, worker=worker, recorder=job.recorder, start_step=start_step)
+    held_out = job.held_out() if worker.rank == 0 else {}
+    saver = Saver(job, reporter, held_out, seconds_before=seconds)
+    batches = reporter.timed(rank_batches(job.config, worker, start_step=start_step))
+    try:
+        fit(task, batches, job.config, start_step=start_step, log=reporter.log, save=saver.save, show=saver.show)
+    except NonFiniteError as error:  # would only happen again: not a fault that a restart heals
+        return {"stopped": str(error)}
+    return {}
+
+
+def restore(task: Task) -> tuple[int, float]:
+    """(steps taken, seconds they took): from Train's last checkpoint, or (0, 0.0)."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, 0.0
+    with checkpoint.as_directory() as folder:
+        step, state = read_checkpoint(Path(folder))
+    seconds = state.pop("seconds")
+    task.load_state_dict(state)
+    return step, seconds
+
+
+def rank_batches(config: TrainingConfig, worker: Worker, *, start_step: int) -> Iterator[Batch]:
+    """This rank's share of each global batch. Raises RuntimeError if the stream is not where training is."""
+    share = worker.share(config.global_batch_size)
+    shard = ray.train.get_dataset_shard("train")
+    rows = shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
+    for step, arrays in enumerate(rows, start=start_step):
+        batch = to_batch(arrays, worker.device)
+        expected = step * config.global_batch_size + worker.rank * share
+        if int(arrays["position"][0]) != expected or len(batch["position"]) != share:
+            raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
+        yield batch
+
+
+class Saver:
+    """Checkpoints (every rank reports, rank 0 writes) and pictures (rank 0)."""
+
+    def __init__(self, job: Job, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
+        self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
+        self.pictures: dict[str, bytes] = {}
+
+    def show(self, step: int, task: Task) -> None:
+        if self.reporter.worker.rank == 0:
+            self.pictures = self.reporter.show(task, self.held_out, step)
+
+    def save(self, step: int, task: Task) -> None:
+        """A barrier over the ranks. The upload goes on in the background; Train deletes the local copy after it."""
+        checkpoint = self.write(step, task) if self.reporter.worker.rank == 0 else None
+        ray.train.report(
+            {"step": step},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=checkpoint_name(step),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=partial(self.upload, storage=ray.train.get_context().get_storage()),
+        )
+
+    def write(self, step: int, task: Task) -> Checkpoint:
+        folder = Path(tempfile.mkdtemp(prefix="cascade-checkpoint-"))
+        summary = self.reporter.summary(self.seconds_before, step)
+        try:
+            write_checkpoint(folder, task.state_dict() | {"seconds": summary["train_seconds"]}, step=step)
+        except NonFiniteError:
+            shutil.rmtree(folder)
+            raise
+        if step == self.job.config.total_steps:
+            (folder / SUMMARY).write_text(json.dumps(summary | task.evaluate(self.held_out)))
+            for name, png in self.pictures.items():
+                (folder / f"{name}.png").write_bytes(png)
+        return Checkpoint.from_directory(str(folder))
+
+    def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:
+        upload_folder(Path(checkpoint.path), self.job.run, name)
+        return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
+
+
+def last_line(error: Exception) -> str:
+    """The line of a worker's traceback that says what happened."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    lines = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()

