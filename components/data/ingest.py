@@ -89,7 +89,7 @@ def open_source(source: str, path: str | None, *, limit: int | None = None) -> S
             listing = list_fashion_mnist(_needed(source, path))
         case _:
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
-    # Another hash than that of the split: the two must be independent, or the first shards would hold all held-out ones.
+    # Another hash than that of the split, or the first shards would hold all the held-out pictures.
     items = sorted(listing.items, key=lambda item: hashlib.sha256(f"order {item.key}".encode()).digest())
     return Source(listing.name, listing.license, listing.classes, tuple(items[:limit]), listing.reader)
 

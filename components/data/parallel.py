@@ -1,6 +1,5 @@
 """Independent pieces of work on Ray Data: one task for each, results as they are finished."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import ray.data
@@ -25,7 +24,6 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
             return {"number": row["number"], "error": type(error).__name__, "content": str(error)}
 
     rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_row, num_cpus=num_cpus)
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
