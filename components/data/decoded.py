@@ -48,7 +48,8 @@ class DecodedShard:
     def pictures(self, ordinals: np.ndarray) -> np.ndarray:  # (n,) -> (n, H, W, 3) uint8
         """Pictures of the given samples. Raises ShardError naming shard and sample if one can't be decoded."""
         if self._kept is None:
-            return np.stack([self._decode(self.samples[ordinal]) for ordinal in ordinals])
+            decoded = [self._decode(self.samples[ordinal]) for ordinal in ordinals]
+            return np.array(decoded, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
         for ordinal in ordinals[~self._decoded[ordinals]]:
             self._kept[ordinal] = self._decode(self.samples[ordinal])
             self._decoded[ordinal] = True

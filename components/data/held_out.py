@@ -3,12 +3,15 @@
 Shapes: N samples, H = W = resolution, L text_length.
 """
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
 
 from components.data.decoded import DecodedShard
 from components.data.shards import ShardEntry, ShardIndex, Split
+
+logger = logging.getLogger(__name__)
 
 
 class SplitArrays(NamedTuple):
@@ -33,6 +36,14 @@ def read_split(index: ShardIndex, split: Split, *, resolution: int, limit: int |
     return SplitArrays(*arrays, *(sum((part[field] for part in found), ()) for field in range(3, 6)))
 
 
+def held_out_arrays(index: ShardIndex, *, resolution: int, limit: int) -> dict[str, np.ndarray]:
+    """Image, label and text of the first held-out samples; of the training split if nothing is held out."""
+    arrays = read_split(index, "holdout", resolution=resolution, limit=limit)
+    if not arrays.key:
+        arrays = read_split(index, "train", resolution=resolution, limit=limit)
+    return {"image": arrays.image, "label": arrays.label, "text": arrays.text}
+
+
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int) -> SplitArrays:
     """All usable samples of one shard, of both splits, in tar order. Raises ShardError."""
     shard = DecodedShard(index, entry, resolution=resolution, split=None)
@@ -50,3 +61,16 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
         tuple(sample.key for sample in samples),
         tuple(shard.splits[: len(samples)]),
     )
+
+
+def held_out_arrays(index: ShardIndex, *, resolution: int, limit: int) -> dict[str, np.ndarray]:
+    """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` (N,), `text` (N, L) int64.
+
+    A set that holds nothing out (a choice of its `holdout_fraction`, or too few pictures) shows training samples, and
+    says so in the log. Raises ShardError.
+    """
+    samples = read_split(index, "holdout", resolution=resolution, limit=limit)
+    if not samples.key:
+        logger.warning("%s holds no picture out: previews and evaluation use training pictures", index.source)
+        samples = read_split(index, "train", resolution=resolution, limit=limit)
+    return {"image": samples.image, "label": samples.label, "text": samples.text}

@@ -1,0 +1,111 @@
+"""Laws of picture decoding: whatever the file's mode, an upright RGB square without aliasing comes out."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.data.pictures import decode_picture, encode_png, fit_square, load_picture
+
+
+def file_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_become_white_and_half_transparent_ones_are_mixed_with_white(mode: str) -> None:
+    rgba = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
+    rgba.putpixel((1, 0), (0, 0, 0, 0))
+    rgba.putpixel((2, 0), (0, 0, 0, 128))
+    pixels = np.asarray(decode_picture(file_of(rgba.convert(mode))))
+    np.testing.assert_array_equal(pixels[0, :, 0], [0, 255, 127])
+
+
+def test_a_palette_picture_with_a_transparent_color_is_flattened_on_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    pixels = np.asarray(decode_picture(file_of(image, transparency=1)))
+    np.testing.assert_array_equal(pixels[0], [[255, 0, 0], [255, 255, 255]])
+
+
+def test_a_palette_picture_without_transparency_keeps_its_colors() -> None:
+    image = Image.new("P", (1, 1))
+    image.putpalette([12, 34, 56])
+    np.testing.assert_array_equal(np.asarray(decode_picture(file_of(image)))[0, 0], [12, 34, 56])
+
+
+def test_an_rgb_picture_with_a_transparent_color_is_flattened_on_white() -> None:
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (1, 2, 3))
+    pixels = np.asarray(decode_picture(file_of(image, transparency=(1, 2, 3))))
+    np.testing.assert_array_equal(pixels[0], [[10, 20, 30], [255, 255, 255]])
+
+
+def test_a_cmyk_jpeg_comes_out_in_its_colors_not_in_their_negative() -> None:
+    image = Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK")
+    pixels = np.asarray(decode_picture(file_of(image, "JPEG", quality=100))).astype(int)
+    assert np.abs(pixels - [200, 30, 40]).max() <= 4
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    image = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+    np.testing.assert_array_equal(np.asarray(decode_picture(file_of(image)))[0, :, 0], [0, 100, 255])
+
+
+def test_bilevel_and_grey_pictures_become_rgb() -> None:
+    for mode, value in (("1", 1), ("L", 255)):
+        pixels = np.asarray(decode_picture(file_of(Image.new(mode, (2, 2), value))))
+        np.testing.assert_array_equal(pixels, np.full((2, 2, 3), 255))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_upright_whatever_its_exif_rotation(orientation: int) -> None:
+    upright = Image.new("RGB", (24, 16), (255, 255, 255))
+    upright.paste((255, 0, 0), (0, 0, 12, 8))
+    upright.paste((0, 0, 255), (12, 8, 24, 16))
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(turns[orientation]) if orientation in turns else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(np.asarray(decode_picture(file_of(stored, exif=exif))), np.asarray(upright))
+
+
+def test_a_floating_point_picture_is_refused_since_its_range_is_unknown() -> None:
+    with pytest.raises(ValueError, match="range"):
+        decode_picture(file_of(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("resolution", [48, 32, 20, 16, 10, 8])
+def test_a_fine_checkerboard_shrinks_to_even_grey(resolution: int) -> None:
+    board = (np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8)
+    shrunk = np.asarray(fit_square(Image.fromarray(board).convert("RGB"), resolution)).astype(int)
+    assert np.abs(shrunk - 127.5).max() <= 8  # a resize without antialiasing gives 0 or 255
+
+
+def test_the_center_is_cropped_before_the_picture_is_resized() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200
+    np.testing.assert_array_equal(load_picture(encode_png(wide), resolution=5), np.full((5, 5, 3), 200))
+
+
+def test_a_picture_that_has_the_right_size_is_not_touched() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(load_picture(encode_png(pixels), resolution=16), pixels)
+
+
+def test_a_truncated_file_raises_instead_of_giving_half_a_picture() -> None:
+    data = file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    with pytest.raises(OSError, match="truncated"):
+        decode_picture(data[: len(data) // 2])
