@@ -5,12 +5,11 @@ folder, restarted workers load the last one, and the data stream is rebuilt from
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import ray.train
 import ray.train.torch
@@ -20,12 +19,13 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from components.execution import Recorder, Resources
 from components.storage.store import Store
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint
 from components.training.config import TrainingConfig
 from components.training.guard import NonFiniteError
 from components.training.loop import Arrays, Batch, Task, fit
 from components.training.parallel import Worker
 from components.training.reporting import Reporter
+from components.training.results import SUMMARY
 from components.training.run_folder import (
     checkpoint_name,
     download_folder,
@@ -34,7 +34,6 @@ from components.training.run_folder import (
     upload_folder,
 )
 
-SUMMARY = "summary.json"  # in the final state folder, beside the checkpoint's own files and the previews
 CHECKPOINTS_KEPT = 2
 PREFETCHED_BATCHES = 4
 
@@ -43,10 +42,19 @@ class TrainingError(RuntimeError):
     """A training stopped for good; one line that says why and what to try."""
 
 
-class Stream(Protocol):
-    """The run's ordered data from a step on: rows by name, one block a rank and step."""
+class RayStream(NamedTuple):
+    """The run's ordered data as one Ray Data dataset; whole blocks go to the ranks in turn."""
 
-    def __call__(self, *, start_step: int) -> "ray.data.Dataset": ...
+    make: Callable[..., "ray.data.Dataset"]  # called as make(start_step=), whenever workers start
+
+
+class RankStream(NamedTuple):
+    """The run's ordered data as each rank makes its own share of them, for sets that fit in memory."""
+
+    make: Callable[..., Iterator[Arrays]]  # called in each worker as make(rank=, world_size=, start_step=)
+
+
+Stream = RayStream | RankStream
 
 
 class Job(NamedTuple):
@@ -56,6 +64,7 @@ class Job(NamedTuple):
     config: TrainingConfig
     stage: str
     run: Store
+    stream: Stream
     held_out: Callable[[], Arrays]
     recorder: Recorder
     threads: int
@@ -79,7 +88,7 @@ def train(
     Args:
         make_task: called in each worker as make_task(worker=...).
         key: the run's name below `folder`; equal keys resume each other.
-        stream: called as stream(start_step=...) whenever workers start; its blocks go to the ranks in turn.
+        stream: the ordered data of the whole run, from any step on.
         held_out: called in rank 0; what previews and the final evaluation see.
         scratch: local folder for the copy.
 
@@ -91,15 +100,15 @@ def train(
     run = folder.join(key)
     done = last_checkpoint(run)
     if done is None or done.step < config.total_steps:
-        job = Job(make_task, config, stage, run, held_out, recorder, resources.threads)
-        run_trainer(job, key=key, folder=folder, stream=stream, resources=resources)
+        job = Job(make_task, config, stage, run, stream, held_out, recorder, resources.threads)
+        run_trainer(job, key=key, folder=folder, resources=resources)
         done = last_checkpoint(run)
     if done is None or done.step < config.total_steps:
         raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
     return download_folder(run, done.name, scratch / done.name)
 
 
-def run_trainer(job: Job, *, key: str, folder: Store, stream: Stream, resources: Resources) -> None:
+def run_trainer(job: Job, *, key: str, folder: Store, resources: Resources) -> None:
     path, filesystem = storage_of(folder)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -116,7 +125,7 @@ def run_trainer(job: Job, *, key: str, folder: Store, stream: Stream, resources:
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
-        datasets={"train": partial(resumed, stream, job.run)},
+        datasets={"train": partial(resumed, job.stream, job.run)} if isinstance(job.stream, RayStream) else None,
         dataset_config=OrderedShards(),
     )
     try:
@@ -133,10 +142,10 @@ def worker_resources(resources: Resources) -> dict[str, float]:
     return wanted | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
-def resumed(stream: Stream, run: Store) -> "ray.data.Dataset":
+def resumed(stream: RayStream, run: Store) -> "ray.data.Dataset":
     """The stream from the checkpoint that workers are about to load; called at each start of a worker group."""
     done = last_checkpoint(run)
-    return stream(start_step=done.step if done else 0)
+    return stream.make(start_step=done.step if done else 0)
 
 
 class OrderedShards(ray.train.DataConfig):
@@ -164,7 +173,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     reporter = Reporter(job.config, stage=job.stage, worker=worker, recorder=job.recorder, start_step=start_step)
     held_out = job.held_out() if worker.rank == 0 else {}
     saver = Saver(job, reporter, held_out, seconds_before=seconds)
-    batches = reporter.timed(rank_batches(job.config, worker, start_step=start_step))
+    batches = reporter.timed(rank_batches(job, worker, start_step=start_step))
     try:
         fit(task, batches, job.config, start_step=start_step, log=reporter.log, save=saver.save, show=saver.show)
     except NonFiniteError as error:  # would only happen again: not a fault that a restart heals
@@ -184,15 +193,19 @@ def restore(task: Task) -> tuple[int, float]:
     return step, seconds
 
 
-def rank_batches(config: TrainingConfig, worker: Worker, *, start_step: int) -> Iterator[Batch]:
+def rank_batches(job: Job, worker: Worker, *, start_step: int) -> Iterator[Batch]:
     """This rank's share of each global batch. Raises RuntimeError if the stream is not where training is."""
-    share = worker.share(config.global_batch_size)
-    shard = ray.train.get_dataset_shard("train")
-    rows = shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
+    size = job.config.global_batch_size
+    share = worker.share(size)
+    if isinstance(job.stream, RankStream):
+        rows = job.stream.make(rank=worker.rank, world_size=worker.world_size, start_step=start_step)
+    else:
+        shard = ray.train.get_dataset_shard("train")
+        rows = shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
     for step, arrays in enumerate(rows, start=start_step):
         batch = to_batch(arrays, worker.device)
-        expected = step * config.global_batch_size + worker.rank * share
-        if int(arrays["position"][0]) != expected or len(batch["position"]) != share:
+        expected = step * size + worker.rank * share
+        if int(arrays["position"][0]) != expected or len(arrays["position"]) != share:
             raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
         yield batch
 
@@ -209,7 +222,11 @@ class Saver:
             self.pictures = self.reporter.show(task, self.held_out, step)
 
     def save(self, step: int, task: Task) -> None:
-        """A barrier over the ranks. The upload goes on in the background; Train deletes the local copy after it."""
+        """A barrier over the ranks. The upload goes on in the background; Train deletes the local copy after it.
+
+        All ranks look at their weights, which are equal, so that all stop if these are not finite.
+        """
+        refuse_non_finite(task.state_dict()["weights"], step=step)
         checkpoint = self.write(step, task) if self.reporter.worker.rank == 0 else None
         ray.train.report(
             {"step": step},
@@ -222,11 +239,7 @@ class Saver:
     def write(self, step: int, task: Task) -> Checkpoint:
         folder = Path(tempfile.mkdtemp(prefix="cascade-checkpoint-"))
         summary = self.reporter.summary(self.seconds_before, step)
-        try:
-            write_checkpoint(folder, task.state_dict() | {"seconds": summary["train_seconds"]}, step=step)
-        except NonFiniteError:
-            shutil.rmtree(folder)
-            raise
+        write_checkpoint(folder, task.state_dict() | {"seconds": summary["train_seconds"]}, step=step)
         if step == self.job.config.total_steps:
             (folder / SUMMARY).write_text(json.dumps(summary | task.evaluate(self.held_out)))
             for name, png in self.pictures.items():

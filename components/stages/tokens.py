@@ -1,0 +1,57 @@
+"""Turn pictures into tokens, one file for each shard."""
+
+import torch
+
+from components.configuration import Config
+from components.data.encoding import encode_shards, token_names
+from components.data.shards import BPE, load_index, read_bpe
+from components.data.tokens import parse_tokens
+from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
+from components.stages.context import StageContext
+from components.storage.artifact import Artifact
+from components.storage.bundle import load_bundle
+from components.storage.store import Store
+
+
+class TokensConfig(Config):
+    """Nothing to decide: the tokens are those of the tokenizer."""
+
+
+def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:
+    """Encode the pictures of both splits; files that a killed try has finished are not made again.
+
+    Returns a tokens artifact: the files in the order of the index, the caption tokenizer, and as metadata what the
+    prior needs to know and how the codebook is used by the whole set.
+    """
+    index, files = load_index(images.url("index.json")), context.files_store
+    names = token_names(index)
+    for done in encode_shards(index, tokenizer, files=files, resources=context.resources):
+        context.recorder.progress(context.stage, step=done, total=len(names), unit="shard")
+    files.write(BPE, read_bpe(index).encode())
+    bundle = load_bundle(tokenizer.download(context.scratch()))
+    summary = codebook_use(files, names, codebook_size=bundle.network["codebook_size"])
+    context.recorder.metrics(context.stage, len(names), summary)
+    metadata = {
+        "names": names,
+        "grid": list(bundle.module.grid),
+        "codebook_size": bundle.network["codebook_size"],
+        "classes": list(index.classes),
+        "text": {"vocab_size": index.text.vocab_size, "text_length": index.text.text_length},
+        "summary": summary,
+    }
+    return context.commit("tokens", paths=[f"files/{name}" for name in [*names, BPE]], metadata=metadata)
+
+
+def codebook_use(files: Store, names: list[str], *, codebook_size: int) -> dict[str, float]:
+    """Share of codes in use, their perplexity, and counts, over all pictures of the set."""
+    histogram, pictures = torch.zeros(codebook_size, dtype=torch.int64), 0
+    for name in names:
+        tokens = parse_tokens(files.read(name), name).tokens
+        histogram += codebook_histogram(torch.from_numpy(tokens), codebook_size=codebook_size)
+        pictures += len(tokens)
+    return {
+        "codebook_usage": float(codebook_usage(histogram)),
+        "codebook_perplexity": float(codebook_perplexity(histogram)),
+        "dead_codes": float((histogram == 0).sum()),
+        "pictures": float(pictures),
+    }

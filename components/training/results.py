@@ -1,0 +1,39 @@
+"""From a run's final state to the folder that a stage commits: a bundle, its summary and its pictures."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
+from components.training.checkpoint import WEIGHTS
+from components.training.learner import below
+
+SUMMARY = "summary.json"
+METRICS = "metrics.json"
+
+
+def write_model(
+    state: Path, folder: Path, *, kind: str, network: dict[str, Any], settings: dict[str, Any], learner: str = ""
+) -> dict[str, float]:
+    """Write the averaged weights of a final state, with what rebuilds and describes them, to `folder`.
+
+    Args:
+        state: what `launch.train` returned.
+        kind, network, settings: of the bundle.
+        learner: prefix of the learner whose network it is, for a task that has several.
+
+    Returns the summary: steps, seconds, pictures a second, parameters and the task's metrics on held-out data.
+    """
+    weights = below(learner, load_file(state / WEIGHTS))
+    module = NETWORKS[kind](**network)
+    module.load_state_dict(below("ema.", weights) or below("network.", weights))
+    save_bundle(folder, ModelBundle(kind, network, settings, module))
+    summary = json.loads((state / SUMMARY).read_text())
+    summary["parameters"] = sum(parameter.numel() for parameter in module.parameters())
+    (folder / METRICS).write_text(json.dumps(summary, indent=1))
+    for picture in state.glob("*.png"):
+        shutil.copy(picture, folder / "preview.png")
+    return summary

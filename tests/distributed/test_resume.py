@@ -1,0 +1,134 @@
+"""A training that was killed and started again ends with the weights of one that was not, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from components.data.shards import load_index
+from components.data.stream import training_stream
+from components.execution import Resources
+from components.storage.store import Store
+from components.training.checkpoint import WEIGHTS
+from components.training.launch import RayStream, TrainingError, train
+from components.training.loop import Batch, Metrics
+from components.training.parallel import Worker
+from components.training.run_folder import last_checkpoint
+from components.training.tasks.diffusion import DiffusionTask
+from tests.distributed.recording import FileRecorder
+from tests.distributed.runs import images_artifact
+from tests.tiny_training import OFFERS, assert_equal_bits, diffusion_config, rows_at
+
+CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
+KILLED_AT = 17
+WORKERS = 2
+
+
+class KilledTask(DiffusionTask):
+    """Sends SIGKILL once, from inside step KILLED_AT, to the process whose id is in a file; then the file is gone."""
+
+    def __init__(self, config: Any, *, target: Path, worker: Worker, **options: Any) -> None:
+        super().__init__(config, worker=worker, **options)
+        self.target = target
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        metrics = super().train_step(batch, step)
+        if step == KILLED_AT and self.worker.rank == WORKERS - 1 and self.target.exists():
+            victim = int(self.target.read_text()) or os.getpid()
+            self.target.unlink()
+            os.kill(victim, signal.SIGKILL)
+        return metrics
+
+
+class PoisonedTask(DiffusionTask):
+    """Its loss is never finite."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) * float("nan")
+
+
+def run(folder: Path, make_task: Any = DiffusionTask, **options: Any) -> Path:
+    """Train in `folder`, resuming what is there. Returns the final state."""
+    index = load_index(images_artifact(folder).url("index.json"))
+    make_stream = partial(
+        training_stream,
+        index,
+        resolution=CONFIG.resolution,
+        global_batch_size=CONFIG.global_batch_size,
+        world_size=WORKERS,
+        seed=CONFIG.seed,
+        total_steps=CONFIG.total_steps,
+        reader_cpus=0.25,
+    )
+    offers = OFFERS.model_copy(update={"vocab_size": index.text.vocab_size, "text_length": index.text.text_length})
+    held_out = rows_at(CONFIG, range(1000, 1008))
+    held_out["text"] = held_out["text"].repeat(2, axis=1)[:, : index.text.text_length]
+    return train(
+        partial(make_task, CONFIG, offers=offers, **options),
+        config=CONFIG,
+        stage="base",
+        key="key",
+        folder=Store(str(folder / "train")),
+        stream=RayStream(make_stream),
+        held_out=partial(dict, held_out),
+        recorder=FileRecorder(folder / "log.jsonl"),
+        resources=Resources(num_workers=WORKERS, cpus_per_worker=0.5, max_failures=2),
+        scratch=folder / "scratch",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return load_file(run(tmp_path_factory.mktemp("undisturbed")) / WEIGHTS)
+
+
+def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("0")  # the worker itself
+    state = run(tmp_path, KilledTask, target=target)
+    assert not target.exists()
+    started = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
+    assert len(started) == 2  # rank 0 before and after
+    assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
+
+
+def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.distributed.test_resume", str(tmp_path)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    assert driver.wait(240) == -signal.SIGKILL
+    reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
+    assert reached is not None
+    assert reached.step == 10
+    state = run(tmp_path)
+    assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
+
+
+def test_run_that_is_complete_is_not_started_again(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
+    first = run(tmp_path)
+    log = (tmp_path / "log.jsonl").read_text()
+    assert run(tmp_path) == first
+    assert (tmp_path / "log.jsonl").read_text() == log
+
+
+def test_losses_that_are_not_finite_stop_the_stage_once_with_advice(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite for 5 steps in a row.*lower learning_rate"):
+        run(tmp_path, PoisonedTask)
+    assert last_checkpoint(Store(str(tmp_path / "train" / "key"))) is None
+
+
+if __name__ == "__main__":
+    from pipelines.session import start_ray
+
+    torch.set_num_threads(1)
+    start_ray(worker_start_timeout=120, verbose=False)
+    place = Path(sys.argv[1])
+    (place / "target").write_text(str(os.getpid()))
+    run(place, KilledTask, target=place / "target")
