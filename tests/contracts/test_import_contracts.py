@@ -4,6 +4,7 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 
 FORMULAS = ("models", "diffusion", "losses")
@@ -26,6 +27,15 @@ def test_import_linter_finds_every_contract_kept(repository):
     lint_imports = pathlib.Path(sys.executable).with_name("lint-imports")
     run = subprocess.run([lint_imports, "--no-logo", "--no-cache"], cwd=repository, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_module_of_components_has_its_place_in_the_layers(repository):
+    settings = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["id"] == "layers"]
+    placed = {module.strip() for layer in layers for module in layer.split("|")}
+    found = {f"components.{path.stem}" for path in (repository / "components").glob("*.py")}
+    found |= {f"components.{path.parent.name}" for path in (repository / "components").glob("*/__init__.py")}
+    assert found - {"components.__init__"} <= placed
 
 
 def test_ray_train_enters_by_one_door(repository, sources):
