@@ -117,10 +117,15 @@ def recipes() -> None:
 def data(
     source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, fashion_mnist or webdataset.")],
     path: Annotated[str | None, typer.Argument(help="Where the pictures are: a folder, a glob or a URL.")] = None,
-    out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")] = ...,
+    *,
+    out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")],
     resolution: Annotated[int, typer.Option(help="Height and width of the stored pictures, pixels.", min=8)] = 64,
     samples_per_shard: Annotated[int, typer.Option(help="Pictures in one tar.", min=1)] = 512,
-    limit: Annotated[int | None, typer.Option(help="At most so many pictures.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many pictures; for scenes their number.", min=1)] = None,
+    holdout_fraction: Annotated[float, typer.Option(help="Share that training never sees.", min=0, max=0.9)] = 0.1,
+    max_corrupt_fraction: Annotated[float, typer.Option(help="Share that may be corrupt.", min=0, max=1)] = 0.01,
+    vocab_size: Annotated[int, typer.Option(help="Ids of the caption tokenizer.", min=260)] = 1024,
+    text_length: Annotated[int, typer.Option(help="Ids of one caption.", min=4)] = 16,
 ) -> None:
     """Write WebDataset tars and an index that any recipe trains on, in parallel.
 
@@ -130,9 +135,19 @@ def data(
     - `cascade data folder ~/pictures --out s3://bucket/shards`
     - `cascade data webdataset 's3://bucket/tars/*.tar' --out data/index` (tars stay where they are)
     """
+    from components.data.ingest import IngestConfig
     from pipelines.data_command import write_shards
 
-    write_shards(source, path, out=out, resolution=resolution, samples_per_shard=samples_per_shard, limit=limit)
+    config = IngestConfig(
+        resolution=resolution,
+        samples_per_shard=samples_per_shard,
+        holdout_fraction=holdout_fraction,
+        vocab_size=vocab_size,
+        text_length=text_length,
+        limit=limit,
+        max_corrupt_fraction=max_corrupt_fraction,
+    )
+    write_shards(source, path, out=out, config=config, console=Console())
 
 
 @app.command()

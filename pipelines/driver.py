@@ -19,7 +19,6 @@ from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
 from pipelines.full_cascade import full_cascade
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
-from pipelines.publish import publish
 from pipelines.recipes.cascade import CascadeRecipe
 from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder
@@ -56,7 +55,7 @@ class Prepared:
     workflow: Workflow
     profile: Profile
     root: Store
-    tracking: str
+    tracking: str | None
     run: str
     planned: list[PlannedStage]
 
@@ -70,7 +69,6 @@ def prepare(options: RunOptions) -> Prepared:
     profile = load_profile(options.profile)
     root = Store(storage_uri(options.storage))
     root.check_writable()
-    check_source(recipe.images.source)
     workflow = full_cascade(recipe)
     selection = Selection(tuple(options.only), options.from_, options.until, options.force)
     planned = workflow.plan(root, selection)
@@ -87,8 +85,6 @@ def run(options: RunOptions, console: Console) -> int:
     actor = _start_recorder(prepared)
     try:
         outcome = _execute(prepared, options, actor, cluster, console)
-        if not outcome.failures:
-            publish(prepared.planned, outcome.artifacts, actor=actor, recipe=prepared.recipe.name)
         statuses = ray.get(actor.snapshot.remote())
         save_run(prepared, outcome, statuses)
         report = render_run(prepared.root, prepared.run, actor=actor)
@@ -110,7 +106,9 @@ def _start_recorder(prepared: Prepared) -> Any:
         ray.get_runtime_context().get_node_id(), soft=False
     )
     remote = ray.remote(num_cpus=0, scheduling_strategy=here)(RunRecorder)
-    actor = remote.remote(root=prepared.root.uri, run=prepared.run, tracking=prepared.tracking)
+    actor = remote.remote(
+        root=prepared.root.uri, run=prepared.run, tracking=prepared.tracking, spool=absolute("runs/spool")
+    )
     ray.get(
         actor.start.remote(
             recipe_yaml=resolved_yaml(prepared.recipe),
@@ -164,6 +162,3 @@ def git_commit() -> str:
     here = Path(__file__).resolve().parent
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
-
-
-__all__ = ["FAILED", "RunOptions", "SourceError", "StoreError", "prepare", "run"]

@@ -11,6 +11,7 @@ from components.configuration import Config
 from components.execution import Resources
 from components.storage.store import absolute
 from pipelines.recipes.overrides import explain
+from pipelines.session import TOKENS_A_CORE, on_cluster
 from pipelines.workflow import UsageError, nearest
 
 
@@ -25,7 +26,7 @@ class Profile(Config):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
-    reader_cpus: float = Field(0.5, gt=0)
+    reader_cpus: float | None = Field(None, gt=0)
     max_failures: int = 3
     max_batch_per_device: int | None = None
     worker_start_timeout: int = Field(600, gt=0)  # seconds: a cold GPU node pulls its image first
@@ -46,7 +47,7 @@ class Profile(Config):
             "cpus_per_worker": max(0.01, round(min(self.cpus_per_worker, fair), 2)),
             "gpus_per_worker": gpus,
             "threads": self.threads or max(1, cores // 2),
-            "reader_cpus": min(self.reader_cpus, max(0.01, cluster.get("CPU", 1) / 4)),
+            "reader_cpus": self.reader_cpus or (0.5 if on_cluster() else TOKENS_A_CORE / 2),
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,
         }
@@ -79,7 +80,7 @@ def storage_uri(flag: str | None) -> str:
     return absolute(flag or os.environ.get("CASCADE_STORAGE") or "runs")
 
 
-def tracking_uri(flag: str | None) -> str:
+def tracking_uri(flag: str | None) -> str | None:
     """MLflow's address: the flag, `MLFLOW_TRACKING_URI`, or a SQLite file in ./runs. `none` turns tracking off."""
-    given = flag or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{absolute('runs')}/mlflow.db"
+    given = flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{absolute('runs')}/mlflow.db"
+    return None if given == "none" else given

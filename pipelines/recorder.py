@@ -7,12 +7,16 @@ import contextlib
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import ray
 
 from components.storage.artifact import Artifact
 from components.storage.store import Store
+from components.tracking.tracker import Tracker
+
+EXPERIMENT = "image-cascade"
 
 
 @dataclass
@@ -70,9 +74,9 @@ class Curve:
 class RunRecorder:
     """Body of the actor; plain Python, so that tests use it without Ray."""
 
-    def __init__(self, *, root: str, run: str, tracking: str | None) -> None:
+    def __init__(self, *, root: str, run: str, tracking: str | None, spool: str = "") -> None:
         self.root, self.run = Store(root), run
-        self.tracker: Any = None if tracking is None else _tracker(tracking, self.root, run)
+        self.tracker = None if tracking is None else Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool))
         self.stages: dict[str, StageStatus] = {}
         self.curves: dict[str, Curve] = {}
 
@@ -107,7 +111,8 @@ class RunRecorder:
         if name in self.curves:
             self.curves[name].save()
         if self.tracker is not None:
-            self.tracker.end_stage(name, status="FAILED" if artifact is None else "FINISHED", artifact=artifact)
+            status_name = "FAILED" if artifact is None else "FINISHED"
+            self.tracker.end_stage(name, status=status_name, artifact=artifact, error=error)
 
     def stage_skipped(self, name: str, note: str) -> None:
         self.stages[name].state, self.stages[name].note = "skipped", note
@@ -130,18 +135,18 @@ class RunRecorder:
             self.tracker.log_image(stage, step, name, png)
 
     def text(self, stage: str, name: str, content: str) -> None:
+        """A text file of a stage, or of the run itself if `stage` is empty."""
         if self.tracker is not None:
             self.tracker.log_text(stage, name, content)
 
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
 
-    def tracker_call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """Call the tracker from the driver (publishing, the report), where MLflow's one connection lives."""
-        return getattr(self.tracker, method)(*arguments, **named) if self.tracker is not None else None
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> list[str]:
+        """End the run; returns warnings for the user (MLflow away: what will be sent later).
 
-    def close(self, status: str) -> list[str]:
-        """End the run; returns warnings for the user (MLflow away: what will be sent later)."""
+        If it is FINISHED, MLflow's aliases move to this run's models.
+        """
         for curve in self.curves.values():
             curve.save()
         if self.tracker is None:

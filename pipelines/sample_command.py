@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from components.evaluation.grids import labelled_grid
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact

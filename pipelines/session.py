@@ -8,15 +8,14 @@ from typing import Any
 import psutil
 import ray
 
+from components.tracking.environment import environment
+
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy: leave CUDA_VISIBLE_DEVICES as it is
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker keeps what can't be sent and tries again by itself
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
+TOKENS_A_CORE = 4  # logical CPUs of a Ray that is started here
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -26,13 +25,15 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
     A Ray started here gets more logical CPUs than there are cores: they are tokens, and several branches with their
     reading tasks must run at once on a laptop.
     """
-    for name, value in {**ENVIRONMENT, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}.items():
+    waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
+    settings = ENVIRONMENT | environment() | waiting
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
-    common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.WARNING}
+    common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if on_cluster():
-        ray.init(address="auto", **common)
+        ray.init(address="auto", runtime_env={"env_vars": settings}, **common)
     else:
-        tokens = max(8, 4 * (psutil.cpu_count() or 1))
+        tokens = TOKENS_A_CORE * max(2, psutil.cpu_count() or 1)
         ray.init(address="local", num_cpus=tokens, include_dashboard=False, **common)
         _protect_token()
     return ray.cluster_resources()

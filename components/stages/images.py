@@ -1,0 +1,51 @@
+"""Ingest: pictures of any source as verified shards with an index and a caption tokenizer."""
+
+from typing import Any
+
+from pydantic import Field
+
+from components.data.ingest import IngestConfig, ingest
+from components.data.preflight import detect_source, source_digest
+from components.data.shards import BPE, INDEX
+from components.stages.context import StageContext
+from components.storage.artifact import Artifact, FileEntry
+
+
+class ImagesConfig(IngestConfig):
+    """What is ingested and how. `source` is an address: it never enters a key, the digest of its listing does."""
+
+    source: str = Field(min_length=1)  # openmoji, scenes, or the URL of tars, pictures, IDX files or an index
+
+
+def images_identity(config: ImagesConfig) -> dict[str, Any]:
+    """The part of the configuration that decides the result, with the source's digest in place of its address."""
+    digest = source_digest(*detect_source(config.source))
+    return {**config.model_dump(mode="json", exclude={"source"}), "source_digest": digest}
+
+
+def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
+    """Write (or, for tars that exist, only index) the shards of the set.
+
+    Returns an artifact of kind `shards`: `index.json`, `bpe.json` and the tars that were written here.
+    """
+    name, path = detect_source(config.source)
+    settings = IngestConfig(**config.model_dump(exclude={"source"}))
+
+    def report(done: int, total: int) -> None:
+        context.recorder.progress(context.stage, step=done, total=total, unit="picture")
+
+    index = ingest(
+        name, path, out=context.files_store, config=settings, num_cpus=context.resources.reader_cpus, progress=report
+    )
+    own = [shard for shard in index.shards if "/" not in shard.url]
+    entries = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in own]
+    metadata = {
+        "source": index.source,
+        "license": index.license,
+        "samples": index.samples,
+        "train_samples": index.train_samples,
+        "quarantined": [entry.model_dump() for shard in index.shards for entry in shard.quarantined],
+        "classes": list(index.classes),
+        "resolution": index.resolution,
+    }
+    return context.commit("shards", entries=entries, paths=[f"files/{INDEX}", f"files/{BPE}"], metadata=metadata)

@@ -1,0 +1,38 @@
+"""`cascade data`: pictures into shards, with a progress bar."""
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from components.data.ingest import IngestConfig, ingest
+from components.data.preflight import check_source
+from components.data.shards import INDEX
+from components.storage.store import Store, absolute
+from pipelines.session import start_ray
+
+
+def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
+    """Write shards and index to `out`. Raises SourceError or StoreError before anything is written."""
+    check_source(source, path)
+    store = Store(absolute(out))
+    store.check_writable()
+    start_ray(worker_start_timeout=600, verbose=False)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(source, total=None)
+            index = ingest(
+                source,
+                path,
+                out=store,
+                config=config,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    finally:
+        ray.shutdown()
+    console.print(
+        f"{index.samples} pictures of {len(index.classes)} classes in {len(index.shards)} shards"
+        f" ({index.quarantined} quarantined): {store.url(INDEX)}",
+        highlight=False,
+        soft_wrap=True,
+    )

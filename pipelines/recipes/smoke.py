@@ -1,0 +1,94 @@
+"""Every stage at its smallest, on the procedural set: what tests run, and the impatient."""
+
+from components.stages.evaluate import EvaluationConfig
+from components.stages.images import ImagesConfig
+from components.stages.samples import SamplesConfig
+from components.training.config import DiffusionConfig, PriorConfig, TokenizerConfig
+from pipelines.recipes.cascade import CascadeRecipe
+
+
+def smoke() -> CascadeRecipe:
+    """Colored solids: the whole cascade in about four minutes on two cores, most of it start-up."""
+    return CascadeRecipe(
+        name="smoke",
+        images=ImagesConfig(
+            source="scenes",
+            resolution=32,
+            samples_per_shard=128,
+            holdout_fraction=0.1,
+            vocab_size=300,
+            text_length=12,
+            limit=512,
+        ),
+        tokenizer=TokenizerConfig(
+            resolution=32,
+            channels=16,
+            channel_mult=(1, 2, 2),  # 32 -> 8: 64 tokens a picture
+            num_res_blocks=1,
+            latent_channels=32,
+            codebook_size=128,
+            codebook_dim=8,
+            perceptual_network="none",
+            discriminator_channels=16,
+            discriminator_layers=2,
+            total_steps=60,
+            global_batch_size=16,
+            learning_rate=1e-3,
+            warmup_steps=10,
+            ema_decay=0.9,
+            log_every=10,
+            checkpoint_every=25,
+            sample_every=60,
+        ),
+        prior=PriorConfig(
+            model_dim=64,
+            num_layers=2,
+            num_heads=4,
+            conditions=("label", "text"),
+            total_steps=60,
+            global_batch_size=32,
+            learning_rate=2e-3,
+            warmup_steps=10,
+            ema_decay=0.9,
+            log_every=10,
+            checkpoint_every=25,
+            sample_every=60,
+        ),
+        base=DiffusionConfig(
+            resolution=16,
+            model_channels=16,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(8,),
+            conditions=("label", "text"),
+            total_steps=80,
+            global_batch_size=32,
+            learning_rate=2e-3,
+            warmup_steps=10,
+            ema_decay=0.9,
+            num_inference_steps=20,
+            log_every=10,
+            checkpoint_every=25,
+            sample_every=80,
+        ),
+        upsamplers=(
+            DiffusionConfig(
+                resolution=32,
+                low_res_resolution=16,
+                model_channels=16,
+                channel_mult=(1, 2),
+                num_res_blocks=1,
+                total_steps=60,
+                global_batch_size=16,
+                learning_rate=2e-3,
+                warmup_steps=10,
+                ema_decay=0.9,
+                num_inference_steps=10,
+                log_every=10,
+                checkpoint_every=25,
+                sample_every=60,
+            ),
+        ),
+        samples=SamplesConfig(),
+        evaluation=EvaluationConfig(),
+    )
