@@ -1,8 +1,11 @@
 """Small real sets of pictures for tests: shards written by the writer that the product uses."""
 
+import gzip
 import hashlib
 import io
 import json
+import tarfile
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -85,3 +88,38 @@ def _write(store: Store, name: str, numbers: range, holdout_fraction: float, res
     return ShardEntry(
         url=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=len(numbers), train_samples=train
     )
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, compress: bool) -> None:
+    """Pictures uint8 (N, H, W) and labels uint8 (N,) as the IDX files of MNIST."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
+        data = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+        (folder / (f"{name}.gz" if compress else name)).write_bytes(gzip.compress(data) if compress else data)
+
+
+def write_tar(
+    path: Path,
+    numbers: range,
+    *,
+    side: int,
+    members: tuple[str, ...] = ("png", "cls", "txt"),
+    corrupt: set[int] = frozenset(),
+    extra: dict[str, bytes] | None = None,
+) -> None:
+    """A tar as users have them: numbered pictures of any size, class names instead of labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
+    for number in numbers:
+        data = png(picture(number, resolution=side))
+        parts = {
+            "png": data[: len(data) // 2] if number in corrupt else data,
+            "cls": CLASSES[number % 3].encode(),
+            "txt": CAPTIONS[number % 3].encode(),
+        }
+        files |= {f"{number:06d}.{name}": parts[name] for name in members}
+    with tarfile.open(path, "w") as tar:
+        for name, data in sorted((files | (extra or {})).items()):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))

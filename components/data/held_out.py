@@ -36,14 +36,6 @@ def read_split(index: ShardIndex, split: Split, *, resolution: int, limit: int |
     return SplitArrays(*arrays, *(sum((part[field] for part in found), ()) for field in range(3, 6)))
 
 
-def held_out_arrays(index: ShardIndex, *, resolution: int, limit: int) -> dict[str, np.ndarray]:
-    """Image, label and text of the first held-out samples; of the training split if nothing is held out."""
-    arrays = read_split(index, "holdout", resolution=resolution, limit=limit)
-    if not arrays.key:
-        arrays = read_split(index, "train", resolution=resolution, limit=limit)
-    return {"image": arrays.image, "label": arrays.label, "text": arrays.text}
-
-
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int) -> SplitArrays:
     """All usable samples of one shard, of both splits, in tar order. Raises ShardError."""
     shard = DecodedShard(index, entry, resolution=resolution, split=None)
@@ -64,7 +56,7 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
 
 
 def held_out_arrays(index: ShardIndex, *, resolution: int, limit: int) -> dict[str, np.ndarray]:
-    """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` (N,), `text` (N, L) int64.
+    """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L).
 
     A set that holds nothing out (a choice of its `holdout_fraction`, or too few pictures) shows training samples, and
     says so in the log. Raises ShardError.

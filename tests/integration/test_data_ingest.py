@@ -1,0 +1,175 @@
+"""The ingest through Ray Data: every source, resumed without doing a finished shard again, bad pictures counted."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.data.errors import DataError, ShardError, SourceError
+from components.data.held_out import read_split, read_whole_shard
+from components.data.ingest import IngestConfig, ingest
+from components.data.shards import ShardIndex, load_index
+from components.storage.store import Store
+from tests.picture_sets import number_of, picture, png, write_idx, write_set, write_tar
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def config(**changes: object) -> IngestConfig:
+    settings = {
+        "resolution": 8,
+        "samples_per_shard": 40,
+        "holdout_fraction": 0.1,
+        "vocab_size": 300,
+        "text_length": 8,
+        **changes,
+    }
+    return IngestConfig(**settings)
+
+
+def pictures(folder: Path, count: int, *, corrupt: int = 0) -> Path:
+    """Numbered pictures in two class folders, some of them cut short."""
+    for number in range(count):
+        path = folder / ("even", "odd")[number % 2] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = png(picture(number))
+        path.write_bytes(data[: len(data) // 2] if number < corrupt else data)
+    return folder
+
+
+def numbers(index: ShardIndex) -> list[int]:
+    found = [number_of(read_whole_shard(index, entry, resolution=8).image) for entry in index.shards]
+    return np.concatenate(found).tolist()
+
+
+def test_a_folder_becomes_shards_that_hold_each_picture_once(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    index = ingest(
+        "folder",
+        str(pictures(tmp_path / "in", 100)),
+        out=Store(str(tmp_path / "out")),
+        config=config(),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert sorted(numbers(index)) == list(range(100))
+    assert [entry.samples for entry in index.shards] == [40, 40, 20]
+    assert index.classes == ("even", "odd")
+    assert index.samples == 100
+    assert seen[-1] == (100, 100)
+    samples = read_split(index, "train", resolution=8)
+    assert all(number % 2 == label for number, label in zip(number_of(samples.image), samples.label, strict=True))
+    assert set(samples.caption) == {"even", "odd"}
+    assert load_index(index.root) == index
+
+
+def test_equal_sources_give_equal_bytes_and_a_second_run_makes_no_shard_again(tmp_path: Path) -> None:
+    source = str(pictures(tmp_path / "in", 90))
+    first, second = Store(str(tmp_path / "first")), Store(str(tmp_path / "second"))
+    index = ingest("folder", source, out=first, config=config())
+    assert ingest("folder", source, out=second, config=config()).shards == index.shards
+    second.delete("index.json")
+    second.delete("shard-000001.tar")
+    kept = (tmp_path / "second" / "shard-000000.tar").stat().st_mtime_ns
+    assert ingest("folder", source, out=second, config=config()).shards == index.shards
+    assert (tmp_path / "second" / "shard-000000.tar").stat().st_mtime_ns == kept
+
+
+def test_another_resolution_makes_all_shards_again(tmp_path: Path) -> None:
+    source, out = str(pictures(tmp_path / "in", 30)), Store(str(tmp_path / "out"))
+    ingest("folder", source, out=out, config=config())
+    index = ingest("folder", source, out=out, config=config(resolution=4))
+    assert read_split(index, "train", resolution=4).image.shape[1:] == (4, 4, 3)
+    assert index.resolution == 4
+
+
+def test_a_few_corrupt_pictures_are_quarantined_counted_and_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = str(pictures(tmp_path / "in", 400, corrupt=2))
+    with caplog.at_level(logging.WARNING):
+        index = ingest("folder", source, out=Store(str(tmp_path / "out")), config=config(samples_per_shard=200))
+    assert (index.samples, index.quarantined) == (398, 2)
+    assert sorted(numbers(index)) == list(range(2, 400))
+    assert {entry.key for shard in index.shards for entry in shard.quarantined} == {"even/0000", "odd/0001"}
+    assert "2 of 400 pictures (0.5%) are corrupt" in caplog.text
+
+
+def test_many_corrupt_pictures_are_an_error_and_leave_no_index(tmp_path: Path) -> None:
+    out = Store(str(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"5 of 100 pictures \(5.0%\) are corrupt, such as .*more than 1.0%"):
+        ingest("folder", str(pictures(tmp_path / "in", 100, corrupt=5)), out=out, config=config())
+    assert not out.exists("index.json")
+
+
+def test_scenes_carry_depth_and_mask(tmp_path: Path) -> None:
+    out = Store(str(tmp_path))
+    index = ingest("scenes", out=out, config=config(resolution=16, limit=50))
+    assert index.samples == 50
+    assert (tmp_path / index.shards[0].url).read_bytes().count(b".depth.png") == 40
+
+
+def test_openmoji_is_ingested_with_captions(tmp_path: Path) -> None:
+    index = ingest("openmoji", out=Store(str(tmp_path)), config=config(resolution=16, limit=60))
+    samples = read_split(index, "train", resolution=16)
+    assert len(index.classes) == 9
+    assert index.license == "CC BY-SA 4.0"
+    assert all(samples.caption)
+
+
+def test_idx_files_are_ingested(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
+    write_idx(tmp_path / "in", images, (np.arange(50) % 10).astype(np.uint8), compress=True)
+    index = ingest("fashion_mnist", str(tmp_path / "in"), out=Store(str(tmp_path / "out")), config=config())
+    assert index.samples == 50
+    assert index.classes[9] == "Ankle boot"
+
+
+def test_tars_of_the_user_stay_where_they_are_and_are_not_written_to(tmp_path: Path) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / "in" / f"part{shard}.tar", range(shard * 10, shard * 10 + 10), side=20)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "in").iterdir()}
+    index = ingest("webdataset", f"{tmp_path}/in/*.tar", out=Store(str(tmp_path / "out")), config=config())
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "in").iterdir()} == before
+    assert [entry.url for entry in index.shards] == [f"{tmp_path}/in/part{shard}.tar" for shard in range(2)]
+    assert index.classes == ("blue", "green", "red")
+    samples = read_whole_shard(index, index.shards[0], resolution=8)
+    np.testing.assert_array_equal(number_of(samples.image), range(10))
+    assert [index.classes[label] for label in samples.label[:3]] == ["red", "green", "blue"]
+
+
+def test_corrupt_pictures_in_tars_of_the_user_are_skipped_when_they_are_read(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", range(200), side=8, corrupt={17})
+    index = ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
+    assert (index.samples, index.quarantined) == (199, 1)
+    assert sorted(numbers(index)) == [number for number in range(200) if number != 17]
+
+
+def test_a_tar_of_the_user_with_a_pickle_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", range(3), side=8, extra={"000001.pkl": b"cos\nsystem\n"})
+    with pytest.raises(ShardError, match=r"in\.tar holds a pickle"):
+        ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
+
+
+def test_tars_without_classes_or_captions_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", range(3), side=8, members=("png",))
+    with pytest.raises(SourceError, match="neither cls nor txt"):
+        ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
+
+
+def test_a_set_with_an_index_is_adopted_where_it_lies(tmp_path: Path) -> None:
+    index = write_set(Store(str(tmp_path / "in")), sizes=(12, 9))
+    adopted = ingest("shards", str(tmp_path / "in"), out=Store(str(tmp_path / "out")), config=config())
+    assert numbers(adopted) == numbers(index)
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["shards"][0]["url"].startswith(
+        str(tmp_path / "in")
+    )
+
+
+def test_pictures_on_s3_become_shards_on_s3(s3_bucket: str) -> None:
+    store = Store(f"{s3_bucket}/in")
+    for number in range(12):
+        store.write(f"{number % 2}/{number}.png", png(picture(number)))
+    index = ingest("folder", store.uri, out=Store(f"{s3_bucket}/out"), config=config(holdout_fraction=0.2))
+    assert sorted(numbers(index)) == list(range(12))

@@ -1,0 +1,134 @@
+"""Laws of the order: a pure function of (set, seed, position); each epoch serves each sample exactly once."""
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.data.order import WINDOW_SHARDS, permutation, pick, windows
+from components.data.shards import ShardIndex
+from components.data.stream import Layout, plan_chunks, read_chunk
+from components.storage.store import Store
+from tests.picture_sets import number_of, write_set
+
+COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any)
+
+
+def served(counts: list[int], seed: int, first: int, last: int) -> list[tuple[int, int]]:
+    """(shard, sample) of the positions [first, last)."""
+    found = []
+    for window in windows(counts, seed=seed, start=first):
+        if window.start >= last:
+            return found
+        chosen = pick(window, seed=seed, first=first, last=last)
+        found += [(window.shards[place], int(n)) for place, n in zip(chosen.places, chosen.ordinals, strict=True)]
+    raise AssertionError("the stream has no end")
+
+
+@given(counts=COUNTS, seed=st.integers(0, 2**31), epoch=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_each_epoch_serves_each_sample_exactly_once(counts: list[int], seed: int, epoch: int) -> None:
+    total = sum(counts)
+    epoch_served = Counter(served(counts, seed, epoch * total, (epoch + 1) * total))
+    assert epoch_served == Counter((shard, n) for shard, count in enumerate(counts) for n in range(count))
+
+
+@given(counts=COUNTS, seed=st.integers(0, 2**31), first=st.integers(0, 90), length=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_any_part_of_the_stream_is_computed_without_what_came_before(
+    counts: list[int], seed: int, first: int, length: int
+) -> None:
+    assert served(counts, seed, first, first + length) == served(counts, seed, 0, first + length)[first:]
+
+
+def test_epochs_and_seeds_differ_in_order() -> None:
+    counts = [40, 40, 40, 40]
+    first, second = served(counts, 0, 0, 160), served(counts, 0, 160, 320)
+    assert first != second
+    assert first != served(counts, 1, 0, 160)
+
+
+def test_samples_are_mixed_over_the_shards_of_a_window_and_no_further() -> None:
+    counts = [100] * 9
+    shards = [shard for shard, _ in served(counts, 3, 0, 900)]
+    for start in range(0, 900, 300):
+        assert len(set(shards[start : start + 300])) == WINDOW_SHARDS
+    assert len(set(shards[:50])) == WINDOW_SHARDS
+
+
+def test_a_permutation_is_frozen_for_all_time() -> None:
+    """numpy may change its shuffles between versions; a resumed run must not notice."""
+    assert permutation(10, key=(3, 1)).tolist() == [5, 8, 9, 6, 3, 7, 0, 1, 2, 4]
+
+
+def test_windows_go_on_for_ever() -> None:
+    last = list(islice(windows([5, 5], seed=0, start=0), 50))[-1]
+    assert (last.epoch, last.start) == (49, 490)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    return write_set(Store(str(tmp_path_factory.mktemp("set"))), sizes=(50, 40, 60, 30, 20))
+
+
+def stream(index: ShardIndex, *, world_size: int, start_step: int = 0, total_steps: int = 120) -> list[dict]:
+    """Global batches put together from the blocks that ranks would receive."""
+    layout = Layout(8, 16, world_size, 3, index.text.text_length)
+    share, ranks = 16 // world_size, [[] for _ in range(world_size)]
+    for chunk in plan_chunks(index, layout, start_step=start_step, total_steps=total_steps):
+        for number, block in enumerate(read_chunk(index.model_copy(update={"shards": ()}), layout, chunk)):
+            ranks[number % world_size].append({name: block[name].to_numpy() for name in ("label", "position")})
+            ranks[number % world_size][-1]["image"] = np.stack(block["image"].to_pylist())
+    steps = []
+    for step in range(total_steps - start_step):
+        rows = slice(step * share, (step + 1) * share)
+        joined = [{name: np.concatenate([b[name] for b in blocks])[rows] for name in blocks[0]} for blocks in ranks]
+        steps.append({name: np.concatenate([rank[name] for rank in joined]) for name in joined[0]})
+    return steps
+
+
+def equal(first: list[dict], second: list[dict]) -> bool:
+    return len(first) == len(second) and all(
+        np.array_equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a
+    )
+
+
+def test_the_global_batches_are_the_same_for_any_number_of_ranks(index: ShardIndex) -> None:
+    alone = stream(index, world_size=1)
+    assert equal(alone, stream(index, world_size=2))
+    assert equal(alone, stream(index, world_size=4))
+
+
+@pytest.mark.parametrize("start_step", [1, 31, 32, 33, 119])
+def test_a_stream_that_starts_at_a_step_is_the_tail_of_the_whole_one(index: ShardIndex, start_step: int) -> None:
+    assert equal(stream(index, world_size=1)[start_step:], stream(index, world_size=2, start_step=start_step))
+
+
+def test_positions_count_through_and_pictures_are_those_of_the_law(index: ShardIndex) -> None:
+    batches = stream(index, world_size=1)
+    positions = np.concatenate([batch["position"] for batch in batches])
+    numbers = np.concatenate([number_of(batch["image"]) for batch in batches])
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(positions, np.arange(120 * 16))
+    np.testing.assert_array_equal(labels, numbers % 3)
+    epoch = index.train_samples
+    for start in range(0, len(numbers) - epoch, epoch):
+        assert len(set(numbers[start : start + epoch])) == epoch
+
+
+def test_the_first_chunk_is_small_and_no_chunk_is_empty(index: ShardIndex) -> None:
+    layout = Layout(8, 16, 1, 0, 8)
+    chunks = list(plan_chunks(index, layout, start_step=5, total_steps=500))
+    assert chunks[0].last - chunks[0].first == layout.group_rows
+    assert all(chunk.first < chunk.last for chunk in chunks)
+    assert [chunk.first for chunk in chunks[1:]] == [chunk.last for chunk in chunks[:-1]]
+    assert chunks[-1].last >= 500 * 16
+
+
+def test_huge_pictures_are_read_a_batch_at_a_time() -> None:
+    layout = Layout(1024, 64, 2, 0, 8)
+    assert layout.steps_per_group == 1
+    assert layout.chunk_rows == 64

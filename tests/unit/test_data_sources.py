@@ -1,0 +1,262 @@
+"""Laws of the sources: what they list, what they refuse in one clear line, and what identifies them."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.data.errors import SourceError
+from components.data.ingest import open_source
+from components.data.preflight import check_source, detect_source, source_digest
+from components.data.sources.fashion_mnist import list_fashion_mnist
+from components.data.sources.folder import list_folder
+from components.data.sources.openmoji import CLASSES, list_openmoji
+from components.data.sources.scenes import DEPTH_UNIT, SHAPES, list_scenes, render, scene
+from components.data.sources.source import safe_keys
+from components.data.sources.webdataset import list_tars, split_glob
+from components.storage.store import Store
+from tests.picture_sets import picture, png, write_idx, write_set
+
+
+def write_files(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    names = ("cat/1.png", "cat/2.png", "black_dog/1.png")
+    return write_files(tmp_path / "pets", {name: png(picture(number)) for number, name in enumerate(names)})
+
+
+def test_openmoji_has_thousands_of_named_pictures_in_nine_classes() -> None:
+    source = list_openmoji()
+    assert len(source.items) >= 3000
+    assert len({item.key for item in source.items}) == len(source.items)
+    assert {item.label for item in source.items} == set(range(9))
+    assert source.license == "CC BY-SA 4.0"
+    assert all(item.caption for item in source.items)
+    grinning = next(item for item in source.items if item.key == "1F600")
+    assert (grinning.caption, CLASSES[grinning.label]) == ("grinning face", "Smileys & Emotion")
+
+
+@pytest.mark.parametrize("resolution", [16, 64, 200])
+def test_openmoji_is_drawn_on_white_at_any_resolution(resolution: int) -> None:
+    source = list_openmoji()
+    item = next(item for item in source.items if item.key == "1F600")
+    pixels = np.asarray(source.reader.draw(item, source.reader.read(item), resolution=resolution).image)
+    assert pixels.shape == (resolution, resolution, 3)
+    assert (pixels[0, 0] == 255).all()
+    assert pixels[resolution // 2, resolution // 4, 2] < 150  # a yellow face
+
+
+def test_a_scene_is_a_function_of_its_number() -> None:
+    one, other = (list_scenes(20) for _ in range(2))
+    assert one.items == other.items
+    for item in one.items[:3]:
+        first, second = (source.reader.draw(item, b"", resolution=24) for source in (one, other))
+        assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
+        assert first.members == second.members
+
+
+def test_the_classes_of_scenes_are_the_shapes_and_captions_name_shape_and_color() -> None:
+    for item in list_scenes(60).items:
+        solid = scene(int(item.location))[0]
+        assert SHAPES[item.label] == solid.shape
+        assert f"{solid.color} {solid.shape}" in item.caption
+
+
+def test_the_mask_shows_each_solid_in_its_own_color() -> None:
+    solids = next(s for s in map(scene, range(500)) if [solid.color for solid in s] == ["red", "blue"])
+    color, _, mask = render(solids, resolution=48)
+    assert set(np.unique(mask)) == {0, 1, 2}
+    assert color[mask == 1].mean(0).argmax() == 0
+    assert color[mask == 2].mean(0).argmax() == 2
+
+
+def test_the_depth_of_a_sphere_is_exact() -> None:
+    number = next(n for n in range(200) if len(scene(n)) == 1 and scene(n)[0].shape == "sphere")
+    solid, item = scene(number)[0], list_scenes(number + 1).items[number]
+    members = list_scenes(1).reader.draw(item, b"", resolution=64).members
+    depth = np.asarray(Image.open(io.BytesIO(members["depth.png"]))) / DEPTH_UNIT
+    mask = np.asarray(Image.open(io.BytesIO(members["mask.png"])))
+    assert abs(depth[mask == 1].min() - (solid.z - solid.size)) < 0.1
+    assert (depth[mask == 1] < solid.z).all()
+
+
+def test_sub_folders_are_classes_and_their_names_captions(pets: Path) -> None:
+    source = list_folder(str(pets))
+    assert source.classes == ("black_dog", "cat")
+    assert {(item.key, item.label, item.caption) for item in source.items} == {
+        ("cat/1", 1, "cat"),
+        ("cat/2", 1, "cat"),
+        ("black_dog/1", 0, "black dog"),
+    }
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        {
+            "captions.jsonl": '{"file": "a.png", "caption": "a, red", "class": "x"}\n{"file_name": "b.png", "text": "blue"}'
+        },
+        {"captions.csv": 'file,caption,class\na.png,"a, red",x\nb.png,blue,\n'},
+    ],
+)
+def test_a_captions_file_at_the_top_decides(tmp_path: Path, captions: dict[str, str]) -> None:
+    write_files(tmp_path, {"a.png": png(picture(0)), "b.png": png(picture(1)), **captions})
+    source = list_folder(str(tmp_path))
+    assert [item.caption for item in source.items] == ["a, red", "blue"]
+    assert [source.classes[item.label] for item in source.items] == ["x", "picture"]
+
+
+@pytest.mark.parametrize(
+    ("captions", "said"),
+    [
+        ('{"file": "c.png", "caption": "x"}', "names c.png"),
+        ('{"file": "a.png"}', "needs a file and a caption"),
+        ('{"file": ', "needs a file and a caption"),
+        ('{"file": "a.png", "caption": "x"}\n{"file": "a.png", "caption": "y"}', "twice"),
+        ("", "names no picture"),
+    ],
+)
+def test_a_captions_file_that_does_not_fit_is_refused(tmp_path: Path, captions: str, said: str) -> None:
+    write_files(tmp_path, {"a.png": png(picture(0)), "captions.jsonl": captions})
+    with pytest.raises(SourceError, match=said):
+        list_folder(str(tmp_path))
+
+
+def test_keys_have_no_dots_and_are_unique_whatever_the_names() -> None:
+    names = ["a.b.png", "a_b.png", "ä/ö.png", "x" * 300 + ".png", "x" * 300 + "y.png", "A/1.png", "a/1.jpg", "a/1.png"]
+    keys = safe_keys(names)
+    assert len({key.lower() for key in keys}) == len(names)
+    assert not any("." in key for key in keys)
+    assert all(0 < len(key) <= 90 for key in keys)
+    assert keys == [safe_keys(names[::-1])[::-1][i] for i in range(len(names))]
+
+
+def test_idx_files_are_read_plain_and_gzipped(tmp_path: Path) -> None:
+    pixels = np.arange(6 * 28 * 28, dtype=np.uint8).reshape(6, 28, 28)
+    for compress in (False, True):
+        folder = tmp_path / str(compress)
+        write_idx(folder, pixels, np.array([0, 1, 2, 3, 4, 9], np.uint8), compress=compress)
+        source = list_fashion_mnist(str(folder))
+        drawn = source.reader.draw(source.items[5], source.reader.read(source.items[5]), resolution=28)
+        assert source.items[5].caption == "ankle boot"
+        np.testing.assert_array_equal(np.asarray(drawn.image)[..., 1], pixels[5])
+
+
+def test_idx_files_that_are_cut_short_are_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path, np.zeros((6, 28, 28), np.uint8), np.zeros(6, np.uint8), compress=False)
+    images = tmp_path / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(SourceError, match="not a whole IDX file"):
+        list_fashion_mnist(str(tmp_path))
+
+
+def test_tars_come_from_a_folder_a_glob_or_alone(tmp_path: Path) -> None:
+    write_set(Store(str(tmp_path)), sizes=(2, 2, 2))
+    assert [version.path for version in list_tars(str(tmp_path))] == [
+        f"{tmp_path}/shard-00000{number}.tar" for number in range(3)
+    ]
+    assert [version.path for version in list_tars(f"{tmp_path}/*1.tar")] == [f"{tmp_path}/shard-000001.tar"]
+    assert [version.path for version in list_tars(f"{tmp_path}/shard-000002.tar")] == [f"{tmp_path}/shard-000002.tar"]
+
+
+def test_globs_are_cut_at_their_first_star() -> None:
+    assert split_glob("s3://b/set/*/x-*.tar") == ("s3://b/set", "*/x-*.tar")
+    assert split_glob("/data/set/*.tar") == ("/data/set", "*.tar")
+    assert split_glob("memory://set/") == ("memory://set", None)
+
+
+def test_what_a_uri_stands_for_is_told_by_what_lies_there(tmp_path: Path, pets: Path) -> None:
+    write_set(Store(str(tmp_path / "set")), sizes=(2,))
+    shutil.copytree(tmp_path / "set", tmp_path / "tars", ignore=shutil.ignore_patterns("*.json"))
+    write_idx(tmp_path / "idx", np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8), compress=True)
+    assert detect_source("openmoji") == ("openmoji", None)
+    assert detect_source("scenes") == ("scenes", None)
+    assert detect_source(str(tmp_path / "set")) == ("shards", str(tmp_path / "set"))
+    assert detect_source(str(tmp_path / "tars")).source == "webdataset"
+    assert detect_source(f"{tmp_path}/tars/*.tar").source == "webdataset"
+    assert detect_source(str(tmp_path / "idx")).source == "fashion_mnist"
+    assert detect_source(str(pets)).source == "folder"
+
+
+@pytest.mark.parametrize("source", ["folder", "webdataset", "fashion_mnist", "shards"])
+def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_path: Path, source: str) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(SourceError) as caught:
+            check_source(source, str(path))
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_classes_says_what_it_needs(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.png": png(picture(0))})
+    with pytest.raises(SourceError, match=r"no classes in .*captions.jsonl"):
+        check_source("folder", str(tmp_path))
+
+
+def test_an_unknown_source_names_those_there_are() -> None:
+    with pytest.raises(SourceError, match="openmoji, scenes, folder"):
+        check_source("emoji", None)
+
+
+def test_a_source_that_needs_a_path_says_so() -> None:
+    with pytest.raises(SourceError, match="needs a path"):
+        check_source("folder", None)
+
+
+def test_a_missing_bucket_is_one_clear_line(s3_server: str) -> None:
+    with pytest.raises(SourceError, match="s3://no-such-bucket/x"):
+        check_source("webdataset", "s3://no-such-bucket/x")
+
+
+def test_the_digest_is_of_what_lies_there_never_of_the_address(tmp_path: Path, pets: Path) -> None:
+    shutil.copytree(pets, tmp_path / "moved")  # keeps modification times
+    before = source_digest("folder", str(pets))
+    assert source_digest("folder", str(tmp_path / "moved")) == before
+    os.utime(pets / "cat/1.png", (1, 1))
+    assert source_digest("folder", str(pets)) != before
+
+
+def test_the_digest_of_a_set_with_an_index_is_that_of_its_shards(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_set(Store(str(tmp_path / name)), sizes=(4, 3))
+    write_set(Store(str(tmp_path / "more")), sizes=(4, 4))
+    one, other, more = (source_digest("shards", str(tmp_path / name)) for name in ("one", "other", "more"))
+    assert one == other
+    assert one != more
+
+
+def test_packaged_sources_are_known_by_their_versions() -> None:
+    assert source_digest("openmoji", None) == source_digest("openmoji", None)
+    assert source_digest("openmoji", None) != source_digest("scenes", None)
+
+
+def test_a_limit_keeps_the_same_pictures_when_it_grows(pets: Path) -> None:
+    few, more = (open_source("openmoji", None, limit=limit).items for limit in (50, 120))
+    assert few == more[:50]
+    assert len({item.label for item in few}) >= 5
+
+
+def test_gzip_that_is_broken_is_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path, np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8), compress=True)
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    images.write_bytes(gzip.compress(b"x" * 100)[:-12])
+    with pytest.raises(SourceError, match="can't be unpacked"):
+        list_fashion_mnist(str(tmp_path))
+
+
+def test_an_index_of_another_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"version": 7}))
+    with pytest.raises(SourceError, match="not an index of shards"):
+        check_source("shards", str(tmp_path))
