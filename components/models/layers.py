@@ -22,12 +22,18 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or fewer so that each group keeps four channels (Karras et al., 2022).
+class GroupNorm(nn.GroupNorm):
+    """Group norm with 32 groups, or fewer so that each keeps four channels (Karras et al., 2022).
 
-    One channel a group, as 32 groups of 32 channels would have, erases every channel's mean.
+    One channel a group, as 32 groups of 32 channels would have, erases every channel's mean. Runs in the dtype of its
+    weights, so in fp32 under autocast: safer, and on CPUs the bf16 kernel for channels_last is several times slower.
     """
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__(math.gcd(channels, min(32, channels // 4)), channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, ...) of any dtype -> the dtype of the weights
+        return super().forward(x.to(self.weight.dtype))
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -35,6 +41,19 @@ def zeroed(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention with its softmax in fp32, on (B, heads, L, head_dim).
+
+    Args:
+        mask: boolean, broadcast to (B, heads, L, L), True where a key may be seen.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    with torch.autocast("cpu", enabled=False):  # the CPU kernel's bf16 backward is several times slower than fp32
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
 
 
 class SelfAttention2d(nn.Module):
@@ -45,16 +64,15 @@ class SelfAttention2d(nn.Module):
         num_heads: queries, keys and values are outermost in the projection ("new attention order"), heads inside.
     """
 
-    def __init__(self, channels: int, *, num_heads: int = 1, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, num_heads: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = group_norm(channels, eps=eps)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = zeroed(nn.Linear(channels, channels))
+        self.norm = GroupNorm(channels, eps=eps)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)  # pointwise: on CPUs faster than nn.Linear in fp32
+        self.proj = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        h = rearrange(self.norm(x), "b c h w -> b (h w) c")  # a view when x is channels_last
-        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
-        h = F.scaled_dot_product_attention(q, k, v)  # softmax runs in fp32 inside, also for bf16 operands
-        h = self.proj(rearrange(h, "b heads n d -> b n (heads d)"))
-        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=self.num_heads)
+        h = attend(q, k, v)
+        return x + self.proj(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))

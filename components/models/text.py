@@ -6,9 +6,10 @@ Shapes: B batch, L text length, D model_dim. Padding is id 0 and stands only at 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from components.models.layers import attend
 
 PAD_ID = 0
 
@@ -70,6 +71,6 @@ class TextBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # (B, L, D), (B, 1, 1, L) True where a key may be seen
         qkv = self.qkv(self.attention_norm(x))
         q, k, v = rearrange(qkv, "b l (three heads d) -> three b heads l d", three=3, heads=self.num_heads)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        h = attend(q, k, v, mask=mask)
         x = x + self.proj(rearrange(h, "b heads l d -> b l (heads d)"))
         return x + self.mlp(x)

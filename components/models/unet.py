@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.models.layers import SelfAttention2d, group_norm, timestep_embedding, zeroed
+from components.models.layers import GroupNorm, SelfAttention2d, timestep_embedding, zeroed
 from components.models.text import TextTransformer
 
 Resample = Literal["down", "up"]
@@ -85,8 +85,9 @@ class UNet(nn.Module):
         channels = levels[-1].channels
         self.middle = Layers([residual(channels, channels), attention(channels), residual(channels, channels)])
         self.up = up_path(levels, skips, num_res_blocks, residual, attention, resampler)
-        self.norm_out = group_norm(levels[0].channels)
+        self.norm_out = GroupNorm(levels[0].channels)
         self.conv_out = zeroed(nn.Conv2d(levels[0].channels, out_channels, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # convolutions then keep their maps so, which is up to twice as fast
 
     def forward(
         self,
@@ -170,10 +171,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift_norm = scale_shift_norm
         self.resample = resample
-        self.norm_1 = group_norm(channels)
+        self.norm_1 = GroupNorm(channels)
         self.conv_1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embedding_projection = nn.Linear(embedding_dim, out_channels * (2 if scale_shift_norm else 1))
-        self.norm_2 = group_norm(out_channels)
+        self.norm_2 = GroupNorm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
