@@ -1,0 +1,140 @@
+"""What has been said to MLflow, on disk before it is sent: an ordered journal of JSON lines, images as files beside it.
+
+{spool}/{time}-{id}/journal.json    where it is to be sent
+                    events.jsonl    one event a line, appended
+                    shipped         how many bytes of it have been sent
+                    rejected.jsonl  events that MLflow refused for good
+                    blobs/          images
+                    lock            held by the process that writes or sends it
+"""
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+Event = dict[str, Any]  # "event" names it, "time" is in milliseconds since 1970
+
+
+class Journal:
+    """One journal, held by one process; any thread may append, one thread sends."""
+
+    def __init__(self, folder: Path, *, destination: dict[str, str], lock: TextIO) -> None:
+        self.folder = folder
+        self.destination = destination
+        self._lock = lock  # kept open: the lock lives as long as the file
+        self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
+
+    def append(self, event: Event) -> None:
+        """Write one event. Once this returns, the event outlives the process."""
+        # A killed process leaves at most its last line unfinished.
+        self._events.write(json.dumps(event).encode() + b"\n")
+        self._events.flush()
+
+    def write_blob(self, data: bytes, *, suffix: str) -> str:
+        """Keep a file beside the journal. Returns its name for `blob`."""
+        name = f"{uuid.uuid4().hex}{suffix}"
+        self.blob(name).parent.mkdir(exist_ok=True)
+        self.blob(name).write_bytes(data)
+        return name
+
+    def blob(self, name: str) -> Path:
+        return self.folder / "blobs" / name
+
+    def events(self) -> list[Event]:
+        """All events, sent or not."""
+        return [event for event, _ in self._read(0)]
+
+    def unshipped(self, *, limit: int) -> tuple[list[Event], int]:
+        """The next events to send, at most `limit`, and the position to `mark` when they have arrived."""
+        events, position = [], self._shipped()
+        for event, end in self._read(position):
+            events.append(event)
+            position = end
+            if len(events) == limit:
+                break
+        return events, position
+
+    def mark(self, position: int) -> None:
+        """Remember that everything before `position` has arrived."""
+        temporary = self.folder / "shipped.tmp"
+        temporary.write_text(str(position))
+        os.replace(temporary, self.folder / "shipped")
+
+    def set_aside(self, event: Event, reason: str) -> None:
+        """Keep an event that MLflow refused for good, with its reason, and go on without it."""
+        with open(self.folder / "rejected.jsonl", "a") as file:
+            file.write(json.dumps({"reason": reason, "event": event}) + "\n")
+
+    def close(self) -> None:
+        """Let go of the journal; remove it from disk if everything in it has arrived."""
+        self._events.close()
+        arrived = self._shipped() >= (self.folder / "events.jsonl").stat().st_size
+        if arrived and not (self.folder / "rejected.jsonl").exists():
+            for path in sorted(self.folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            self.folder.rmdir()
+        self._lock.close()
+
+    def _shipped(self) -> int:
+        path = self.folder / "shipped"
+        return int(path.read_text()) if path.exists() else 0
+
+    def _read(self, position: int) -> Iterator[tuple[Event, int]]:
+        with open(self.folder / "events.jsonl", "rb") as file:
+            file.seek(position)
+            for line in file:
+                if not line.endswith(b"\n"):  # being written just now, or by a process that was killed meanwhile
+                    return
+                position += len(line)
+                try:
+                    yield json.loads(line), position
+                except json.JSONDecodeError:  # the unfinished line of a killed process, ended by its successor
+                    continue
+
+
+def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
+    """Begin a journal in `spool`."""
+    folder = spool / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    lock = _locked(folder)
+    assert lock is not None
+    (folder / "journal.json").write_text(json.dumps(destination))
+    return Journal(folder, destination=destination, lock=lock)
+
+
+def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
+    """Journals for `destination` that other processes left behind, oldest first; those still in use are left alone."""
+    journals = []
+    for folder in sorted(spool.glob("*/")):
+        header = folder / "journal.json"
+        if not header.is_file() or json.loads(header.read_text()) != destination:
+            continue
+        lock = _locked(folder)
+        if lock is not None and header.is_file():  # whoever held it may just have removed it
+            _end_last_line(folder / "events.jsonl")
+            journals.append(Journal(folder, destination=destination, lock=lock))
+    return journals
+
+
+def _locked(folder: Path) -> TextIO | None:
+    try:
+        lock = open(folder / "lock", "w")  # noqa: SIM115 - the lock lives as long as the file is open
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _end_last_line(path: Path) -> None:
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        with open(path, "ab") as file:
+            file.write(b"\n")

@@ -1,0 +1,127 @@
+"""A registered model at work: rows in, pictures out. MLflow runs this file as it is, with the packed code beside it.
+
+What a row may say depends on the model:
+    cascade, base   label or prompt, seed, road, guidance_scale, steps, … -> PNG
+    upsampler       image (base64 PNG) and label or prompt, seed -> PNG
+    tokenizer       image (base64) -> its reconstruction, PNG
+    prior           label or prompt, seed, guidance_scale, … -> tokens, a JSON list of rows
+"""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import torch
+from einops import rearrange
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from PIL import Image
+
+from components.sampling.cascade import DESCRIPTION, Cascade, sample_prior, to_uint8
+from components.sampling.diffusion import sample_upsampler
+from components.sampling.model import SamplingModel, check_conditions, load_model
+from components.sampling.requests import Request, check_request
+
+
+class Row(pydantic.BaseModel):
+    """One picture; what is left out is the model's own choice."""
+
+    label: str | None = None  # class name, or id as number or digits
+    prompt: str | None = None
+    seed: int | None = None
+    road: str | None = None  # diffusion or tokens
+    guidance_scale: float | None = None
+    steps: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    image: str | None = None  # base64
+
+    @pydantic.field_validator("label", "seed", "steps", "top_k", mode="before")
+    @classmethod
+    def whole(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        """A data frame with a gap in a column of integers holds floats; a class may come as its id."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value) if info.field_name == "label" and isinstance(value, int) else value
+
+    def request(self) -> Request:
+        given = {name: value for name, value in self if value is not None and name in Request._fields}
+        return Request(**given)
+
+    def picture(self, resolution: int) -> torch.Tensor:
+        """The row's image, (3, resolution, resolution) in [-1, 1]. Raises ValueError if it has none."""
+        if self.image is None:
+            raise ValueError("this model needs an image: base64 of a PNG")
+        with Image.open(io.BytesIO(base64.b64decode(self.image))) as image:
+            pixels = np.asarray(image.convert("RGB").resize((resolution, resolution), Image.Resampling.BOX))
+        return rearrange(torch.from_numpy(pixels.copy()).float() / 127.5 - 1, "h w c -> c h w")
+
+
+Paint = Callable[[list[Row]], list[str]]
+
+
+class Painter(PythonModel):
+    def load_context(self, context: PythonModelContext) -> None:
+        self.paint = painter_of(Path(context.artifacts["model"]))
+
+    def predict(self, model_input: list[Row]) -> list[str]:
+        """One string a row: base64 PNG, or JSON tokens. Raises ValueError, in one line, for a row that can't be met."""
+        return self.paint(model_input)
+
+
+def painter_of(folder: Path) -> Paint:
+    """What a trained model in `folder` does with rows."""
+    if (folder / DESCRIPTION).is_file():
+        cascade = Cascade.load(folder)
+        return lambda rows: [png(picture) for picture in cascade.sample([row.request() for row in rows])]
+    model = load_model(_stage_of(folder), folder)
+    if model.kind == "diffusion" and model.settings["role"] == "base":
+        cascade = Cascade(base=model)
+        return lambda rows: [png(picture) for picture in cascade.sample([row.request() for row in rows])]
+    paints = {"tokenizer": _reconstruct, "prior": _draw_tokens, "diffusion": _enlarge}
+    return lambda rows: [text for row in rows for text in paints[model.kind](model, row)]
+
+
+def png(picture: np.ndarray) -> str:
+    """A uint8 picture (H, W, 3) as base64 PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@torch.no_grad()
+def _reconstruct(model: SamplingModel, row: Row) -> list[str]:
+    image = row.picture(model.settings["resolution"])[None]
+    return [png(picture) for picture in to_uint8(model.module.detokenize(model.module.tokenize(image)))]
+
+
+def _draw_tokens(model: SamplingModel, row: Row) -> list[str]:
+    request = row.request()._replace(road="tokens")
+    check_request(request)
+    check_conditions(model, request)
+    return [json.dumps(tokens.tolist()) for tokens in sample_prior(model, [request])]
+
+
+def _enlarge(model: SamplingModel, row: Row) -> list[str]:
+    request = row.request()
+    check_request(request)
+    check_conditions(model, request)
+    low_res = row.picture(model.settings["low_res_resolution"])[None]
+    return [png(picture) for picture in to_uint8(sample_upsampler(model, [request], low_res))]
+
+
+def _stage_of(folder: Path) -> str:
+    """The stage's name gives a model its random streams: the same picture alone as in the cascade."""
+    description = json.loads((folder / "model.json").read_text())
+    settings = description["settings"]
+    if settings.get("role") == "upsampler":
+        return f"upsampler_{settings['resolution']}"
+    return settings.get("role") or description["kind"]
+
+
+set_model(Painter())

@@ -1,0 +1,193 @@
+"""Trained models and composed cascades in MLflow's registry, as models from code that carry their own code.
+
+A version is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate` names the version made or
+used last, `champion` the one of the last run that ended well.
+"""
+
+import base64
+import importlib.metadata
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow.pyfunc
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+import components
+from components.sampling.cascade import DESCRIPTION
+from components.storage.artifact import Artifact
+from components.tracking.runs import KEY, STAGE
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+PAINTER = Path(__file__).with_name("painter.py")
+PACKED = ("__init__.py", "diffusion", "models", "sampling", "storage/__init__.py", "storage/bundle.py")
+REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "safetensors", "tokenizers", "torch")
+ARTIFACT = "model"  # what the painter calls the folder of the trained model
+
+
+class Registered(NamedTuple):
+    name: str
+    version: str
+    model_id: str
+
+
+def model_name(artifact: Artifact, *, recipe: str) -> str:
+    """`image-cascade-{recipe}` for the composed cascade, with the stage behind it for a single model."""
+    composed = DESCRIPTION in artifact.names()
+    return f"image-cascade-{recipe}" if composed else f"image-cascade-{recipe}-{artifact.stage}"
+
+
+def register_artifact(
+    client: MlflowClient, artifact: Artifact, *, recipe: str, experiment_id: str, run_id: str
+) -> Registered:
+    """Register a model artifact as candidate, unless its stage key is there already.
+
+    Args:
+        run_id: the run that shows as its source.
+
+    Raises ArtifactError if the stored files differ from the manifest.
+    """
+    name = model_name(artifact, recipe=recipe)
+    version = find_version(client, name, key=artifact.key)
+    if version is None:
+        model = find_logged_model(client, experiment_id, key=artifact.key)
+        if model is None:
+            model = _log_model(client, artifact, experiment_id=experiment_id, run_id=run_id)
+        version = _create_version(client, name, artifact, model_id=model.model_id, run_id=run_id)
+    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    return Registered(name, str(version.version), version.model_id)
+
+
+def promote(client: MlflowClient, name: str, version: str) -> None:
+    """Make a version the champion."""
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
+    """The version registered for a stage key, or None."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
+    return min(found, key=lambda version: int(version.version)) if found else None
+
+
+def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
+    """The finished logged model of a stage key, or None."""
+    found = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}' AND status = 'READY'")
+    return min(found, key=lambda model: model.creation_timestamp) if found else None
+
+
+def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
+    """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the folder that holds it.
+
+    Raises ValueError, in one line, if the registry has no such model or can't be reached.
+    """
+    try:
+        local = download_artifacts(model_uri, dst_path=str(folder), tracking_uri=tracking_uri)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error
+    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+
+
+def pip_requirements() -> list[str]:
+    """What a packed model needs, pinned to what is installed here; a build such as +cpu is the installer's choice."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) -> None:
+    """Write the folder `model`, with the code and requirements to run it anywhere, as an MLflow model at `path`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(PAINTER),
+            artifacts={ARTIFACT: str(model)},
+            code_paths=[str(pack_code(Path(scratch)))],
+            pip_requirements=pip_requirements(),
+            input_example=_input_example(model),
+            mlflow_model=mlflow_model or Model(),
+        )
+
+
+def pack_code(folder: Path) -> Path:
+    """Copy the rooms that sampling needs into `folder`. Returns the package's own folder."""
+    source, package = Path(components.__file__).parent, folder / "components"
+    for part in PACKED:
+        target = package / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+        else:
+            shutil.copyfile(source / part, target)
+    return package
+
+
+def _input_example(model: Path) -> list[dict[str, Any]]:
+    """One row that the painter of `model` takes."""
+    if (model / DESCRIPTION).is_file():
+        return [{"label": "0", "seed": 1, "road": "diffusion", "guidance_scale": 2.0, "steps": 10}]
+    description = json.loads((model / "model.json").read_text())
+    row: dict[str, Any] = {} if description["kind"] == "tokenizer" else {"label": "0", "seed": 1}
+    settings = description["settings"]
+    if description["kind"] == "tokenizer" or settings.get("role") == "upsampler":
+        side, file = settings.get("low_res_resolution", settings["resolution"]), io.BytesIO()
+        Image.new("RGB", (side, side), "gray").save(file, format="PNG")
+        row["image"] = base64.b64encode(file.getvalue()).decode()
+    return [row]
+
+
+def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:
+    model = client.create_logged_model(
+        experiment_id,
+        name=artifact.stage,
+        source_run_id=run_id,
+        tags=_tags(artifact),
+        params=_facts(artifact),
+        model_type="image-cascade",
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        about = Model(
+            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
+        )
+        folder = artifact.download(Path(scratch) / "files")
+        save_model(Path(scratch) / "packed", folder, mlflow_model=about)
+        client.log_model_artifacts(model.model_id, str(Path(scratch) / "packed"))
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _create_version(client: MlflowClient, name: str, artifact: Artifact, *, model_id: str, run_id: str) -> ModelVersion:
+    if not client.search_registered_models(f"name = '{name}'"):
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
+                raise
+    made = client.create_model_version(
+        name, f"models:/{model_id}", run_id=run_id, tags=_tags(artifact), model_id=model_id
+    )
+    first = find_version(client, name, key=artifact.key)
+    if first is not None and int(first.version) < int(made.version):  # another driver was faster
+        client.delete_model_version(name, made.version)
+        return first
+    return made
+
+
+def _tags(artifact: Artifact) -> dict[str, str]:
+    return {
+        STAGE: artifact.stage,
+        KEY: artifact.key,
+        "cascade.artifact": artifact.root,
+        "cascade.git_commit": str(artifact.provenance.get("git_commit", "unknown")),
+    }
+
+
+def _facts(artifact: Artifact) -> dict[str, str]:
+    """Plain values of the artifact's metadata: resolution, parameters, last losses."""
+    return {name: str(value) for name, value in artifact.metadata.items() if isinstance(value, str | int | float)}
