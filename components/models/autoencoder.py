@@ -35,7 +35,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = self.conv_2(F.silu(self.norm_2(h)))
-        return self.skip(x) + h
+        return h.add_(self.skip(x))  # in place: the convolution does not need its output again
 
 
 class AttentionBlock(nn.Module):
@@ -66,14 +66,23 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbor, then a convolution, (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Nearest neighbor, then a convolution, (B, C, H, W) -> (B, C, 2H, 2W).
+
+    Nearest neighbor repeats each pixel, so every output pixel needs 2 x 2 input pixels under sums of the 3 x 3 kernel:
+    the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25 times less.
+    """
+
+    fold: Tensor  # (4, 3)
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        fold = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # which rows of 3 each row of 4 adds up
+        self.register_buffer("fold", fold, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        kernel = torch.einsum("ta,sb,oiab->iots", self.fold, self.fold, self.conv.weight)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 def _blocks(in_channels: int, *, out_channels: int, num_blocks: int, attention: bool) -> list[nn.Module]:

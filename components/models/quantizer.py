@@ -66,9 +66,8 @@ class EMAQuantizer(nn.Module):
         indices = self._nearest(z.detach())  # (B, h, w)
         e = self.codebook[indices].detach()  # (B, h, w, C)
         # e + (z - sg[z]) and not z + sg[e - z]: the value is then exactly the code, so that detokenize equals forward.
-        straight_through = rearrange(e + (z - z.detach()), "b h w c -> b c h w")
         return Quantized(
-            z_q=self.project_out(straight_through),
+            z_q=self._to_decoder(e + (z - z.detach())),
             indices=indices,
             commitment_loss=F.mse_loss(z, e),
             latents=rearrange(z.detach(), "b h w c -> (b h w) c"),
@@ -76,7 +75,7 @@ class EMAQuantizer(nn.Module):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of `indices` (B, h, w) as the decoder wants them: (B, D, h, w)."""
-        return self.project_out(rearrange(self.codebook[indices], "b h w c -> b c h w"))
+        return self._to_decoder(self.codebook[indices])
 
     @torch.no_grad()
     def update_codebook(self, latents: Tensor, *, indices: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,6 +102,10 @@ class EMAQuantizer(nn.Module):
             self.initialized.fill_(True)
         self._restart(dead, latents=latents, count=counts.mean(), generator=generator)
         return dead.sum()
+
+    def _to_decoder(self, codes: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, D, h, w), contiguous: the decoder's own weights then decide on its memory format."""
+        return self.project_out(rearrange(codes, "b h w c -> b c h w").contiguous())
 
     def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_normalize else vectors
