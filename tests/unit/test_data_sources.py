@@ -106,7 +106,8 @@ def test_sub_folders_are_classes_and_their_names_captions(pets: Path) -> None:
     "captions",
     [
         {
-            "captions.jsonl": '{"file": "a.png", "caption": "a, red", "class": "x"}\n{"file_name": "b.png", "text": "blue"}'
+            "captions.jsonl": '{"file": "a.png", "caption": "a, red", "class": "x"}\n'
+            '{"file_name": "b.png", "text": "blue"}\n'
         },
         {"captions.csv": 'file,caption,class\na.png,"a, red",x\nb.png,blue,\n'},
     ],
