@@ -41,7 +41,8 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
 
 def on_cluster() -> bool:
     """Whether this program is a submitted job or was told of a cluster."""
-    return JOB_VARIABLE in os.environ or bool(os.environ.get("RAY_ADDRESS"))
+    address = os.environ.get("RAY_ADDRESS", "")  # an http address is where jobs are submitted, not a cluster to join
+    return JOB_VARIABLE in os.environ or bool(address and not address.startswith("http"))
 
 
 def _protect_token() -> None:
