@@ -1,0 +1,125 @@
+"""The reader against webdataset's own WebLoader: the same tars, the same number of reading processes, whole pictures
+into the loop. The time runs from the first batch on: a training's stream is started once.
+
+Two sets of the same real pictures: one that a reading process can keep decoded, and one that it cannot.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import ray
+import webdataset as wds
+
+from components.data.ingest import IngestConfig, ingest
+from components.data.shards import ShardIndex
+from components.data.stream import rank_batches, split_stream, training_stream
+from components.storage.store import Store
+from pipelines.session import start_ray
+
+BATCH, READERS = 64, 2
+
+
+def rows(rounds: int) -> list[dict[str, object]]:
+    """One row for each set; seconds for the same number of pictures."""
+    start_ray(worker_start_timeout=120, verbose=False)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return [
+                measure("reader", make_set(folder, 64), steps=400, rounds=rounds),
+                measure("reader_uncached", make_set(folder, 128), steps=300, rounds=rounds),
+            ]
+    finally:
+        ray.shutdown()
+
+
+def make_set(folder: str, resolution: int) -> ShardIndex:
+    """OpenMoji at a resolution; 64: 42 MB decoded, 128: 167 MB, more than a reading process keeps."""
+    config = IngestConfig(
+        resolution=resolution, samples_per_shard=512, holdout_fraction=0, vocab_size=1024, text_length=16
+    )
+    return ingest("openmoji", out=Store(str(Path(folder) / str(resolution))), config=config, num_cpus=4)
+
+
+def measure(name: str, index: ShardIndex, *, steps: int, rounds: int) -> dict[str, object]:
+    """Both readers in turn, round by round."""
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    cpu: dict[str, list[float]] = {"ours": [], "peer": []}
+    readers: dict[str, Callable[[ShardIndex, int], Iterator[np.ndarray]]] = {"ours": ours, "peer": peer}
+    for _ in range(rounds):
+        for side, read in readers.items():
+            seconds, cpu_seconds = drain(read(index, steps), steps)
+            times[side].append(seconds)
+            cpu[side].append(cpu_seconds)
+    best = {side: median(values) for side, values in times.items()}
+    return {
+        "name": name,
+        "ours": best["ours"],
+        "peer": best["peer"],
+        "ratio": median(a / b for a, b in zip(times["ours"], times["peer"], strict=True)),
+        "unit": f"s / {(steps - 1) * BATCH} pictures",
+        "cpu_ours": median(cpu["ours"]),
+        "cpu_peer": median(cpu["peer"]),
+    }
+
+
+def ours(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
+    dataset = training_stream(
+        index,
+        resolution=int(index.resolution or 0),
+        global_batch_size=BATCH,
+        world_size=1,
+        seed=0,
+        start_step=0,
+        total_steps=steps,
+        readers=READERS,
+    )
+    (iterator,) = split_stream(dataset, world_size=1)
+    for batch in rank_batches(iterator, batch_size=BATCH, steps=steps):
+        yield batch["image"]
+
+
+def peer(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
+    """Its usual pipeline: shards drawn at random, a buffer of samples shuffled, decoded, batched in the workers; no captions."""
+    urls = [index.url(shard.url) for shard in index.shards]
+    dataset = (
+        wds.WebDataset(urls, shardshuffle=False, resampled=True, nodesplitter=wds.shardlists.single_node_only)
+        .shuffle(1000)
+        .decode("rgb8")
+        .to_tuple("png", "cls")
+        .batched(BATCH)
+    )
+    loader = wds.WebLoader(dataset, num_workers=READERS, batch_size=None)
+    for number, (image, _) in enumerate(loader):
+        if number == steps:
+            return
+        yield np.asarray(image)
+
+
+def drain(batches: Iterator[np.ndarray], steps: int) -> tuple[float, float]:
+    """Seconds and CPU seconds of this process and its children from the first batch to the last."""
+    assert next(batches).shape[0] == BATCH
+    start, cpu_start = time.perf_counter(), cpu_of_tree()
+    count = sum(1 for batch in batches if batch.shape[0] == BATCH)
+    assert count == steps - 1
+    return time.perf_counter() - start, cpu_of_tree() - cpu_start
+
+
+def cpu_of_tree() -> float:
+    total = 0.0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += sum(process.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    for row in rows(1):
+        print(row)
