@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SERVER_SECONDS = 60
+SERVER_SECONDS = 180
 
 
 @pytest.hookimpl(wrapper=True)

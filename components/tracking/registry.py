@@ -64,7 +64,7 @@ def register_artifact(
             model = _log_model(client, artifact, experiment_id=experiment_id, run_id=run_id)
         version = _create_version(client, name, artifact, model_id=model.model_id, run_id=run_id)
     client.set_registered_model_alias(name, CANDIDATE, version.version)
-    return Registered(name, str(version.version), version.model_id)
+    return Registered(name, str(version.version), version.source.removeprefix("models:/"))
 
 
 def promote(client: MlflowClient, name: str, version: str) -> None:

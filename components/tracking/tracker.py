@@ -8,15 +8,14 @@ run ends is sent by the next tracker that opens the same spool folder for the sa
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mlflow.exceptions import MlflowException
+from PIL import UnidentifiedImageError
 
 from components.storage.artifact import Artifact, ArtifactError
-from components.storage.store import StoreError
 from components.tracking.delivery import Delivery, as_document, coalesce
 from components.tracking.journal import Event, Journal, left_journals, new_journal
 from components.tracking.system import SystemMonitor
@@ -24,7 +23,6 @@ from components.tracking.system import SystemMonitor
 logger = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 EVENTS_AT_ONCE = 5000
-MAX_FAILURES = 5  # tries of an event that fails for a reason unknown here
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -143,7 +141,6 @@ class Sender(threading.Thread):
         self.before = before
         self.delivery: Delivery | None = None
         self.away: str | None = None  # why, in one line
-        self.failures: Counter[tuple[Any, ...]] = Counter()  # tries of each event that did not go through
         self.ending = threading.Event()
 
     def run(self) -> None:
@@ -202,23 +199,20 @@ class Sender(threading.Thread):
             raise MlflowAwayError(_one_line(error)) from error
         try:
             self.delivery.deliver(event, journal)
-        except Exception as error:  # so may the artifact storage behind MLflow
-            name = (event["time"], event["event"], event["stage"])
-            self.failures[name] += 1
-            if not _is_refusal(error) and (_is_outage(error) or self.failures[name] < MAX_FAILURES):
+        except Exception as error:
+            if not _is_refusal(error):
                 raise MlflowAwayError(_one_line(error)) from error
-            logger.warning("MLflow did not take %s of %s", event["event"], event["stage"] or "the run", exc_info=error)
+            logger.warning("MLflow can't take %s of %s", event["event"], event["stage"] or "the run", exc_info=error)
             journal.set_aside(event, _one_line(error))
 
 
 def _is_refusal(error: Exception) -> bool:
+    """Whether trying again can't help; an outage of network, storage or database may raise anything else."""
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
-    return isinstance(error, ArtifactError | FileNotFoundError)
-
-
-def _is_outage(error: Exception) -> bool:
-    return isinstance(error, MlflowException | StoreError | OSError)
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | UnidentifiedImageError)
+    return isinstance(error, ArtifactError | ArithmeticError | AttributeError | LookupError | TypeError | ValueError)
 
 
 def end_killed(journal: Journal) -> None:

@@ -1,0 +1,311 @@
+"""Laws of tracking, with a real MLflow server: no point lost, none doubled, every run honest about how it ended."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from components.storage.artifact import Artifact, FileEntry
+from components.tracking.environment import environment
+from components.tracking.tracker import Tracker
+from tests.conftest import free_port
+
+
+@pytest.fixture(autouse=True)
+def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(timeout_s=10, retries=0).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def experiment() -> str:
+    return f"test-{time.time_ns()}"
+
+
+@pytest.fixture
+def track(mlflow_server: str, experiment: str, tmp_path: Path) -> Callable[..., Tracker]:
+    def start(run: str = "first", uri: str = mlflow_server) -> Tracker:
+        tracker = Tracker(uri, experiment=experiment, spool=tmp_path / "spool", flush_seconds=0.3)
+        tracker.start_run(
+            run,
+            recipe_yaml="name: tiny\n",
+            parameters={"name": "tiny", "base": {"total_steps": 30, "betas": [0.9, 0.99]}},
+            tags={"recipe": "tiny", "git_commit": "abc123"},
+        )
+        return tracker
+
+    return start
+
+
+class Seen:
+    """What MLflow says about an experiment."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.client = MlflowClient(uri)
+        self.experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
+
+    def runs(self, *, stage: str | None = None) -> list[Run]:
+        wanted = f"tags.`cascade.stage` = '{stage}'" if stage else "tags.`cascade.stage_key` = 'workflow'"
+        return list(self.client.search_runs([self.experiment_id], wanted))
+
+    def run(self, *, stage: str | None = None) -> Run:
+        (run,) = self.runs(stage=stage)
+        return run
+
+    def steps(self, name: str, *, stage: str) -> list[int]:
+        return [point.step for point in self.client.get_metric_history(self.run(stage=stage).info.run_id, name)]
+
+
+@pytest.fixture
+def seen(mlflow_server: str, experiment: str) -> Callable[[], Seen]:
+    return lambda: Seen(mlflow_server, experiment)
+
+
+def artifact(stage: str, key: str) -> Artifact:
+    entry = FileEntry(path="index.json", bytes=12, sha256="0" * 64)
+    return Artifact(
+        kind="shards",
+        stage=stage,
+        key=key,
+        files=(entry,),
+        metadata={"samples": 7},
+        root=f"s3://bucket/stages/{stage}/{key}",
+    )
+
+
+def test_a_run_shows_its_parameters_curves_pictures_data_and_machine(track: Callable, seen: Callable, tmp_path: Path):
+    tracker = track()
+    images = artifact("images", "k1")
+    tracker.start_stage("base", "k2", config={"total_steps": 30}, inputs={"images": images})
+    for step in range(30):
+        tracker.log_metrics("base", step, {"train/loss": 1 / (step + 1), "train/rate": 5.0})
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "grid.png")
+    tracker.log_image("base", 30, "samples/grid", (tmp_path / "grid.png").read_bytes())
+    tracker.log_text("base", "notes.md", "all well")
+    time.sleep(2)
+    tracker.end_stage("base", status="FINISHED", artifact=artifact("base", "k2"))
+    assert tracker.end_run("FINISHED") == []
+
+    said = seen()
+    parent, child = said.run(), said.run(stage="base")
+    assert parent.data.params["base.betas"] == "[0.9, 0.99]"
+    assert parent.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params["total_steps"] == "30"
+    assert said.steps("train/loss", stage="base") == list(range(30))
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert "system/cpu_utilization_percentage" in parent.data.metrics.keys() & child.data.metrics.keys()
+    (dataset,) = child.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("images", "k1")
+    assert json.loads(dataset.dataset.source) == {"uri": images.root}
+    files = [file.path for file in said.client.list_artifacts(child.info.run_id)]
+    assert "notes.md" in files
+    pictures = [file.path for file in said.client.list_artifacts(child.info.run_id, "images")]
+    assert len(pictures) == 2, "a picture and its thumbnail"
+    assert all(name.startswith("images/samples~grid+step+30+timestamp+") for name in pictures)
+    assert not list((tmp_path / "spool").iterdir()), "what has arrived leaves nothing behind"
+
+
+def test_a_retry_goes_on_in_the_same_child_run_and_draws_no_step_twice(track: Callable, seen: Callable):
+    tracker = track()
+    tracker.start_stage("prior", "k1", config={"a": 1}, inputs={})
+    for step in range(20):
+        tracker.log_metrics("prior", step, {"loss": float(step)})
+    tracker.end_stage("prior", status="FAILED", error="worker died")
+    tracker.end_run("FAILED")
+    assert seen().run(stage="prior").info.status == "FAILED"
+    assert seen().run(stage="prior").data.tags["cascade.error"] == "worker died"
+
+    tracker = track()  # the same workflow run again, from the checkpoint of step 10
+    tracker.start_stage("prior", "k1", config={"a": 1}, inputs={})
+    for step in range(10, 30):
+        tracker.log_metrics("prior", step, {"loss": float(step)})
+    tracker.end_stage("prior", status="FINISHED")
+    tracker.end_run("FINISHED")
+    assert len(seen().runs()) == 1
+    assert seen().steps("loss", stage="prior") == list(range(30))
+    assert seen().run(stage="prior").info.status == "FINISHED"
+
+
+def test_a_cached_stage_links_to_the_run_that_made_it(track: Callable, seen: Callable):
+    tracker = track("maker")
+    tracker.start_stage("images", "k1", config={}, inputs={})
+    tracker.end_stage("images", status="FINISHED", artifact=artifact("images", "k1"))
+    tracker.end_run("FINISHED")
+    maker = seen().run(stage="images")
+
+    tracker = track("user")
+    tracker.stage_cached("images", artifact=artifact("images", "k1"))
+    tracker.end_run("FINISHED")
+    tracker = track("maker")  # and again in the run that made it: nothing changes
+    tracker.stage_cached("images", artifact=artifact("images", "k1"))
+    tracker.end_run("FINISHED")
+
+    said = seen()
+    (cached,) = [run for run in said.runs(stage="images") if run.info.run_id != maker.info.run_id]
+    assert cached.data.tags["cascade.cached"] == "true"
+    assert cached.data.tags["cascade.made_by"] == maker.info.run_id
+    assert f"/runs/{maker.info.run_id})" in cached.data.tags["mlflow.note.content"]
+    again = said.client.get_run(maker.info.run_id)
+    assert again.data.tags["cascade.cached"] == "false"
+    assert (again.info.status, again.info.end_time) == ("FINISHED", maker.info.end_time)
+
+
+class Gate:
+    """A way to the real MLflow server that can be shut: then a connection is refused, as by a server that is gone."""
+
+    def __init__(self, target: str) -> None:
+        self.target, self.port = int(target.rpartition(":")[2]), free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.listener: socket.socket | None = None
+
+    def open(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        if self.listener is not None:
+            self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(source, sink, listener), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket, listener: socket.socket) -> None:
+        source.settimeout(0.1)
+        with contextlib.suppress(OSError), source, sink:
+            while listener.fileno() >= 0:
+                try:
+                    data = source.recv(65536)
+                except TimeoutError:
+                    continue
+                if not data:
+                    return
+                sink.sendall(data)
+
+
+@pytest.fixture
+def gate(mlflow_server: str) -> Iterator[Gate]:
+    gate = Gate(mlflow_server)
+    yield gate
+    gate.shut()
+
+
+def test_an_mlflow_that_is_away_loses_no_point_and_doubles_none(
+    track: Callable, gate: Gate, seen: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Away at the start, in the middle and at the end; the next run delivers what was left."""
+    tracker = track(uri=gate.uri)
+    tracker.start_stage("base", "k1", config={}, inputs={})
+    with caplog.at_level(logging.WARNING):
+        for first in (0, 10):
+            for step in range(first, first + 10):
+                tracker.log_metrics("base", step, {"loss": float(step)})
+                time.sleep(0.1)
+            _wait_until(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is away")) == count)
+            gate.open()
+            _wait_until(lambda last=first + 9: last in seen().steps("loss", stage="base"))
+            _wait_until(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is back")) == count)
+            gate.shut()
+        for step in range(20, 30):
+            tracker.log_metrics("base", step, {"loss": float(step)})
+        tracker.end_stage("base", status="FINISHED")
+        started = time.monotonic()
+        (warning,) = tracker.end_run("FINISHED")
+    assert time.monotonic() - started < 30, "an MLflow that is away is not waited for"
+    assert "sent by the next run" in warning
+    assert len(_said(caplog, "MLflow is away")) == 3, "said once each time that it goes"
+
+    gate.open()
+    assert track("second", uri=gate.uri).end_run("FINISHED") == []
+    assert seen().steps("loss", stage="base") == list(range(30))
+    assert seen().run(stage="base").info.status == "FINISHED"
+    assert [run.info.status for run in seen().runs()] == ["FINISHED", "FINISHED"]
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def _said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
+    mlflow_server: str, experiment: str, seen: Callable, track: Callable, tmp_path: Path
+):
+    program = f"""
+        import os, signal, time
+        from pathlib import Path
+        from components.tracking.tracker import Tracker
+        spool = Path("{tmp_path}/spool")
+        tracker = Tracker("{mlflow_server}", experiment="{experiment}", spool=spool, flush_seconds=0.3)
+        tracker.start_run("killed", recipe_yaml="", parameters={{}}, tags={{"recipe": "tiny"}})
+        tracker.start_stage("base", "k1", config={{}}, inputs={{}})
+        tracker.log_metrics("base", 1, {{"loss": 1.0}})
+        time.sleep(4)
+        tracker.log_metrics("base", 2, {{"loss": 0.5}})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert seen().run(stage="base").info.status == "RUNNING"
+    track("next").end_run("FINISHED")
+    assert seen().steps("loss", stage="base") == [1, 2]
+    assert seen().run(stage="base").info.status == "KILLED"
+    assert sorted(run.info.status for run in seen().runs()) == ["FINISHED", "KILLED"]
+
+
+def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable, seen: Callable, tmp_path: Path):
+    tracker = track()
+    tracker.start_stage("base", "k1", config={}, inputs={})
+    tracker.log_image("base", 1, "no/picture", b"not a picture")
+    tracker.log_metrics("base", 1, {"loss": 1.0})
+    tracker.end_stage("base", status="FINISHED")
+    tracker.end_run("FINISHED")
+    assert seen().steps("loss", stage="base") == [1]
+    (kept,) = (tmp_path / "spool").glob("*/rejected.jsonl")
+    assert json.loads(kept.read_text())["event"]["name"] == "no/picture"
+
+
+def test_two_trackers_of_one_run_share_its_runs(track: Callable, seen: Callable):
+    """Two drivers started at once on one storage."""
+    trackers = [track(), track()]
+    for tracker in trackers:
+        tracker.start_stage("base", "k1", config={}, inputs={})
+    for tracker in trackers:
+        tracker.end_stage("base", status="FINISHED")
+    for tracker in trackers:
+        tracker.end_run("FINISHED")
+    assert len(seen().runs()) == 1
+    assert len(seen().runs(stage="base")) == 1
+
+
+def _wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if true():
+                return
+        except (AttributeError, ValueError):  # no experiment or run yet
+            pass
+        time.sleep(0.3)
+    raise TimeoutError

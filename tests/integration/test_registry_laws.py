@@ -1,0 +1,140 @@
+"""Laws of the registry, with a real MLflow server and a tiny cascade."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from components.storage.artifact import Artifact, commit_artifact, describe_file
+from components.storage.store import Store
+from components.tracking.environment import environment
+from components.tracking.registry import download_model
+from components.tracking.tracker import Tracker
+from tests.tiny_cascade import write_cascade, write_models
+
+
+@pytest.fixture(autouse=True)
+def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def recipe() -> str:
+    return f"tiny{time.time_ns()}"
+
+
+@pytest.fixture
+def track(mlflow_server: str, recipe: str, tmp_path: Path) -> Callable[[str], Tracker]:
+    def start(run: str) -> Tracker:
+        tracker = Tracker(mlflow_server, experiment=recipe, spool=tmp_path / "spool", flush_seconds=0.3)
+        tracker.start_run(run, recipe_yaml="", parameters={}, tags={"recipe": recipe, "git_commit": "abc123"})
+        return tracker
+
+    return start
+
+
+def committed(root: Path, stage: str, key: str, folder: Path) -> Artifact:
+    """A model artifact in storage, as a stage commits it."""
+    store = Store(str(root / "stages" / stage / key))
+    files = []
+    for local in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path = f"files/{local.relative_to(folder).as_posix()}"
+        store.upload(local, path)
+        files.append(describe_file(local, path))
+    provenance = {"git_commit": "abc123"}
+    artifact = Artifact(kind="model", stage=stage, key=key, files=tuple(files), provenance=provenance)
+    return commit_artifact(store, artifact)
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    return client.get_registered_model(name).aliases
+
+
+def test_the_champion_moves_only_when_a_run_ends_well_and_a_key_is_registered_once(
+    track: Callable, recipe: str, mlflow_server: str, tmp_path: Path
+):
+    client, name = MlflowClient(mlflow_server), f"image-cascade-{recipe}-tokenizer"
+    models = write_models(tmp_path / "models")
+    first, second = (committed(tmp_path, "tokenizer", key, models["tokenizer"]) for key in ("k1", "k2"))
+
+    def run(run: str, artifact: Artifact, *, cached: bool, status: str) -> None:
+        tracker = track(run)
+        if cached:
+            tracker.stage_cached("tokenizer", artifact=artifact)
+        else:
+            tracker.start_stage("tokenizer", artifact.key, config={}, inputs={})
+            tracker.end_stage("tokenizer", status="FINISHED", artifact=artifact)
+        assert tracker.end_run(status) == []
+
+    run("one", first, cached=False, status="FINISHED")
+    assert aliases(client, name) == {"candidate": "1", "champion": "1"}
+    run("two", second, cached=False, status="FAILED")
+    assert aliases(client, name) == {"candidate": "2", "champion": "1"}, "a run that failed crowns nobody"
+    run("two", second, cached=True, status="FINISHED")
+    assert aliases(client, name) == {"candidate": "2", "champion": "2"}
+    run("three", first, cached=True, status="FINISHED")
+    assert aliases(client, name) == {"candidate": "1", "champion": "1"}
+    versions = client.search_model_versions(f"name = '{name}'")
+    assert sorted(version.tags["cascade.stage_key"] for version in versions) == ["k1", "k2"]
+
+
+def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_process(
+    track: Callable, recipe: str, mlflow_server: str, tmp_path: Path
+):
+    models = write_models(tmp_path / "models")
+    base = committed(tmp_path, "base", "k1", models["base"])
+    folder = write_cascade(tmp_path)
+    cascade = committed(tmp_path, "cascade", "k2", folder)
+    tracker = track("run")
+    for stage, artifact, inputs in (("base", base, {}), ("cascade", cascade, {"base": base})):
+        tracker.start_stage(stage, artifact.key, config={}, inputs=inputs)
+        tracker.end_stage(stage, status="FINISHED", artifact=artifact)
+    assert tracker.end_run("FINISHED") == []
+
+    client, name = MlflowClient(mlflow_server), f"image-cascade-{recipe}"
+    version = client.get_model_version_by_alias(name, "champion")
+    assert version.tags["cascade.git_commit"] == "abc123"
+    assert version.tags["cascade.artifact"] == cascade.root
+    run = client.get_run(version.run_id)
+    assert run.data.tags["cascade.stage"] == "cascade"
+    assert [model.model_id for model in run.outputs.model_outputs] == [version.source.removeprefix("models:/")]
+    (source,) = run.inputs.model_inputs
+    assert client.get_logged_model(source.model_id).tags["cascade.stage_key"] == "k1"
+
+    rows = [{"label": 1, "seed": 5}, {"prompt": "red apple", "seed": 6, "road": "tokens", "guidance_scale": 2.0}]
+    program = f"""
+        import json, mlflow
+        mlflow.set_tracking_uri("{mlflow_server}")
+        model = mlflow.pyfunc.load_model("models:/{name}@champion")
+        assert model.metadata.signature is not None and model.input_example
+        print(json.dumps(model.predict(json.loads('{json.dumps(rows)}'))))
+    """
+    # In an empty folder and isolated, so that the packed code is what runs, not this checkout.
+    packed = tmp_path / "elsewhere"
+    packed.mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    out = subprocess.run(command, cwd=packed, check=True, capture_output=True, text=True).stdout
+    pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in json.loads(out.splitlines()[-1])]
+    fetched = download_model(f"models:/{name}@champion", tmp_path / "fetched", tracking_uri=mlflow_server)
+    requests = [Request(label="food", seed=5), Request(prompt="red apple", seed=6, road="tokens", guidance_scale=2.0)]
+    for ours, theirs in zip(Cascade.load(fetched).sample(requests), pictures, strict=True):
+        assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_a_model_that_is_not_there_is_one_clear_line(mlflow_server: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="can't get models:/nobody@champion from the registry") as caught:
+        download_model("models:/nobody@champion", tmp_path, tracking_uri=mlflow_server)
+    assert "\n" not in str(caught.value)
