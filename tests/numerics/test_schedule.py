@@ -1,0 +1,101 @@
+"""Laws of the forward process; diffusers is the independent implementation."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from components.diffusion.schedule import make_schedule
+
+
+def peer(name: str) -> DDPMScheduler:
+    return DDPMScheduler(
+        1000, beta_start=1e-4, beta_end=2e-2, beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[name]
+    )
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("linear", 1.4e-8), ("cosine", 2.2e-7)])
+def test_betas_equal_those_of_diffusers(name, tolerance):
+    betas = make_schedule(name, num_train_timesteps=1000).betas
+    torch.testing.assert_close(betas, peer(name).betas.double(), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("num_train_timesteps", "left"), [(1000, 4.04e-5), (4000, 4.25e-5), (100, 2.04e-5)])
+def test_linear_leaves_about_as_much_signal_at_any_length(num_train_timesteps, left):
+    schedule = make_schedule("linear", num_train_timesteps=num_train_timesteps)
+    assert schedule.alphas_cumprod[-1].item() == pytest.approx(left, rel=2e-3)
+
+
+def test_cosine_clips_exactly_one_beta():
+    schedule = make_schedule("cosine", num_train_timesteps=1000)
+    assert (schedule.betas == 0.999).sum() == 1
+    assert schedule.alphas_cumprod[-1].item() == pytest.approx(2.43e-9, rel=2e-3)
+
+
+def test_tables_are_float64_and_what_is_gathered_has_the_dtype_of_the_image():
+    schedule = make_schedule("cosine", num_train_timesteps=50)
+    assert schedule.betas.dtype == schedule.alphas_cumprod.dtype == torch.float64
+    x_0 = torch.zeros(2, 3, 4, 4)
+    assert schedule.add_noise(x_0, x_0, torch.tensor([0, 49])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_noise_is_added_as_diffusers_adds_it(name):
+    x_0, noise = torch.randn(2, 8, 3, 4, 4).unbind()
+    timesteps = torch.tensor([0, 1, 2, 250, 500, 750, 998, 999])
+    ours = make_schedule(name, num_train_timesteps=1000).add_noise(x_0, noise, timesteps)
+    torch.testing.assert_close(ours, peer(name).add_noise(x_0, noise, timesteps), atol=3.3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_posterior_is_what_bayes_rule_gives(name):
+    """q(x_{t-1} | x_t, x_0) is the product of two Gaussians: precisions add, and weigh the means."""
+    schedule = make_schedule(name, num_train_timesteps=40)
+    timesteps = torch.arange(1, 40)
+    x_0, x_t = torch.randn(2, 39, 1, dtype=torch.float64).unbind()
+    beta, previous = schedule.betas[1:, None], schedule.alphas_cumprod_prev[1:, None]
+    precision = (1 - beta) / beta + 1 / (1 - previous)
+    mean = ((1 - beta).sqrt() / beta * x_t + previous.sqrt() / (1 - previous) * x_0) / precision
+    posterior = schedule.posterior(x_0, x_t, timesteps)
+    torch.testing.assert_close(posterior.mean, mean)
+    torch.testing.assert_close(posterior.log_variance, -precision.log())
+
+
+def test_the_first_posterior_log_variance_is_that_of_the_second_step():
+    """A floor of 1e-20 (log -46) in its place ruins likelihoods at index 0."""
+    log_variance = make_schedule("linear", num_train_timesteps=1000).posterior_log_variance_clipped
+    assert log_variance[0] == log_variance[1]
+    assert log_variance[0].item() == pytest.approx(-9.817, abs=1e-3)
+
+
+def test_signal_to_noise_falls_with_time():
+    snr = make_schedule("cosine", num_train_timesteps=100).snr(torch.arange(100))
+    assert (snr.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "num_train_timesteps"), [("linear", 20), ("linear", 5), ("linear", 0), ("cosine", -3), ("sigmoid", 100)]
+)
+def test_an_impossible_schedule_is_refused_in_one_line(name, num_train_timesteps):
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        make_schedule(name, num_train_timesteps=num_train_timesteps)
+
+
+def test_the_shortest_possible_schedules_are_finite():
+    for schedule in (make_schedule("linear", num_train_timesteps=21), make_schedule("cosine", num_train_timesteps=1)):
+        assert schedule.posterior_log_variance_clipped.isfinite().all()
+        assert (schedule.alphas_cumprod > 0).all()
+
+
+def test_respacing_keeps_the_signal_of_each_kept_step_and_its_original_index():
+    schedule = make_schedule("linear", num_train_timesteps=1000)
+    strided = schedule.respaced([0, 4, 500, 999])
+    assert strided.timesteps.tolist() == [0, 4, 500, 999]
+    torch.testing.assert_close(strided.alphas_cumprod, schedule.alphas_cumprod[[0, 4, 500, 999]], atol=0, rtol=1e-12)
+    assert strided.respaced([1, 3]).timesteps.tolist() == [4, 999]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_respacing_to_all_steps_changes_nothing(name):
+    schedule = make_schedule(name, num_train_timesteps=1000)
+    same = schedule.respaced(list(range(1000)))
+    torch.testing.assert_close(same.betas, schedule.betas, atol=1e-15, rtol=1e-11)

@@ -1,0 +1,60 @@
+"""Laws of the text encoder; torch.nn.TransformerEncoderLayer is the independent implementation."""
+
+import pytest
+import torch
+from torch import nn
+
+from components.models.text import TextTransformer
+
+TEXT = torch.tensor([[1, 5, 6, 7, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0]])
+
+
+def encoder(num_layers: int = 2) -> TextTransformer:
+    torch.manual_seed(0)
+    return TextTransformer(vocab_size=20, context_length=8, model_dim=16, num_layers=num_layers, num_heads=2)
+
+
+def test_a_block_equals_the_pre_norm_encoder_layer_of_torch():
+    block = encoder(1).blocks[0]
+    peer = nn.TransformerEncoderLayer(16, 2, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    mine = {name: tensor.detach() for name, tensor in block.named_parameters()}
+    names = {
+        "self_attn.in_proj_": "qkv.",
+        "self_attn.out_proj.": "proj.",
+        "linear1.": "mlp.1.",
+        "linear2.": "mlp.3.",
+        "norm1.": "attention_norm.",
+        "norm2.": "mlp.0.",
+    }
+    peer.load_state_dict({a + part: mine[b + part] for a, b in names.items() for part in ("weight", "bias")})
+    x, padding = torch.randn(3, 8, 16), TEXT == 0
+    ours = block(x, ~padding[:, None, None])
+    theirs = peer.train()(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(ours[~padding], theirs[~padding])
+
+
+def test_more_padding_changes_nothing():
+    model = encoder()
+    short, long = model(TEXT[:, :5]), model(TEXT)
+    torch.testing.assert_close(short.pooled, long.pooled)
+    torch.testing.assert_close(short.states[0], long.states[0, :5])
+
+
+def test_the_pooled_state_is_that_of_the_last_real_token():
+    states, pooled = encoder()(TEXT)
+    torch.testing.assert_close(pooled, torch.stack([states[0, 4], states[1, 2], states[2, 1]]))
+
+
+def test_word_order_changes_the_pooled_state():
+    model = encoder()
+    swapped = TEXT[:1, [0, 2, 1, 3, 4, 5, 6, 7]]
+    assert (model(TEXT[:1]).pooled - model(swapped).pooled).abs().max() > 1e-4
+
+
+def test_nothing_but_padding_is_encoded_without_nan():
+    assert encoder()(torch.zeros(1, 8, dtype=torch.int64)).pooled.isfinite().all()
+
+
+def test_a_text_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="at most 8"):
+        encoder()(torch.ones(1, 9, dtype=torch.int64))
