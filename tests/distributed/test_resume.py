@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,20 @@ WORKERS = 2
 
 
 class KilledTask(DiffusionTask):
-    """Sends SIGKILL once, from inside step KILLED_AT, to the process whose id is in a file; then the file is gone."""
+    """Sends SIGKILL once, from inside step KILLED_AT, to the process whose id is in a file; then the file is gone.
 
-    def __init__(self, config: Any, *, target: Path, worker: Worker, **options: Any) -> None:
+    It waits for the checkpoint before to be there, so that it is a resumed run that is looked at.
+    """
+
+    def __init__(self, config: Any, *, place: Path, worker: Worker, **options: Any) -> None:
         super().__init__(config, worker=worker, **options)
-        self.target = target
+        self.target, self.run = place / "target", Store(str(place / "train" / "key"))
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         metrics = super().train_step(batch, step)
         if step == KILLED_AT and self.worker.rank == WORKERS - 1 and self.target.exists():
+            while last_checkpoint(self.run) is None:
+                time.sleep(0.1)
             victim = int(self.target.read_text()) or os.getpid()
             self.target.unlink()
             os.kill(victim, signal.SIGKILL)
@@ -91,10 +97,8 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.write_text("0")  # the worker itself
-    state = run(tmp_path, KilledTask, target=target)
-    assert not target.exists()
+    (tmp_path / "target").write_text("0")  # the worker itself
+    state = run(tmp_path, KilledTask, place=tmp_path)
     started = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
     assert len(started) == 2  # rank 0 before and after
     assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
@@ -105,8 +109,7 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     assert driver.wait(240) == -signal.SIGKILL
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
-    assert reached is not None
-    assert reached.step == 10
+    assert reached == ("step-000000010", 10)
     state = run(tmp_path)
     assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
 
@@ -119,7 +122,7 @@ def test_run_that_is_complete_is_not_started_again(undisturbed: dict[str, Tensor
 
 
 def test_losses_that_are_not_finite_stop_the_stage_once_with_advice(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="not finite for 5 steps in a row.*lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"not finite for 5 steps in a row.*lower learning_rate"):
         run(tmp_path, PoisonedTask)
     assert last_checkpoint(Store(str(tmp_path / "train" / "key"))) is None
 
@@ -131,4 +134,4 @@ if __name__ == "__main__":
     start_ray(worker_start_timeout=120, verbose=False)
     place = Path(sys.argv[1])
     (place / "target").write_text(str(os.getpid()))
-    run(place, KilledTask, target=place / "target")
+    run(place, KilledTask, place=place)
