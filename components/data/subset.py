@@ -1,0 +1,21 @@
+"""A random part of a set, for measures that need some thousand pictures of it and not all."""
+
+import random
+
+from components.data.shards import ShardIndex
+
+
+def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
+    """Whole shards, drawn by the seed, until they hold `samples` training samples; in canonical order.
+
+    The set itself if it holds no more. Its shards are expected to be shuffled within, as those that are ingested here.
+    """
+    order = list(range(len(index.shards)))
+    random.Random(seed).shuffle(order)
+    chosen, found = [], 0
+    for number in order:
+        if found >= samples:
+            break
+        chosen.append(number)
+        found += index.shards[number].train_samples
+    return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})

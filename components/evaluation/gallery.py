@@ -1,0 +1,128 @@
+"""The pictures that the report shows: which requests make them, and the grids that are drawn of them.
+
+Picture names are a contract with the report: `ROAD_by_class`, `ROAD_by_prompt`, `strip_STAGE`, `cascade_side_by_side`,
+`originals_and_reconstructions`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic import Field
+
+from components.configuration import Config
+from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
+from components.evaluation.roads import SampledPictures, SampleJob, file_name, jobs_of, joined, read_job, shown_requests
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from components.storage.store import Store
+
+STRIP = "strip"
+SIDE_BY_SIDE = 6  # conditions of which the cascade's stages are shown beside each other
+SEED_APART = 1_000_000  # shown pictures have other seeds than measured ones
+RECONSTRUCTIONS = 24
+
+
+class GalleryConfig(Config):
+    """What is shown of each road."""
+
+    pictures_per_class: int = Field(6, ge=1)
+    max_classes: int = Field(12, ge=1)
+    prompts: tuple[str, ...] = ()  # empty: the captions of the first held-out pictures
+    num_prompts: int = Field(8, ge=0)  # how many of these
+    pictures_per_prompt: int = Field(6, ge=1)
+    strip_frames: int = Field(8, ge=2)
+    guidance_scale: float | None = Field(None, ge=0)  # of shown pictures; None is the model's own
+
+
+def gallery_requests(
+    config: GalleryConfig, cascade: Cascade, *, captions: Sequence[str], seed: int
+) -> dict[str, list[Request]]:
+    """Picture name -> requests; none where the models of the road don't take the condition."""
+    prompts = config.prompts or tuple(dict.fromkeys(caption for caption in captions if caption))[: config.num_prompts]
+    found = {}
+    for road in cascade.roads:
+        model = cascade.base if road == "diffusion" else cascade.prior
+        classes = [] if model is None else list(range(len(model.classes)))[: config.max_classes]
+        asked: list[tuple[str, Sequence[int] | Sequence[str], int]] = [
+            ("class", classes, config.pictures_per_class),
+            ("prompt", prompts, config.pictures_per_prompt),
+        ]
+        for kind, conditions, each in asked:
+            found[f"{road}_by_{kind}"] = shown_requests(
+                cascade,
+                road,
+                conditions=conditions,
+                each=each,
+                seed=seed + SEED_APART,
+                guidance_scale=config.guidance_scale,
+            )
+    return found
+
+
+def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:
+    """The jobs of all shown pictures, and of one denoising strip."""
+    jobs = [job for name, asked in requests.items() for job in jobs_of(name, asked)]
+    denoised = [asked[0] for asked in requests.values() if asked and asked[0].road == "diffusion"]
+    return jobs + [SampleJob(STRIP, tuple(denoised[-1:]), frames=strip_frames)] * bool(denoised)
+
+
+def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dict[str, SampledPictures]:
+    """What the jobs left in `files`, joined by picture name."""
+    made = {
+        name: joined([read_job(job.name, files) for job in jobs_of(name, asked)])
+        for name, asked in requests.items()
+        if asked
+    }
+    return made | ({STRIP: read_job(STRIP, files)} if files.exists(file_name(STRIP)) else {})
+
+
+def draw_gallery(
+    requests: Mapping[str, Sequence[Request]], made: Mapping[str, SampledPictures], *, classes: Sequence[str]
+) -> dict[str, bytes]:
+    """Picture name -> PNG, of what was sampled: made[name] for each name of `requests`, and made["strip"]."""
+    drawn = {}
+    for name, asked in requests.items():
+        if asked:
+            labels = [condition_name(request, classes) for request in asked]
+            drawn[name] = labelled_grid(list(made[name].finished), labels)
+            if len(made[name].stages) > 1 and "cascade_side_by_side" not in drawn:
+                drawn["cascade_side_by_side"] = side_by_side(made[name], labels)
+    if STRIP in made:
+        drawn |= {f"strip_{stage}": draw_strip(made[STRIP], stage) for stage in made[STRIP].strips}
+    return drawn
+
+
+def condition_name(request: Request, classes: Sequence[str]) -> str:
+    """What a picture was asked for by, as people read it."""
+    if request.prompt is not None:
+        return request.prompt
+    if isinstance(request.label, int):
+        return readable(classes[request.label] if request.label < len(classes) else str(request.label))
+    return "no condition"
+
+
+def side_by_side(made: SampledPictures, labels: Sequence[str]) -> bytes:
+    """The picture of each stage of the road, in a row for each stage; one column for each condition."""
+    columns = [labels.index(label) for label in dict.fromkeys(labels)][:SIDE_BY_SIDE]
+    blocks = [
+        Block(f"{readable(stage)}, {pictures.shape[1]}²", [pictures[column] for column in columns])
+        for stage, pictures in made.stages.items()
+    ]
+    captions = [labels[column] for column in columns]
+    return render_blocks([*blocks[:-1], blocks[-1]._replace(captions=captions)], columns=len(columns))
+
+
+def draw_strip(made: SampledPictures, stage: str) -> bytes:
+    """The strip of a stage's first picture."""
+    strip = made.strips[stage]
+    captions = [f"t = {timestep}" for timestep in strip.timesteps]
+    return strip_grid(list(strip.x_t[:, 0]), list(strip.x_0[:, 0]), captions)
+
+
+def draw_reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
+    """Originals (N, H, W, 3) with their reconstructions right below them, the first of both."""
+    return compared_grid(
+        list(originals[:RECONSTRUCTIONS]),
+        list(reconstructions[:RECONSTRUCTIONS]),
+        headings=("original", "reconstruction"),
+    )

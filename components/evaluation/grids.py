@@ -1,0 +1,124 @@
+"""Labelled grids of pictures as PNG: dark text on white, readable on light and dark pages alike.
+
+Pictures are uint8 (H, W, 3). All pictures of a grid are shown at one size: the smaller ones are enlarged by whole
+factors without smoothing, so that what a model made at 16² is seen as it is.
+"""
+
+import io
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 128  # pixels of a shown picture, at least
+GAP = 8
+TEXT_SIZE = 22
+LINE = TEXT_SIZE + 12  # pixels of a line of text
+INK, PAPER, FRAME = (31, 41, 55), (255, 255, 255), (226, 232, 240)
+
+
+class Block(NamedTuple):
+    """Some rows of pictures under one heading. Captions, where given, stand below each picture."""
+
+    heading: str
+    pictures: Sequence[np.ndarray]
+    captions: Sequence[str] = ()
+
+
+def labelled_grid(pictures: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
+    """A grid in which neighbors that share a label stand in a row of their own below it.
+
+    If no two neighbors share one, each label is the caption of its picture. Raises ValueError for no pictures, or for
+    other numbers of labels than of pictures.
+    """
+    if not len(pictures) or len(pictures) != len(labels):
+        raise ValueError(f"a grid needs one label for each picture, not {len(labels)} for {len(pictures)}")
+    pairs = groupby(zip(labels, pictures, strict=True), key=_first)
+    groups = [(label, [picture for _, picture in members]) for label, members in pairs]
+    longest = max(len(members) for _, members in groups)
+    if longest == 1:
+        return render_blocks([Block("", pictures, labels)], columns=columns or min(6, len(pictures)))
+    return render_blocks([Block(label, members) for label, members in groups], columns=columns or min(8, longest))
+
+
+def compared_grid(
+    originals: Sequence[np.ndarray], others: Sequence[np.ndarray], *, headings: tuple[str, str], columns: int = 8
+) -> bytes:
+    """Rows of originals, each with the row of what was made of them right below it."""
+    blocks = []
+    for start in range(0, len(originals), columns):
+        part = slice(start, start + columns)
+        blocks += [Block(headings[0], originals[part]), Block(headings[1], others[part])]
+    return render_blocks(blocks, columns=min(columns, len(originals)))
+
+
+def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: Sequence[str]) -> bytes:
+    """The denoising strip of one picture: noisy x_t above the x_0 that the model sees in it, step by step."""
+    return render_blocks(
+        [Block("x_t, what the model is given", x_t), Block("x_0, what it predicts", x_0, captions)], columns=len(x_t)
+    )
+
+
+def render_blocks(blocks: Sequence[Block], *, columns: int) -> bytes:
+    """Blocks from top to bottom, `columns` pictures in a row, as PNG."""
+    sides = [picture.shape[0] for block in blocks for picture in block.pictures]
+    cell = max(sides) * max(1, -(-CELL // max(sides)))
+    width = GAP + columns * (cell + GAP)
+    canvas = Image.new("RGB", (width, sum(_height(block, columns, cell) for block in blocks) + GAP), PAPER)
+    top = GAP
+    for block in blocks:
+        _draw(canvas, block, top=top, columns=columns, cell=cell)
+        top += _height(block, columns, cell)
+    return png_bytes(canvas)
+
+
+def png_bytes(image: Image.Image | np.ndarray) -> bytes:
+    """A Pillow image, or a picture (H, W, 3) uint8, as PNG."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def enlarged(picture: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) -> (side, side, 3), without smoothing."""
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
+
+
+def fit_text(text: str, width: int) -> str:
+    """The text, cut with an ellipsis to at most `width` pixels."""
+    font = ImageFont.load_default(TEXT_SIZE)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _draw(canvas: Image.Image, block: Block, *, top: int, columns: int, cell: int) -> None:
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT_SIZE)
+    if block.heading:
+        draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP), fill=INK, font=font)
+        top += LINE
+    pitch = cell + GAP + (LINE if block.captions else 0)
+    for index, picture in enumerate(block.pictures):
+        left, upper = GAP + index % columns * (cell + GAP), top + index // columns * pitch
+        canvas.paste(Image.fromarray(enlarged(picture, cell)), (left, upper))
+        draw.rectangle((left - 1, upper - 1, left + cell, upper + cell), outline=FRAME)
+        if block.captions:
+            draw.text((left, upper + cell + 4), fit_text(block.captions[index], cell), fill=INK, font=font)
+
+
+def _height(block: Block, columns: int, cell: int) -> int:
+    rows = -(-len(block.pictures) // columns)
+    return (LINE if block.heading else 0) + rows * (cell + GAP + (LINE if block.captions else 0)) + GAP
+
+
+def _first(pair: tuple[str, np.ndarray]) -> str:
+    return pair[0]
+
+
+def readable(name: str) -> str:
+    """The name of a class or a stage as people read it."""
+    return name.replace("_", " ").replace("-", " ")

@@ -1,0 +1,55 @@
+"""Work in parts on a pool of Ray actors: one for each of the stage's workers; results in the order of the parts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.util import ActorPool
+
+from components.execution import Resources
+
+P = TypeVar("P")
+
+
+def map_parts(
+    make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P], *, resources: Resources
+) -> Iterator[Any]:
+    """What the workers make of the parts, in their order, each as soon as it is there.
+
+    Args:
+        make_worker: called once in each actor; what it returns is called with the parts. An actor that dies is made
+            again and repeats its part, resources.max_failures times.
+    """
+    if not parts:
+        return
+    remote = ray.remote(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        max_restarts=resources.max_failures,
+        max_task_retries=resources.max_failures,
+    )(PartWorker)
+    actors = [
+        remote.remote(make_worker, threads=resources.threads) for _ in range(min(resources.num_workers, len(parts)))
+    ]
+    try:
+        yield from ActorPool(actors).map(_submit, parts)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class PartWorker:
+    """Body of an actor."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]], *, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.work = make_worker()
+
+    def run(self, part: Any) -> Any:
+        return self.work(part)
+
+
+def _submit(actor: Any, part: Any) -> Any:
+    return actor.run.remote(part)

@@ -1,0 +1,69 @@
+"""Samples: both roads of the composed cascade at work, to be looked at and to be measured."""
+
+from pydantic import Field
+
+from components.data.held_out import SplitArrays, read_split
+from components.data.shards import ShardIndex, load_index
+from components.data.subset import random_part
+from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
+from components.evaluation.roads import file_name, jobs_of, measured_requests, sample_jobs
+from components.sampling.cascade import Cascade
+from components.stages.context import StageContext
+from components.storage.artifact import Artifact
+
+READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
+
+
+class SamplesConfig(GalleryConfig):
+    """What is sampled of each road: pictures to show, and pictures to measure distances with."""
+
+    measured_samples: int = Field(512, ge=0)  # of each road, by the models' own settings
+    seed: int = Field(0, ge=0)
+
+
+def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
+    """Sample what the report shows and what the evaluation measures.
+
+    Returns an artifact of kind `samples`: PNG grids, and an npz of raw pictures for each job.
+    """
+    index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
+    captions, trained = conditions(config, index)
+    shown = gallery_requests(config, models, captions=captions, seed=config.seed)
+    measured = {
+        road: measured_requests(
+            models,
+            road,
+            labels=trained.label,
+            captions=trained.caption,
+            count=config.measured_samples,
+            seed=config.seed,
+        )
+        for road in models.roads
+    }
+    measured_jobs = {road: jobs_of(f"measured_{road}", requests) for road, requests in measured.items()}
+    jobs = gallery_jobs(shown, strip_frames=config.strip_frames) + [
+        job for group in measured_jobs.values() for job in group
+    ]
+
+    total, done = sum(len(job.requests) for job in jobs), 0
+    for job in sample_jobs(jobs, cascade, files=context.files_store, resources=context.resources):
+        context.recorder.progress(context.stage, step=(done := done + len(job.requests)), total=total, unit="picture")
+
+    folder = context.scratch()
+    for name, png in draw_gallery(shown, read_gallery(shown, context.files_store), classes=index.classes).items():
+        (folder / f"{name}.png").write_bytes(png)
+        context.recorder.image(context.stage, 0, name, png)
+    metadata = {
+        "measured": {road: [file_name(job.name) for job in group] for road, group in measured_jobs.items()},
+        "warnings": [f"no pictures {name.replace('_', ' ')}: a model takes none" for name in shown if not shown[name]],
+    }
+    paths = [f"files/{file_name(job.name)}" for job in jobs]
+    return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
+
+
+def conditions(config: SamplesConfig, index: ShardIndex) -> tuple[tuple[str, ...], SplitArrays]:
+    """Captions to show (of held-out pictures where there are any), and labels and captions to measure with."""
+    part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
+    trained = read_split(part, "train", resolution=READ_RESOLUTION)
+    held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
+    return held_out.caption or trained.caption, trained

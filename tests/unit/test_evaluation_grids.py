@@ -1,0 +1,76 @@
+"""Laws of the labelled grids."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.evaluation.grids import CELL, PAPER, compared_grid, fit_text, labelled_grid, strip_grid
+
+
+def colored(count: int, *, side: int = 16) -> list[np.ndarray]:
+    return [np.full((side, side, 3), (10 + 20 * number, 0, 200), np.uint8) for number in range(count)]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def area_of(png: bytes, color: np.ndarray) -> int:
+    return int((pixels(png) == color).all(axis=-1).sum())
+
+
+def has_ink(png: bytes) -> bool:
+    return bool((pixels(png).max(axis=-1) < 60).any())
+
+
+@pytest.mark.parametrize("side", [8, 16, 64, 100, 256])
+def test_every_picture_is_shown_whole_and_enlarged_by_a_whole_factor(side: int) -> None:
+    pictures = colored(7, side=side)
+    grid = labelled_grid(pictures, [f"picture {number}" for number in range(7)], columns=3)
+    cell = side * -(-CELL // side)
+    assert [area_of(grid, picture[0, 0]) for picture in pictures] == [cell**2] * 7
+
+
+def test_neighbors_with_one_label_stand_in_one_row() -> None:
+    pictures = colored(6)
+    image = pixels(labelled_grid(pictures, ["cats"] * 3 + ["flags"] * 3))
+    rows = [np.flatnonzero((image == picture[0, 0]).all(axis=-1).any(axis=1)) for picture in pictures]
+    assert len({tuple(row) for row in rows[:3]}) == 1
+    assert rows[2].max() < rows[3].min()
+
+
+def test_labels_are_drawn_and_never_outside_of_the_grid() -> None:
+    long = labelled_grid(colored(2), ["a caption that is much longer than its picture is wide"] * 2)
+    assert has_ink(long)
+    assert (pixels(long)[:, -1] == PAPER).all()
+
+
+def test_text_is_cut_to_its_width_with_an_ellipsis() -> None:
+    assert fit_text("short", 500) == "short"
+    cut = fit_text("a much longer text than fits", 100)
+    assert cut.endswith("…")
+    assert len(cut) < 20
+
+
+def test_a_reconstruction_stands_right_below_its_original() -> None:
+    originals, others = colored(3), [255 - picture for picture in colored(3)]
+    image = pixels(compared_grid(originals, others, headings=("original", "reconstruction")))
+    for original, other in zip(originals, others, strict=True):
+        above, below = (np.argwhere((image == picture[0, 0]).all(axis=-1)) for picture in (original, other))
+        assert above[:, 0].max() < below[:, 0].min()
+        np.testing.assert_array_equal(np.unique(above[:, 1]), np.unique(below[:, 1]))
+
+
+def test_a_strip_holds_both_rows_of_every_frame() -> None:
+    x_t, x_0 = colored(4), [255 - picture for picture in colored(4)]
+    strip = strip_grid(x_t, x_0, [f"t = {t}" for t in (999, 666, 333, 0)])
+    assert all(area_of(strip, picture[0, 0]) == CELL**2 for picture in x_t + x_0)
+
+
+def test_a_grid_without_a_label_for_each_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="one label for each picture"):
+        labelled_grid(colored(2), ["one"])
+    with pytest.raises(ValueError, match="one label for each picture"):
+        labelled_grid([], [])
