@@ -5,20 +5,22 @@ With `channels=128, channel_mult=(1, 1, 2, 2, 4)` the encoder and decoder are th
 Shapes: B batch, C channels of a level, H W pixels of a level, D latent_channels, h w latent grid.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from components.models.layers import GroupNorm, SelfAttention2d
 from components.models.quantizer import EMAQuantizer, Quantized
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as published, fewer where a group would have less than four channels."""
-    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
+def _group_norm(channels: int) -> GroupNorm:
+    return GroupNorm(channels, eps=1e-6)
+
+
+def _attention(channels: int) -> SelfAttention2d:
+    return SelfAttention2d(channels, num_heads=1, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -36,22 +38,6 @@ class ResBlock(nn.Module):
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = self.conv_2(F.silu(self.norm_2(h)))
         return h.add_(self.skip(x))  # in place: the convolution does not need its output again
-
-
-class AttentionBlock(nn.Module):
-    """Single-head self-attention over the pixels, (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _group_norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.norm(x), "b c h w -> b 1 (h w) c")
-        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        h = self.proj(F.scaled_dot_product_attention(q, k, v))
-        return x + rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2])
 
 
 class Downsample(nn.Module):
@@ -90,13 +76,13 @@ def _blocks(in_channels: int, *, out_channels: int, num_blocks: int, attention: 
     for i in range(num_blocks):
         layers.append(ResBlock(in_channels if i == 0 else out_channels, out_channels=out_channels))
         if attention:
-            layers.append(AttentionBlock(out_channels))
+            layers.append(_attention(out_channels))
     return layers
 
 
 def _middle(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        ResBlock(channels, out_channels=channels), AttentionBlock(channels), ResBlock(channels, out_channels=channels)
+        ResBlock(channels, out_channels=channels), _attention(channels), ResBlock(channels, out_channels=channels)
     )
 
 

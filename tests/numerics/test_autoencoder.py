@@ -5,7 +5,8 @@ import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 
-from components.models.autoencoder import AttentionBlock, Downsample, ResBlock, Upsample, VQAutoencoder
+from components.models.autoencoder import Downsample, ResBlock, Upsample, VQAutoencoder
+from components.models.layers import SelfAttention2d
 
 
 def make_autoencoder(**changes: object) -> VQAutoencoder:
@@ -34,11 +35,12 @@ def copy_res_block(ours: ResBlock, peer: nn.Module) -> None:
         copy_pair(ours.skip, peer.conv_shortcut)
 
 
-def copy_attention(ours: AttentionBlock, peer: nn.Module) -> None:
+def copy_attention(ours: SelfAttention2d, peer: nn.Module) -> None:
     copy_pair(ours.norm, peer.group_norm)
-    copy_pair(ours.proj, peer.to_out[0])
+    peer.to_out[0].weight.data.copy_(ours.proj.weight.flatten(1))
+    peer.to_out[0].bias.data.copy_(ours.proj.bias)
     for i, name in enumerate(("to_q", "to_k", "to_v")):
-        getattr(peer, name).weight.data.copy_(ours.qkv.weight.chunk(3)[i])
+        getattr(peer, name).weight.data.copy_(ours.qkv.weight.chunk(3)[i].flatten(1))
         getattr(peer, name).bias.data.copy_(ours.qkv.bias.chunk(3)[i])
 
 
@@ -46,7 +48,7 @@ def copy_blocks(ours: nn.Sequential, peer: nn.Module, *, sampler: str) -> None:
     """Residual blocks, attention and resampling of one level, each kind in its order."""
     for kind, copy, peers in (
         (ResBlock, copy_res_block, peer.resnets),
-        (AttentionBlock, copy_attention, getattr(peer, "attentions", [])),
+        (SelfAttention2d, copy_attention, getattr(peer, "attentions", [])),
     ):
         for block, peer_block in zip([m for m in ours if isinstance(m, kind)], peers, strict=True):
             copy(block, peer_block)
@@ -144,6 +146,7 @@ def test_detokenize_of_tokenize_is_the_reconstruction():
 
 def test_every_parameter_takes_part_in_training():
     autoencoder = make_autoencoder().train()
+    randomize(autoencoder)
     image = torch.rand(2, 3, 16, 16) * 2 - 1
     reconstruction, quantized = autoencoder(image)
     ((reconstruction - image).square().mean() + quantized.commitment_loss).backward()
