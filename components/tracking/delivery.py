@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import PIL.Image
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
@@ -44,6 +45,7 @@ class Delivery:
 
     def __init__(self, tracking_uri: str, *, experiment: str) -> None:
         """Connect. Raises whatever MLflow raises while it is away."""
+        mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
         self.client = MlflowClient(tracking_uri)
         location = artifact_location(tracking_uri, experiment)
         self.experiment_id = find_or_create_experiment(self.client, experiment, artifact_location=location)

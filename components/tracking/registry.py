@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlflow
 import mlflow.pyfunc
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelStatus
@@ -80,8 +81,9 @@ def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion |
 
 def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
     """The finished logged model of a stage key, or None."""
-    found = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}' AND status = 'READY'")
-    return min(found, key=lambda model: model.creation_timestamp) if found else None
+    found = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
+    ready = [model for model in found if model.status == LoggedModelStatus.READY]
+    return min(ready, key=lambda model: model.creation_timestamp) if ready else None
 
 
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
@@ -89,8 +91,9 @@ def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
 
     Raises ValueError, in one line, if the registry has no such model or can't be reached.
     """
+    mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     try:
-        local = download_artifacts(model_uri, dst_path=str(folder), tracking_uri=tracking_uri)
+        local = download_artifacts(model_uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error

@@ -31,15 +31,21 @@ def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(params=["server", "sqlite"])
+def tracking_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The cluster's MLflow and the laptop's."""
+    return request.getfixturevalue("mlflow_server") if request.param == "server" else f"sqlite:///{tmp_path}/mlflow.db"
+
+
 @pytest.fixture
 def recipe() -> str:
     return f"tiny{time.time_ns()}"
 
 
 @pytest.fixture
-def track(mlflow_server: str, recipe: str, tmp_path: Path) -> Callable[[str], Tracker]:
+def track(tracking_uri: str, recipe: str, tmp_path: Path) -> Callable[[str], Tracker]:
     def start(run: str) -> Tracker:
-        tracker = Tracker(mlflow_server, experiment=recipe, spool=tmp_path / "spool", flush_seconds=0.3)
+        tracker = Tracker(tracking_uri, experiment=recipe, spool=tmp_path / "spool", flush_seconds=0.3)
         tracker.start_run(run, recipe_yaml="", parameters={}, tags={"recipe": recipe, "git_commit": "abc123"})
         return tracker
 
@@ -60,13 +66,13 @@ def committed(root: Path, stage: str, key: str, folder: Path) -> Artifact:
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    return client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}  # SQLite: int
 
 
 def test_the_champion_moves_only_when_a_run_ends_well_and_a_key_is_registered_once(
-    track: Callable, recipe: str, mlflow_server: str, tmp_path: Path
+    track: Callable, recipe: str, tracking_uri: str, tmp_path: Path
 ):
-    client, name = MlflowClient(mlflow_server), f"image-cascade-{recipe}-tokenizer"
+    client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}-tokenizer"
     models = write_models(tmp_path / "models")
     first, second = (committed(tmp_path, "tokenizer", key, models["tokenizer"]) for key in ("k1", "k2"))
 
@@ -92,7 +98,7 @@ def test_the_champion_moves_only_when_a_run_ends_well_and_a_key_is_registered_on
 
 
 def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_process(
-    track: Callable, recipe: str, mlflow_server: str, tmp_path: Path
+    track: Callable, recipe: str, tracking_uri: str, tmp_path: Path
 ):
     models = write_models(tmp_path / "models")
     base = committed(tmp_path, "base", "k1", models["base"])
@@ -104,7 +110,7 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
         tracker.end_stage(stage, status="FINISHED", artifact=artifact)
     assert tracker.end_run("FINISHED") == []
 
-    client, name = MlflowClient(mlflow_server), f"image-cascade-{recipe}"
+    client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}"
     version = client.get_model_version_by_alias(name, "champion")
     assert version.tags["cascade.git_commit"] == "abc123"
     assert version.tags["cascade.artifact"] == cascade.root
@@ -117,7 +123,7 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     rows = [{"label": 1, "seed": 5}, {"prompt": "red apple", "seed": 6, "road": "tokens", "guidance_scale": 2.0}]
     program = f"""
         import json, mlflow
-        mlflow.set_tracking_uri("{mlflow_server}")
+        mlflow.set_tracking_uri("{tracking_uri}")
         model = mlflow.pyfunc.load_model("models:/{name}@champion")
         assert model.metadata.signature is not None and model.input_example
         print(json.dumps(model.predict(json.loads('{json.dumps(rows)}'))))
@@ -128,13 +134,13 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     command = [sys.executable, "-c", textwrap.dedent(program)]
     out = subprocess.run(command, cwd=packed, check=True, capture_output=True, text=True).stdout
     pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in json.loads(out.splitlines()[-1])]
-    fetched = download_model(f"models:/{name}@champion", tmp_path / "fetched", tracking_uri=mlflow_server)
+    fetched = download_model(f"models:/{name}@champion", tmp_path / "fetched", tracking_uri=tracking_uri)
     requests = [Request(label="food", seed=5), Request(prompt="red apple", seed=6, road="tokens", guidance_scale=2.0)]
     for ours, theirs in zip(Cascade.load(fetched).sample(requests), pictures, strict=True):
         assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
-def test_a_model_that_is_not_there_is_one_clear_line(mlflow_server: str, tmp_path: Path):
+def test_a_model_that_is_not_there_is_one_clear_line(tracking_uri: str, tmp_path: Path):
     with pytest.raises(ValueError, match="can't get models:/nobody@champion from the registry") as caught:
-        download_model("models:/nobody@champion", tmp_path, tracking_uri=mlflow_server)
+        download_model("models:/nobody@champion", tmp_path, tracking_uri=tracking_uri)
     assert "\n" not in str(caught.value)
