@@ -15,7 +15,6 @@ from torch import Tensor
 from components.models.transformer import KVCache, Transformer
 
 
-@torch.no_grad()
 def generate(
     transformer: Transformer,
     *,
@@ -56,18 +55,19 @@ def generate(
     uniforms = torch.stack([torch.rand(num_tokens, generator=g) for g in generators], dim=1).to(device)  # (N, B)
     tokens = torch.empty(num_tokens, len(generators), dtype=torch.int64, device=device)
     guided = guidance_scale != 1.0
-    logits, cache = _start(
-        transformer, batch_size=len(generators), label=label, text=text, null_text=null_text, guided=guided
-    )
-    for i in range(num_tokens):
-        if i > 0:
-            logits = _step(transformer, tokens[i - 1], cache=cache, guided=guided)
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = torch.lerp(unconditional, conditional, guidance_scale)
-        tokens[i] = draw(logits, uniforms=uniforms[i], temperature=temperature, top_k=top_k, top_p=top_p)
-        if on_token is not None:
-            on_token(i + 1, num_tokens)
+    with torch.inference_mode():
+        logits, cache = _start(
+            transformer, batch_size=len(generators), label=label, text=text, null_text=null_text, guided=guided
+        )
+        for i in range(num_tokens):
+            if i > 0:
+                logits = _step(transformer, tokens[i - 1], cache=cache, guided=guided)
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = torch.lerp(unconditional, conditional, guidance_scale)
+            tokens[i] = draw(logits, uniforms=uniforms[i], temperature=temperature, top_k=top_k, top_p=top_p)
+            if on_token is not None:
+                on_token(i + 1, num_tokens)
     return tokens.T.contiguous()
 
 

@@ -89,6 +89,12 @@ def test_guidance_with_equal_conditions_changes_nothing(transformer: Transformer
     assert torch.equal(guided, plain)
 
 
+def test_drawn_tokens_can_be_trained_on(transformer: Transformer):
+    tokens = generate(transformer, generators=generators(0), label=LABEL[:1], text=TEXT[:1])
+    transformer(tokens, label=LABEL[:1], text=TEXT[:1]).sum().backward()
+    assert transformer.head.weight.grad.abs().sum() > 0
+
+
 def test_every_step_is_reported(transformer: Transformer):
     seen = []
     generate(
