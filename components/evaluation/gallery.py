@@ -11,7 +11,16 @@ from pydantic import Field
 
 from components.configuration import Config
 from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
-from components.evaluation.roads import SampledPictures, SampleJob, file_name, jobs_of, joined, read_job, shown_requests
+from components.evaluation.roads import (
+    SampledPictures,
+    SampleJob,
+    accepts,
+    file_name,
+    jobs_of,
+    joined,
+    read_job,
+    shown_requests,
+)
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.store import Store
@@ -38,11 +47,11 @@ def gallery_requests(
     config: GalleryConfig, cascade: Cascade, *, captions: Sequence[str], seed: int
 ) -> dict[str, list[Request]]:
     """Picture name -> requests; none where the models of the road don't take the condition."""
-    prompts = config.prompts or tuple(dict.fromkeys(caption for caption in captions if caption))[: config.num_prompts]
     found = {}
     for road in cascade.roads:
         model = cascade.base if road == "diffusion" else cascade.prior
         classes = [] if model is None else list(range(len(model.classes)))[: config.max_classes]
+        prompts = config.prompts or fitting_captions(cascade, road, captions)[: config.num_prompts]
         asked: list[tuple[str, Sequence[int] | Sequence[str], int]] = [
             ("class", classes, config.pictures_per_class),
             ("prompt", prompts, config.pictures_per_prompt),
@@ -57,6 +66,12 @@ def gallery_requests(
                 guidance_scale=config.guidance_scale,
             )
     return found
+
+
+def fitting_captions(cascade: Cascade, road: str, captions: Sequence[str]) -> tuple[str, ...]:
+    """The captions that the road takes as prompts, each once."""
+    once = dict.fromkeys(caption for caption in captions if caption)
+    return tuple(caption for caption in once if accepts(cascade, Request(prompt=caption, road=road)))
 
 
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:

@@ -125,7 +125,8 @@ def compared_sets(
     sets["noise"] = PictureSet(noise_pictures(count, resolution=reference.shape[1], seed=seed), "scale")
     sets["reconstructions of held-out pictures"] = PictureSet(reconstructions, "model")
     for road, stage, made in stages:
-        sets[f"{road} road: {stage}, {made.shape[1]}²"] = PictureSet(made, "model")
+        name = f"{road.removesuffix('s')} road: {stage.replace('_', ' ')}, {made.shape[1]}²"
+        sets[name] = PictureSet(made, "model")
     return sets
 
 

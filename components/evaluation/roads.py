@@ -54,13 +54,22 @@ class Strip(NamedTuple):
     timesteps: np.ndarray  # (F,) noising steps
 
 
+def accepts(cascade: Cascade, request: Request) -> bool:
+    """Whether the models of the request's road can be conditioned on it."""
+    try:
+        cascade.check(request)
+    except ValueError:
+        return False
+    return True
+
+
 def request_for(cascade: Cascade, request: Request) -> Request | None:
     """The request with as many of its conditions as the models of its road take; None if they take none of them."""
     for candidate in (request, request._replace(prompt=None), request._replace(label=None)):
-        if _accepts(cascade, candidate):
+        if accepts(cascade, candidate):
             return candidate
     bare = request._replace(label=None, prompt=None)
-    return bare if _accepts(cascade, bare) else None
+    return bare if accepts(cascade, bare) else None
 
 
 def measured_requests(
@@ -101,7 +110,7 @@ def shown_requests(
         for condition in conditions
         for number in range(each)
     ]
-    return [request for request in asked if _accepts(cascade, request)]
+    return [request for request in asked if accepts(cascade, request)]
 
 
 def jobs_of(name: str, requests: Sequence[Request]) -> list[SampleJob]:
@@ -197,11 +206,3 @@ def _strip(steps: Sequence[tuple[int, np.ndarray, np.ndarray]], frames: int) -> 
     chosen = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
     timesteps, x_t, x_0 = zip(*(steps[index] for index in chosen), strict=True)
     return Strip(np.stack(x_t), np.stack(x_0), np.array(timesteps))
-
-
-def _accepts(cascade: Cascade, request: Request) -> bool:
-    try:
-        cascade.check(request)
-    except ValueError:
-        return False
-    return True

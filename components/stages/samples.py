@@ -55,7 +55,11 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
         context.recorder.image(context.stage, 0, name, png)
     metadata = {
         "measured": {road: [file_name(job.name) for job in group] for road, group in measured_jobs.items()},
-        "warnings": [f"no pictures {name.replace('_', ' ')}: a model takes none" for name in shown if not shown[name]],
+        "warnings": [
+            f"no pictures {name.replace('_', ' ')}: a model of that road takes none"
+            for name in shown
+            if not shown[name]
+        ],
     }
     paths = [f"files/{file_name(job.name)}" for job in jobs]
     return context.commit("samples", folder=folder, paths=paths, metadata=metadata)

@@ -1,0 +1,186 @@
+"""Laws of sampling both roads for the report, with a whole tiny cascade and real Ray actors."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.data.subset import random_part
+from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
+from components.evaluation.roads import (
+    SampleJob,
+    measured_requests,
+    pack_job,
+    request_for,
+    sample_job,
+    unpack_job,
+)
+from components.execution import Resources, SilentRecorder
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from components.stages.context import StageContext
+from components.stages.evaluate import EvaluationConfig, evaluate
+from components.stages.samples import SamplesConfig, sample_roads
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+from tests.picture_sets import write_set
+from tests.tiny_cascade import CLASSES, write_cascade, write_models
+
+CONFIG = GalleryConfig(pictures_per_class=2, num_prompts=2, pictures_per_prompt=2, strip_frames=3)
+LABELS, CAPTIONS = np.array([0, 1, 2, 1]), ("red apple", "grey cat", "red flag", "green apple")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cascade(tmp_path_factory.mktemp("cascade"))
+
+
+@pytest.fixture(scope="module")
+def cascade(folder: Path) -> Cascade:
+    return Cascade.load(folder)
+
+
+def requests_of(cascade: Cascade, *, count: int, seed: int = 0) -> list[Request]:
+    return measured_requests(cascade, "diffusion", labels=LABELS, captions=CAPTIONS, count=count, seed=seed)
+
+
+def test_measured_conditions_are_those_of_the_set_and_stay_together(cascade: Cascade) -> None:
+    requests = requests_of(cascade, count=10)
+    pairs = set(zip(LABELS.tolist(), CAPTIONS, strict=True))
+    assert {(request.label, request.prompt) for request in requests} == pairs
+    assert len({request.seed for request in requests}) == 10
+    assert requests == requests_of(cascade, count=10) != requests_of(cascade, count=10, seed=1)
+
+
+def test_a_request_loses_only_what_its_road_does_not_take(cascade: Cascade) -> None:
+    short = Request(label=1, prompt="grey cat")
+    assert request_for(cascade, short) == short
+    long = Request(label=1, prompt="a caption of far too many words for so small a text model as this one is")
+    assert request_for(cascade, long) == Request(label=1)
+
+
+def test_a_strip_ends_in_the_picture_and_begins_in_noise(cascade: Cascade) -> None:
+    made = sample_job(cascade, SampleJob("strip", (Request(label=0), Request(label=1)), frames=3))
+    assert list(made.strips) == ["base", "upsampler_16"]
+    for stage, strip in made.strips.items():
+        assert len(strip.x_t) == len(strip.x_0) == len(strip.timesteps) == 3
+        assert (np.diff(strip.timesteps) < 0).all()
+        np.testing.assert_array_equal(strip.x_0[-1], made.stages[stage])
+
+
+def test_a_stored_job_is_the_job(cascade: Cascade) -> None:
+    made = sample_job(cascade, SampleJob("strip", (Request(label=0),), frames=2))
+    again = unpack_job(pack_job(made))
+    assert list(again.stages) == list(made.stages) == ["base", "upsampler_16"]
+    np.testing.assert_array_equal(again.finished, made.finished)
+    np.testing.assert_array_equal(again.strips["base"].x_t, made.strips["base"].x_t)
+
+
+def test_the_gallery_shows_both_roads_by_class_and_prompt_the_strip_and_the_stages(cascade: Cascade) -> None:
+    requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
+    made = {job.name.rpartition("-")[0] or job.name: sample_job(cascade, job) for job in _jobs(requests)}
+    drawn = draw_gallery(requests, made, classes=CLASSES)
+    assert set(drawn) == {
+        *(f"{road}_by_{kind}" for road in ("diffusion", "tokens") for kind in ("class", "prompt")),
+        "cascade_side_by_side",
+        "strip_base",
+        "strip_upsampler_16",
+    }
+    assert all(Image.open(io.BytesIO(png)).size[0] > 128 for png in drawn.values())
+
+
+def _jobs(requests: dict[str, list[Request]]) -> list[SampleJob]:
+    return gallery_jobs(requests, strip_frames=3)
+
+
+def test_shown_prompts_are_the_given_ones_or_captions_each_once(cascade: Cascade) -> None:
+    shown = gallery_requests(CONFIG, cascade, captions=("grey cat", "grey cat", "", "red flag"), seed=0)
+    assert [r.prompt for r in shown["tokens_by_prompt"]] == ["grey cat", "grey cat", "red flag", "red flag"]
+    given = gallery_requests(CONFIG.model_copy(update={"prompts": ("red apple",)}), cascade, captions=(), seed=0)
+    assert [r.prompt for r in given["diffusion_by_prompt"]] == ["red apple", "red apple"]
+
+
+def test_a_part_of_a_set_holds_enough_and_does_not_depend_on_the_order_of_asking(tmp_path: Path) -> None:
+    index = write_set(Store(str(tmp_path)), sizes=(8, 8, 8, 8, 8))
+    part = random_part(index, samples=10, seed=3)
+    assert 10 <= sum(shard.train_samples for shard in part.shards) < index.train_samples
+    assert part == random_part(index, samples=10, seed=3)
+    assert random_part(index, samples=1000, seed=3) == index
+
+
+class Fixture:
+    """A small run in storage: pictures, tokenizer, cascade; and contexts for the two stages."""
+
+    def __init__(self, root: Path, cascade: Path) -> None:
+        self.root = root
+        images = self.context("images")
+        write_set(images.files_store, sizes=(30, 30), resolution=16)
+        names = [f"files/{info.path}" for info in images.files_store.list()]
+        self.images = images.commit("shards", paths=names)
+        self.cascade = self.context("cascade").commit("model", folder=cascade)
+        self.tokenizer = self.context("tokenizer").commit("model", folder=write_models(root / "models")["tokenizer"])
+
+    def context(self, stage: str, *, key: str = "k") -> StageContext:
+        store = Store(str(self.root / "stages" / stage / key))
+        return StageContext(stage, key, store, Resources(num_workers=2, cpus_per_worker=0.1), SilentRecorder())
+
+    def samples(self, *, key: str = "k", measured: int = 70) -> Artifact:
+        config = SamplesConfig(**CONFIG.model_dump() | {"prompts": ("red apple",)}, measured_samples=measured)
+        return sample_roads(config, self.context("samples", key=key), images=self.images, cascade=self.cascade)
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fixture:
+    return Fixture(tmp_path_factory.mktemp("run"), folder)
+
+
+@pytest.fixture(scope="module")
+def samples(run: Fixture) -> Artifact:
+    return run.samples()
+
+
+def test_the_samples_stage_leaves_grids_and_all_measured_pictures(run: Fixture, samples: Artifact) -> None:
+    assert {"cascade_side_by_side.png", "strip_base.png", "tokens_by_prompt.png"} <= set(samples.names())
+    for files in samples.metadata["measured"].values():
+        assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
+
+
+def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) -> None:
+    """A stage that was killed goes on: the file of a finished job is taken as it is."""
+    context = run.context("samples", key="killed")
+    wrong = samples.read("measured_tokens-001.npz")
+    context.files_store.write("measured_tokens-000.npz", wrong)
+    again = run.samples(key="killed")
+    assert again.read("measured_tokens-000.npz") == wrong
+    assert again.read("measured_diffusion-000.npz") == samples.read("measured_diffusion-000.npz")
+
+
+def test_the_evaluation_measures_every_stage_of_both_roads_beside_the_scale(run: Fixture, samples: Artifact) -> None:
+    report = evaluate(
+        EvaluationConfig(), run.context("evaluation"), images=run.images, tokenizer=run.tokenizer, samples=samples
+    )
+    rows = {row["name"]: row for row in report.metadata["distances"]}
+    assert list(rows) == [
+        "two halves of the training pictures",
+        "held-out pictures",
+        "training pictures shrunk to 8²",
+        "noise",
+        "reconstructions of held-out pictures",
+        "diffusion road: base, 8²",
+        "diffusion road: upsampler 16, 16²",
+        "token road: tokenizer, 16²",
+    ]
+    assert rows["diffusion road: base, 8²"]["samples"] == 70
+    assert rows["training pictures shrunk to 8²"]["distance"] < rows["noise"]["distance"]
+    assert set(report.names()) == {"originals_and_reconstructions.png", "reference.npz"}
+    assert report.metadata["held_out_codebook"]["codebook_size"] == 32
+
+
+def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:
+    context = run.context("evaluation", key="none")
+    config = EvaluationConfig(feature_network="none")
+    report = evaluate(config, context, images=run.images, tokenizer=run.tokenizer, samples=samples)
+    assert report.metadata["distances"] == []
+    assert report.names() == ["originals_and_reconstructions.png"]
