@@ -7,6 +7,7 @@ rank i mod n. Every block has the same number of bytes, and `target_max_block_si
 Data passes each block on as it is (it slices a block only from 1.5 times the target).
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import ray.data
-from ray.data import DataIterator, Dataset, Datasource, ExecutionOptions, ReadTask
+from ray.data import DataIterator, Dataset, Datasource, ExecutionOptions, ExecutionResources, ReadTask
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
@@ -25,7 +27,8 @@ from components.data.shards import ShardEntry, ShardIndex
 GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 128 * 2**20
+PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -128,22 +131,22 @@ def rank_batches(iterator: DataIterator, *, batch_size: int, steps: int) -> Iter
 
 def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int) -> Iterator[Chunk]:
     """Cut the stream into the work of tasks: the first chunk is one group, so that training starts early; a later one
-    ends where its window ends or where it is full, so that few tasks read the same shard."""
+    ends with the last window that fits into it, since each task that touches a window reads its shards."""
     counts = [entry.train_samples for entry in index.shards]
     num_groups = -(-(total_steps - start_step) // layout.steps_per_group)
-    first = start_step * layout.global_batch_size
+    first, limit = start_step * layout.global_batch_size, layout.group_rows
     end = first + num_groups * layout.group_rows
     ahead = windows(counts, seed=layout.seed, start=first)
     held = [next(ahead)]
-    limit = layout.group_rows
     while first < end:
-        held = [window for window in held if window.stop > first] or [next(ahead)]
-        wanted = max(layout.group_rows, min(limit, held[0].stop - first))
-        last = min(end, first + -(-wanted // layout.group_rows) * layout.group_rows)
-        while held[-1].stop < last:
+        while held[-1].stop < first + limit + layout.group_rows:
             held.append(next(ahead))
-        yield Chunk(first, last, tuple((w, tuple(index.shards[shard] for shard in w.shards)) for w in held))
+        stop = max((window.stop for window in held if window.stop <= first + limit), default=first + limit)
+        last = min(end, first + -(-(stop - first) // layout.group_rows) * layout.group_rows)
+        used = [window for window in held if window.start < last]
+        yield Chunk(first, last, tuple((w, tuple(index.shards[shard] for shard in w.shards)) for w in used))
         first, limit = last, layout.chunk_rows
+        held = [window for window in held if window.stop > first] or [next(ahead)]
 
 
 def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Block]:
@@ -179,9 +182,20 @@ class StreamDatasource(Datasource):
         return ReadTask(lambda: read_chunk(header, layout, chunk), metadata, schema=_empty_block(layout, 1).schema)
 
 
+class PauseWhileAhead(ExecutionCallback):
+    """Rests while ranks have blocks to take: Ray Data's scheduling loop waits for tasks, not for consumers, and would
+    spin on most of a core for as long as training is slower than reading (ray 2.60, streaming_executor.py)."""
+
+    def on_execution_step(self, executor: object) -> None:
+        if not executor._consumer_idling():
+            time.sleep(PAUSE_SECONDS)
+
+
 def _configure(context: DataContext, layout: Layout, readers: int) -> None:
     """What the stream needs from Ray Data: order kept, blocks as they come, memory ahead of training bounded."""
-    context.execution_options = ExecutionOptions(preserve_order=True)
+    ahead = ExecutionResources.for_limits(object_store_memory=(readers + 1) * layout.chunk_rows * layout.row_bytes)
+    context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
+    context.custom_execution_callback_classes = [PauseWhileAhead]
     rows = layout.group_rows // layout.world_size
     context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
     context.enable_progress_bars = False

@@ -84,7 +84,7 @@ def ours(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
 
 
 def peer(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
-    """Its usual pipeline: shards drawn at random, a buffer of samples shuffled, decoded, batched in the workers; no captions."""
+    """Its usual pipeline: shards drawn at random, a buffer of samples shuffled, decoded and batched in the workers."""
     urls = [index.url(shard.url) for shard in index.shards]
     dataset = (
         wds.WebDataset(urls, shardshuffle=False, resampled=True, nodesplitter=wds.shardlists.single_node_only)
