@@ -97,7 +97,8 @@ def open_source(source: str, path: str | None, *, limit: int | None = None) -> S
 def _write_shards(listing: Source, out: Store, config: IngestConfig, num_cpus: float, report: Progress) -> ShardIndex:
     size = config.samples_per_shard
     pieces = [json.dumps(listing.items[first : first + size]) for first in range(0, len(listing.items), size)]
-    writer = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction)
+    present = {info.path: info.bytes for info in out.list()}
+    writer = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction, present)
     parts: dict[int, Part] = {}
     for number, content in run_pieces(writer, pieces, num_cpus=num_cpus):
         parts[number] = Part.model_validate_json(content)

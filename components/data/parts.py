@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
@@ -35,6 +35,7 @@ class PartWriter:
     out: Store
     resolution: int
     holdout_fraction: float
+    present: dict[str, int] = field(default_factory=dict)  # bytes of what `out` holds already, by path
 
     def __call__(self, number: int, content: str) -> str:
         name = f"shard-{number:06d}.tar"
@@ -45,14 +46,13 @@ class PartWriter:
         return part.model_dump_json()
 
     def _finished(self, name: str, digest: str) -> Part | None:
-        sizes = {info.path: info.bytes for info in self.out.list()} if self.out.exists(sidecar(name)) else {}
-        if sidecar(name) not in sizes:
+        if sidecar(name) not in self.present:
             return None
         try:
             part = Part.model_validate_json(self.out.read(sidecar(name)))
         except ValidationError:  # left by another version
             return None
-        return part if part.digest == digest and sizes.get(name) == part.entry.bytes else None
+        return part if part.digest == digest and self.present.get(name) == part.entry.bytes else None
 
     def _write(self, name: str, digest: str, items: Sequence[Item]) -> Part:
         samples, quarantined, captions = [], [], []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from components.data.errors import SourceError
@@ -30,7 +31,12 @@ def detect_source(uri: str) -> SourceName:
     path = absolute(uri)
     if GLOB & set(path) or path.endswith(TARS):
         return SourceName("webdataset", path)
-    names = [version.path for version in list_versions(path)]
+    try:
+        names = [version.path for version in list_versions(path)]
+    except SourceError as error:
+        for near in get_close_matches(uri, PACKAGED, n=1):
+            raise SourceError(f"no source {uri!r}, did you mean {near}? ({error})") from error
+        raise
     if INDEX in names:
         return SourceName("shards", path)
     if any(name in (IMAGES, f"{IMAGES}.gz") for name in names):
@@ -55,10 +61,8 @@ def check_source(source: str, path: str | None) -> None:
         case "shards":
             load_index(path)
         case "fashion_mnist":
-            list_versions(path)
             idx_urls(path)
         case "folder":
-            list_versions(path)
             list_folder(path)
 
 

@@ -211,6 +211,11 @@ def test_an_unknown_source_names_those_there_are() -> None:
         check_source("emoji", None)
 
 
+def test_a_packaged_source_that_is_misspelt_is_named_rightly() -> None:
+    with pytest.raises(SourceError, match="did you mean openmoji"):
+        detect_source("openmojy")
+
+
 def test_a_source_that_needs_a_path_says_so() -> None:
     with pytest.raises(SourceError, match="needs a path"):
         check_source("folder", None)

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from components.data.errors import SourceError
+from components.data.listing import list_versions
 from components.data.pictures import fit_square
 from components.data.sources.source import Drawing, Item, Source
-from components.storage.store import Store, list_url
+from components.storage.store import Store
 
 LICENSE = "MIT"
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -60,7 +61,7 @@ def list_fashion_mnist(path: str) -> Source:
 
 def idx_urls(path: str) -> tuple[str, str]:
     """URLs of the pictures and labels. Raises SourceError if there are none."""
-    names = {info.path for info in list_url(path)}
+    names = {version.path for version in list_versions(path)}
     found = [next((n for n in (name, f"{name}.gz") if n in names), None) for name in (IMAGES, LABELS)]
     if None in found:
         raise SourceError(f"no {IMAGES}[.gz] and {LABELS}[.gz] in {path}; give the folder that holds the IDX files")

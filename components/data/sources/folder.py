@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from components.data.errors import SourceError
+from components.data.listing import list_versions
 from components.data.pictures import decode_picture, fit_square
 from components.data.sources.source import Drawing, Item, Source, safe_keys
-from components.storage.store import Store, list_url, read_url
+from components.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -37,9 +38,9 @@ class FolderReader:
 def list_folder(path: str) -> Source:
     """The pictures below `path` with their classes and captions.
 
-    Raises SourceError if there is no picture, no class, or a captions file that does not fit.
+    Raises SourceError if there is nothing, no picture, no class, or a captions file that does not fit.
     """
-    names = [info.path for info in list_url(path)]
+    names = [version.path for version in list_versions(path)]
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
     if not pictures:
         raise SourceError(f"no pictures below {path}; {FORMS}")
