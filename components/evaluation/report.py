@@ -1,0 +1,237 @@
+"""The report: one HTML page that holds all it needs, whatever part of a run there is.
+
+No script and no request to anywhere: it opens from a disk, an artifact store or an attachment alike.
+"""
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from pydantic import Field
+
+from components.configuration import Config
+from components.evaluation.curves import curve_svg, last_value, metric_names
+from components.evaluation.graph import Node, graph_svg
+from components.evaluation.grids import readable
+from components.evaluation.measure import DistanceRow
+
+State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
+SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
+HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
+GROUPS = {  # section of the page -> pictures in it: name -> (caption, what a screen reader says)
+    "samples": {
+        "diffusion_by_class": ("Diffusion, by class", "Pictures of the diffusion road, a row for each class"),
+        "diffusion_by_prompt": ("Diffusion, by prompt", "Pictures of the diffusion road, a row for each prompt"),
+        "tokens_by_class": ("Tokens, by class", "Pictures of the token road, a row for each class"),
+        "tokens_by_prompt": ("Tokens, by prompt", "Pictures of the token road, a row for each prompt"),
+    },
+    "cascade": {
+        "cascade_side_by_side": ("From small to large", "The picture that each stage made, one row for each stage"),
+    },
+    "tokenizer": {
+        "originals_and_reconstructions": (
+            "Held-out pictures, never trained on, and what is left of them after tokenizing",
+            "Rows of originals, each above the row of their reconstructions",
+        ),
+    },
+}
+
+
+class StageRow(Config):
+    """What became of one stage."""
+
+    name: str
+    key: str
+    state: State
+    seconds: float | None = None  # None: it did not run now
+    started: float | None = None  # seconds since 1970
+    inputs: tuple[str, ...] = ()  # names of stages
+    uri: str = ""  # of its artifact's folder
+    note: str = ""  # why it failed or was skipped
+    summary: dict[str, float] = Field(default_factory=dict)  # figures that its artifact states
+
+
+class DataFacts(Config):
+    """What was trained on."""
+
+    source: str
+    license: str
+    samples: int
+    train_samples: int
+    resolution: int | None
+    classes: tuple[str, ...]
+    quarantined: tuple[str, ...] = ()  # one line for each picture that was left out: which and why
+
+
+class ReportData(Config):
+    """All that the page shows. Whatever is empty is left out of the page."""
+
+    run: str
+    recipe: str
+    recipe_yaml: str
+    stages: tuple[StageRow, ...]
+    finished: float | None = None  # seconds since 1970
+    seconds: float | None = None  # of the whole run, from the command to here
+    facts: dict[str, str] = Field(
+        default_factory=dict
+    )  # whatever else names the run: commit, machine, storage, tracking
+    curves: dict[str, tuple[tuple[int, dict[str, float]], ...]] = Field(
+        default_factory=dict
+    )  # stage -> (step, {metric: value})
+    pictures: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
+    feature_network: str | None = None
+    distances: tuple[DistanceRow, ...] = ()
+    codebook: dict[str, float] = Field(
+        default_factory=dict
+    )  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, pictures
+    data: DataFacts | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Figure(NamedTuple):
+    name: str
+    caption: str
+    alt: str
+    source: str  # data URI
+    width: int
+    height: int
+
+
+class Tile(NamedTuple):
+    value: str
+    label: str
+
+
+class Bar(NamedTuple):
+    """A stage's span in the run, in percent of it."""
+
+    left: float
+    width: float
+
+
+def render_report(data: ReportData) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("components.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "number": number, "readable": readable, "moment": moment}
+    groups = {group: figures(data, pictures) for group, pictures in GROUPS.items()}
+    groups["strips"] = strips(data)
+    known = {figure.name for group in groups.values() for figure in group}
+    others = {name: (readable(name), readable(name)) for name in data.pictures if name not in known}
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        groups=groups | {"others": figures(data, others)},
+        graph=Markup(graph(data)),
+        bars=bars(data.stages),
+        curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
+        distances=sorted(data.distances, key=lambda row: row.distance),
+        longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
+        tiles=tiles(data),
+    )
+
+
+def figures(data: ReportData, pictures: dict[str, tuple[str, str]]) -> list[Figure]:
+    """Those of the pictures that there are."""
+    return [figure(name, data.pictures[name], *words) for name, words in pictures.items() if name in data.pictures]
+
+
+def strips(data: ReportData) -> list[Figure]:
+    """The denoising strip of each diffusion stage, smallest stage first."""
+    names = sorted((name for name in data.pictures if name.startswith("strip_")), key=_strip_order)
+    stages = {name: readable(name.removeprefix("strip_")) for name in names}
+    words = {
+        name: (stage.capitalize(), f"Denoising by {stage}: noisy pictures above the clean ones that it predicts")
+        for name, stage in stages.items()
+    }
+    return figures(data, words)
+
+
+def figure(name: str, png: bytes, caption: str, alt: str) -> Figure:
+    with Image.open(io.BytesIO(png)) as image:
+        width, height = image.size
+    return Figure(name, caption, alt, f"data:image/png;base64,{base64.b64encode(png).decode()}", width, height)
+
+
+def graph(data: ReportData) -> str:
+    nodes = [Node(row.name, row.state, stage_detail(row), row.inputs) for row in data.stages]
+    return graph_svg(nodes, title="The workflow")
+
+
+def stage_detail(row: StageRow) -> str:
+    """Second line of a stage's box."""
+    return duration(row.seconds) if row.state == "done" and row.seconds is not None else row.state
+
+
+def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
+    """When each stage ran, of those that ran now."""
+    spans = {row.name: (row.started, row.seconds) for row in stages if row.started and row.seconds is not None}
+    if not spans:
+        return {}
+    first = min(start for start, _ in spans.values())
+    whole = max(start + seconds for start, seconds in spans.values()) - first or 1.0
+    return {
+        name: Bar(round(100 * (start - first) / whole, 2), round(max(0.6, 100 * seconds / whole), 2))
+        for name, (start, seconds) in spans.items()
+    }
+
+
+def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> dict[str, list[dict[str, Any]]]:
+    """Curves of a stage: `main` ones, and `side` ones that the page folds away."""
+    drawn: dict[str, list[dict[str, Any]]] = {"main": [], "side": []}
+    for metric in metric_names(points):
+        if metric not in HIDDEN_METRICS:
+            svg = Markup(curve_svg(points, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
+            entry = {"metric": metric, "svg": svg, "last": last_value(points, metric)}
+            drawn["side" if metric in SIDE_METRICS else "main"].append(entry)
+    return drawn
+
+
+def tiles(data: ReportData) -> list[Tile]:
+    """The few figures that come first."""
+    found = [] if data.seconds is None else [Tile(duration(data.seconds), "for everything")]
+    if data.data is not None:
+        found.append(Tile(f"{data.data.train_samples:,}", "pictures to train on"))
+    made = [row for row in data.distances if row.purpose == "model" and "road" in row.name]
+    found += [Tile(number(row.distance), f"{row.name}, N = {row.samples:,}") for row in made]
+    if "codebook_usage" in data.codebook:
+        found.append(Tile(f"{100 * data.codebook['codebook_usage']:.0f} %", "of the codebook in use"))
+    return found
+
+
+def duration(seconds: float | None) -> str:
+    """`7.3 s`, `4 min 05 s`, `2 h 03 min`; a dash if there is none."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float | None) -> str:
+    """About three digits that count: `12`, `0.0123`, `1.23e-05`, `24,700`."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def moment(seconds: float | None) -> str:
+    """A time since 1970 as date and time in UTC."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _strip_order(name: str) -> tuple[int, str]:
+    digits = "".join(character for character in name if character.isdigit())
+    return (int(digits or 0), name)
