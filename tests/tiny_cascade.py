@@ -9,7 +9,9 @@ from torch import nn
 
 from components.sampling.cascade import compose
 from components.sampling.text_encoding import SPECIAL_TOKENS
+from components.storage.artifact import Artifact, commit_artifact, describe_file
 from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
+from components.storage.store import Store
 
 CLASSES = ["animals", "food", "flags"]
 TEXT_LENGTH = 8
@@ -73,6 +75,20 @@ def write_cascade(folder: Path) -> Path:
     parts = write_models(folder / "models")
     upsamplers = {"upsampler_16": parts.pop("upsampler_16")}
     return compose(folder / "cascade", **parts, upsamplers=upsamplers)
+
+
+def commit_model(root: Path, stage: str, key: str, folder: Path) -> Artifact:
+    """A model's folder as an artifact in storage, as a stage commits it."""
+    store = Store(str(root / "stages" / stage / key))
+    files = []
+    for local in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path = f"files/{local.relative_to(folder).as_posix()}"
+        store.upload(local, path)
+        files.append(describe_file(local, path))
+    provenance = {"git_commit": "abc123"}
+    return commit_artifact(
+        store, Artifact(kind="model", stage=stage, key=key, files=tuple(files), provenance=provenance)
+    )
 
 
 def _write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:

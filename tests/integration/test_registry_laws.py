@@ -17,12 +17,11 @@ from PIL import Image
 
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.storage.artifact import Artifact, commit_artifact, describe_file
-from components.storage.store import Store
+from components.storage.artifact import Artifact
 from components.tracking.environment import environment
 from components.tracking.registry import download_model
 from components.tracking.tracker import Tracker
-from tests.tiny_cascade import write_cascade, write_models
+from tests.tiny_cascade import commit_model, write_cascade, write_models
 
 
 @pytest.fixture(autouse=True)
@@ -52,19 +51,6 @@ def track(tracking_uri: str, recipe: str, tmp_path: Path) -> Callable[[str], Tra
     return start
 
 
-def committed(root: Path, stage: str, key: str, folder: Path) -> Artifact:
-    """A model artifact in storage, as a stage commits it."""
-    store = Store(str(root / "stages" / stage / key))
-    files = []
-    for local in sorted(path for path in folder.rglob("*") if path.is_file()):
-        path = f"files/{local.relative_to(folder).as_posix()}"
-        store.upload(local, path)
-        files.append(describe_file(local, path))
-    provenance = {"git_commit": "abc123"}
-    artifact = Artifact(kind="model", stage=stage, key=key, files=tuple(files), provenance=provenance)
-    return commit_artifact(store, artifact)
-
-
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}  # SQLite: int
 
@@ -74,7 +60,7 @@ def test_the_champion_moves_only_when_a_run_ends_well_and_a_key_is_registered_on
 ):
     client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}-tokenizer"
     models = write_models(tmp_path / "models")
-    first, second = (committed(tmp_path, "tokenizer", key, models["tokenizer"]) for key in ("k1", "k2"))
+    first, second = (commit_model(tmp_path, "tokenizer", key, models["tokenizer"]) for key in ("k1", "k2"))
 
     def run(run: str, artifact: Artifact, *, cached: bool, status: str) -> None:
         tracker = track(run)
@@ -101,9 +87,9 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     track: Callable, recipe: str, tracking_uri: str, tmp_path: Path
 ):
     models = write_models(tmp_path / "models")
-    base = committed(tmp_path, "base", "k1", models["base"])
+    base = commit_model(tmp_path, "base", "k1", models["base"])
     folder = write_cascade(tmp_path)
-    cascade = committed(tmp_path, "cascade", "k2", folder)
+    cascade = commit_model(tmp_path, "cascade", "k2", folder)
     tracker = track("run")
     for stage, artifact, inputs in (("base", base, {}), ("cascade", cascade, {"base": base})):
         tracker.start_stage(stage, artifact.key, config={}, inputs=inputs)
