@@ -199,7 +199,7 @@ def report(
     from pipelines.reporting import newest_run, render_run
 
     root = Store(storage_uri(storage))
-    typer.echo(f"report: {render_run(root, run_name or newest_run(root))}")
+    typer.echo(f"report: {render_run(root, run_name or newest_run(root))[0]}")
 
 
 @app.command()

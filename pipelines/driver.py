@@ -1,6 +1,8 @@
 """One run from the command line to the report: check, plan, execute, publish, render."""
 
 import logging
+import os
+import re
 import signal
 import subprocess
 import time
@@ -10,18 +12,18 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import ray
-from components.data.ingest import check_source
 from rich.console import Console
 
-from components.data.errors import SourceError
-from components.storage.store import Store, StoreError
+from components.execution import Resources
+from components.storage.store import Store, absolute
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
 from pipelines.full_cascade import full_cascade
+from pipelines.preflight import check_batches, check_parts
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.cascade import CascadeRecipe
 from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
-from pipelines.recorder import RunRecorder
+from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.reporting import render_run, save_run
 from pipelines.session import start_ray
 from pipelines.workflow import PlannedStage, Selection, Workflow
@@ -68,6 +70,7 @@ def prepare(options: RunOptions) -> Prepared:
     recipe = load_recipe(options.recipe, options.set)
     profile = load_profile(options.profile)
     root = Store(storage_uri(options.storage))
+    check_parts(recipe)
     root.check_writable()
     workflow = full_cascade(recipe)
     selection = Selection(tuple(options.only), options.from_, options.until, options.force)
@@ -81,13 +84,13 @@ def run(options: RunOptions, console: Console) -> int:
     prepared = prepare(options)
     started = time.time()
     cluster = start_ray(worker_start_timeout=prepared.profile.worker_start_timeout, verbose=options.verbose)
+    check_batches(prepared.recipe, prepared.profile, cluster=cluster, branches=branches(prepared.recipe))
     signal.signal(signal.SIGTERM, _interrupt)
     actor = _start_recorder(prepared)
     try:
         outcome = _execute(prepared, options, actor, cluster, console)
         statuses = ray.get(actor.snapshot.remote())
-        save_run(prepared, outcome, statuses)
-        report = render_run(prepared.root, prepared.run, actor=actor)
+        report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
         warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED"))
     except KeyboardInterrupt:
         ray.get(actor.close.remote("KILLED"))
@@ -122,10 +125,8 @@ def _start_recorder(prepared: Prepared) -> Any:
 def _execute(
     prepared: Prepared, options: RunOptions, actor: Any, cluster: dict[str, float], console: Console
 ) -> Outcome:
-    branches = 2 + len(prepared.recipe.upsamplers)  # tokenizer road, base, each upsampler
-
-    def resources(stage: str) -> Any:
-        return prepared.profile.resources(stage, cluster=cluster, branches=branches)
+    def resources(stage: str) -> Resources:
+        return prepared.profile.resources(stage, cluster=cluster, branches=branches(prepared.recipe))
 
     with Display(console) as show:
         return execute(
@@ -136,6 +137,33 @@ def _execute(
             force=options.force,
             show=show,
         )
+
+
+def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
+    facts = {
+        "recipe": prepared.recipe.name,
+        "git commit": git_commit(),
+        "machine": f"{os.cpu_count()} cores; Ray counts {', '.join(f'{n:g} {kind}' for kind, n in _cluster().items())}",
+        "storage": prepared.root.uri,
+        "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # an address may carry a password
+    }
+    save_run(
+        prepared.root,
+        prepared.run,
+        recipe_yaml=resolved_yaml(prepared.recipe),
+        planned=prepared.planned,
+        statuses=statuses,
+        outcome=outcome,
+        facts=facts,
+        seconds=seconds,
+    )
+    url, html = render_run(prepared.root, prepared.run)
+    ray.get(actor.text.remote("", "report.html", html))
+    return url
+
+
+def _cluster() -> dict[str, float]:
+    return {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
 
 
 def _conclude(
@@ -151,6 +179,11 @@ def _conclude(
         )
     console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
     return FAILED if outcome.failures else DONE
+
+
+def branches(recipe: CascadeRecipe) -> int:
+    """How many trainings can run at once: the tokenizer road, the base, each upsampler."""
+    return 2 + len(recipe.upsamplers)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

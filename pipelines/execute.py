@@ -82,6 +82,7 @@ def execute(
         reference = _remote_stage().remote(job, ActorRecorder(actor), *arguments)
         references[entry.stage.name] = reference
         jobs[reference] = entry
+    show(ray.get(actor.snapshot.remote()))
     try:
         _wait(jobs, outcome, actor, resources, show)
     except BaseException:

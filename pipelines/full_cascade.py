@@ -1,14 +1,13 @@
 """The whole system on one screen, and the program that `ray job submit -- python pipelines/full_cascade.py` runs."""
 
+from components.stages.cascade import compose_cascade
 from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import evaluate
+from components.stages.images import images_identity, ingest_images
 from components.stages.prior import train_prior
 from components.stages.samples import sample_roads
 from components.stages.tokenizer import train_tokenizer
 from components.stages.tokens import tokenize_images
-
-from components.stages.cascade import compose_cascade
-from components.stages.images import images_identity, ingest_images
 from pipelines.recipes.cascade import CascadeRecipe
 from pipelines.workflow import Stage, Workflow
 

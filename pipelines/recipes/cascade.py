@@ -2,14 +2,14 @@
 
 from typing import Self
 
-from components.stages.evaluate import EvaluationConfig
-from components.stages.samples import SamplesConfig
-from components.stages.tokens import TokensConfig
 from pydantic import model_validator
 
 from components.configuration import Config
 from components.stages.cascade import CascadeConfig
+from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
+from components.stages.samples import SamplesConfig
+from components.stages.tokens import TokensConfig
 from components.training.config import DiffusionConfig, PriorConfig, TokenizerConfig
 
 

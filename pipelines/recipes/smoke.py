@@ -89,6 +89,6 @@ def smoke() -> CascadeRecipe:
                 sample_every=60,
             ),
         ),
-        samples=SamplesConfig(),
-        evaluation=EvaluationConfig(),
+        samples=SamplesConfig(measured_samples=64, pictures_per_class=3, num_prompts=3, pictures_per_prompt=3),
+        evaluation=EvaluationConfig(reference_samples=256, held_out_samples=48),
     )

@@ -1,0 +1,150 @@
+"""What a run leaves in storage (recipe, plan, errors) and the report that is drawn from it."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from components.data.shards import INDEX
+from components.evaluation.measure import DistanceRow
+from components.evaluation.report import DataFacts, ReportData, StageRow, render_report
+from components.storage.artifact import Artifact, load_artifact
+from components.storage.store import Store
+from pipelines.execute import Outcome
+from pipelines.recorder import StageStatus
+from pipelines.workflow import PlannedStage, UsageError
+
+
+def save_run(
+    root: Store,
+    run: str,
+    *,
+    recipe_yaml: str,
+    planned: Sequence[PlannedStage],
+    statuses: Sequence[StageStatus],
+    outcome: Outcome,
+    facts: Mapping[str, str],
+    seconds: float,
+) -> None:
+    """Write the resolved recipe, the plan with what became of each stage, and the errors of a run.
+
+    Args:
+        facts: what else the report names: commit, machine, storage.
+        seconds: of the whole run.
+    """
+    folder = root.join("runs", run)
+    by_name = {status.name: status for status in statuses}
+    stages = [
+        {
+            "key": entry.key,
+            "inputs": [parent.name for parent in entry.stage.parents()],
+            **{name: value for name, value in asdict(by_name[entry.stage.name]).items() if name != "key"},
+        }
+        for entry in planned
+    ]
+    folder.write("recipe.yaml", recipe_yaml.encode())
+    plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "stages": stages}
+    folder.write("plan.json", json.dumps(plan, indent=1).encode())
+    text = "\n\n".join(f"{stage}\n{details}" for stage, details in outcome.tracebacks.items())
+    folder.write("errors.txt", text.encode())
+
+
+def newest_run(root: Store) -> str:
+    """Name of the run that was saved last. Raises UsageError if there is none."""
+    saved = {name: json.loads(root.read(f"runs/{name}/plan.json"))["saved"] for name in _runs(root)}
+    if not saved:
+        raise UsageError(f"no run in {root.uri}; start one with `cascade run`")
+    return max(saved, key=lambda name: saved[name])
+
+
+def render_run(root: Store, run: str) -> tuple[str, str]:
+    """Draw the report of a saved run again. Returns its URL and its text."""
+    if run not in _runs(root):
+        raise UsageError(f"no run {run!r} in {root.uri}; there are {', '.join(_runs(root)) or 'none'}")
+    folder = root.join("runs", run)
+    plan = json.loads(folder.read("plan.json"))
+    artifacts = {
+        stage["name"]: artifact
+        for stage in plan["stages"]
+        if (artifact := load_artifact(root.join("stages", stage["name"], stage["key"]))) is not None
+    }
+    html = render_report(_report_data(root, run, plan, artifacts))
+    folder.write("report.html", html.encode())
+    return folder.url("report.html"), html
+
+
+def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[str, Artifact]) -> ReportData:
+    recipe_yaml = root.read(f"runs/{run}/recipe.yaml").decode()
+    evaluation = artifacts["evaluation"].metadata if "evaluation" in artifacts else {}
+    tokens = artifacts["tokens"].metadata if "tokens" in artifacts else {}
+    return ReportData(
+        run=run,
+        recipe=plan["facts"]["recipe"],
+        recipe_yaml=recipe_yaml,
+        stages=tuple(_stage_row(stage, artifacts.get(stage["name"])) for stage in plan["stages"]),
+        finished=plan["saved"],
+        seconds=plan["seconds"],
+        facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
+        curves={stage["name"]: _curve(root, stage) for stage in plan["stages"]},
+        pictures=_pictures(artifacts),
+        feature_network=evaluation.get("feature_network"),
+        distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
+        codebook={"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {},
+        data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
+        warnings=_warnings(plan, artifacts),
+    )
+
+
+def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
+    started, finished = stage["started"], stage["finished"]
+    ran = started is not None and finished is not None
+    summary = artifact.metadata.get("summary", {}) if artifact is not None else {}
+    return StageRow(
+        name=stage["name"],
+        key=stage["key"],
+        state=stage["state"],
+        seconds=finished - started if ran else None,
+        started=started if ran else None,
+        inputs=tuple(stage["inputs"]),
+        uri=artifact.root if artifact is not None else "",
+        note=stage["note"] if stage["state"] in ("failed", "skipped") else "",
+        summary={} if stage["name"] == "evaluation" else summary,
+    )
+
+
+def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, float]], ...]:
+    path = f"stages/{stage['name']}/{stage['key']}/curve.json"
+    points = json.loads(root.read(path)) if root.exists(path) else {}
+    ordered = sorted((int(step), values) for step, values in points.items())
+    return tuple(ordered) if len(ordered) > 1 else ()
+
+
+def _pictures(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
+    """The grids of the samples and the evaluation, by name."""
+    return {
+        name.removesuffix(".png"): artifacts[stage].read(name)
+        for stage in ("samples", "evaluation")
+        if stage in artifacts
+        for name in artifacts[stage].names()
+        if name.endswith(".png")
+    }
+
+
+def _data_facts(images: Artifact) -> DataFacts:
+    facts = images.metadata
+    left_out = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in facts["quarantined"])
+    names = ("source", "license", "samples", "train_samples", "resolution", "classes")
+    return DataFacts(quarantined=left_out, **{name: facts[name] for name in names})
+
+
+def _warnings(plan: dict[str, Any], artifacts: dict[str, Artifact]) -> tuple[str, ...]:
+    failed = [f"{stage['name']} failed: {stage['note']}" for stage in plan["stages"] if stage["state"] == "failed"]
+    count = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
+    left_out = [f"{count} corrupt pictures were left out, see {INDEX}"] if count else []
+    said = artifacts["samples"].metadata.get("warnings", []) if "samples" in artifacts else []
+    return tuple([*failed, *left_out, *said])
+
+
+def _runs(root: Store) -> list[str]:
+    return [name for name in root.folders("runs") if root.exists(f"runs/{name}/plan.json")]
