@@ -1,6 +1,7 @@
 """Text encoder: a small bidirectional transformer over BPE ids (Vaswani et al., 2017; pre-norm as in GPT-2).
 
-Shapes: B batch, L text length, D model_dim. Padding is id 0 and stands only at the end of a row.
+Shapes: B batch, L text length, D model_dim. Padding is id 0 and stands only at the end of a row, which has at least
+one real token (the empty text is begin and end).
 """
 
 from typing import NamedTuple
@@ -45,7 +46,6 @@ class TextTransformer(nn.Module):
         if length > context_length:
             raise ValueError(f"text has {length} tokens, the encoder takes at most {context_length}")
         present = text != PAD_ID  # (B, L)
-        present[:, 0] = True  # a row of nothing but padding still needs one key, or its softmax is 0 / 0
         mask = rearrange(present, "b l -> b 1 1 l")
         x = self.token_embedding(text) + self.position_embedding[:length]
         for block in self.blocks:
