@@ -68,22 +68,9 @@ def balanced_generator_loss(
     ratio = adaptive_weight(nll_gradient, adversarial_gradient=adversarial_gradient)
     weight = adversarial_weight * ratio
     value = (nll_loss + weight * adversarial_loss).detach()
-    pixels = nll_pixels + (weight * adversarial_pixels).to(nll_pixels.dtype)
-    return GeneratorLoss(loss=_WithGradient.apply(reconstruction, pixels, value), adaptive_weight=ratio)
-
-
-class _WithGradient(torch.autograd.Function):
-    """A scalar of a given value whose gradient with respect to the pixels is known already."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, pixels: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None
+    pixels = nll_pixels.float() + weight * adversarial_pixels.float()
+    linear = (reconstruction.float() * pixels).sum()  # of gradient `pixels`; its value cancels
+    return GeneratorLoss(loss=linear - linear.detach() + value, adaptive_weight=ratio)
 
 
 def _mean_over_ranks(gradient: Tensor) -> Tensor:

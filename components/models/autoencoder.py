@@ -181,7 +181,7 @@ class VQAutoencoder(nn.Module):
         codebook_size: int,
         codebook_dim: int,
         ema_decay: float = 0.99,
-        dead_code_threshold: float = 0.1,
+        dead_code_threshold: float = 0.25,
         l2_normalize: bool = True,
     ) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class VQAutoencoder(nn.Module):
         )
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight (3, C, 3, 3) of the decoder's last convolution, for the adaptive weight of the adversarial loss."""
         return self.decoder.conv_out.weight
 

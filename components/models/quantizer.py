@@ -42,7 +42,7 @@ class EMAQuantizer(nn.Module):
         codebook_size: int,
         codebook_dim: int,
         ema_decay: float = 0.99,
-        dead_code_threshold: float = 0.1,
+        dead_code_threshold: float = 0.25,
         l2_normalize: bool = True,
     ) -> None:
         """`dead_code_threshold` is a share of the mean EMA count: it needs no change with the batch size or ranks."""
