@@ -1,0 +1,76 @@
+"""The token road, stage after stage, on one small cluster."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.data.encoding import encode_shards, token_names
+from components.data.held_out import read_split
+from components.data.shards import load_index
+from components.data.tokens import parse_tokens
+from components.stages.prior import train_prior
+from components.stages.tokens import TokensConfig, tokenize_images
+from components.storage.artifact import Artifact, verify_artifact
+from components.storage.bundle import load_bundle
+from components.storage.store import Store
+from components.training.batches import to_image
+from tests.distributed.runs import context_of, images_artifact, run_stage
+from tests.tiny_training import prior_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("road")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(ray_cluster: None, folder: Path) -> Artifact:
+    return run_stage(folder, "tokenizer", workers=1)
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer: Artifact, folder: Path) -> Artifact:
+    images = images_artifact(folder)
+    return tokenize_images(TokensConfig(), context_of(folder, "tokens", workers=1), images=images, tokenizer=tokenizer)
+
+
+def test_model_artifact_holds_all_that_its_readers_need(tokenizer: Artifact) -> None:
+    verify_artifact(tokenizer)
+    assert set(tokenizer.names()) == {"metrics.json", "model.json", "model.safetensors", "preview.png"}
+    summary = tokenizer.metadata["summary"]
+    assert summary["steps"] == 20
+    assert 0 < summary["held_out_codebook_usage"] <= 1
+    assert summary["parameters"] > 1000
+
+
+def test_tokens_are_those_of_the_kept_tokenizer(tokenizer: Artifact, tokens: Artifact, tmp_path: Path) -> None:
+    network = load_bundle(tokenizer.download(tmp_path)).module
+    name = tokens.metadata["names"][0]
+    found = parse_tokens(tokens.read(name), name)
+    index = load_index(tokens.store.join("..", "images").url("files/index.json"))
+    pictures = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", resolution=16)
+    expected = network.tokenize(to_image(torch.from_numpy(pictures.image))).flatten(1).numpy()
+    np.testing.assert_array_equal(found.tokens[found.split == "train"], expected)
+
+
+def test_finished_shards_are_not_encoded_again(tokenizer: Artifact, tokens: Artifact, folder: Path) -> None:
+    index, context = load_index(images_artifact(folder).url("index.json")), context_of(folder, "tokens", workers=1)
+    files = Store(str(folder / "half"))
+    kept, *lost = token_names(index)
+    files.write(kept, b"kept as it is")
+    done = list(encode_shards(index, tokenizer, files=files, resources=context.resources))
+    assert done == [1, 2, 3]
+    assert files.read(kept) == b"kept as it is"
+    assert all(files.read(name) == tokens.read(name) for name in lost)
+
+
+def test_prior_learns_tokens_and_shows_pictures(tokenizer: Artifact, tokens: Artifact, folder: Path) -> None:
+    context = context_of(folder, "prior", workers=2)
+    artifact = train_prior(prior_config(), context, tokens=tokens, tokenizer=tokenizer)
+    assert {"model.safetensors", "bpe.json", "preview.png"} <= set(artifact.names())
+    assert 0 < artifact.metadata["summary"]["held_out_bits_per_token"] < 8
+    logged = context.recorder.lines("metrics")
+    assert [line["step"] for line in logged] == [5, 10, 15, 20]
+    assert all(line["bits_per_token"] > 0 and "system/cpu_utilization_percentage" in line for line in logged)
