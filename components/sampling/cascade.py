@@ -19,6 +19,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from components.models.autoencoder import VQAutoencoder
+from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.diffusion import sample_base, sample_upsampler
 from components.sampling.model import SamplingModel, asked_or_set, check_conditions, encode_conditions, load_model
@@ -87,11 +89,12 @@ class Cascade:
         check_request(request)
         if request.road not in self.roads:
             raise ValueError(f"this cascade has no {request.road} road; it has {' and '.join(self.roads) or 'none'}")
-        if request.road == "tokens":
-            check_conditions(self.prior, request)
-            return
-        for model in (self.base, *self.upsamplers):
+        models = (self.prior,) if request.road == "tokens" else (self.base, *self.upsamplers)
+        for model in models:
+            assert model is not None  # or it would not be one of the roads
             check_conditions(model, request)
+        if request.road == "tokens" or self.base is None:
+            return
         limit = self.base.settings["schedule"]["num_train_timesteps"]
         if request.steps is not None and not 1 <= request.steps <= limit:
             raise ValueError(f"steps must be in [1, {limit}], not {request.steps}")
@@ -122,13 +125,15 @@ class Cascade:
         pictures: list[Pictures] = [{} for _ in requests]
         for batch in batches(requests, batch_size=batch_size):
             asked = [requests[index] for index in batch]
-            made = self._diffusion(asked, on_step) if asked[0].road == "diffusion" else self._tokens(asked)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
+                made = self._diffusion(asked, on_step) if asked[0].road == "diffusion" else self._tokens(asked)
             for stage, images in made.items():
                 for index, picture in zip(batch, to_uint8(images), strict=True):
                     pictures[index][stage] = picture
         return pictures
 
     def _diffusion(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        assert self.base is not None
         images = {"base": sample_base(self.base, requests, on_step=_of_stage(on_step, "base"))}
         for model in self.upsamplers:
             low_res = list(images.values())[-1]
@@ -136,18 +141,24 @@ class Cascade:
         return images
 
     def _tokens(self, requests: Sequence[Request]) -> dict[str, Tensor]:
+        assert self.prior is not None
+        assert self.tokenizer is not None
         tokens = sample_prior(self.prior, requests)  # (B, h, w)
-        return {"tokenizer": self.tokenizer.module.detokenize(tokens.to(self.tokenizer.device))}
+        decoder = self.tokenizer.module
+        assert isinstance(decoder, VQAutoencoder)
+        return {"tokenizer": decoder.detokenize(tokens.to(self.tokenizer.device))}
 
 
 def sample_prior(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
     """Tokens (B, h, w) of requests that share guidance_scale, temperature, top_k and top_p."""
     first, settings = requests[0], model.settings
     condition, null = encode_conditions(model, requests)
+    assert isinstance(model.module, Transformer)
     tokens = generate(
         model.module,
         generators=[random_stream(request.seed, model.name) for request in requests],
-        **condition,
+        label=condition.get("label"),
+        text=condition.get("text"),
         null_text=null["text"][0] if "text" in null else None,
         guidance_scale=asked_or_set(first.guidance_scale, settings, "guidance_scale", 1.0),
         temperature=asked_or_set(first.temperature, settings, "temperature", 1.0),

@@ -18,13 +18,26 @@ from components.storage.bundle import load_bundle
 BPE = "bpe.json"
 
 
+class TextCondition(NamedTuple):
+    """How a text-conditional model reads a prompt."""
+
+    bpe: Tokenizer
+    text_length: int  # L
+
+    def num_tokens(self, prompt: str) -> int:
+        return len(self.bpe.encode(prompt, add_special_tokens=False).ids)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:  # (B, L) int64
+        return torch.from_numpy(encode_text(self.bpe, prompts, text_length=self.text_length))
+
+
 class SamplingModel(NamedTuple):
     name: str  # of its stage: "prior", "base", "upsampler_64"; names its random streams too
     kind: str
     network: dict[str, Any]  # constructor arguments
     settings: dict[str, Any]
     module: nn.Module
-    bpe: Tokenizer | None  # of a text-conditional model
+    text: TextCondition | None  # None if the model takes no prompt
 
     @property
     def device(self) -> torch.device:
@@ -37,12 +50,6 @@ class SamplingModel(NamedTuple):
         names = self.settings.get("classes") or [str(index) for index in range(num_classes)]
         return names if num_classes else []
 
-    @property
-    def text_length(self) -> int | None:
-        """L, or None if the model takes no prompt."""
-        text = self.network.get("text")
-        return text["context_length"] if text else self.network.get("text_length")
-
 
 class Conditions(NamedTuple):
     condition: dict[str, Tensor]  # label (B,) and text (B, L), int64, as far as the network takes them
@@ -52,11 +59,13 @@ class Conditions(NamedTuple):
 def load_model(name: str, folder: Path, *, device: str = "cpu") -> SamplingModel:
     """Load the bundle in `folder`, in fp32. Raises ValueError if it is none, or lacks its text tokenizer."""
     kind, network, settings, module = load_bundle(folder)
-    bpe = load_bpe(folder / BPE) if (folder / BPE).is_file() else None
-    model = SamplingModel(name, kind, network, settings, module.to(device), bpe)
-    if model.text_length and bpe is None:
-        raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
-    return model
+    text_length = network["text"]["context_length"] if network.get("text") else network.get("text_length")
+    text = None
+    if text_length:
+        if not (folder / BPE).is_file():
+            raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
+        text = TextCondition(load_bpe(folder / BPE), text_length)
+    return SamplingModel(name, kind, network, settings, module.to(device), text)
 
 
 def check_conditions(model: SamplingModel, request: Request) -> None:
@@ -66,32 +75,29 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
             raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
         class_id(request.label, model.classes)
     if request.prompt is None:
-        if request.label is None and (model.classes or model.text_length):
+        if request.label is None and (model.classes or model.text):
             raise ValueError("give a label or a prompt")
-    elif not model.text_length:
+    elif model.text is None:
         raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
     else:
-        length, limit = len(model.bpe.encode(request.prompt, add_special_tokens=False).ids), model.text_length - 2
+        length, limit = model.text.num_tokens(request.prompt), model.text.text_length - 2
         if length > limit:
             raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 
 
 def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Conditions:
     """Conditions of checked requests on the model's device; a missing label or prompt becomes the null condition."""
-    condition, null = {}, {}
+    condition: dict[str, Tensor] = {}
+    null: dict[str, Tensor] = {}
     if model.classes:
         missing = len(model.classes)  # the null label
         labels = [missing if r.label is None else class_id(r.label, model.classes) for r in requests]
         condition["label"] = torch.tensor(labels, device=model.device)
         null["label"] = torch.full_like(condition["label"], missing)
-    if model.text_length:
-        condition["text"] = _encode(model, [r.prompt or "" for r in requests])
-        null["text"] = _encode(model, [""] * len(requests))
+    if model.text is not None:
+        condition["text"] = model.text.encode([r.prompt or "" for r in requests]).to(model.device)
+        null["text"] = model.text.encode([""] * len(requests)).to(model.device)
     return Conditions(condition, null)
-
-
-def _encode(model: SamplingModel, prompts: list[str]) -> Tensor:  # (B, L)
-    return torch.from_numpy(encode_text(model.bpe, prompts, text_length=model.text_length)).to(model.device)
 
 
 def asked_or_set(asked: Any, settings: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -21,6 +21,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
+from components.models.autoencoder import VQAutoencoder
 from components.sampling.cascade import DESCRIPTION, Cascade, sample_prior, to_uint8
 from components.sampling.diffusion import sample_upsampler
 from components.sampling.model import SamplingModel, check_conditions, load_model
@@ -97,6 +98,7 @@ def png(picture: np.ndarray) -> str:
 @torch.no_grad()
 def _reconstruct(model: SamplingModel, row: Row) -> list[str]:
     image = row.picture(model.settings["resolution"])[None]
+    assert isinstance(model.module, VQAutoencoder)
     return [png(picture) for picture in to_uint8(model.module.detokenize(model.module.tokenize(image)))]
 
 
