@@ -60,6 +60,8 @@ def prior() -> PriorConfig:
         num_heads=6,
         dropout=0.1,
         conditions=("label", "text"),
+        cond_drop="independent",  # pictures are asked for by class, by caption, or by both
+        cond_drop_prob=0.2,
         total_steps=600,
         global_batch_size=32,
         learning_rate=1e-3,
@@ -82,6 +84,8 @@ def base() -> DiffusionConfig:
         num_res_blocks=1,
         attention_resolutions=(8, 4),
         conditions=("label", "text"),
+        cond_drop="independent",  # pictures are asked for by class, by caption, or by both
+        cond_drop_prob=0.2,
         total_steps=1200,
         global_batch_size=64,
         learning_rate=1e-3,
