@@ -28,5 +28,5 @@ def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(captions), trainer)
+    tokenizer.train_from_iterator(captions, trainer)
     return tokenizer.to_str()

@@ -14,6 +14,7 @@ from components.data.stream import Layout, plan_chunks, read_chunk
 from components.storage.store import Store
 from tests.picture_sets import number_of, write_set
 
+RUNS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # (seed, epoch)
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any)
 
 
@@ -44,11 +45,14 @@ def test_any_part_of_the_stream_is_computed_without_what_came_before(
     assert served(counts, seed, first, first + length) == served(counts, seed, 0, first + length)[first:]
 
 
-def test_epochs_and_seeds_differ_in_order() -> None:
-    counts = [40, 40, 40, 40]
-    first, second = served(counts, 0, 0, 160), served(counts, 0, 160, 320)
-    assert first != second
-    assert first != served(counts, 1, 0, 160)
+def test_each_epoch_and_each_seed_shuffles_shards_anew() -> None:
+    orders = [[w.shards for w in islice(windows([1] * 9, seed=seed, start=9 * epoch), 3)] for seed, epoch in RUNS]
+    assert len({tuple(order) for order in orders}) == len(RUNS)
+
+
+def test_each_epoch_and_each_seed_shuffles_samples_anew() -> None:
+    orders = [tuple(served([40], seed, 40 * epoch, 40 * epoch + 40)) for seed, epoch in RUNS]
+    assert len(set(orders)) == len(RUNS)
 
 
 def test_samples_are_mixed_over_the_shards_of_a_window_and_no_further() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from components.data.errors import ShardError
+from components.data.order import permutation
 from components.data.tokens import (
     TokenSet,
     join_tokens,
@@ -84,6 +85,12 @@ def test_each_epoch_serves_each_training_sample_exactly_once() -> None:
     np.testing.assert_array_equal(positions, np.arange(240))
     for start in range(0, 240 - count, count):
         assert set(numbers[start : start + count]) == {number for number in range(37) if number % 10}
+
+
+def test_a_position_is_its_place_in_the_permutation_of_its_epoch() -> None:
+    samples = token_set(0, 11)
+    for position, number in np.concatenate(batches(samples, world_size=2)):
+        assert number == permutation(11, key=(5, position // 11))[position % 11]
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
