@@ -15,7 +15,7 @@ Points = Sequence[tuple[int, dict[str, float]]]  # (step, {metric: value})
 MAX_POINTS = 300  # of one line: more can't be seen
 SMOOTHED_FROM = 40  # points: from here on a running mean is drawn over the raw line
 SIZE = (4.2, 2.3)  # inches
-AXES = (0.13, 0.19, 0.85, 0.77)  # left, bottom, width, height as shares: a layout engine would take most of the time
+AXES = (0.13, 0.19, 0.82, 0.77)  # left, bottom, width, height as shares: a layout engine would take most of the time
 COLORS = {"#010203": "currentColor", "#040506": "var(--series)", "#070809": "var(--rule)"}  # drawn -> on the page
 INK, SERIES, RULE = COLORS
 
@@ -71,6 +71,8 @@ def _line(points: Points, metric: str) -> tuple[list[int], list[float]]:
 
 
 def _draw(axes: "Axes", steps: list[int], values: list[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     smooth = len(values) >= SMOOTHED_FROM
     marker = "o" if len(values) < 3 else None
     axes.plot(steps, values, color=SERIES, linewidth=1.0 if smooth else 1.8, alpha=0.35 if smooth else 1, marker=marker)
@@ -79,6 +81,7 @@ def _draw(axes: "Axes", steps: list[int], values: list[float]) -> None:
     if _spans_decades(values):
         axes.set_yscale("log")
     axes.set_xlabel("step", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.tick_params(colors=INK, which="both", length=0)
     axes.grid(color=RULE, linewidth=0.8)
     axes.margins(x=0.01)

@@ -120,7 +120,7 @@ def side_by_side(made: SampledPictures, labels: Sequence[str]) -> bytes:
     """The picture of each stage of the road, in a row for each stage; one column for each condition."""
     columns = [labels.index(label) for label in dict.fromkeys(labels)][:SIDE_BY_SIDE]
     blocks = [
-        Block(f"{readable(stage)}, {pictures.shape[1]}²", [pictures[column] for column in columns])
+        Block(f"{readable(stage)}, {pictures.shape[1]} pixels", [pictures[column] for column in columns])
         for stage, pictures in made.stages.items()
     ]
     captions = [labels[column] for column in columns]

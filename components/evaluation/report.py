@@ -5,6 +5,7 @@ No script and no request to anywhere: it opens from a disk, an artifact store or
 
 import base64
 import io
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,6 +23,7 @@ from components.evaluation.measure import DistanceRow
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
 SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
+CURVES_IN_A_ROW = 3
 HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
 GROUPS = {  # section of the page -> pictures in it: name -> (caption, what a screen reader says)
     "samples": {
@@ -186,14 +188,15 @@ def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
 
 
 def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> dict[str, list[dict[str, Any]]]:
-    """Curves of a stage: `main` ones, and `side` ones that the page folds away."""
+    """Curves of a stage: `main` ones, a row at least, and `side` ones that the page folds away."""
     drawn: dict[str, list[dict[str, Any]]] = {"main": [], "side": []}
     for metric in metric_names(points):
         if metric not in HIDDEN_METRICS:
             svg = Markup(curve_svg(points, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
             entry = {"metric": metric, "svg": svg, "last": last_value(points, metric)}
             drawn["side" if metric in SIDE_METRICS else "main"].append(entry)
-    return drawn
+    missing = max(0, CURVES_IN_A_ROW - len(drawn["main"]))
+    return {"main": drawn["main"] + drawn["side"][:missing], "side": drawn["side"][missing:]}
 
 
 def tiles(data: ReportData) -> list[Tile]:
@@ -202,7 +205,7 @@ def tiles(data: ReportData) -> list[Tile]:
     if data.data is not None:
         found.append(Tile(f"{data.data.train_samples:,}", "pictures to train on"))
     made = [row for row in data.distances if row.purpose == "model" and "road" in row.name]
-    found += [Tile(number(row.distance), f"{row.name}, N = {row.samples:,}") for row in made]
+    found += [Tile(number(row.distance), f"distance, {row.name}") for row in made]
     if "codebook_usage" in data.codebook:
         found.append(Tile(f"{100 * data.codebook['codebook_usage']:.0f} %", "of the codebook in use"))
     return found
@@ -220,8 +223,8 @@ def duration(seconds: float | None) -> str:
 
 def number(value: float | None) -> str:
     """About three digits that count: `12`, `0.0123`, `1.23e-05`, `24,700`."""
-    if value is None:
-        return "–"
+    if value is None or not math.isfinite(value):
+        return "–" if value is None else str(value)
     if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1):
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -1,0 +1,193 @@
+"""Laws of the report, its graph and its curves."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from components.evaluation.curves import curve_svg, metric_names, running_mean
+from components.evaluation.gallery import draw_reconstructions
+from components.evaluation.graph import direct_parents, place
+from components.evaluation.grids import labelled_grid
+from components.evaluation.measure import DistanceRow
+from components.evaluation.report import DataFacts, ReportData, StageRow, duration, number, render_report
+
+GRAPH = {
+    "images": (),
+    "tokenizer": ("images",),
+    "tokens": ("images", "tokenizer"),
+    "prior": ("tokens",),
+    "base": ("images",),
+    "upsampler_64": ("images",),
+    "cascade": ("tokenizer", "prior", "base", "upsampler_64"),
+    "samples": ("images", "cascade"),
+    "evaluation": ("images", "tokenizer", "samples"),
+}
+VOID = {"meta", "link", "img", "br", "wbr", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks nesting while it reads, and keeps what the laws ask about."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.images += [values] if tag == "img" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def pictures() -> dict[str, bytes]:
+    some = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+    grid = labelled_grid(some, ["flags", "flags", "food", "food"])
+    names = ["diffusion_by_class", "diffusion_by_prompt", "tokens_by_class", "tokens_by_prompt"]
+    names += ["strip_upsampler_64", "strip_base", "cascade_side_by_side", "something_new"]
+    return dict.fromkeys(names, grid) | {"originals_and_reconstructions": draw_reconstructions(some, some)}
+
+
+def full_report() -> ReportData:
+    stages = tuple(
+        StageRow(
+            name=name,
+            key=f"{number:020x}",
+            state="cached" if name == "images" else "done",
+            seconds=None if name == "images" else 60.0 + number,
+            started=None if name == "images" else 1e9 + 10 * number,
+            inputs=inputs,
+            uri=f"s3://bucket/runs/stages/{name}",
+        )
+        for number, (name, inputs) in enumerate(GRAPH.items())
+    )
+    points = tuple((step, {"loss": 1 / step, "learning_rate": 1e-3, "grad_norm": math.nan}) for step in range(1, 60))
+    return ReportData(
+        run="openmoji-1a2b3c",
+        recipe="openmoji",
+        recipe_yaml="name: openmoji\nprompt: <script>alert(1)</script>\n",
+        stages=stages,
+        finished=1e9,
+        seconds=754.0,
+        facts={"commit": "abc"},
+        curves={"base": points, "prior": points[:1]},
+        pictures=pictures(),
+        feature_network="efficientnet_lite0",
+        distances=(
+            DistanceRow(name="noise", distance=326.7, samples=512, purpose="scale"),
+            DistanceRow(name="diffusion road: base, 16²", distance=198.4, samples=512, purpose="model"),
+        ),
+        codebook={"codebook_size": 512, "codebook_usage": 0.971, "codebook_perplexity": 340.2},
+        data=DataFacts(
+            source="openmoji", license="CC BY-SA 4.0", samples=100, train_samples=90, resolution=64, classes=("flags",)
+        ),
+        warnings=("MLflow was away & came back",),
+    )
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything() -> None:
+    page = Page(render_report(full_report()))
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_every_picture_is_shown_once_with_a_text_for_those_who_do_not_see_it() -> None:
+    page = Page(render_report(full_report()))
+    assert len(page.images) == len(pictures())
+    assert all(image["alt"] and image["width"] and image["height"] for image in page.images)
+
+
+def test_distances_name_their_network_and_their_number_of_pictures() -> None:
+    page = Page(render_report(full_report()))
+    assert "fd_efficientnet_lite0" in page.text
+    assert re.search(r"diffusion road: base, 16²\s*512\s*198\.4", page.text)
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    html = render_report(full_report())
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "away &amp; came back" in html
+
+
+@pytest.mark.parametrize("missing", ["curves", "pictures", "distances", "codebook", "data", "seconds", "stages"])
+def test_whatever_is_missing_is_left_out(missing: str) -> None:
+    empty = {"data": None, "seconds": None, "distances": (), "stages": ()}.get(missing, {})
+    Page(render_report(full_report().model_copy(update={missing: empty})))
+
+
+def test_a_run_that_failed_says_where_and_why() -> None:
+    stages = (
+        StageRow(name="images", key="a", state="cached"),
+        StageRow(name="base", key="b", state="failed", seconds=3.0, started=1.0, inputs=("images",), note="no memory"),
+        StageRow(name="samples", key="c", state="skipped", inputs=("base",), note="base failed"),
+    )
+    page = Page(render_report(ReportData(run="r", recipe="x", recipe_yaml="", stages=stages)))
+    assert re.search(r"base failed\.\s*no memory", page.text)
+    assert 'href="#samples"' not in render_report(ReportData(run="r", recipe="x", recipe_yaml="", stages=stages))
+
+
+def test_the_graph_draws_no_line_that_follows_from_others() -> None:
+    direct = direct_parents(GRAPH)
+    assert direct["tokens"] == ["tokenizer"]
+    assert direct["cascade"] == ["prior", "base", "upsampler_64"]
+    assert direct["evaluation"] == ["samples"]
+
+
+def test_every_stage_stands_below_its_inputs_and_on_no_other() -> None:
+    parents = direct_parents(GRAPH)
+    places = place(parents)
+    assert all(places[above][1] < places[name][1] for name, given in parents.items() for above in given)
+    for name, (column, row) in places.items():
+        others = [c for other, (c, r) in places.items() if r == row and other != name]
+        assert all(abs(column - c) >= 1 for c in others)
+    assert places["cascade"][0] == places["images"][0] == 0
+
+
+def test_curves_leave_out_what_is_not_finite_and_describe_themselves() -> None:
+    points = [(step, {"loss": 2.0 if step == 1 else math.inf if step == 2 else 1.0}) for step in range(1, 5)]
+    svg = curve_svg(points, "loss", salt="c")
+    assert "loss over 4 steps: from 2 to 1, lowest 1" in svg
+    Page(svg)
+
+
+def test_two_curves_on_one_page_share_no_id() -> None:
+    points = [(step, {"a": float(step), "b": float(step)}) for step in range(50)]
+    page = Page(curve_svg(points, "a", salt="one") + curve_svg(points, "b", salt="two"))
+    assert len(page.ids) == len(set(page.ids)) > 2
+
+
+def test_losses_come_before_other_curves() -> None:
+    points = [(1, {"learning_rate": 1.0, "perceptual_loss": 1.0}), (2, {"loss": 1.0, "usage": 1.0})]
+    assert metric_names(points) == ["loss", "perceptual_loss", "learning_rate", "usage"]
+
+
+def test_a_running_mean_ends_with_the_mean_of_the_last_values() -> None:
+    assert running_mean([1.0, 2.0, 3.0, 5.0], width=2) == [1.0, 1.5, 2.5, 4.0]
+
+
+def test_times_and_numbers_are_written_for_people() -> None:
+    assert [duration(s) for s in (7.26, 61, 3725, None)] == ["7.3 s", "1 min 01 s", "1 h 02 min", "–"]
+    assert [number(v) for v in (512, 24700.4, 0.01234, 1.5e-5, None)] == ["512", "24,700", "0.0123", "1.5e-05", "–"]
