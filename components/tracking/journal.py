@@ -100,7 +100,7 @@ class Journal:
 def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
     """Begin a journal in `spool`."""
     folder = spool / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o700)  # an address may carry a password
     lock = _locked(folder)
     assert lock is not None
     (folder / "journal.json").write_text(json.dumps(destination))

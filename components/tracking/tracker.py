@@ -73,7 +73,9 @@ class Tracker:
         self._write("stage_cached", stage, artifact=as_document(artifact))
 
     def end_stage(self, stage: str, *, status: Status, artifact: Artifact | None = None, error: str = "") -> None:
-        """End a stage's child run; a model artifact is registered as candidate."""
+        """End a stage's child run, if it was begun; a model artifact is registered as candidate."""
+        if stage not in self._keys:
+            return
         self._open.pop(stage, None)
         document = as_document(artifact) if artifact is not None else None
         self._write("end_stage", stage, status=status, artifact=document, error=error)

@@ -280,7 +280,9 @@ def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable,
     tracker.log_image("base", 1, "no/picture", b"not a picture")
     tracker.log_metrics("base", 1, {"loss": 1.0})
     tracker.end_stage("base", status="FINISHED")
+    tracker.end_stage("prior", status="FAILED", error="it never began")
     tracker.end_run("FINISHED")
+    assert seen().run().info.status == "FINISHED"
     assert seen().steps("loss", stage="base") == [1]
     (kept,) = (tmp_path / "spool").glob("*/rejected.jsonl")
     assert json.loads(kept.read_text())["event"]["name"] == "no/picture"
