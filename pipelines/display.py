@@ -63,9 +63,9 @@ class Display:
 def stage_table(statuses: list[StageStatus]) -> Table:
     """One row a stage: state, bar, step, speed, time to go, last loss."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in [("stage", "left"), ("state", "left"), ("", "left"), ("step", "right"), ("speed", "right")]:
-        table.add_column(title, justify=justify)
-    for title in ("ETA", "time", "loss"):
+    for title in ("stage", "state", ""):
+        table.add_column(title)
+    for title in ("step", "speed", "ETA", "time", "loss"):
         table.add_column(title, justify="right")
     table.add_column("")
     for status in statuses:

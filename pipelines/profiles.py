@@ -42,7 +42,7 @@ class Profile(Config):
         workers = self.num_workers or max(1, int(cluster.get("GPU", 0) // max(1, branches)) if gpus else 1)
         fair = cluster.get("CPU", 1) / 2 / (branches * workers)
         cores = os.cpu_count() or 1
-        shared = {
+        shared: dict[str, Any] = {
             "num_workers": workers,
             "cpus_per_worker": max(0.01, round(min(self.cpus_per_worker, fair), 2)),
             "gpus_per_worker": gpus,
@@ -51,7 +51,7 @@ class Profile(Config):
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,
         }
-        return Resources(**{**shared, **self.stages.get(stage, {})})
+        return Resources.model_validate({**shared, **self.stages.get(stage, {})})
 
 
 def load_profile(name_or_file: str) -> Profile:
@@ -67,7 +67,7 @@ def load_profile(name_or_file: str) -> Profile:
     if not path.is_file():
         raise UsageError(f"no profile {name_or_file!r}{nearest(name_or_file, known)}, or a YAML file")
     try:
-        profile = Profile(**{"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
+        profile = Profile.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
         for stage in profile.stages:
             profile.resources(stage, cluster={"CPU": 1}, branches=1)
     except (ValidationError, TypeError, yaml.YAMLError) as error:

@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from components.evaluation.grids import labelled_grid
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
@@ -71,7 +71,10 @@ def _folder(model: str, tracking: str | None) -> Path:
     """A local folder with the cascade: from the registry, from storage, or as it lies on disk."""
     scratch = Path(tempfile.mkdtemp(prefix="cascade-model-"))
     if model.startswith("models:/"):
-        return download_model(model, scratch, tracking_uri=tracking_uri(tracking))
+        registry = tracking_uri(tracking)
+        if registry is None:
+            raise UsageError(f"{model} is in a registry: name it with --tracking")
+        return download_model(model, scratch, tracking_uri=registry)
     if (Path(model) / "cascade.json").is_file():
         return Path(model)
     artifact = load_artifact(Store(absolute(model)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -34,7 +35,7 @@ def resolved_yaml(recipe: CascadeRecipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
 
 
-def _tree(name_or_file: str) -> dict:
+def _tree(name_or_file: str) -> dict[str, Any]:
     if name_or_file in RECIPES:
         return RECIPES[name_or_file]().model_dump(mode="json")
     path = Path(name_or_file)
