@@ -91,7 +91,7 @@ class Cascade:
             raise ValueError(f"this cascade has no {request.road} road; it has {' and '.join(self.roads) or 'none'}")
         first = self.prior if request.road == "tokens" else self.base
         assert first is not None  # or it would not be one of the roads
-        check_conditions(first, request)  # upsamplers enlarge what the base was asked for; they use what they know of it
+        check_conditions(first, request)  # upsamplers enlarge what the base made and take of the request what they know
         if request.road == "tokens" or self.base is None:
             return
         limit = self.base.settings["schedule"]["num_train_timesteps"]
