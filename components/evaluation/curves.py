@@ -62,6 +62,11 @@ def last_value(points: Points, metric: str) -> float | None:
     return next((values[metric] for _, values in reversed(points) if metric in values), None)
 
 
+def is_constant(points: Points, metric: str) -> bool:
+    """Whether a metric never changes: a switch that is off, not a curve."""
+    return len({values[metric] for _, values in points if metric in values}) == 1 < len(points)
+
+
 def _line(points: Points, metric: str) -> tuple[list[int], list[float]]:
     found = [(step, values[metric]) for step, values in sorted(points, key=lambda point: point[0]) if metric in values]
     found = [(step, value) for step, value in found if math.isfinite(value)]

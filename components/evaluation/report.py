@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from components.configuration import Config
-from components.evaluation.curves import curve_svg, last_value, metric_names
+from components.evaluation.curves import curve_svg, is_constant, last_value, metric_names
 from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
@@ -50,7 +50,7 @@ class StageRow(Config):
     name: str
     key: str
     state: State
-    seconds: float | None = None  # None: it did not run now
+    seconds: float | None = None  # that it took, now or when it was made; None: not known
     started: float | None = None  # seconds since 1970
     inputs: tuple[str, ...] = ()  # names of stages
     uri: str = ""  # of its artifact's folder
@@ -171,12 +171,18 @@ def graph(data: ReportData) -> str:
 
 def stage_detail(row: StageRow) -> str:
     """Second line of a stage's box."""
-    return duration(row.seconds) if row.state == "done" and row.seconds is not None else row.state
+    if row.seconds is None or row.state not in ("done", "cached"):
+        return row.state
+    return duration(row.seconds) if row.state == "done" else f"cached ({duration(row.seconds)})"
 
 
 def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
     """When each stage ran, of those that ran now."""
-    spans = {row.name: (row.started, row.seconds) for row in stages if row.started and row.seconds is not None}
+    spans = {
+        row.name: (row.started, row.seconds)
+        for row in stages
+        if row.state != "cached" and row.started is not None and row.seconds is not None
+    }
     if not spans:
         return {}
     first = min(start for start, _ in spans.values())
@@ -194,7 +200,7 @@ def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> 
         if metric not in HIDDEN_METRICS:
             svg = Markup(curve_svg(points, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
             entry = {"metric": metric, "svg": svg, "last": last_value(points, metric)}
-            drawn["side" if metric in SIDE_METRICS else "main"].append(entry)
+            drawn["side" if metric in SIDE_METRICS or is_constant(points, metric) else "main"].append(entry)
     missing = max(0, CURVES_IN_A_ROW - len(drawn["main"]))
     return {"main": drawn["main"] + drawn["side"][:missing], "side": drawn["side"][missing:]}
 

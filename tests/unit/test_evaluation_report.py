@@ -12,7 +12,18 @@ from components.evaluation.gallery import draw_reconstructions
 from components.evaluation.graph import direct_parents, place
 from components.evaluation.grids import labelled_grid
 from components.evaluation.measure import DistanceRow
-from components.evaluation.report import DataFacts, ReportData, StageRow, duration, number, render_report
+from components.evaluation.report import (
+    Bar,
+    DataFacts,
+    ReportData,
+    StageRow,
+    bars,
+    duration,
+    number,
+    render_report,
+    stage_curves,
+    stage_detail,
+)
 
 GRAPH = {
     "images": (),
@@ -156,14 +167,14 @@ def test_the_graph_draws_no_line_that_follows_from_others() -> None:
     assert direct["evaluation"] == ["samples"]
 
 
-def test_every_stage_stands_below_its_inputs_and_on_no_other() -> None:
-    parents = direct_parents(GRAPH)
+@pytest.mark.parametrize("graph", [GRAPH, {"a": (), "b": (), "c": ("a",), "d": ("b",), "e": ("a", "b")}])
+def test_every_stage_stands_below_its_inputs_and_on_no_other(graph: dict[str, tuple[str, ...]]) -> None:
+    parents = direct_parents(graph)
     places = place(parents)
     assert all(places[above][1] < places[name][1] for name, given in parents.items() for above in given)
     for name, (column, row) in places.items():
         others = [c for other, (c, r) in places.items() if r == row and other != name]
         assert all(abs(column - c) >= 1 for c in others)
-    assert places["cascade"][0] == places["images"][0] == 0
 
 
 def test_curves_leave_out_what_is_not_finite_and_describe_themselves() -> None:
@@ -182,6 +193,30 @@ def test_two_curves_on_one_page_share_no_id() -> None:
 def test_losses_come_before_other_curves() -> None:
     points = [(1, {"learning_rate": 1.0, "perceptual_loss": 1.0}), (2, {"loss": 1.0, "usage": 1.0})]
     assert metric_names(points) == ["loss", "perceptual_loss", "learning_rate", "usage"]
+
+
+def test_what_never_changes_is_folded_away() -> None:
+    points = tuple((step, {"perceptual_loss": 0.0, "loss": float(step)}) for step in range(9))
+    values = [(step, {"a": float(step), "b": step**2.0}) for step in range(9)]
+    merged = tuple((step, one | other) for (step, one), (_, other) in zip(points, values, strict=True))
+    drawn = stage_curves("tokenizer", merged)
+    assert [entry["metric"] for entry in drawn["main"]] == ["loss", "a", "b"]
+    assert [entry["metric"] for entry in drawn["side"]] == ["perceptual_loss"]
+
+
+def test_a_cached_stage_tells_what_it_once_took_but_no_span_of_this_run() -> None:
+    cached = StageRow(name="base", key="a", state="cached", seconds=61.0, started=5.0)
+    ran = StageRow(name="prior", key="b", state="done", seconds=2.0, started=9.0)
+    assert stage_detail(cached) == "cached (1 min 01 s)"
+    assert list(bars([cached, ran])) == ["prior"]
+
+
+def test_stages_that_ran_side_by_side_have_spans_that_overlap() -> None:
+    rows = [
+        StageRow(name=name, key=name, state="done", seconds=seconds, started=started)
+        for name, started, seconds in (("base", 100.0, 50.0), ("tokenizer", 110.0, 30.0), ("prior", 140.0, 60.0))
+    ]
+    assert bars(rows) == {"base": Bar(0.0, 50.0), "tokenizer": Bar(10.0, 30.0), "prior": Bar(40.0, 60.0)}
 
 
 def test_a_running_mean_ends_with_the_mean_of_the_last_values() -> None:
