@@ -32,8 +32,8 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         super().__init__(math.gcd(channels, min(32, channels // 4)), channels, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, ...) of any dtype -> the dtype of the weights
-        return super().forward(x.to(self.weight.dtype))
+    def forward(self, input: Tensor) -> Tensor:  # (B, C, ...) of any dtype -> the dtype of the weights
+        return super().forward(input.to(self.weight.dtype))
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -87,7 +87,8 @@ class UNet(nn.Module):
         self.up = up_path(levels, skips, num_res_blocks, residual, attention, resampler)
         self.norm_out = GroupNorm(levels[0].channels)
         self.conv_out = zeroed(nn.Conv2d(levels[0].channels, out_channels, 3, padding=1))
-        self.to(memory_format=torch.channels_last)  # convolutions then keep their maps so, which is up to twice as fast
+        # Convolutions then keep their maps so, which is up to twice as fast.
+        self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def forward(
         self,
@@ -132,9 +133,9 @@ class UNet(nn.Module):
         embedding = self.time_mlp(timestep_embedding(timesteps, self.model_channels))
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(label)
-        if self.text_encoder is not None:
+        if self.text_encoder is not None and self.text_projection is not None:
             embedding = embedding + self.text_projection(self.text_encoder(text).pooled)
-        if self.noise_level_mlp is not None:
+        if self.noise_level_mlp is not None and noise_level is not None:
             embedding = embedding + self.noise_level_mlp(timestep_embedding(noise_level, self.model_channels))
         return embedding
 
