@@ -25,15 +25,22 @@ class SplitArrays(NamedTuple):
 
 def read_split(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> SplitArrays:
     """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError."""
-    found, count = [], 0
+    found: list[SplitArrays] = []
+    count = 0
     for entry in index.shards:
         shard = DecodedShard(index, entry, resolution=resolution, split=split)
         found.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
         count += len(found[-1].key)
         if count == limit:
             break
-    arrays = [np.concatenate([part[field] for part in found]) for field in range(3)]
-    return SplitArrays(*arrays, *(sum((part[field] for part in found), ()) for field in range(3, 6)))
+    return SplitArrays(
+        np.concatenate([part.image for part in found]),
+        np.concatenate([part.label for part in found]),
+        np.concatenate([part.text for part in found]),
+        tuple(caption for part in found for caption in part.caption),
+        tuple(key for part in found for key in part.key),
+        tuple(name for part in found for name in part.split),
+    )
 
 
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int) -> SplitArrays:

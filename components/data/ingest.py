@@ -79,9 +79,9 @@ def open_source(source: str, path: str | None, *, limit: int | None = None) -> S
     match source:
         case "openmoji":
             listing = list_openmoji()
-        case "scenes" if limit is None:
-            raise SourceError("scenes are endless: say how many with limit")
         case "scenes":
+            if limit is None:
+                raise SourceError("scenes are endless: say how many with limit")
             return list_scenes(limit)
         case "folder":
             listing = list_folder(_needed(source, path))

@@ -32,5 +32,5 @@ def list_versions(url: str) -> list[FileVersion]:
     )
 
 
-def _mark(info: dict) -> str:
+def _mark(info: dict[str, object]) -> str:
     return next((str(info[name]) for name in MARKS if info.get(name) is not None), "")

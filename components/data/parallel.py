@@ -1,6 +1,7 @@
 """Independent pieces of work on Ray Data: one task for each, results as they are finished."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ray.data
 
@@ -17,7 +18,7 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
     The errors of this package come back as they were raised, without a remote traceback around their one line.
     """
 
-    def run_row(row: dict) -> dict:
+    def run_row(row: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"number": row["number"], "error": "", "content": work(row["number"], row["content"])}
         except tuple(OWN_ERRORS.values()) as error:

@@ -12,7 +12,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 from webdataset import TarWriter
@@ -79,6 +79,18 @@ class ShardIndex(Config):
         return path if "://" in path or path.startswith("/") else f"{self.root}/{path}"
 
 
+class Group(NamedTuple):
+    """The members of a tar that share a key, undecoded."""
+
+    key: str
+    members: dict[str, bytes]  # by suffix
+
+    @property
+    def picture(self) -> bytes | None:
+        """The picture; a group without one is no sample."""
+        return next((self.members[suffix] for suffix in PICTURE_SUFFIXES if suffix in self.members), None)
+
+
 class ShardSample(NamedTuple):
     """One sample as it is stored: nothing decoded."""
 
@@ -143,14 +155,15 @@ def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
     return data
 
 
-def iterate_shard(data: bytes, url: str) -> Iterator[dict[str, bytes | str]]:
+def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
     """Samples of a tar as groups of undecoded members, by webdataset's own functions.
 
     Raises ShardError for a tar that can't be read, a key that comes twice, pickles, and names that climb out.
     """
     try:
         files = tar_file_expander([{"url": url, "stream": io.BytesIO(data)}])
-        yield from group_by_keys(_refuse_unsafe(files, url))
+        for group in group_by_keys(_refuse_unsafe(files, url)):
+            yield Group(group["__key__"], {name: member for name, member in group.items() if not name.startswith("__")})
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
         raise ShardError(f"shard {url} can't be read as a tar: {error.args[0] if error.args else error}") from error
 
@@ -159,8 +172,8 @@ def read_shard(index: ShardIndex, entry: ShardEntry) -> list[ShardSample]:
     """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError."""
     url = index.url(entry.url)
     refused = {quarantined.key for quarantined in entry.quarantined}
-    groups = [group for group in iterate_shard(fetch_shard(index, entry), url) if has_picture(group)]
-    samples = [_sample(group, index, url) for group in groups if group["__key__"] not in refused]
+    groups = [group for group in iterate_shard(fetch_shard(index, entry), url) if group.key not in refused]
+    samples = [_sample(group, group.picture, index, url) for group in groups if group.picture is not None]
     train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(
@@ -170,28 +183,18 @@ def read_shard(index: ShardIndex, entry: ShardEntry) -> list[ShardSample]:
     return samples
 
 
-def has_picture(group: dict[str, bytes | str]) -> bool:
-    """Whether a group of members holds a picture: groups without one are no samples."""
-    return any(suffix in group for suffix in PICTURE_SUFFIXES)
-
-
-def picture_of(group: dict[str, bytes | str]) -> bytes:
-    """The picture of a group of members."""
-    return next(group[suffix] for suffix in PICTURE_SUFFIXES if suffix in group)
-
-
-def _sample(group: dict[str, bytes | str], index: ShardIndex, url: str) -> ShardSample:
-    raw = group.get("cls", b"0").decode().strip()
+def _sample(group: Group, picture: bytes, index: ShardIndex, url: str) -> ShardSample:
+    raw = group.members.get("cls", b"0").decode().strip()
     try:
-        label = int(raw) if index.labels == "index" or "cls" not in group else index.classes.index(raw)
+        label = int(raw) if index.labels == "index" or "cls" not in group.members else index.classes.index(raw)
     except ValueError as error:
-        raise ShardError(f"shard {url}, sample {group['__key__']}: class {raw!r} is not in the index") from error
+        raise ShardError(f"shard {url}, sample {group.key}: class {raw!r} is not in the index") from error
     if not 0 <= label < len(index.classes):
-        raise ShardError(f"shard {url}, sample {group['__key__']}: label {label} of {len(index.classes)} classes")
-    return ShardSample(group["__key__"], picture_of(group), label, group.get("txt", b"").decode().strip())
+        raise ShardError(f"shard {url}, sample {group.key}: label {label} of {len(index.classes)} classes")
+    return ShardSample(group.key, picture, label, group.members.get("txt", b"").decode(errors="replace").strip())
 
 
-def _refuse_unsafe(files: Iterable[dict[str, bytes | str]], url: str) -> Iterator[dict[str, bytes | str]]:
+def _refuse_unsafe(files: Iterable[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
     for file in files:
         name = PurePosixPath(file.get("fname", ""))
         if name.suffix.lower() in PICKLE_SUFFIXES:

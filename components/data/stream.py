@@ -17,6 +17,7 @@ import numpy as np
 import ray.data
 from ray.data import DataIterator, Dataset, Datasource, ExecutionOptions, ExecutionResources, ReadTask
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
@@ -186,7 +187,7 @@ class PauseWhileAhead(ExecutionCallback):
     """Rests while ranks have blocks to take: Ray Data's scheduling loop waits for tasks, not for consumers, and would
     spin on most of a core for as long as training is slower than reading (ray 2.60, streaming_executor.py)."""
 
-    def on_execution_step(self, executor: object) -> None:
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
         if not executor._consumer_idling():
             time.sleep(PAUSE_SECONDS)
 

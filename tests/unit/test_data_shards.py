@@ -13,7 +13,6 @@ from components.data.shards import (
     ShardIndex,
     iterate_shard,
     load_index,
-    picture_of,
     read_shard,
     save_index,
     split_of,
@@ -111,7 +110,7 @@ def test_what_is_no_tar_raises_naming_it() -> None:
 
 def test_the_picture_of_a_sample_is_its_own_not_its_mask() -> None:
     (group,) = iterate_shard(tar_of(**{"a.depth.png": b"depth", "a.jpg": b"picture", "a.mask.png": b"mask"}), "x.tar")
-    assert picture_of(group) == b"picture"
+    assert group.picture == b"picture"
 
 
 def test_the_split_of_a_sample_never_moves() -> None:

@@ -60,10 +60,12 @@ def list_openmoji() -> Source:
         if emoji.category not in CLASSES:
             continue
         for tones, form in [("", emoji), *emoji.skin_variations.items()]:
+            assert form.unified is not None  # every entry of the list has its code points
             codes = (form.unified, *form.variations, form.unified.replace("-FE0F", ""))  # OpenMoji drops some selectors
             names = (f"{code}.svg" for code in codes)
             name = next((name for name in names if name in files), None)
             if name is not None and name not in items:
+                assert emoji.name is not None
                 label = CLASSES.index(emoji.category)
                 items[name] = Item(name.removesuffix(".svg"), label, _caption(emoji.name, tones), name)
     return Source("openmoji", LICENSE, CLASSES, tuple(items.values()), OpenMojiReader())

@@ -140,7 +140,7 @@ def _intersect(solid: Solid, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sphere(center: np.ndarray, radius: float, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    distance = _quadratic((rays**2).sum(1), -2 * rays @ center, center @ center - radius**2)
+    distance = _quadratic((rays**2).sum(1), -2 * rays @ center, float(center @ center - radius**2))
     return distance, (_points(rays, distance) - center) / radius
 
 
@@ -159,7 +159,7 @@ def _box(center: np.ndarray, half: float, rays: np.ndarray) -> tuple[np.ndarray,
 def _cylinder(center: np.ndarray, half: float, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Upright, radius 0.7 of half its height, closed above."""
     radius, flat, place = 0.7 * half, rays[:, [0, 2]], center[[0, 2]]
-    side = _quadratic((flat**2).sum(1), -2 * flat @ place, place @ place - radius**2)
+    side = _quadratic((flat**2).sum(1), -2 * flat @ place, float(place @ place - radius**2))
     point = _points(rays, side)
     side = np.where(np.abs(point[:, 1] - center[1]) <= half, side, np.inf)
     top = (center[1] + half) / np.where(np.abs(rays[:, 1]) < 1e-9, 1e-9, rays[:, 1])

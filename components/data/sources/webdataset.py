@@ -13,7 +13,7 @@ from components.configuration import Config
 from components.data.errors import ShardError, SourceError
 from components.data.listing import FileVersion, list_versions
 from components.data.pictures import decode_picture
-from components.data.shards import Quarantined, ShardEntry, has_picture, iterate_shard, picture_of, split_of
+from components.data.shards import Quarantined, ShardEntry, iterate_shard, split_of
 from components.storage.store import Store, read_url
 
 LICENSE = "unspecified"
@@ -76,11 +76,11 @@ def split_glob(path: str) -> tuple[str, str | None]:
 def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
     """Fetch a tar, decode each picture once, and say what is in it. Raises ShardError if the tar can't be read."""
     data = read_url(url)
-    groups = [group for group in iterate_shard(data, url) if has_picture(group)]
-    reasons = [_decoding_error(picture_of(group)) for group in groups]
-    usable = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
-    train = [group for group in usable if split_of(group["__key__"], holdout_fraction) == "train"]
-    if not groups:
+    groups = [(group, group.picture) for group in iterate_shard(data, url)]
+    checked = [(group, _decoding_error(picture)) for group, picture in groups if picture is not None]
+    usable = [group for group, reason in checked if reason is None]
+    train = [group for group in usable if split_of(group.key, holdout_fraction) == "train"]
+    if not checked:
         raise ShardError(f"shard {url} holds no pictures (png, jpg, webp, ... members); leave it out of the source")
     entry = ShardEntry(
         url=url,
@@ -89,16 +89,14 @@ def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
         samples=len(usable),
         train_samples=len(train),
         quarantined=tuple(
-            Quarantined(key=group["__key__"], shard=url, reason=reason)
-            for group, reason in zip(groups, reasons, strict=True)
-            if reason is not None
+            Quarantined(key=group.key, shard=url, reason=reason) for group, reason in checked if reason is not None
         ),
     )
     return TarFacts(
         entry=entry,
-        classes=tuple(sorted({group["cls"].decode().strip() for group in usable if "cls" in group})),
-        captions=tuple(group.get("txt", b"").decode(errors="replace").strip() for group in train),
-        unlabeled=sum("cls" not in group for group in usable),
+        classes=tuple(sorted({group.members["cls"].decode().strip() for group in usable if "cls" in group.members})),
+        captions=tuple(group.members.get("txt", b"").decode(errors="replace").strip() for group in train),
+        unlabeled=sum("cls" not in group.members for group in usable),
     )
 
 
