@@ -1,6 +1,7 @@
 """Train one diffusion model: the base, or an upsampler."""
 
 from functools import partial
+from typing import Any
 
 from components.data.held_out import held_out_arrays
 from components.data.shards import BPE, load_index, read_bpe
@@ -54,7 +55,7 @@ def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: A
     return context.commit("model", folder=folder, metadata={"summary": summary})
 
 
-def settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict:
+def settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict[str, Any]:
     """What sampling needs to know."""
     base = {
         "role": "base" if config.low_res_resolution is None else "upsampler",

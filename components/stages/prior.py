@@ -84,4 +84,6 @@ def held_out_tokens(tokens: Artifact) -> Arrays:
 
 
 def open_tokenizer(tokenizer: Artifact, context: StageContext) -> VQAutoencoder:
-    return load_bundle(tokenizer.download(context.scratch())).module
+    network = load_bundle(tokenizer.download(context.scratch())).module
+    assert isinstance(network, VQAutoencoder)
+    return network

@@ -6,6 +6,7 @@ from components.configuration import Config
 from components.data.encoding import encode_shards, token_names
 from components.data.shards import BPE, load_index, read_bpe
 from components.data.tokens import parse_tokens
+from components.models.autoencoder import VQAutoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
@@ -29,6 +30,7 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
         context.recorder.progress(context.stage, step=done, total=len(names), unit="shard")
     files.write(BPE, read_bpe(index).encode())
     bundle = load_bundle(tokenizer.download(context.scratch()))
+    assert isinstance(bundle.module, VQAutoencoder)
     summary = codebook_use(files, names, codebook_size=bundle.network["codebook_size"])
     context.recorder.metrics(context.stage, len(names), summary)
     metadata = {

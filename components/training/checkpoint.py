@@ -61,7 +61,9 @@ def refuse_non_finite(weights: dict[str, Tensor], *, step: int) -> None:
 
 def generator_states() -> dict[str, Any]:
     """The global generators of torch (CPU and devices), numpy and Python, in types that `weights_only` admits."""
-    kind, keys, *numbers = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple)  # a dictionary is what legacy=False returns
+    kind, keys, *numbers = state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

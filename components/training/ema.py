@@ -1,12 +1,15 @@
 """Exponential moving average of the weights, with warm-up, in fp32."""
 
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Network]):
     """The average of a network's weights: what is sampled from, and what a bundle holds.
 
     After update n the decay is min(decay, (1 + n) / (10 + n)): without that warm-up a short run's average is mostly the
@@ -14,7 +17,7 @@ class EMA:
     evaluation mode.
     """
 
-    def __init__(self, network: nn.Module, *, decay: float) -> None:
+    def __init__(self, network: Network, *, decay: float) -> None:
         self.decay = decay
         self.updates = 0
         self.network = deepcopy(network).float().eval().requires_grad_(False)
@@ -25,7 +28,8 @@ class EMA:
         self.updates += 1
         weight = 1 - decay_at(self.updates, decay=self.decay)
         masters = [parameter.float() for parameter in network.parameters()]
-        torch._foreach_lerp_(list(self.network.parameters()), masters, weight)
+        averages: list[Tensor] = [*self.network.parameters()]
+        torch._foreach_lerp_(averages, masters, weight)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)
 

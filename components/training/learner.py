@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.training.config import TrainingConfig
-from components.training.ema import EMA
+from components.training.ema import EMA, Network
 from components.training.guard import NonFiniteGuard
 from components.training.loop import Batch
 from components.training.optim import clip_gradients, learning_rate, make_optimizer
@@ -17,10 +17,10 @@ from components.training.parallel import Worker, data_parallel, synchronized
 from components.training.randomness import derive_seed
 
 
-class Learner:
+class Learner(Generic[Network]):
     """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one."""
 
-    def __init__(self, network: nn.Module, *, config: TrainingConfig, worker: Worker, ema_decay: float) -> None:
+    def __init__(self, network: Network, *, config: TrainingConfig, worker: Worker, ema_decay: float) -> None:
         self.config = config
         self.worker = worker
         self.network = network.to(worker.device)
@@ -29,7 +29,7 @@ class Learner:
         self.ema = EMA(self.network, decay=ema_decay) if ema_decay > 0 else None
         self.guard = NonFiniteGuard()
 
-    def snapshot(self) -> nn.Module:
+    def snapshot(self) -> Network:
         """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""
         return self.ema.network if self.ema else deepcopy(self.network).eval()
 
@@ -90,7 +90,9 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
         yield
 
 
-def accumulated(batch: Batch, *learners: Learner, max_batch: int | None, step: int) -> Iterator[tuple[Batch, float]]:
+def accumulated(
+    batch: Batch, *learners: Learner[Any], max_batch: int | None, step: int
+) -> Iterator[tuple[Batch, float]]:
     """The batch in parts of at most `max_batch` samples, each with its share of the batch to scale its loss by.
 
     Gradients are averaged over the ranks with the last part only. Dropout is the one thing drawn from a global

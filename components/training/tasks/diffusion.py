@@ -64,7 +64,7 @@ class DiffusionTask:
         self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
         self.schedule = make_schedule(config.schedule, num_train_timesteps=config.num_train_timesteps)
         with seeded(config.seed):
-            network = UNet(**unet_arguments(config, offers)).to(memory_format=torch.channels_last)
+            network = UNet(**unet_arguments(config, offers))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:

@@ -109,7 +109,8 @@ class PriorTask:
             for sample in range(len(batch["tokens"]))
         ]
         conditions = conditions_of(batch, self.config.conditions)
-        tokens = generate(self.learner.snapshot(), generators=generators, **conditions)
+        label, text = conditions.get("label"), conditions.get("text")
+        tokens = generate(self.learner.snapshot(), generators=generators, label=label, text=text)
         tokenizer = self.load_tokenizer().to(self.worker.device)
         images = tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=self.grid.height))
         return {"samples": png_grid(images, columns=len(images))}

@@ -73,15 +73,17 @@ class TokenizerTask:
     ) -> None:
         self.config, self.worker, self.max_batch = config, worker, max_batch_per_device
         with seeded(config.seed):
-            autoencoder = VQAutoencoder(**autoencoder_arguments(config)).to(memory_format=torch.channels_last)
+            autoencoder = VQAutoencoder(**autoencoder_arguments(config))
             discriminator = PatchDiscriminator(
                 channels=config.discriminator_channels, num_layers=config.discriminator_layers
-            ).to(memory_format=torch.channels_last)
+            )
+        for network in (autoencoder, discriminator):
+            network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
         self.generator = Learner(autoencoder, config=config, worker=worker, ema_decay=config.ema_decay)
         self.discriminator = Learner(discriminator, config=config, worker=worker, ema_decay=0)
         self.perceptual = load_perceptual_loss(config.perceptual_network, weights_uri=config.perceptual_weights_uri)
         if self.perceptual is not None:
-            self.perceptual.to(worker.device, memory_format=torch.channels_last)
+            self.perceptual.to(worker.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Both networks see the same reconstructions, and the discriminator learns from step 1: one that is untrained
