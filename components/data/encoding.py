@@ -16,6 +16,7 @@ from components.data.held_out import read_whole_shard
 from components.data.shards import ShardEntry, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
+from components.models.autoencoder import VQAutoencoder
 from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
 from components.storage.store import Store
@@ -31,7 +32,9 @@ class ShardEncoder:
         bundle = load_bundle(tokenizer.download(Path(tempfile.mkdtemp(prefix="cascade-tokenizer-"))))
         self.index, self.files, self.resolution = index, files, bundle.settings["resolution"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = bundle.module.to(self.device, memory_format=torch.channels_last)
+        assert isinstance(bundle.module, VQAutoencoder)
+        self.network = bundle.module
+        self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         shard = ShardEntry.model_validate_json(row["shard"])
