@@ -14,6 +14,7 @@ class Resources(Config):
     """The share of the cluster that one stage may use."""
 
     num_workers: int = Field(1, ge=1)
+    num_actors: int = Field(1, ge=1)  # of a pool that works shards or pictures off one by one
     cpus_per_worker: float = Field(1, gt=0)  # logical CPUs (Ray's tokens), not cores
     gpus_per_worker: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads

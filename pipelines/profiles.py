@@ -41,12 +41,14 @@ class Profile(Config):
         gpus = self.gpus_per_worker if self.gpus_per_worker is not None else float(cluster.get("GPU", 0) > 0)
         workers = self.num_workers or max(1, int(cluster.get("GPU", 0) // max(1, branches)) if gpus else 1)
         fair = cluster.get("CPU", 1) / 2 / (branches * workers)
-        cores = os.cpu_count() or 1
+        threads = self.threads or max(1, (os.cpu_count() or 1) // 2)
+        actors = workers if gpus else max(workers, int(cluster.get("CPU", 1)) // TOKENS_A_CORE // threads)
         shared: dict[str, Any] = {
             "num_workers": workers,
+            "num_actors": actors,
             "cpus_per_worker": max(0.01, round(min(self.cpus_per_worker, fair), 2)),
             "gpus_per_worker": gpus,
-            "threads": self.threads or max(1, cores // 2),
+            "threads": threads,
             "reader_cpus": self.reader_cpus or (0.5 if on_cluster() else TOKENS_A_CORE / 2),
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,

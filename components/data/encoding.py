@@ -58,7 +58,7 @@ def token_names(index: ShardIndex) -> list[str]:
 def encode_shards(index: ShardIndex, tokenizer: Artifact, *, files: Store, resources: Resources) -> Iterator[int]:
     """Write the token files of all shards that `files` lacks; yields how many there are after each.
 
-    Takes one actor for each of resources.num_workers. Raises ShardError for a shard that its index does not match.
+    Takes one actor for each of resources.num_actors. Raises ShardError for a shard that its index does not match.
     """
     names, written = token_names(index), {file.path for file in files.list()}
     missing = [(name, shard) for name, shard in zip(names, index.shards, strict=True) if name not in written]
@@ -76,7 +76,7 @@ def _encoded(
     dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
         ShardEncoder,
         fn_constructor_args=(header, tokenizer, files, resources.threads),
-        compute=ray.data.ActorPoolStrategy(size=min(resources.num_workers, len(rows))),
+        compute=ray.data.ActorPoolStrategy(size=min(resources.num_actors, len(rows))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
     )

@@ -1,4 +1,4 @@
-"""Work in parts on a pool of Ray actors: one for each of the stage's workers; results in the order of the parts."""
+"""Work in parts on a pool of Ray actors: resources.num_actors of them; results in the order of the parts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ def map_parts(
         max_task_retries=resources.max_failures,
     )(PartWorker)
     actors = [
-        remote.remote(make_worker, threads=resources.threads) for _ in range(min(resources.num_workers, len(parts)))
+        remote.remote(make_worker, threads=resources.threads) for _ in range(min(resources.num_actors, len(parts)))
     ]
     try:
         yield from ActorPool(actors).map(_submit, parts)
