@@ -142,7 +142,7 @@ def _execute(
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
     facts = {
         "recipe": prepared.recipe.name,
-        "git commit": git_commit(),
+        "git commit": git_commit()[:12],
         "machine": f"{os.cpu_count()} cores; Ray counts {', '.join(f'{n:g} {kind}' for kind, n in _cluster().items())}",
         "storage": prepared.root.uri,
         "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # an address may carry a password

@@ -92,19 +92,20 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook={"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {},
         data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
-        warnings=_warnings(plan, artifacts),
+        warnings=_warnings(artifacts),
     )
 
 
 def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
     started, finished = stage["started"], stage["finished"]
     ran = started is not None and finished is not None
+    once = artifact.provenance.get("seconds") if artifact is not None and stage["state"] == "cached" else None
     summary = artifact.metadata.get("summary", {}) if artifact is not None else {}
     return StageRow(
         name=stage["name"],
         key=stage["key"],
         state=stage["state"],
-        seconds=finished - started if ran else None,
+        seconds=finished - started if ran else once,
         started=started if ran else None,
         inputs=tuple(stage["inputs"]),
         uri=artifact.root if artifact is not None else "",
@@ -138,12 +139,11 @@ def _data_facts(images: Artifact) -> DataFacts:
     return DataFacts(quarantined=left_out, **{name: facts[name] for name in names})
 
 
-def _warnings(plan: dict[str, Any], artifacts: dict[str, Artifact]) -> tuple[str, ...]:
-    failed = [f"{stage['name']} failed: {stage['note']}" for stage in plan["stages"] if stage["state"] == "failed"]
+def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
     count = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
     left_out = [f"{count} corrupt pictures were left out, see {INDEX}"] if count else []
     said = artifacts["samples"].metadata.get("warnings", []) if "samples" in artifacts else []
-    return tuple([*failed, *left_out, *said])
+    return tuple([*left_out, *said])
 
 
 def _runs(root: Store) -> list[str]:

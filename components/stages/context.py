@@ -1,6 +1,7 @@
 """What the workflow hands to a stage's run function besides its configuration and inputs."""
 
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -73,9 +74,13 @@ class StageContext:
             files=tuple(listed),
             metadata=metadata or {},
             inputs=self.inputs,
-            provenance=self.provenance,
+            provenance=self.provenance | self._duration(),
         )
         return commit_artifact(self.store, artifact)
+
+    def _duration(self) -> dict[str, float]:
+        started = self.provenance.get("started")
+        return {} if started is None else {"seconds": time.time() - started}
 
     def _upload(self, folder: Path) -> list[FileEntry]:
         attempt = f"attempt-{uuid.uuid4().hex[:12]}"
