@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -195,7 +196,17 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         fit(task, batches, job.config, start_step=start_step, log=reporter.log, save=saver.save, show=saver.show)
     except NonFiniteError as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
+    except RayTaskError as error:
+        # Neither does a restart heal a bad shard. Several ranks must fail together, so there Train restarts them.
+        if worker.world_size > 1 or not is_own(error.cause):
+            raise
+        return {"stopped": str(error.cause)}
     return {}
+
+
+def is_own(error: Exception | None) -> bool:
+    """Whether an error was raised by this package, with a message of one line for the user."""
+    return type(error).__module__.startswith("components.")
 
 
 def restore(task: Task) -> tuple[int, float]:
