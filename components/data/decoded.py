@@ -20,7 +20,7 @@ CACHE_BYTES = 96 * 2**20  # of one reading process
 
 class DecodedShard:
     """The samples of one split (None: of all) of a verified shard, in tar order; pictures are decoded when they are
-    asked for, and kept if they are small.
+    asked for, and kept if those of the whole set fit into CACHE_BYTES.
 
     Raises ShardError on construction if the shard is not what the index says.
     """
@@ -36,8 +36,8 @@ class DecodedShard:
         self.resolution = resolution
         self._url = index.url(entry.url)
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
-        if WINDOW_SHARDS * len(self.samples) * 3 * resolution**2 <= CACHE_BYTES:
-            self._kept = np.zeros((len(self.samples), resolution, resolution, 3), np.uint8)
+        if index.samples * 3 * resolution**2 <= CACHE_BYTES:  # else each picture is needed once before it is evicted
+            self._kept = np.empty((len(self.samples), resolution, resolution, 3), np.uint8)
         self._decoded = np.zeros(len(self.samples), dtype=bool)
 
     @property
@@ -45,15 +45,25 @@ class DecodedShard:
         """Bytes held by this shard."""
         return sum(len(sample.picture) for sample in self.samples) + (0 if self._kept is None else self._kept.nbytes)
 
-    def pictures(self, ordinals: np.ndarray) -> np.ndarray:  # (n,) -> (n, H, W, 3) uint8
-        """Pictures of the given samples. Raises ShardError naming shard and sample if one can't be decoded."""
+    def fill(self, out: np.ndarray, where: np.ndarray, ordinals: np.ndarray) -> None:
+        """Set out[where], uint8 (n, H, W, 3), to the pictures of the samples `ordinals`, (n,).
+
+        Raises ShardError naming shard and sample if a picture can't be decoded.
+        """
         if self._kept is None:
-            decoded = [self._decode(self.samples[ordinal]) for ordinal in ordinals]
-            return np.array(decoded, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
+            for place, ordinal in zip(where, ordinals, strict=True):
+                out[place] = self._decode(self.samples[ordinal])
+            return
         for ordinal in ordinals[~self._decoded[ordinals]]:
             self._kept[ordinal] = self._decode(self.samples[ordinal])
             self._decoded[ordinal] = True
-        return self._kept[ordinals]
+        out[where] = self._kept[ordinals]
+
+    def pictures(self, count: int) -> np.ndarray:  # (count, H, W, 3) uint8
+        """The first pictures of the shard. Raises ShardError."""
+        out = np.empty((count, self.resolution, self.resolution, 3), np.uint8)
+        self.fill(out, np.arange(count), np.arange(count))
+        return out
 
     def _decode(self, sample: ShardSample) -> np.ndarray:
         try:

@@ -53,7 +53,7 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
     """The first samples of a shard, at most `limit`."""
     samples = shard.samples[:limit]
     return SplitArrays(
-        shard.pictures(np.arange(len(samples))),
+        shard.pictures(len(samples)),
         shard.labels[: len(samples)],
         shard.text[: len(samples)],
         tuple(sample.caption for sample in samples),

@@ -209,7 +209,7 @@ def _empty_block(layout: Layout, rows: int) -> Block:
 
 def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:
     return {
-        "image": np.zeros((rows, layout.resolution, layout.resolution, 3), np.uint8),
+        "image": np.empty((rows, layout.resolution, layout.resolution, 3), np.uint8),
         "label": np.zeros(rows, np.int64),
         "text": np.zeros((rows, layout.text_length), np.int64),
         "position": np.zeros(rows, np.int64),
@@ -235,7 +235,7 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
 
 
 def _fill(rows: dict[str, np.ndarray], where: np.ndarray, shard: DecodedShard, ordinals: np.ndarray) -> None:
-    rows["image"][where] = shard.pictures(ordinals)
+    shard.fill(rows["image"], where, ordinals)
     rows["label"][where] = shard.labels[ordinals]
     rows["text"][where] = shard.text[ordinals]
 
