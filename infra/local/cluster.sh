@@ -50,6 +50,7 @@ export AWS_ENDPOINT_URL=http://127.0.0.1:$s3
 export AWS_ACCESS_KEY_ID=local
 export AWS_SECRET_ACCESS_KEY=local
 export AWS_DEFAULT_REGION=us-east-1
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 export MLFLOW_TRACKING_URI=http://127.0.0.1:$mlflow
 export CASCADE_STORAGE=s3://cascade/runs
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard

@@ -41,14 +41,16 @@ def tokenizer() -> TokenizerConfig:
         perceptual_network="efficientnet_lite1",
         discriminator_channels=16,
         discriminator_layers=2,
-        discriminator_start=300,
+        perceptual_weight=0.2,
+        discriminator_start=600,
         adversarial_weight=0.4,
-        total_steps=700,
-        global_batch_size=16,
-        learning_rate=1e-3,
+        codebook_decay=0.97,
+        total_steps=1400,
+        global_batch_size=8,
+        learning_rate=2e-3,
         ema_decay=0.99,
-        checkpoint_every=150,
-        sample_every=350,
+        checkpoint_every=300,
+        sample_every=700,
     )
 
 

@@ -1,0 +1,96 @@
+"""Bad input at the command: one clear line, exit code 2, nothing started, nothing damaged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    command = [str(Path(sys.executable).with_name("cascade")), *arguments]
+    settings = {**os.environ, **environment}
+    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--recipe", "openmojy"], "no recipe 'openmojy'; did you mean 'openmoji'?"),
+        (["--set", "base.totl_steps=5"], "unknown field 'totl_steps'; did you mean 'total_steps'?"),
+        (["--set", "base.total_steps=none at all"], "base.total_steps"),
+        (["--set", "nonsense"], "write it as field.name=value"),
+        (["--set", "upsamplers.7.total_steps=5"], "item '7' of 1"),
+        (["--set", "upsamplers.0.low_res_resolution=32"], "must be 16"),
+        (["--until", "tokenzier"], "did you mean 'tokenizer'?"),
+        (["--only", "prior"], "prior needs tokens"),
+        (["--profile", "kuberey"], "did you mean 'kuberay'?"),
+        (["--set", "images.source=/no/such/place"], "/no/such/place"),
+        (["--storage", "s4://bucket"], "s4"),
+        (["--storage", "/proc/nowhere"], "/proc/nowhere can't be written"),
+        (["--set", "tokenizer.perceptual_network=vgg16_lpips"], "perceptual_weights_uri"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path):
+    done = cascade("run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/stages/*"))
+
+
+def test_a_missing_bucket_and_missing_credentials_are_refused(s3_server: str, tmp_path: Path):
+    missing = cascade("run", "--storage", "s3://no-such-bucket/runs", cwd=tmp_path)
+    assert missing.returncode == 2, missing.stderr
+    assert "s3://no-such-bucket/runs" in missing.stderr
+    nobody = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/tmp"}
+    refused = cascade("run", "--storage", "s3://bucket/runs", cwd=tmp_path, **nobody)
+    assert refused.returncode == 2, refused.stderr
+    assert "credentials" in refused.stderr
+
+
+def test_an_empty_source_is_refused(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    done = cascade("run", "--set", f"images.source={tmp_path}/empty", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "empty" in done.stderr
+
+
+def test_a_printed_recipe_runs_as_a_file_with_the_same_keys(tmp_path: Path):
+    shown = cascade("show", "smoke", cwd=tmp_path)
+    (tmp_path / "mine.yaml").write_text(shown.stdout)
+    by_name = cascade("plan", "--recipe", "smoke", cwd=tmp_path)
+    by_file = cascade("plan", "--recipe", "mine.yaml", cwd=tmp_path)
+    assert by_name.stdout == by_file.stdout
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml.safe_load(shown.stdout), "extra": 1}))
+    refused = cascade("plan", "--recipe", "mine.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "unknown field 'extra'" in refused.stderr
+
+
+def test_changing_the_base_leaves_the_token_road_cached(tmp_path: Path):
+    def keys(*arguments: str) -> dict[str, str]:
+        lines = cascade("plan", "--recipe", "smoke", *arguments, cwd=tmp_path).stdout.splitlines()[1:]
+        return {line.split()[0]: line.split()[1] for line in lines}
+
+    before, after = keys(), keys("--set", "base.total_steps=81")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"base", "cascade", "samples", "evaluation"}
+
+
+def test_the_script_takes_the_same_options_as_the_command(tmp_path: Path):
+    script = subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / "full_cascade.py"), "--recipe", "smoke", "--plan"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert script.returncode == 0, script.stderr
+    assert script.stdout == cascade("run", "--recipe", "smoke", "--plan", cwd=tmp_path).stdout

@@ -1,0 +1,92 @@
+"""What is met while running: what the run survives, what stops it, and what a user is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CASCADE = str(Path(sys.executable).with_name("cascade"))
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [CASCADE, "run", "--recipe", "smoke", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
+
+
+def pictures(folder: Path, *, good: int, bad: int) -> Path:
+    """A folder of two classes with some files that are no pictures."""
+    generator = np.random.default_rng(0)
+    for number in range(good + bad):
+        place = folder / ("even" if number % 2 == 0 else "odd") / f"{number:04d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place)
+        if number >= good:
+            place.write_bytes(b"not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set with an index, made by the command."""
+    folder = tmp_path_factory.mktemp("shards")
+    source = pictures(folder / "pictures", good=300, bad=1)
+    command = [CASCADE, "data", "folder", str(source), "--out", str(folder / "set"), "--resolution", "32"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "1 quarantined" in done.stdout
+    return folder / "set"
+
+
+def test_without_mlflow_the_run_ends_well_with_a_warning_and_its_points_arrive_later(tmp_path: Path, shards: Path):
+    source = f"images.source={shards}"
+    away = run("--until", "images", "--set", source, "--tracking", "http://127.0.0.1:9", cwd=tmp_path)
+    assert away.returncode == 0, away.stderr
+    assert "warning: MLflow did not take everything" in away.stdout
+    assert list(tmp_path.glob("runs/spool/**/*.jsonl"))
+
+
+def test_too_many_corrupt_pictures_stop_the_run_and_name_one(tmp_path: Path):
+    source = pictures(tmp_path / "pictures", good=90, bad=10)
+    done = run("--until", "images", "--set", f"images.source={source}", "--tracking", "none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "10 of 100 pictures (10.0%) are corrupt" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_truncated_tar_stops_the_run_and_is_named(tmp_path: Path, shards: Path):
+    (tmp_path / "set").mkdir()
+    for file in shards.iterdir():
+        if file.is_file():
+            (tmp_path / "set" / file.name).write_bytes(file.read_bytes())
+    name = json.loads((shards / "index.json").read_text())["shards"][0]["url"]
+    tar = tmp_path / "set" / name
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    done = run("--until", "tokenizer", "--set", f"images.source={tmp_path}/set", "--tracking", "none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert name in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path):
+    command = [CASCADE, "run", "--recipe", "smoke", "--until", "images", "--set", "images.limit=200000"]
+    process = subprocess.Popen(
+        [*command, "--tracking", "none"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "images: running" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=90)[0]
+    assert process.returncode == 130
+    assert "Run the same command again to go on" in rest
+    assert "Traceback" not in rest
+    assert not os.path.exists(tmp_path / "runs" / "stages" / "images" / "manifest.json")
