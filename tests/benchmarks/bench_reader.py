@@ -2,7 +2,7 @@
 into the loop. Time runs between two batches in the middle of a stream, when all that was read ahead is used up: a
 training's stream is started once, and waits for the loop ever after.
 
-Two sets of the same real pictures: one that a reading process can keep decoded, and one that it cannot.
+Two sets of the same real pictures: one that a reading process keeps decoded, and one that it decodes in each epoch.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ def rows(rounds: int) -> list[dict[str, object]]:
         with tempfile.TemporaryDirectory() as folder:
             return [
                 measure("reader", make_set(folder, 64), steps=400, rounds=rounds),
-                measure("reader_uncached", make_set(folder, 128), steps=300, rounds=rounds),
+                measure("reader_decoding", make_set(folder, 128), steps=300, rounds=rounds),
             ]
     finally:
         ray.shutdown()
