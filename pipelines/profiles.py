@@ -11,7 +11,7 @@ from components.configuration import Config
 from components.execution import Resources
 from components.storage.store import absolute
 from pipelines.recipes.overrides import explain
-from pipelines.session import TOKENS_A_CORE, on_cluster
+from pipelines.session import TOKENS_A_CORE
 from pipelines.workflow import UsageError, nearest
 
 
@@ -26,7 +26,7 @@ class Profile(Config):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
-    reader_cpus: float | None = Field(None, gt=0)
+    reader_cpus: float = Field(0.5, gt=0)
     max_failures: int = 3
     max_batch_per_device: int | None = None
     worker_start_timeout: int = Field(600, gt=0)  # seconds: a cold GPU node pulls its image first
@@ -49,7 +49,7 @@ class Profile(Config):
             "cpus_per_worker": max(0.01, round(min(self.cpus_per_worker, fair), 2)),
             "gpus_per_worker": gpus,
             "threads": threads,
-            "reader_cpus": self.reader_cpus or (0.5 if on_cluster() else TOKENS_A_CORE / 2),
+            "reader_cpus": self.reader_cpus,
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,
         }
