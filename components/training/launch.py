@@ -98,8 +98,14 @@ def train(
     Returns the folder of the last checkpoint: its files, `summary.json`, and the last previews as PNG.
 
     Raises:
-        TrainingError: losses stopped being finite, or workers failed more than resources.max_failures times.
+        TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, or
+            workers failed more than resources.max_failures times.
     """
+    if config.global_batch_size % resources.num_workers:
+        raise TrainingError(
+            f"{stage}: global_batch_size {config.global_batch_size} is no multiple of {resources.num_workers} workers; "
+            "set num_workers in the profile, or another global_batch_size"
+        )
     run = folder.join(key)
     done = last_checkpoint(run)
     if done is None or done.step < config.total_steps:

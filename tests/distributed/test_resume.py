@@ -22,7 +22,7 @@ from components.training.checkpoint import WEIGHTS
 from components.training.launch import RayStream, TrainingError, train
 from components.training.loop import Batch, Metrics
 from components.training.parallel import Worker
-from components.training.run_folder import last_checkpoint
+from components.training.run_folder import checkpoint_name, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact
@@ -61,7 +61,7 @@ class PoisonedTask(DiffusionTask):
         return super().loss(batch) * float("nan")
 
 
-def run(folder: Path, make_task: Any = DiffusionTask, **options: Any) -> Path:
+def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS, **options: Any) -> Path:
     """Train in `folder`, resuming what is there. Returns the final state."""
     index = load_index(images_artifact(folder).url("index.json"))
     make_stream = partial(
@@ -69,7 +69,7 @@ def run(folder: Path, make_task: Any = DiffusionTask, **options: Any) -> Path:
         index,
         resolution=CONFIG.resolution,
         global_batch_size=CONFIG.global_batch_size,
-        world_size=WORKERS,
+        world_size=workers,
         seed=CONFIG.seed,
         total_steps=CONFIG.total_steps,
         reader_cpus=0.25,
@@ -86,14 +86,22 @@ def run(folder: Path, make_task: Any = DiffusionTask, **options: Any) -> Path:
         stream=RayStream(make_stream),
         held_out=partial(dict, held_out),
         recorder=FileRecorder(folder / "log.jsonl"),
-        resources=Resources(num_workers=WORKERS, cpus_per_worker=0.5, max_failures=2),
+        resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2),
         scratch=folder / "scratch",
     )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return load_file(run(tmp_path_factory.mktemp("undisturbed")) / WEIGHTS)
+def complete(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("complete")
+    run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(complete: Path) -> dict[str, Tensor]:
+    return load_file(complete / "scratch" / checkpoint_name(CONFIG.total_steps) / WEIGHTS)
 
 
 def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
@@ -114,17 +122,30 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
 
 
-def test_run_that_is_complete_is_not_started_again(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
-    first = run(tmp_path)
-    log = (tmp_path / "log.jsonl").read_text()
-    assert run(tmp_path) == first
-    assert (tmp_path / "log.jsonl").read_text() == log
+def test_run_that_is_complete_is_not_started_again(complete: Path) -> None:
+    log = (complete / "log.jsonl").read_text()
+    assert run(complete) == complete / "scratch" / checkpoint_name(CONFIG.total_steps)
+    assert (complete / "log.jsonl").read_text() == log
 
 
 def test_losses_that_are_not_finite_stop_the_stage_once_with_advice(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite for 5 steps in a row.*lower learning_rate"):
         run(tmp_path, PoisonedTask)
     assert last_checkpoint(Store(str(tmp_path / "train" / "key"))) is None
+
+
+def test_truncated_shard_stops_the_stage_at_once_naming_it(ray_cluster: None, tmp_path: Path) -> None:
+    images_artifact(tmp_path)
+    shard = tmp_path / "images" / "files" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(TrainingError, match=r"base stopped: shard .*shard-000001.tar has \d+ bytes"):
+        run(tmp_path, workers=1)
+
+
+def test_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="global_batch_size 8 is no multiple of 3 workers"):
+        run(tmp_path, workers=3)
+    assert not (tmp_path / "train").exists()
 
 
 if __name__ == "__main__":
