@@ -1,5 +1,6 @@
 """`cascade sample`: pictures and a labelled grid from a registered model or a cascade artifact."""
 
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -14,8 +15,10 @@ from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
 from components.storage.store import Store, absolute
+from components.tracking.environment import environment
 from components.tracking.registry import download_model
 from pipelines.profiles import tracking_uri
+from pipelines.session import set_environment
 from pipelines.workflow import UsageError
 
 
@@ -60,7 +63,7 @@ def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Pa
     out.mkdir(parents=True, exist_ok=True)
     names = [str(request.label or request.prompt or "unconditional") for request in requests]
     for picture, name, request in zip(pictures, names, requests, strict=True):
-        slug = "".join(c if c.isalnum() else "-" for c in name.lower())[:40]
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
         Image.fromarray(picture).save(out / f"{slug}-{request.road}-{request.seed:04d}.png")
     grid = out / "grid.png"
     grid.write_bytes(labelled_grid(pictures, names))
@@ -69,6 +72,7 @@ def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Pa
 
 def _folder(model: str, tracking: str | None) -> Path:
     """A local folder with the cascade: from the registry, from storage, or as it lies on disk."""
+    set_environment(environment())
     scratch = Path(tempfile.mkdtemp(prefix="cascade-model-"))
     if model.startswith("models:/"):
         registry = tracking_uri(tracking)

@@ -37,8 +37,7 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
     """
     waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
     settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL)
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    set_environment(settings)
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if on_cluster():
         ray.init(address="auto", runtime_env={"env_vars": settings}, **common)
@@ -47,6 +46,12 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
         ray.init(address="local", num_cpus=tokens, include_dashboard=False, **common)
         _protect_token()
     return ray.cluster_resources()
+
+
+def set_environment(settings: dict[str, str]) -> None:
+    """Set what the user has not set."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def on_cluster() -> bool:
