@@ -95,7 +95,8 @@ def run(options: RunOptions, console: Console) -> int:
     except KeyboardInterrupt:
         ray.get(actor.close.remote("KILLED"))
         console.print(
-            f"interrupted; nothing that was finished is lost. Run the same command again to go on ({prepared.run})"
+            f"interrupted; nothing that was finished is lost. Run the same command again to go on ({prepared.run})",
+            soft_wrap=True,
         )
         return INTERRUPTED
     finally:
@@ -170,7 +171,7 @@ def _conclude(
     prepared: Prepared, outcome: Outcome, warnings: list[str], report: str, seconds: float, console: Console
 ) -> int:
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     for stage, message in outcome.failures.items():
         console.print(f"failed: {stage}: {message}", style="red", highlight=False, soft_wrap=True)
     if outcome.failures:
