@@ -118,6 +118,7 @@ def train(
 
 
 def run_trainer(job: Job, *, key: str, folder: Store, resources: Resources) -> None:
+    """Run Ray Train in the run folder `folder/key`. Raises TrainingError with the worker's own last line."""
     path, filesystem = storage_of(folder)
     trainer = Trainer(
         train_worker,
