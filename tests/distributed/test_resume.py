@@ -114,8 +114,10 @@ def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
 
 def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.distributed.test_resume", str(tmp_path)]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    assert driver.wait(240) == -signal.SIGKILL
+    log = tmp_path / "driver.log"
+    with open(log, "wb") as output:
+        driver = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
     state = run(tmp_path)
