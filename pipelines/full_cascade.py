@@ -18,7 +18,7 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
 
     tokenizer = Stage("tokenizer", train_tokenizer, recipe.tokenizer, images=images)
     tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
-    prior = Stage("prior", train_prior, recipe.prior, tokens=tokens)
+    prior = Stage("prior", train_prior, recipe.prior, tokens=tokens, tokenizer=tokenizer)
 
     base = Stage("base", train_diffusion, recipe.base, images=images)
     upsamplers = [Stage(f"upsampler_{u.resolution}", train_diffusion, u, images=images) for u in recipe.upsamplers]
