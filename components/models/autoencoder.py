@@ -1,8 +1,11 @@
-"""VQ-GAN autoencoder (Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", section 3.1).
+"""Autoencoder of VQ-GAN (Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", section 3.1).
 
-With `channels=128, channel_mult=(1, 1, 2, 2, 4)` the encoder and decoder are those of the published ImageNet f16 model.
+One encoder and decoder around several bottlenecks: with codes it is a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a
+Gaussian a VAE and the first stage of latent diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and
+decoder are those of the published ImageNet f16 model.
 
-Shapes: B batch, C channels of a level, H W pixels of a level, D latent_channels, h w latent grid.
+Shapes: B batch, C channels of a level or of z, H W pixels of a level, D latent_channels, h w latent grid, O channels of
+the decoder's output.
 """
 
 from collections.abc import Sequence
@@ -11,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.losses.reconstruction import output_channels, picture_of
+from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
 from components.models.layers import GroupNorm, SelfAttention2d
-from components.models.quantizer import EMAQuantizer, Quantized
+from components.models.quantizer import EMAQuantizer, VectorQuantizer
+
+Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer
 
 
 def _group_norm(channels: int) -> GroupNorm:
@@ -87,7 +94,7 @@ def _middle(channels: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, H, W) -> z_e (B, D, h, w)."""
+    """Image (B, 3, H, W) -> features (B, out_channels, h, w), out_channels D or for a Gaussian 2D."""
 
     def __init__(
         self,
@@ -97,7 +104,7 @@ class Encoder(nn.Module):
         channel_mult: Sequence[int],
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
-        latent_channels: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         widths = [channels * mult for mult in channel_mult]
@@ -110,7 +117,7 @@ class Encoder(nn.Module):
             self.levels.append(nn.Sequential(*level, *([] if last else [Downsample(c_out)])))
         self.middle = _middle(widths[-1])
         self.norm_out = _group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
@@ -121,7 +128,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_q (B, D, h, w) -> image (B, 3, H, W); one block more a level than the encoder, as published."""
+    """Features (B, D, h, w) -> output (B, O, H, W); one block more a level than the encoder, as published."""
 
     def __init__(
         self,
@@ -132,6 +139,7 @@ class Decoder(nn.Module):
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
         latent_channels: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         widths = [channels * mult for mult in reversed(channel_mult)]
@@ -144,17 +152,17 @@ class Decoder(nn.Module):
             level = _blocks(c_in, out_channels=c_out, num_blocks=num_res_blocks + 1, attention=attention)
             self.levels.append(nn.Sequential(*level, *([] if last else [Upsample(c_out)])))
         self.norm_out = _group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
-    def forward(self, z_q: Tensor) -> Tensor:
-        h = self.middle(self.conv_in(z_q))
+    def forward(self, features: Tensor) -> Tensor:
+        h = self.middle(self.conv_in(features))
         for level in self.levels:
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class VQAutoencoder(nn.Module):
-    """Image tokenizer: encoder, quantizer and decoder.
+class Autoencoder(nn.Module):
+    """Encoder, bottleneck and decoder, a 1x1 projection on each side of the bottleneck.
 
     Args:
         resolution: pixels on a side of the pictures; a multiple of 2 ** (len(channel_mult) - 1).
@@ -162,11 +170,15 @@ class VQAutoencoder(nn.Module):
         channel_mult: width of each level in units of `channels`; each level but the last halves the resolution.
         num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
         attention_resolutions: resolutions, in pixels, with attention after each block; the middle always has it.
-        latent_channels: width of z_e and z_q.
-        codebook_size, codebook_dim, ema_decay, dead_code_threshold, l2_normalize: see `EMAQuantizer`.
+        latent_channels: width of the encoder's and decoder's end; a Gaussian's encoder has twice that.
+        bottleneck: "vq_ema", "vq", "gumbel", "fsq" or "gaussian".
+        codebook_size, codebook_dim: of "vq_ema", "vq" and "gumbel"; codebook_dim None is latent_channels.
+        ema_decay, dead_code_threshold, codebook_init: see `EMAQuantizer`; l2_normalize: of it and "vq".
+        fsq_levels: see `ScalarQuantizer`.
+        reconstruction: what the decoder's output means, see `components.losses.reconstruction`.
 
     Raises:
-        ValueError: when the resolution cannot be halved that often.
+        ValueError: when the resolution cannot be halved that often, or the bottleneck is unknown or lacks its numbers.
     """
 
     def __init__(
@@ -178,64 +190,141 @@ class VQAutoencoder(nn.Module):
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
         latent_channels: int,
-        codebook_size: int,
-        codebook_dim: int,
+        bottleneck: str = "vq_ema",
+        codebook_size: int | None = None,
+        codebook_dim: int | None = None,
         ema_decay: float = 0.99,
         dead_code_threshold: float = 0.25,
+        codebook_init: str = "data",
         l2_normalize: bool = True,
+        fsq_levels: Sequence[int] = (),
+        reconstruction: str = "l1",
     ) -> None:
         super().__init__()
         factor = 2 ** (len(channel_mult) - 1)
         if resolution % factor:
             raise ValueError(f"resolution {resolution} is not a multiple of {factor}, the factor of {channel_mult=}")
         self.grid = (resolution // factor, resolution // factor)
-        shape = {
+        self.reconstruction = reconstruction
+        ends = {
             "resolution": resolution,
             "channels": channels,
             "channel_mult": channel_mult,
             "num_res_blocks": num_res_blocks,
             "attention_resolutions": attention_resolutions,
-            "latent_channels": latent_channels,
         }
-        self.encoder = Encoder(**shape)
-        self.decoder = Decoder(**shape)
-        self.quantizer = EMAQuantizer(
+        width = 2 * latent_channels if bottleneck == "gaussian" else latent_channels
+        self.encoder = Encoder(**ends, out_channels=width)
+        self.decoder = Decoder(
+            **ends, latent_channels=latent_channels, out_channels=output_channels(kind=reconstruction)
+        )
+        self.bottleneck = make_bottleneck(
+            bottleneck,
             latent_channels=latent_channels,
             codebook_size=codebook_size,
             codebook_dim=codebook_dim,
             ema_decay=ema_decay,
             dead_code_threshold=dead_code_threshold,
+            codebook_init=codebook_init,
             l2_normalize=l2_normalize,
+            fsq_levels=fsq_levels,
         )
+        self.project_in = nn.Conv2d(width, self.bottleneck.in_channels, 1)
+        self.project_out = nn.Conv2d(self.bottleneck.channels, latent_channels, 1)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes. Raises ValueError for a Gaussian, which has none."""
+        return self._codes().codebook_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of z."""
+        return (self.bottleneck.channels, *self.grid)
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight (3, C, 3, 3) of the decoder's last convolution, for the adaptive weight of the adversarial loss."""
+        """Weight (O, C, 3, 3) of the decoder's last convolution, for the adaptive weight of the adversarial loss."""
         return self.decoder.conv_out.weight
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [-1, 1] -> z_e (B, D, h, w)."""
-        return self.encoder(image)
+    def encode(self, image: Tensor, **draws: Tensor | float) -> Encoded:
+        """Image (B, 3, H, W) in [-1, 1] -> z (B, C, h, w) and what goes with it.
 
-    def quantize(self, z_e: Tensor) -> Quantized:
-        """z_e (B, D, h, w) -> its codes."""
-        return self.quantizer(z_e)
+        `draws` are noise and temperature where the bottleneck takes them; without them it is deterministic.
+        """
+        return self.bottleneck(self.project_in(self.encoder(image)), **draws)
 
-    def decode(self, z_q: Tensor) -> Tensor:
-        """z_q (B, D, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
-        return self.decoder(z_q)
+    def decode_raw(self, z: Tensor) -> Tensor:
+        """z (B, C, h, w) -> what `reconstruction_loss` takes: (B, O, H, W)."""
+        return self.decoder(self.project_out(z))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
-        """Image (B, 3, H, W) in [-1, 1] -> reconstruction (B, 3, H, W) and its codes."""
-        quantized = self.quantize(self.encode(image))
-        return self.decode(quantized.z_q), quantized
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, C, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
+        return picture_of(self.decode_raw(z), kind=self.reconstruction)
+
+    def forward(self, image: Tensor, **draws: Tensor | float) -> tuple[Tensor, Encoded]:
+        """Image (B, 3, H, W) in [-1, 1] -> raw output (B, O, H, W) of the decoder and what the bottleneck made."""
+        encoded = self.encode(image, **draws)
+        return self.decode_raw(encoded.z), encoded
+
+    @torch.no_grad()
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] through hard codes or a Gaussian's mean and back: (B, 3, H, W), not clipped."""
+        return self.decode(self.encode(image).z)
 
     @torch.no_grad()
     def tokenize(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [-1, 1] -> indices (B, h, w) int64."""
-        return self.quantize(self.encode(image)).indices
+        """Image (B, 3, H, W) in [-1, 1] -> indices (B, h, w) int64. Raises ValueError for a Gaussian."""
+        self._codes()
+        indices = self.encode(image).indices
+        assert indices is not None
+        return indices
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (B, h, w) int64 -> z (B, C, h, w). Raises ValueError for a Gaussian."""
+        return self._codes().lookup(indices)
 
     @torch.no_grad()
     def detokenize(self, indices: Tensor) -> Tensor:
         """Indices (B, h, w) int64 -> image (B, 3, H, W), near [-1, 1] and not clipped."""
-        return self.decode(self.quantizer.lookup(indices))
+        return self.decode(self.lookup(indices))
+
+    def _codes(self) -> GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer:
+        if isinstance(self.bottleneck, GaussianBottleneck):
+            raise ValueError("an autoencoder with a Gaussian bottleneck has no tokens; take one with a codebook")
+        return self.bottleneck
+
+
+def make_bottleneck(
+    name: str,
+    *,
+    latent_channels: int,
+    codebook_size: int | None,
+    codebook_dim: int | None,
+    ema_decay: float,
+    dead_code_threshold: float,
+    codebook_init: str,
+    l2_normalize: bool,
+    fsq_levels: Sequence[int],
+) -> Bottleneck:
+    """The bottleneck of that name, see `Autoencoder`. Raises ValueError if it is unknown or lacks its numbers."""
+    if name == "gaussian":
+        return GaussianBottleneck(channels=latent_channels)
+    if name == "fsq":
+        return ScalarQuantizer(levels=fsq_levels)
+    if codebook_size is None:
+        raise ValueError(f"the bottleneck {name} needs a codebook_size")
+    size: dict[str, int] = {"codebook_size": codebook_size, "codebook_dim": codebook_dim or latent_channels}
+    if name == "gumbel":
+        return GumbelQuantizer(**size)
+    if name == "vq":
+        return VectorQuantizer(**size, l2_normalize=l2_normalize)
+    if name == "vq_ema":
+        return EMAQuantizer(
+            **size,
+            ema_decay=ema_decay,
+            dead_code_threshold=dead_code_threshold,
+            l2_normalize=l2_normalize,
+            codebook_init=codebook_init,
+        )
+    raise ValueError(f"unknown bottleneck {name!r}: choose vq_ema, vq, gumbel, fsq or gaussian")

@@ -1,30 +1,54 @@
-"""Vector quantizer whose codebook is an exponential moving average of the latents that chose each code.
+"""Vector quantizers: the nearest code of each latent, from a codebook moved by averages or by gradient.
 
 Sources: van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3 and appendix A.1 (EMA updates);
 Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (l2-normalized short codes).
 
-Shapes: B batch, D latent_channels, C codebook_dim, h w latent grid, K codebook_size, N = B*h*w latents.
+Shapes: B batch, C codebook_dim, h w latent grid, K codebook_size, N = B*h*w latents.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, distributed, nn
 
+from components.models.bottleneck import Encoded
 
-class Quantized(NamedTuple):
-    """What the quantizer makes of a batch."""
+KMEANS_STEPS = 10
 
-    z_q: Tensor  # (B, D, h, w)  straight-through: the value is the code's, the gradient is the encoder's
-    indices: Tensor  # (B, h, w)  int64 in [0, K)
-    commitment_loss: Tensor  # ()  fp32 ||z - sg[e]||^2, moves the encoder only
-    latents: Tensor  # (N, C)  fp32, without gradient: what `update_codebook` averages
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code lookup; the codebook is a parameter that `codebook_loss` moves (van den Oord et al., equation 3).
+
+    The weight of `codebook_loss` is 1 and that of `commitment_loss` is below: the published code of VQ-GAN has the two
+    the other way round (taming-transformers #57).
+    """
+
+    def __init__(self, *, codebook_size: int, codebook_dim: int, l2_normalize: bool = False) -> None:
+        """Codes start in U(-1/K, 1/K) as published, or as random directions where they are normalized."""
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.in_channels = self.channels = codebook_dim
+        self.l2_normalize = l2_normalize
+        codebook = torch.empty(codebook_size, codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        self.codebook = nn.Parameter(F.normalize(torch.randn_like(codebook), dim=-1) if l2_normalize else codebook)
+
+    def forward(self, z_e: Tensor) -> Encoded:
+        """Replace each latent of `z_e` (B, C, h, w) by its nearest code."""
+        z = rearrange(z_e, "b c h w -> b h w c").float()
+        z, codes = (F.normalize(x, dim=-1) if self.l2_normalize else x for x in (z, self.codebook.float()))
+        indices = nearest_codes(z.detach(), codes.detach())  # (B, h, w)
+        e = F.embedding(indices, codes)  # (B, h, w, C)
+        losses = {"codebook_loss": F.mse_loss(e, z.detach()), "commitment_loss": F.mse_loss(z, e.detach())}
+        return Encoded(z=_straight_through(e.detach(), z), losses=losses, indices=indices)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of `indices` (B, h, w): (B, C, h, w)."""
+        codes = F.normalize(self.codebook, dim=-1) if self.l2_normalize else self.codebook
+        return rearrange(F.embedding(indices, codes), "b h w c -> b c h w").contiguous()
 
 
 class EMAQuantizer(nn.Module):
-    """Nearest-code lookup between two 1x1 projections; no gradient ever reaches the codebook.
+    """Nearest-code lookup; the codebook is the average of the latents that chose each code, and takes no gradient.
 
     The codebook moves only in `update_codebook`, which the caller runs once after each optimizer step. Its whole state
     is in buffers and its randomness comes from the caller's generator, so a resumed run repeats itself bit for bit.
@@ -38,44 +62,46 @@ class EMAQuantizer(nn.Module):
     def __init__(
         self,
         *,
-        latent_channels: int,
         codebook_size: int,
         codebook_dim: int,
         ema_decay: float = 0.99,
         dead_code_threshold: float = 0.25,
         l2_normalize: bool = True,
+        codebook_init: str = "data",
     ) -> None:
-        """`dead_code_threshold` is a share of the mean EMA count: it needs no change with the batch size or ranks."""
+        """`dead_code_threshold` is a share of the mean EMA count: it needs no change with the batch size or ranks.
+
+        `codebook_init` is what the first update makes of its latents: "data" takes some of them, "kmeans" their
+        clusters.
+        """
         super().__init__()
         self.codebook_size = codebook_size
+        self.in_channels = self.channels = codebook_dim
         self.ema_decay = ema_decay
         self.dead_code_threshold = dead_code_threshold
         self.l2_normalize = l2_normalize
-        self.project_in = nn.Conv2d(latent_channels, codebook_dim, 1)
-        self.project_out = nn.Conv2d(codebook_dim, latent_channels, 1)
+        self.codebook_init = codebook_init
         codebook = self._normalize(torch.randn(codebook_size, codebook_dim))
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_count", torch.ones(codebook_size))
         self.register_buffer("ema_sum", codebook.clone())
         self.register_buffer("initialized", torch.tensor(False))
 
-    def forward(self, z_e: Tensor) -> Quantized:
-        """Replace each latent of `z_e` (B, D, h, w) by its nearest code."""
-        z = rearrange(self.project_in(z_e), "b c h w -> b h w c").float()  # (B, h, w, C)
-        z = self._normalize(z)
-        indices = self._nearest(z.detach())  # (B, h, w)
+    def forward(self, z_e: Tensor) -> Encoded:
+        """Replace each latent of `z_e` (B, C, h, w) by its nearest code."""
+        z = self._normalize(rearrange(z_e, "b c h w -> b h w c").float())  # (B, h, w, C)
+        indices = nearest_codes(z.detach(), self.codebook)  # (B, h, w)
         e = self.codebook[indices].detach()  # (B, h, w, C)
-        # e + (z - sg[z]) and not z + sg[e - z]: the value is then exactly the code, so that detokenize equals forward.
-        return Quantized(
-            z_q=self._to_decoder(e + (z - z.detach())),
+        return Encoded(
+            z=_straight_through(e, z),
+            losses={"commitment_loss": F.mse_loss(z, e)},
             indices=indices,
-            commitment_loss=F.mse_loss(z, e),
             latents=rearrange(z.detach(), "b h w c -> (b h w) c"),
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes of `indices` (B, h, w) as the decoder wants them: (B, D, h, w)."""
-        return self._to_decoder(self.codebook[indices])
+        """Codes of `indices` (B, h, w): (B, C, h, w)."""
+        return rearrange(self.codebook[indices], "b h w c -> b c h w").contiguous()
 
     @torch.no_grad()
     def update_codebook(self, latents: Tensor, *, indices: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,38 +110,29 @@ class EMAQuantizer(nn.Module):
         The first call takes every code for dead: that is the initialization from data.
 
         Args:
-            latents: (N, C) fp32, `Quantized.latents`; the same N on every rank. Micro-batches are concatenated.
-            indices: N integers in any shape, `Quantized.indices` of the same latents.
+            latents: (N, C) fp32, `Encoded.latents`; the same N on every rank. Micro-batches are concatenated.
+            indices: N integers in any shape, `Encoded.indices` of the same latents.
             generator: CPU generator in the same state on every rank, derived from (seed, step).
 
         Returns:
             () int64, the number of codes that were restarted.
         """
         counts, sums = self._sum_over_ranks(latents, indices.flatten())
-        if self.initialized:
+        first = not self.initialized
+        if first:
+            dead = torch.ones_like(self.ema_count, dtype=torch.bool)
+            self.initialized.fill_(True)
+        else:
             self.ema_count.lerp_(counts, 1 - self.ema_decay)
             self.ema_sum.lerp_(sums, 1 - self.ema_decay)
             self.codebook.copy_(self._normalize(self.ema_sum / self._smoothed_count()))
             dead = self.ema_count < self.dead_code_threshold * self.ema_count.mean()
-        else:
-            dead = torch.ones_like(self.ema_count, dtype=torch.bool)
-            self.initialized.fill_(True)
-        self._restart(dead, latents=latents, count=counts.mean(), generator=generator)
+        kmeans = first and self.codebook_init == "kmeans"
+        self._restart(dead, latents=latents, count=counts.mean(), generator=generator, kmeans=kmeans)
         return dead.sum()
-
-    def _to_decoder(self, codes: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, D, h, w), contiguous: the decoder's own weights then decide on its memory format."""
-        return self.project_out(rearrange(codes, "b h w c -> b c h w").contiguous())
 
     def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_normalize else vectors
-
-    def _nearest(self, z: Tensor) -> Tensor:
-        """argmin ||z - e||^2; ||z||^2 is the same for every code and left out. fp32 also under autocast."""
-        with torch.autocast(z.device.type, enabled=False):
-            flat = rearrange(z, "b h w c -> (b h w) c")
-            distances = torch.addmm(self.codebook.square().sum(dim=1), flat, self.codebook.T, alpha=-2)  # (N, K)
-        return distances.argmin(dim=1).view(z.shape[:-1])
 
     def _smoothed_count(self) -> Tensor:
         """Laplace smoothing (N + eps) / (sum N + K eps) * sum N, as a column (K, 1)."""
@@ -127,14 +144,14 @@ class EMAQuantizer(nn.Module):
 
         Summed in fp64 and rounded once, so that neither the split over ranks nor the order of additions shows.
         """
-        ones = torch.ones(len(latents), 1, dtype=torch.float64, device=latents.device)
-        totals = torch.zeros(self.codebook_size, latents.shape[1] + 1, dtype=torch.float64, device=latents.device)
-        totals.index_add_(0, indices, torch.cat([ones, latents.double()], dim=1))
+        totals = _totals_by_code(latents, indices, codebook_size=self.codebook_size)
         if distributed.is_initialized():
             distributed.all_reduce(totals)
         return totals[:, 0].float(), totals[:, 1:].float()
 
-    def _restart(self, dead: Tensor, *, latents: Tensor, count: Tensor, generator: torch.Generator) -> None:
+    def _restart(
+        self, dead: Tensor, *, latents: Tensor, count: Tensor, generator: torch.Generator, kmeans: bool
+    ) -> None:
         """Move the codes of `dead` (K,) onto latents of the batch, and their EMA state with them.
 
         Without the second half the old average would overwrite the new vector in the next step (espnet #6284).
@@ -146,9 +163,51 @@ class EMAQuantizer(nn.Module):
         # More codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
         order = torch.randperm(len(pool), generator=generator)[torch.arange(num_dead) % len(pool)]
         chosen = pool[order.to(pool.device)]
+        if kmeans:
+            chosen = self._cluster(pool, centers=chosen)
         self.codebook[dead] = chosen
         self.ema_count[dead] = count
         self.ema_sum[dead] = chosen * count
+
+    def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
+        """k-means of `points` (P, C) from `centers` (K, C): (K, C); a center that no point is nearest to stays.
+
+        Every rank has all points and takes the same steps; rank 0 speaks for all where a device adds in any order.
+        """
+        for _ in range(KMEANS_STEPS):
+            totals = _totals_by_code(points, nearest_codes(points, centers), codebook_size=len(centers))
+            means = self._normalize((totals[:, 1:] / totals[:, :1].clamp(min=1)).to(centers.dtype))
+            centers = torch.where(totals[:, :1] > 0, means, centers)
+        if distributed.is_initialized():
+            distributed.broadcast(centers, src=0)
+        return centers
+
+
+def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
+    """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, the first of equals. fp32 under autocast.
+
+    ||z||^2 is the same for every code and left out.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        flat = z.reshape(-1, z.shape[-1])
+        distances = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)  # (N, K)
+    return distances.argmin(dim=1).view(z.shape[:-1])
+
+
+def _straight_through(e: Tensor, z: Tensor) -> Tensor:
+    """Value of the codes e, gradient to z; both (B, h, w, C) -> (B, C, h, w).
+
+    e + (z - sg[z]) and not z + sg[e - z]: the value is then exactly the code, so that detokenize equals forward.
+    Contiguous: the decoder's own weights then decide on its memory format.
+    """
+    return rearrange(e + (z - z.detach()), "b h w c -> b c h w").contiguous()
+
+
+def _totals_by_code(latents: Tensor, indices: Tensor, *, codebook_size: int) -> Tensor:
+    """Count and sum of the latents (N, C) of each code, in fp64: (K, 1 + C)."""
+    ones = torch.ones(len(latents), 1, dtype=torch.float64, device=latents.device)
+    totals = torch.zeros(codebook_size, latents.shape[1] + 1, dtype=torch.float64, device=latents.device)
+    return totals.index_add_(0, indices, torch.cat([ones, latents.double()], dim=1))
 
 
 def _gather_over_ranks(latents: Tensor) -> Tensor:

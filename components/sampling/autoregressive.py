@@ -4,7 +4,7 @@ Order of the filters: temperature, top-k, softmax, top-p. Tokens as likely as th
 the most likely tokens until their mass reaches p, the one that reaches it included, so at least one survives.
 Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", equation 6 on logits, with guidance_scale = 1 + w.
 
-Shapes: B pictures, N num_tokens, L text_length, K codebook_size.
+Shapes: B pictures, N num_tokens, L text_length, M condition tokens, K codebook_size.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from components.models.transformer import KVCache, Transformer
+from components.models.blocks import KVCache
+from components.models.token_network import TokenNetwork
+from components.models.transformer import Transformer
+
+OnToken = Callable[[int, int], None]  # (tokens done, all tokens)
 
 
 def generate(
@@ -21,22 +25,24 @@ def generate(
     generators: Sequence[torch.Generator],
     label: Tensor | None = None,
     text: Tensor | None = None,
+    condition: Tensor | None = None,
     null_text: Tensor | None = None,
     guidance_scale: float = 1.0,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: OnToken | None = None,
 ) -> Tensor:
     """Sample one token sequence for each generator.
 
-    A picture's tokens depend on its own generator and condition, not on the rest of the batch.
+    A picture's tokens depend on its own generator and conditions, not on the rest of the batch.
 
     Args:
         transformer: in eval mode.
         generators: one CPU generator a picture, B in all; each gives N uniform numbers.
         label: (B,) int64; None stands for the null label.
         text: (B, L) int64, for a model with text.
+        condition: (B, M) int64, for a model with a condition picture.
         null_text: (L,) int64, the encoding of the empty text; needed when a text is guided.
         guidance_scale: 1 is off; otherwise conditional and null logits are combined, in a batch of 2B.
         temperature: > 0, or 0 for the most likely token each time.
@@ -50,22 +56,25 @@ def generate(
     Raises:
         ValueError: when a setting is out of its range, or null_text is missing.
     """
-    _check(temperature=temperature, top_k=top_k, top_p=top_p)
-    device, num_tokens = transformer.position.device, transformer.num_tokens
+    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
+    device, num_tokens, guided = transformer.device, transformer.num_tokens, guidance_scale != 1.0
     uniforms = torch.stack([torch.rand(num_tokens, generator=g) for g in generators], dim=1).to(device)  # (N, B)
     tokens = torch.empty(num_tokens, len(generators), dtype=torch.int64, device=device)
-    guided = guidance_scale != 1.0
+    conditions = given(label=label, text=text, condition=condition)
+    if guided:
+        conditions = with_null(transformer, conditions, null_text=null_text)
     with torch.inference_mode():
-        logits, cache = _start(
-            transformer, batch_size=len(generators), label=label, text=text, null_text=null_text, guided=guided
-        )
+        logits, cache = transformer.start(len(generators) * (1 + guided), **conditions)
         for i in range(num_tokens):
             if i > 0:
                 logits = _step(transformer, tokens[i - 1], cache=cache, guided=guided)
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = torch.lerp(unconditional, conditional, guidance_scale)
-            tokens[i] = draw(logits, uniforms=uniforms[i], temperature=temperature, top_k=top_k, top_p=top_p)
+            tokens[i] = draw(
+                guided_logits(logits, guidance_scale),
+                uniforms=uniforms[i],
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+            )
             if on_token is not None:
                 on_token(i + 1, num_tokens)
     return tokens.T.contiguous()
@@ -97,35 +106,43 @@ def token_probabilities(logits: Tensor, *, temperature: float, top_k: int | None
     return probabilities
 
 
-def _start(
-    transformer: Transformer,
-    *,
-    batch_size: int,
-    label: Tensor | None,
-    text: Tensor | None,
-    null_text: Tensor | None,
-    guided: bool,
-) -> tuple[Tensor, KVCache]:
-    """Logits and cache after the condition; guided, the second half of the batch has the null condition."""
-    if not guided:
-        return transformer.start(batch_size, label=label, text=text)
-    if label is not None:
-        label = torch.cat([label, torch.full_like(label, transformer.null_label)])
-    if text is not None:
-        if null_text is None:
-            raise ValueError("guidance of a text needs null_text, the encoding of the empty text")
-        text = torch.cat([text, null_text.expand_as(text)])
-    return transformer.start(2 * batch_size, label=label, text=text)
+def given(**conditions: Tensor | None) -> dict[str, Tensor]:
+    """The conditions that there are."""
+    return {name: value for name, value in conditions.items() if value is not None}
 
 
-def _step(transformer: Transformer, tokens: Tensor, *, cache: KVCache, guided: bool) -> Tensor:
-    return transformer.step(tokens.repeat(2) if guided else tokens, cache=cache)
+def with_null(network: TokenNetwork, conditions: dict[str, Tensor], *, null_text: Tensor | None) -> dict[str, Tensor]:
+    """The conditions of a batch, then as many null ones: for guidance in one batch of 2B.
+
+    Raises ValueError if a text is among them and null_text, the encoding of the empty text (L,), is not given.
+    """
+    if "text" in conditions and null_text is None:
+        raise ValueError("guidance of a text needs null_text, the encoding of the empty text")
+    nulls = {"label": network.null_label, "condition": network.null_condition, "text": null_text}
+    doubled = {}
+    for name, value in conditions.items():
+        null = torch.as_tensor(nulls[name], device=value.device)
+        doubled[name] = torch.cat([value, null.expand_as(value)])
+    return doubled
 
 
-def _check(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def guided_logits(logits: Tensor, guidance_scale: float) -> Tensor:
+    """Combine conditional and null logits (2B, …) into (B, …); with a guidance_scale of 1 there are no null ones."""
+    if guidance_scale == 1.0:
+        return logits
+    conditional, unconditional = logits.chunk(2)
+    return torch.lerp(unconditional, conditional, guidance_scale)
+
+
+def check_filters(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError for a setting out of its range."""
     if temperature < 0:
         raise ValueError(f"temperature {temperature} is negative; 0 takes the most likely token")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k {top_k} keeps no token; None turns the filter off")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p {top_p} is not in (0, 1]; None turns the filter off")
+
+
+def _step(transformer: Transformer, tokens: Tensor, *, cache: KVCache, guided: bool) -> Tensor:
+    return transformer.step(tokens.repeat(2) if guided else tokens, cache=cache)

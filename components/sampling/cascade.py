@@ -1,11 +1,13 @@
-"""The whole cascade on disk and at work: two roads from a request to a picture.
+"""The whole cascade on disk and at work: the roads from a request to a picture.
 
     diffusion: base -> upsampler -> … -> picture
-    tokens:    prior -> tokenizer's decoder -> picture
+    tokens:    (tokens of a condition picture ->) prior -> tokenizer's decoder -> picture
+    pixels:    PixelCNN or PixelRNN -> picture
+    gan, vae:  noise -> generator or decoder -> picture
 
 On disk it is a folder with one sub-folder for each model and `cascade.json`:
     {"stages": {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_64"]}}
-A cascade may lack a road, or upsamplers. Imports only what the packed model of the registry carries.
+A cascade has one road at least. Imports only what the packed model of the registry carries.
 """
 
 import json
@@ -19,33 +21,32 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
 from components.models.transformer import Transformer
-from components.sampling.autoregressive import generate
+from components.sampling.condition import condition_tokens
 from components.sampling.diffusion import sample_base, sample_upsampler
-from components.sampling.model import SamplingModel, asked_or_set, check_conditions, encode_conditions, load_model
-from components.sampling.requests import Request, check_request, random_stream
+from components.sampling.gan import sample_gan
+from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
+from components.sampling.pixels import sample_pixels
+from components.sampling.prior import check_prior, sample_best, sample_prior
+from components.sampling.requests import Request, check_request
+from components.sampling.vae import sample_vae
 
 DESCRIPTION = "cascade.json"
 OnStep = Callable[[str, int, int, Tensor, Tensor], None]  # (stage, step from 0, timestep, x_t, clipped x_0)
 Pictures = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
 
 
-def compose(
-    folder: Path,
-    *,
-    tokenizer: Path | None = None,
-    prior: Path | None = None,
-    base: Path | None = None,
-    upsamplers: Mapping[str, Path] | None = None,
-) -> Path:
-    """Copy the folders of trained models into `folder` as one cascade. Upsamplers go by stage name, smallest first."""
-    single = {"tokenizer": tokenizer, "prior": prior, "base": base}
-    stages: dict[str, str | list[str]] = {name: name for name, source in single.items() if source is not None}
-    for name, source in {**single, **(upsamplers or {})}.items():
-        if source is not None:
-            shutil.copytree(source, folder / name, dirs_exist_ok=True)
-    description = {"stages": stages | {"upsamplers": list(upsamplers or {})}}
+def compose(folder: Path, *, upsamplers: Mapping[str, Path] | None = None, **parts: Path) -> Path:
+    """Copy the folders of trained models into `folder` as one cascade.
+
+    Args:
+        upsamplers: by stage name, smallest first.
+        parts: the other fields of `Cascade` by name, those that there are.
+    """
+    for name, source in {**parts, **(upsamplers or {})}.items():
+        shutil.copytree(source, folder / name, dirs_exist_ok=True)
+    description = {"stages": {name: name for name in parts} | {"upsamplers": list(upsamplers or {})}}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
     return folder
 
@@ -56,8 +57,10 @@ class Cascade:
 
     tokenizer: SamplingModel | None = None
     prior: SamplingModel | None = None
+    condition: SamplingModel | None = None  # tokenizer of the pictures that the prior is conditioned on
     base: SamplingModel | None = None
     upsamplers: tuple[SamplingModel, ...] = ()
+    model: SamplingModel | None = None  # makes pictures by itself: PixelCNN, PixelRNN, GAN, VAE
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
@@ -81,19 +84,37 @@ class Cascade:
 
     @property
     def roads(self) -> tuple[str, ...]:
-        has_tokens = self.prior is not None and self.tokenizer is not None
-        return (("diffusion",) if self.base else ()) + (("tokens",) if has_tokens else ())
+        return tuple(self.first_models)
+
+    @property
+    def first_models(self) -> dict[str, SamplingModel]:
+        """Road -> the model that it starts with, whose conditions a request may name."""
+        own = (road_of(self.model) if self.model else None) or ""
+        starts = {"diffusion": self.base, "tokens": self.prior if self.tokenizer else None, own: self.model}
+        return {road: model for road, model in starts.items() if model is not None}
+
+    def on_road(self, request: Request) -> Request:
+        """The request with its road named."""
+        return request if request.road or not self.roads else request._replace(road=self.roads[0])
 
     def check(self, request: Request) -> None:
         """Raise ValueError, in one line, if this cascade can't make the picture."""
+        request = self.on_road(request)
         check_request(request)
         if request.road not in self.roads:
             raise ValueError(f"this cascade has no {request.road} road; it has {' and '.join(self.roads) or 'none'}")
-        first = self.prior if request.road == "tokens" else self.base
-        assert first is not None  # or it would not be one of the roads
-        check_conditions(first, request)  # upsamplers enlarge what the base made and take of the request what they know
-        if request.road == "tokens" or self.base is None:
+        if request.road == "tokens":
+            check_prior(self.first_models["tokens"], request)
+            self._grid(request)
             return
+        # Upsamplers enlarge what the base made and take of the request what they know.
+        check_conditions(self.first_models[str(request.road)], request)
+        if request.steps is not None and request.road != "diffusion":
+            raise ValueError(f"the {request.road} road takes no steps")
+        if request.road != "diffusion" or self.base is None:
+            return
+        assert self.base is not None
+        check_conditions(self.base, request)  # upsamplers enlarge its picture and take of the request what they know
         limit = self.base.settings["schedule"]["num_train_timesteps"]
         if request.steps is not None and not 1 <= request.steps <= limit:
             raise ValueError(f"steps must be in [1, {limit}], not {request.steps}")
@@ -121,15 +142,26 @@ class Cascade:
                 self.check(request)
             except ValueError as error:
                 raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
+        requests = [self.on_road(request) for request in requests]
         pictures: list[Pictures] = [{} for _ in requests]
         for batch in batches(requests, batch_size=batch_size):
             asked = [requests[index] for index in batch]
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
-                made = self._diffusion(asked, on_step) if asked[0].road == "diffusion" else self._tokens(asked)
+                made = self._make(asked, on_step)
             for stage, images in made.items():
                 for index, picture in zip(batch, to_uint8(images), strict=True):
                     pictures[index][stage] = picture
         return pictures
+
+    def _make(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) of each stage of the requests' road."""
+        if requests[0].road == "diffusion":
+            return self._diffusion(requests, on_step)
+        if requests[0].road == "tokens":
+            return self._tokens(requests)
+        assert self.model is not None
+        makers = {"pixels": sample_pixels, "gan": sample_gan, "vae": sample_vae}
+        return {self.model.name: makers[str(requests[0].road)](self.model, requests)}
 
     def _diffusion(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
         assert self.base is not None
@@ -142,30 +174,32 @@ class Cascade:
     def _tokens(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         assert self.prior is not None
         assert self.tokenizer is not None
-        tokens = sample_prior(self.prior, requests)  # (B, h, w)
+        condition = None if self.condition is None else condition_tokens(self.condition, requests)
+        candidates = requests[0].best_of or 1
+        if candidates > 1:
+            tokens = sample_best(self.prior, requests, condition, n=candidates).chosen  # (B, h, w)
+        else:
+            tokens = sample_prior(self.prior, requests, condition, grid=self._grid(requests[0]))
         decoder = self.tokenizer.module
-        assert isinstance(decoder, VQAutoencoder)
+        assert isinstance(decoder, Autoencoder)
         return {"tokenizer": decoder.detokenize(tokens.to(self.tokenizer.device))}
 
-
-def sample_prior(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
-    """Tokens (B, h, w) of requests that share guidance_scale, temperature, top_k and top_p."""
-    first, settings = requests[0], model.settings
-    condition, null = encode_conditions(model, requests)
-    assert isinstance(model.module, Transformer)
-    tokens = generate(
-        model.module,
-        generators=[random_stream(request.seed, model.name) for request in requests],
-        label=condition.get("label"),
-        text=condition.get("text"),
-        null_text=null["text"][0] if "text" in null else None,
-        guidance_scale=asked_or_set(first.guidance_scale, settings, "guidance_scale", 1.0),
-        temperature=asked_or_set(first.temperature, settings, "temperature", 1.0),
-        top_k=asked_or_set(first.top_k, settings, "top_k", None),
-        top_p=asked_or_set(first.top_p, settings, "top_p", None),
-    )
-    height, width = settings["grid"]
-    return rearrange(tokens, "b (h w) -> b h w", h=height, w=width)
+    def _grid(self, request: Request) -> tuple[int, int] | None:
+        """The grid of tokens of a request's size; None for that of the model. Raises ValueError if there is none."""
+        if request.size is None:
+            return None
+        assert self.prior is not None
+        assert self.tokenizer is not None
+        height, width = self.prior.settings["grid"]
+        factor = self.tokenizer.settings["resolution"] // height
+        smallest = (height * factor, width * factor)
+        if any(side % factor for side in request.size) or any(
+            side < least for side, least in zip(request.size, smallest, strict=True)
+        ):
+            raise ValueError(f"size must be multiples of {factor} of at least {smallest}, not {request.size}")
+        if not isinstance(self.prior.module, Transformer) or self.condition is not None:
+            raise ValueError("this prior makes no larger pictures: only a transformer without condition picture does")
+        return request.size[0] // factor, request.size[1] // factor
 
 
 def batches(requests: Sequence[Request], *, batch_size: int) -> Iterable[list[int]]:

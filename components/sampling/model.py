@@ -68,12 +68,25 @@ def load_model(name: str, folder: Path, *, device: str = "cpu") -> SamplingModel
     return SamplingModel(name, kind, network, settings, module.to(device), text)
 
 
+def road_of(model: SamplingModel) -> str | None:
+    """The road of a model that makes pictures by itself, and is no diffusion model; None for all others."""
+    if model.kind == "autoencoder":
+        return "vae" if model.network.get("bottleneck") == "gaussian" else None
+    if model.kind in ("pixelcnn", "row_lstm"):
+        return "pixels" if model.settings.get("resolution") else None  # else over a grid of tokens
+    return "gan" if model.kind == "gan" else None
+
+
 def check_conditions(model: SamplingModel, request: Request) -> None:
     """Raise ValueError, in one line, if the model can't be conditioned on what the request names."""
     if request.label is not None:
         if not model.classes:
             raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
         class_id(request.label, model.classes)
+    wanted = bool(model.network.get("condition_codebook_size"))
+    if wanted != (request.condition is not None):
+        reason = "needs a condition picture, and none is given" if wanted else "takes no condition picture"
+        raise ValueError(f"the model of stage {model.name} {reason}")
     if request.prompt is None:
         if request.label is None and (model.classes or model.text):
             raise ValueError("give a label or a prompt")

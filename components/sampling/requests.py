@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-ROADS = ("diffusion", "tokens")
+ROADS = ("diffusion", "tokens", "pixels", "gan", "vae")
+TOKEN_ROADS = ("tokens", "pixels")  # one value after another
 TOKEN_OPTIONS = ("temperature", "top_k", "top_p")
 
 
@@ -17,36 +18,46 @@ class Request(NamedTuple):
     label: int | str | None = None  # class id, or class name
     prompt: str | None = None
     seed: int = 0
-    road: str = "diffusion"  # or "tokens"
+    condition: bytes | None = None  # PNG of the picture (such as a depth map) that the model is conditioned on
+    road: str | None = None  # of ROADS; None is the first one that the model has
     guidance_scale: float | None = None  # 1 is no guidance
-    steps: int | None = None  # denoising steps of the base; upsamplers keep their own
+    steps: int | None = None  # of the base, or of a masked prior; upsamplers keep their own
     temperature: float | None = None  # this and the next two: token road only
     top_k: int | None = None
     top_p: float | None = None
+    best_of: int | None = None  # candidates, of which the one that its condition explains best is kept; token road only
+    size: tuple[int, int] | None = None  # height and width, pixels, at least those of the model; token road only
 
     def way(self) -> tuple[object, ...]:
         """What requests must have in common to be sampled in one batch."""
-        return self[3:]
+        return self[4:]
 
 
 def check_request(request: Request) -> None:
-    """Raise ValueError, in one line, for what no model could do."""
-    if request.road not in ROADS:
+    """Raise ValueError, in one line, for what no model could do. Without a road, only what holds for all is checked."""
+    if request.road not in (None, *ROADS):
         raise ValueError(f"unknown road {request.road!r}: choose {' or '.join(ROADS)}")
     if request.prompt is not None and not request.prompt.strip():
         raise ValueError("the prompt is empty; leave it out to sample without one")
     scale = request.guidance_scale
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"guidance_scale must be a finite number of at least 0, not {scale}")
-    if request.road == "tokens" and request.steps is not None:
-        raise ValueError("the token road takes no steps: it samples each token once")
-    for option in TOKEN_OPTIONS if request.road == "diffusion" else ():
+    if request.road in ("gan", "vae") and scale is not None:
+        raise ValueError(f"the {request.road} road takes no guidance_scale")
+    for option in () if request.road in TOKEN_ROADS else TOKEN_OPTIONS:
         if getattr(request, option) is not None:
-            raise ValueError(f"the diffusion road takes no {option}")
+            raise ValueError(f"the {request.road} road takes no {option}")
     if request.temperature is not None and not (math.isfinite(request.temperature) and request.temperature >= 0):
         raise ValueError(f"temperature must be a finite number of at least 0, not {request.temperature}")
     if request.top_k is not None and request.top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {request.top_k}")
+    for option in ("best_of", "size"):
+        if getattr(request, option) is not None and request.road != "tokens":
+            raise ValueError(f"only the token road takes {option}")
+    if request.best_of is not None and request.best_of < 1:
+        raise ValueError(f"best_of must be at least 1, not {request.best_of}")
+    if request.best_of is not None and request.size is not None:
+        raise ValueError("best_of and size don't go together: a larger picture is not scored as a whole")
     if request.top_p is not None and not 0 < request.top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], not {request.top_p}")
 

@@ -10,13 +10,25 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
+from components.models.gan import Generator
+from components.models.masked_transformer import MaskedTransformer
+from components.models.pixelcnn import GatedPixelCNN
+from components.models.row_lstm import RowLSTM
 from components.models.transformer import Transformer
 from components.models.unet import UNet
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-NETWORKS: dict[str, type[nn.Module]] = {"tokenizer": VQAutoencoder, "prior": Transformer, "diffusion": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "autoencoder": Autoencoder,
+    "prior": Transformer,
+    "masked_prior": MaskedTransformer,
+    "pixelcnn": GatedPixelCNN,
+    "row_lstm": RowLSTM,
+    "gan": Generator,
+    "diffusion": UNet,
+}
 
 
 class ModelBundle(NamedTuple):

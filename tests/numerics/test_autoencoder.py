@@ -1,15 +1,15 @@
-"""Laws of the tokenizer's encoder and decoder; the oracle is diffusers' VQModel."""
+"""Laws of the autoencoder's networks; the oracles are diffusers' VQModel and AutoencoderKL."""
 
 import pytest
 import torch
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
-from components.models.autoencoder import Downsample, ResBlock, Upsample, VQAutoencoder
+from components.models.autoencoder import Autoencoder, Downsample, ResBlock, Upsample
 from components.models.layers import SelfAttention2d
 
 
-def make_autoencoder(**changes: object) -> VQAutoencoder:
+def make_autoencoder(**changes: object) -> Autoencoder:
     settings = {
         "resolution": 16,
         "channels": 16,
@@ -20,7 +20,7 @@ def make_autoencoder(**changes: object) -> VQAutoencoder:
         "codebook_size": 32,
         "codebook_dim": 4,
     }
-    return VQAutoencoder(**(settings | changes)).eval()
+    return Autoencoder(**(settings | changes)).eval()
 
 
 def copy_pair(ours: nn.Module, peer: nn.Module) -> None:
@@ -57,7 +57,7 @@ def copy_blocks(ours: nn.Sequential, peer: nn.Module, *, sampler: str) -> None:
             copy_pair(block.conv, getattr(peer, sampler)[0].conv)
 
 
-def copy_to_peer(ours: VQAutoencoder, peer: VQModel) -> None:
+def copy_to_peer(ours: Autoencoder, peer: VQModel | AutoencoderKL) -> None:
     for side, peer_side, levels, sampler in (
         (ours.encoder, peer.encoder, peer.encoder.down_blocks, "downsamplers"),
         (ours.decoder, peer.decoder, peer.decoder.up_blocks, "upsamplers"),
@@ -79,7 +79,7 @@ def randomize(module: nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[VQAutoencoder, VQModel]:
+def pair() -> tuple[Autoencoder, VQModel]:
     ours = make_autoencoder(channels=128, codebook_dim=8)
     peer = VQModel(
         block_out_channels=(128, 256),
@@ -97,27 +97,57 @@ def pair() -> tuple[VQAutoencoder, VQModel]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("contrast", [1.0, 1e-3])
-def test_encoder_equals_the_oracle_under_random_weights(pair: tuple[VQAutoencoder, VQModel], contrast: float):
+def test_encoder_equals_the_oracle_under_random_weights(pair: tuple[Autoencoder, VQModel], contrast: float):
     """Also for a faint picture, where the epsilon of the norms shows."""
     ours, peer = pair
     image = (torch.rand(2, 3, 16, 16) * 2 - 1) * contrast
-    torch.testing.assert_close(ours.encode(image), peer.encoder(image), atol=1.6e-5, rtol=0)
+    torch.testing.assert_close(ours.encoder(image), peer.encoder(image), atol=1.6e-5, rtol=0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_decoder_equals_the_oracle_under_random_weights(
-    pair: tuple[VQAutoencoder, VQModel], memory_format: torch.memory_format
+    pair: tuple[Autoencoder, VQModel], memory_format: torch.memory_format
 ):
     ours, peer = pair
     z_q = torch.randn(2, 8, 8, 8)
-    out = ours.to(memory_format=memory_format).decode(z_q.contiguous(memory_format=memory_format))
+    out = ours.to(memory_format=memory_format).decoder(z_q.contiguous(memory_format=memory_format))
     torch.testing.assert_close(out, peer.decoder(z_q), atol=6.7e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_gaussian_autoencoder_equals_the_oracle_in_moments_divergence_and_picture():
+    ours = make_autoencoder(
+        channels=128,
+        attention_resolutions=(),
+        latent_channels=4,
+        bottleneck="gaussian",
+        codebook_size=None,
+        codebook_dim=None,
+    )
+    peer = AutoencoderKL(
+        block_out_channels=(128, 256),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+    ).eval()
+    randomize(ours)
+    copy_to_peer(ours, peer)
+    copy_pair(ours.project_in, peer.quant_conv)
+    copy_pair(ours.project_out, peer.post_quant_conv)
+    image, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 4, 8, 8)
+    expected = peer.encode(image).latent_dist
+    encoded = ours.encode(image, noise=noise)
+    torch.testing.assert_close(ours.encode(image).z, expected.mean, atol=1.6e-5, rtol=0)
+    torch.testing.assert_close(encoded.z, expected.mean + expected.std * noise, atol=3.2e-5, rtol=0)
+    torch.testing.assert_close(encoded.losses["kl_loss"], expected.kl().mean())
+    torch.testing.assert_close(ours.decode(encoded.z), peer.decode(encoded.z).sample, atol=6.7e-5, rtol=0)
 
 
 def test_the_published_imagenet_network_has_its_published_number_of_parameters():
     with torch.device("meta"):
-        autoencoder = VQAutoencoder(
+        autoencoder = Autoencoder(
             resolution=256,
             channels=128,
             channel_mult=(1, 1, 2, 2, 4),
@@ -129,7 +159,7 @@ def test_the_published_imagenet_network_has_its_published_number_of_parameters()
         )
     counts = [sum(p.numel() for p in m.parameters()) for m in (autoencoder.encoder, autoencoder.decoder, autoencoder)]
     assert counts[:2] == [29_298_176, 42_449_795]
-    assert counts[2] + autoencoder.quantizer.codebook.numel() == 72_141_699  # there the codebook is a parameter
+    assert counts[2] + autoencoder.bottleneck.codebook.numel() == 72_141_699  # there the codebook is a parameter
     assert autoencoder.grid == (16, 16)
 
 
@@ -137,10 +167,10 @@ def test_detokenize_of_tokenize_is_the_reconstruction():
     autoencoder = make_autoencoder()
     image = torch.rand(3, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        reconstruction, quantized = autoencoder(image)
+        reconstruction, encoded = autoencoder(image)
     indices = autoencoder.tokenize(image)
     assert indices.shape == (3, *autoencoder.grid)
-    assert torch.equal(indices, quantized.indices)
+    assert torch.equal(indices, encoded.indices)
     torch.testing.assert_close(autoencoder.detokenize(indices), reconstruction, atol=1e-6, rtol=0)
 
 
@@ -148,8 +178,8 @@ def test_every_parameter_takes_part_in_training():
     autoencoder = make_autoencoder().train()
     randomize(autoencoder)
     image = torch.rand(2, 3, 16, 16) * 2 - 1
-    reconstruction, quantized = autoencoder(image)
-    ((reconstruction - image).square().mean() + quantized.commitment_loss).backward()
+    reconstruction, encoded = autoencoder(image)
+    ((reconstruction - image).square().mean() + encoded.losses["commitment_loss"]).backward()
     still = [name for name, p in autoencoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert still == []
 
@@ -170,6 +200,13 @@ def test_autocast_changes_the_reconstruction_by_rounding_only():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = autoencoder.detokenize(indices)
     assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_bottleneck_that_is_unknown_or_lacks_its_codes_is_refused():
+    with pytest.raises(ValueError, match="unknown bottleneck 'lfq'"):
+        make_autoencoder(bottleneck="lfq")
+    with pytest.raises(ValueError, match="gumbel needs a codebook_size"):
+        make_autoencoder(bottleneck="gumbel", codebook_size=None)
 
 
 def test_a_resolution_that_cannot_be_halved_is_refused():

@@ -156,3 +156,36 @@ def test_settings_out_of_range_are_refused(transformer: Transformer, setting: di
 def test_guidance_of_a_text_needs_the_empty_text(transformer: Transformer):
     with pytest.raises(ValueError, match="null_text"):
         generate(transformer, generators=generators(0), label=LABEL[:1], text=TEXT[:1], guidance_scale=2.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_decoding_under_all_conditions_equals_decoding_without_a_cache(positions: str, guidance_scale: float):
+    torch.manual_seed(1)
+    model = Transformer(
+        codebook_size=13,
+        num_tokens=8,
+        grid=(2, 4),
+        positions=positions,
+        model_dim=32,
+        num_layers=2,
+        num_heads=4,
+        num_classes=5,
+        vocab_size=12,
+        text_length=5,
+        condition_codebook_size=6,
+        condition_grid=(1, 3),
+    ).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_().mul_(0.3)
+    given = {"label": LABEL, "text": TEXT, "condition": torch.randint(0, 6, (5, 3))}
+    null = {"text": NULL_TEXT.expand(5, 5), "condition": torch.full((5, 3), 6)}
+    expected = torch.zeros(5, 8, dtype=torch.int64)
+    for i in range(8):
+        conditional, unconditional = (model(expected, **c)[:, i] for c in (given, null))
+        expected[:, i] = (unconditional + guidance_scale * (conditional - unconditional)).argmax(dim=-1)
+    settings = {"null_text": NULL_TEXT, "guidance_scale": guidance_scale, "temperature": 0.0}
+    assert torch.equal(generate(model, generators=generators(*range(5)), **given, **settings), expected)
+    assert len(expected.unique(dim=0)) > 1

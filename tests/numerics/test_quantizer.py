@@ -13,24 +13,21 @@ from components.models.quantizer import (
     codebook_histogram,
     codebook_perplexity,
     codebook_usage,
+    nearest_codes,
 )
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
 
 
 def make_quantizer(*, codebook_size: int = 16, dim: int = 8, threshold: float = 0.0, normalize: bool = True):
-    """A quantizer whose projections are the identity, with the oracle's initial state."""
+    """A quantizer with the oracle's initial state."""
     quantizer = EMAQuantizer(
-        latent_channels=dim,
         codebook_size=codebook_size,
         codebook_dim=dim,
         ema_decay=0.8,
         dead_code_threshold=threshold,
         l2_normalize=normalize,
     )
-    for projection in (quantizer.project_in, quantizer.project_out):
-        torch.nn.init.dirac_(projection.weight)
-        torch.nn.init.zeros_(projection.bias)
     quantizer.initialized.fill_(True)
     return quantizer
 
@@ -61,10 +58,10 @@ def test_codes_indices_loss_and_ema_equal_the_oracle_over_several_steps(normaliz
         z_q, indices, loss = peer(z_e)
         out = ours(z_e)
         torch.testing.assert_close(out.indices, indices, rtol=0, atol=0)
-        torch.testing.assert_close(out.z_q, z_q, **TOLERANCE)
-        torch.testing.assert_close(out.commitment_loss, loss.squeeze(), **TOLERANCE)
+        torch.testing.assert_close(out.z, z_q, **TOLERANCE)
+        torch.testing.assert_close(out.losses["commitment_loss"], loss.squeeze(), **TOLERANCE)
         direction = torch.randn_like(z_q)
-        ours_grad, peer_grad = (torch.autograd.grad(z, z_e, direction)[0] for z in (out.z_q, z_q))
+        ours_grad, peer_grad = (torch.autograd.grad(z, z_e, direction)[0] for z in (out.z, z_q))
         torch.testing.assert_close(ours_grad, peer_grad, **TOLERANCE)
         ours.update_codebook(out.latents, indices=out.indices, generator=torch.Generator())
         torch.testing.assert_close(ours.codebook, peer.codebook, **TOLERANCE)
@@ -75,15 +72,15 @@ def test_the_gradient_goes_straight_through_to_the_normalized_latents():
     quantizer = make_quantizer()
     z_e = torch.randn(2, 8, 4, 4, requires_grad=True)
     direction = torch.randn(2, 8, 4, 4)
-    (through,) = torch.autograd.grad(quantizer(z_e).z_q, z_e, direction)
+    (through,) = torch.autograd.grad(quantizer(z_e).z, z_e, direction)
     (around,) = torch.autograd.grad(torch.nn.functional.normalize(z_e, dim=1), z_e, direction)
     torch.testing.assert_close(through, around)
 
 
-def test_the_value_of_z_q_is_exactly_that_of_its_codes():
-    quantizer = EMAQuantizer(latent_channels=5, codebook_size=16, codebook_dim=8)
-    out = quantizer(torch.randn(2, 5, 4, 4))
-    assert torch.equal(out.z_q, quantizer.lookup(out.indices))
+def test_the_value_of_z_is_exactly_that_of_its_codes():
+    quantizer = EMAQuantizer(codebook_size=16, codebook_dim=8)
+    out = quantizer(torch.randn(2, 8, 4, 4))
+    assert torch.equal(out.z, quantizer.lookup(out.indices))
 
 
 def test_commitment_moves_the_encoder_and_nothing_moves_the_codes_by_gradient():
@@ -91,7 +88,9 @@ def test_commitment_moves_the_encoder_and_nothing_moves_the_codes_by_gradient():
     quantizer = make_quantizer()
     codes = quantizer.codebook.requires_grad_()
     z_e = torch.randn(2, 8, 4, 4, requires_grad=True)
-    to_latents, to_codes = torch.autograd.grad(quantizer(z_e).commitment_loss, (z_e, codes), allow_unused=True)
+    to_latents, to_codes = torch.autograd.grad(
+        quantizer(z_e).losses["commitment_loss"], (z_e, codes), allow_unused=True
+    )
     assert to_latents.abs().sum() > 0
     assert to_codes is None
 
@@ -102,8 +101,8 @@ def test_the_nearest_code_is_found_in_fp32_under_autocast():
     z = torch.nn.functional.normalize(torch.randn(4, 8, 8, 8), dim=1)
     expected = torch.cdist(rearrange(z, "b c h w -> (b h w) c").double(), quantizer.codebook.double()).argmin(dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        indices = quantizer._nearest(rearrange(z, "b c h w -> b h w c"))
-        assert quantizer(z).commitment_loss.dtype == torch.float32
+        indices = nearest_codes(rearrange(z, "b c h w -> b h w c"), quantizer.codebook)
+        assert quantizer(z).losses["commitment_loss"].dtype == torch.float32
     assert torch.equal(indices.flatten(), expected)
 
 
@@ -131,8 +130,8 @@ def test_a_dead_code_restarts_at_a_latent_of_the_batch_and_its_count_and_sum_wit
 
 def test_the_first_update_initializes_every_code_from_the_data():
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(latent_channels=8, codebook_size=16, codebook_dim=4)
-    z_e = torch.randn(2, 8, 4, 4)
+    quantizer = EMAQuantizer(codebook_size=16, codebook_dim=4)
+    z_e = torch.randn(2, 4, 4, 4)
     latents = quantizer(z_e).latents
     assert update(quantizer, z_e) == 16
     assert torch.cdist(quantizer.codebook, latents).min(dim=1).values.max() < 1e-3
@@ -140,8 +139,27 @@ def test_the_first_update_initializes_every_code_from_the_data():
     assert update(quantizer, z_e) == 0
 
 
+def test_kmeans_initialization_finds_the_clusters_of_the_first_batch():
+    generator = torch.Generator().manual_seed(0)
+    z_e = torch.randn(4, 4, 16, 16, generator=generator)
+    spread = {}
+    for init in ("data", "kmeans"):
+        quantizer = EMAQuantizer(codebook_size=32, codebook_dim=4, l2_normalize=False, codebook_init=init)
+        update(quantizer, z_e)
+        spread[init] = float(quantizer(z_e).losses["commitment_loss"])
+    assert spread["kmeans"] < 0.8 * spread["data"]
+
+
+def test_clusters_are_the_fixed_point_of_lloyds_algorithm():
+    points = torch.cat([torch.randn(50, 4) * 0.1 + center for center in (0.0, 5.0, -5.0)])
+    quantizer = EMAQuantizer(codebook_size=3, codebook_dim=4, l2_normalize=False, codebook_init="kmeans")
+    centers = quantizer._cluster(points, centers=points[[0, 50, 100]])
+    expected = torch.stack([points[start : start + 50].mean(dim=0) for start in (0, 50, 100)])
+    torch.testing.assert_close(centers, expected)
+
+
 def test_more_codes_than_latents_still_gives_a_codebook_of_latents():
-    quantizer = EMAQuantizer(latent_channels=4, codebook_size=16, codebook_dim=4)
+    quantizer = EMAQuantizer(codebook_size=16, codebook_dim=4)
     z_e = torch.randn(1, 4, 2, 2)
     update(quantizer, z_e)
     torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(16))
@@ -163,7 +181,7 @@ def test_the_average_follows_its_closed_form():
     torch.testing.assert_close(quantizer.codebook, total / smoothed[:, None])
 
 
-def train_shard(rank: int, world_size: int, folder: str) -> None:
+def train_shard(rank: int, world_size: int, folder: str, init: str) -> None:
     """Six updates on this rank's slice of each global batch; rank r saves its codebook."""
     torch.set_num_threads(1)
     if world_size > 1:
@@ -171,6 +189,7 @@ def train_shard(rank: int, world_size: int, folder: str) -> None:
     torch.manual_seed(0)
     quantizer = make_quantizer(codebook_size=32, threshold=0.5)
     quantizer.initialized.fill_(False)
+    quantizer.codebook_init = init
     for step in range(6):
         batch = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(step))
         update(quantizer, batch.chunk(world_size)[rank], seed=step)
@@ -179,9 +198,10 @@ def train_shard(rank: int, world_size: int, folder: str) -> None:
         distributed.destroy_process_group()
 
 
-def test_two_ranks_give_the_codebook_of_one_on_the_whole_batch_bit_for_bit(tmp_path: Path):
-    train_shard(0, 1, str(tmp_path))
-    multiprocessing.spawn(train_shard, (2, str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize("init", ["data", "kmeans"])
+def test_two_ranks_give_the_codebook_of_one_on_the_whole_batch_bit_for_bit(init: str, tmp_path: Path):
+    train_shard(0, 1, str(tmp_path), init)
+    multiprocessing.spawn(train_shard, (2, str(tmp_path), init), nprocs=2)
     expected, *states = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert (expected["ema_count"] != 1).any()
     for state in states:

@@ -1,11 +1,15 @@
 """Laws of the prior's transformer."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from components.losses.likelihood import token_loss
+from components.models.blocks import grid_rotation, rotate
 from components.models.transformer import Transformer, _causal_mask
 
 CONDITIONS = {
@@ -13,12 +17,25 @@ CONDITIONS = {
     "label": {"num_classes": 5},
     "text": {"vocab_size": 20, "text_length": 6},
     "label and text": {"num_classes": 5, "vocab_size": 20, "text_length": 6},
+    "picture": {"condition_codebook_size": 7, "condition_grid": (2, 2)},
+    "label and picture": {"num_classes": 5, "condition_codebook_size": 7, "condition_grid": (2, 2)},
+}
+CONDITIONS["all"] = CONDITIONS["label and text"] | CONDITIONS["picture"]
+CONDITIONS["all, text learned too"] = CONDITIONS["all"] | {"predict_text": True}
+POSITIONS = ("learned", "learned_2d", "rotary_2d")
+VARIANTS = {
+    f"{name}, {positions}": settings | {"positions": positions}
+    for positions in POSITIONS
+    for name, settings in CONDITIONS.items()
 }
 TEXT = torch.tensor([[1, 7, 9, 2, 0, 0], [1, 2, 0, 0, 0, 0], [1, 4, 5, 6, 7, 2]])
+PICTURE = torch.tensor([[0, 3, 6, 1], [7, 7, 7, 7], [5, 2, 2, 4]])  # the second is the null picture
 
 
 def make_transformer(*, codebook_size: int = 11, num_tokens: int = 9, **settings: object) -> Transformer:
     torch.manual_seed(0)
+    side = math.isqrt(num_tokens)
+    settings = {"grid": (side, side)} | settings
     transformer = Transformer(
         codebook_size=codebook_size, num_tokens=num_tokens, model_dim=32, num_layers=2, num_heads=4, **settings
     ).eval()
@@ -34,11 +51,13 @@ def condition_of(transformer: Transformer, *, batch_size: int = 3) -> dict[str, 
         condition["label"] = torch.tensor([0, 4, 5])[:batch_size]
     if transformer.text_length:
         condition["text"] = TEXT[:batch_size]
+    if transformer.condition_length:
+        condition["condition"] = PICTURE[:batch_size]
     return condition
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_cached_logits_equal_those_of_the_full_forward(settings: dict[str, int]):
     transformer = make_transformer(**settings)
     condition = condition_of(transformer)
@@ -50,7 +69,7 @@ def test_cached_logits_equal_those_of_the_full_forward(settings: dict[str, int])
         transformer.step(tokens[:, 8], cache=cache)
 
 
-@pytest.mark.parametrize("settings", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_logits_depend_on_all_earlier_tokens_and_on_no_later_one(settings: dict[str, int]):
     transformer = make_transformer(**settings)
     condition = condition_of(transformer, batch_size=1)
@@ -67,7 +86,7 @@ def test_logits_depend_on_all_earlier_tokens_and_on_no_later_one(settings: dict[
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_probabilities_of_all_pictures_sum_to_one(settings: dict[str, int]):
     transformer = make_transformer(codebook_size=3, num_tokens=4, **settings)
     tokens = torch.tensor(list(itertools.product(range(3), repeat=4)))
@@ -112,9 +131,11 @@ def test_no_label_is_the_null_label():
     assert not torch.allclose(transformer(tokens, label=torch.tensor([0, 1])), null)
 
 
-def test_every_parameter_takes_part_in_training():
-    transformer = make_transformer(**CONDITIONS["label and text"], dropout=0.1).train()
-    transformer(torch.randint(0, 11, (3, 9)), **condition_of(transformer)).square().sum().backward()
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_parameter_takes_part_in_training(positions: str):
+    transformer = make_transformer(**CONDITIONS["all, text learned too"], positions=positions, dropout=0.1).train()
+    logits = transformer(torch.randint(0, 11, (3, 9)), **condition_of(transformer), with_text=True)
+    (logits.tokens.square().sum() + logits.text.square().sum()).backward()
     still = [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert still == []
 
@@ -129,7 +150,14 @@ def test_dropout_acts_in_training_and_not_in_eval():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_heads": 5}, "multiple of num_heads"), ({"vocab_size": 20}, "both or neither")],
+    [
+        ({"num_heads": 5}, "multiple of num_heads"),
+        ({"vocab_size": 20}, "both or neither"),
+        ({"condition_grid": (2, 2)}, "both or neither"),
+        ({"grid": (2, 3)}, "2×3 does not have num_tokens 4"),
+        ({"num_heads": 16, "positions": "rotary_2d"}, "multiple of 4, not 2"),
+        ({"predict_text": True}, "needs vocab_size"),
+    ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], message: str):
     with pytest.raises(ValueError, match=message):
@@ -144,3 +172,172 @@ def test_a_text_of_another_length_is_refused():
         transformer(torch.zeros(3, 9, dtype=torch.int64), text=TEXT[:, :5])
     with pytest.raises(ValueError, match="text_length is 6"):
         transformer(torch.zeros(3, 9, dtype=torch.int64))
+
+
+def test_a_condition_picture_of_another_size_is_refused():
+    transformer = make_transformer(**CONDITIONS["picture"])
+    with pytest.raises(ValueError, match="condition_grid is 2×2"):
+        transformer(torch.zeros(3, 9, dtype=torch.int64), condition=PICTURE[:, :3])
+    with pytest.raises(ValueError, match="condition of None, condition_grid is 2×2"):
+        transformer(torch.zeros(3, 9, dtype=torch.int64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_decoding_may_start_after_any_number_of_tokens(settings: dict[str, object]):
+    transformer = make_transformer(**settings).double()
+    condition, tokens = condition_of(transformer), torch.randint(0, 11, (3, 9))
+    full = transformer(tokens, **condition)
+    assert full.dtype == torch.float64
+    for done in (0, 1, 4, 8):
+        logits, cache = transformer.start(3, **condition, tokens=tokens[:, :done])
+        torch.testing.assert_close(logits, full[:, done], atol=1e-12, rtol=0)
+        for i in range(done, 8):
+            logits = transformer.step(tokens[:, i], cache=cache)
+            torch.testing.assert_close(logits, full[:, i + 1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_logits_depend_on_every_token_of_every_condition_but_pads(positions: str):
+    transformer = make_transformer(**CONDITIONS["all"], positions=positions)
+    vectors = {}
+    for name in ("class_embedding", "text_embedding", "condition_embedding"):
+        getattr(transformer, name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: vectors.update({name: output.requires_grad_()})
+        )
+    logits = transformer(torch.randint(0, 11, (1, 9)), **condition_of(transformer, batch_size=1))
+    for i in range(9):
+        gradients = torch.autograd.grad(logits[0, i].square().sum(), list(vectors.values()), retain_graph=True)
+        reached = {name: g[0].abs().sum(dim=-1) > 0 for name, g in zip(vectors, gradients, strict=True)}
+        assert reached["class_embedding"]
+        assert reached["text_embedding"].tolist() == [True, True, True, True, False, False]
+        assert reached["condition_embedding"].tolist() == [True] * 4
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_text_logits_depend_on_earlier_words_and_on_nothing_else(positions: str):
+    transformer = make_transformer(**CONDITIONS["all, text learned too"], positions=positions)
+    condition, tokens = condition_of(transformer), torch.randint(0, 11, (3, 9))
+    logits = transformer(tokens, **condition, with_text=True)
+    assert torch.equal(logits.tokens, transformer(tokens, **condition))
+    other = {"label": torch.tensor([1, 2, 3]), "condition": PICTURE.flip(0)}
+    torch.testing.assert_close(transformer(tokens.flip(0), **condition | other, with_text=True).text, logits.text)
+    vectors = {}
+    transformer.text_embedding.register_forward_hook(
+        lambda _module, _inputs, output: vectors.update(text=output.requires_grad_())
+    )
+    whole = {name: value[2:] for name, value in condition.items()}  # a text without pads
+    logits = transformer(tokens[2:], **whole, with_text=True)
+    for i in range(5):
+        (gradient,) = torch.autograd.grad(logits.text[0, i].square().sum(), vectors["text"], retain_graph=True)
+        assert (gradient[0].abs().sum(dim=1) > 0).tolist() == [j <= i for j in range(6)]
+
+
+@torch.no_grad()
+def test_probabilities_of_all_texts_and_pictures_together_sum_to_one():
+    settings = {"vocab_size": 4, "text_length": 3, "predict_text": True, "num_classes": 2}
+    transformer = make_transformer(codebook_size=2, num_tokens=4, **settings)
+    pairs = [
+        ((1, *text), tokens)
+        for text in itertools.product(range(4), repeat=2)
+        for tokens in itertools.product(range(2), repeat=4)
+    ]
+    text, tokens = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    logits = transformer(tokens, text=text, label=torch.ones(len(pairs), dtype=torch.int64), with_text=True)
+    of_text = logits.text.log_softmax(dim=-1).gather(-1, text[:, 1:, None]).sum(dim=(1, 2))
+    of_tokens = logits.tokens.log_softmax(dim=-1).gather(-1, tokens[..., None]).sum(dim=(1, 2))
+    torch.testing.assert_close((of_text + of_tokens).exp().sum(), torch.tensor(1.0))
+
+
+@torch.no_grad()
+def test_places_of_two_dimensions_know_rows_and_columns():
+    transformer = make_transformer(num_tokens=6, grid=(2, 3), positions="learned_2d")
+    zeros = torch.zeros(1, 6, 32)
+    added = transformer._place(zeros, 0)[0]
+    for i in range(6):
+        torch.testing.assert_close(added[i], transformer.row_position[i // 3] + transformer.column_position[i % 3])
+    torch.testing.assert_close(transformer._place(zeros[:, :2], 3)[0], added[3:5])
+
+
+def test_products_of_rotated_vectors_depend_on_the_difference_of_places_alone():
+    rotation = grid_rotation(6, 7, head_dim=8).double().unflatten(0, (6, 7))
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+
+    def product(query: tuple[int, int], key: tuple[int, int]) -> Tensor:
+        turned = [rotate(x, rotation[place][None]) for x, place in ((q, query), (k, key))]
+        return (turned[0] * turned[1]).sum()
+
+    for row, column in ((0, 0), (1, 0), (0, 1), (2, 3)):
+        shifted = product((row, column), (row + 1, column + 2))
+        torch.testing.assert_close(shifted, product((0, 0), (1, 2)), atol=1e-5, rtol=0)
+    assert not torch.isclose(product((0, 0), (0, 1)), product((0, 0), (1, 0)))
+    assert not torch.isclose(product((0, 0), (0, 1)), product((0, 1), (0, 0)))
+    torch.testing.assert_close(product((0, 0), (0, 0)), (q * k).sum())
+
+
+@torch.no_grad()
+def test_conditions_are_not_turned_and_tokens_are_turned_by_their_own_place():
+    transformer = make_transformer(**CONDITIONS["all"], positions="rotary_2d")
+    x = torch.randn(1, 4, 11 + 9, 8)
+    turned = rotate(x, transformer.rotation)
+    assert torch.equal(turned[:, :, :11], x[:, :, :11])
+    torch.testing.assert_close(turned[:, :, 11:], rotate(x[:, :, 11:], grid_rotation(3, 3, head_dim=8)))
+
+
+@torch.no_grad()
+def test_rotary_logits_stay_when_all_places_are_shifted_and_conditions_anchor_the_picture():
+    """Rotations alone are relative; conditions are not turned, so they tell the first row from the last."""
+    transformer = make_transformer(**CONDITIONS["all"], positions="rotary_2d").double()
+    condition, tokens = condition_of(transformer), torch.randint(0, 11, (3, 9))
+    before, rotation = transformer(tokens, **condition), transformer.rotation
+    shift = grid_rotation(4, 6, head_dim=8).double()[-1]  # by three rows and five columns
+    cos, sin = (rotation * shift).diff(dim=-1).neg(), (rotation * shift.flip(-1)).sum(dim=-1, keepdim=True)
+    shifted = torch.cat([cos, sin], dim=-1)
+    transformer.rotation = shifted
+    torch.testing.assert_close(transformer(tokens, **condition), before, atol=1e-4, rtol=0)
+    transformer.rotation = torch.cat([rotation[:11], shifted[11:]])
+    assert not torch.allclose(transformer(tokens, **condition), before, atol=1e-2)
+
+
+@torch.no_grad()
+def test_logits_equal_those_of_gpt_2_with_the_same_weights():
+    ours = make_transformer(num_classes=5)
+    settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 9, "activation_function": "gelu"}
+    peer = GPT2LMHeadModel(GPT2Config(vocab_size=11, tie_word_embeddings=False, **settings)).eval()
+    weights = {"transformer.wpe.weight": ours.position, "lm_head.weight": ours.head.weight}
+    names = {"norm_1": "ln_1", "norm_2": "ln_2", "attention.qkv": "attn.c_attn", "attention.proj": "attn.c_proj"}
+    names |= {"expand": "mlp.c_fc", "contract": "mlp.c_proj"}
+    for i, block in enumerate(ours.blocks):
+        for name, parameter in block.named_parameters():
+            module, _, kind = name.rpartition(".")
+            weights[f"transformer.h.{i}.{names[module]}.{kind}"] = parameter.T if parameter.ndim == 2 else parameter
+    weights |= {f"transformer.ln_f.{name}": parameter for name, parameter in ours.norm_out.named_parameters()}
+    missing = peer.load_state_dict({name: value.contiguous() for name, value in weights.items()}, strict=False)
+    assert missing.missing_keys == ["transformer.wte.weight"]
+    assert missing.unexpected_keys == []
+    tokens, label = torch.randint(0, 11, (3, 9)), torch.tensor([0, 3, 5])
+    inputs = torch.cat([ours.class_embedding(label)[:, None], ours.token_embedding(tokens[:, :-1])], dim=1)
+    torch.testing.assert_close(ours(tokens, label=label), peer(inputs_embeds=inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_a_transformer_trained_on_a_known_distribution_reaches_its_entropy():
+    """Pictures of 2×2 tokens whose last one tells whether the first two are equal, most of the time."""
+    torch.manual_seed(0)
+    pictures = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    likely = (pictures[:, 3] == (pictures[:, 0] == pictures[:, 1]).long()).float()
+    distribution = (torch.tensor([0.6, 0.3, 0.1])[pictures[:, :3]].prod(dim=1) * (0.05 + likely)).double()
+    distribution /= distribution.sum()
+    entropy = -(distribution * distribution.log()).sum() / 4  # nats a token
+    transformer = Transformer(codebook_size=3, num_tokens=4, model_dim=32, num_layers=2, num_heads=4)
+    optimizer = torch.optim.Adam(transformer.parameters(), lr=3e-3)
+    draws = torch.multinomial(distribution, 300 * 256, replacement=True).view(300, 256)
+    for step, chosen in enumerate(draws):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / len(draws))
+        loss = token_loss(transformer(pictures[chosen]), tokens=pictures[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        log_p = transformer(pictures).log_softmax(dim=-1).gather(-1, pictures[..., None]).sum(dim=(1, 2)).double()
+    cross_entropy = -(distribution * log_p).sum() / 4
+    assert entropy <= cross_entropy < 1.02 * entropy

@@ -1,0 +1,117 @@
+"""Pre-norm transformer blocks (Radford et al. 2019), with the cache and the rotation that their attention may use.
+
+Shapes: B batch, S sequence, D model_dim, H heads, E head_dim = D / H.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of every layer, allocated once for the whole sequence."""
+
+    keys: tuple[Tensor, ...]  # num_layers of (B, H, whole sequence, E)
+    values: tuple[Tensor, ...]  # num_layers of (B, H, whole sequence, E)
+    visible: Tensor | None  # (B, 1, 1, whole sequence)  bool, False at text pads; None when there is no text
+    length: int  # how many positions are filled
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, (B, S, D) -> (B, S, D): to what came before, or to all."""
+
+    def __init__(self, model_dim: int, *, num_heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.causal = causal
+        self.qkv = nn.Linear(model_dim, 3 * model_dim)
+        self.proj = nn.Linear(model_dim, model_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None,
+        rotation: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """`x` stands at positions start..start+S, where `cache`, keys and values of (B, H, …, E), is filled.
+
+        Args:
+            mask: bool, broadcast to (B, H, S, start + S), True where a key may be seen; it replaces the causal one.
+            rotation: (S, E / 2, 2), of the positions of `x`; see `rotate`.
+        """
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, S, E) each
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            keys, values = (whole[:, :, : start + length] for whole in cache)
+            keys[:, :, start:] = k
+            values[:, :, start:] = v
+            k, v = keys, values
+        h = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=self.causal and mask is None and length > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.proj(h.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward network, each pre-norm with a residual, (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, model_dim: int, *, num_heads: int, dropout: float, causal: bool = True) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(model_dim)
+        self.attention = SelfAttention(model_dim, num_heads=num_heads, dropout=dropout, causal=causal)
+        self.norm_2 = nn.LayerNorm(model_dim)
+        self.expand = nn.Linear(model_dim, 4 * model_dim)
+        self.contract = nn.Linear(4 * model_dim, model_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None,
+        rotation: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        attended = self.attention(self.norm_1(x), mask=mask, rotation=rotation, cache=cache, start=start)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_2(x)))))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair of features of x (B, H, S, E) by the angle of its position (Su et al. 2021, equation 34).
+
+    Products of rotated queries and keys depend on the difference of their angles alone.
+
+    Args:
+        rotation: (S, E / 2, 2), cosine and sine of each pair's angle.
+    """
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, S, E / 2)
+    cos, sin = rotation.unbind(-1)  # (S, E / 2)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def grid_rotation(height: int, width: int, *, head_dim: int, theta: float = 10000.0) -> Tensor:
+    """Rotations of the places of a grid in raster order, (height * width, E / 2, 2): cosine and sine.
+
+    Axial: the first half of the features turns with the row, the second with the column, each pair slower than the one
+    before by the same factor, down to about 1 / theta. The first place is not turned at all.
+    """
+    frequencies = theta ** -(torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # (E / 4,)
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))  # (N, 2)
+    angles = (places[:, :, None] * frequencies).flatten(1)  # (N, E / 2)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,357 @@
+"""Class-conditional residual GAN: generator and projection discriminator under spectral norm.
+
+The blocks are those of BigGAN (Brock et al. 2019, "Large Scale GAN Training for High Fidelity Natural Image Synthesis",
+appendix B); gains and biases belong to the class (Miyato & Koyama 2018, "cGANs with Projection Discriminator"); every
+convolution, linear map and table has spectral norm 1 (Miyato et al. 2018, "Spectral Normalization for Generative
+Adversarial Networks"), but for those inside attention and the gains and biases of the norms.
+
+Shapes: B batch, Z noise_dim, C channels of a level, H W pixels of a level, N batches or ranks.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, distributed, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import ParametrizationList
+
+from components.models.layers import SelfAttention2d
+
+POWER_ITERATIONS = 15  # from the singular vectors of the trained weights to those of their average
+
+
+class NormedConv2d(nn.Conv2d):
+    """Convolution that keeps the size; its kernel as a (C_out, C_in k k) matrix has spectral norm 1."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        _start(self)
+
+    def forward(self, input: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C_out, H, W)
+        return self._conv_forward(input, _weight(self, input), self.bias)
+
+
+class NormedUpsampleConv2d(NormedConv2d):
+    """Nearest neighbor, then a 3 x 3 convolution, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
+
+    Every output pixel needs 2 x 2 input pixels under sums of the kernel, so the two together are one transposed
+    convolution with a 4 x 4 kernel, which multiplies 2.25 times less. The norm is that of the 3 x 3 kernel.
+    """
+
+    fold: Tensor  # (4, 3)
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, bias=False)
+        fold = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # which rows of 3 each row of 4 adds up
+        self.register_buffer("fold", fold, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = torch.einsum("ta,sb,oiab->iots", self.fold, self.fold, _weight(self, input))
+        return F.conv_transpose2d(input, kernel, stride=2, padding=1)
+
+
+class NormedDownsampleConv2d(NormedConv2d):
+    """A 3 x 3 convolution, then the mean of 2 x 2 pixels, (B, C_in, H, W) -> (B, C_out, H/2, W/2).
+
+    The two together are one convolution of stride 2 with a 4 x 4 kernel, as above.
+    """
+
+    fold: Tensor  # (4, 3)
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3)
+        fold = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
+        self.register_buffer("fold", fold, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = torch.einsum("ta,sb,oiab->oits", self.fold, self.fold, _weight(self, input))
+        return F.conv2d(input, kernel, self.bias, stride=2, padding=1)
+
+
+class NormedLinear(nn.Linear):
+    """Linear map of spectral norm 1."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        _start(self)
+
+    def forward(self, input: Tensor) -> Tensor:  # (B, in) -> (B, out)
+        return F.linear(input, _weight(self, input), self.bias)
+
+
+class NormedEmbedding(nn.Embedding):
+    """Table of spectral norm 1."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        _start(self)
+
+    def forward(self, input: Tensor) -> Tensor:  # (B,) int64 -> (B, dim)
+        return F.embedding(input, _weight(self, input))
+
+
+def _start(layer: nn.Conv2d | nn.Linear | nn.Embedding) -> None:
+    """Orthogonal initialization (Brock et al., 2019), then torch's own norm: one power iteration a training forward."""
+    nn.init.orthogonal_(layer.weight)
+    if not isinstance(layer, nn.Embedding) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    spectral_norm(layer)
+
+
+def _weight(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Tensor:
+    """The normalized weight, in fp32 also under autocast, whose matrix products would mix the dtypes of the norm."""
+    with torch.autocast(input.device.type, enabled=False):
+        return layer.weight
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch norm whose gain and bias belong to the class, in the dtype of its weights.
+
+    In training mode the statistics are those of the batch, on several ranks of the batches of all of them (which must
+    have one size), with their gradient. Running averages are not kept: in evaluation mode the statistics are those
+    that `estimate_statistics` set.
+
+    Args:
+        num_classes: None for one gain and bias for all, the ordinary batch norm.
+    """
+
+    mean: Tensor  # (C,)
+    var: Tensor  # (C,)  biased
+
+    def __init__(self, channels: int, *, num_classes: int | None, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps, self.conditional = eps, num_classes is not None
+        self.gain = nn.Embedding(num_classes or 1, channels)
+        self.bias = nn.Embedding(num_classes or 1, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+        self.collected: list[Tensor] | None = None  # moments of batches, while they are estimated
+
+    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:  # (B, C, H, W), (B,) -> (B, C, H, W)
+        x = x.to(self.mean.dtype)
+        mean, var = self.moments(x)
+        rows = label if self.conditional and label is not None else x.new_zeros(len(x), dtype=torch.long)
+        gain = self.gain(rows) * torch.rsqrt(var + self.eps)  # (B, C)
+        bias = self.bias(rows) - mean * gain
+        return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])
+
+    def moments(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (2, C)
+        if self.training:
+            return moments_of_all_ranks(batch_moments(x))
+        if self.collected is None:
+            return torch.stack([self.mean, self.var])
+        self.collected.append(batch_moments(x))
+        return self.collected[-1]
+
+
+def batch_moments(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> mean and biased variance of each channel, (2, C)."""
+    mean = x.mean(dim=(0, 2, 3))  # on CPUs two passes are faster than torch.var_mean
+    var = (x - mean[:, None, None]).square().mean(dim=(0, 2, 3))
+    return torch.stack([mean, var])
+
+
+def pool_moments(moments: Tensor) -> Tensor:
+    """Moments of N batches of one size, (N, 2, C) -> those of all together, (2, C), by the law of total variance."""
+    mean, var = moments.unbind(1)
+    return torch.stack([mean.mean(0), var.mean(0) + mean.var(0, correction=0)])
+
+
+def moments_of_all_ranks(moments: Tensor) -> Tensor:
+    """(2, C) of this rank's batch -> (2, C) of the batches of all ranks; itself where there is one."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return moments
+    return pool_moments(_Gather.apply(moments))
+
+
+class _Gather(torch.autograd.Function):
+    """A tensor of each rank -> all of them, (N, ...). What all ranks feel of a rank's tensor is summed on the way back,
+    so gradients averaged over the ranks are those of the mean loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
+        gathered = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, x.contiguous())
+        return torch.stack(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
+        gradient = gradient.contiguous().clone()
+        distributed.all_reduce(gradient)
+        return gradient[distributed.get_rank()]
+
+
+class GeneratorBlock(nn.Module):
+    """Residual block that doubles the sides, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
+
+    Convolutions have no bias: the batch norm that follows would take it away.
+    """
+
+    def __init__(self, in_channels: int, *, out_channels: int, num_classes: int | None, attention: bool) -> None:
+        super().__init__()
+        self.norm_1 = ConditionalBatchNorm2d(in_channels, num_classes=num_classes)
+        self.conv_1 = NormedUpsampleConv2d(in_channels, out_channels)
+        self.norm_2 = ConditionalBatchNorm2d(out_channels, num_classes=num_classes)
+        self.conv_2 = NormedConv2d(out_channels, out_channels, 3, bias=False)
+        self.skip = NormedConv2d(in_channels, out_channels, 1, bias=False)
+        self.attention = SelfAttention2d(out_channels, num_heads=1) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
+        h = self.conv_1(F.relu(self.norm_1(x, label)))
+        h = self.conv_2(F.relu(self.norm_2(h, label)))
+        skip = F.interpolate(self.skip(x), scale_factor=2, mode="nearest")  # pointwise, so the order is free
+        return self.attention(h + skip)
+
+
+class Generator(nn.Module):
+    """Noise and class -> picture.
+
+    Args:
+        resolution: side of the pictures, pixels; a multiple of 2 ** len(channel_mult).
+        channel_mult: one block each; width of the level at `resolution`, at half of it, and so on, over `channels`. The
+            first feature map has the last width and side resolution / 2 ** len(channel_mult).
+        num_classes: None for a generator without classes.
+        attention_resolutions: in pixels; attention follows the blocks that end there.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        channel_mult: Sequence[int],
+        noise_dim: int,
+        num_classes: int | None,
+        attention_resolutions: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.noise_dim, self.num_classes = noise_dim, num_classes
+        self.start = resolution // 2 ** len(channel_mult)
+        widths = [channels * mult for mult in channel_mult]
+        self.project = NormedLinear(noise_dim, widths[-1] * self.start**2)
+        self.blocks = nn.ModuleList()
+        width = widths[-1]
+        for level in reversed(range(len(widths))):
+            block = GeneratorBlock(
+                width,
+                out_channels=widths[level],
+                num_classes=num_classes,
+                attention=resolution // 2**level in attention_resolutions,
+            )
+            self.blocks.append(block)
+            width = widths[level]
+        self.norm_out = ConditionalBatchNorm2d(width, num_classes=None)
+        self.conv_out = NormedConv2d(width, 3, 3)
+
+    def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:  # (B, Z), (B,) -> (B, 3, H, W) in [-1, 1]
+        h = rearrange(self.project(noise), "b (c h w) -> b c h w", h=self.start, w=self.start)
+        h = h.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            h = block(h, label)
+        return torch.tanh(self.conv_out(F.relu(self.norm_out(h, None))))
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block, (B, C_in, H, W) -> (B, C_out, H/2, W/2), or of the same sides without `down`."""
+
+    def __init__(
+        self, in_channels: int, *, out_channels: int, down: bool, attention: bool = False, first: bool = False
+    ) -> None:
+        super().__init__()
+        self.down, self.first = down, first  # the first block sees pixels, which no activation may touch
+        self.conv_1 = NormedConv2d(in_channels, out_channels, 3)
+        self.conv_2 = (
+            NormedDownsampleConv2d(out_channels, out_channels) if down else NormedConv2d(out_channels, out_channels, 3)
+        )
+        self.skip = nn.Identity() if in_channels == out_channels else NormedConv2d(in_channels, out_channels, 1)
+        self.attention = SelfAttention2d(out_channels, num_heads=1) if attention else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_2(F.relu(self.conv_1(x if self.first else F.relu(x))))
+        return self.attention(h + self.skip(F.avg_pool2d(x, 2) if self.down else x))
+
+
+class ProjectionDiscriminator(nn.Module):
+    """Picture and class -> one logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
+
+    Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. No statistics over a
+    batch, so real and generated pictures may share one.
+
+    Args:
+        resolution, channel_mult, attention_resolutions: as those of the generator; each level halves the sides, and one
+            block without halving follows.
+        num_classes: None leaves the projection out.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        channel_mult: Sequence[int],
+        num_classes: int | None,
+        attention_resolutions: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        width = 3
+        for level, mult in enumerate(channel_mult):
+            attention = resolution // 2 ** (level + 1) in attention_resolutions
+            block = DiscriminatorBlock(
+                width, out_channels=channels * mult, down=True, attention=attention, first=level == 0
+            )
+            self.blocks.append(block)
+            width = channels * mult
+        self.blocks.append(DiscriminatorBlock(width, out_channels=width, down=False))
+        self.logit = NormedLinear(width, 1)
+        self.embedding = None if num_classes is None else NormedEmbedding(num_classes, width)
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:  # (B, 3, H, W), (B,) -> (B,)
+        features = self.features(image)
+        logits = self.logit(features)[:, 0]
+        if self.embedding is None:
+            return logits
+        return logits + (self.embedding(label) * features).sum(dim=1)
+
+    def features(self, image: Tensor) -> Tensor:  # (B, 3, H, W) -> phi (B, C)
+        h = image
+        for block in self.blocks:
+            h = block(h)
+        return F.relu(h).to(self.logit.bias.dtype).sum(dim=(2, 3))
+
+
+@torch.no_grad()
+def estimate_statistics(generator: Generator, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+    """Set the statistics of each batch norm to those of the given noise (B, Z) and labels (B,), in batches of one size.
+
+    What sampling normalizes with, in place of averages over training (standing statistics; Brock et al., 2019, section
+    4.1). While they are collected each batch is normalized by its own. The generator must be in evaluation mode; ranks
+    do not meet here.
+    """
+    norms = [module for module in generator.modules() if isinstance(module, ConditionalBatchNorm2d)]
+    for norm in norms:
+        norm.collected = []
+    for noise, label in batches:
+        generator(noise, label)
+    for norm in norms:
+        mean, var = pool_moments(torch.stack(norm.collected or []))
+        norm.mean.copy_(mean)
+        norm.var.copy_(var)
+        norm.collected = None
+
+
+@torch.no_grad()
+def settle_spectral_norms(network: nn.Module) -> None:
+    """Find the singular vectors of weights that were averaged: those that came with them belong to other weights."""
+    for module in network.modules():
+        if isinstance(module, ParametrizationList):
+            mode = module.training
+            module.train()
+            for _ in range(POWER_ITERATIONS):
+                module()
+            module.train(mode)

@@ -1,0 +1,140 @@
+"""Convolutions that see only what comes before, for models that draw pictures value by value.
+
+The order is that of van den Oord et al. 2016, "Pixel Recurrent Neural Networks": row by row, from left to right, and at
+each position color by color. Every feature channel belongs to one color. At a position, channels of color o see of the
+input the colors below o (mask A, the first layer) or up to o (mask B, all others): section 3.4 and figure 4.
+
+Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I O channels in and out.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Groups = tuple[int, ...]  # the color of each channel
+Embedding = Literal["intensity", "table"]
+
+FIRST_KERNEL_SIZE = 7  # of the layer with mask A, in both papers
+NO_COLOR = -1  # a channel that says nothing of the picture; all may see it
+
+
+def color_groups(channels: int, *, num_channels: int, parts: int = 1) -> Groups:
+    """The colors of `parts` times `channels` channels: in each part as many of every color, colors ascending.
+
+    Raises ValueError when the colors can't share the channels equally.
+    """
+    if channels % num_channels:
+        raise ValueError(f"{num_channels} colors can't share {channels} channels equally")
+    return tuple(channel * num_channels // channels for _ in range(parts) for channel in range(channels))
+
+
+class RowConv2d(nn.Conv2d):
+    """Masked convolution over a position and the `reach` positions left of it, (B, I, H, W) -> (B, O, H, W)."""
+
+    mask: Tensor
+
+    def __init__(self, in_groups: Groups, out_groups: Groups, *, reach: int = 0, mask: Literal["A", "B"] = "B") -> None:
+        super().__init__(len(in_groups), len(out_groups), (1, reach + 1))
+        self.in_groups, self.out_groups, self.reach = in_groups, out_groups, reach
+        seen, seeing = torch.tensor(in_groups), torch.tensor(out_groups)[:, None]
+        visible = torch.ones_like(self.weight.detach())
+        visible[:, :, 0, -1] = (seen < seeing if mask == "A" else seen <= seeing).to(visible.dtype)
+        self.register_buffer("mask", visible, persistent=False)
+
+    def masked_weight(self) -> Tensor:
+        return self.weight * self.mask  # (O, I, 1, reach + 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(F.pad(input, (self.reach, 0)), self.masked_weight(), self.bias)
+
+
+class RowsConv2d(nn.Conv2d):
+    """Convolution over `rows` rows, the last one the position's own, (B, I, H, W) -> (B, O, H, W).
+
+    It sees to the right in its own row too: shift its output down before anything uses it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rows: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, (rows, kernel_size))
+        self.rows, self.reach = rows, kernel_size // 2
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(F.pad(input, (self.reach, self.reach, self.rows - 1, 0)), self.weight, self.bias)
+
+
+def shift_down(x: Tensor) -> Tensor:
+    """(B, I, H, W) -> the same one row further down: zeros come in, the last row leaves."""
+    return F.pad(x, (0, 0, 1, -1))
+
+
+class ValueEmbedding(nn.Module):
+    """Values of a picture as channels that each belong to one color.
+
+    Args:
+        num_values: K.
+        num_channels: C.
+        channels: of a table's vectors for all colors together.
+        kind: "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros
+            outside the picture (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value.
+    """
+
+    weight: Tensor  # (K, I / C)
+
+    def __init__(self, *, num_values: int, num_channels: int, channels: int, kind: Embedding) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        colors = tuple(range(num_channels))
+        if kind == "table":
+            self.groups = color_groups(channels, num_channels=num_channels)
+            self.weight = nn.Parameter(torch.randn(num_values, channels // num_channels))
+        else:
+            self.groups = (NO_COLOR, *colors)
+            self.register_buffer("weight", torch.linspace(-1, 1, num_values)[:, None], persistent=False)
+
+    def lookup(self, values: Tensor) -> Tensor:
+        """(…) int64 in [0, K) -> (…, I / C)."""
+        return F.embedding(values, self.weight)
+
+    def forward(self, values: Tensor) -> Tensor:  # (B, C, H, W) -> (B, I, H, W)
+        x = rearrange(self.lookup(values), "b c h w i -> b (c i) h w")
+        return F.pad(x, (0, 0, 0, 0, 1, 0), value=1.0) if self.groups[0] == NO_COLOR else x
+
+
+class ValueHead(nn.Module):
+    """Two pointwise layers with mask B, to logits: (B, I, H, W) -> (B, C, H, W, K)."""
+
+    def __init__(self, channels: int, *, num_channels: int, num_values: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        groups = color_groups(channels, num_channels=num_channels)
+        self.hidden = RowConv2d(groups, groups)
+        self.out = RowConv2d(groups, color_groups(num_channels * num_values, num_channels=num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.out(F.relu(self.hidden(F.relu(x))))
+        return rearrange(logits, "b (c k) h w -> b c h w k", c=self.num_channels)
+
+
+class LabelBias(nn.Embedding):
+    """What a class adds to every position, label (B,) -> (B, O, 1, 1); the last row is the null label."""
+
+    def __init__(self, num_labels: int, channels: int) -> None:
+        super().__init__(num_labels, channels)
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)[:, :, None, None]
+
+
+def label_or_null(label: Tensor | None, *, batch_size: int, null_label: int, device: torch.device) -> Tensor:
+    """`label`, or where that is None the null label for each picture, (B,) int64."""
+    return torch.full((batch_size,), null_label, device=device) if label is None else label
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Raise ValueError unless there is a middle and something beside it."""
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")

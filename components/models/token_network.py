@@ -1,0 +1,173 @@
+"""What the causal and the masked transformer over a picture's tokens share: tables, positions, blocks and head.
+
+The sequence is [text tokens][condition tokens][class token] + image tokens. The class token is always there: without
+classes it is the start token. Conditions have tables of their own, so no class, word or token of another picture ever
+shares a vector with a picture token.
+
+Shapes: B batch, N num_tokens, L text_length, M condition tokens, P = L + M + 1 tokens of the conditions together,
+S sequence, D model_dim, E head_dim, K codebook_size.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.models.blocks import Block, grid_rotation
+
+Positions = Literal["learned", "learned_2d", "rotary_2d"]
+
+
+class TokenNetwork(nn.Module):
+    """Tables, positions, blocks and head; what stands in the sequence and what is predicted is for the two networks.
+
+    Args:
+        codebook_size: number of different tokens.
+        num_tokens: tokens of a picture, in raster order.
+        model_dim, num_layers, num_heads: model_dim is a multiple of num_heads.
+        grid: (height, width) of a picture in tokens. None: one row.
+        positions: of the picture's tokens. "learned": one table with a row for each place of the sequence;
+            "learned_2d": a table of rows and one of columns, added; "rotary_2d": queries and keys are turned by row and
+            column, those of conditions are not, and head_dim is a multiple of 4. Text and condition tokens always have
+            learned positions of their own.
+        num_classes: classes; their table has one row more, the null label `num_classes`. None: no classes.
+        vocab_size: number of text tokens, 0 being the pad. None: no text.
+        text_length: tokens of every text, pads at the end included; given with vocab_size.
+        condition_codebook_size: number of different tokens of the condition picture, made by a tokenizer of its own;
+            their table has one row more, the null token `condition_codebook_size`. None: no condition picture.
+        condition_grid: (height, width) of the condition picture in tokens; given with condition_codebook_size.
+        dropout: probability, in [0, 1), after the embedding, in the attention and on each residual branch.
+
+    Raises:
+        ValueError: when sizes do not fit each other, or only one of two that belong together is given.
+    """
+
+    causal: ClassVar[bool]
+    rotation: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        num_tokens: int,
+        model_dim: int,
+        num_layers: int,
+        num_heads: int,
+        grid: Sequence[int] | None = None,
+        positions: Positions = "learned",
+        num_classes: int | None = None,
+        vocab_size: int | None = None,
+        text_length: int | None = None,
+        condition_codebook_size: int | None = None,
+        condition_grid: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        height, width = grid or (1, num_tokens)
+        if height * width != num_tokens:
+            raise ValueError(f"a grid of {height}×{width} does not have num_tokens {num_tokens}")
+        if model_dim % num_heads:
+            raise ValueError(f"model_dim {model_dim} is not a multiple of num_heads {num_heads}")
+        if (vocab_size is None) != (text_length is None):
+            raise ValueError(f"give both or neither of {vocab_size=} and {text_length=}")
+        if (condition_codebook_size is None) != (condition_grid is None):
+            raise ValueError(f"give both or neither of {condition_codebook_size=} and {condition_grid=}")
+        self.codebook_size = codebook_size
+        self.num_tokens = num_tokens
+        self.grid = (height, width)
+        self.num_heads = num_heads
+        self.positions = positions
+        self.null_label = num_classes or 0
+        self.null_condition = condition_codebook_size or 0
+        self.text_length = text_length or 0
+        self.condition_grid = tuple(condition_grid or (0, 0))
+        self.condition_length = math.prod(self.condition_grid)
+        self.num_conditions = self.text_length + self.condition_length + 1  # P
+        self.class_embedding = nn.Embedding(self.null_label + 1, model_dim)
+        if vocab_size is not None:
+            self.text_embedding = nn.Embedding(vocab_size, model_dim)
+            self.text_position = nn.Parameter(torch.empty(self.text_length, model_dim))
+        if condition_codebook_size is not None:
+            self.condition_embedding = nn.Embedding(condition_codebook_size + 1, model_dim)
+            self.condition_position = nn.Parameter(torch.empty(self.condition_length, model_dim))
+        self.token_embedding = nn.Embedding(codebook_size + int(not self.causal), model_dim)  # with a mask token
+        self._make_positions(model_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(model_dim, num_heads=num_heads, dropout=dropout, causal=self.causal) for _ in range(num_layers)
+        )
+        self.norm_out = nn.LayerNorm(model_dim)
+        self.head = nn.Linear(model_dim, codebook_size, bias=False)
+        self._initialize()
+
+    def _make_positions(self, model_dim: int) -> None:
+        height, width = self.grid
+        rotation = None
+        if self.positions == "learned":
+            self.position = nn.Parameter(torch.empty(self.num_tokens, model_dim))
+        elif self.positions == "learned_2d":
+            self.row_position = nn.Parameter(torch.empty(height, model_dim))
+            self.column_position = nn.Parameter(torch.empty(width, model_dim))
+        else:
+            head_dim = model_dim // self.num_heads
+            if head_dim % 4:
+                raise ValueError(f"rotary_2d positions need a head_dim that is a multiple of 4, not {head_dim}")
+            places = grid_rotation(height, width, head_dim=head_dim)  # (N, E / 2, 2)
+            rotation = torch.cat([places[:1].expand(self.num_conditions, -1, -1), places])
+        self.register_buffer("rotation", rotation, persistent=False)  # (P + N, E / 2, 2), conditions are not turned
+
+    def _initialize(self) -> None:
+        """N(0, 0.02), smaller at the end of each residual branch by 1 / sqrt(their number) (Radford et al. 2019)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith(("attention.proj.weight", "contract.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * len(self.blocks)) if residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def _place(self, x: Tensor, first: int) -> Tensor:
+        """Add to x (B, n, D) what is learned of the places first..first+n of the picture."""
+        last = first + x.shape[1]
+        if self.positions == "learned":
+            return x + self.position[first:last]
+        if self.positions == "learned_2d":
+            places = torch.arange(first, last, device=x.device)
+            width = self.grid[1]
+            return x + (self.row_position[places // width] + self.column_position[places % width])
+        return x
+
+    def _embed_conditions(
+        self, batch_size: int, *, label: Tensor | None, text: Tensor | None, condition: Tensor | None
+    ) -> Tensor:
+        """Vectors of [text][condition][class], (B, P, D); a class token that predicts place 0 is told so."""
+        _check_length("text", text, self.text_length, f"text_length is {self.text_length}")
+        height, width = self.condition_grid
+        _check_length("condition", condition, self.condition_length, f"condition_grid is {height}×{width}")
+        if label is None:
+            label = torch.full((batch_size,), self.null_label, device=self.device)
+        x = self.class_embedding(label)[:, None]  # (B, 1, D)
+        parts = [self._place(x, 0) if self.causal else x]
+        if condition is not None:
+            parts.insert(0, self.condition_embedding(condition) + self.condition_position)
+        if text is not None:
+            parts.insert(0, self.text_embedding(text) + self.text_position)
+        return torch.cat(parts, dim=1)
+
+    def _visible(self, text: Tensor | None) -> Tensor | None:
+        """Which positions of the whole sequence may be looked at: (B, 1, 1, S), False at text pads; None: all."""
+        if text is None:
+            return None
+        rest = self.num_conditions - self.text_length + self.num_tokens - self.causal  # nothing follows the last token
+        return F.pad(text != 0, (0, rest), value=True)[:, None, None]
+
+
+def _check_length(name: str, tokens: Tensor | None, length: int, expected: str) -> None:
+    if (0 if tokens is None else tokens.shape[1]) != length:
+        raise ValueError(f"{name} of {None if tokens is None else tuple(tokens.shape)}, {expected}")

@@ -1,0 +1,69 @@
+"""Best of several candidates, by any score; and a score that a conditional prior gives itself.
+
+DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6). Without a second network the prior can say
+how much the condition explains: log p(tokens | condition) - log p(tokens), the pointwise mutual information.
+
+Shapes: B pictures, N num_tokens, K codebook_size.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.models.transformer import Transformer
+
+
+class Best(NamedTuple):
+    chosen: Tensor  # (B, …)  the best candidate of each picture
+    candidate: Tensor  # (B,)  its number, int64 in [0, n)
+    scores: Tensor  # (B, n)  of all candidates, fp32
+
+
+def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Best:
+    """Draw n candidates of each of B pictures and keep those of the highest score; the first of equal ones.
+
+    Args:
+        sample: called with the candidate's number k from 0, gives (B, …): tokens or pictures. Where candidate k of a
+            picture is a function of (its seed, k), so is the choice.
+        score: (B, …) -> (B,), the higher the better; NaN is never better.
+        n: candidates, at least 1.
+
+    Raises ValueError for fewer.
+    """
+    if n < 1:
+        raise ValueError(f"best of {n} is nothing: n must be at least 1")
+    chosen = sample(0)
+    scores = [score(chosen).float()]
+    best = scores[0].nan_to_num(nan=-torch.inf)
+    candidate = torch.zeros(len(chosen), dtype=torch.int64, device=best.device)
+    for k in range(1, n):
+        drawn = sample(k)
+        scores.append(score(drawn).float())
+        better = scores[-1] > best  # (B,)
+        best = torch.where(better, scores[-1], best)
+        candidate = torch.where(better, k, candidate)
+        chosen = torch.where(better.to(chosen.device).view(-1, *[1] * (chosen.ndim - 1)), drawn, chosen)
+    return Best(chosen, candidate, torch.stack(scores, dim=1))
+
+
+@torch.no_grad()
+def mutual_information(
+    transformer: Transformer, tokens: Tensor, *, condition: Mapping[str, Tensor], null: Mapping[str, Tensor]
+) -> Tensor:
+    """log p(tokens | condition) - log p(tokens | null) of each picture under the prior itself, in nats.
+
+    Args:
+        transformer: in eval mode, trained with dropped conditions.
+        tokens: (B, N) int64 in [0, K).
+        condition, null: arguments of the transformer by name, each (B, …), with the same names.
+
+    Returns (B,) fp32.
+    """
+    both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+    doubled = tokens.repeat(2, 1)
+    logits = transformer(doubled, **both)  # (2B, N, K)
+    log_p = logits.float().log_softmax(dim=-1).gather(-1, doubled[..., None])[..., 0].sum(dim=1)
+    conditional, unconditional = log_p.chunk(2)
+    return conditional - unconditional

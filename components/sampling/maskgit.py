@@ -1,0 +1,115 @@
+"""Draw the tokens of pictures from a masked transformer, many at a time (MaskGIT; Chang et al. 2022, 3.2).
+
+All tokens are masked at first. Each step draws a token for every masked place and keeps those that the network is
+surest of; how many stay masked follows a cosine. Confidence is log p of the token drawn plus Gumbel noise that fades.
+
+Shapes: B pictures, N num_tokens, L text_length, M condition tokens, K codebook_size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from components.models.masked_transformer import MaskedTransformer
+from components.sampling.autoregressive import check_filters, draw, given, guided_logits, with_null
+
+STEPS, CHOICE_TEMPERATURE = 12, 4.5  # of the paper's pictures
+
+
+def maskgit(
+    transformer: MaskedTransformer,
+    *,
+    generators: Sequence[torch.Generator],
+    steps: int = STEPS,
+    choice_temperature: float = CHOICE_TEMPERATURE,
+    label: Tensor | None = None,
+    text: Tensor | None = None,
+    condition: Tensor | None = None,
+    null_text: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Sample one token sequence for each generator.
+
+    A picture's tokens depend on its own generator and conditions, not on the rest of the batch.
+
+    Args:
+        transformer: in eval mode.
+        generators: one CPU generator a picture, B in all; each gives 2 N uniform numbers a step.
+        steps: in [1, N]; with N steps one token is kept at a time.
+        choice_temperature: of the Gumbel noise on the confidence before the first step, >= 0; the last step has none.
+        label, text, condition, null_text, guidance_scale, temperature, top_k, top_p: see `generate`.
+        on_step: called with (step from 0, tokens (B, N)) after each step; K stands where a token is still masked.
+
+    Returns:
+        (B, N) int64 in [0, K), on the transformer's device.
+
+    Raises:
+        ValueError: when a setting is out of its range, or null_text is missing.
+    """
+    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
+    counts = masked_counts(transformer.num_tokens, steps=steps)
+    device, mask_token, copies = transformer.device, transformer.mask_token, 1 if guidance_scale == 1.0 else 2
+    conditions = given(label=label, text=text, condition=condition)
+    if copies == 2:
+        conditions = with_null(transformer, conditions, null_text=null_text)
+    tokens = torch.full((len(generators), transformer.num_tokens), mask_token, device=device)
+    with torch.inference_mode():
+        for step, left in enumerate(counts):
+            noise = torch.stack([torch.rand(2, transformer.num_tokens, generator=g) for g in generators]).to(device)
+            logits = guided_logits(transformer(tokens.repeat(copies, 1), **conditions), guidance_scale)  # (B, N, K)
+            drawn = draw(
+                logits.flatten(0, 1),
+                uniforms=noise[:, 0].flatten(),
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+            ).view_as(tokens)
+            spread = choice_temperature * (1 - (step + 1) / steps)
+            confidence = token_log_probabilities(logits, drawn) + spread * gumbel(noise[:, 1])
+            tokens = keep_surest(tokens, drawn, confidence=confidence, left=left, mask_token=mask_token)
+            if on_step is not None:
+                on_step(step, tokens)
+    return tokens.clone()
+
+
+def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
+    """How many tokens are still masked after each step, the last being 0: ⌊N cos(π/2 · t)⌋, t the share of steps done,
+    or one less than before where the first steps would keep no token.
+
+    The cosine lies above its chord, so with steps <= N a masked token is left for every step to come.
+    Raises ValueError if steps is not in [1, N].
+    """
+    if not 1 <= steps <= num_tokens:
+        raise ValueError(f"steps must be in [1, {num_tokens}], not {steps}")
+    counts, masked = [], num_tokens
+    for step in range(1, steps + 1):
+        masked = min(math.floor(num_tokens * math.cos(math.pi / 2 * (step / steps))), masked - 1)
+        counts.append(masked)
+    return counts
+
+
+def keep_surest(tokens: Tensor, drawn: Tensor, *, confidence: Tensor, left: int, mask_token: int) -> Tensor:
+    """Fill the masked places of `tokens` (B, N) from `drawn` (B, N), all but the `left` least confident of them.
+
+    What is known stays as it is. Every row has the same number of masked places.
+    """
+    masked = tokens == mask_token
+    confidence = confidence.masked_fill(~masked, -torch.inf)
+    places = confidence.topk(int(masked[0].sum()) - left, dim=1).indices  # (B, how many are kept now)
+    return tokens.scatter(1, places, drawn.gather(1, places))
+
+
+def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log p of each token in nats: logits (B, N, K), tokens (B, N) -> (B, N) fp32."""
+    return logits.float().log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
+
+
+def gumbel(uniforms: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform numbers in [0, 1), finite at 0 too."""
+    return -torch.log(-torch.log(uniforms.clamp(min=torch.finfo(uniforms.dtype).tiny)))

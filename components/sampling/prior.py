@@ -1,0 +1,131 @@
+"""The token road's first half: from requests to the tokens of pictures, by whatever prior there is.
+
+Shapes: B requests, h w the grid of tokens, N = h * w, M tokens of a condition picture.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from components.models.masked_transformer import MaskedTransformer
+from components.models.pixelcnn import GatedPixelCNN
+from components.models.row_lstm import RowLSTM
+from components.models.token_network import TokenNetwork
+from components.models.transformer import Transformer
+from components.sampling.autoregressive import generate
+from components.sampling.best_of import Best, best_of, mutual_information
+from components.sampling.maskgit import CHOICE_TEMPERATURE, STEPS, maskgit
+from components.sampling.model import Conditions, SamplingModel, asked_or_set, check_conditions, encode_conditions
+from components.sampling.pixels import sample_grid
+from components.sampling.requests import Request, random_stream
+from components.sampling.sliding_window import generate_window
+
+
+def check_prior(model: SamplingModel, request: Request) -> None:
+    """Raise ValueError, in one line, if the prior can't draw the tokens of what the request names."""
+    check_conditions(model, request)
+    if (request.best_of or 1) > 1 and not isinstance(model.module, Transformer):
+        raise ValueError(f"best of {request.best_of} needs a causal transformer, which knows how likely its tokens are")
+    if request.steps is None:
+        return
+    if not isinstance(model.module, MaskedTransformer):
+        raise ValueError("the token road takes no steps: it samples each token once")
+    if not 1 <= request.steps <= model.module.num_tokens:
+        raise ValueError(f"steps must be in [1, {model.module.num_tokens}], not {request.steps}")
+
+
+def sample_prior(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    condition: Tensor | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    candidate: int = 0,
+) -> Tensor:
+    """Tokens (B, h, w) of checked requests that share guidance_scale, steps, temperature, top_k and top_p.
+
+    Args:
+        condition: (B, M) int64, tokens of a condition picture for each request, for a prior that was trained with one.
+        grid: (h, w), where it is to be larger than the trained one; causal transformers only.
+        candidate: which of the pictures of a request's seed, see `best_of`; 0 is the one it gives without candidates.
+
+    Raises ValueError, in one line, for a condition or a grid that does not fit the prior.
+    """
+    stage = model.name if candidate == 0 else f"{model.name}/{candidate}"
+    network, (height, width) = model.module, model.settings["grid"]
+    grid = grid or (height, width)
+    larger = grid != (height, width)
+    conditions = prior_conditions(model, requests, condition, larger=larger)
+    settings = _filters(model, requests[0]) | {
+        "generators": [random_stream(request.seed, stage) for request in requests],
+        **conditions.condition,
+        "null_text": conditions.null["text"][0] if "text" in conditions.null else None,
+    }
+    if larger and not isinstance(network, Transformer):
+        raise ValueError(f"this prior makes a grid of {height}×{width} alone, not of {grid[0]}×{grid[1]}")
+    if isinstance(network, GatedPixelCNN | RowLSTM):
+        return sample_grid(model, requests, height=height, width=width, stage=stage)[:, 0]
+    if isinstance(network, Transformer):
+        tokens = generate_window(network, grid=grid, **settings) if larger else generate(network, **settings)
+    elif isinstance(network, MaskedTransformer):
+        steps = asked_or_set(requests[0].steps, model.settings, "num_inference_steps", STEPS)
+        choice_temperature = model.settings.get("choice_temperature", CHOICE_TEMPERATURE)
+        tokens = maskgit(network, steps=steps, choice_temperature=choice_temperature, **settings)
+    else:
+        raise TypeError(f"no sampler for a {type(network).__name__}")
+    return rearrange(tokens, "b (h w) -> b h w", h=grid[0], w=grid[1])
+
+
+def sample_best(model: SamplingModel, requests: Sequence[Request], condition: Tensor | None = None, *, n: int) -> Best:
+    """The tokens (B, h, w), of n candidates each, that their conditions explain best, by the prior itself.
+
+    Raises ValueError as `sample_prior`, or for a prior that can't say how likely its tokens are.
+    """
+    network = model.module
+    if not isinstance(network, Transformer):
+        raise ValueError(f"best of {n} needs a causal transformer, which knows how likely its tokens are")
+    conditions = prior_conditions(model, requests, condition)
+
+    def score(tokens: Tensor) -> Tensor:
+        return mutual_information(network, tokens.flatten(1), condition=conditions.condition, null=conditions.null)
+
+    return best_of(lambda k: sample_prior(model, requests, condition, candidate=k), score, n=n)
+
+
+def prior_conditions(
+    model: SamplingModel, requests: Sequence[Request], condition: Tensor | None = None, *, larger: bool = False
+) -> Conditions:
+    """What the requests, and the tokens (B, M) of a condition picture, are for the network; and the null of each.
+
+    `larger`: the condition may be of a larger picture. Raises ValueError for one that does not fit the prior.
+    """
+    conditions, network = encode_conditions(model, requests), model.module
+    length = network.condition_length if isinstance(network, TokenNetwork) else 0
+    if condition is None and length == 0:
+        return conditions
+    if condition is None:
+        raise ValueError(f"the model of stage {model.name} needs a condition picture of {length} tokens")
+    if length == 0:
+        raise ValueError(f"the model of stage {model.name} takes no condition picture: it was trained without")
+    assert isinstance(network, TokenNetwork)
+    if condition.shape != (len(requests), length) and not larger:
+        raise ValueError(f"condition tokens of {tuple(condition.shape)} where {(len(requests), length)} are needed")
+    if not 0 <= int(condition.min()) <= int(condition.max()) < network.null_condition:
+        raise ValueError(f"condition tokens must be in [0, {network.null_condition - 1}]")
+    condition = condition.to(model.device)
+    null = torch.full_like(condition, network.null_condition)
+    return Conditions(conditions.condition | {"condition": condition}, conditions.null | {"condition": null})
+
+
+def _filters(model: SamplingModel, request: Request) -> dict[str, Any]:
+    asked = partial(asked_or_set, settings=model.settings)
+    return {
+        "guidance_scale": asked(request.guidance_scale, name="guidance_scale", default=1.0),
+        "temperature": asked(request.temperature, name="temperature", default=1.0),
+        "top_k": asked(request.top_k, name="top_k", default=None),
+        "top_p": asked(request.top_p, name="top_p", default=None),
+    }

@@ -1,0 +1,28 @@
+"""Pictures of a VAE (Kingma & Welling, 2014): its prior decoded, in fp32, each picture with its own random stream.
+
+Shapes: B pictures, H = W resolution.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from components.models.autoencoder import Autoencoder
+from components.models.bottleneck import GaussianBottleneck
+from components.sampling.model import SamplingModel
+from components.sampling.requests import Request, random_stream
+
+
+@torch.no_grad()
+def sample_vae(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
+    """z ~ N(0, I) of each request's seed, decoded to the mean picture: (B, 3, H, W), near [-1, 1] and not clipped.
+
+    Raises ValueError if the model's codes have a prior of their own.
+    """
+    network = model.module
+    if not isinstance(network, Autoencoder) or not isinstance(network.bottleneck, GaussianBottleneck):
+        raise ValueError(f"the model of stage {model.name} is no VAE: its latents are not N(0, I), they need a prior")
+    streams = [random_stream(request.seed, model.name) for request in requests]
+    z = torch.stack([torch.randn(network.latent_shape, generator=stream) for stream in streams])
+    return network.decode(z.to(model.device))

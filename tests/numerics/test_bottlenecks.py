@@ -1,0 +1,214 @@
+"""Laws of the bottlenecks; oracles are torch.distributions, vector-quantize-pytorch and diffusers."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import VectorQuantizer as DiffusersQuantizer
+from torch import Tensor
+from torch.distributions import Categorical, Normal, kl_divergence
+from vector_quantize_pytorch import FSQ, VectorQuantize
+
+from components.losses.pixel_likelihood import discretized_logistic_nll
+from components.models.bottleneck import GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
+from components.models.quantizer import VectorQuantizer
+
+TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
+LEVELS = (8, 5, 5, 5)
+
+
+def test_the_gaussian_divergence_is_that_of_torch():
+    moments = torch.randn(3, 8, 2, 2)
+    mean, log_variance = moments.chunk(2, dim=1)
+    expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)).sum(dim=(1, 2, 3)).mean()
+    torch.testing.assert_close(GaussianBottleneck(channels=4)(moments).losses["kl_loss"], expected)
+
+
+def test_a_gaussian_at_its_prior_costs_nothing_and_gives_the_noise():
+    noise = torch.randn(2, 4, 3, 3)
+    encoded = GaussianBottleneck(channels=4)(torch.zeros(2, 8, 3, 3), noise=noise)
+    assert encoded.losses["kl_loss"] == 0
+    assert torch.equal(encoded.z, noise)
+
+
+def test_gaussian_samples_have_the_mean_and_deviation_they_were_asked_for():
+    moments = torch.tensor([0.5, math.log(0.09)]).view(1, 2, 1, 1).expand(20_000, 2, 1, 1)
+    z = GaussianBottleneck(channels=1)(moments, noise=torch.randn(20_000, 1, 1, 1)).z
+    assert abs(float(z.mean()) - 0.5) < 0.01
+    assert abs(float(z.std()) - 0.3) < 0.01
+    assert torch.equal(GaussianBottleneck(channels=1)(moments).z, moments[:, :1])  # without noise: the mean
+
+
+def test_divergence_and_likelihood_bound_the_evidence_and_the_true_posterior_touches_it():
+    """One value x with p(z) = N(0, 1) and p(x|z) logistic around z/2: -log p(x) by integration."""
+    grid = torch.linspace(-8, 8, 20_001)
+    image = torch.tensor(87 / 255 * 2 - 1)
+
+    def nll_at(z: Tensor) -> Tensor:
+        output = torch.stack([z / 2, torch.full_like(z, -1.5)], dim=0)[None, :, :, None]
+        return discretized_logistic_nll(output, image=image.expand(1, 1, len(z), 1)).flatten()
+
+    log_joint = -nll_at(grid) + Normal(0.0, 1.0).log_prob(grid)
+    evidence = -torch.logsumexp(log_joint + math.log(16 / 20_000), dim=0)
+    posterior = log_joint.softmax(dim=0)
+    mean = (posterior * grid).sum()
+    deviation = (posterior * (grid - mean).square()).sum().sqrt()
+    noise = Normal(0.0, 1.0).icdf((torch.arange(4000) + 0.5) / 4000).view(-1, 1, 1, 1)  # a quadrature of N(0, 1)
+
+    def bound(mean: Tensor, deviation: Tensor) -> Tensor:
+        moments = torch.stack([mean, 2 * deviation.log()]).view(1, 2, 1, 1).expand(4000, 2, 1, 1)
+        encoded = GaussianBottleneck(channels=1)(moments, noise=noise)
+        return nll_at(encoded.z.flatten()).mean() + encoded.losses["kl_loss"]
+
+    assert 0 < bound(mean, deviation) - evidence < 0.02  # not zero: the posterior is no Gaussian
+    for shift, scale in ((0.5, 1.0), (-0.5, 1.0), (0.0, 2.0), (0.0, 0.3)):
+        assert bound(mean + shift, deviation * scale) > bound(mean, deviation)
+
+
+def test_the_relaxation_becomes_the_largest_logit_as_its_temperature_falls():
+    quantizer = GumbelQuantizer(codebook_size=16, codebook_dim=4)
+    logits, noise = torch.randn(2, 16, 3, 3), -torch.empty(2, 16, 3, 3).exponential_().log()
+    soft = quantizer(logits, noise=noise, temperature=1e-3).z
+    torch.testing.assert_close(soft, quantizer.lookup((logits + noise).argmax(dim=1)), atol=1e-4, rtol=0)
+    hard = quantizer(logits)
+    assert torch.equal(hard.indices, logits.argmax(dim=1))
+    assert torch.equal(hard.z, quantizer.lookup(hard.indices))
+
+
+def test_the_categorical_divergence_is_that_of_torch_and_zero_for_equal_logits():
+    quantizer = GumbelQuantizer(codebook_size=16, codebook_dim=4)
+    logits = torch.randn(3, 16, 2, 2)
+    uniform = Categorical(logits=torch.zeros(16))
+    expected = kl_divergence(Categorical(logits=logits.permute(0, 2, 3, 1)), uniform).sum(dim=(1, 2)).mean()
+    torch.testing.assert_close(quantizer(logits).losses["kl_loss"], expected)
+    assert abs(float(quantizer(torch.full_like(logits, 0.7)).losses["kl_loss"])) < 1e-5
+
+
+def test_gumbel_noise_draws_codes_with_the_probabilities_of_the_logits():
+    logits = torch.tensor([0.0, 1.0, -1.0])
+    noise = -torch.empty(40_000, 3).exponential_().log()
+    counts = torch.bincount((logits + noise).argmax(dim=1), minlength=3)
+    torch.testing.assert_close(counts / 40_000, logits.softmax(dim=0), atol=0.01, rtol=0)
+
+
+def test_the_relaxation_reaches_logits_and_codes_by_gradient():
+    quantizer = GumbelQuantizer(codebook_size=16, codebook_dim=4)
+    logits = torch.randn(2, 16, 3, 3, requires_grad=True)
+    noise = -torch.empty_like(logits).exponential_().log()
+    z = quantizer(logits, noise=noise.detach(), temperature=0.5).z
+    to_logits, to_codes = torch.autograd.grad(z.square().sum(), (logits, quantizer.codebook))
+    assert (to_logits.abs().sum(dim=(1, 2, 3)) > 0).all()
+    assert (to_codes.abs().sum(dim=1) > 0).all()
+
+
+def test_finite_scalars_equal_the_oracle():
+    ours, peer = ScalarQuantizer(levels=LEVELS), FSQ(list(LEVELS))
+    z_e = 3 * torch.randn(4, 4, 8, 8)
+    mine, theirs = (z_e.clone().requires_grad_() for _ in range(2))
+    encoded, (z, indices) = ours(mine), peer(theirs)
+    assert torch.equal(encoded.indices, indices.long())
+    torch.testing.assert_close(encoded.z, z, **TOLERANCE)
+    direction = torch.randn_like(z)
+    torch.testing.assert_close(
+        torch.autograd.grad(encoded.z, mine, direction)[0], torch.autograd.grad(z, theirs, direction)[0], **TOLERANCE
+    )
+    assert encoded.losses == {}
+
+
+@pytest.mark.parametrize("levels", [LEVELS, (2, 3), (4, 7, 2)])
+def test_every_scalar_code_can_be_reached_and_has_an_index_of_its_own(levels: tuple[int, ...]):
+    quantizer = ScalarQuantizer(levels=levels)
+    assert quantizer.codebook_size == math.prod(levels)
+    indices = torch.arange(quantizer.codebook_size).view(1, -1, 1)
+    codes = quantizer.lookup(indices)
+    assert codes.abs().max() <= 1
+    half = torch.tensor([level // 2 for level in levels]).view(1, -1, 1, 1)
+    offset = torch.tensor([0.5 * (level % 2 == 0) for level in levels]).view(1, -1, 1, 1)
+    reach = torch.tensor([(level - 1) * 1.001 / 2 for level in levels]).view(1, -1, 1, 1)
+    z_e = ((codes * half + offset) / reach).clamp(-1 + 1e-6, 1 - 1e-6).atanh() - (offset / reach).atanh()
+    encoded = quantizer(z_e)
+    assert torch.equal(encoded.indices, indices)
+    assert torch.equal(encoded.z, codes)
+
+
+def test_levels_that_hold_no_choice_are_refused():
+    for levels in ((), (8, 1)):
+        with pytest.raises(ValueError, match="at least 2"):
+            ScalarQuantizer(levels=levels)
+
+
+def quantizer_pair() -> tuple[VectorQuantizer, DiffusersQuantizer]:
+    ours = VectorQuantizer(codebook_size=16, codebook_dim=4)
+    assert ours.codebook.abs().max() <= 1 / 16  # as published
+    ours.codebook.data.normal_()
+    peer = DiffusersQuantizer(16, 4, beta=0.25, legacy=False, sane_index_shape=True)
+    peer.embedding.weight.data.copy_(ours.codebook)
+    return ours, peer
+
+
+def test_codebook_and_commitment_loss_and_their_gradients_equal_the_oracle_with_the_weights_of_the_paper():
+    ours, peer = quantizer_pair()
+    z_e = torch.randn(3, 4, 5, 5, requires_grad=True)
+    encoded = ours(z_e)
+    z_q, loss, (_, _, indices) = peer(z_e)
+    mine = encoded.losses["codebook_loss"] + 0.25 * encoded.losses["commitment_loss"]
+    assert torch.equal(encoded.indices, indices)
+    torch.testing.assert_close(encoded.z, z_q, **TOLERANCE)
+    torch.testing.assert_close(mine, loss, **TOLERANCE)
+    direction = torch.randn_like(z_q)
+    gradients = torch.autograd.grad((encoded.z * direction).sum() + mine, (z_e, ours.codebook))
+    expected = torch.autograd.grad((z_q * direction).sum() + loss, (z_e, peer.embedding.weight))
+    for gradient, peer_gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, peer_gradient, **TOLERANCE)
+
+
+def test_a_learnable_codebook_has_the_gradients_of_vector_quantize_pytorch():
+    """There one squared difference moves codes and latents alike: the sum of our two losses, each with weight one."""
+    ours = VectorQuantizer(codebook_size=16, codebook_dim=4)
+    ours.codebook.data.normal_()
+    peer = VectorQuantize(
+        dim=4,
+        codebook_size=16,
+        learnable_codebook=True,
+        ema_update=False,
+        rotation_trick=False,
+        commitment_weight=1.0,
+        accept_image_fmap=True,
+    ).train()
+    peer._codebook.embed.data.copy_(ours.codebook[None])
+    z_e = torch.randn(3, 4, 5, 5, requires_grad=True)
+    encoded, (z, indices, loss) = ours(z_e), peer(z_e)
+    assert torch.equal(encoded.indices, indices)
+    torch.testing.assert_close(encoded.z, z, **TOLERANCE)
+    torch.testing.assert_close(encoded.losses["commitment_loss"], loss.squeeze(), **TOLERANCE)
+    gradients = torch.autograd.grad(sum(encoded.losses.values()), (z_e, ours.codebook))
+    expected = torch.autograd.grad(loss.squeeze(), (z_e, peer._codebook.embed))
+    torch.testing.assert_close(gradients[0], expected[0], **TOLERANCE)
+    torch.testing.assert_close(gradients[1], expected[1][0], **TOLERANCE)
+
+
+def test_each_loss_moves_its_own_side_only():
+    """taming-transformers #57: the weights stood on each other's term, and nothing failed."""
+    quantizer = VectorQuantizer(codebook_size=16, codebook_dim=4)
+    z_e = torch.randn(2, 4, 4, 4, requires_grad=True)
+    losses = quantizer(z_e).losses
+    for name, moved, still in (
+        ("codebook_loss", quantizer.codebook, z_e),
+        ("commitment_loss", z_e, quantizer.codebook),
+    ):
+        moving, resting = torch.autograd.grad(losses[name], (moved, still), allow_unused=True)
+        assert moving.abs().sum() > 0
+        assert resting is None
+
+
+def test_normalized_codes_are_found_by_direction():
+    quantizer = VectorQuantizer(codebook_size=16, codebook_dim=4, l2_normalize=True)
+    quantizer.codebook.data.mul_(torch.rand(16, 1) * 5 + 0.1)
+    encoded = quantizer(torch.randn(2, 4, 4, 4))
+    torch.testing.assert_close(encoded.z.norm(dim=1), torch.ones(2, 4, 4))
+    assert torch.equal(encoded.z, quantizer.lookup(encoded.indices))
+    scaled = VectorQuantizer(codebook_size=16, codebook_dim=4, l2_normalize=True)
+    scaled.codebook.data.copy_(F.normalize(quantizer.codebook.data, dim=1))
+    z_e = torch.randn(2, 4, 4, 4)
+    assert torch.equal(quantizer(7 * z_e).indices, scaled(z_e).indices)

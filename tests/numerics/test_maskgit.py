@@ -1,0 +1,243 @@
+"""Laws of the masked transformer, of its masks and of its decoding."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.losses.likelihood import masked_token_loss
+from components.models.masked_transformer import MaskedTransformer
+from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
+from components.training.tasks.masked_prior import evaluation_masks, random_masks, training_masks
+
+N, K = 9, 11
+NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
+CONDITIONS = {
+    "label": torch.tensor([0, 3, 4, 1, 5]),
+    "text": torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0], [1, 9, 9, 2, 0], [1, 3, 2, 0, 0]]),
+    "condition": torch.tensor([[0, 1], [2, 3], [6, 6], [5, 5], [4, 0]]),
+}
+GUIDED = {"null_text": NULL_TEXT, "guidance_scale": 2.0}
+
+
+def make_transformer(positions: str = "learned", **settings: object) -> MaskedTransformer:
+    torch.manual_seed(0)
+    sizes = {"codebook_size": K, "num_tokens": N, "grid": (3, 3), "model_dim": 32, "num_layers": 2, "num_heads": 4}
+    model = MaskedTransformer(**sizes | {"positions": positions} | settings).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_().mul_(0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def transformer() -> MaskedTransformer:
+    return make_transformer(
+        num_classes=5, vocab_size=12, text_length=5, condition_codebook_size=6, condition_grid=(1, 2)
+    )
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
+def test_every_logit_hears_all_tokens_and_conditions_but_pads(positions: str):
+    transformer = make_transformer(
+        positions, num_classes=5, vocab_size=12, text_length=5, condition_codebook_size=6, condition_grid=(1, 2)
+    )
+    vectors = {}
+    for name in ("class_embedding", "text_embedding", "condition_embedding", "token_embedding"):
+        getattr(transformer, name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: vectors.update({name: output.requires_grad_()})
+        )
+    tokens = torch.randint(0, K + 1, (1, N))
+    logits = transformer(tokens, **{name: value[:1] for name, value in CONDITIONS.items()})
+    assert logits.shape == (1, N, K)
+    for i in range(N):
+        gradients = torch.autograd.grad(logits[0, i].square().sum(), list(vectors.values()), retain_graph=True)
+        reached = {name: g[0].abs().sum(dim=-1) > 0 for name, g in zip(vectors, gradients, strict=True)}
+        assert reached.pop("text_embedding").tolist() == [True] * 4 + [False]
+        assert all(heard.all() for heard in reached.values())
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
+def test_every_parameter_takes_part_in_training(positions: str):
+    transformer = make_transformer(positions, num_classes=5, condition_codebook_size=6, condition_grid=(1, 2)).train()
+    tokens, label, condition = torch.randint(0, K + 1, (5, N)), CONDITIONS["label"], CONDITIONS["condition"]
+    transformer(tokens, label=label, condition=condition).square().sum().backward()
+    assert [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@torch.no_grad()
+def test_equal_tokens_are_told_apart_by_their_places():
+    for positions in ("learned", "learned_2d", "rotary_2d"):
+        logits = make_transformer(positions, num_classes=5)(torch.full((1, N), K))[0]
+        assert torch.pdist(logits).min() > 1e-3, positions
+
+
+def test_only_masked_tokens_have_a_loss_and_each_picture_weighs_the_same():
+    logits, tokens = torch.randn(3, N, K, requires_grad=True), torch.randint(0, K, (3, N))
+    masked = torch.zeros(3, N, dtype=torch.bool)
+    masked[0, 2] = masked[1, :5] = masked[2] = True
+    loss = masked_token_loss(logits, tokens=tokens, masked=masked, label_smoothing=0.1)
+    log_p = logits.log_softmax(dim=-1)
+    nats = -(0.9 * log_p.gather(-1, tokens[..., None])[..., 0] + 0.1 * log_p.mean(dim=-1))
+    expected = torch.stack([nats[0, 2], nats[1, :5].mean(), nats[2].mean()]).mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert torch.equal(logits.grad.abs().sum(dim=-1) > 0, masked)
+
+
+def test_mask_ratios_follow_the_cosine_of_a_uniform_number():
+    """P(count <= n) = P(N cos(π/2 · r) <= n) = 1 - 2/π arccos(n / N), by the Kolmogorov distance of 4,000 draws."""
+    counts = training_masks(3, torch.arange(4000), num_tokens=64).sum(dim=1)
+    assert counts.min() >= 1
+    share = torch.bincount(counts, minlength=65)[1:].cumsum(dim=0) / 4000
+    expected = 1 - 2 / math.pi * torch.arccos(torch.arange(1, 65) / 64)
+    assert (share - expected).abs().max() < 0.03
+    ordered = evaluation_masks(3, torch.arange(4000), num_tokens=8, draw=0).sum(dim=1)
+    assert (torch.bincount(ordered, minlength=9)[1:] - 500).abs().max() < 100
+    assert (ordered == 0).sum() == 0
+
+
+def test_masks_are_functions_of_seed_and_position_and_fair_to_every_place():
+    position = torch.arange(2000)
+    masks = training_masks(3, position, num_tokens=N)
+    assert torch.equal(training_masks(3, position[5:9], num_tokens=N), masks[5:9])
+    assert not torch.equal(training_masks(4, position, num_tokens=N), masks)
+    fair = random_masks(0, position, counts=torch.full((2000,), 3), num_tokens=N, stream="fair")
+    assert (fair.sum(dim=1) == 3).all()
+    assert (fair.float().mean(dim=0) - 1 / 3).abs().max() < 0.045
+
+
+def test_the_schedule_keeps_a_token_each_step_and_leaves_none():
+    for num_tokens in range(1, 65):
+        for steps in range(1, num_tokens + 1):
+            counts = [num_tokens, *masked_counts(num_tokens, steps=steps)]
+            assert len(counts) == steps + 1
+            assert counts[-1] == 0
+            assert all(before > after for before, after in itertools.pairwise(counts))
+        assert counts == list(range(num_tokens, -1, -1)), "as many steps as tokens: one at a time"
+    for steps in (8, 12):
+        cosine = [math.floor(256 * math.cos(math.pi / 2 * t / steps)) for t in range(1, steps)]
+        assert masked_counts(256, steps=steps) == [*cosine, 0]
+
+
+@pytest.mark.parametrize("steps", [0, N + 1])
+def test_steps_out_of_range_are_refused(transformer: MaskedTransformer, steps: int):
+    with pytest.raises(ValueError, match=rf"steps must be in \[1, 9\], not {steps}"):
+        maskgit(transformer, generators=generators(0), steps=steps)
+
+
+@pytest.mark.parametrize("steps", [1, 4, N])
+def test_every_place_is_filled_exactly_once(transformer: MaskedTransformer, steps: int):
+    seen = [torch.full((5, N), K)]
+    tokens = maskgit(
+        transformer,
+        generators=generators(*range(5)),
+        steps=steps,
+        **CONDITIONS,
+        **GUIDED,
+        on_step=lambda step, tokens: seen.append(tokens.clone()),
+    )
+    assert len(seen) == steps + 1
+    for before, after, left in zip(seen, seen[1:], masked_counts(N, steps=steps), strict=False):
+        assert ((after == K).sum(dim=1) == left).all()
+        assert torch.equal(after[before != K], before[before != K])
+    assert torch.equal(seen[-1], tokens)
+    assert 0 <= tokens.min() <= tokens.max() < K
+
+
+def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(transformer: MaskedTransformer):
+    settings = {"steps": 4, "temperature": 0.9, "top_k": 8, "top_p": 0.95, **GUIDED}
+    together = maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings)
+    for i in range(5):
+        own = {name: value[i : i + 1] for name, value in CONDITIONS.items()}
+        assert torch.equal(maskgit(transformer, generators=generators(i), **own, **settings), together[i : i + 1])
+    other = maskgit(transformer, generators=generators(*range(5, 10)), **CONDITIONS, **settings)
+    assert not torch.equal(other, together)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("choice_temperature", [0.0, 4.5])
+def test_each_step_keeps_what_is_surest_by_log_p_and_fading_gumbel_noise(
+    transformer: MaskedTransformer, choice_temperature: float
+):
+    """Decoding written out, guided, with the most likely token each time."""
+    null = {"text": NULL_TEXT.expand(5, 5), "condition": torch.full((5, 2), 6)}
+    expected, streams = torch.full((5, N), K), generators(*range(5))
+    for step, left in enumerate(masked_counts(N, steps=3), start=1):
+        conditional, unconditional = transformer(expected, **CONDITIONS), transformer(expected, **null)
+        log_p = (unconditional + 2 * (conditional - unconditional)).log_softmax(dim=-1)
+        for picture in range(5):
+            noise = -torch.log(-torch.log(torch.rand(2, N, generator=streams[picture])[1]))
+            confidence = log_p[picture].max(dim=-1).values + choice_temperature * (1 - step / 3) * noise
+            places = [place for place in range(N) if expected[picture, place] == K]
+            places.sort(key=lambda place, of=confidence: -float(of[place]))
+            for place in places[: len(places) - left]:
+                expected[picture, place] = log_p[picture, place].argmax()
+    settings = {"steps": 3, "temperature": 0.0, "choice_temperature": choice_temperature, **GUIDED}
+    assert torch.equal(maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings), expected)
+    settings["choice_temperature"] = 4.5 - choice_temperature
+    other = maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings)
+    assert not torch.equal(other, expected)
+
+
+def test_what_is_known_is_never_drawn_again():
+    tokens, drawn = torch.tensor([[3, K, K, 5, K]]), torch.tensor([[0, 1, 2, 0, 4]])
+    confidence = torch.tensor([[9.0, -3.0, -1.0, 9.0, -2.0]])
+    kept = [keep_surest(tokens, drawn, confidence=confidence, left=left, mask_token=K).tolist() for left in (2, 1, 0)]
+    assert kept == [[[3, K, 2, 5, K]], [[3, K, 2, 5, 4]], [[3, 1, 2, 5, 4]]]
+
+
+def test_gumbel_noise_has_its_mean_and_variance_and_is_always_finite():
+    noise = gumbel(torch.rand(200_000, generator=torch.Generator().manual_seed(0)))
+    assert noise.mean() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var() == pytest.approx(math.pi**2 / 6, abs=0.03)
+    assert gumbel(torch.tensor([0.0, 1 - 2**-24])).isfinite().all()
+
+
+def test_drawn_tokens_can_be_trained_on(transformer: MaskedTransformer):
+    one = {name: value[:1] for name, value in CONDITIONS.items()}
+    tokens = maskgit(transformer, generators=generators(0), steps=3, **one)
+    transformer(tokens, **one).sum().backward()
+    assert transformer.head.weight.grad.abs().sum() > 0
+
+
+def bits_in_random_order(transformer: MaskedTransformer, pictures: Tensor, distribution: Tensor) -> Tensor:
+    """Nats a token, exactly: over all pictures and all masks, each number of masked tokens as likely as any other."""
+    num_tokens, total = pictures.shape[1], torch.zeros((), dtype=torch.float64)
+    for masked in itertools.product((False, True), repeat=num_tokens):
+        count = sum(masked)
+        if count:
+            hidden = torch.tensor(masked)
+            logits = transformer(pictures.masked_fill(hidden, transformer.mask_token))
+            nats = -logits.log_softmax(dim=-1).gather(-1, pictures[..., None])[..., 0].double()
+            share = 1 / num_tokens / math.comb(num_tokens, count)
+            total += share * (distribution * nats[:, hidden].mean(dim=1)).sum()
+    return total
+
+
+def test_trained_on_a_known_distribution_it_reaches_its_entropy_in_random_order():
+    torch.manual_seed(0)
+    pictures = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    distribution = torch.tensor([0.6, 0.3, 0.1])[pictures[:, :2]].prod(dim=1).double()
+    distribution *= torch.where(pictures[:, 2] == (pictures[:, 0] + pictures[:, 1]) % 3, 0.8, 0.1)
+    entropy = -(distribution * distribution.log()).sum() / 3
+    model = MaskedTransformer(codebook_size=3, num_tokens=3, model_dim=32, num_layers=2, num_heads=4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    draws = torch.multinomial(distribution, 300 * 256, replacement=True).view(300, 256)
+    for step, chosen in enumerate(draws):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / len(draws))
+        masked = evaluation_masks(step, torch.arange(256), num_tokens=3, draw=0)
+        inputs = pictures[chosen].masked_fill(masked, 3)
+        loss = masked_token_loss(model(inputs), tokens=pictures[chosen], masked=masked, label_smoothing=0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        bound = bits_in_random_order(model, pictures, distribution)
+    assert entropy <= bound < 1.02 * entropy

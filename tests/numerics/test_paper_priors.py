@@ -1,0 +1,25 @@
+"""The published transformers have about the number of parameters that their papers round to.
+
+Their tables differ from ours (classes in a table of their own, no bias at the head), so the counts agree to their digits.
+"""
+
+import pytest
+import torch
+
+from components.models.transformer import Transformer
+from components.training.config import Conditions, TokenGrid
+from components.training.tasks.prior import transformer_arguments
+from pipelines.recipes.paper import imagenet_class_prior, mindalle_text_prior
+
+
+@pytest.mark.parametrize(
+    ("recipe", "billions", "classes"), [(imagenet_class_prior, 1.4, 1000), (mindalle_text_prior, 1.3, 1)]
+)
+def test_a_published_prior_has_its_published_size(recipe, billions: float, classes: int):
+    built = recipe()
+    text = built.images
+    offers = Conditions(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
+    grid = TokenGrid(codebook_size=16_384, height=16, width=16)
+    with torch.device("meta"):
+        network = Transformer(**transformer_arguments(built.prior, offers, grid))
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e9, 1) == billions

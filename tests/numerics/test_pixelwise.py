@@ -1,0 +1,216 @@
+"""Laws of exact models of pictures and of drawing from them, held by gated PixelCNN and Row LSTM alike."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from components.sampling.pixelwise import PixelNetwork, generate_grid
+from tests.pixel_models import KINDS, make_model, random_values
+
+LABEL = torch.tensor([0, 3, 4])  # 4 is the null label
+BOTH = pytest.mark.parametrize("kind", KINDS)
+INPUTS = pytest.mark.parametrize(("num_channels", "embedding"), [(3, "intensity"), (1, "table"), (2, "table")])
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def log_likelihoods(model: PixelNetwork, values: Tensor, label: Tensor | None = None) -> Tensor:
+    """(B, C, H, W) -> (B,) in nats."""
+    logits = model(values, label=label).log_softmax(dim=-1)
+    return logits.gather(-1, values[..., None]).sum(dim=(1, 2, 3, 4))
+
+
+@torch.no_grad()
+@BOTH
+@INPUTS
+def test_cached_logits_equal_those_of_the_full_forward(kind: str, num_channels: int, embedding: str):
+    model = make_model(kind, num_channels=num_channels, embedding=embedding, kernel_size=5)
+    values = random_values(model, batch_size=3, height=5, width=6)
+    sequence = rearrange(values, "b c h w -> (h w c) b")
+    logits, cache = model.start(3, height=5, width=6, label=LABEL)
+    stepped = [logits, *(model.step(column, cache=cache) for column in sequence[:-1])]
+    expected = rearrange(model(values, label=LABEL), "b c h w k -> (h w c) b k")
+    torch.testing.assert_close(torch.stack(stepped), expected, atol=1e-12, rtol=0)
+    assert expected.std() > 0.1
+    with pytest.raises(IndexError, match="cache is full"):
+        model.step(sequence[-1], cache=cache)
+
+
+@torch.no_grad()
+@BOTH
+@pytest.mark.parametrize(
+    ("num_values", "num_channels", "width", "embedding"), [(2, 3, 2, "intensity"), (3, 1, 3, "table")]
+)
+def test_probabilities_of_all_pictures_sum_to_one(
+    kind: str, num_values: int, num_channels: int, width: int, embedding: str
+):
+    model = make_model(kind, num_values=num_values, num_channels=num_channels, embedding=embedding)
+    every = itertools.product(range(num_values), repeat=num_channels * 2 * width)
+    pictures = rearrange(torch.tensor(list(every)), "n (c h w) -> n c h w", c=num_channels, h=2)
+    likelihoods = log_likelihoods(model, pictures, torch.ones(len(pictures), dtype=torch.int64))
+    assert likelihoods.std() > 0.1
+    torch.testing.assert_close(likelihoods.exp().sum(), torch.tensor(1.0).double(), atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+@BOTH
+def test_no_label_is_the_null_label(kind: str):
+    model = make_model(kind)
+    values = random_values(model, batch_size=2, height=3, width=3)
+    null = model(values, label=torch.tensor([4, 4]))
+    assert torch.equal(model(values), null)
+    assert not torch.allclose(model(values, label=torch.tensor([0, 1])), null)
+    assert torch.equal(model.start(2, height=3, width=3)[0], model.start(2, height=3, width=3, label=LABEL[[2, 2]])[0])
+
+
+@BOTH
+@INPUTS
+def test_every_parameter_takes_part_in_training(kind: str, num_channels: int, embedding: str):
+    model = make_model(kind, num_channels=num_channels, embedding=embedding, dropout=0.1).train()
+    model(random_values(model, batch_size=3, height=4, width=4), label=LABEL).square().sum().backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+@torch.no_grad()
+@BOTH
+def test_dropout_acts_in_training_and_not_in_eval(kind: str):
+    model = make_model(kind, dropout=0.5)
+    values = random_values(model, batch_size=2, height=3, width=3)
+    assert torch.equal(model(values), model(values))
+    assert not torch.equal(model.train()(values), model(values))
+
+
+@torch.no_grad()
+@BOTH
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_greedy_drawing_with_the_cache_equals_greedy_drawing_without(kind: str, guidance_scale: float):
+    model = make_model(kind)
+    expected = torch.zeros(3, 3, 3, 4, dtype=torch.int64)
+    for row, column, color in itertools.product(range(3), range(4), range(3)):
+        conditional, null = (model(expected, label=label)[:, color, row, column] for label in (LABEL, None))
+        expected[:, color, row, column] = (null + guidance_scale * (conditional - null)).argmax(dim=-1)
+    settings = {"label": LABEL, "guidance_scale": guidance_scale, "temperature": 0.0}
+    drawn = generate_grid(model, generators=generators(0, 1, 2), height=3, width=4, **settings)
+    assert torch.equal(drawn, expected)
+    assert len(expected.unique(dim=0)) > 1
+
+
+@BOTH
+def test_the_same_seed_gives_the_same_picture_in_a_batch_of_one_and_of_three(kind: str):
+    model = make_model(kind).float()
+    settings = {"height": 4, "width": 3, "guidance_scale": 2.0, "temperature": 0.9, "top_k": 4, "top_p": 0.95}
+    together = generate_grid(model, generators=generators(0, 1, 2), label=LABEL, **settings)
+    for i in range(3):
+        alone = generate_grid(model, generators=generators(i), label=LABEL[i : i + 1], **settings)
+        assert torch.equal(alone, together[i : i + 1])
+    other = generate_grid(model, generators=generators(3, 4, 5), label=LABEL, **settings)
+    assert not torch.equal(other, together)
+
+
+@BOTH
+def test_guidance_of_the_null_label_changes_nothing_and_guidance_by_one_is_off(kind: str):
+    """As close to one as can be: at one itself nothing is combined."""
+    model = make_model(kind)
+    plain, off = (
+        generate_grid(model, generators=generators(0, 1), height=3, width=3, label=x) for x in (None, LABEL[:2])
+    )
+    for label, guidance_scale, expected in (
+        (None, 4.0, plain),
+        (LABEL[[2, 2]], 4.0, plain),
+        (LABEL[:2], 1 + 1e-9, off),
+    ):
+        guided = generate_grid(
+            model, generators=generators(0, 1), height=3, width=3, label=label, guidance_scale=guidance_scale
+        )
+        assert torch.equal(guided, expected)
+    assert not torch.equal(plain, off)
+
+
+@BOTH
+def test_pictures_follow_the_model(kind: str):
+    """4,000 pictures of three tokens against their exact distribution, chi-squared with 26 degrees of freedom."""
+    model = make_model(kind, num_values=3, num_channels=1, embedding="table")
+    every = rearrange(torch.tensor(list(itertools.product(range(3), repeat=3))), "n w -> n 1 1 w")
+    with torch.no_grad():
+        expected = log_likelihoods(model, every).exp() * 4000
+    drawn = generate_grid(model, generators=generators(*range(4000)), height=1, width=3)
+    counts = torch.bincount((drawn[:, 0, 0] * torch.tensor([9, 3, 1])).sum(dim=1), minlength=27)
+    kept = expected > 5
+    assert ((counts - expected) ** 2 / expected)[kept].sum() < 54.1  # passed by 99.9 % of fair samples
+    assert kept.sum() > 10
+
+
+@BOTH
+def test_drawn_pictures_can_be_trained_on_and_every_step_is_reported(kind: str):
+    model, seen = make_model(kind), []
+    settings = {"generators": generators(0), "height": 2, "width": 2}
+    values = generate_grid(model, **settings, on_token=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 12) for i in range(1, 13)]
+    model(values).sum().backward()
+    assert model.head.out.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"temperature": -1.0}, "negative"), ({"top_k": 0}, "keeps no"), ({"top_p": 0.0}, "not in")],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        generate_grid(make_model("pixelcnn"), generators=generators(0), height=2, width=2, **setting)
+
+
+def known_pictures(count: int, *, num_values: int, num_channels: int) -> Tensor:
+    """4×4 pictures: each value is the sum of its left and its upper neighbor (of the color before, for all but the
+    first) modulo K with probability 0.8, else uniform. So each has the same entropy, whatever came before."""
+    random = torch.Generator().manual_seed(num_channels)
+    padded = torch.zeros(count, num_channels, 5, 5, dtype=torch.int64)
+    for row, column, color in itertools.product(range(1, 5), range(1, 5), range(num_channels)):
+        upper = padded[:, color, row - 1, column] if color == 0 else padded[:, color - 1, row, column]
+        sure = (padded[:, color, row, column - 1] + upper) % num_values
+        uniform = torch.randint(0, num_values, (count,), generator=random)
+        keep = torch.rand(count, generator=random) < 0.8
+        padded[:, color, row, column] = torch.where(keep, sure, uniform)
+    return padded[:, :, 1:, 1:]
+
+
+def known_entropy(num_values: int) -> float:
+    """In nats a value."""
+    likely, other = 0.8 + 0.2 / num_values, 0.2 / num_values
+    return -likely * math.log(likely) - (num_values - 1) * other * math.log(other)
+
+
+@BOTH
+@pytest.mark.parametrize(("num_values", "num_channels", "embedding"), [(3, 1, "table"), (2, 3, "intensity")])
+def test_a_trained_model_reaches_the_entropy_of_a_known_distribution(
+    kind: str, num_values: int, num_channels: int, embedding: str
+):
+    torch.manual_seed(0)
+    model = KINDS[kind](
+        num_values=num_values,
+        num_channels=num_channels,
+        channels=24,
+        num_layers=1,
+        kernel_size=3,
+        embedding=embedding,
+    )
+    train, held_out = known_pictures(20_000, num_values=num_values, num_channels=num_channels).split([16_000, 4_000])
+    steps = 250
+    optimizer = torch.optim.Adam(model.parameters(), lr=8e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)
+    for step in range(steps):
+        values = train[step * 64 : step * 64 + 64]
+        F.cross_entropy(model(values).movedim(-1, 1), values).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    with torch.no_grad():
+        reached = float(F.cross_entropy(model(held_out).movedim(-1, 1), held_out))
+    assert reached == pytest.approx(known_entropy(num_values), rel=0.02)

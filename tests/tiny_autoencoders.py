@@ -1,0 +1,27 @@
+"""A tiny recipe of each kind of autoencoder that several tests share."""
+
+from typing import Any
+
+from components.training.config import AutoencoderConfig
+from tests.tiny_training import autoencoder_config
+
+SMALL = {"resolution": 8, "channel_mult": (1, 2), "adversarial_weight": 0.0}
+NO_CODES = {"codebook_size": None, "codebook_dim": None}
+RECIPES: dict[str, dict[str, Any]] = {
+    "vae": {**SMALL, **NO_CODES, "bottleneck": "gaussian", "reconstruction": "discretized_logistic"},
+    "vae_gan": {**SMALL, **NO_CODES, "bottleneck": "gaussian", "kl_weight": 1e-2, "adversarial_weight": 0.8},
+    "vq_vae": {**SMALL, "bottleneck": "vq", "l2_normalize": False, "reconstruction": "mse"},
+    "vq_vae_ema": {**SMALL, "codebook_init": "kmeans", "reconstruction": "discretized_logistic"},
+    "dvae": {
+        **SMALL,
+        "bottleneck": "gumbel",
+        "reconstruction": "logit_laplace",
+        "kl_warmup_steps": 5,
+        "temperature_steps": 15,
+    },
+    "fsq": {**SMALL, **NO_CODES, "bottleneck": "fsq", "fsq_levels": (5, 4, 3)},
+}
+
+
+def config_of(name: str, **changes: Any) -> AutoencoderConfig:
+    return autoencoder_config(**(RECIPES[name] | changes))
