@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from components.data.errors import ShardError
 from components.data.order import WINDOW_SHARDS
-from components.data.pictures import load_picture
-from components.data.shards import ShardEntry, ShardIndex, ShardSample, Split, read_bpe, read_shard, split_of
+from components.data.pictures import load_depth, load_mask, load_picture
+from components.data.shards import Member, ShardEntry, ShardIndex, ShardSample, Split, read_bpe, read_shard, split_of
 from components.sampling.text_encoding import encode_text, parse_bpe
 
 CACHE_BYTES = 96 * 2**20  # of one reading process
@@ -20,20 +20,23 @@ CACHE_BYTES = 96 * 2**20  # of one reading process
 
 class DecodedShard:
     """The samples of one split (None: of all) of a verified shard, in tar order; pictures are decoded when they are
-    asked for, and kept if those of the whole set fit into CACHE_BYTES.
+    asked for, and kept if those of the whole set fit into CACHE_BYTES. `member` is what of a sample is its picture.
 
-    Raises ShardError on construction if the shard is not what the index says.
+    Raises ShardError on construction if the shard is not what the index says, or a sample lacks the member.
     """
 
-    def __init__(self, index: ShardIndex, entry: ShardEntry, *, resolution: int, split: Split | None) -> None:
-        samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in read_shard(index, entry)]
+    def __init__(
+        self, index: ShardIndex, entry: ShardEntry, *, resolution: int, split: Split | None, member: Member = "image"
+    ) -> None:
+        stored = read_shard(index, entry, member=member)
+        samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
         self.text = encode_text(  # (N, L)
             tokenizer_of(index), [sample.caption for sample in self.samples], text_length=index.text.text_length
         )
-        self.resolution = resolution
+        self.resolution, self.member, self.mask_values = resolution, member, index.mask_values
         self._url = index.url(entry.url)
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
         if index.samples * 3 * resolution**2 <= CACHE_BYTES:  # else each picture is needed once before it is evicted
@@ -67,22 +70,29 @@ class DecodedShard:
 
     def _decode(self, sample: ShardSample) -> np.ndarray:
         try:
-            return load_picture(sample.picture, resolution=self.resolution)
+            match self.member:
+                case "image":
+                    return load_picture(sample.picture, resolution=self.resolution)
+                case "depth":
+                    return load_depth(sample.picture, resolution=self.resolution)
+                case "mask":
+                    return load_mask(sample.picture, resolution=self.resolution, mask_values=self.mask_values)
         except Exception as error:
-            raise ShardError(f"shard {self._url}, sample {sample.key}: picture can't be decoded: {error}") from error
+            said = "picture" if self.member == "image" else f"{self.member}.png"
+            raise ShardError(f"shard {self._url}, sample {sample.key}: {said} can't be decoded: {error}") from error
 
 
 class ShardCache:
     """The shards used last: at least a window of them, more while they fit in CACHE_BYTES."""
 
     def __init__(self) -> None:
-        self._shards: OrderedDict[tuple[str, str, int], DecodedShard] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, str, int, Member, int], DecodedShard] = OrderedDict()
 
-    def get(self, index: ShardIndex, entry: ShardEntry, *, resolution: int) -> DecodedShard:
+    def get(self, index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> DecodedShard:
         """The training split of a shard, read if it is not held. Raises ShardError."""
-        key = (index.url(entry.url), entry.sha256, resolution)
+        key = (index.url(entry.url), entry.sha256, resolution, member, index.mask_values)
         if key not in self._shards:
-            self._shards[key] = DecodedShard(index, entry, resolution=resolution, split="train")
+            self._shards[key] = DecodedShard(index, entry, resolution=resolution, split="train", member=member)
             self._evict()
         self._shards.move_to_end(key)
         return self._shards[key]

@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 
 from components.data.held_out import read_whole_shard
-from components.data.shards import ShardEntry, ShardIndex
+from components.data.shards import Member, ShardEntry, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
 from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
 from components.storage.store import Store
@@ -27,18 +27,18 @@ BATCH = 64  # pictures at a time; decides no token
 class ShardEncoder:
     """One actor of the pool: reads a shard, writes its token file whole under its fixed name."""
 
-    def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, threads: int) -> None:
+    def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, threads: int, member: Member) -> None:
         torch.set_num_threads(threads)
         bundle = load_bundle(tokenizer.download(Path(tempfile.mkdtemp(prefix="cascade-tokenizer-"))))
-        self.index, self.files, self.resolution = index, files, bundle.settings["resolution"]
+        self.index, self.files, self.member, self.resolution = index, files, member, bundle.settings["resolution"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        assert isinstance(bundle.module, VQAutoencoder)
+        assert isinstance(bundle.module, Autoencoder)
         self.network = bundle.module
         self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         shard = ShardEntry.model_validate_json(row["shard"])
-        samples = read_whole_shard(self.index, shard, resolution=self.resolution)
+        samples = read_whole_shard(self.index, shard, resolution=self.resolution, member=self.member)
         starts = range(0, len(samples.key), BATCH)
         tokens = np.concatenate([self.encode(samples.image[start : start + BATCH]) for start in starts])
         split = np.array(samples.split, dtype=str)
@@ -55,27 +55,37 @@ def token_names(index: ShardIndex) -> list[str]:
     return [f"{number:06d}-{token_name(shard.url)}" for number, shard in enumerate(index.shards)]
 
 
-def encode_shards(index: ShardIndex, tokenizer: Artifact, *, files: Store, resources: Resources) -> Iterator[int]:
+def encode_shards(
+    index: ShardIndex, tokenizer: Artifact, *, files: Store, resources: Resources, member: Member = "image"
+) -> Iterator[int]:
     """Write the token files of all shards that `files` lacks; yields how many there are after each.
 
     Takes one actor for each of resources.num_actors. Raises ShardError for a shard that its index does not match.
+
+    Args:
+        member: what of each sample is its picture.
     """
     names, written = token_names(index), {file.path for file in files.list()}
     missing = [(name, shard) for name, shard in zip(names, index.shards, strict=True) if name not in written]
     yield len(names) - len(missing)
     if missing:
         rows = [{"name": name, "shard": shard.model_dump_json()} for name, shard in missing]
-        for done, _ in enumerate(_encoded(rows, index, tokenizer, files, resources), start=1):
+        for done, _ in enumerate(_encoded(rows, index, tokenizer, files, resources, member), start=1):
             yield len(names) - len(missing) + done
 
 
 def _encoded(
-    rows: Sequence[dict[str, str]], index: ShardIndex, tokenizer: Artifact, files: Store, resources: Resources
+    rows: Sequence[dict[str, str]],
+    index: ShardIndex,
+    tokenizer: Artifact,
+    files: Store,
+    resources: Resources,
+    member: Member,
 ) -> Iterator[dict[str, str]]:
     header = index.model_copy(update={"shards": ()})
     dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
         ShardEncoder,
-        fn_constructor_args=(header, tokenizer, files, resources.threads),
+        fn_constructor_args=(header, tokenizer, files, resources.threads, member),
         compute=ray.data.ActorPoolStrategy(size=min(resources.num_actors, len(rows))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,

@@ -9,5 +9,9 @@ class ShardError(RuntimeError):
     """A shard is not what its index says (truncated, changed, with members that are refused); names the shard."""
 
 
+class TokensError(ValueError):
+    """Tokens that don't fit what they are to be used with: another codebook, another grid, other pictures."""
+
+
 class DataError(RuntimeError):
     """The pictures themselves are not fit for use: more of them are corrupt than the setting allows."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from components.data.decoded import DecodedShard
-from components.data.shards import ShardEntry, ShardIndex, Split
+from components.data.shards import Member, ShardEntry, ShardIndex, Split
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +23,18 @@ class SplitArrays(NamedTuple):
     split: tuple[Split, ...]
 
 
-def read_split(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> SplitArrays:
-    """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError."""
+def read_split(
+    index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None, member: Member = "image"
+) -> SplitArrays:
+    """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError.
+
+    Args:
+        member: what of each sample is its picture, here and below.
+    """
     found: list[SplitArrays] = []
     count = 0
     for entry in index.shards:
-        shard = DecodedShard(index, entry, resolution=resolution, split=split)
+        shard = DecodedShard(index, entry, resolution=resolution, split=split, member=member)
         found.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
         count += len(found[-1].key)
         if count == limit:
@@ -43,9 +49,9 @@ def read_split(index: ShardIndex, split: Split, *, resolution: int, limit: int |
     )
 
 
-def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int) -> SplitArrays:
+def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> SplitArrays:
     """All usable samples of one shard, of both splits, in tar order. Raises ShardError."""
-    shard = DecodedShard(index, entry, resolution=resolution, split=None)
+    shard = DecodedShard(index, entry, resolution=resolution, split=None, member=member)
     return _arrays(shard, len(shard.samples))
 
 
@@ -62,14 +68,16 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
     )
 
 
-def held_out_arrays(index: ShardIndex, *, resolution: int, limit: int) -> dict[str, np.ndarray]:
+def held_out_arrays(
+    index: ShardIndex, *, resolution: int, limit: int, member: Member = "image"
+) -> dict[str, np.ndarray]:
     """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L).
 
     A set that holds nothing out (a choice of its `holdout_fraction`, or too few pictures) shows training samples, and
     says so in the log. Raises ShardError.
     """
-    samples = read_split(index, "holdout", resolution=resolution, limit=limit)
+    samples = read_split(index, "holdout", resolution=resolution, limit=limit, member=member)
     if not samples.key:
         logger.warning("%s holds no picture out: previews and evaluation use training pictures", index.source)
-        samples = read_split(index, "train", resolution=resolution, limit=limit)
+        samples = read_split(index, "train", resolution=resolution, limit=limit, member=member)
     return {"image": samples.image, "label": samples.label, "text": samples.text}

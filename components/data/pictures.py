@@ -1,4 +1,4 @@
-"""Any picture file in, an upright RGB square out.
+"""Any picture file in, an upright RGB square out; depth maps and masks as such pictures.
 
 Shapes: H = W = resolution; pictures are uint8 (H, W, 3), 0..255.
 """
@@ -38,25 +38,79 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_square(image: Image.Image, resolution: int) -> Image.Image:
-    """Center crop to a square, then resize with antialiasing.
-
-    Halving with a box filter while the side is at least twice the target, then one bicubic step: the preparation of
-    the ADM training data (Dhariwal & Nichol, 2021, `center_crop_arr`), with the crop first.
-    """
+def center_square(image: Image.Image) -> Image.Image:
+    """The largest square around the center."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
+    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
+def fit_square(
+    image: Image.Image, resolution: int, *, last: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Center crop to a square, then resize with antialiasing.
+
+    Halving with a box filter while the side is at least twice the target, then one bicubic step (or that of the filter
+    `last`): the preparation of the ADM training data (Dhariwal & Nichol, 2021, `center_crop_arr`), with the crop first.
+    """
+    image = center_square(image)
+    side = image.width
     while side >= 2 * resolution:
         side //= 2
         image = image.resize((side, side), Image.Resampling.BOX)
-    return image if side == resolution else image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return image if side == resolution else image.resize((resolution, resolution), last)
 
 
 def load_picture(data: bytes, *, resolution: int) -> np.ndarray:
     """Picture file -> uint8 (resolution, resolution, 3)."""
     return np.asarray(fit_square(decode_picture(data), resolution))
+
+
+def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
+    """Depth map file -> relative inverse depth as a grey picture, uint8 (resolution, resolution, 3).
+
+    255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the picture's central square: nearest 255, farthest 0, whatever the
+    unit of d, as monocular depth networks give it (Ranftl et al., 2020). Where the file says 0 nothing was measured,
+    and the picture is 0 too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and
+    bilinear filters, which make no value that was not between its neighbors').
+    """
+    depth = np.asarray(center_square(_single_channel(data)), dtype=np.float64)  # (h, h)
+    inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
+    nearest, farthest = inverse.max(), inverse.min(where=depth > 0, initial=np.inf)
+    span = nearest - farthest if nearest > farthest else np.inf
+    relative = np.clip((inverse - min(farthest, nearest)) / span, 0, 1)
+    grey = fit_square(Image.fromarray(relative.astype(np.float32)), resolution, last=Image.Resampling.BILINEAR)
+    return _equal_channels(255 * np.asarray(grey))
+
+
+def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
+    """Mask file with the values 0 .. mask_values - 1 -> these spread evenly over 0..255, uint8 (resolution,
+    resolution, 3): 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values.
+
+    Raises ValueError for another value: the number of values belongs to the set, so that one value is the same grey in
+    all of its pictures.
+    """
+    image = center_square(_single_channel(data)).resize((resolution, resolution), Image.Resampling.NEAREST)
+    mask = np.asarray(image).astype(np.float64)
+    if mask.max() >= mask_values:
+        raise ValueError(
+            f"the mask holds the value {int(mask.max())}, the set's masks 0 to {mask_values - 1}; "
+            f"set mask_values in index.json to the number of values"
+        )
+    return _equal_channels(255 / (mask_values - 1) * mask)
+
+
+def _single_channel(data: bytes) -> Image.Image:
+    """A file of one number a pixel (grey, 16-bit, palette indices), as it is. Raises ValueError for any other."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    if len(image.getbands()) > 1:
+        raise ValueError(f"one number a pixel is needed, not {image.mode}")
+    return image
+
+
+def _equal_channels(grey: np.ndarray) -> np.ndarray:  # (H, W) in [0, 255] -> uint8 (H, W, 3)
+    return np.repeat(np.rint(grey).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def encode_png(image: Image.Image | np.ndarray) -> bytes:

@@ -26,6 +26,7 @@ BPE = "bpe.json"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm")
 PICKLE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
 Split = Literal["train", "holdout"]
+Member = Literal["image", "depth", "mask"]  # what of a sample is read as its picture
 
 
 class Quarantined(Config):
@@ -69,6 +70,7 @@ class ShardIndex(Config):
     samples: int
     train_samples: int
     quarantined: int
+    mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
     shards: tuple[ShardEntry, ...]
     root: str = Field(default="", exclude=True)  # URL of the folder that holds the index: where, never part of what
@@ -89,12 +91,16 @@ class Group(NamedTuple):
         """The picture; a group without one is no sample."""
         return next((self.members[suffix] for suffix in PICTURE_SUFFIXES if suffix in self.members), None)
 
+    def member(self, member: Member) -> bytes | None:
+        """What is read as the picture: the picture itself, or `depth.png`, `mask.png` beside it; None if it lacks."""
+        return self.picture if member == "image" else self.members.get(f"{member}.png")
+
 
 class ShardSample(NamedTuple):
     """One sample as it is stored: nothing decoded."""
 
     key: str
-    picture: bytes
+    picture: bytes  # of the member that was asked for
     label: int
     caption: str
 
@@ -167,12 +173,14 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
         raise ShardError(f"shard {url} can't be read as a tar: {error.args[0] if error.args else error}") from error
 
 
-def read_shard(index: ShardIndex, entry: ShardEntry) -> list[ShardSample]:
-    """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError."""
+def read_shard(index: ShardIndex, entry: ShardEntry, *, member: Member = "image") -> list[ShardSample]:
+    """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError.
+
+    Args:
+        member: what of each sample is its picture; which samples there are does not depend on it.
+    """
     url = index.url(entry.url)
-    refused = {quarantined.key for quarantined in entry.quarantined}
-    groups = [group for group in iterate_shard(fetch_shard(index, entry), url) if group.key not in refused]
-    samples = [_sample(group, group.picture, index, url) for group in groups if group.picture is not None]
+    samples = [_sample(group, member, index, url) for group in usable_groups(index, entry)]
     train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(
@@ -182,7 +190,35 @@ def read_shard(index: ShardIndex, entry: ShardEntry) -> list[ShardSample]:
     return samples
 
 
-def _sample(group: Group, picture: bytes, index: ShardIndex, url: str) -> ShardSample:
+def usable_groups(index: ShardIndex, entry: ShardEntry) -> Iterator[Group]:
+    """The groups of a shard that are samples: with a picture, and not quarantined. Raises ShardError."""
+    refused = {quarantined.key for quarantined in entry.quarantined}
+    for group in iterate_shard(fetch_shard(index, entry), index.url(entry.url)):
+        if group.picture is not None and group.key not in refused:
+            yield group
+
+
+def check_member(index: ShardIndex, member: Member) -> None:
+    """Look whether the first sample has `member`, before any work on the set. Raises ShardError if it lacks."""
+    if member == "image":  # without one it would be no sample
+        return
+    for group in usable_groups(index, index.shards[0]):
+        _picture(group, member, index.url(index.shards[0].url))
+        return
+
+
+def _picture(group: Group, member: Member, url: str) -> bytes:
+    picture = group.member(member)
+    if picture is None:
+        raise ShardError(
+            f"shard {url}, sample {group.key}: no {member}.png beside the picture; ingest a source whose samples have "
+            "one, such as scenes, or set member to image"
+        )
+    return picture
+
+
+def _sample(group: Group, member: Member, index: ShardIndex, url: str) -> ShardSample:
+    picture = _picture(group, member, url)
     raw = group.members.get("cls", b"0").decode().strip()
     try:
         label = int(raw) if index.labels == "index" or "cls" not in group.members else index.classes.index(raw)

@@ -23,7 +23,7 @@ from ray.data.context import DataContext
 
 from components.data.decoded import DecodedShard, shard_cache
 from components.data.order import Window, pick, windows
-from components.data.shards import ShardEntry, ShardIndex
+from components.data.shards import Member, ShardEntry, ShardIndex
 
 GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
@@ -41,6 +41,7 @@ class Layout:
     world_size: int
     seed: int
     text_length: int
+    member: Member = "image"
 
     @property
     def row_bytes(self) -> int:
@@ -77,6 +78,7 @@ def training_stream(
     seed: int,
     start_step: int,
     total_steps: int,
+    member: Member = "image",
     reader_cpus: float = 0.5,
     readers: int = 2,
 ) -> Dataset:
@@ -91,6 +93,7 @@ def training_stream(
         global_batch_size: samples a step over all ranks; a multiple of `world_size`.
         seed: of the order, >= 0.
         start_step, total_steps: the steps to read; start_step < total_steps.
+        member: what of each sample is its `image`; no other column and no order depends on it.
         reader_cpus: logical CPUs that one reading task asks for.
         readers: reading tasks at a time.
 
@@ -100,7 +103,7 @@ def training_stream(
         raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of {world_size} workers")
     if not index.train_samples:
         raise ValueError(f"{index.source} has no training samples: lower holdout_fraction ({index.holdout_fraction})")
-    layout = Layout(resolution, global_batch_size, world_size, seed, index.text.text_length)
+    layout = Layout(resolution, global_batch_size, world_size, seed, index.text.text_length, member)
     chunks = list(plan_chunks(index, layout, start_step=start_step, total_steps=total_steps))
     header = index.model_copy(update={"shards": ()})
     dataset = ray.data.read_datasource(
@@ -229,7 +232,7 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
         for place, entry in enumerate(entries):
             (where,) = np.nonzero(chosen.places == place)
             if len(where):
-                shard = shard_cache().get(header, entry, resolution=layout.resolution)
+                shard = shard_cache().get(header, entry, resolution=layout.resolution, member=layout.member)
                 _fill(rows, where + offset, shard, chosen.ordinals[where])
     return rows
 

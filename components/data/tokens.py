@@ -1,6 +1,6 @@
 """Token shards: one Parquet file for each shard of pictures, held in memory and served by the same law of order.
 
-Shapes: N samples, T tokens a picture, L text_length, m = global batch / ranks.
+Shapes: N samples, T tokens a picture, L text_length, M tokens of a condition picture, m = global batch / ranks.
 """
 
 import io
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.data.errors import ShardError
+from components.data.errors import ShardError, TokensError
 from components.data.order import permutation
 from components.data.shards import Split
 
@@ -74,9 +74,25 @@ def select_split(samples: TokenSet, split: Split) -> TokenSet:
     return TokenSet(tuple(samples.key[i] for i in chosen), *(field[chosen] for field in samples[1:]))
 
 
+def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
+    """Tokens (N, M) of the condition pictures `other`, in the order of `samples`, picture by picture of the same key.
+
+    Raises TokensError, naming one, if a picture has none.
+    """
+    places = {key: place for place, key in enumerate(other.key)}
+    missing = [key for key in samples.key if key not in places]
+    if missing:
+        raise TokensError(
+            f"{len(missing)} of {len(samples.key)} pictures have no condition tokens, {missing[0]} among them: "
+            "make both from the same pictures"
+        )
+    return other.tokens[[places[key] for key in samples.key]]
+
+
 def token_batches(
     samples: TokenSet,
     *,
+    condition: np.ndarray | None = None,
     global_batch_size: int,
     rank: int,
     world_size: int,
@@ -85,7 +101,7 @@ def token_batches(
     total_steps: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Rank r's slices of the batches of steps [start_step, total_steps): `tokens` (m, T), `label` (m,), `text` (m, L),
-    `position` (m,), all int64.
+    `position` (m,), all int64; and `condition` (m, M), where that (N, M) of the samples is given.
 
     Position p is sample p mod N of the permutation of epoch p div N: each epoch serves each sample exactly once.
     Pass the training split. Raises ValueError for a batch that does not divide or an empty set.
@@ -105,6 +121,7 @@ def token_batches(
             "label": samples.label[chosen],
             "text": samples.text[chosen],
             "position": position,
+            **({} if condition is None else {"condition": condition[chosen]}),
         }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.pictures import decode_picture, encode_png, fit_square, load_picture
+from components.data.pictures import decode_picture, encode_png, fit_square, load_depth, load_mask, load_picture
 
 
 def file_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -109,3 +109,68 @@ def test_a_truncated_file_raises_instead_of_giving_half_a_picture() -> None:
     data = file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
     with pytest.raises(OSError, match="truncated"):
         decode_picture(data[: len(data) // 2])
+
+
+def test_a_depth_map_becomes_relative_inverse_depth() -> None:
+    """1/d is linear in the grey value: 255 at the nearest, 0 at the farthest, whatever the unit."""
+    depth = np.array([[1000, 2000], [4000, 1600]])
+    expected = [[255, 85], [0, 128]]  # 1/d = 1, 1/2, 1/4, 5/8
+    for unit in (1, 10):
+        pixels = load_depth(encode_png((depth * unit).astype(np.uint16)), resolution=2)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels[..., 0], expected)
+        assert (pixels == pixels[..., :1]).all()
+
+
+def test_what_was_not_measured_and_what_has_no_depth_is_far() -> None:
+    holes = load_depth(encode_png(np.array([[0, 500], [1000, 2000]], np.uint16)), resolution=2)
+    np.testing.assert_array_equal(holes[..., 0], [[0, 255], [85, 0]])
+    for flat in (0, 700):
+        assert not load_depth(encode_png(np.full((4, 4), flat, np.uint16)), resolution=4).any()
+
+
+def test_a_depth_map_is_resized_after_its_conversion_without_aliasing() -> None:
+    depth = np.where(np.indices((96, 96)).sum(0) % 2, 1000, 3000).astype(np.uint16)
+    for resolution in (48, 32, 10):
+        shrunk = load_depth(encode_png(depth), resolution=resolution).astype(int)
+        assert np.abs(shrunk - 127.5).max() <= 8
+    enlarged = load_depth(encode_png(np.array([[1000, 3000]] * 2, np.uint16)), resolution=64)
+    assert (np.diff(enlarged[0, :, 0].astype(int)) <= 0).all()  # no ringing
+
+
+def test_only_the_central_square_of_a_depth_map_counts() -> None:
+    depth = np.full((2, 6), 1, np.uint16)
+    depth[:, 2:4] = [[1000, 2000], [2000, 4000]]
+    np.testing.assert_array_equal(load_depth(encode_png(depth), resolution=2)[..., 0], [[255, 85], [85, 0]])
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_the_values_of_a_mask_are_spread_evenly_and_never_mixed(mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 4, (30, 30), dtype=np.uint8)
+    image = Image.fromarray(values)
+    if mode == "P":
+        image.putpalette([9, 9, 9, 1, 200, 3, 0, 0, 0, 9, 9, 9])  # only the index counts
+    data = file_of(image)
+    np.testing.assert_array_equal(load_mask(data, resolution=30, mask_values=4)[..., 1], 85 * values)
+    for resolution in (7, 64):
+        pixels = load_mask(data, resolution=resolution, mask_values=4)
+        assert pixels.shape == (resolution, resolution, 3)
+        assert set(np.unique(pixels)) == {0, 85, 170, 255}
+
+
+def test_one_value_is_one_grey_in_all_masks_of_a_set() -> None:
+    one, two = (
+        load_mask(encode_png(np.full((2, 2), value, np.uint8)), resolution=2, mask_values=3) for value in (1, 2)
+    )
+    assert (np.unique(one).tolist(), np.unique(two).tolist()) == ([128], [255])
+
+
+def test_a_mask_value_that_the_set_does_not_know_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"value 3, the set's masks 0 to 2; set mask_values in index\.json"):
+        load_mask(encode_png(np.full((2, 2), 3, np.uint8)), resolution=2, mask_values=3)
+
+
+@pytest.mark.parametrize("load", [load_depth, lambda data, resolution: load_mask(data, resolution=2, mask_values=3)])
+def test_a_colored_picture_is_no_depth_map_and_no_mask(load: object) -> None:
+    with pytest.raises(ValueError, match="one number a pixel"):
+        load(encode_png(np.zeros((2, 2, 3), np.uint8)), resolution=2)

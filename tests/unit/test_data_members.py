@@ -1,0 +1,185 @@
+"""Laws of condition members: depth maps and masks are read by the laws of pictures, and nothing else changes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ray.data.block import BlockAccessor
+
+from components.data.encoding import ShardEncoder
+from components.data.errors import ShardError
+from components.data.held_out import held_out_arrays, read_split, read_whole_shard
+from components.data.parts import Part, PartWriter
+from components.data.pictures import load_depth, load_mask, load_picture
+from components.data.shards import (
+    Member,
+    ShardEntry,
+    ShardIndex,
+    check_member,
+    iterate_shard,
+    load_index,
+    save_index,
+    write_shard,
+)
+from components.data.sources.scenes import list_scenes
+from components.data.stream import Layout, plan_chunks, read_chunk
+from components.data.tokens import parse_tokens
+from components.stages.autoencoder import train_autoencoder
+from components.storage.bundle import load_bundle
+from components.storage.store import Store
+from components.training.batches import to_image
+from tests.distributed.runs import context_of, images_artifact
+from tests.picture_sets import write_set
+from tests.tiny_cascade import commit_model, write_models
+from tests.tiny_training import autoencoder_config
+
+RESOLUTION, SIZES = 16, (7, 6, 5)
+MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> ShardIndex:
+    """Three shards of scenes, as the ingest writes them."""
+    index = write_set(Store(str(tmp_path)), sizes=(2,))
+    source, entries, first = list_scenes(sum(SIZES)), [], 0
+    write = PartWriter(source.reader, Store(str(tmp_path)), RESOLUTION, index.holdout_fraction)
+    for number, size in enumerate(SIZES):
+        part = Part.model_validate_json(write(number, json.dumps(source.items[first : first + size])))
+        entries.append(part.entry)
+        first += size
+    counts = {"samples": sum(SIZES), "train_samples": sum(entry.train_samples for entry in entries)}
+    index = index.model_copy(update={"shards": tuple(entries), "classes": source.classes, **counts})
+    save_index(Store(str(tmp_path)), index)
+    return load_index(str(tmp_path))
+
+
+def stored(index: ShardIndex, entry: ShardEntry) -> list[dict[str, bytes]]:
+    return [group.members for group in iterate_shard(Store(index.root).read(entry.url), entry.url)]
+
+
+@pytest.mark.parametrize("resolution", [16, 12])
+def test_each_member_is_what_its_file_gives(scenes: ShardIndex, resolution: int) -> None:
+    groups = stored(scenes, scenes.shards[0])
+    expected = {
+        "image": [load_picture(group["png"], resolution=resolution) for group in groups],
+        "depth": [load_depth(group["depth.png"], resolution=resolution) for group in groups],
+        "mask": [load_mask(group["mask.png"], resolution=resolution, mask_values=3) for group in groups],
+    }
+    for member in MEMBERS:
+        read = read_whole_shard(scenes, scenes.shards[0], resolution=resolution, member=member)
+        np.testing.assert_array_equal(read.image, np.stack(expected[member]))
+
+
+def test_keys_labels_captions_and_splits_do_not_depend_on_the_member(scenes: ShardIndex) -> None:
+    for split in ("train", "holdout"):
+        plain, *others = (read_split(scenes, split, resolution=8, member=member) for member in MEMBERS)
+        for other in others:
+            assert (other.key, other.caption, other.split) == (plain.key, plain.caption, plain.split)
+            np.testing.assert_array_equal(other.label, plain.label)
+            np.testing.assert_array_equal(other.text, plain.text)
+            assert (other.image != plain.image).any()
+
+
+def rows_of(index: ShardIndex, member: Member) -> dict[str, np.ndarray]:
+    """The first two epochs and more of the training stream, read in this process."""
+    layout = Layout(8, 4, 2, 3, index.text.text_length, member)
+    blocks = [
+        block
+        for chunk in plan_chunks(index, layout, start_step=0, total_steps=12)
+        for block in read_chunk(index, layout, chunk)
+    ]
+    names = ("image", "label", "text", "position")
+    batches = [BlockAccessor.for_block(block).to_batch_format("numpy") for block in blocks]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+
+def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serve_anyway(scenes: ShardIndex) -> None:
+    """One process, one cache: no member may be taken for another."""
+    plain, depth, mask = (rows_of(scenes, member) for member in MEMBERS)
+    splits = {member: read_split(scenes, "train", resolution=8, member=member).image for member in MEMBERS}
+    for rows in (depth, mask):
+        for name in ("label", "text", "position"):
+            np.testing.assert_array_equal(rows[name], plain[name])
+    for picture, far, shape in zip(plain["image"], depth["image"], mask["image"], strict=True):
+        (found,) = np.nonzero((splits["image"] == picture).all((1, 2, 3)))
+        assert len(found) == 1
+        np.testing.assert_array_equal(far, splits["depth"][found[0]])
+        np.testing.assert_array_equal(shape, splits["mask"][found[0]])
+
+
+def test_held_out_arrays_are_of_the_member(scenes: ShardIndex) -> None:
+    held_out = held_out_arrays(scenes, resolution=8, limit=4, member="depth")
+    split = "holdout" if scenes.train_samples < scenes.samples else "train"
+    expected = read_split(scenes, split, resolution=8, limit=4, member="depth").image
+    np.testing.assert_array_equal(held_out["image"], expected)
+
+
+def test_the_depth_of_a_scene_is_nearest_on_a_solid_or_the_floor_and_farthest_on_the_wall(scenes: ShardIndex) -> None:
+    depth, mask = (read_whole_shard(scenes, scenes.shards[0], resolution=16, member=m).image for m in MEMBERS[1:])
+    assert (depth.max((1, 2, 3)) == 255).all()
+    assert (depth.min((1, 2, 3)) == 0).all()
+    assert set(np.unique(mask)) <= {0, 128, 255}
+
+
+@pytest.mark.parametrize("member", ["depth", "mask"])
+def test_a_set_without_the_member_is_refused_naming_shard_sample_and_remedy(tmp_path: Path, member: Member) -> None:
+    index = write_set(Store(str(tmp_path)), sizes=(3, 2))
+    said = rf"shard-000000\.tar, sample 000000: no {member}\.png beside the picture; .* or set member to image"
+    with pytest.raises(ShardError, match=said):
+        read_split(index, "train", resolution=8, member=member)
+    with pytest.raises(ShardError, match=said):
+        check_member(index, member)
+    check_member(index, "image")
+
+
+def test_a_stage_refuses_a_set_without_the_member_before_anything_trains(tmp_path: Path) -> None:
+    config, context = autoencoder_config(member="depth"), context_of(tmp_path, "autoencoder", workers=1)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar, sample 000000: no depth\.png"):
+        train_autoencoder(config, context, images=images_artifact(tmp_path))
+    assert not list(context.store.list())
+
+
+@pytest.mark.parametrize("member", ["depth", "mask"])
+def test_the_tokens_of_a_member_are_those_of_its_pictures(scenes: ShardIndex, tmp_path: Path, member: Member) -> None:
+    folder, files = write_models(tmp_path / "models")["tokenizer"], Store(str(tmp_path / "tokens"))
+    encoder = ShardEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, 1, member)
+    encoder({"name": "x.parquet", "shard": scenes.shards[0].model_dump_json()})
+    found = parse_tokens(files.read("x.parquet"), "x.parquet")
+    pictures = read_whole_shard(scenes, scenes.shards[0], resolution=16, member=member)
+    expected = load_bundle(folder).module.tokenize(to_image(torch.from_numpy(pictures.image))).flatten(1)
+    assert found.key == pictures.key
+    np.testing.assert_array_equal(found.tokens, expected.numpy())
+
+
+def test_one_sample_that_lacks_the_member_is_named(scenes: ShardIndex) -> None:
+    """The first sample has it, so the check at the start passes, and reading tells."""
+    entry = scenes.shards[1]
+    groups = list(iterate_shard(Store(scenes.root).read(entry.url), entry.url))
+    del groups[2].members["depth.png"]
+    data = write_shard({"__key__": group.key, **group.members} for group in groups)
+    Store(scenes.root).write(entry.url, data)
+    changed = entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    index = scenes.model_copy(update={"shards": (scenes.shards[0], changed)})
+    check_member(index, "depth")
+    with pytest.raises(ShardError, match=rf"shard-000001\.tar, sample {groups[2].key}: no depth\.png"):
+        read_whole_shard(index, changed, resolution=8, member="depth")
+    assert len(read_whole_shard(index, changed, resolution=8).key) == SIZES[1]
+
+
+def test_a_mask_with_more_values_than_the_index_says_is_refused_and_the_index_can_say_more(scenes: ShardIndex) -> None:
+    few = scenes.model_copy(update={"mask_values": 2})
+    with pytest.raises(ShardError, match=r"mask\.png can't be decoded: the mask holds the value 2, .* mask_values"):
+        read_split(few, "train", resolution=16, member="mask")
+    many = scenes.model_copy(update={"mask_values": 6})
+    assert set(np.unique(read_split(many, "train", resolution=16, member="mask").image)) == {0, 51, 102}
+
+
+def test_an_index_that_was_written_before_masks_were_read_still_loads(scenes: ShardIndex) -> None:
+    store = Store(scenes.root)
+    written = json.loads(store.read("index.json"))
+    del written["mask_values"]
+    store.write("index.json", json.dumps(written).encode())
+    assert load_index(scenes.root) == scenes
