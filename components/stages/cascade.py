@@ -11,28 +11,24 @@ class CascadeConfig(Config):
 
 
 def compose_cascade(
-    config: CascadeConfig,
-    context: StageContext,
-    *,
-    tokenizer: Artifact,
-    prior: Artifact,
-    base: Artifact,
-    upsamplers: list[Artifact],
+    config: CascadeConfig, context: StageContext, *, upsamplers: list[Artifact] | None = None, **parts: Artifact
 ) -> Artifact:
     """Copy the parts beside each other and say in `cascade.json` what each one is.
 
+    Args:
+        upsamplers: smallest first.
+        parts: the other models by what they are in a `Cascade`: tokenizer, prior, condition, base, model.
+
     Returns an artifact of kind `model` that `Cascade.load` opens anywhere, without the storage it came from.
     """
-    parts = {artifact.stage: artifact for artifact in (tokenizer, prior, base, *upsamplers)}
-    folders = {}
-    for done, (name, artifact) in enumerate(parts.items(), start=1):
+    larger = {artifact.stage: artifact for artifact in upsamplers or []}
+    total, folders = len(parts) + len(larger), {}
+    for done, (name, artifact) in enumerate({**parts, **larger}.items(), start=1):
         folders[name] = artifact.download(context.scratch())
-        context.recorder.progress(context.stage, step=done, total=len(parts), unit="model")
+        context.recorder.progress(context.stage, step=done, total=total, unit="model")
     folder = compose(
         context.scratch(),
-        tokenizer=folders[tokenizer.stage],
-        prior=folders[prior.stage],
-        base=folders[base.stage],
-        upsamplers={artifact.stage: folders[artifact.stage] for artifact in upsamplers},
+        upsamplers={name: folders.pop(name) for name in larger},
+        **folders,
     )
-    return context.commit("model", folder=folder, metadata={"parts": list(parts)})
+    return context.commit("model", folder=folder, metadata={"parts": [*parts, *larger]})

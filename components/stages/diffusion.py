@@ -1,19 +1,14 @@
 """Train one diffusion model: the base, or an upsampler."""
 
-from functools import partial
 from typing import Any
 
-from components.data.held_out import held_out_arrays
 from components.data.shards import BPE, load_index, read_bpe
-from components.data.stream import training_stream
 from components.stages.context import StageContext
+from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions, DiffusionConfig
-from components.training.launch import RayStream, train
 from components.training.results import write_model
 from components.training.tasks.diffusion import DiffusionTask, unet_arguments
-
-HELD_OUT = 256  # pictures for previews and the final evaluation
 
 
 def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: Artifact) -> Artifact:
@@ -21,33 +16,11 @@ def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: A
 
     Raises TrainingError if the losses stop being finite or workers fail too often.
     """
-    index, resources = load_index(images.url("index.json")), context.resources
+    index = load_index(images.url("index.json"))
     offers = Conditions(
         num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
     )
-    state = train(
-        partial(DiffusionTask, config, offers=offers, max_batch_per_device=resources.max_batch_per_device),
-        config=config,
-        stage=context.stage,
-        key=context.key,
-        folder=context.train_store,
-        stream=RayStream(
-            partial(
-                training_stream,
-                index,
-                resolution=config.resolution,
-                global_batch_size=config.global_batch_size,
-                world_size=resources.num_workers,
-                seed=config.seed,
-                total_steps=config.total_steps,
-                reader_cpus=resources.reader_cpus,
-            )
-        ),
-        held_out=partial(held_out_arrays, index, resolution=config.resolution, limit=HELD_OUT),
-        recorder=context.recorder,
-        resources=resources,
-        scratch=context.scratch(),
-    )
+    state = train_on_pictures(DiffusionTask, config, context, index, offers=offers)
     folder, network = context.scratch(), unet_arguments(config, offers)
     summary = write_model(state, folder, kind="diffusion", network=network, settings=settings(config, index.classes))
     if "text" in config.conditions:

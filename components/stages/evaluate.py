@@ -1,20 +1,24 @@
 """Evaluation: what the tokenizer keeps, and how far from the training pictures everything is that was made."""
 
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from components.configuration import Config
 from components.data.held_out import held_out_arrays, read_split
-from components.data.shards import load_index
+from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
-from components.evaluation.codebook import codebook_use, reconstruct
-from components.evaluation.distance import pack_gaussian
+from components.evaluation.codebook import CodebookUse, codebook_use, reconstruct
+from components.evaluation.distance import Gaussian, pack_gaussian
 from components.evaluation.features import FeatureNetwork, FeaturePrecision, check_feature_network
 from components.evaluation.gallery import draw_reconstructions
 from components.evaluation.measure import DistanceRow, compared_sets, measure_distances
 from components.evaluation.roads import read_measured
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
@@ -31,48 +35,82 @@ class EvaluationConfig(Config):
 
 
 def evaluate(
-    config: EvaluationConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact, samples: Artifact
+    config: EvaluationConfig,
+    context: StageContext,
+    *,
+    images: Artifact,
+    tokenizer: Artifact | None = None,
+    samples: Artifact | None = None,
 ) -> Artifact:
     """Reconstruct held-out pictures and measure Fréchet distances to the training pictures.
+
+    Args:
+        tokenizer: an autoencoder, where there is one to judge.
+        samples: what the roads made, where there are any.
 
     Returns an artifact of kind `report`: a picture, statistics of the reference, and all figures as metadata.
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
     check_feature_network(config.feature_network)
+    index, folder = load_index(images.url("index.json")), context.scratch()
+    metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
+    made: np.ndarray | None = None
+    if tokenizer is not None:
+        kept = keep(config, context, index, tokenizer, folder)
+        made = kept.pictures
+        metadata |= {} if kept.use is None else {"held_out_codebook": kept.use.model_dump()}
+    if config.feature_network != "none":
+        rows, reference = measure(config, context, index, made, {} if samples is None else read_measured(samples))
+        (folder / "reference.npz").write_bytes(pack_gaussian(reference))
+        metadata["summary"] = {row.metric(config.feature_network): row.distance for row in rows}
+        metadata["distances"] = [row.model_dump() for row in rows]
+        context.recorder.metrics(context.stage, 0, metadata["summary"])
+    return context.commit("report", folder=folder, metadata=metadata)
+
+
+class Kept(NamedTuple):
+    """What an autoencoder keeps of held-out pictures."""
+
+    pictures: np.ndarray  # (N, H, W, 3) uint8
+    use: CodebookUse | None  # None: it has no codes
+
+
+def keep(config: EvaluationConfig, context: StageContext, index: ShardIndex, tokenizer: Artifact, folder: Path) -> Kept:
+    """Reconstruct held-out pictures, and draw them in `folder`."""
     bundle = load_bundle(tokenizer.download(context.scratch()))
-    resolution, codebook_size = bundle.settings["resolution"], bundle.network["codebook_size"]
-    index = load_index(images.url("index.json"))
-    held_out = held_out_arrays(index, resolution=resolution, limit=config.held_out_samples)["image"]
-    assert isinstance(bundle.module, VQAutoencoder)
+    assert isinstance(bundle.module, Autoencoder)
+    how = {"resolution": bundle.settings["resolution"], "limit": config.held_out_samples}
+    held_out = held_out_arrays(index, **how)["image"]
     made = reconstruct(bundle.module, held_out)
-    folder, png = context.scratch(), draw_reconstructions(held_out, made.pictures)
+    png = draw_reconstructions(held_out, made.pictures)
     (folder / "originals_and_reconstructions.png").write_bytes(png)
     context.recorder.image(context.stage, 0, "originals_and_reconstructions", png)
+    if made.tokens is None:
+        return Kept(made.pictures, None)
+    return Kept(made.pictures, codebook_use(made.tokens, codebook_size=bundle.module.codebook_size))
 
-    rows: list[DistanceRow] = []
-    if config.feature_network != "none":
-        roads = read_measured(samples)
-        largest = max([resolution, *(pictures.shape[1] for stages in roads.values() for pictures in stages.values())])
-        part = random_part(index, samples=config.reference_samples, seed=config.seed)
-        trained = read_split(part, "train", resolution=largest, limit=config.reference_samples).image
-        rows, reference = measure_distances(
-            compared_sets(trained, held_out, made.pictures, roads, seed=config.seed),
-            network=config.feature_network,
-            precision=config.precision,
-            seed=config.seed,
-            resources=context.resources,
-            progress=partial(report_pictures, context),
-        )
-        (folder / "reference.npz").write_bytes(pack_gaussian(reference))
-    figures = {row.metric(config.feature_network): row.distance for row in rows}
-    context.recorder.metrics(context.stage, 0, figures)
-    metadata = {
-        "feature_network": config.feature_network,
-        "distances": [row.model_dump() for row in rows],
-        "held_out_codebook": codebook_use(made.tokens, codebook_size=codebook_size).model_dump(),
-        "summary": figures,
-    }
-    return context.commit("report", folder=folder, metadata=metadata)
+
+def measure(
+    config: EvaluationConfig,
+    context: StageContext,
+    index: ShardIndex,
+    reconstructions: np.ndarray | None,
+    roads: Mapping[str, Mapping[str, np.ndarray]],
+) -> tuple[list[DistanceRow], Gaussian]:
+    """Distances of everything that was made to training pictures, at the largest size of them all."""
+    made = [pictures for stages in roads.values() for pictures in stages.values()]
+    largest = max(pictures.shape[1] for pictures in (*made, *([] if reconstructions is None else [reconstructions])))
+    part = random_part(index, samples=config.reference_samples, seed=config.seed)
+    trained = read_split(part, "train", resolution=largest, limit=config.reference_samples).image
+    held_out = held_out_arrays(index, resolution=largest, limit=config.held_out_samples)["image"]
+    return measure_distances(
+        compared_sets(trained, held_out, reconstructions, roads, seed=config.seed),
+        network=config.feature_network,
+        precision=config.precision,
+        seed=config.seed,
+        resources=context.resources,
+        progress=partial(report_pictures, context),
+    )
 
 
 def report_pictures(context: StageContext, done: int, total: int) -> None:

@@ -1,89 +1,101 @@
-"""Train the prior over tokens."""
+"""Train a prior over tokens: the causal transformer, the masked one, a PixelCNN or a Row LSTM."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from components.data.errors import TokensError
 from components.data.shards import BPE
-from components.data.tokens import TokenSet, join_tokens, parse_tokens, select_split, token_batches
-from components.models.autoencoder import VQAutoencoder
+from components.data.token_artifacts import check_condition, check_tokenizer, held_out_tokens, rank_tokens
+from components.models.autoencoder import Autoencoder
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
-from components.training.config import Conditions, PriorConfig, TokenGrid
+from components.training.config import Conditions, MaskedPriorConfig, PixelConfig, PriorConfig, TokenGrid
 from components.training.launch import RankStream, train
-from components.training.loop import Arrays
+from components.training.loop import Task
 from components.training.results import write_model
+from components.training.tasks.masked_prior import MaskedPriorTask
+from components.training.tasks.pixels import PixelTask, pixel_arguments
 from components.training.tasks.prior import PriorTask, transformer_arguments
 
-HELD_OUT = 2048  # pictures for previews and the final evaluation
+AnyPrior = PriorConfig | MaskedPriorConfig | PixelConfig
+KINDS = {"transformer": "prior", "masked_transformer": "masked_prior", "pixelcnn": "pixelcnn", "row_lstm": "row_lstm"}
+TASKS: dict[str, Callable[..., Task]] = {
+    "transformer": PriorTask,
+    "masked_transformer": MaskedPriorTask,
+    "pixelcnn": PixelTask,
+    "row_lstm": PixelTask,
+}
+SAMPLING = {"guidance_scale", "temperature", "top_k", "top_p", "num_inference_steps", "choice_temperature"}
 
 
 def train_prior(
-    config: PriorConfig, context: StageContext, *, tokens: Artifact, tokenizer: Artifact | None = None
+    config: AnyPrior,
+    context: StageContext,
+    *,
+    tokens: Artifact,
+    tokenizer: Artifact | None = None,
+    condition: Artifact | None = None,
 ) -> Artifact:
     """Train on `tokens`. Returns a model artifact: bundle, metrics and, where `tokenizer` is given, a preview.
 
-    Raises TrainingError if the losses stop being finite or workers fail too often.
+    `condition` holds tokens of condition pictures with the same keys. Raises TokensError, before anything is started,
+    if the inputs don't fit each other; TrainingError if the losses stop being finite or workers fail too often.
     """
-    about = tokens.metadata
-    offers = Conditions(num_classes=len(about["classes"]), **about["text"])
-    grid = TokenGrid(codebook_size=about["codebook_size"], height=about["grid"][0], width=about["grid"][1])
-    make_task = partial(
-        PriorTask,
-        config,
-        offers=offers,
-        grid=grid,
-        load_tokenizer=None if tokenizer is None else partial(open_tokenizer, tokenizer, context),
-        max_batch_per_device=context.resources.max_batch_per_device,
+    about, grid = tokens.metadata, grid_of(tokens)
+    check_condition(tokens, condition, wanted="condition" in config.conditions)
+    offers = Conditions(
+        num_classes=len(about["classes"]), condition=None if condition is None else grid_of(condition), **about["text"]
     )
+    if isinstance(config, MaskedPriorConfig) and config.num_inference_steps > grid.height * grid.width:
+        raise TokensError(
+            f"num_inference_steps {config.num_inference_steps} is more than the {grid.height * grid.width} tokens"
+        )
+    if tokenizer is not None:
+        network = open_tokenizer(tokenizer, context)
+        check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
+    numbers = config.model_dump(include={"global_batch_size", "seed", "total_steps"})
     state = train(
-        make_task,
+        partial(
+            TASKS[config.network],
+            config,
+            offers=offers,
+            grid=grid,
+            load_tokenizer=None if tokenizer is None else partial(open_tokenizer, tokenizer, context),
+            max_batch_per_device=context.resources.max_batch_per_device,
+        ),
         config=config,
         stage=context.stage,
         key=context.key,
         folder=context.train_store,
-        stream=RankStream(partial(rank_tokens, tokens, config)),
-        held_out=partial(held_out_tokens, tokens),
+        stream=RankStream(partial(rank_tokens, tokens, condition, **numbers)),
+        held_out=partial(held_out_tokens, tokens, condition),
         recorder=context.recorder,
         resources=context.resources,
         scratch=context.scratch(),
     )
-    folder, network = context.scratch(), transformer_arguments(config, offers, grid)
-    sampled = config.model_dump(include={"guidance_scale", "temperature", "top_k", "top_p"})
-    settings = {"grid": about["grid"], "classes": about["classes"], **sampled}
-    summary = write_model(state, folder, kind="prior", network=network, settings=settings)
+    settings = {"role": "prior", "grid": about["grid"], "classes": about["classes"]}
+    settings |= config.model_dump(include=SAMPLING)
+    folder, arguments = context.scratch(), network_arguments(config, offers, grid)
+    summary = write_model(state, folder, kind=KINDS[config.network], network=arguments, settings=settings)
     if "text" in config.conditions:
         (folder / BPE).write_bytes(tokens.read(BPE))
     return context.commit("model", folder=folder, metadata={"summary": summary})
 
 
-def read_tokens(tokens: Artifact) -> TokenSet:
-    return join_tokens([parse_tokens(tokens.read(name), name) for name in tokens.metadata["names"]])
+def network_arguments(config: AnyPrior, offers: Conditions, grid: TokenGrid) -> dict[str, Any]:
+    if isinstance(config, PixelConfig):
+        return pixel_arguments(config, offers, grid)
+    return transformer_arguments(config, offers, grid)
 
 
-def rank_tokens(
-    tokens: Artifact, config: PriorConfig, *, rank: int, world_size: int, start_step: int
-) -> Iterator[Arrays]:
-    return token_batches(
-        select_split(read_tokens(tokens), "train"),
-        global_batch_size=config.global_batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=config.seed,
-        start_step=start_step,
-        total_steps=config.total_steps,
-    )
+def grid_of(tokens: Artifact) -> TokenGrid:
+    height, width = tokens.metadata["grid"]
+    return TokenGrid(codebook_size=tokens.metadata["codebook_size"], height=height, width=width)
 
 
-def held_out_tokens(tokens: Artifact) -> Arrays:
-    """The held-out split; the first pictures of the whole set if there is none."""
-    samples = read_tokens(tokens)
-    held_out = select_split(samples, "holdout")
-    chosen = held_out if held_out.key else samples
-    return {name: getattr(chosen, name)[:HELD_OUT] for name in ("tokens", "label", "text")}
-
-
-def open_tokenizer(tokenizer: Artifact, context: StageContext) -> VQAutoencoder:
+def open_tokenizer(tokenizer: Artifact, context: StageContext) -> Autoencoder:
     network = load_bundle(tokenizer.download(context.scratch())).module
-    assert isinstance(network, VQAutoencoder)
+    assert isinstance(network, Autoencoder)
     return network

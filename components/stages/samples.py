@@ -1,13 +1,17 @@
 """Samples: both roads of the composed cascade at work, to be looked at and to be measured."""
 
+from typing import NamedTuple
+
 from pydantic import Field
 
 from components.data.held_out import SplitArrays, read_split
+from components.data.pictures import encode_png
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
 from components.evaluation.roads import file_name, jobs_of, measured_requests, sample_jobs
 from components.sampling.cascade import Cascade
+from components.sampling.model import SamplingModel
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 
@@ -27,14 +31,15 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
     Returns an artifact of kind `samples`: PNG grids, and an npz of raw pictures for each job.
     """
     index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
-    captions, trained = conditions(config, index)
-    shown = gallery_requests(config, models, captions=captions, seed=config.seed)
+    found = conditions(config, index, models.condition)
+    shown = gallery_requests(config, models, captions=found.captions, pictures=found.shown, seed=config.seed)
     measured = {
         road: measured_requests(
             models,
             road,
-            labels=trained.label,
-            captions=trained.caption,
+            labels=found.trained.label,
+            captions=found.trained.caption,
+            pictures=found.measured,
             count=config.measured_samples,
             seed=config.seed,
         )
@@ -55,19 +60,29 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
         context.recorder.image(context.stage, 0, name, png)
     metadata = {
         "measured": {road: [file_name(job.name) for job in group] for road, group in measured_jobs.items()},
-        "warnings": [
-            f"no pictures {name.replace('_', ' ')}: a model of that road takes none"
-            for name in shown
-            if not shown[name]
-        ],
     }
     paths = [f"files/{file_name(job.name)}" for job in jobs]
     return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
 
 
-def conditions(config: SamplesConfig, index: ShardIndex) -> tuple[tuple[str, ...], SplitArrays]:
-    """Captions to show (of held-out pictures where there are any), and labels and captions to measure with."""
+class Found(NamedTuple):
+    """Conditions of real pictures."""
+
+    captions: tuple[str, ...]  # to show: of held-out pictures where there are any
+    trained: SplitArrays  # to measure with: labels and captions of training pictures
+    shown: list[bytes]  # condition pictures (PNG) to show
+    measured: list[bytes]  # those of `trained`
+
+
+def conditions(config: SamplesConfig, index: ShardIndex, condition: SamplingModel | None) -> Found:
+    """What pictures are asked for by; `condition` is the tokenizer of condition pictures, where models take them."""
     part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
     trained = read_split(part, "train", resolution=READ_RESOLUTION)
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
-    return held_out.caption or trained.caption, trained
+    captions = held_out.caption or trained.caption
+    if condition is None:
+        return Found(captions, trained, [], [])
+    how = {"resolution": condition.settings["resolution"], "member": condition.settings["member"]}
+    seen = read_split(index, "holdout", limit=config.num_prompts, **how)
+    measured = read_split(part, "train", **how)
+    return Found(captions, trained, *([encode_png(picture) for picture in split.image] for split in (seen, measured)))

@@ -4,9 +4,9 @@ import torch
 
 from components.configuration import Config
 from components.data.encoding import encode_shards, token_names
-from components.data.shards import BPE, load_index, read_bpe
+from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import parse_tokens
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
@@ -15,7 +15,9 @@ from components.storage.store import Store
 
 
 class TokensConfig(Config):
-    """Nothing to decide: the tokens are those of the tokenizer."""
+    """Little to decide: the tokens are those of the tokenizer."""
+
+    member: Member = "image"  # what of each sample is the picture: itself, its depth map or its mask
 
 
 def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:
@@ -23,20 +25,25 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
 
     Returns a tokens artifact: the files in the order of the index, the caption tokenizer, and as metadata what the
     prior needs to know and how the codebook is used by the whole set.
+
+    Raises, before any work, ValueError for an autoencoder without codes, ShardError for a set without the member.
     """
+    bundle = load_bundle(tokenizer.download(context.scratch()))
+    assert isinstance(bundle.module, Autoencoder)
+    codebook_size = bundle.module.codebook_size
     index, files = load_index(images.url("index.json")), context.files_store
+    check_member(index, config.member)
     names = token_names(index)
-    for done in encode_shards(index, tokenizer, files=files, resources=context.resources):
+    for done in encode_shards(index, tokenizer, files=files, resources=context.resources, member=config.member):
         context.recorder.progress(context.stage, step=done, total=len(names), unit="shard")
     files.write(BPE, read_bpe(index).encode())
-    bundle = load_bundle(tokenizer.download(context.scratch()))
-    assert isinstance(bundle.module, VQAutoencoder)
-    summary = codebook_use(files, names, codebook_size=bundle.network["codebook_size"])
+    summary = codebook_use(files, names, codebook_size=codebook_size)
     context.recorder.metrics(context.stage, len(names), summary)
     metadata = {
         "names": names,
+        "member": config.member,
         "grid": list(bundle.module.grid),
-        "codebook_size": bundle.network["codebook_size"],
+        "codebook_size": codebook_size,
         "classes": list(index.classes),
         "text": {"vocab_size": index.text.vocab_size, "text_length": index.text.text_length},
         "summary": summary,

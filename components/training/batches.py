@@ -7,7 +7,7 @@ from torch import Tensor
 
 from components.training.loop import Arrays, Batch
 
-TENSORS = ("image", "label", "text", "tokens", "position")
+TENSORS = ("image", "label", "text", "tokens", "condition", "position")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:

@@ -8,6 +8,7 @@ from components.configuration import Config
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 Condition = Literal["label", "text"]
+TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another picture, by their own tokenizer
 
 
 class TrainingConfig(Config):
@@ -36,27 +37,38 @@ class TrainingConfig(Config):
         return self
 
 
-class TokenizerConfig(TrainingConfig):
-    """VQ-GAN (Esser et al., 2021): network, codebook and losses."""
+class AutoencoderConfig(TrainingConfig):
+    """Autoencoder: network, bottleneck and losses. A VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN by its weights."""
 
+    network: Literal["autoencoder"] = "autoencoder"
     resolution: int = Field(ge=8)  # pixels
     channels: int = Field(ge=4)
     channel_mult: tuple[int, ...]  # one level each; every further level halves the grid
     num_res_blocks: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     latent_channels: int = Field(ge=1)
-    codebook_size: int = Field(ge=2)
-    codebook_dim: int = Field(ge=1)
-    codebook_decay: float = Field(0.99, gt=0, lt=1)  # EMA of the codes
+    bottleneck: Literal["vq_ema", "vq", "gumbel", "fsq", "gaussian"] = "vq_ema"
+    codebook_size: int | None = Field(None, ge=2)  # of vq_ema, vq and gumbel, as the next
+    codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
+    codebook_decay: float = Field(0.99, gt=0, lt=1)  # EMA of the codes; this and the next of vq_ema
+    codebook_init: Literal["data", "kmeans"] = "data"
+    l2_normalize: bool = True  # codes of vq_ema and vq
     commitment_cost: float = Field(0.25, ge=0)
+    fsq_levels: tuple[int, ...] = ()  # one a channel; their product is the number of codes
+    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound, where reconstruction is a likelihood
+    kl_warmup_steps: int = Field(0, ge=0)  # from 0 to kl_weight along a cosine
+    temperature_steps: int = Field(0, ge=0)  # of gumbel: from 1 to final_temperature along a cosine
+    final_temperature: float = Field(1 / 16, gt=0, le=1)
+    reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"
     betas: tuple[float, float] = (0.5, 0.9)  # of both optimizers; a GAN wants little momentum
     perceptual_network: PerceptualNetwork
     perceptual_weights_uri: str | None = None  # where the weights are, for networks that no package ships
-    perceptual_weight: float = Field(1.0, ge=0)
-    adversarial_weight: float = Field(0.8, ge=0)  # on top of the adaptive weight
+    perceptual_weight: float = Field(1.0, ge=0)  # 0: the perceptual network is not loaded
+    adversarial_weight: float = Field(0.8, ge=0)  # on top of the adaptive weight; 0: there is no discriminator
     discriminator_start: int = Field(0, ge=0)  # the generator hears it from then on; it learns from step 1
     discriminator_channels: int = Field(64, ge=4)
     discriminator_layers: int = Field(3, ge=1)
+    member: Literal["image", "depth", "mask"] = "image"  # what of each sample is the picture
 
     @model_validator(mode="after")
     def _weights_have_a_source(self) -> Self:
@@ -64,21 +76,69 @@ class TokenizerConfig(TrainingConfig):
             raise ValueError("perceptual_network vgg16_lpips needs perceptual_weights_uri (its weights are no package)")
         return self
 
+    @model_validator(mode="after")
+    def _bottleneck_has_its_numbers(self) -> Self:
+        has_codebook = self.bottleneck in ("vq_ema", "vq", "gumbel")
+        if has_codebook and self.codebook_size is None:
+            raise ValueError(f"bottleneck {self.bottleneck} needs codebook_size")
+        if not has_codebook and (self.codebook_size is not None or self.codebook_dim is not None):
+            raise ValueError(f"bottleneck {self.bottleneck} takes no codebook_size and no codebook_dim")
+        if (self.bottleneck == "fsq") != bool(self.fsq_levels):
+            raise ValueError("fsq_levels belong to bottleneck fsq, which needs them, as (8, 5, 5, 5)")
+        if self.fsq_levels and min(self.fsq_levels) < 2:
+            raise ValueError(f"fsq_levels must be at least 2, not {min(self.fsq_levels)}")
+        if self.codebook_init == "kmeans" and self.bottleneck != "vq_ema":
+            raise ValueError(f"codebook_init kmeans belongs to bottleneck vq_ema, not {self.bottleneck}")
+        return self
 
-class PriorConfig(TrainingConfig):
-    """Decoder-only transformer over tokens."""
+
+class TokenNetworkConfig(TrainingConfig):
+    """What both transformers over tokens share: their size, their conditions, and how they are sampled by default."""
 
     model_dim: int = Field(ge=8)
     num_layers: int = Field(ge=1)
     num_heads: int = Field(ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    conditions: tuple[Condition, ...] = ("label",)
+    positions: Literal["learned", "learned_2d", "rotary_2d"] = "learned"  # one table, rows and columns, or rotations
+    conditions: tuple[TokenCondition, ...] = ("label",)
     cond_drop_prob: float = Field(0.1, ge=0, lt=1)
     cond_drop: Literal["joint", "independent"] = "joint"
     guidance_scale: float = Field(1.0, ge=0)  # at sampling, as the three below, where a request asks for nothing else
     temperature: float = Field(1.0, ge=0)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.model_dim % self.num_heads:
+            raise ValueError(f"model_dim {self.model_dim} must be a multiple of num_heads {self.num_heads}")
+        head_dim = self.model_dim // self.num_heads
+        if self.positions == "rotary_2d" and head_dim % 4:
+            raise ValueError(f"positions rotary_2d needs model_dim / num_heads to be a multiple of 4, not {head_dim}")
+        return self
+
+
+class PriorConfig(TokenNetworkConfig):
+    """Decoder-only transformer over tokens."""
+
+    network: Literal["transformer"] = "transformer"
+    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
+    text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) picture, DALL-E 1/8; 0: a condition only
+
+    @model_validator(mode="after")
+    def _there_is_a_text_to_learn(self) -> Self:
+        if self.text_loss_weight > 0 and "text" not in self.conditions:
+            raise ValueError(f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
+        return self
+
+
+class MaskedPriorConfig(TokenNetworkConfig):
+    """Transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
+
+    network: Literal["masked_transformer"] = "masked_transformer"
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    num_inference_steps: int = Field(12, ge=1)  # at sampling, where a request asks for none; at most tokens a picture
+    choice_temperature: float = Field(4.5, ge=0)  # of the noise on what is kept first; the paper's
 
 
 class DiffusionConfig(TrainingConfig):
@@ -121,12 +181,71 @@ class DiffusionConfig(TrainingConfig):
         return self
 
 
+class PixelConfig(TrainingConfig):
+    """Gated PixelCNN or Row LSTM, over the 8-bit values of RGB pixels or, where `resolution` is None, over tokens."""
+
+    network: Literal["pixelcnn", "row_lstm"]
+    channels: int = Field(ge=2)
+    num_layers: int = Field(ge=1)  # after the first, which has a kernel of 7
+    kernel_size: int = Field(5, ge=3)
+    resolution: int | None = Field(None, ge=2)  # pixels; None: the grid of the tokens
+    dropout: float = Field(0.0, ge=0, lt=1)
+    conditions: tuple[Literal["label"], ...] = ("label",)
+    cond_drop_prob: float = Field(0.1, ge=0, lt=1)
+    cond_drop: Literal["joint", "independent"] = "joint"
+    guidance_scale: float = Field(1.0, ge=0)  # at sampling, as the three below, where a request asks for nothing else
+    temperature: float = Field(1.0, ge=0)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _colors_share_the_channels(self) -> Self:
+        shares = (1 if self.resolution is None else 3) * (2 if self.network == "row_lstm" else 1)
+        if self.channels % shares:
+            raise ValueError(f"channels {self.channels} must be a multiple of {shares} for a {self.network}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        return self
+
+
+class GANConfig(TrainingConfig):
+    """Class-conditional residual GAN (Brock et al., 2019): both networks, and how they play."""
+
+    network: Literal["gan"] = "gan"
+    resolution: int = Field(ge=8)  # pixels; a multiple of 2 for each level
+    channels: int = Field(ge=4)  # of the generator
+    channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down; each level halves the sides
+    noise_dim: int = Field(ge=1)
+    discriminator_channels: int = Field(ge=4)
+    discriminator_channel_mult: tuple[int, ...] = Field(min_length=1)
+    attention_resolutions: tuple[int, ...] = ()  # in pixels, of both networks
+    conditions: tuple[Literal["label"], ...] = ("label",)  # or nothing
+    discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch
+    discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
+    betas: tuple[float, float] = (0.0, 0.9)  # of both optimizers; a GAN wants no momentum
+    ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
+    augment: bool = False  # differentiable augmentation of all that the discriminator sees, for small sets
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        for name in ("channel_mult", "discriminator_channel_mult"):
+            if self.resolution % 2 ** len(getattr(self, name)):
+                raise ValueError(f"resolution {self.resolution} can't be halved once for each level of {name}")
+        if self.global_batch_size % self.discriminator_steps:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} must be a multiple of discriminator_steps "
+                f"{self.discriminator_steps}"
+            )
+        return self
+
+
 class Conditions(Config):
     """What a data set can condition on; from its index."""
 
     num_classes: int = Field(ge=1)
     vocab_size: int = Field(0, ge=0)  # of the BPE; 0: no captions
     text_length: int = Field(0, ge=0)
+    condition: "TokenGrid | None" = None  # of the condition pictures, where there are any
 
 
 class TokenGrid(Config):

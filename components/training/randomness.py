@@ -44,3 +44,21 @@ def sample_normal(seed: int, position: Tensor, *, stream: str, shape: tuple[int,
     for row, place in zip(noise, position.tolist(), strict=True):
         row.normal_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return noise
+
+
+def sample_gumbel(seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Gumbel noise -log(-log u) for each sample: (B,) -> (B, *shape) float32 on the device of `position`."""
+    noise = torch.empty(len(position), *shape, device=position.device)
+    generator = torch.Generator(position.device)
+    for row, place in zip(noise, position.tolist(), strict=True):
+        row.exponential_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
+    return -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
+
+
+def sample_uniforms(seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Numbers in [0, 1) for each sample: (B,) -> (B, *shape) float32 on the device of `position`."""
+    numbers = torch.empty(len(position), *shape, device=position.device)
+    generator = torch.Generator(position.device)
+    for row, place in zip(numbers, position.tolist(), strict=True):
+        row.uniform_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
+    return numbers

@@ -1,47 +1,60 @@
-"""Training of the prior: next-token prediction over pictures' tokens (Esser et al., 2021, section 3.2).
+"""Training of the prior: next-token prediction over pictures' tokens (Esser et al., 2021, section 3.2), and over those
+of their texts where these have a loss of their own (Ramesh et al., 2021, section 2.2).
 
-Shapes: B batch, N tokens a picture, L text length.
+Shapes: B batch, N tokens a picture, L text length, M condition tokens.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.losses.likelihood import token_loss
-from components.models.autoencoder import VQAutoencoder
-from components.models.transformer import Transformer
+from components.losses.likelihood import text_loss, text_nats, token_loss
+from components.models.autoencoder import Autoencoder
+from components.models.transformer import JointLogits, Transformer
 from components.sampling.autoregressive import generate
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import Conditions, PriorConfig, TokenGrid
+from components.training.config import Conditions, PriorConfig, TokenGrid, TokenNetworkConfig
 from components.training.learner import Learner, accumulated, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.previews import png_grid
-from components.training.randomness import derive_seed
+from components.training.randomness import derive_seed, sample_uniforms
 
 PREVIEW_SAMPLES = 8
 EVALUATION_BATCH = 64
 
 
-def transformer_arguments(config: PriorConfig, offers: Conditions, grid: TokenGrid) -> dict[str, Any]:
-    """Arguments of the transformer for this recipe and data set; plain values, they go into the bundle."""
+class PriorLosses(NamedTuple):
+    loss: Tensor  # ()  both by their weight
+    tokens: Tensor  # ()  nats a token of the picture
+    text: Tensor  # ()  nats a token of the text; 0 where it is a condition only
+
+
+def transformer_arguments(config: TokenNetworkConfig, offers: Conditions, grid: TokenGrid) -> dict[str, Any]:
+    """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
     text = "text" in config.conditions
-    return {
+    condition = offers.condition if "condition" in config.conditions else None
+    arguments = {
         "codebook_size": grid.codebook_size,
         "num_tokens": grid.height * grid.width,
+        "grid": [grid.height, grid.width],
+        "positions": config.positions,
         "model_dim": config.model_dim,
         "num_layers": config.num_layers,
         "num_heads": config.num_heads,
         "num_classes": offers.num_classes if "label" in config.conditions else None,
         "vocab_size": offers.vocab_size if text else None,
         "text_length": offers.text_length if text else None,
+        "condition_codebook_size": condition.codebook_size if condition else None,
+        "condition_grid": [condition.height, condition.width] if condition else None,
         "dropout": config.dropout,
     }
+    return arguments | ({"predict_text": config.text_loss_weight > 0} if isinstance(config, PriorConfig) else {})
 
 
 class PriorTask:
@@ -53,7 +66,7 @@ class PriorTask:
         *,
         offers: Conditions,
         grid: TokenGrid,
-        load_tokenizer: Callable[[], VQAutoencoder] | None = None,
+        load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
         max_batch_per_device: int | None = None,
     ) -> None:
@@ -65,22 +78,48 @@ class PriorTask:
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        total = torch.zeros((), device=self.worker.device)
+        totals = torch.zeros(3, device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
             conditions = dropped_conditions(part, self.config, self.offers)
-            loss = self.loss(self.learner.forward, part, conditions) * share
-            self.learner.backward(loss)
-            total += loss.detach()
+            losses = self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
+            self.learner.backward(losses.loss * share)
+            totals += torch.stack(losses).detach() * share
         taken, norm = self.learner.update(step)
         if taken:
             self.learner.average()
-        return {"loss": total, "bits_per_token": total / math.log(2), "grad_norm": norm}
+        loss, tokens, text = totals.unbind()
+        metrics = {"loss": loss, "bits_per_token": tokens / math.log(2), "grad_norm": norm}
+        return metrics | ({"text_bits_per_token": text / math.log(2)} if self.config.text_loss_weight else {})
 
-    def loss(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
-        """Mean negative log likelihood in nats a token, ()."""
+    def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, inputs: Tensor) -> PriorLosses:
+        """Mean negative log likelihoods of the batch's tokens, and of its texts where they are learned.
+
+        Args:
+            inputs: (B, N), what the network sees of the tokens.
+        """
+        weight = self.config.text_loss_weight
         with self.learner.autocast():
-            logits = network(batch["tokens"], **conditions)
-        return token_loss(logits, tokens=batch["tokens"])
+            logits = network(inputs, **conditions, **self.wanted_logits)
+        if not isinstance(logits, JointLogits):
+            tokens = token_loss(logits, tokens=batch["tokens"])
+            return PriorLosses(tokens, tokens, torch.zeros_like(tokens))
+        tokens = token_loss(logits.tokens, tokens=batch["tokens"])
+        text = text_loss(logits.text, text=learned_text(conditions["text"], original=batch["text"]))
+        return PriorLosses((1 - weight) * tokens + weight * text, tokens, text)
+
+    @property
+    def wanted_logits(self) -> dict[str, bool]:
+        return {"with_text": True} if self.config.text_loss_weight > 0 else {}
+
+    def corrupted(self, batch: Batch) -> Tensor:
+        """The tokens (B, N), each replaced by a random one with probability token_corruption, as in taming's pkeep."""
+        config, tokens, position = self.config, batch["tokens"], batch["position"]
+        if config.token_corruption == 0:
+            return tokens
+        shape = (2, tokens.shape[1])
+        replaced, other = sample_uniforms(config.seed, position, stream="corruption", shape=shape).unbind(1)
+        random = (other.double() * self.grid.codebook_size).long()  # (B, N) in [0, K)
+        return torch.where(replaced < config.token_corruption, random, tokens)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.learner.weights(), "learner": self.learner.progress()}
@@ -90,27 +129,51 @@ class PriorTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Bits a token of the averaged weights on held-out pictures under their own conditions."""
+        """Bits a token of the averaged weights on held-out pictures under their own conditions, and of their texts."""
         batch = with_positions(to_batch(held_out, self.worker.device))
-        network, nats = self.learner.snapshot(), 0.0
+        network, nats, of_texts, words = self.learner.snapshot(), 0.0, 0.0, 0.0
         for part in split(batch, self.max_batch or EVALUATION_BATCH):
-            conditions = conditions_of(part, self.config.conditions)
-            nats += float(self.loss(network, part, conditions)) * len(part["position"])
-        return {"held_out_bits_per_token": nats / len(batch["position"]) / math.log(2)}
+            with self.learner.autocast():
+                logits = network(part["tokens"], **conditions_of(part, self.config.conditions), **self.wanted_logits)
+            if isinstance(logits, JointLogits):
+                text, count = text_nats(logits.text, text=part["text"])
+                of_texts, words, logits = of_texts + float(text.sum()), words + float(count.sum()), logits.tokens
+            nats += float(token_loss(logits, tokens=part["tokens"])) * len(part["position"])
+        bits = {"held_out_bits_per_token": nats / len(batch["position"]) / math.log(2)}
+        return bits | ({"held_out_text_bits_per_token": of_texts / words / math.log(2)} if words else {})
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
         """Samples under the conditions of held-out pictures, made visible by the tokenizer."""
         if self.load_tokenizer is None:
             return {}
-        batch = to_batch({name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}, self.worker.device)
-        generators = [
-            torch.Generator().manual_seed(derive_seed(self.config.seed, "preview", sample))
-            for sample in range(len(batch["tokens"]))
-        ]
+        batch = preview_batch(held_out, self.worker)
         conditions = conditions_of(batch, self.config.conditions)
-        label, text = conditions.get("label"), conditions.get("text")
-        tokens = generate(self.learner.snapshot(), generators=generators, label=label, text=text)
-        tokenizer = self.load_tokenizer().to(self.worker.device)
-        images = tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=self.grid.height))
-        return {"samples": png_grid(images, columns=len(images))}
+        tokens = generate(
+            self.learner.snapshot(),
+            generators=preview_generators(self.config.seed, len(batch["tokens"])),
+            label=conditions.get("label"),
+            text=conditions.get("text"),
+            condition=conditions.get("condition"),
+        )
+        return token_pictures(tokens, self.load_tokenizer().to(self.worker.device), self.grid)
+
+
+def learned_text(text: Tensor, *, original: Tensor) -> Tensor:
+    """The texts (B, L) to learn from: those that were not dropped, pads (0) in place of the others."""
+    return original * (text == original).all(dim=1, keepdim=True)
+
+
+def preview_batch(held_out: Arrays, worker: Worker) -> Batch:
+    return to_batch({name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}, worker.device)
+
+
+def preview_generators(seed: int, count: int) -> list[torch.Generator]:
+    """The same random numbers at each preview."""
+    return [torch.Generator().manual_seed(derive_seed(seed, "preview", sample)) for sample in range(count)]
+
+
+def token_pictures(tokens: Tensor, tokenizer: Autoencoder, grid: TokenGrid) -> dict[str, bytes]:
+    """Tokens (B, N) as one row of pictures."""
+    images = tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=grid.height))
+    return {"samples": png_grid(images, columns=len(images))}

@@ -1,0 +1,33 @@
+"""Train an autoencoder: the tokenizer of the token road, or a VAE."""
+
+from components.data.shards import check_member, load_index
+from components.stages.context import StageContext
+from components.stages.training import train_on_pictures
+from components.storage.artifact import Artifact
+from components.training.config import AutoencoderConfig
+from components.training.perceptual_weights import check_perceptual_network
+from components.training.results import write_model
+from components.training.tasks.autoencoder import AutoencoderTask, autoencoder_arguments
+
+
+def train_autoencoder(config: AutoencoderConfig, context: StageContext, *, images: Artifact) -> Artifact:
+    """Train on the pictures of `images`. Returns a model artifact: bundle, metrics and preview.
+
+    Raises PerceptualWeightsError, and ShardError for a set without the member that the recipe names, before anything is
+    started; TrainingError later.
+    """
+    if config.perceptual_weight > 0:
+        check_perceptual_network(config.perceptual_network)
+    index = load_index(images.url("index.json"))
+    check_member(index, config.member)
+    state = train_on_pictures(AutoencoderTask, config, context, index, member=config.member)
+    folder = context.scratch()
+    summary = write_model(
+        state,
+        folder,
+        kind="autoencoder",
+        network=autoencoder_arguments(config),
+        settings={"resolution": config.resolution, "member": config.member},
+        learner="generator.",
+    )
+    return context.commit("model", folder=folder, metadata={"summary": summary})

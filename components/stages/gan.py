@@ -1,0 +1,29 @@
+"""Train the class-conditional GAN."""
+
+from components.data.shards import load_index
+from components.stages.context import StageContext
+from components.stages.training import train_on_pictures
+from components.storage.artifact import Artifact
+from components.training.config import Conditions, GANConfig
+from components.training.results import write_model
+from components.training.tasks.gan import GANTask, generator_arguments
+
+
+def train_gan(config: GANConfig, context: StageContext, *, images: Artifact) -> Artifact:
+    """Train on the pictures of `images`. Returns a model artifact: the generator's bundle, metrics and preview.
+
+    Raises TrainingError if the losses stop being finite or workers fail too often.
+    """
+    index = load_index(images.url("index.json"))
+    offers = Conditions(num_classes=len(index.classes))
+    state = train_on_pictures(GANTask, config, context, index, offers=offers)
+    folder = context.scratch()
+    summary = write_model(
+        state,
+        folder,
+        kind="gan",
+        network=generator_arguments(config, offers),
+        settings={"resolution": config.resolution, "classes": list(index.classes)},
+        learner="generator.",
+    )
+    return context.commit("model", folder=folder, metadata={"summary": summary})

@@ -1,0 +1,55 @@
+"""What every stage that trains on pictures does: read them in order, train on them, keep some out."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from components.data.held_out import held_out_arrays
+from components.data.shards import Member, ShardIndex
+from components.data.stream import training_stream
+from components.stages.context import StageContext
+from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
+from components.training.launch import RayStream, train
+from components.training.loop import Task
+
+HELD_OUT = 256  # pictures for previews and the final evaluation
+
+
+def train_on_pictures(
+    make_task: Callable[..., Task],
+    config: AutoencoderConfig | DiffusionConfig | GANConfig | PixelConfig,
+    context: StageContext,
+    index: ShardIndex,
+    *,
+    member: Member = "image",
+    **arguments: Any,
+) -> Path:
+    """Train the task `make_task(config, **arguments)` on the pictures of `index` at the resolution of `config`.
+
+    Returns the folder of the final state, see `components.training.launch.train`, which raises TrainingError.
+    """
+    resources = context.resources
+    how: dict[str, Any] = {"resolution": config.resolution, "member": member}
+    stream = partial(
+        training_stream,
+        index,
+        **how,
+        global_batch_size=config.global_batch_size,
+        world_size=resources.num_workers,
+        seed=config.seed,
+        total_steps=config.total_steps,
+        reader_cpus=resources.reader_cpus,
+    )
+    return train(
+        partial(make_task, config, **arguments, max_batch_per_device=resources.max_batch_per_device),
+        config=config,
+        stage=context.stage,
+        key=context.key,
+        folder=context.train_store,
+        stream=RayStream(stream),
+        held_out=partial(held_out_arrays, index, **how, limit=HELD_OUT),
+        recorder=context.recorder,
+        resources=resources,
+        scratch=context.scratch(),
+    )

@@ -1,0 +1,296 @@
+"""Training of an autoencoder: VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN (Esser et al., 2021), by the weights of its losses.
+
+With an adversarial weight there are two networks and two optimizers; without one no discriminator is built.
+
+Shapes: B batch, H W pixels, O channels of the decoder's output, h w latent grid, N = B*h*w latents, K codes.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from components.losses.adversarial import (
+    GeneratorLoss,
+    adaptive_weight,
+    balanced_generator_loss,
+    generator_loss,
+    hinge_discriminator_loss,
+)
+from components.losses.reconstruction import picture_of, reconstruction_loss
+from components.models.autoencoder import Autoencoder
+from components.models.bottleneck import Encoded
+from components.models.discriminator import PatchDiscriminator
+from components.models.quantizer import EMAQuantizer, codebook_histogram, codebook_perplexity, codebook_usage
+from components.training.annealing import kl_weight_at, temperature_at
+from components.training.batches import to_batch, with_positions
+from components.training.config import AutoencoderConfig
+from components.training.learner import Learner, accumulated, below, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker, average
+from components.training.perceptual_weights import load_perceptual_loss
+from components.training.previews import png_grid
+from components.training.randomness import sample_gumbel, sample_normal, step_generator
+
+PREVIEW_SAMPLES = 8
+EVALUATION_BATCH = 64
+
+
+class Losses(NamedTuple):
+    """Of one part of a batch; losses are () and fp32."""
+
+    output: Tensor  # (B, O, H, W)
+    encoded: Encoded
+    terms: dict[str, Tensor]  # every loss of the autoencoder by its name
+    nll_loss: Tensor  # reconstruction + weighted perceptual
+
+
+class Judgement(NamedTuple):
+    """What the discriminator says about one part of a batch; losses are () and fp32."""
+
+    adversarial_loss: Tensor  # of the generator
+    discriminator_loss: Tensor
+
+
+def autoencoder_arguments(config: AutoencoderConfig) -> dict[str, Any]:
+    """Arguments of the autoencoder for this recipe; plain values, they go into the bundle."""
+    return {
+        "resolution": config.resolution,
+        "channels": config.channels,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "attention_resolutions": list(config.attention_resolutions),
+        "latent_channels": config.latent_channels,
+        "bottleneck": config.bottleneck,
+        "codebook_size": config.codebook_size,
+        "codebook_dim": config.codebook_dim,
+        "ema_decay": config.codebook_decay,
+        "codebook_init": config.codebook_init,
+        "l2_normalize": config.l2_normalize,
+        "fsq_levels": list(config.fsq_levels),
+        "reconstruction": config.reconstruction,
+    }
+
+
+class AutoencoderTask:
+    """Autoencoder and, if its weight is above zero, discriminator. Only the autoencoder is kept.
+
+    An EMA codebook moves after each step taken.
+    """
+
+    def __init__(
+        self, config: AutoencoderConfig, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
+    ) -> None:
+        self.config, self.worker, self.max_batch = config, worker, max_batch_per_device
+        with seeded(config.seed):
+            autoencoder = Autoencoder(**autoencoder_arguments(config))
+            self.discriminator = self.make_discriminator() if config.adversarial_weight > 0 else None
+        autoencoder.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+        self.generator = Learner(autoencoder, config=config, worker=worker, ema_decay=config.ema_decay)
+        network = config.perceptual_network if config.perceptual_weight > 0 else "none"
+        self.perceptual = load_perceptual_loss(network, weights_uri=config.perceptual_weights_uri)
+        if self.perceptual is not None:
+            self.perceptual.to(worker.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+
+    def make_discriminator(self) -> Learner[PatchDiscriminator]:
+        config = self.config
+        network = PatchDiscriminator(channels=config.discriminator_channels, num_layers=config.discriminator_layers)
+        network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+        return Learner(network, config=config, worker=self.worker, ema_decay=0)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        """Both networks see the same reconstructions, and the discriminator learns from step 1: one that is untrained
+        when the generator begins to hear it ruins reconstructions (taming-transformers issue 93).
+        """
+        learners = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
+        in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
+        ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None
+        totals: Metrics = {}
+        made: list[Encoded] = []
+        for part, share in accumulated(batch, *learners, max_batch=self.max_batch, step=step):
+            metrics, encoded = self.backward(part, share, step=step, ratio=ratio)
+            totals = {name: totals.get(name, 0.0) + value.detach() * share for name, value in metrics.items()}
+            made.append(encoded)
+        taken, norm = self.generator.update(step)
+        if self.discriminator is not None:
+            self.discriminator.update(step)
+        if taken:
+            totals |= self.update_codebook(made, step)
+            self.generator.average()
+        return totals | {"grad_norm": norm}
+
+    def backward(self, part: Batch, share: float, *, step: int, ratio: Tensor | None) -> tuple[Metrics, Encoded]:
+        """Add the gradients of one part to both networks. `ratio` is the adaptive weight, if not that of this part."""
+        with self.generator.autocast():
+            losses = self.losses(part, self.generator.forward, self.draws(part, step=step))
+        loss, metrics = losses.nll_loss, dict(losses.terms)
+        if self.discriminator is not None:
+            with self.generator.autocast():
+                judgement = self.judge(part["image"], losses.output, self.discriminator.forward, step=step)
+            balanced = self.balance(losses, judgement, step=step, ratio=ratio)
+            self.discriminator.backward(judgement.discriminator_loss * share, retain_graph=True)
+            loss = balanced.loss
+            metrics |= {**judgement._asdict(), "adaptive_weight": balanced.adaptive_weight}
+        weights = self.weights_at(step)
+        for name, value in losses.encoded.losses.items():
+            loss = loss + weights[name] * value
+        self.generator.backward(loss * share)
+        return {"loss": loss, **metrics}, losses.encoded
+
+    def losses(self, part: Batch, autoencoder: nn.Module, draws: dict[str, Tensor | float]) -> Losses:
+        """The autoencoder's terms of one part."""
+        image = part["image"]
+        output, encoded = autoencoder(image, **draws)
+        nll_loss = reconstruction_loss(output, image=image, kind=self.config.reconstruction)
+        terms = {"reconstruction_loss": nll_loss}
+        if self.perceptual is not None:
+            terms["perceptual_loss"] = self.perceptual(self.picture(output), image).mean()
+            nll_loss = nll_loss + self.config.perceptual_weight * terms["perceptual_loss"]
+        return Losses(output, encoded, terms | encoded.losses, nll_loss)
+
+    def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Judgement:
+        """One pass of the discriminator over real and reconstructed pictures serves both sides; its norms keep pictures
+        apart."""
+        judged = self.picture(output if self.is_heard(step) else output.detach())
+        real_logits, fake_logits = discriminator(torch.cat([image.to(judged.dtype), judged])).chunk(2)
+        return Judgement(
+            adversarial_loss=generator_loss(fake_logits),
+            discriminator_loss=hinge_discriminator_loss(real_logits, fake_logits=fake_logits),
+        )
+
+    def balance(self, losses: Losses, judgement: Judgement, *, step: int, ratio: Tensor | None) -> GeneratorLoss:
+        """Reconstruction, perceptual and, as soon as it is heard, adversarial loss."""
+        weight = self.config.adversarial_weight
+        if not self.is_heard(step):
+            return GeneratorLoss(losses.nll_loss, torch.zeros_like(losses.nll_loss))
+        if ratio is not None:
+            return GeneratorLoss(losses.nll_loss + weight * ratio * judgement.adversarial_loss, ratio)
+        return balanced_generator_loss(
+            losses.output,
+            nll_loss=losses.nll_loss,
+            adversarial_loss=judgement.adversarial_loss,
+            last_layer=self.generator.network.last_layer,
+            adversarial_weight=weight,
+        )
+
+    def adaptive_weight_of(self, batch: Batch, step: int) -> Tensor:
+        """The adaptive weight (Esser et al., 2021, equation 7) of a batch that is trained on in parts.
+
+        It is a ratio of norms of the whole batch's gradients, so it takes a pass over all parts before the real one.
+        """
+        assert self.discriminator is not None
+        last_layer = self.generator.network.last_layer
+        sums = [torch.zeros_like(last_layer), torch.zeros_like(last_layer)]
+        for part in split(batch, self.max_batch):
+            share = len(part["position"]) / len(batch["position"])
+            with self.generator.autocast():
+                losses = self.losses(part, self.generator.network, self.draws(part, step=step))
+                judgement = self.judge(part["image"], losses.output, self.discriminator.network, step=step)
+            for total, loss in zip(sums, (losses.nll_loss, judgement.adversarial_loss), strict=True):
+                total += torch.autograd.grad(loss, last_layer, retain_graph=True)[0] * share
+        nll_gradient, adversarial_gradient = (average(total, self.worker) for total in sums)
+        return adaptive_weight(nll_gradient, adversarial_gradient=adversarial_gradient)
+
+    def is_heard(self, step: int) -> bool:
+        """Whether the generator hears the discriminator in this step."""
+        return self.discriminator is not None and step > self.config.discriminator_start
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Weights of the bottleneck's losses. Reconstruction is a mean over the 3 H W values of a picture, so the KL
+        divergence, in nats a picture, is divided by as many: with kl_weight 1 their sum is the bound a dimension."""
+        return {
+            "codebook_loss": 1.0,
+            "commitment_loss": self.config.commitment_cost,
+            "kl_loss": kl_weight_at(self.config, step) / (3 * self.config.resolution**2),
+        }
+
+    def draws(self, part: Batch, *, step: int | None) -> dict[str, Tensor | float]:
+        """What the bottleneck draws for these samples; step None: as in evaluation, where codes are hard."""
+        network, seed, position = self.generator.network, self.config.seed, part["position"]
+        stream = "latent" if step is not None else "latent_held_out"
+        if self.config.bottleneck == "gaussian":
+            return {"noise": sample_normal(seed, position, stream=stream, shape=network.latent_shape)}
+        if self.config.bottleneck == "gumbel" and step is not None:
+            noise = sample_gumbel(seed, position, stream=stream, shape=(network.codebook_size, *network.grid))
+            return {"noise": noise, "temperature": temperature_at(self.config, step)}
+        return {}
+
+    def picture(self, output: Tensor) -> Tensor:
+        return picture_of(output, kind=self.config.reconstruction)
+
+    def update_codebook(self, made: list[Encoded], step: int) -> Metrics:
+        """Move an EMA codebook by the latents of the whole batch; other bottlenecks have nothing to move."""
+        quantizer = self.generator.network.bottleneck
+        if not isinstance(quantizer, EMAQuantizer):
+            return {}
+        dead = quantizer.update_codebook(
+            torch.cat([encoded.latents for encoded in made if encoded.latents is not None]),
+            indices=torch.cat([encoded.indices for encoded in made if encoded.indices is not None]),
+            generator=step_generator(self.config.seed, step, stream="codebook"),
+        )
+        # Of the codes' running counts: over the last 1 / (1 - codebook_decay) batches of all ranks.
+        perplexity = codebook_perplexity(quantizer.ema_count)
+        return {"dead_codes": dead.float(), "codebook_perplexity": perplexity.float()}
+
+    def state_dict(self) -> dict[str, Any]:
+        weights = {f"generator.{name}": tensor for name, tensor in self.generator.weights().items()}
+        state: dict[str, Any] = {"weights": weights, "generator": self.generator.progress()}
+        if self.discriminator is not None:
+            weights |= {f"discriminator.{name}": tensor for name, tensor in self.discriminator.weights().items()}
+            state["discriminator"] = self.discriminator.progress()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.restore(below("generator.", state["weights"]), state["generator"])
+        if self.discriminator is not None:
+            self.discriminator.restore(below("discriminator.", state["weights"]), state["discriminator"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Losses of the averaged weights over all held-out pictures; where there are codes, their usage and perplexity;
+        where the reconstruction is a probability of 8-bit values, the bound in bits per dimension."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        network = self.generator.snapshot()
+        totals: dict[str, float] = {}
+        indices = []
+        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+            losses = self.losses(part, network, self.draws(part, step=None))
+            share = len(part["position"]) / len(batch["position"])
+            for name, value in losses.terms.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * share
+            if losses.encoded.indices is not None:
+                indices.append(losses.encoded.indices)
+        found = {f"held_out_{name}": value for name, value in totals.items()}
+        if indices:
+            histogram = codebook_histogram(torch.cat(indices), codebook_size=network.codebook_size)
+            found["held_out_codebook_usage"] = float(codebook_usage(histogram))
+            found["held_out_codebook_perplexity"] = float(codebook_perplexity(histogram))
+        if self.config.reconstruction == "discretized_logistic":
+            found["held_out_bits_per_dim"] = self.bits_per_dim(totals)
+        return found
+
+    def bits_per_dim(self, terms: dict[str, float]) -> float:
+        """Upper bound on the bits of each 8-bit value: reconstruction and what z costs under its prior.
+
+        A Gaussian costs its KL divergence from N(0, I). Codes are decided by the picture and uniform under their prior:
+        log K each, whatever the relaxation's divergence was.
+        """
+        network = self.generator.network
+        if self.config.bottleneck == "gaussian":
+            nats = terms["kl_loss"]
+        else:
+            nats = math.prod(network.grid) * math.log(network.codebook_size)
+        return (terms["reconstruction_loss"] + nats / (3 * self.config.resolution**2)) / math.log(2)
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Held-out pictures above their reconstructions; for a Gaussian, pictures of its prior below."""
+        image = to_batch({"image": held_out["image"][:PREVIEW_SAMPLES]}, self.worker.device)["image"]
+        network = self.generator.snapshot()
+        rows = [image, network.reconstruct(image)]
+        if self.config.bottleneck == "gaussian":
+            position = torch.arange(len(image), device=self.worker.device)
+            z = sample_normal(self.config.seed, position, stream="preview", shape=network.latent_shape)
+            rows.append(network.decode(z))
+        return {"reconstructions": png_grid(torch.cat(rows), columns=len(image))}

@@ -1,0 +1,234 @@
+"""Training of the class-conditional GAN (Brock et al., 2019): two networks, two optimizers, hinge losses.
+
+Shapes: B batch, Z noise_dim, H W pixels.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from components.losses.adversarial import generator_loss, hinge_discriminator_loss
+from components.losses.augmentation import DRAWS, augment
+from components.models.gan import Generator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
+from components.training.batches import to_batch, with_positions
+from components.training.config import Conditions, GANConfig
+from components.training.learner import Learner, accumulated, below, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker
+from components.training.previews import png_grid
+from components.training.randomness import sample_integers, sample_normal, sample_uniform
+
+PREVIEW_SAMPLES, PREVIEW_ROWS = 8, 10
+EVALUATION_BATCH = 64
+STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, that the statistics of batch norms are estimated with
+
+
+def generator_arguments(config: GANConfig, offers: Conditions) -> dict[str, Any]:
+    """Arguments of the generator for this recipe and data set; plain values, they go into the bundle."""
+    return {
+        "resolution": config.resolution,
+        "channels": config.channels,
+        "channel_mult": list(config.channel_mult),
+        "noise_dim": config.noise_dim,
+        "num_classes": offers.num_classes if config.conditions else None,
+        "attention_resolutions": list(config.attention_resolutions),
+    }
+
+
+def discriminator_arguments(config: GANConfig, offers: Conditions) -> dict[str, Any]:
+    """Arguments of the discriminator, which no bundle keeps."""
+    return {
+        "resolution": config.resolution,
+        "channels": config.discriminator_channels,
+        "channel_mult": list(config.discriminator_channel_mult),
+        "num_classes": offers.num_classes if config.conditions else None,
+        "attention_resolutions": list(config.attention_resolutions),
+    }
+
+
+class GANTask:
+    """Generator against discriminator. Only the averaged generator is kept.
+
+    Batch norm sees the batches of all ranks together, so two ranks equal one. It sees a batch that is taken in parts
+    part by part: with `max_batch_per_device` below the rank's share the statistics are those of a smaller batch, and
+    accumulation does not equal none.
+    """
+
+    def __init__(
+        self,
+        config: GANConfig,
+        *,
+        offers: Conditions,
+        worker: Worker = ALONE,
+        max_batch_per_device: int | None = None,
+    ) -> None:
+        """Raises ValueError if a rank's share of the batch does not divide by the steps of the discriminator."""
+        self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        if worker.share(config.global_batch_size) % config.discriminator_steps:
+            raise ValueError(
+                f"global_batch_size {config.global_batch_size} must be a multiple of discriminator_steps "
+                f"{config.discriminator_steps} times the {worker.world_size} workers"
+            )
+        with seeded(config.seed):
+            generator = Generator(**generator_arguments(config, offers))
+            discriminator = ProjectionDiscriminator(**discriminator_arguments(config, offers))
+        for network in (generator, discriminator):
+            network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+        other = config.model_copy(update={"learning_rate": config.discriminator_learning_rate})
+        self.generator = Learner(generator, config=config, worker=worker, ema_decay=config.ema_decay)
+        self.discriminator = Learner(discriminator, config=other, worker=worker, ema_decay=0)
+        self.finished: Generator | None = None  # of the weights as they are; see `finish`
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        """The discriminator learns from each of `discriminator_steps` equal parts of the batch, then the generator once
+        with as many pictures as the batch holds.
+
+        Position p is in part p modulo `discriminator_steps`, on whatever rank. Singular vectors move with each forward:
+        after an update that was not taken they are put back, since what was not finite may have reached them.
+        """
+        before = [buffer.clone() for buffer in self.buffers()]
+        turns = self.config.discriminator_steps
+        taken, totals = [], {}
+        for turn in range(turns):
+            part = {name: value[turn::turns] for name, value in batch.items()}
+            metrics = self.train_discriminator(part, step)
+            totals = {name: totals.get(name, 0.0) + value / turns for name, value in metrics.items()}
+            taken.append(self.discriminator.update(step)[0])
+        totals["generator_loss"] = self.train_generator(batch, step)
+        moved, norm = self.generator.update(step)
+        if not all([moved, *taken]):
+            for buffer, value in zip(self.buffers(), before, strict=True):
+                buffer.copy_(value)
+        if moved:
+            self.generator.average()
+            self.finished = None
+        return {"loss": totals["discriminator_loss"], **totals, "grad_norm": norm}
+
+    def train_discriminator(self, batch: Batch, step: int) -> Metrics:
+        """Add the gradients of the hinge loss. Generated pictures have the labels of the real ones beside them."""
+        totals: Metrics = {}
+        for part, share in accumulated(batch, self.discriminator, max_batch=self.max_batch, step=step):
+            with torch.no_grad(), self.generator.autocast():
+                fake = self.generate(self.generator.network, part, stream="discriminator_noise")
+            seen = [self.augmented(part["image"], part, "real"), self.augmented(fake, part, "fake")]
+            with self.discriminator.autocast():
+                logits = self.judge(self.discriminator.forward, torch.cat(seen), part)
+            real_logits, fake_logits = logits.chunk(2)
+            loss = hinge_discriminator_loss(real_logits, fake_logits=fake_logits)
+            self.discriminator.backward(loss * share)
+            metrics = {
+                "discriminator_loss": loss,
+                "real_logits": real_logits.mean(),
+                "fake_logits": fake_logits.mean(),
+            }
+            totals = {name: totals.get(name, 0.0) + value.detach() * share for name, value in metrics.items()}
+        return totals
+
+    def train_generator(self, batch: Batch, step: int) -> Tensor:
+        """Add the gradients of the generator's loss, and return it, ()."""
+        total = torch.zeros((), device=self.worker.device)
+        for part, share in accumulated(batch, self.generator, max_batch=self.max_batch, step=step):
+            with self.generator.autocast():
+                fake = self.generate(self.generator.forward, part, stream="generator_noise")
+                seen = self.augmented(fake, part, "generated")
+                loss = generator_loss(self.judge(self.discriminator.network, seen, part)) * share
+            self.generator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
+        """Pictures (B, 3, H, W) for the labels of the part, from noise of their positions."""
+        noise = sample_normal(self.config.seed, part["position"], stream=stream, shape=(self.config.noise_dim,))
+        return generator(noise, part["label"] if self.config.conditions else None)
+
+    def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
+        """Logits of pictures that are one or several times as many as the part has labels."""
+        label = part["label"].repeat(len(image) // len(part["label"])) if self.config.conditions else None
+        return discriminator(image, label)
+
+    def augmented(self, image: Tensor, part: Batch, stream: str) -> Tensor:
+        """Pictures as the discriminator sees them in training, in fp32."""
+        if not self.config.augment:
+            return image.float()
+        draws = [
+            sample_uniform(self.config.seed, part["position"], stream=f"augment_{stream}_{name}") for name in DRAWS
+        ]
+        return augment(image.float(), draws=torch.stack(draws, dim=1))
+
+    def buffers(self) -> Iterator[Tensor]:
+        return chain(self.generator.network.buffers(), self.discriminator.network.buffers())
+
+    def finish(self) -> Generator:
+        """The averaged generator, ready to sample: a copy with singular vectors and batch statistics of its own.
+
+        A function of the weights and the seed alone, and made on each rank by itself. Training never sees it.
+        """
+        if self.finished is None:
+            network = deepcopy(self.generator.snapshot())
+            settle_spectral_norms(network)
+            estimate_statistics(network, self.statistics_noise())
+            self.finished = network
+        return self.finished
+
+    def statistics_noise(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The noise (B, Z) and labels (B,), every class alike, that statistics are estimated with: always the same."""
+        config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH, device=self.worker.device)
+        for position in positions.split(STATISTICS_BATCH):
+            noise = sample_normal(config.seed, position, stream="statistics_noise", shape=(config.noise_dim,))
+            label = sample_integers(config.seed, position, stream="statistics_label", high=self.offers.num_classes)
+            yield noise, label if config.conditions else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average is written as it samples."""
+        weights = {f"generator.{name}": tensor for name, tensor in self.generator.weights().items()}
+        weights |= {f"generator.ema.{name}": tensor for name, tensor in self.finish().state_dict().items()}
+        weights |= {f"discriminator.{name}": tensor for name, tensor in self.discriminator.weights().items()}
+        return {
+            "weights": weights,
+            "generator": self.generator.progress(),
+            "discriminator": self.discriminator.progress(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The buffers of the average return to those of the network, as they are while it trains."""
+        self.generator.restore(below("generator.", state["weights"]), state["generator"])
+        self.discriminator.restore(below("discriminator.", state["weights"]), state["discriminator"])
+        for kept, buffer in zip(self.generator.snapshot().buffers(), self.generator.network.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.finished = None
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Losses and mean logits of held-out pictures against as many generated ones, not augmented.
+
+        A discriminator that knows its training pictures by heart finds held-out ones less real than those.
+        """
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        generator, discriminator, logits = self.finish(), self.discriminator.snapshot(), []
+        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+            fake = self.generate(generator, part, stream="evaluation_noise")
+            logits.append(self.judge(discriminator, torch.cat([part["image"], fake]), part).chunk(2))
+        real_logits, fake_logits = (torch.cat(side) for side in zip(*logits, strict=True))
+        return {
+            "held_out_discriminator_loss": float(hinge_discriminator_loss(real_logits, fake_logits=fake_logits)),
+            "held_out_generator_loss": float(generator_loss(fake_logits)),
+            "held_out_real_logits": float(real_logits.mean()),
+            "held_out_fake_logits": float(fake_logits.mean()),
+        }
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """A row of samples for each of the first classes, from the same noise in each row."""
+        del held_out, step
+        config, device = self.config, self.worker.device
+        classes = min(self.offers.num_classes, PREVIEW_ROWS) if config.conditions else 1
+        position = torch.arange(PREVIEW_SAMPLES, device=device)
+        noise = sample_normal(config.seed, position, stream="preview", shape=(config.noise_dim,))
+        label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
+        images = self.finish()(noise.repeat(classes, 1), label if config.conditions else None)
+        return {"samples": png_grid(images, columns=PREVIEW_SAMPLES)}

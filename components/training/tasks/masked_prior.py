@@ -1,0 +1,147 @@
+"""Training of the masked prior: tokens behind masks from those that are seen (MaskGIT; Chang et al., 2022, 3.1).
+
+Shapes: B batch, N tokens a picture.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.losses.likelihood import masked_token_loss
+from components.models.autoencoder import Autoencoder
+from components.models.masked_transformer import MaskedTransformer
+from components.sampling.maskgit import maskgit
+from components.training.batches import to_batch, with_positions
+from components.training.conditioning import conditions_of, dropped_conditions
+from components.training.config import Conditions, MaskedPriorConfig, TokenGrid
+from components.training.learner import Learner, accumulated, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker
+from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
+from components.training.tasks.prior import (
+    EVALUATION_BATCH,
+    preview_batch,
+    preview_generators,
+    token_pictures,
+    transformer_arguments,
+)
+
+EVALUATION_DRAWS = 4  # masks that each held-out picture is judged by
+
+
+def training_masks(seed: int, position: Tensor, *, num_tokens: int) -> Tensor:
+    """Which tokens each sample learns, (B, N) bool: ⌈N cos(π/2 · r)⌉ of them anywhere, r ~ U(0, 1).
+
+    How many and which depends on (seed, position) alone.
+    """
+    ratio = torch.cos(math.pi / 2 * sample_uniform(seed, position, stream="mask_ratio").double())
+    return random_masks(seed, position, counts=(ratio * num_tokens).ceil().long(), num_tokens=num_tokens, stream="mask")
+
+
+def evaluation_masks(seed: int, position: Tensor, *, num_tokens: int, draw: int) -> Tensor:
+    """As `training_masks`, but with their number drawn evenly from 1..N: the likelihood's bound wants it so."""
+    stream = f"evaluation_{draw}"
+    counts = 1 + sample_integers(seed, position, stream=f"{stream}_count", high=num_tokens)
+    return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream=stream)
+
+
+def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int, stream: str) -> Tensor:
+    """Masks (B, N) with counts (B,) of each row's tokens, every set of that size as likely as any other."""
+    places = sample_uniforms(seed, position, stream=stream, shape=(num_tokens,)).argsort(dim=1, stable=True)
+    ranks = places.argsort(dim=1)  # (B, N), a random permutation of 0..N-1
+    return ranks < counts[:, None]
+
+
+class MaskedPriorTask:
+    """One transformer that learns what stands behind masked tokens, under the pictures' conditions."""
+
+    def __init__(
+        self,
+        config: MaskedPriorConfig,
+        *,
+        offers: Conditions,
+        grid: TokenGrid,
+        load_tokenizer: Callable[[], Autoencoder] | None = None,
+        worker: Worker = ALONE,
+        max_batch_per_device: int | None = None,
+    ) -> None:
+        """`load_tokenizer` gives the network that turns tokens into pictures, for previews; None: no previews."""
+        self.config, self.offers, self.grid = config, offers, grid
+        self.load_tokenizer, self.worker, self.max_batch = load_tokenizer, worker, max_batch_per_device
+        with seeded(config.seed):
+            network = MaskedTransformer(**transformer_arguments(config, offers, grid))
+        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid.height * self.grid.width
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        config, total = self.config, torch.zeros((), device=self.worker.device)
+        for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
+            conditions = dropped_conditions(part, config, self.offers)
+            masked = training_masks(config.seed, part["position"], num_tokens=self.num_tokens)
+            loss = self.loss(
+                self.learner.forward, part, conditions, masked=masked, label_smoothing=config.label_smoothing
+            )
+            self.learner.backward(loss * share)
+            total += loss.detach() * share
+        taken, norm = self.learner.update(step)
+        if taken:
+            self.learner.average()
+        return {"loss": total, "grad_norm": norm}
+
+    def loss(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        conditions: dict[str, Tensor],
+        *,
+        masked: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        """Mean cross-entropy in nats a masked token, ()."""
+        inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token follows the last code
+        with self.learner.autocast():
+            logits = network(inputs, **conditions)
+        return masked_token_loss(logits, tokens=batch["tokens"], masked=masked, label_smoothing=label_smoothing)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["weights"], state["learner"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Averaged weights on held-out pictures: upper bound of the bits a token, drawn one by one in random order."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        network, nats, seed = self.learner.snapshot(), 0.0, self.config.seed
+        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+            conditions = conditions_of(part, self.config.conditions)
+            for draw in range(EVALUATION_DRAWS):
+                masked = evaluation_masks(seed, part["position"], num_tokens=self.num_tokens, draw=draw)
+                loss = self.loss(network, part, conditions, masked=masked, label_smoothing=0.0)
+                nats += float(loss) * len(part["position"]) / EVALUATION_DRAWS
+        return {"held_out_bits_per_token_bound": nats / len(batch["position"]) / math.log(2)}
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Samples under the conditions of held-out pictures, made visible by the tokenizer."""
+        if self.load_tokenizer is None:
+            return {}
+        batch = preview_batch(held_out, self.worker)
+        conditions = conditions_of(batch, self.config.conditions)
+        tokens = maskgit(
+            self.learner.snapshot(),
+            generators=preview_generators(self.config.seed, len(batch["tokens"])),
+            steps=self.config.num_inference_steps,
+            choice_temperature=self.config.choice_temperature,
+            label=conditions.get("label"),
+            text=conditions.get("text"),
+            condition=conditions.get("condition"),
+        )
+        return token_pictures(tokens, self.load_tokenizer().to(self.worker.device), self.grid)

@@ -1,0 +1,152 @@
+"""Training of models that know a picture's exact likelihood: gated PixelCNN and Row LSTM (van den Oord et al. 2016).
+
+Their pictures are the 8-bit values of RGB pixels (dimensions of 256 values), or grids of tokens.
+
+Shapes: B batch, C colors, H W height and width, K num_values, N tokens a picture.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from components.losses.likelihood import token_loss
+from components.models.autoencoder import Autoencoder
+from components.models.pixelcnn import GatedPixelCNN
+from components.models.row_lstm import RowLSTM
+from components.sampling.pixelwise import PixelNetwork, generate_grid
+from components.training.batches import to_batch, with_positions
+from components.training.conditioning import conditions_of, dropped_conditions
+from components.training.config import Conditions, PixelConfig, TokenGrid
+from components.training.learner import Learner, accumulated, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker
+from components.training.previews import png_grid
+from components.training.randomness import derive_seed
+
+PREVIEW_SAMPLES = 8
+EVALUATION_BATCH = 16  # the logits of 32² RGB pictures take 3 MB each
+
+
+def pixel_arguments(config: PixelConfig, offers: Conditions, grid: TokenGrid | None) -> dict[str, Any]:
+    """Arguments of the network for this recipe and data set; plain values, they go into the bundle.
+
+    `grid` is that of the tokens; None: raw pixels.
+    """
+    return {
+        "num_values": 256 if grid is None else grid.codebook_size,
+        "num_channels": 3 if grid is None else 1,
+        "channels": config.channels,
+        "num_layers": config.num_layers,
+        "kernel_size": config.kernel_size,
+        "num_classes": offers.num_classes if "label" in config.conditions else None,
+        "embedding": "intensity" if grid is None else "table",
+        "dropout": config.dropout,
+    }
+
+
+def make_network(config: PixelConfig, arguments: dict[str, Any]) -> PixelNetwork:
+    return GatedPixelCNN(**arguments) if config.network == "pixelcnn" else RowLSTM(**arguments)
+
+
+def to_levels(image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] that were 8-bit pictures -> their exact values, int64 in [0, 255]."""
+    return ((image + 1) * 127.5).round().long()
+
+
+def to_image(levels: Tensor) -> Tensor:
+    """The inverse of `to_levels`."""
+    return levels.float() / 127.5 - 1
+
+
+class PixelTask:
+    """One network that learns the values of pictures, each from those before it, under a class or nothing."""
+
+    def __init__(
+        self,
+        config: PixelConfig,
+        *,
+        offers: Conditions,
+        grid: TokenGrid | None = None,
+        load_tokenizer: Callable[[], Autoencoder] | None = None,
+        worker: Worker = ALONE,
+        max_batch_per_device: int | None = None,
+    ) -> None:
+        """Learns tokens where `grid` is given, else pixels. `load_tokenizer` gives the network that turns tokens into
+        pictures, for previews; tokens without it have none.
+        """
+        self.config, self.offers, self.grid = config, offers, grid
+        self.load_tokenizer, self.worker, self.max_batch = load_tokenizer, worker, max_batch_per_device
+        self.unit = "dim" if grid is None else "token"
+        with seeded(config.seed):
+            network = make_network(config, pixel_arguments(config, offers, grid))
+        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        total = torch.zeros((), device=self.worker.device)
+        for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
+            conditions = dropped_conditions(part, self.config, self.offers)
+            loss = self.loss(self.learner.forward, part, conditions) * share
+            self.learner.backward(loss)
+            total += loss.detach()
+        taken, norm = self.learner.update(step)
+        if taken:
+            self.learner.average()
+        return {"loss": total, f"bits_per_{self.unit}": bits(total), "grad_norm": norm}
+
+    def loss(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        """Mean negative log likelihood in nats a value, ()."""
+        values = self.values(batch)
+        with self.learner.autocast():
+            logits = network(values, **conditions)  # (B, C, H, W, K)
+        return token_loss(rearrange(logits, "b c h w k -> b (c h w) k"), tokens=values.flatten(1))
+
+    def values(self, batch: Batch) -> Tensor:
+        """What the network learns of a batch, (B, C, H, W) int64."""
+        if self.grid is None:
+            return to_levels(batch["image"])
+        return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["weights"], state["learner"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Bits a dimension, or a token, of the averaged weights on held-out pictures under their own conditions."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        network, nats = self.learner.snapshot(), torch.zeros((), dtype=torch.float64)
+        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+            conditions = conditions_of(part, self.config.conditions)
+            nats += self.loss(network, part, conditions).cpu() * len(part["position"])
+        return {f"held_out_bits_per_{self.unit}": float(bits(nats / len(batch["position"])))}
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Samples under the classes of held-out pictures; those of tokens made visible by the tokenizer."""
+        if self.grid is not None and self.load_tokenizer is None:
+            return {}
+        batch = to_batch({name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}, self.worker.device)
+        height, width = self.values(batch).shape[2:]
+        generators = [
+            torch.Generator().manual_seed(derive_seed(self.config.seed, "preview", sample))
+            for sample in range(len(self.values(batch)))
+        ]
+        label = conditions_of(batch, self.config.conditions).get("label")
+        values = generate_grid(self.learner.snapshot(), generators=generators, height=height, width=width, label=label)
+        images = to_image(values) if self.load_tokenizer is None else self.detokenized(values)
+        return {"samples": png_grid(images, columns=len(images))}
+
+    def detokenized(self, tokens: Tensor) -> Tensor:
+        """(B, 1, h, w) -> images (B, 3, H, W)."""
+        assert self.load_tokenizer is not None
+        return self.load_tokenizer().to(self.worker.device).detokenize(tokens[:, 0])
+
+
+def bits(nats: Tensor) -> Tensor:
+    return nats / math.log(2)
