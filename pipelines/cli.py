@@ -114,6 +114,28 @@ def recipes() -> None:
 
 
 @app.command()
+def rows(
+    names: Annotated[list[str] | None, typer.Argument(help="Rows (T3) or recipes (vqgan); all if left out.")] = None,
+    storage: Storage = None,
+    tracking: Tracking = None,
+    profile: ProfileName = "auto",
+) -> None:
+    """Train, sample and measure each system of the lecture by its own recipe, one after another.
+
+    What is finished is cached, so the command goes on where it was stopped; at the end stands a table of figures.
+
+    **Examples**
+
+    - `cascade rows` — all of them, a few minutes each on two cores
+    - `cascade rows T1 G1 maskgit` — three of them
+    """
+    from pipelines.rows import run_rows
+
+    code = run_rows(names or [], storage=storage, tracking=tracking, profile=profile, console=Console())
+    raise typer.Exit(code)
+
+
+@app.command()
 def data(
     source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, fashion_mnist or webdataset.")],
     path: Annotated[str | None, typer.Argument(help="Where the pictures are: a folder, a glob or a URL.")] = None,
@@ -155,20 +177,27 @@ def sample(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
     prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
-    road: Annotated[str, typer.Option(help="diffusion or tokens.")] = "diffusion",
+    condition: Annotated[list[Path], typer.Option(help="Condition picture, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
+    road: Annotated[
+        str | None, typer.Option(help="diffusion, tokens, pixels, gan or vae; the model's first one if left out.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Pictures for each label or prompt.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    best_of: Annotated[int | None, typer.Option(help="Token road: keep the best of so many.", min=1)] = None,
+    size: Annotated[str | None, typer.Option(help="Token road: a larger picture, HEIGHTxWIDTH in pixels.")] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the grid.")] = Path("samples"),
 ) -> None:
-    """Sample a trained cascade: pictures and a labelled grid.
+    """Sample a trained model: pictures and a labelled grid.
 
     **Examples**
 
     - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --road tokens --prompt "red heart" --best-of 8`
+    - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     """
     from pipelines.sample_command import sample_pictures
 
@@ -176,11 +205,14 @@ def sample(
         model,
         labels=label,
         prompts=prompt,
+        conditions=condition,
         road=road,
         seed=seed,
         count=count,
         steps=steps,
         guidance_scale=guidance_scale,
+        best_of=best_of,
+        size=size,
         tracking=tracking,
         out=out,
         console=Console(),

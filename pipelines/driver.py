@@ -18,15 +18,14 @@ from components.execution import Resources
 from components.storage.store import Store, absolute
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
-from pipelines.full_cascade import full_cascade
-from pipelines.preflight import check_batches, check_parts
+from pipelines.preflight import branches, check_batches, check_parts, trains_late
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
-from pipelines.recipes.cascade import CascadeRecipe
-from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
+from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.reporting import render_run, save_run
 from pipelines.session import start_ray
 from pipelines.workflow import PlannedStage, Selection, Workflow
+from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -53,7 +52,7 @@ class RunOptions:
 class Prepared:
     """Everything that is known before anything starts; preparing it refuses what can't work."""
 
-    recipe: CascadeRecipe
+    recipe: Recipe
     workflow: Workflow
     profile: Profile
     root: Store
@@ -70,9 +69,9 @@ def prepare(options: RunOptions) -> Prepared:
     recipe = load_recipe(options.recipe, options.set)
     profile = load_profile(options.profile)
     root = Store(storage_uri(options.storage))
-    check_parts(recipe)
+    workflow = build_workflow(recipe)
+    check_parts(workflow)
     root.check_writable()
-    workflow = full_cascade(recipe)
     selection = Selection(tuple(options.only), options.from_, options.until, options.force)
     planned = workflow.plan(root, selection)
     run = options.run or f"{recipe.name}-{planned[-1].key[:6]}"
@@ -84,7 +83,7 @@ def run(options: RunOptions, console: Console) -> int:
     prepared = prepare(options)
     started = time.time()
     cluster = start_ray(worker_start_timeout=prepared.profile.worker_start_timeout, verbose=options.verbose)
-    check_batches(prepared.recipe, prepared.profile, cluster=cluster, branches=branches(prepared.recipe))
+    check_batches(prepared.workflow, prepared.profile, cluster=cluster)
     signal.signal(signal.SIGTERM, _interrupt)
     actor = _start_recorder(prepared)
     try:
@@ -127,7 +126,9 @@ def _execute(
     prepared: Prepared, options: RunOptions, actor: Any, cluster: dict[str, float], console: Console
 ) -> Outcome:
     def resources(stage: str) -> Resources:
-        return prepared.profile.resources(stage, cluster=cluster, branches=branches(prepared.recipe))
+        at_once = branches(prepared.workflow)
+        beside = 1 if trains_late(prepared.workflow, stage) else at_once
+        return prepared.profile.resources(stage, cluster=cluster, branches=at_once, beside=beside)
 
     with Display(console) as show:
         return execute(
@@ -180,11 +181,6 @@ def _conclude(
         )
     console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
     return FAILED if outcome.failures else DONE
-
-
-def branches(recipe: CascadeRecipe) -> int:
-    """How many trainings can run at once: the tokenizer road, the base, each upsampler."""
-    return 2 + len(recipe.upsamplers)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,12 +1,12 @@
 """The whole system on one screen, and the program that `ray job submit -- python pipelines/full_cascade.py` runs."""
 
+from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
 from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
 from components.stages.prior import train_prior
 from components.stages.samples import sample_roads
-from components.stages.tokenizer import train_tokenizer
 from components.stages.tokens import tokenize_images
 from pipelines.recipes.cascade import CascadeRecipe
 from pipelines.workflow import Stage, Workflow
@@ -16,7 +16,7 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
     """Two roads from the same pictures: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
 
-    tokenizer = Stage("tokenizer", train_tokenizer, recipe.tokenizer, images=images)
+    tokenizer = Stage("tokenizer", train_autoencoder, recipe.tokenizer, images=images)
     tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
     prior = Stage("prior", train_prior, recipe.prior, tokens=tokens, tokenizer=tokenizer)
 

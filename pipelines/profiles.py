@@ -32,8 +32,14 @@ class Profile(Config):
     worker_start_timeout: int = Field(600, gt=0)  # seconds: a cold GPU node pulls its image first
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
-    def resources(self, stage: str, *, cluster: dict[str, float], branches: int) -> Resources:
+    def resources(
+        self, stage: str, *, cluster: dict[str, float], branches: int, beside: int | None = None
+    ) -> Resources:
         """The share of `cluster` that one stage gets when up to `branches` stages run at once.
+
+        Args:
+            beside: trainings that are expected to run while this stage does, itself included; they share the cores of
+                the machine. None: `branches`.
 
         All training workers together claim at most half of the logical CPUs, so the tasks that read the shards always
         find some: two trainings can't starve each other (ray-notes, item 11).
@@ -41,7 +47,7 @@ class Profile(Config):
         gpus = self.gpus_per_worker if self.gpus_per_worker is not None else float(cluster.get("GPU", 0) > 0)
         workers = self.num_workers or max(1, int(cluster.get("GPU", 0) // max(1, branches)) if gpus else 1)
         fair = cluster.get("CPU", 1) / 2 / (branches * workers)
-        threads = self.threads or max(1, (os.cpu_count() or 1) // 2)
+        threads = self.threads or max(1, (os.cpu_count() or 1) // min(2, beside or branches))
         actors = workers if gpus else max(workers, int(cluster.get("CPU", 1)) // TOKENS_A_CORE // threads)
         shared: dict[str, Any] = {
             "num_workers": workers,

@@ -87,10 +87,11 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
         curves={stage["name"]: _curve(root, stage) for stage in plan["stages"]},
-        pictures=_pictures(artifacts),
+        pictures=run_pictures(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
-        codebook={"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {},
+        codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
+        or evaluation.get("held_out_codebook", {}),
         data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
         warnings=_warnings(artifacts),
     )
@@ -121,7 +122,7 @@ def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, flo
     return tuple(ordered) if len(ordered) > 1 else ()
 
 
-def _pictures(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
+def run_pictures(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
     """The grids of the samples and the evaluation, by name."""
     return {
         name.removesuffix(".png"): artifacts[stage].read(name)
@@ -142,8 +143,7 @@ def _data_facts(images: Artifact) -> DataFacts:
 def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
     count = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
     left_out = [f"{count} corrupt pictures were left out, see {INDEX}"] if count else []
-    said = artifacts["samples"].metadata.get("warnings", []) if "samples" in artifacts else []
-    return tuple([*left_out, *said])
+    return tuple(left_out)
 
 
 def _runs(root: Store) -> list[str]:

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from components.data.pictures import encode_png, load_depth, load_picture
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
@@ -27,31 +28,36 @@ def sample_pictures(
     *,
     labels: list[str],
     prompts: list[str],
-    road: str,
+    conditions: list[Path],
+    road: str | None,
     seed: int,
     count: int,
     steps: int | None,
     guidance_scale: float | None,
+    best_of: int | None,
+    size: str | None,
     tracking: str | None,
     out: Path,
     console: Console,
 ) -> Path:
-    """Sample `count` pictures for each label and prompt; returns the path of the grid.
+    """Sample `count` pictures for each label or prompt, and each condition picture; returns the path of the grid.
 
     Raises UsageError for a model that is not there or a request that it can't serve.
     """
-    asked: list[tuple[str | None, str | None]] = [(label, None) for label in labels]
-    asked += [(None, prompt) for prompt in prompts] or ([] if labels else [(None, None)])
-    requests = [
-        Request(label=label, prompt=prompt, seed=seed + i, road=road, guidance_scale=guidance_scale, steps=steps)
-        for label, prompt in asked
-        for i in range(count)
-    ]
     started = time.monotonic()
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            pictures = Cascade.load(_folder(model, tracking)).sample(requests)
+            cascade = Cascade.load(_folder(model, tracking))
+            asked = [Request(label=label) for label in labels] + [Request(prompt=prompt) for prompt in prompts]
+            asked = asked or [Request()]
+            if conditions:
+                given = [_condition(path, cascade) for path in conditions]
+                asked = [request._replace(condition=picture) for request in asked for picture in given]
+            how = {"road": road, "guidance_scale": guidance_scale, "steps": steps, "best_of": best_of}
+            asked = [cascade.on_road(request._replace(**how, size=_size(size))) for request in asked]
+            requests = [request._replace(seed=seed + i) for request in asked for i in range(count)]
+            pictures = cascade.sample(requests)
     except ValueError as error:
         raise UsageError(str(error)) from error
     grid = _write(pictures, requests, out)
@@ -59,9 +65,37 @@ def sample_pictures(
     return grid
 
 
+def _size(text: str | None) -> tuple[int, int] | None:
+    """`128x64` as height and width. Raises ValueError for anything else."""
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size {text}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
+    return int(height), int(width)
+
+
+def _condition(path: Path, cascade: Cascade) -> bytes:
+    """A file as the condition picture that the cascade's tokenizer was trained on: a depth map of 16 bits becomes one,
+    a picture is taken as it is. Raises ValueError."""
+    if cascade.condition is None:
+        raise ValueError("this model takes no condition picture; leave --condition out")
+    if not path.is_file():
+        raise ValueError(f"--condition {path}: no such file")
+    data, resolution = path.read_bytes(), cascade.condition.settings["resolution"]
+    try:
+        with Image.open(path) as image:
+            raw_depth = cascade.condition.settings["member"] == "depth" and image.mode.startswith(("I", "F"))
+        return encode_png((load_depth if raw_depth else load_picture)(data, resolution=resolution))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"--condition {path} can't be read as a picture ({error})") from error
+
+
 def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    names = [str(request.label or request.prompt or "unconditional") for request in requests]
+    seen = list(dict.fromkeys(request.condition for request in requests))
+    bare = [f"condition {seen.index(r.condition)}" if r.condition else "unconditional" for r in requests]
+    names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
     for picture, name, request in zip(pictures, names, requests, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
         Image.fromarray(picture).save(out / f"{slug}-{request.road}-{request.seed:04d}.png")

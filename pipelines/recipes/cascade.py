@@ -1,6 +1,6 @@
 """The shape of a recipe: every number that decides the result, and the facts that several stages share, checked."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -10,15 +10,16 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
-from components.training.config import DiffusionConfig, PriorConfig, TokenizerConfig
+from components.training.config import AutoencoderConfig, DiffusionConfig, PriorConfig
 
 
 class CascadeRecipe(Config):
     """The whole cascade. `cascade show NAME` prints it; an edited copy runs with `--recipe my.yaml`."""
 
+    workflow: Literal["full_cascade"] = "full_cascade"
     name: str
     images: ImagesConfig
-    tokenizer: TokenizerConfig
+    tokenizer: AutoencoderConfig
     tokens: TokensConfig = TokensConfig()
     prior: PriorConfig
     base: DiffusionConfig

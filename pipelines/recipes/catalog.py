@@ -8,29 +8,46 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.recipes.cascade import CascadeRecipe
+from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.overrides import apply_overrides, explain
+from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.rows import ROWS
 from pipelines.recipes.smoke import smoke
+from pipelines.recipes.token_road import TokenRoadRecipe
 from pipelines.workflow import UsageError, nearest
 
-RECIPES: dict[str, Callable[[], CascadeRecipe]] = {"openmoji": openmoji, "smoke": smoke}
+Recipe = CascadeRecipe | TokenRoadRecipe | OneModelRecipe
+SHAPES: dict[str, type[Recipe]] = {
+    "full_cascade": CascadeRecipe,
+    "token_road": TokenRoadRecipe,
+    "one_model": OneModelRecipe,
+}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS)},
+    **paper_recipes(),
+}
 DEMO = "openmoji"
 
 
-def load_recipe(name_or_file: str, assignments: list[str]) -> CascadeRecipe:
+def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
     """A recipe by name or from a YAML file as `cascade show` prints it, with `--set` assignments applied.
 
     Raises UsageError, one line, for an unknown recipe, field or a value that does not fit.
     """
     tree = _tree(name_or_file)
+    workflow = tree.get("workflow", "full_cascade")
+    if workflow not in SHAPES:
+        raise UsageError(f"recipe {name_or_file}: unknown workflow {workflow!r}{nearest(str(workflow), SHAPES)}")
+    shape = SHAPES[workflow]
     try:
-        CascadeRecipe.model_validate(tree)
-        return CascadeRecipe.model_validate(apply_overrides(tree, assignments))
+        shape.model_validate(tree)
+        return shape.model_validate(apply_overrides(tree, assignments))
     except ValidationError as error:
-        raise UsageError(f"recipe {name_or_file}: {explain(error, CascadeRecipe)}") from error
+        raise UsageError(f"recipe {name_or_file}: {explain(error, shape)}") from error
 
 
-def resolved_yaml(recipe: CascadeRecipe) -> str:
+def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with every number, as `cascade show` prints it."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
 

@@ -3,7 +3,7 @@
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from components.training.config import DiffusionConfig, PriorConfig, TokenizerConfig
+from components.training.config import AutoencoderConfig, DiffusionConfig, PriorConfig
 from pipelines.recipes.cascade import CascadeRecipe
 
 
@@ -28,9 +28,9 @@ def openmoji() -> CascadeRecipe:
     )
 
 
-def tokenizer() -> TokenizerConfig:
+def tokenizer() -> AutoencoderConfig:
     """VQ-GAN, 64² pixels to 8² tokens of 512 codes."""
-    return TokenizerConfig(
+    return AutoencoderConfig(
         resolution=64,
         channels=16,
         channel_mult=(1, 2, 4, 4),
@@ -42,15 +42,15 @@ def tokenizer() -> TokenizerConfig:
         discriminator_channels=16,
         discriminator_layers=2,
         perceptual_weight=0.2,
-        discriminator_start=600,
+        discriminator_start=450,
         adversarial_weight=0.4,
         codebook_decay=0.97,
-        total_steps=1400,
+        total_steps=1100,
         global_batch_size=8,
         learning_rate=2e-3,
         ema_decay=0.99,
         checkpoint_every=300,
-        sample_every=700,
+        sample_every=550,
     )
 
 
@@ -64,7 +64,7 @@ def prior() -> PriorConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=600,
+        total_steps=450,
         global_batch_size=32,
         learning_rate=1e-3,
         weight_decay=0.05,
@@ -73,7 +73,7 @@ def prior() -> PriorConfig:
         guidance_scale=1.5,
         top_k=100,
         checkpoint_every=150,
-        sample_every=300,
+        sample_every=225,
     )
 
 
@@ -88,15 +88,15 @@ def base() -> DiffusionConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=1200,
+        total_steps=950,
         global_batch_size=64,
         learning_rate=1e-3,
         ema_decay=0.995,
         precision="bf16",
         guidance_scale=1.5,
-        num_inference_steps=50,
+        num_inference_steps=30,
         checkpoint_every=200,
-        sample_every=600,
+        sample_every=475,
     )
 
 
@@ -108,7 +108,7 @@ def upsampler() -> DiffusionConfig:
         model_channels=16,
         channel_mult=(1, 2, 4, 4),
         num_res_blocks=1,
-        total_steps=650,
+        total_steps=500,
         global_batch_size=16,
         learning_rate=1e-3,
         ema_decay=0.99,
@@ -117,5 +117,5 @@ def upsampler() -> DiffusionConfig:
         noise_level=80,
         num_inference_steps=16,
         checkpoint_every=150,
-        sample_every=325,
+        sample_every=250,
     )

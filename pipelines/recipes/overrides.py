@@ -1,6 +1,6 @@
 """Reads recipes: by name or from a YAML file, with `--set a.b=value`, each error naming the nearest field."""
 
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -32,10 +32,11 @@ def explain(error: Exception, model: type[BaseModel]) -> str:
     if not isinstance(error, ValidationError):
         return str(error).splitlines()[0]
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    path, choices = _walk(model, first["loc"])
+    place = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        return f"unknown field {place!r}{nearest(str(first['loc'][-1]), known)}"
+        known = [field for choice in choices for field in choice.model_fields]
+        return f"unknown field {place!r}{nearest(path[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: {message} (got {first['input']!r:.80})" if place else message
 
@@ -52,18 +53,31 @@ def _child(node: Any, part: str, path: str) -> Any:
     return node[part]
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    current: Any = model
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The place as `--set` writes it, and the models whose field is its last part.
+
+    pydantic puts the tag of a union (the `network` of a prior) into the location, as if it were a field.
+    """
+    path: list[str] = []
+    owners, choices = [model], [model]
     for part in location:
-        if isinstance(part, int):
+        tagged = [choice for choice in choices if part in _tags(choice)]
+        if tagged:
+            choices = tagged
             continue
-        annotation = current.model_fields[part].annotation
-        nested = [item for item in (annotation, *getattr(annotation, "__args__", ())) if _is_model(item)]
-        if not nested:
-            return []
-        current = nested[0]
-    return list(current.model_fields)
+        path.append(str(part))
+        if not isinstance(part, int):
+            owners, choices = choices, [found for choice in choices for found in _models_in(choice, part)]
+    return path, owners
 
 
-def _is_model(item: Any) -> bool:
-    return isinstance(item, type) and issubclass(item, BaseModel)
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    field = model.model_fields.get("network")
+    return get_args(field.annotation) if field is not None else ()
+
+
+def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The models that a field may hold."""
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
+    candidates = (annotation, *get_args(annotation))
+    return [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]

@@ -3,7 +3,7 @@
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from components.training.config import DiffusionConfig, PriorConfig, TokenizerConfig
+from components.training.config import AutoencoderConfig, DiffusionConfig, PriorConfig
 from pipelines.recipes.cascade import CascadeRecipe
 
 
@@ -29,9 +29,9 @@ def smoke() -> CascadeRecipe:
     )
 
 
-def tokenizer() -> TokenizerConfig:
+def tokenizer() -> AutoencoderConfig:
     """VQ-GAN without a perceptual network, 32² pixels to 8² tokens of 128 codes."""
-    return TokenizerConfig(
+    return AutoencoderConfig(
         resolution=32,
         channels=16,
         channel_mult=(1, 2, 2),  # 32 -> 8: 64 tokens a picture

@@ -1,0 +1,44 @@
+"""One model trained on the pictures themselves: an autoencoder, a PixelCNN, a PixelRNN or a GAN."""
+
+from collections.abc import Callable
+from typing import Any
+
+from components.stages.autoencoder import train_autoencoder
+from components.stages.cascade import compose_cascade
+from components.stages.evaluate import evaluate
+from components.stages.gan import train_gan
+from components.stages.images import images_identity, ingest_images
+from components.stages.pixels import train_pixels
+from components.stages.samples import sample_roads
+from components.storage.artifact import Artifact
+from components.training.config import AutoencoderConfig
+from pipelines.recipes.one_model import OneModelRecipe
+from pipelines.workflow import Stage, Workflow
+
+TRAININGS: dict[str, Callable[..., Artifact]] = {
+    "autoencoder": train_autoencoder,
+    "pixelcnn": train_pixels,
+    "row_lstm": train_pixels,
+    "gan": train_gan,
+}
+
+
+def one_model(recipe: OneModelRecipe) -> Workflow:
+    """An autoencoder is shown by what it keeps of held-out pictures, all that can make pictures by what they make."""
+    images = Stage("images", ingest_images, recipe.images, identity=images_identity)
+    model = Stage(stage_name(recipe), TRAININGS[recipe.model.network], recipe.model, images=images)
+    stages, shown = [images, model], dict[str, Any]()
+    if isinstance(recipe.model, AutoencoderConfig):
+        shown["tokenizer"] = model
+    if recipe.makes_pictures:
+        cascade = Stage("cascade", compose_cascade, recipe.cascade, model=model)
+        shown["samples"] = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+        stages += [cascade, shown["samples"]]
+    return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
+
+
+def stage_name(recipe: OneModelRecipe) -> str:
+    """`tokenizer` for autoencoders with codes, so that a token road with the same numbers finds it trained."""
+    if isinstance(recipe.model, AutoencoderConfig):
+        return "vae" if recipe.model.bottleneck == "gaussian" else "tokenizer"
+    return recipe.model.network

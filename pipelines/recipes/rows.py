@@ -1,0 +1,336 @@
+"""The rows of the lecture that come before diffusion: each system by its own recipe, minutes on two cores.
+
+Rows share what has equal numbers: the pictures, and the VQ-GAN that three priors are trained on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from components.stages.evaluate import EvaluationConfig
+from components.stages.images import ImagesConfig
+from components.stages.samples import SamplesConfig
+from components.stages.tokens import TokensConfig
+from components.training.config import AutoencoderConfig, GANConfig, MaskedPriorConfig, PixelConfig, PriorConfig
+from pipelines.recipes.one_model import OneModelRecipe
+from pipelines.recipes.token_road import ConditionRecipe, TokenRoadRecipe
+
+Row = OneModelRecipe | TokenRoadRecipe
+SAMPLES = SamplesConfig(measured_samples=256, pictures_per_class=4, num_prompts=6, pictures_per_prompt=4)
+EVALUATION = EvaluationConfig(reference_samples=1024)
+
+
+def vae() -> OneModelRecipe:
+    """T1: VAE at 32², Gaussian latents of 4² x 16, its bound in bits a dimension."""
+    return one_model(
+        "vae",
+        autoencoder(
+            resolution=32,
+            channels=32,
+            channel_mult=(1, 2, 2, 2),
+            latent_channels=16,
+            bottleneck="gaussian",
+            reconstruction="discretized_logistic",
+            kl_warmup_steps=200,
+            total_steps=700,
+            global_batch_size=16,
+            learning_rate=1e-3,
+            betas=(0.9, 0.99),
+        ),
+    )
+
+
+def vqvae() -> OneModelRecipe:
+    """T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow averages."""
+    return one_model("vqvae", lecture_vqvae(bottleneck="vq_ema"), images=emoji(resolution=128))
+
+
+def vqvae_gradient() -> OneModelRecipe:
+    """T2: the same VQ-VAE with the codebook trained by gradient, without any remedy against collapse."""
+    return one_model("vqvae_gradient", lecture_vqvae(bottleneck="vq", l2_normalize=False), images=emoji(resolution=128))
+
+
+def vqgan() -> OneModelRecipe:
+    """T3: VQ-GAN, 64² pixels to 8² tokens of 512 codes, perceptual loss and patch discriminator."""
+    return one_model("vqgan", vqgan_tokenizer())
+
+
+def dvae() -> OneModelRecipe:
+    """T4: DALL-E's dVAE, Gumbel-softmax over 512 codes, logit-Laplace likelihood, 64² pixels to 8² tokens."""
+    return one_model("dvae", dvae_tokenizer())
+
+
+def fsq() -> OneModelRecipe:
+    """T5: finite scalar quantization, 8 x 8 x 8 levels, 64² pixels to 8² tokens."""
+    return one_model("fsq", autoencoder(bottleneck="fsq", fsq_levels=(8, 8, 8)))
+
+
+def pixelcnn() -> OneModelRecipe:
+    """P1: gated PixelCNN over the sub-pixels of 16² pictures by class, exact bits a dimension."""
+    return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7))
+
+
+def pixelrnn() -> OneModelRecipe:
+    """P1: Row LSTM over the sub-pixels of 16² pictures by class, exact bits a dimension."""
+    return one_model("pixelrnn", pixels(network="row_lstm", resolution=16, channels=48, num_layers=4, kernel_size=3))
+
+
+def vqgan_pixelcnn() -> TokenRoadRecipe:
+    """P2: PixelCNN by class over the index grid of a tokenizer."""
+    prior = pixels(network="pixelcnn", channels=64, num_layers=7, global_batch_size=32)
+    return token_road("vqgan_pixelcnn", prior)
+
+
+def vqgan_transformer() -> TokenRoadRecipe:
+    """P3: transformer by class over the tokens of the VQ-GAN; guidance, top-k; windows for larger pictures."""
+    prior = transformer(conditions=("label",), positions="rotary_2d", token_corruption=0.1)
+    return token_road("vqgan_transformer", prior)
+
+
+def dalle() -> TokenRoadRecipe:
+    """P4: DALL-E, one transformer that learns captions and the dVAE's tokens in one sequence."""
+    prior = transformer(conditions=("text",), text_loss_weight=1 / 8)
+    return token_road("dalle", prior, tokenizer=dvae_tokenizer())
+
+
+def depth_transformer() -> TokenRoadRecipe:
+    """P5: from a depth map to a picture; the map has a tokenizer of its own."""
+    seen = scene_tokenizer(member="depth", codebook_size=64, total_steps=200)
+    return conditioned("depth_transformer", seen)
+
+
+def image_transformer() -> TokenRoadRecipe:
+    """P5: from a picture of 16² to one of 32²; the small one has a tokenizer of its own."""
+    seen = scene_tokenizer(resolution=16, channel_mult=(1, 2, 2), total_steps=200)
+    return conditioned("image_transformer", seen)
+
+
+def maskgit() -> TokenRoadRecipe:
+    """P6: MaskGIT over the tokens of the VQ-GAN by class, 12 steps in place of 64."""
+    prior = MaskedPriorConfig(**prior_numbers(conditions=("label",)), num_inference_steps=12)
+    return token_road("maskgit", prior)
+
+
+def gan() -> OneModelRecipe:
+    """G1: residual GAN by class at 32², projection discriminator, spectral norm, hinge loss."""
+    return one_model(
+        "gan",
+        GANConfig(
+            resolution=32,
+            channels=24,
+            channel_mult=(1, 2, 4),
+            noise_dim=64,
+            discriminator_channels=24,
+            discriminator_channel_mult=(1, 2, 4),
+            augment=True,
+            max_grad_norm=10.0,  # gradients of a hinge loss under spectral norm have norms of 3 to 5
+            total_steps=700,
+            global_batch_size=32,
+            learning_rate=5e-4,
+            discriminator_learning_rate=1e-3,
+            ema_decay=0.99,
+            checkpoint_every=200,
+            sample_every=350,
+        ),
+    )
+
+
+ROWS: dict[Callable[[], Row], str] = {
+    vae: "T1",
+    vqvae: "T2",
+    vqvae_gradient: "T2",
+    vqgan: "T3",
+    dvae: "T4",
+    fsq: "T5",
+    pixelcnn: "P1",
+    pixelrnn: "P1",
+    vqgan_pixelcnn: "P2",
+    vqgan_transformer: "P3",
+    dalle: "P4",
+    depth_transformer: "P5",
+    image_transformer: "P5",
+    maskgit: "P6",
+    gan: "G1",
+}
+
+
+def one_model(
+    name: str, model: AutoencoderConfig | PixelConfig | GANConfig, *, images: ImagesConfig | None = None
+) -> OneModelRecipe:
+    """A recipe of one model of the demo's pictures, or of other images."""
+    return OneModelRecipe(name=name, images=images or emoji(), model=model, samples=SAMPLES, evaluation=EVALUATION)
+
+
+def token_road(
+    name: str,
+    prior: PriorConfig | MaskedPriorConfig | PixelConfig,
+    *,
+    tokenizer: AutoencoderConfig | None = None,
+    images: ImagesConfig | None = None,
+    condition: ConditionRecipe | None = None,
+) -> TokenRoadRecipe:
+    """A recipe of a prior over the VQ-GAN's tokens of the demo's pictures, or over others."""
+    return TokenRoadRecipe(
+        name=name,
+        images=images or emoji(),
+        tokenizer=tokenizer or vqgan_tokenizer(),
+        condition=condition,
+        prior=prior,
+        samples=SAMPLES,
+        evaluation=EVALUATION,
+    )
+
+
+def conditioned(name: str, seen: AutoencoderConfig) -> TokenRoadRecipe:
+    """A recipe of a prior over scenes after the tokens of another picture of the same scene."""
+    condition = ConditionRecipe(tokenizer=seen, tokens=TokensConfig(member=seen.member))
+    prior = transformer(conditions=("condition",), guidance_scale=1.0, global_batch_size=16)
+    return token_road(name, prior, images=scenes(), tokenizer=scene_tokenizer(), condition=condition)
+
+
+def emoji(resolution: int = 64) -> ImagesConfig:
+    """The pictures of the demo: with equal numbers they are ingested once."""
+    return ImagesConfig(
+        source="openmoji",
+        resolution=resolution,
+        samples_per_shard=256,
+        holdout_fraction=0.1,
+        vocab_size=1024,
+        text_length=16,
+    )
+
+
+def scenes() -> ImagesConfig:
+    """Colored solids with exact depth maps."""
+    return ImagesConfig(
+        source="scenes",
+        resolution=32,
+        samples_per_shard=256,
+        holdout_fraction=0.1,
+        vocab_size=300,
+        text_length=16,
+        limit=3072,
+    )
+
+
+def autoencoder(**changes: Any) -> AutoencoderConfig:
+    """64² pixels to 8² latents by mean absolute difference alone."""
+    numbers: dict[str, Any] = {
+        "resolution": 64,
+        "channels": 16,
+        "channel_mult": (1, 2, 4, 4),
+        "num_res_blocks": 1,
+        "latent_channels": 64,
+        "perceptual_network": "none",
+        "perceptual_weight": 0.0,
+        "adversarial_weight": 0.0,
+        "total_steps": 650,
+        "global_batch_size": 8,
+        "learning_rate": 2e-3,
+        "ema_decay": 0.99,
+        "checkpoint_every": 150,
+        "sample_every": 325,
+    }
+    return AutoencoderConfig(**(numbers | changes))
+
+
+def lecture_vqvae(**changes: Any) -> AutoencoderConfig:
+    """128² pixels to 32² latents, K = 512 (van den Oord et al., 2017, section 4.2), by squared error."""
+    numbers: dict[str, Any] = {
+        "resolution": 128,
+        "channel_mult": (1, 2, 2),
+        "codebook_size": 512,
+        "codebook_dim": 16,
+        "codebook_decay": 0.97,
+        "reconstruction": "mse",
+        "total_steps": 250,
+        "sample_every": 125,
+    }
+    return autoencoder(**(numbers | changes))
+
+
+def vqgan_tokenizer() -> AutoencoderConfig:
+    """The demo's VQ-GAN with fewer steps."""
+    return autoencoder(
+        codebook_size=512,
+        codebook_dim=8,
+        codebook_decay=0.97,
+        perceptual_network="efficientnet_lite1",
+        perceptual_weight=0.2,
+        adversarial_weight=0.4,
+        discriminator_channels=16,
+        discriminator_layers=2,
+        discriminator_start=200,
+        total_steps=450,
+    )
+
+
+def dvae_tokenizer() -> AutoencoderConfig:
+    """Gumbel-softmax; the relaxation hardens while the weight of the divergence grows (Ramesh et al., 2021)."""
+    return autoencoder(
+        bottleneck="gumbel",
+        codebook_size=512,
+        codebook_dim=64,
+        reconstruction="logit_laplace",
+        kl_weight=1.0,
+        kl_warmup_steps=400,
+        temperature_steps=600,
+        learning_rate=1e-3,
+    )
+
+
+def scene_tokenizer(**changes: Any) -> AutoencoderConfig:
+    """32² pixels to 8² tokens of 128 codes."""
+    numbers: dict[str, Any] = {
+        "resolution": 32,
+        "channels": 32,
+        "channel_mult": (1, 2, 2),
+        "latent_channels": 32,
+        "codebook_size": 128,
+        "codebook_dim": 8,
+        "codebook_decay": 0.97,
+        "total_steps": 300,
+        "global_batch_size": 16,
+        "sample_every": 150,
+    }
+    return autoencoder(**(numbers | changes))
+
+
+def prior_numbers(**changes: Any) -> dict[str, Any]:
+    """The demo's transformer."""
+    numbers: dict[str, Any] = {
+        "model_dim": 192,
+        "num_layers": 4,
+        "num_heads": 6,
+        "dropout": 0.1,
+        "cond_drop_prob": 0.1,
+        "total_steps": 450,
+        "global_batch_size": 32,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "ema_decay": 0.99,
+        "precision": "bf16",
+        "guidance_scale": 1.5,
+        "top_k": 100,
+        "checkpoint_every": 150,
+        "sample_every": 225,
+    }
+    return numbers | changes
+
+
+def transformer(**changes: Any) -> PriorConfig:
+    return PriorConfig(**prior_numbers(**changes))
+
+
+def pixels(**changes: Any) -> PixelConfig:
+    """A PixelCNN or Row LSTM by class."""
+    numbers: dict[str, Any] = {
+        "conditions": ("label",),
+        "dropout": 0.1,
+        "total_steps": 450,
+        "global_batch_size": 16,
+        "learning_rate": 2e-3,
+        "ema_decay": 0.99,
+        "checkpoint_every": 150,
+        "sample_every": 225,
+    }
+    return PixelConfig(**(numbers | changes))

@@ -1,0 +1,103 @@
+"""Every system of the lecture in turn, each by its own recipe: `cascade rows`, `make rows`."""
+
+from rich.console import Console
+from rich.table import Table
+
+from components.evaluation.rows_page import RowResult, render_rows
+from components.training.config import TrainingConfig
+from pipelines import driver
+from pipelines.display import duration
+from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.rows import ROWS
+from pipelines.reporting import run_pictures
+from pipelines.workflow import UsageError, nearest
+
+HELD_OUT = "held_out_"
+PAGE = "rows.html"
+
+
+def run_rows(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
+    """Run the recipes of the rows in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
+
+    Leaves `rows.html` in storage: every row that is finished there, with its figures and pictures.
+
+    Args:
+        names: rows or recipes to run; empty: all.
+
+    Raises UsageError for a name that is neither.
+    """
+    chosen = chosen_rows(names)
+    failed = []
+    for number, (recipe, row) in enumerate(chosen.items(), start=1):
+        console.rule(f"{number} of {len(chosen)}: row {row}, {recipe}")
+        code = driver.run(options(recipe, storage, tracking, profile), console)
+        if code == driver.INTERRUPTED:
+            return code
+        failed += [recipe] if code != driver.DONE else []
+    prepared = [driver.prepare(options(recipe, storage, tracking, profile)) for recipe in chosen_rows([])]
+    finished = [result for one in prepared if (result := what_it_came_to(one)) is not None]
+    root = prepared[0].root
+    root.write(PAGE, render_rows(finished).encode())
+    console.print(rows_table([result for result in finished if result.recipe in chosen]))
+    console.print(f"page: {root.url(PAGE)}", highlight=False, soft_wrap=True)
+    if failed:
+        console.print(f"failed: {', '.join(failed)}; the same command goes on from here", style="red")
+    return driver.FAILED if failed else driver.DONE
+
+
+def options(recipe: str, storage: str | None, tracking: str | None, profile: str) -> driver.RunOptions:
+    return driver.RunOptions(recipe=recipe, storage=storage, tracking=tracking, profile=profile)
+
+
+def chosen_rows(names: list[str]) -> dict[str, str]:
+    """Recipe -> row, of the rows or recipes named."""
+    rows = {recipe.__name__: row for recipe, row in ROWS.items()}
+    known = {*rows, *rows.values()}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no row or recipe {name!r}{nearest(name, sorted(known))}")
+    return {recipe: row for recipe, row in rows.items() if not names or recipe in names or row in names}
+
+
+def what_it_came_to(prepared: driver.Prepared) -> RowResult | None:
+    """Likelihoods that the models of a row state on held-out pictures, distances of what they made, and pictures.
+
+    None for a row that is not finished.
+    """
+    if any(entry.cached is None for entry in prepared.planned):
+        return None
+    artifacts = {entry.stage.name: entry.cached for entry in prepared.planned if entry.cached is not None}
+    trained = [artifacts[entry.stage.name] for entry in prepared.planned if is_training(entry.stage.config)]
+    figures = {
+        name.removeprefix(HELD_OUT): value
+        for artifact in trained
+        for name, value in artifact.metadata["summary"].items()
+        if "bits_per" in name
+    }
+    measured = artifacts["evaluation"].metadata
+    made = [found for found in measured["distances"] if found["purpose"] == "model"]
+    figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}
+    use = measured.get("held_out_codebook")
+    figures |= {"codebook_usage": use["codebook_usage"], "perplexity": use["codebook_perplexity"]} if use else {}
+    name = prepared.recipe.name
+    return RowResult(
+        row=chosen_rows([])[name],
+        recipe=name,
+        about=(RECIPES[name].__doc__ or "").strip().splitlines()[0].partition(": ")[2],
+        seconds=sum(artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in trained) or None,
+        figures=figures,
+        pictures=run_pictures(artifacts),
+        report=prepared.root.url(f"runs/{prepared.run}/report.html"),
+    )
+
+
+def is_training(config: object) -> bool:
+    return isinstance(config, TrainingConfig)
+
+
+def rows_table(finished: list[RowResult]) -> Table:
+    table = Table("row", "recipe", "trained", "figures on held-out pictures", title="The rows", title_justify="left")
+    for row in finished:
+        figures = "\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in row.figures.items())
+        table.add_row(row.row, row.recipe, duration(row.seconds), figures)
+    return table

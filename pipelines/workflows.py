@@ -1,0 +1,21 @@
+"""Which workflow a recipe is for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.full_cascade import full_cascade
+from pipelines.one_model import one_model
+from pipelines.recipes.catalog import Recipe
+from pipelines.token_road import token_road
+from pipelines.workflow import Workflow
+
+WORKFLOWS: dict[str, Callable[[Any], Workflow]] = {
+    "full_cascade": full_cascade,
+    "token_road": token_road,
+    "one_model": one_model,
+}
+
+
+def build_workflow(recipe: Recipe) -> Workflow:
+    """The graph of stages of a recipe; building it runs nothing."""
+    return WORKFLOWS[recipe.workflow](recipe)
