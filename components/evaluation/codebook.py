@@ -1,4 +1,4 @@
-"""What the tokenizer keeps of pictures, and how it uses its codebook.
+"""What an autoencoder keeps of pictures, and how it uses its codebook.
 
 Shapes: N pictures, H W pixels, h w tokens, K codes.
 """
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from components.configuration import Config
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
 
 BATCH = 64
@@ -29,7 +29,7 @@ class CodebookUse(Config):
 
 class Reconstruction(NamedTuple):
     pictures: np.ndarray  # (N, H, W, 3) uint8
-    tokens: np.ndarray  # (N, h, w) int64
+    tokens: np.ndarray | None  # (N, h, w) int64; None where a Gaussian stands in place of codes
 
 
 def codebook_use(tokens: np.ndarray, *, codebook_size: int) -> CodebookUse:
@@ -45,15 +45,16 @@ def codebook_use(tokens: np.ndarray, *, codebook_size: int) -> CodebookUse:
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: VQAutoencoder, pictures: np.ndarray) -> Reconstruction:
-    """Pictures (N, H, W, 3) uint8, of the tokenizer's resolution, through tokens and back."""
+def reconstruct(autoencoder: Autoencoder, pictures: np.ndarray) -> Reconstruction:
+    """Pictures (N, H, W, 3) uint8, of the autoencoder's resolution, through tokens or a Gaussian's mean and back."""
     tokens, made = [], []
     for start in range(0, len(pictures), BATCH):
         image = rearrange(torch.from_numpy(pictures[start : start + BATCH]), "n h w c -> n c h w").float() / 127.5 - 1
-        indices = tokenizer.tokenize(image)
-        tokens.append(indices.numpy())
-        made.append(_to_uint8(tokenizer.detokenize(indices)))
-    return Reconstruction(np.concatenate(made), np.concatenate(tokens))
+        encoded = autoencoder.encode(image)
+        made.append(_to_uint8(autoencoder.decode(encoded.z)))
+        if encoded.indices is not None:
+            tokens.append(encoded.indices.numpy())
+    return Reconstruction(np.concatenate(made), np.concatenate(tokens) if tokens else None)
 
 
 def _to_uint8(image: Tensor) -> np.ndarray:

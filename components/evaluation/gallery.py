@@ -1,6 +1,7 @@
 """The pictures that the report shows: which requests make them, and the grids that are drawn of them.
 
-Picture names are a contract with the report: `ROAD_by_class`, `ROAD_by_prompt`, `strip_STAGE`, `cascade_side_by_side`,
+Picture names are a contract with the report: `ROAD_by_class`, `ROAD_by_prompt`, `ROAD_by_condition` (each condition
+picture before what was made of it), `ROAD_unconditional`, `strip_STAGE`, `cascade_side_by_side`,
 `originals_and_reconstructions`.
 """
 
@@ -21,7 +22,8 @@ from components.evaluation.roads import (
     read_job,
     shown_requests,
 )
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.condition import read_picture
 from components.sampling.requests import Request
 from components.storage.store import Store
 
@@ -29,6 +31,7 @@ STRIP = "strip"
 SIDE_BY_SIDE = 6  # conditions of which the cascade's stages are shown beside each other
 SEED_APART = 1_000_000  # shown pictures have other seeds than measured ones
 RECONSTRUCTIONS = 24
+UNCONDITIONAL = 32  # pictures shown of a model that takes no condition
 
 
 class GalleryConfig(Config):
@@ -44,27 +47,35 @@ class GalleryConfig(Config):
 
 
 def gallery_requests(
-    config: GalleryConfig, cascade: Cascade, *, captions: Sequence[str], seed: int
+    config: GalleryConfig,
+    cascade: Cascade,
+    *,
+    captions: Sequence[str],
+    pictures: Sequence[bytes] = (),
+    seed: int,
 ) -> dict[str, list[Request]]:
-    """Picture name -> requests; none where the models of the road don't take the condition."""
+    """Picture name -> requests, as far as the models of the road take such conditions.
+
+    Args:
+        captions: prompts to choose from, where the configuration names none.
+        pictures: condition pictures (PNG), for a cascade that takes one.
+    """
     found = {}
-    for road in cascade.roads:
-        model = cascade.base if road == "diffusion" else cascade.prior
-        classes = [] if model is None else list(range(len(model.classes)))[: config.max_classes]
+    for road, model in cascade.first_models.items():
         prompts = config.prompts or fitting_captions(cascade, road, captions)[: config.num_prompts]
-        asked: list[tuple[str, Sequence[int] | Sequence[str], int]] = [
-            ("class", classes, config.pictures_per_class),
-            ("prompt", prompts, config.pictures_per_prompt),
-        ]
-        for kind, conditions, each in asked:
-            found[f"{road}_by_{kind}"] = shown_requests(
-                cascade,
-                road,
-                conditions=conditions,
-                each=each,
-                seed=seed + SEED_APART,
-                guidance_scale=config.guidance_scale,
-            )
+        bare = Request(road=road, guidance_scale=config.guidance_scale)
+        asked = {
+            "class": [bare._replace(label=label) for label in range(len(model.classes))[: config.max_classes]],
+            "prompt": [bare._replace(prompt=prompt) for prompt in prompts],
+            "condition": [bare._replace(condition=picture) for picture in pictures],
+        }
+        if not any(asked.values()):
+            asked = {"unconditional": [bare]}
+        each = {"class": config.pictures_per_class, "unconditional": UNCONDITIONAL}
+        for kind, requests in asked.items():
+            count = each.get(kind, config.pictures_per_prompt)
+            shown = shown_requests(cascade, requests, each=count, seed=seed + SEED_APART)
+            found |= {f"{road}_{'' if kind == 'unconditional' else 'by_'}{kind}": shown} if shown else {}
     return found
 
 
@@ -99,6 +110,9 @@ def draw_gallery(
     for name, asked in requests.items():
         if asked:
             labels = [condition_name(request, classes) for request in asked]
+            if asked[0].condition is not None:
+                drawn[name] = condition_grid(asked, made[name].finished)
+                continue
             drawn[name] = labelled_grid(list(made[name].finished), labels)
             if len(made[name].stages) > 1 and "cascade_side_by_side" not in drawn:
                 drawn["cascade_side_by_side"] = side_by_side(made[name], labels)
@@ -114,6 +128,20 @@ def condition_name(request: Request, classes: Sequence[str]) -> str:
     if isinstance(request.label, int):
         return readable(classes[request.label] if request.label < len(classes) else str(request.label))
     return "no condition"
+
+
+def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
+    """A row for each condition picture: first itself, then what was made of it."""
+    rows: dict[bytes, list[np.ndarray]] = {}
+    for request, picture in zip(requests, finished, strict=True):
+        png = request.condition or b""
+        rows.setdefault(png, [condition_picture(png, resolution=picture.shape[0])]).append(picture)
+    labels = [f"condition {number}, and pictures made of it" for number, row in enumerate(rows.values()) for _ in row]
+    return labelled_grid([picture for row in rows.values() for picture in row], labels)
+
+
+def condition_picture(png: bytes, *, resolution: int) -> np.ndarray:  # (H, W, 3) uint8
+    return to_uint8(read_picture(png, resolution=resolution)[None])[0]
 
 
 def side_by_side(made: SampledPictures, labels: Sequence[str]) -> bytes:

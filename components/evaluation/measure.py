@@ -105,7 +105,7 @@ def measure_distances(
 def compared_sets(
     reference: np.ndarray,
     held_out: np.ndarray,
-    reconstructions: np.ndarray,
+    reconstructions: np.ndarray | None,
     roads: Mapping[str, Mapping[str, np.ndarray]],
     *,
     seed: int,
@@ -123,9 +123,11 @@ def compared_sets(
         name = f"{REFERENCE} shrunk to {side}²"
         sets[name] = PictureSet(shrink(spread(reference, count, seed=seed), side), "scale")
     sets["noise"] = PictureSet(noise_pictures(count, resolution=reference.shape[1], seed=seed), "scale")
-    sets["reconstructions of held-out pictures"] = PictureSet(reconstructions, "model")
+    if reconstructions is not None:
+        sets["reconstructions of held-out pictures"] = PictureSet(reconstructions, "model")
     for road, stage, made in stages:
-        name = f"{road.removesuffix('s')} road: {stage.replace('_', ' ')}, {made.shape[1]}²"
+        about = "" if stage == "model" else f": {stage.replace('_', ' ')}"
+        name = f"{road.removesuffix('s')} road{about}, {made.shape[1]}²"
         sets[name] = PictureSet(made, "model")
     return sets
 

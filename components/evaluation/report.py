@@ -27,10 +27,20 @@ CURVES_IN_A_ROW = 3
 HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
 GROUPS = {  # section of the page -> pictures in it: name -> (caption, what a screen reader says)
     "samples": {
-        "diffusion_by_class": ("Diffusion, by class", "Pictures of the diffusion road, a row for each class"),
-        "diffusion_by_prompt": ("Diffusion, by prompt", "Pictures of the diffusion road, a row for each prompt"),
-        "tokens_by_class": ("Tokens, by class", "Pictures of the token road, a row for each class"),
-        "tokens_by_prompt": ("Tokens, by prompt", "Pictures of the token road, a row for each prompt"),
+        f"{road}_{name}": (f"{title}, {words}", f"Pictures of {whose}, {arranged}")
+        for road, title, whose in (
+            ("diffusion", "Diffusion", "the diffusion road"),
+            ("tokens", "Tokens", "the token road"),
+            ("pixels", "Pixel by pixel", "the autoregressive model of pixels"),
+            ("gan", "Generator", "the generator"),
+            ("vae", "Decoder", "the decoder"),
+        )
+        for name, words, arranged in (
+            ("by_class", "by class", "a row for each class"),
+            ("by_prompt", "by prompt", "a row for each prompt"),
+            ("by_condition", "by condition picture", "a row for each condition picture, which stands first"),
+            ("unconditional", "asked for nothing", "without any condition"),
+        )
     },
     "cascade": {
         "cascade_side_by_side": ("From small to large", "The picture that each stage made, one row for each stage"),

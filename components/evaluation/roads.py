@@ -73,9 +73,17 @@ def request_for(cascade: Cascade, request: Request) -> Request | None:
 
 
 def measured_requests(
-    cascade: Cascade, road: str, *, labels: np.ndarray, captions: Sequence[str], count: int, seed: int
+    cascade: Cascade,
+    road: str,
+    *,
+    labels: np.ndarray,
+    captions: Sequence[str],
+    pictures: Sequence[bytes] = (),
+    count: int,
+    seed: int,
 ) -> list[Request]:
-    """Requests with the conditions of pictures drawn at random (not balanced) from a set: (N,) labels, N captions.
+    """Requests with the conditions of pictures drawn at random (not balanced) from a set: (N,) labels, N captions, and
+    N condition pictures for a cascade that takes them.
 
     Two models that know the same conditions are then compared on the same distribution of them.
     """
@@ -83,33 +91,21 @@ def measured_requests(
     rounds = -(-count // len(labels))
     chosen = np.concatenate([generator.permutation(len(labels)) for _ in range(rounds)])[:count]
     asked = [
-        Request(label=int(labels[row]), prompt=captions[row] or None, seed=seed + number, road=road)
+        Request(
+            label=int(labels[row]),
+            prompt=captions[row] or None,
+            seed=seed + number,
+            condition=pictures[row] if pictures else None,
+            road=road,
+        )
         for number, row in enumerate(chosen)
     ]
     return [found for request in asked if (found := request_for(cascade, request)) is not None]
 
 
-def shown_requests(
-    cascade: Cascade,
-    road: str,
-    *,
-    conditions: Sequence[int] | Sequence[str],
-    each: int,
-    seed: int,
-    guidance_scale: float | None,
-) -> list[Request]:
-    """`each` pictures for each label (int) or prompt (str) that the road takes; the same seeds for all of them."""
-    asked = [
-        Request(
-            label=condition if isinstance(condition, int) else None,
-            prompt=condition if isinstance(condition, str) else None,
-            seed=seed + number,
-            road=road,
-            guidance_scale=guidance_scale,
-        )
-        for condition in conditions
-        for number in range(each)
-    ]
+def shown_requests(cascade: Cascade, requests: Sequence[Request], *, each: int, seed: int) -> list[Request]:
+    """`each` pictures for each request that its road takes; the same seeds for all of them."""
+    asked = [request._replace(seed=seed + number) for request in requests for number in range(each)]
     return [request for request in asked if accepts(cascade, request)]
 
 

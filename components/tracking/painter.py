@@ -1,9 +1,11 @@
 """A registered model at work: rows in, pictures out. MLflow runs this file as it is, with the packed code beside it.
 
 What a row may say depends on the model:
-    cascade, base   label or prompt, seed, road, guidance_scale, steps, … -> PNG
+    cascade, base,  label or prompt, seed, road, guidance_scale, steps, … -> PNG
+    PixelCNN, GAN,  (and condition, a base64 PNG, where the prior wants one)
+    VAE
     upsampler       image (base64 PNG) and label or prompt, seed -> PNG
-    tokenizer       image (base64) -> its reconstruction, PNG
+    autoencoder     image (base64) -> its reconstruction, PNG
     prior           label or prompt, seed, guidance_scale, … -> tokens, a JSON list of rows
 """
 
@@ -16,15 +18,16 @@ from pathlib import Path
 import numpy as np
 import pydantic
 import torch
-from einops import rearrange
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
-from components.models.autoencoder import VQAutoencoder
-from components.sampling.cascade import DESCRIPTION, Cascade, sample_prior, to_uint8
+from components.models.autoencoder import Autoencoder
+from components.sampling.cascade import DESCRIPTION, Cascade, to_uint8
+from components.sampling.condition import read_picture
 from components.sampling.diffusion import sample_upsampler
-from components.sampling.model import SamplingModel, check_conditions, load_model
+from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
+from components.sampling.prior import check_prior, sample_prior
 from components.sampling.requests import Request, check_request
 
 
@@ -34,15 +37,17 @@ class Row(pydantic.BaseModel):
     label: str | None = None  # class name, or id as number or digits
     prompt: str | None = None
     seed: int | None = None
-    road: str | None = None  # diffusion or tokens
+    road: str | None = None  # diffusion, tokens, pixels, gan or vae
     guidance_scale: float | None = None
     steps: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    image: str | None = None  # base64
+    best_of: int | None = None
+    image: str | None = None  # base64 of the picture to work on
+    condition: str | None = None  # base64 of the picture that the model is conditioned on; its tokens, for a lone prior
 
-    @pydantic.field_validator("label", "seed", "steps", "top_k", mode="before")
+    @pydantic.field_validator("label", "seed", "steps", "top_k", "best_of", mode="before")
     @classmethod
     def whole(cls, value: object, info: pydantic.ValidationInfo) -> object:
         """A data frame with a gap in a column of integers holds floats; a class may come as its id."""
@@ -52,17 +57,18 @@ class Row(pydantic.BaseModel):
 
     def request(self) -> Request:
         given = {name: value for name, value in self if value is not None and name in Request._fields}
+        if self.condition is not None:
+            given["condition"] = base64.b64decode(self.condition)
         return Request(**given)
 
     def picture(self, resolution: int) -> torch.Tensor:
         """The row's image, (3, resolution, resolution) in [-1, 1]. Raises ValueError if it has none."""
         if self.image is None:
             raise ValueError("this model needs an image: base64 of a PNG")
-        with Image.open(io.BytesIO(base64.b64decode(self.image))) as image:
-            pixels = np.asarray(image.convert("RGB").resize((resolution, resolution), Image.Resampling.BOX))
-        return rearrange(torch.from_numpy(pixels.copy()).float() / 127.5 - 1, "h w c -> c h w")
+        return read_picture(base64.b64decode(self.image), resolution=resolution)
 
 
+LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
 Paint = Callable[[list[Row]], list[str]]
 
 
@@ -81,11 +87,19 @@ def painter_of(folder: Path) -> Paint:
         cascade = Cascade.load(folder)
         return lambda rows: [png(picture) for picture in cascade.sample([row.request() for row in rows])]
     model = load_model(_stage_of(folder), folder)
+    lone = lone_cascade(model)
+    if lone is not None:
+        return lambda rows: [png(picture) for picture in lone.sample([row.request() for row in rows])]
+    paints = {"autoencoder": _reconstruct, "diffusion": _enlarge}
+    paint = paints.get(model.kind, _draw_tokens)
+    return lambda rows: [text for row in rows for text in paint(model, row)]
+
+
+def lone_cascade(model: SamplingModel) -> Cascade | None:
+    """A cascade of nothing but this model, if it makes pictures by itself."""
     if model.kind == "diffusion" and model.settings["role"] == "base":
-        cascade = Cascade(base=model)
-        return lambda rows: [png(picture) for picture in cascade.sample([row.request() for row in rows])]
-    paints = {"tokenizer": _reconstruct, "prior": _draw_tokens, "diffusion": _enlarge}
-    return lambda rows: [text for row in rows for text in paints[model.kind](model, row)]
+        return Cascade(base=model)
+    return Cascade(model=model) if road_of(model) else None
 
 
 def png(picture: np.ndarray) -> str:
@@ -98,19 +112,21 @@ def png(picture: np.ndarray) -> str:
 @torch.no_grad()
 def _reconstruct(model: SamplingModel, row: Row) -> list[str]:
     image = row.picture(model.settings["resolution"])[None]
-    assert isinstance(model.module, VQAutoencoder)
-    return [png(picture) for picture in to_uint8(model.module.detokenize(model.module.tokenize(image)))]
+    assert isinstance(model.module, Autoencoder)
+    return [png(picture) for picture in to_uint8(model.module.reconstruct(image))]
 
 
 def _draw_tokens(model: SamplingModel, row: Row) -> list[str]:
-    request = row.request()._replace(road="tokens")
+    """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
+    given = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
+    request = row.model_copy(update={"condition": None}).request()._replace(road="tokens")
     check_request(request)
-    check_conditions(model, request)
-    return [json.dumps(tokens.tolist()) for tokens in sample_prior(model, [request])]
+    check_prior(model, request if given is None else request._replace(condition=b"tokens"))
+    return [json.dumps(tokens.tolist()) for tokens in sample_prior(model, [request], given)]
 
 
 def _enlarge(model: SamplingModel, row: Row) -> list[str]:
-    request = row.request()
+    request = row.request()._replace(road="diffusion")
     check_request(request)
     check_conditions(model, request)
     low_res = row.picture(model.settings["low_res_resolution"])[None]
@@ -123,7 +139,7 @@ def _stage_of(folder: Path) -> str:
     settings = description["settings"]
     if settings.get("role") == "upsampler":
         return f"upsampler_{settings['resolution']}"
-    return settings.get("role") or description["kind"]
+    return settings.get("role") or LONE_STAGE.get(description["kind"], description["kind"])
 
 
 set_model(Painter())

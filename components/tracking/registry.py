@@ -30,7 +30,7 @@ from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 PAINTER = Path(__file__).with_name("painter.py")
-PACKED = ("__init__.py", "diffusion", "models", "sampling", "storage/__init__.py", "storage/bundle.py")
+PACKED = ("__init__.py", "diffusion", "losses", "models", "sampling", "storage/__init__.py", "storage/bundle.py")
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "safetensors", "tokenizers", "torch")
 ARTIFACT = "model"  # what the painter calls the folder of the trained model
 
@@ -135,15 +135,39 @@ def pack_code(folder: Path) -> Path:
 def _input_example(model: Path) -> list[dict[str, Any]]:
     """One row that the painter of `model` takes."""
     if (model / DESCRIPTION).is_file():
-        return [{"label": "0", "seed": 1, "road": "diffusion", "guidance_scale": 2.0, "steps": 10}]
-    description = json.loads((model / "model.json").read_text())
-    row: dict[str, Any] = {} if description["kind"] == "tokenizer" else {"label": "0", "seed": 1}
-    settings = description["settings"]
-    if description["kind"] == "tokenizer" or settings.get("role") == "upsampler":
-        side, file = settings.get("low_res_resolution", settings["resolution"]), io.BytesIO()
-        Image.new("RGB", (side, side), "gray").save(file, format="PNG")
-        row["image"] = base64.b64encode(file.getvalue()).decode()
+        stages = json.loads((model / DESCRIPTION).read_text())["stages"]
+        first = next(stages[name] for name in ("base", "prior", "model") if name in stages)
+        row = _conditions(_description(model / first)["network"])
+        row |= {"road": "diffusion", "guidance_scale": 2.0, "steps": 10} if first == "base" else {}
+        if "condition" in stages:
+            row["condition"] = _grey_picture(_description(model / stages["condition"])["settings"]["resolution"])
+        return [row]
+    description = _description(model)
+    network, settings = description["network"], description["settings"]
+    row = _conditions(network)
+    if network.get("condition_grid"):
+        height, width = network["condition_grid"]
+        row["condition"] = json.dumps([[0] * width] * height)
+    if description["kind"] == "autoencoder" or settings.get("role") == "upsampler":
+        row["image"] = _grey_picture(settings.get("low_res_resolution", settings["resolution"]))
     return [row]
+
+
+def _description(model: Path) -> dict[str, Any]:
+    return json.loads((model / "model.json").read_text())
+
+
+def _conditions(network: dict[str, Any]) -> dict[str, Any]:
+    """A label or a prompt, where the network takes one, and a seed."""
+    if network.get("num_classes"):
+        return {"label": "0", "seed": 1}
+    return {"prompt": "red", "seed": 1} if network.get("text") or network.get("text_length") else {"seed": 1}
+
+
+def _grey_picture(side: int) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "gray").save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:
