@@ -59,7 +59,7 @@ def write_models(folder: Path) -> dict[str, Path]:
     """A folder for each model: stage name -> folder."""
     upsampler = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5, "sampler": "ddim"}
     return {
-        "tokenizer": _write(folder / "tokenizer", "tokenizer", TOKENIZER, {"resolution": 16}),
+        "tokenizer": _write(folder / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}),
         "prior": _write(folder / "prior", "prior", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
         "base": _write(
             folder / "base", "diffusion", UNET | {"resolution": 8}, DIFFUSION | {"role": "base", "resolution": 8}
@@ -98,7 +98,7 @@ def _write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str,
         if "conv_out" in name or "conv_2" in name or "head" in name:  # zero at first: every picture would be the same
             nn.init.normal_(parameter, std=0.3)
     save_bundle(folder, ModelBundle(kind, network, settings, module))
-    if kind != "tokenizer":
+    if kind != "autoencoder":
         _bpe().save(str(folder / "bpe.json"))
     return folder
 

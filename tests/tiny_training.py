@@ -7,14 +7,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.training.config import Conditions, DiffusionConfig, PriorConfig, TokenGrid, TokenizerConfig
+from components.training.config import (
+    AutoencoderConfig,
+    Conditions,
+    DiffusionConfig,
+    GANConfig,
+    MaskedPriorConfig,
+    PixelConfig,
+    PriorConfig,
+    TokenGrid,
+)
 from components.training.loop import Arrays, Batch, Task
 from components.training.parallel import ALONE, Worker
+from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.diffusion import DiffusionTask
+from components.training.tasks.gan import GANTask
+from components.training.tasks.masked_prior import MaskedPriorTask
+from components.training.tasks.pixels import PixelTask
 from components.training.tasks.prior import PriorTask
-from components.training.tasks.tokenizer import TokenizerTask
 
-OFFERS = Conditions(num_classes=3, vocab_size=20, text_length=6)
+CONDITION = TokenGrid(codebook_size=6, height=1, width=2)
+OFFERS = Conditions(num_classes=3, vocab_size=20, text_length=6, condition=CONDITION)
 GRID = TokenGrid(codebook_size=16, height=2, width=2)
 SHARED = {
     "total_steps": 20,
@@ -28,10 +41,10 @@ SHARED = {
     "checkpoint_every": 10,
     "sample_every": 10,
 }
-KINDS = ("tokenizer", "prior", "base", "upsampler")
+KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "upsampler")
 
 
-def tokenizer_config(**changes: Any) -> TokenizerConfig:
+def autoencoder_config(**changes: Any) -> AutoencoderConfig:
     numbers = {
         "resolution": 16,
         "channels": 8,
@@ -45,12 +58,30 @@ def tokenizer_config(**changes: Any) -> TokenizerConfig:
         "discriminator_layers": 1,
         "discriminator_start": 3,
     }
-    return TokenizerConfig(**(SHARED | numbers | changes))
+    return AutoencoderConfig(**(SHARED | numbers | changes))
 
 
 def prior_config(**changes: Any) -> PriorConfig:
     numbers = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
     return PriorConfig(**(SHARED | numbers | changes))
+
+
+def pixel_config(**changes: Any) -> PixelConfig:
+    numbers = {
+        "network": "pixelcnn",
+        "channels": 12,
+        "num_layers": 1,
+        "kernel_size": 3,
+        "resolution": 4,
+        "dropout": 0.1,
+        "learning_rate": 1e-2,
+    }
+    return PixelConfig(**(SHARED | numbers | changes))
+
+
+def masked_prior_config(**changes: Any) -> MaskedPriorConfig:
+    numbers = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
+    return MaskedPriorConfig(**(SHARED | numbers | {"num_inference_steps": 3} | changes))
 
 
 def diffusion_config(**changes: Any) -> DiffusionConfig:
@@ -74,27 +105,55 @@ def diffusion_config(**changes: Any) -> DiffusionConfig:
     return DiffusionConfig(**(SHARED | numbers | changes))
 
 
+def gan_config(**changes: Any) -> GANConfig:
+    numbers = {
+        "resolution": 8,
+        "channels": 8,
+        "channel_mult": (1, 2),
+        "noise_dim": 6,
+        "discriminator_channels": 8,
+        "discriminator_channel_mult": (1, 2),
+        "attention_resolutions": (4,),
+        "discriminator_learning_rate": 4e-3,
+        "discriminator_steps": 2,
+        "augment": True,
+    }
+    return GANConfig(**(SHARED | numbers | changes))
+
+
 def config_of(kind: str, **changes: Any) -> Any:
+    if kind == "gan":
+        return gan_config(**changes)
     if kind == "tokenizer":
-        return tokenizer_config(**changes)
+        return autoencoder_config(**changes)
     if kind == "prior":
         return prior_config(**changes)
+    if kind in ("pixelcnn", "row_lstm"):
+        return pixel_config(network=kind, **changes)
+    if kind == "masked_prior":
+        return masked_prior_config(**changes)
     return diffusion_config(**({"low_res_resolution": 4} if kind == "upsampler" else {}) | changes)
 
 
 def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None) -> Task:
     """The real task of a configuration."""
     placed = {"worker": worker, "max_batch_per_device": max_batch_per_device}
-    if isinstance(config, TokenizerConfig):
-        return TokenizerTask(config, **placed)
+    if isinstance(config, AutoencoderConfig):
+        return AutoencoderTask(config, **placed)
     if isinstance(config, PriorConfig):
         return PriorTask(config, offers=OFFERS, grid=GRID, **placed)
+    if isinstance(config, PixelConfig):
+        return PixelTask(config, offers=OFFERS, grid=GRID if config.resolution is None else None, **placed)
+    if isinstance(config, MaskedPriorConfig):
+        return MaskedPriorTask(config, offers=OFFERS, grid=GRID, **placed)
+    if isinstance(config, GANConfig):
+        return GANTask(config, offers=OFFERS, **placed)
     return DiffusionTask(config, offers=OFFERS, **placed)
 
 
 def rows_at(config: Any, positions: range) -> Arrays:
     """What stands at these positions of the stream; a function of the position alone."""
-    resolution = getattr(config, "resolution", 8)
+    resolution = getattr(config, "resolution", None) or 8
     rows = []
     for position in positions:
         numbers = np.random.default_rng(position)
@@ -104,6 +163,7 @@ def rows_at(config: Any, positions: range) -> Arrays:
                 "label": numbers.integers(0, OFFERS.num_classes),
                 "text": np.array([1, *numbers.integers(4, OFFERS.vocab_size, 3), 2, 0]),
                 "tokens": numbers.integers(0, GRID.codebook_size, GRID.height * GRID.width),
+                "condition": numbers.integers(0, CONDITION.codebook_size, CONDITION.height * CONDITION.width),
                 "position": position,
             }
         )

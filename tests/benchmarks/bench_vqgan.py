@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from components.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
 from components.losses.reconstruction import reconstruction_loss
-from components.models.autoencoder import VQAutoencoder
+from components.models.autoencoder import Autoencoder
 from components.models.discriminator import PatchDiscriminator
 from components.models.perceptual import PerceptualLoss
 
@@ -73,7 +74,7 @@ class Peer(nn.Module):
 class Ours(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.model = VQAutoencoder(
+        self.model = Autoencoder(
             resolution=RESOLUTION,
             channels=CHANNELS,
             channel_mult=CHANNEL_MULT,
@@ -86,31 +87,30 @@ class Ours(nn.Module):
         self.generator = torch.Generator()
 
     def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        reconstruction, self.quantized = self.model(image)
-        return reconstruction, self.quantized.commitment_loss
+        reconstruction, self.encoded = self.model(image)
+        return reconstruction, self.encoded.losses["commitment_loss"]
 
     @property
     def last_layer(self) -> nn.Parameter:
         return self.model.last_layer
 
     def update_codebook(self) -> None:
-        latents, indices = self.quantized.latents, self.quantized.indices
-        self.model.quantizer.update_codebook(latents, indices=indices, generator=self.generator)
+        latents, indices = self.encoded.latents, self.encoded.indices
+        self.model.bottleneck.update_codebook(latents, indices=indices, generator=self.generator)
 
 
-def make_step(tokenizer: Ours | Peer, *, memory_format: torch.memory_format) -> Step:
-    """A closure that trains tokenizer and discriminator on one fixed batch, in the given memory format."""
+def make_step(tokenizer: Ours | Peer, *, memory_format: torch.memory_format, adversarial: bool) -> Step:
+    """A closure that trains the tokenizer on one fixed batch, in the given memory format, against a discriminator or
+    by reconstruction alone."""
     torch.manual_seed(0)
     discriminator, perceptual = PatchDiscriminator(channels=32), PerceptualLoss(Features())
     for module in (tokenizer, discriminator, perceptual):
         module.to(memory_format=memory_format)
     image = torch.rand(BATCH_SIZE, 3, RESOLUTION, RESOLUTION).mul_(2).sub_(1).contiguous(memory_format=memory_format)
-    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-4, betas=(0.5, 0.9)) for m in (tokenizer, discriminator)]
+    trained = (tokenizer, discriminator) if adversarial else (tokenizer,)
+    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.5, 0.9)) for module in trained]
 
-    def step() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        reconstruction, commitment_loss = tokenizer.reconstruct(image)
+    def against_discriminator(reconstruction: Tensor) -> Tensor:
         fake_logits = discriminator(reconstruction)
         balanced = balanced_generator_loss(
             reconstruction,
@@ -119,9 +119,17 @@ def make_step(tokenizer: Ours | Peer, *, memory_format: torch.memory_format) -> 
             last_layer=tokenizer.last_layer,
             adversarial_weight=0.8,
         )
-        (balanced.loss + COMMITMENT_COST * commitment_loss).backward()
         hinge = hinge_discriminator_loss(discriminator(image), fake_logits=fake_logits)
-        hinge.backward(inputs=list(discriminator.parameters()))
+        hinge.backward(inputs=list(discriminator.parameters()), retain_graph=True)
+        return balanced.loss
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        reconstruction, commitment_loss = tokenizer.reconstruct(image)
+        judge = against_discriminator if adversarial else partial(reconstruction_loss, image=image)
+        loss = judge(reconstruction) + COMMITMENT_COST * commitment_loss
+        loss.backward(inputs=[p for p in tokenizer.parameters() if p.requires_grad])
         for optimizer in optimizers:
             optimizer.step()
         tokenizer.update_codebook()
@@ -154,24 +162,29 @@ def measure(steps: dict[str, Step], *, rounds: int) -> dict[str, tuple[float, fl
 
 
 def rows(rounds: int) -> list[dict[str, Any]]:
-    """The step of each side in its faster memory format, at least nine times each."""
+    """Both steps of each side in its faster memory format, at least nine times each."""
+    return [
+        measured_row("vqgan_step", rounds, adversarial=True),
+        measured_row("autoencoder_step", rounds, adversarial=False),
+    ]
+
+
+def measured_row(name: str, rounds: int, *, adversarial: bool) -> dict[str, Any]:
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     steps = {
-        f"{side.__name__} {name}": make_step(side(), memory_format=memory_format)
-        for name, memory_format in formats.items()
+        f"{side.__name__} {layout}": make_step(side(), memory_format=memory_format, adversarial=adversarial)
+        for layout, memory_format in formats.items()
         for side in (Ours, Peer)
     }
     with one_thread():
         times = measure(steps, rounds=max(rounds, 9))
-    ours, peer = (min(times[f"{side} {name}"] for name in formats) for side in ("Ours", "Peer"))
-    return [
-        {
-            "name": "vqgan_step",
-            "ours": ours[0],
-            "peer": peer[0],
-            "ratio": ours[0] / peer[0],
-            "unit": "s",
-            "cpu_ours": ours[1],
-            "cpu_peer": peer[1],
-        }
-    ]
+    ours, peer = (min(times[f"{side} {layout}"] for layout in formats) for side in ("Ours", "Peer"))
+    return {
+        "name": name,
+        "ours": ours[0],
+        "peer": peer[0],
+        "ratio": ours[0] / peer[0],
+        "unit": "s",
+        "cpu_ours": ours[1],
+        "cpu_peer": peer[1],
+    }

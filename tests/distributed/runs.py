@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from components.execution import Resources
+from components.stages.autoencoder import train_autoencoder
 from components.stages.context import StageContext
 from components.stages.diffusion import train_diffusion
+from components.stages.gan import train_gan
 from components.stages.prior import train_prior
-from components.stages.tokenizer import train_tokenizer
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.storage.artifact import Artifact, describe_bytes
 from components.storage.store import Store
@@ -24,10 +25,12 @@ from tests.tiny_training import config_of
 
 SHARDS = (30, 31, 29)
 STAGES = {
-    "tokenizer": train_tokenizer,
+    "tokenizer": train_autoencoder,
     "prior": train_prior,
+    "masked_prior": train_prior,
     "base": train_diffusion,
     "upsampler": train_diffusion,
+    "gan": train_gan,
 }
 
 
@@ -49,7 +52,7 @@ def context_of(folder: Path, stage: str, *, workers: int, max_failures: int = 3)
 def inputs_of(folder: Path, kind: str, **changes: Any) -> dict[str, Artifact]:
     """The artifacts that a stage takes, made on the way where they are not given."""
     images = images_artifact(folder)
-    if kind != "prior":
+    if "prior" not in kind:
         return {"images": images}
     tokenizer = run_stage(folder, "tokenizer", workers=1, **changes)
     tokens = tokenize_images(

@@ -8,6 +8,7 @@ from pipelines.preflight import check_batches
 from pipelines.profiles import Profile, load_profile
 from pipelines.recipes.smoke import smoke
 from pipelines.workflow import UsageError
+from pipelines.workflows import build_workflow
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 8, 96])
@@ -50,4 +51,4 @@ def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, says: str):
 
 def test_workers_that_cannot_share_a_batch_are_refused_before_anything_starts():
     with pytest.raises(UsageError, match=r"tokenizer.global_batch_size 16 can't be shared by 3 workers"):
-        check_batches(smoke(), Profile(num_workers=3), cluster={"CPU": 8}, branches=3)
+        check_batches(build_workflow(smoke()), Profile(num_workers=3), cluster={"CPU": 8})

@@ -28,7 +28,7 @@ from components.training.run_folder import (
     storage_of,
     upload_folder,
 )
-from tests.tiny_training import OFFERS, diffusion_config, rows_at, tokenizer_config
+from tests.tiny_training import OFFERS, autoencoder_config, diffusion_config, rows_at
 
 
 def test_last_checkpoint_is_the_one_that_the_snapshot_lists(any_store: str) -> None:
@@ -116,7 +116,7 @@ def test_missing_perceptual_package_is_one_clear_error(monkeypatch: pytest.Monke
 
 def test_vgg16_takes_its_weights_from_a_uri_or_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="needs perceptual_weights_uri"):
-        tokenizer_config(perceptual_network="vgg16_lpips")
+        autoencoder_config(perceptual_network="vgg16_lpips")
     uri = str(tmp_path / "vgg.safetensors")
     with pytest.raises(PerceptualWeightsError, match=r"vgg\.safetensors"):
         load_perceptual_loss("vgg16_lpips", weights_uri=uri)

@@ -1,0 +1,53 @@
+"""Two ranks equal one for each bottleneck: noise belongs to the sample, codebooks to all ranks."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from components.training.batches import to_batch
+from components.training.loop import fit
+from components.training.parallel import ALONE, Worker
+from components.training.tasks.autoencoder import AutoencoderTask
+from tests.tiny_autoencoders import RECIPES, config_of
+from tests.tiny_training import assert_close, assert_equal_bits, batches, weights_of
+
+STEPS = 6
+
+
+def trained(name: str, worker: Worker) -> dict[str, torch.Tensor]:
+    config = config_of(name, total_steps=STEPS)
+    task = AutoencoderTask(config, worker=worker)
+    fit(task, batches(config, to_batch, worker=worker), config)
+    return weights_of(task)
+
+
+def train_rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for name in RECIPES:
+        weights = trained(name, Worker(rank, 2, torch.device("cpu")))
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, f"{folder}/{name}-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(train_rank, args=(port, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_ranks_hold_equal_weights_and_equal_one(name: str, trained_by_two: Path) -> None:
+    torch.set_num_threads(1)
+    first, second = (load_file(trained_by_two / f"{name}-{rank}.safetensors") for rank in (0, 1))
+    assert_equal_bits(first, second)
+    assert_close(first, trained(name, ALONE))

@@ -1,0 +1,96 @@
+"""The other workflows from the command to the registry: a prior after a condition picture, and a model by itself."""
+
+import base64
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from components.data.pictures import encode_png
+from components.data.sources.scenes import render, scene
+from components.storage.artifact import Artifact, load_artifact
+from components.storage.store import Store
+
+FEW = {"total_steps": 6, "warmup_steps": 2, "checkpoint_every": 3, "sample_every": 3, "global_batch_size": 8}
+
+
+def settings(where: str, **numbers: object) -> list[str]:
+    return [f"--set={where}.{name}={value}" for name, value in numbers.items()]
+
+
+DATA = settings("images", source="scenes", limit=128, samples_per_shard=64, resolution=32)
+SHOWN = [
+    *settings("samples", measured_samples=8, pictures_per_class=1, num_prompts=2, pictures_per_prompt=2),
+    *settings("evaluation", feature_network="none"),
+]
+
+
+def run(recipe: str, *arguments: str, folder: Path) -> dict[str, Artifact]:
+    """Run a recipe to its end; stage -> artifact."""
+    command = [str(Path(sys.executable).with_name("cascade")), "run", "--recipe", recipe, "--storage", str(folder)]
+    command += ["--tracking", f"sqlite:///{folder}/mlflow.db", *DATA, *SHOWN, *arguments]
+    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=420)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "report: " in done.stdout
+    stages = folder / "stages"
+    found = {stage.name: load_artifact(Store(str(next(stage.iterdir())))) for stage in stages.iterdir()}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def champion(recipe: str, folder: Path) -> mlflow.pyfunc.PyFuncModel:
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    return mlflow.pyfunc.load_model(f"models:/image-cascade-{recipe}@champion")
+
+
+def size(answer: str) -> tuple[int, int]:
+    with Image.open(io.BytesIO(base64.b64decode(answer))) as image:
+        return image.size
+
+
+@pytest.fixture(scope="module")
+def depth(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Artifact], Path]:
+    folder = tmp_path_factory.mktemp("depth")
+    trained = [name for part in ("tokenizer", "condition.tokenizer", "prior") for name in settings(part, **FEW)]
+    return run("depth_transformer", *trained, folder=folder), folder
+
+
+def test_a_prior_learns_after_the_tokens_of_depth_maps(depth: tuple[dict[str, Artifact], Path]):
+    artifacts, _ = depth
+    assert artifacts["prior"].metadata["summary"]["held_out_bits_per_token"] > 0
+    assert artifacts["condition"].metadata["member"] == "depth"
+    assert "tokens_by_condition.png" in artifacts["samples"].names()
+    assert "originals_and_reconstructions.png" in artifacts["evaluation"].names()
+
+
+def test_the_registered_model_answers_to_a_depth_map_by_seed(depth: tuple[dict[str, Artifact], Path]):
+    _, folder = depth
+    _, distances, _ = render(scene(3), resolution=32)
+    inverse = 1 / distances
+    grey = np.rint(255 * (inverse - inverse.min()) / (inverse.max() - inverse.min())).astype(np.uint8)
+    condition = base64.b64encode(encode_png(np.repeat(grey[..., None], 3, axis=2))).decode()
+    model = champion("depth_transformer", folder)
+    first, second, other = model.predict([{"condition": condition, "seed": seed} for seed in (1, 1, 2)])
+    assert first == second != other
+    assert size(first) == (32, 32)
+
+
+def test_every_model_of_the_road_is_registered(depth: tuple[dict[str, Artifact], Path]):
+    _, folder = depth
+    names = {model.name for model in MlflowClient(f"sqlite:///{folder}/mlflow.db").search_registered_models()}
+    stages = {"", "-tokenizer", "-condition_tokenizer", "-prior"}
+    assert names == {f"image-cascade-depth_transformer{stage}" for stage in stages}
+
+
+def test_a_gan_by_itself_trains_and_answers_from_the_registry(tmp_path: Path):
+    artifacts = run("gan", *settings("model", **FEW, channels=8, discriminator_channels=8), folder=tmp_path)
+    assert "gan_by_class.png" in artifacts["samples"].names()
+    first, second, other = champion("gan", tmp_path).predict([{"label": "0", "seed": seed} for seed in (1, 1, 2)])
+    assert first == second != other
+    assert size(first) == (32, 32)

@@ -1,0 +1,58 @@
+"""Tiny models of every road besides diffusion, with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.sampling.cascade import compose
+from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
+from tests.tiny_cascade import CLASSES, TOKENIZER
+
+CONDITION = {**TOKENIZER, "codebook_size": 8}
+PIXELS = {"num_channels": 3, "channels": 6, "num_layers": 1, "kernel_size": 3, "num_classes": 3}
+SIZE = {"resolution": 4, "classes": CLASSES}
+PLAIN = {"codebook_size": 32, "num_tokens": 16, "grid": [4, 4], "model_dim": 16, "num_layers": 1, "num_heads": 2}
+GRID = {"grid": [4, 4], "classes": CLASSES}
+LONE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "pixels": ("pixelcnn", {**PIXELS, "num_values": 256, "embedding": "intensity"}, SIZE),
+    "gan": ("gan", {"resolution": 8, "channels": 4, "channel_mult": [1, 2], "noise_dim": 4, "num_classes": 3}, SIZE),
+    "vae": (
+        "autoencoder",
+        {**TOKENIZER, "bottleneck": "gaussian", "codebook_size": None, "codebook_dim": None},
+        {"resolution": 16},
+    ),
+}
+PRIORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "transformer": ("prior", {**PLAIN, "num_classes": 3, "positions": "rotary_2d"}, GRID),
+    "masked": ("masked_prior", {**PLAIN, "num_classes": 3}, GRID | {"num_inference_steps": 4}),
+    "pixelcnn": ("pixelcnn", {**PIXELS, "num_channels": 1, "num_values": 32, "embedding": "table"}, GRID),
+    "row_lstm": ("row_lstm", {**PIXELS, "num_channels": 1, "num_values": 32, "embedding": "table"}, GRID),
+}
+
+
+def write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:
+    torch.manual_seed(1)
+    module = NETWORKS[kind](**network)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=1.0 if "prior" in kind else 0.3)  # conditions must be felt in 16 tokens
+    save_bundle(folder, ModelBundle(kind, network, settings, module))
+    return folder
+
+
+def lone(road: str, folder: Path) -> Path:
+    """A cascade of nothing but a model of this road."""
+    return compose(folder / "cascade", model=write(folder / "m", *LONE[road]))
+
+
+def token_road(prior: tuple[str, dict[str, Any], dict[str, Any]], folder: Path, **parts: Path) -> Path:
+    """A cascade of a tokenizer and a prior."""
+    tokenizer = write(folder / "t", "autoencoder", TOKENIZER, {"resolution": 16})
+    return compose(folder / "cascade", tokenizer=tokenizer, prior=write(folder / "p", *prior), **parts)
+
+
+def conditioned(folder: Path) -> Path:
+    """A prior after the tokens of a condition picture."""
+    network = {**PLAIN, "condition_codebook_size": 8, "condition_grid": [4, 4]}
+    seen = write(folder / "c", "autoencoder", CONDITION, {"resolution": 16, "member": "depth"})
+    return token_road(("prior", network, GRID), folder, condition=seen)

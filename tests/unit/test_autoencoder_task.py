@@ -1,0 +1,192 @@
+"""Laws of training an autoencoder, for each bottleneck: VAE, VAE-GAN, VQ-VAE, dVAE, FSQ."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from components.models.autoencoder import Autoencoder
+from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.training.annealing import kl_weight_at, temperature_at
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.config import AutoencoderConfig
+from components.training.loop import Task, fit
+from components.training.tasks import autoencoder as module
+from components.training.tasks.autoencoder import AutoencoderTask, autoencoder_arguments
+from tests.tiny_autoencoders import NO_CODES, RECIPES, config_of
+from tests.tiny_training import (
+    assert_close,
+    assert_equal_bits,
+    autoencoder_config,
+    batches,
+    rows_at,
+    weights_of,
+)
+
+GAUSSIAN = ("vae", "vae_gan")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(config: AutoencoderConfig, **options: Any) -> AutoencoderTask:
+    task = AutoencoderTask(config, **options)
+    fit(task, batches(config, to_batch), config)
+    return task
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+    config = config_of(name)
+    uninterrupted = trained(config)
+
+    def save(step: int, task: Task) -> None:
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(AutoencoderTask(config), batches(config, to_batch), config, save=save)
+    torch.rand(17)  # what happened in the process since must not matter
+    task = AutoencoderTask(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_moves_every_weight_and_lowers_the_reconstruction_loss(name: str) -> None:
+    config = config_of(name, total_steps=40, temperature_steps=0, final_temperature=1.0)
+    task = AutoencoderTask(config)
+    before, losses = weights_of(task), []
+    batch = next(batches(config, to_batch))
+    for step in range(1, config.total_steps + 1):
+        losses.append(float(task.train_step(batch, step)["reconstruction_loss"]))
+    after = weights_of(task)
+    still = [key for key in before if "network." in key and torch.equal(before[key], after[key])]
+    assert still == []
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.05 * abs(sum(losses[:5]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_accumulation_equals_no_accumulation(name: str) -> None:
+    """So noise belongs to the sample and not to its batch."""
+    config = config_of(name, total_steps=6, codebook_init="data")
+    whole, parts = trained(config), trained(config, max_batch_per_device=3)
+    assert_close(weights_of(parts), weights_of(whole))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_without_an_adversarial_weight_there_is_no_discriminator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(name)
+    wanted = config.adversarial_weight > 0
+    if not wanted:
+        monkeypatch.delattr(module, "PatchDiscriminator")
+    task = AutoencoderTask(config)
+    metrics = task.train_step(next(batches(config, to_batch)), 1)
+    assert any("discriminator" in key for key in task.state_dict()["weights"]) == wanted
+    assert ("discriminator_loss" in metrics) == wanted
+    assert ("discriminator" in task.state_dict()) == wanted
+
+
+def test_a_perceptual_network_without_weight_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("vq_vae", perceptual_network="efficientnet_lite1", perceptual_weight=0.0)
+    assert AutoencoderTask(config).perceptual is None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_evaluation_repeats_itself_and_names_what_the_model_has(name: str) -> None:
+    config = config_of(name)
+    task, held_out = AutoencoderTask(config), rows_at(config, range(1000, 1012))
+    found = task.evaluate(held_out)
+    assert found == task.evaluate(held_out)
+    assert set(found) >= {"held_out_reconstruction_loss"}
+    assert ("held_out_codebook_usage" in found) == (name not in GAUSSIAN)
+    assert ("held_out_kl_loss" in found) == (name in (*GAUSSIAN, "dvae"))
+    assert ("held_out_bits_per_dim" in found) == (config.reconstruction == "discretized_logistic")
+    (picture,) = task.preview(held_out, 1).values()
+    assert picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_kept_model_rebuilds_itself(name: str, tmp_path: Path) -> None:
+    config = config_of(name)
+    task = trained(config_of(name, total_steps=5))
+    network = task.generator.snapshot()
+    save_bundle(tmp_path, ModelBundle("autoencoder", autoencoder_arguments(config), {"resolution": 8}, network))
+    loaded = load_bundle(tmp_path).module
+    assert isinstance(loaded, Autoencoder)
+    image = torch.rand(2, 3, 8, 8) * 2 - 1
+    picture = network.reconstruct(image)
+    assert picture.shape == image.shape
+    torch.testing.assert_close(loaded.reconstruct(image), picture)
+    if name in GAUSSIAN:
+        for refused in (lambda: loaded.tokenize(image), lambda: loaded.codebook_size):
+            with pytest.raises(ValueError, match="has no tokens"):
+                refused()
+    else:
+        indices = loaded.tokenize(image)
+        assert indices.shape == (2, *loaded.grid)
+        assert 0 <= indices.min() <= indices.max() < loaded.codebook_size
+        torch.testing.assert_close(loaded.detokenize(indices), picture)
+
+
+def coin_pictures(positions: range) -> dict[str, np.ndarray]:
+    """Every value of every pixel is 0 or 255 by the toss of a coin: exactly one bit a dimension."""
+    heads = [np.random.default_rng(position).integers(0, 2, (8, 8, 3)) for position in positions]
+    return {"image": (255 * np.stack(heads)).astype(np.uint8), "position": np.array(positions)}
+
+
+def test_the_bound_of_a_vae_is_above_the_entropy_of_its_data_and_comes_near_it() -> None:
+    config = config_of("vae", total_steps=150, learning_rate=2e-2, global_batch_size=16, max_grad_norm=9.0)
+    task = AutoencoderTask(config)
+    held_out = coin_pictures(range(10_000, 10_064))
+    before = task.evaluate(held_out)["held_out_bits_per_dim"]
+    for step in range(1, config.total_steps + 1):
+        task.train_step(to_batch(coin_pictures(range(16 * step, 16 * (step + 1)))), step)
+    after = task.evaluate(held_out)["held_out_bits_per_dim"]
+    assert before > 1.2
+    assert 0.998 < after < 1.06
+
+
+def test_bits_per_dim_of_codes_counts_log_k_for_each() -> None:
+    config = config_of("vq_vae_ema")
+    task = AutoencoderTask(config)
+    bits = task.bits_per_dim({"reconstruction_loss": 0.0})
+    assert bits == pytest.approx(16 * 4 / (3 * 64))  # 16 codes of 4 bits for 192 values
+
+
+def test_weights_and_temperature_follow_their_schedules() -> None:
+    config = config_of("dvae", kl_weight=6.0, kl_warmup_steps=10, temperature_steps=100)
+    assert [round(kl_weight_at(config, step), 9) for step in (0, 5, 10, 11)] == [0.0, 3.0, 6.0, 6.0]
+    assert temperature_at(config, 0) == 1.0
+    assert temperature_at(config, 50) == pytest.approx((1 + 1 / 16) / 2)
+    assert temperature_at(config, 100) == temperature_at(config, 10_000) == 1 / 16
+    assert config_of("vae").kl_weight == kl_weight_at(config_of("vae"), 1) == 1.0
+
+
+def test_kl_is_weighted_so_that_the_loss_of_a_vae_is_its_bound_a_dimension() -> None:
+    config = config_of("vae")
+    metrics = AutoencoderTask(config).train_step(next(batches(config, to_batch)), 1)
+    expected = metrics["reconstruction_loss"] + metrics["kl_loss"] / (3 * 8 * 8)
+    torch.testing.assert_close(metrics["loss"], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": None}, "needs codebook_size"),
+        ({"bottleneck": "gaussian"}, "takes no codebook_size"),
+        ({**NO_CODES, "bottleneck": "fsq"}, "needs them"),
+        ({"fsq_levels": (8, 5)}, "belong to bottleneck fsq"),
+        ({**NO_CODES, "bottleneck": "fsq", "fsq_levels": (8, 1)}, "at least 2"),
+        ({"bottleneck": "gumbel", "codebook_init": "kmeans"}, "belongs to bottleneck vq_ema"),
+    ],
+)
+def test_a_bottleneck_without_its_numbers_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        autoencoder_config(**changes)

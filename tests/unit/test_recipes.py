@@ -1,0 +1,103 @@
+"""Recipes of every workflow: they build, they share what has equal numbers, and their errors name the field."""
+
+from pathlib import Path
+
+import pytest
+
+from components.storage.store import Store
+from components.training.config import TrainingConfig
+from pipelines.preflight import branches, trainings, trains_late
+from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
+from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.rows import ROWS, depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
+from pipelines.rows import chosen_rows
+from pipelines.workflow import UsageError, Workflow
+from pipelines.workflows import build_workflow
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_builds_its_workflow_and_survives_its_own_yaml(name: str, tmp_path: Path):
+    recipe = RECIPES[name]()
+    workflow = build_workflow(recipe)
+    assert workflow.name == recipe.name == name
+    assert trainings(workflow)
+    file = tmp_path / "edited.yaml"
+    file.write_text(resolved_yaml(recipe))
+    assert load_recipe(str(file), []) == recipe
+
+
+@pytest.mark.parametrize("recipe", ROWS)
+def test_a_row_says_first_which_row_it_is(recipe):
+    assert (recipe.__doc__ or "").startswith(f"{ROWS[recipe]}: ")
+
+
+def test_every_row_before_diffusion_has_a_recipe():
+    assert set(ROWS.values()) == {"T1", "T2", "T3", "T4", "T5", "P1", "P2", "P3", "P4", "P5", "P6", "G1"}
+
+
+def test_rows_that_share_numbers_share_stages():
+    """The tokenizer trained for row T3 is found by three priors, and its tokens too."""
+    root = Store("memory://rows")
+    keys = [
+        {entry.stage.name: entry.key for entry in build_workflow(recipe()).plan(root)}
+        for recipe in (vqgan, vqgan_transformer, maskgit, vqgan_pixelcnn)
+    ]
+    assert len({row["images"] for row in keys}) == len({row["tokenizer"] for row in keys}) == 1
+    assert len({row["tokens"] for row in keys[1:]}) == 1
+    assert len({row["prior"] for row in keys[1:]}) == 3
+
+
+def workflow_of(recipe) -> Workflow:
+    return build_workflow(recipe())
+
+
+def test_trainings_that_wait_for_no_other_run_at_once():
+    workflow = workflow_of(depth_transformer)
+    assert branches(workflow) == 2  # the two tokenizers
+    assert [name for name in trainings(workflow) if trains_late(workflow, name)] == ["prior"]
+    assert not trains_late(workflow, "samples")  # no training
+
+
+@pytest.mark.parametrize("recipe", [*ROWS, *paper_recipes().values()])
+def test_a_sampling_step_lies_inside_the_training(recipe):
+    for config in trainings(workflow_of(recipe)).values():
+        assert isinstance(config, TrainingConfig)
+        assert config.sample_every <= config.total_steps
+        assert config.checkpoint_every <= config.total_steps
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignment", "words"),
+    [
+        ("maskgit", "prior.num_layer=2", ["prior.num_layer", "num_layers"]),
+        ("maskgit", "prior.num_layers=0", ["prior.num_layers", "got 0"]),
+        ("vae", "model.kl_weigth=1", ["model.kl_weigth", "kl_weight"]),
+        ("gan", "model.resolution=30", ["resolution 30"]),
+        ("dalle", "tokenizer.bottleneck=gaussian", ["gaussian"]),
+        ("depth_transformer", "condition.tokens.member=mask", ["mask", "depth"]),
+        ("vae", "images.resolution=16", ["images.resolution", "32"]),
+        ("maskgit", "prior.num_inference_steps=65", ["prior.num_inference_steps", "64"]),
+        ("depth_transformer", "condition=null", ["condition is missing"]),
+        ("depth_transformer", "prior.conditions=[label]", ["condition is given", "label"]),
+        ("vqgan_pixelcnn", "prior.resolution=8 prior.channels=66", ["prior.resolution"]),
+    ],
+)
+def test_an_error_names_the_field_as_it_is_written(recipe: str, assignment: str, words: list[str]):
+    with pytest.raises(UsageError) as caught:
+        load_recipe(recipe, assignment.split())
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_workflow_of_a_file_is_named(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("workflow: token_rod\nname: mine\n")
+    with pytest.raises(UsageError, match=r"token_rod.*token_road"):
+        load_recipe(str(file), [])
+
+
+def test_rows_are_chosen_by_row_or_recipe():
+    assert chosen_rows(["T2", "gan"]) == {"vqvae": "T2", "vqvae_gradient": "T2", "gan": "G1"}
+    assert len(chosen_rows([])) == len(ROWS)
+    with pytest.raises(UsageError, match=r"maskgti.*maskgit"):
+        chosen_rows(["maskgti"])

@@ -1,0 +1,118 @@
+"""Laws of drawing tokens for requests, whatever the prior."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.prior import check_prior, sample_best, sample_prior
+from components.sampling.requests import Request, check_request
+from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
+from tests.tiny_cascade import CLASSES
+
+NETWORK = {
+    "codebook_size": 32,
+    "num_tokens": 16,
+    "grid": [4, 4],
+    "model_dim": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_classes": len(CLASSES),
+}
+PICTURE = {"condition_codebook_size": 6, "condition_grid": [2, 2]}
+KINDS = ("prior", "masked_prior")
+
+
+def load(folder: Path, kind: str, *, settings: dict[str, Any] | None = None, **network: Any) -> SamplingModel:
+    torch.manual_seed(0)
+    module = NETWORKS[kind](**NETWORK | network)
+    for parameter in module.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_().mul_(0.3)
+    known = {"grid": [4, 4], "classes": CLASSES} | (settings or {})
+    save_bundle(folder, ModelBundle(kind, NETWORK | network, known, module))
+    return load_model("prior", folder)
+
+
+def requests(count: int, **asked: Any) -> list[Request]:
+    return [Request(label=seed % 3, seed=seed, road="tokens", guidance_scale=2.0, **asked) for seed in range(count)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_belong_to_their_request_in_whatever_batch(kind: str, tmp_path: Path) -> None:
+    model = load(tmp_path, kind, **PICTURE)
+    condition = torch.randint(0, 6, (4, 4))
+    together = sample_prior(model, requests(4), condition)
+    assert together.shape == (4, 4, 4)
+    for i, request in enumerate(requests(4)):
+        assert torch.equal(sample_prior(model, [request], condition[i : i + 1])[0], together[i])
+    assert len(together.flatten(1).unique(dim=0)) == 4
+    assert not torch.equal(sample_prior(model, requests(4), condition.flip(0)), together)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_candidates_are_other_pictures_of_the_same_seed(kind: str, tmp_path: Path) -> None:
+    model = load(tmp_path, kind)
+    drawn = [sample_prior(model, requests(2), candidate=k) for k in range(3)]
+    assert torch.equal(drawn[0], sample_prior(model, requests(2)))
+    assert torch.equal(drawn[2], sample_prior(model, requests(2), candidate=2))
+    assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 6
+
+
+def test_the_best_of_several_is_one_of_them_and_always_the_same(tmp_path: Path) -> None:
+    model = load(tmp_path, "prior")
+    best = sample_best(model, requests(3), n=4)
+    for i, k in enumerate(best.candidate.tolist()):
+        assert torch.equal(best.chosen[i], sample_prior(model, requests(3), candidate=k)[i])
+        assert best.scores[i, k] == best.scores[i].max()
+    (alone,) = sample_best(model, requests(3)[1:2], n=4).chosen
+    assert torch.equal(alone, best.chosen[1])
+    assert torch.equal(sample_best(model, requests(3), n=1).chosen, sample_prior(model, requests(3)))
+    with pytest.raises(ValueError, match="needs a causal transformer"):
+        sample_best(load(tmp_path / "masked", "masked_prior"), requests(3), n=4)
+
+
+def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
+    masked, causal = load(tmp_path / "a", "masked_prior"), load(tmp_path / "b", "prior")
+    (request,) = requests(1, steps=5)
+    check_request(request)
+    check_prior(masked, request)
+    with pytest.raises(ValueError, match="the token road takes no steps"):
+        check_prior(causal, request)
+    for steps in (0, 17):
+        with pytest.raises(ValueError, match=rf"steps must be in \[1, 16\], not {steps}"):
+            check_prior(masked, request._replace(steps=steps))
+    own = load(tmp_path / "c", "masked_prior", settings={"num_inference_steps": 5, "choice_temperature": 2.0})
+    asked = load(tmp_path / "d", "masked_prior", settings={"num_inference_steps": 9, "choice_temperature": 2.0})
+    assert torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3, steps=5)))
+    assert not torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3)))
+
+
+def test_a_larger_grid_is_for_causal_priors(tmp_path: Path) -> None:
+    model = load(tmp_path / "a", "prior", **PICTURE)
+    condition = torch.randint(0, 6, (2, 6))
+    assert sample_prior(model, requests(2), condition, grid=(4, 6)).shape == (2, 4, 6)
+    same = sample_prior(model, requests(2), condition[:, :4], grid=(4, 4))
+    assert torch.equal(same, sample_prior(model, requests(2), condition[:, :4]))
+    with pytest.raises(ValueError, match="4×4 alone, not of 4×6"):
+        sample_prior(load(tmp_path / "b", "masked_prior"), requests(2), grid=(4, 6))
+    with pytest.raises(ValueError, match="3×4 is smaller than the 4×4"):
+        sample_prior(model, requests(2), condition[:, :4], grid=(3, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_condition_that_does_not_fit_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    with_picture, without = load(tmp_path / "a", kind, **PICTURE), load(tmp_path / "b", kind)
+    good = torch.zeros(2, 4, dtype=torch.int64)
+    for model, condition, message in (
+        (with_picture, None, "prior needs a condition picture of 4 tokens"),
+        (without, good, "prior takes no condition picture"),
+        (with_picture, good[:, :3], r"condition tokens of \(2, 3\) where \(2, 4\) are needed"),
+        (with_picture, good + 6, r"condition tokens must be in \[0, 5\]"),
+        (with_picture, good - 1, r"condition tokens must be in \[0, 5\]"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            sample_prior(model, requests(2), condition)
+        assert "\n" not in str(caught.value)

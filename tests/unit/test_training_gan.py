@@ -1,0 +1,185 @@
+"""Laws of the GAN's training, without Ray."""
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from components.losses.adversarial import generator_loss, hinge_discriminator_loss
+from components.models.gan import ConditionalBatchNorm2d, Generator, batch_moments
+from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.guard import NonFiniteError
+from components.training.learner import below
+from components.training.loop import Task, fit
+from components.training.parallel import Worker
+from components.training.tasks.gan import GANTask, generator_arguments
+from tests.tiny_training import OFFERS, assert_equal_bits, batches, gan_config, make_task, rows_at, weights_of
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(**changes: object) -> GANTask:
+    config = gan_config(**changes)
+    task = make_task(config)
+    fit(task, batches(config, to_batch), config)
+    return task
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(precision: str, tmp_path: Path) -> None:
+    """20 steps == 10 + restore in a new task + 10, with previews in one of them only."""
+    config = gan_config(precision=precision)
+    uninterrupted = trained(precision=precision)
+
+    def save(step: int, task: Task) -> None:
+        task.preview({}, step)
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(make_task(config), batches(config, to_batch), config, save=save)
+    torch.rand(17)
+    task = make_task(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+
+
+def test_training_moves_every_weight_of_both_networks() -> None:
+    config = gan_config()
+    task = make_task(config)
+    before = weights_of(task)
+    fit(task, batches(config, to_batch), config)
+    after = weights_of(task)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    # Statistics are estimated for the average only, and a matrix of one row has one left singular vector.
+    unused = {f"generator.network.{name}" for name in statistics_of(task.generator.network)}
+    assert still == unused | {"discriminator.network.logit.parametrizations.weight.0._u"}
+
+
+def statistics_of(network: Generator) -> list[str]:
+    norms = [name for name, module in network.named_modules() if isinstance(module, ConditionalBatchNorm2d)]
+    return [f"{name}.{buffer}" for name in norms for buffer in ("mean", "var")]
+
+
+def test_the_discriminator_learns_to_tell_pictures_from_noise() -> None:
+    config = gan_config(learning_rate=1e-6, total_steps=60, augment=False)
+    task = make_task(config)
+    losses = []
+    fit(task, batches(config, to_batch), config, log=lambda _, metrics: losses.append(float(metrics["loss"])))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_metrics_are_the_hinge_losses_of_the_logits() -> None:
+    """A discriminator that says the same of all pictures: losses in closed form."""
+    task = make_task(gan_config(discriminator_steps=1))
+    network = task.discriminator.network
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "bias" in name and "blocks" in name:
+                parameter.zero_()
+        network.logit.bias.fill_(0.25)
+    batch = next(batches(task.config, to_batch))
+    batch["image"] = torch.zeros_like(batch["image"])
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, inputs, output: 0 * output)  # phi = 0
+    metrics = task.train_step(batch, 1)
+    logits = torch.full((8,), 0.25)
+    torch.testing.assert_close(metrics["real_logits"], torch.tensor(0.25))
+    torch.testing.assert_close(metrics["fake_logits"], torch.tensor(0.25))
+    torch.testing.assert_close(metrics["discriminator_loss"], hinge_discriminator_loss(logits, fake_logits=logits))
+    # One step of Adam, at a quarter of the peak rate, has moved the bias in between.
+    assert abs(float(metrics["generator_loss"]) - float(generator_loss(logits))) < 2e-3
+
+
+def test_previews_and_evaluation_leave_training_as_it_is() -> None:
+    config = gan_config()
+    undisturbed, task = trained(), make_task(config)
+    held_out = rows_at(config, range(1000, 1012))
+
+    def show(step: int, shown: Task) -> None:
+        shown.preview(held_out, step)
+        shown.evaluate(held_out)
+
+    fit(task, batches(config, to_batch), config, show=show)
+    assert_equal_bits(weights_of(task), weights_of(undisturbed))
+
+
+def test_evaluation_repeats_itself_and_a_preview_has_a_row_for_each_class(tmp_path: Path) -> None:
+    task = trained(total_steps=6)
+    held_out = rows_at(task.config, range(1000, 1012))
+    assert task.evaluate(held_out) == task.evaluate(held_out)
+    (tmp_path / "samples.png").write_bytes(task.preview(held_out, 1)["samples"])
+    assert Image.open(tmp_path / "samples.png").size == (8 * 64, OFFERS.num_classes * 64)
+
+
+def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run() -> None:
+    """Not even the singular vectors, which move with every forward."""
+    config = gan_config()
+    for learner in ("generator", "discriminator"):
+        task = make_task(config)
+        batch = next(batches(config, to_batch))
+        task.train_step(batch, 1)
+        before = weights_of(task)
+        parameter = next(iter(getattr(task, learner).network.parameters()))
+        healthy = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.fill_(float("inf"))
+        task.train_step(batch, 2)
+        with torch.no_grad():
+            parameter.copy_(healthy)
+        assert_equal_bits(weights_of(task), before)
+        with torch.no_grad():
+            parameter.fill_(float("inf"))
+        with pytest.raises(NonFiniteError, match="lower learning_rate"):
+            fit(task, batches(config, to_batch), config)
+
+
+def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
+    """The weights of a checkpoint are those of the average, with statistics and singular vectors of its own."""
+    task = trained(total_steps=6)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights_of(task).items()}, tmp_path / "weights.safetensors"
+    )
+    weights = below("generator.ema.", load_file(tmp_path / "weights.safetensors"))
+    arguments = generator_arguments(task.config, OFFERS)
+    network = Generator(**arguments)
+    network.load_state_dict(weights)
+    save_bundle(tmp_path, ModelBundle("gan", arguments, {"resolution": 8}, network))
+    bundle = load_bundle(tmp_path)
+    noise, label = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    torch.testing.assert_close(bundle.module(noise, label), task.finish()(noise, label))
+    batch = next(iter(task.statistics_noise()))
+    assert bundle.module(*batch).std() > 1e-3
+
+
+def test_the_finished_generator_has_the_statistics_of_the_fixed_noise() -> None:
+    """Exactly, where no norm stands before: those of all of its batches together."""
+    task = trained(total_steps=6)
+    network = task.finish()
+    noise = torch.cat([noise for noise, _ in task.statistics_noise()])
+    features = network.project(noise).reshape(len(noise), -1, 2, 2)
+    first = network.blocks[0].norm_1
+    torch.testing.assert_close(torch.stack([first.mean, first.var]), batch_moments(features))
+
+
+def test_the_generator_without_classes_trains() -> None:
+    task = trained(conditions=(), total_steps=6)
+    assert task.finish().num_classes is None
+    assert Image.open(BytesIO(task.preview({}, 1)["samples"])).size == (8 * 64, 64)
+
+
+def test_a_share_that_the_discriminators_steps_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of discriminator_steps 4 times the 4 workers"):
+        make_task(gan_config(discriminator_steps=4), worker=Worker(0, 4))
+    with pytest.raises(ValueError, match="multiple of discriminator_steps"):
+        gan_config(discriminator_steps=3)
+    with pytest.raises(ValueError, match="halved once for each level"):
+        gan_config(resolution=10)

@@ -1,0 +1,118 @@
+"""Laws of the training of pixel models; those that all trainings share are in test_training_tasks.py."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.loop import Task, fit
+from components.training.tasks.autoencoder import AutoencoderTask
+from components.training.tasks.pixels import PixelTask, pixel_arguments, to_image, to_levels
+from tests.tiny_training import (
+    GRID,
+    OFFERS,
+    assert_equal_bits,
+    autoencoder_config,
+    batches,
+    pixel_config,
+    rows_at,
+    weights_of,
+)
+
+NETWORKS = ("pixelcnn", "row_lstm")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def token_task(network: str, **options: object) -> PixelTask:
+    return PixelTask(pixel_config(network=network, resolution=None), offers=OFFERS, grid=GRID, **options)
+
+
+def test_the_8_bit_values_come_back_exactly():
+    rows = {"image": torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).numpy()}
+    image = to_batch(rows)["image"]
+    assert torch.equal(to_levels(image)[0, 2].flatten(), torch.arange(256))
+    assert torch.equal(to_image(to_levels(image)), image)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_model_that_knows_nothing_needs_8_bits_a_dimension_and_log_k_a_token(network: str):
+    pixels, tokens = PixelTask(pixel_config(network=network), offers=OFFERS), token_task(network)
+    held_out = rows_at(pixels.config, range(20))
+    for task, name, bits in ((pixels, "held_out_bits_per_dim", 8.0), (tokens, "held_out_bits_per_token", 4.0)):
+        for parameter in task.learner.snapshot().head.out.parameters():
+            parameter.data.zero_()
+        assert task.evaluate(held_out) == {name: pytest.approx(bits, rel=1e-6)}
+
+
+def test_bits_are_the_mean_of_all_values_however_the_pictures_are_split():
+    task = PixelTask(pixel_config(), offers=OFFERS)
+    held_out = rows_at(task.config, range(21))  # one full part, one of five
+    batch = to_batch(held_out)
+    levels = to_levels(batch["image"])
+    with torch.no_grad():
+        logits = task.learner.snapshot()(levels, label=batch["label"]).log_softmax(dim=-1)
+    expected = -float(logits.gather(-1, levels[..., None]).mean()) / math.log(2)
+    assert task.evaluate(held_out)["held_out_bits_per_dim"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_resumed_run_over_tokens_equals_an_uninterrupted_one_bit_for_bit(network: str, tmp_path: Path):
+    config = token_task(network).config
+
+    def save(step: int, task: Task) -> None:
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    uninterrupted = token_task(network)
+    fit(uninterrupted, batches(config, to_batch), config, save=save)
+    task = token_task(network)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+
+
+def test_tokens_are_shown_through_the_tokenizer_and_not_without_one():
+    tokenizer = autoencoder_config()
+    autoencoder = AutoencoderTask(tokenizer).generator.snapshot()
+    held_out = rows_at(tokenizer, range(12))
+    assert token_task("pixelcnn").preview(held_out, 1) == {}
+    shown = token_task("pixelcnn", load_tokenizer=lambda: autoencoder).preview(held_out, 1)
+    assert Image.open(io.BytesIO(shown["samples"])).size == (8 * 64, 64)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("grid", [None, GRID])
+def test_a_bundle_rebuilds_the_network(network: str, grid: object, tmp_path: Path):
+    config = pixel_config(network=network)
+    task = PixelTask(config, offers=OFFERS, grid=grid)
+    arguments = pixel_arguments(config, OFFERS, grid)
+    save_bundle(tmp_path, ModelBundle(network, arguments, {}, task.learner.network))
+    values = task.values(to_batch(rows_at(config, range(2))))
+    with torch.no_grad():
+        assert torch.equal(load_bundle(tmp_path).module(values), task.learner.snapshot()(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 16}, "multiple of 3 for a pixelcnn"),
+        ({"channels": 15, "network": "row_lstm"}, "multiple of 6 for a row_lstm"),
+        ({"channels": 15, "network": "row_lstm", "resolution": None}, "multiple of 2"),
+        ({"kernel_size": 4}, "odd"),
+        ({"conditions": ("text",)}, "label"),
+    ],
+)
+def test_settings_that_no_network_could_have_are_refused(changes: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        pixel_config(**changes)
