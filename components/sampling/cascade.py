@@ -103,20 +103,18 @@ class Cascade:
         check_request(request)
         if request.road not in self.roads:
             raise ValueError(f"this cascade has no {request.road} road; it has {' and '.join(self.roads) or 'none'}")
+        first = self.first_models[str(request.road)]
         if request.road == "tokens":
-            check_prior(self.first_models["tokens"], request)
+            check_prior(first, request)
             self._grid(request)
             return
-        # Upsamplers enlarge what the base made and take of the request what they know.
-        check_conditions(self.first_models[str(request.road)], request)
-        if request.steps is not None and request.road != "diffusion":
-            raise ValueError(f"the {request.road} road takes no steps")
-        if request.road != "diffusion" or self.base is None:
+        check_conditions(first, request)  # upsamplers enlarge what the base made and take what they know of the request
+        if request.steps is None:
             return
-        assert self.base is not None
-        check_conditions(self.base, request)  # upsamplers enlarge its picture and take of the request what they know
-        limit = self.base.settings["schedule"]["num_train_timesteps"]
-        if request.steps is not None and not 1 <= request.steps <= limit:
+        if request.road != "diffusion":
+            raise ValueError(f"the {request.road} road takes no steps")
+        limit = first.settings["schedule"]["num_train_timesteps"]
+        if not 1 <= request.steps <= limit:
             raise ValueError(f"steps must be in [1, {limit}], not {request.steps}")
 
     def sample(
