@@ -288,6 +288,7 @@ def scene_tokenizer(**changes: Any) -> AutoencoderConfig:
         "codebook_size": 128,
         "codebook_dim": 8,
         "codebook_decay": 0.97,
+        "reconstruction": "mse",  # the median of absolute differences would be the ground's color
         "total_steps": 300,
         "global_batch_size": 16,
         "sample_every": 150,
