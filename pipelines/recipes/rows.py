@@ -66,12 +66,14 @@ def fsq() -> OneModelRecipe:
 
 def pixelcnn() -> OneModelRecipe:
     """P1: gated PixelCNN over the sub-pixels of 16² pictures by class, exact bits a dimension."""
-    return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7))
+    return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7, total_steps=700))
 
 
 def pixelrnn() -> OneModelRecipe:
     """P1: Row LSTM over the sub-pixels of 16² pictures by class, exact bits a dimension."""
-    return one_model("pixelrnn", pixels(network="row_lstm", resolution=16, channels=48, num_layers=4, kernel_size=3))
+    return one_model(
+        "pixelrnn", pixels(network="row_lstm", resolution=16, channels=48, num_layers=4, kernel_size=3, total_steps=800)
+    )
 
 
 def vqgan_pixelcnn() -> TokenRoadRecipe:
