@@ -66,7 +66,7 @@ def fsq() -> OneModelRecipe:
 
 def pixelcnn() -> OneModelRecipe:
     """P1: gated PixelCNN over the sub-pixels of 16² pictures by class, exact bits a dimension."""
-    return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7, total_steps=700))
+    return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7))
 
 
 def pixelrnn() -> OneModelRecipe:
