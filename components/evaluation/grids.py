@@ -6,9 +6,12 @@ factors without smoothing, so that what a model made at 16² is seen as it is.
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -86,9 +89,15 @@ def enlarged(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
 
 
+@cache
+def text_font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: captions are in many alphabets, Pillow's own font knows ASCII only."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), TEXT_SIZE)
+
+
 def fit_text(text: str, width: int) -> str:
     """The text, cut with an ellipsis to at most `width` pixels."""
-    font = ImageFont.load_default(TEXT_SIZE)
+    font = text_font()
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -97,7 +106,7 @@ def fit_text(text: str, width: int) -> str:
 
 
 def _draw(canvas: Image.Image, block: Block, *, top: int, columns: int, cell: int) -> None:
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT_SIZE)
+    draw, font = ImageDraw.Draw(canvas), text_font()
     if block.heading:
         draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP), fill=INK, font=font)
         top += LINE

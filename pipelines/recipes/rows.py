@@ -273,7 +273,7 @@ def dvae_tokenizer() -> AutoencoderConfig:
         codebook_size=512,
         codebook_dim=64,
         reconstruction="logit_laplace",
-        kl_weight=1.0,
+        kl_weight=0.1,  # the whole divergence of so small a decoder would leave a tenth of the codes in use
         kl_warmup_steps=400,
         temperature_steps=600,
         learning_rate=1e-3,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluation.grids import CELL, PAPER, compared_grid, fit_text, labelled_grid, strip_grid
+from components.evaluation.grids import CELL, PAPER, compared_grid, fit_text, labelled_grid, strip_grid, text_font
 
 
 def colored(count: int, *, side: int = 16) -> list[np.ndarray]:
@@ -74,3 +74,9 @@ def test_a_grid_without_a_label_for_each_picture_is_refused() -> None:
         labelled_grid(colored(2), ["one"])
     with pytest.raises(ValueError, match="one label for each picture"):
         labelled_grid([], [])
+
+
+def test_letters_of_many_alphabets_have_a_shape_of_their_own():
+    """A font that lacks a letter draws the same box for each."""
+    shapes = [bytes(text_font().getmask(letter)) for letter in "éñøßЖλ\uffff"]
+    assert len(set(shapes)) == len(shapes)
