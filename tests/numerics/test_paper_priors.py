@@ -1,6 +1,6 @@
 """The published transformers have about the number of parameters that their papers round to.
 
-Their tables differ from ours (classes in a table of their own, no bias at the head), so the counts agree to their digits.
+Their tables differ from ours (classes in a table of their own, no bias at the head): the counts agree to their digits.
 """
 
 import pytest
