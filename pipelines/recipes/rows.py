@@ -273,7 +273,7 @@ def dvae_tokenizer() -> AutoencoderConfig:
         codebook_size=512,
         codebook_dim=64,
         reconstruction="logit_laplace",
-        kl_weight=0.1,  # the whole divergence of so small a decoder would leave a tenth of the codes in use
+        kl_weight=1.0,  # the bound itself; less of it leaves more codes in use
         kl_warmup_steps=400,
         temperature_steps=600,
         learning_rate=1e-3,
@@ -290,7 +290,6 @@ def scene_tokenizer(**changes: Any) -> AutoencoderConfig:
         "codebook_size": 128,
         "codebook_dim": 8,
         "codebook_decay": 0.97,
-        "reconstruction": "mse",  # the median of absolute differences would be the ground's color
         "total_steps": 300,
         "global_batch_size": 16,
         "sample_every": 150,
