@@ -42,15 +42,15 @@ def tokenizer() -> AutoencoderConfig:
         discriminator_channels=16,
         discriminator_layers=2,
         perceptual_weight=0.2,
-        discriminator_start=450,
+        discriminator_start=600,
         adversarial_weight=0.4,
         codebook_decay=0.97,
-        total_steps=1100,
+        total_steps=1400,
         global_batch_size=8,
         learning_rate=2e-3,
         ema_decay=0.99,
         checkpoint_every=300,
-        sample_every=550,
+        sample_every=700,
     )
 
 
@@ -64,7 +64,7 @@ def prior() -> PriorConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=450,
+        total_steps=600,
         global_batch_size=32,
         learning_rate=1e-3,
         weight_decay=0.05,
@@ -73,7 +73,7 @@ def prior() -> PriorConfig:
         guidance_scale=1.5,
         top_k=100,
         checkpoint_every=150,
-        sample_every=225,
+        sample_every=300,
     )
 
 
@@ -88,15 +88,15 @@ def base() -> DiffusionConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=950,
+        total_steps=1200,
         global_batch_size=64,
         learning_rate=1e-3,
         ema_decay=0.995,
         precision="bf16",
         guidance_scale=1.5,
-        num_inference_steps=30,
+        num_inference_steps=50,
         checkpoint_every=200,
-        sample_every=475,
+        sample_every=600,
     )
 
 
@@ -108,7 +108,7 @@ def upsampler() -> DiffusionConfig:
         model_channels=16,
         channel_mult=(1, 2, 4, 4),
         num_res_blocks=1,
-        total_steps=500,
+        total_steps=650,
         global_batch_size=16,
         learning_rate=1e-3,
         ema_decay=0.99,
@@ -117,5 +117,5 @@ def upsampler() -> DiffusionConfig:
         noise_level=80,
         num_inference_steps=16,
         checkpoint_every=150,
-        sample_every=250,
+        sample_every=325,
     )
