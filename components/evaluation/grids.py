@@ -66,7 +66,7 @@ def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: S
 
 def render_blocks(blocks: Sequence[Block], *, columns: int) -> bytes:
     """Blocks from top to bottom, `columns` pictures in a row, as PNG."""
-    sides = [picture.shape[0] for block in blocks for picture in block.pictures]
+    sides = [max(picture.shape[:2]) for block in blocks for picture in block.pictures]
     cell = max(sides) * max(1, -(-CELL // max(sides)))
     width = GAP + columns * (cell + GAP)
     canvas = Image.new("RGB", (width, sum(_height(block, columns, cell) for block in blocks) + GAP), PAPER)
@@ -85,8 +85,12 @@ def png_bytes(image: Image.Image | np.ndarray) -> bytes:
 
 
 def enlarged(picture: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, 3) -> (side, side, 3), without smoothing."""
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
+    """(H, W, 3) -> (side, side, 3), without smoothing; one that is not square stands in the middle of white."""
+    height, width = (round(length * side / max(picture.shape[:2])) for length in picture.shape[:2])
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+    square = Image.new("RGB", (side, side), PAPER)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return np.asarray(square)
 
 
 @cache

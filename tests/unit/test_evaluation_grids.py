@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluation.grids import CELL, PAPER, compared_grid, fit_text, labelled_grid, strip_grid, text_font
+from components.evaluation.grids import (
+    CELL,
+    PAPER,
+    compared_grid,
+    enlarged,
+    fit_text,
+    labelled_grid,
+    strip_grid,
+    text_font,
+)
 
 
 def colored(count: int, *, side: int = 16) -> list[np.ndarray]:
@@ -80,3 +89,12 @@ def test_letters_of_many_alphabets_have_a_shape_of_their_own():
     """A font that lacks a letter draws the same box for each."""
     shapes = [bytes(text_font().getmask(letter)) for letter in "éñøßЖλ\uffff"]
     assert len(set(shapes)) == len(shapes)
+
+
+def test_a_wide_picture_keeps_its_shape():
+    wide = np.zeros((2, 4, 3), np.uint8)
+    shown = enlarged(wide, 8)
+    assert shown.shape == (8, 8, 3)
+    assert (shown[2:6] == 0).all()
+    assert (shown[:2] == 255).all()
+    assert (shown[6:] == 255).all()
