@@ -21,10 +21,11 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices at its next look that its workers are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
-    # Training frees and takes the same tens of megabytes at each step; without these two glibc gives them back to the
-    # system in between, 20,000 page faults a step.
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    # Training frees and takes the same tens of megabytes at each step: glibc keeps them, where it would give them back
+    # and have 20,000 page faults a step, and asks for huge pages, which halves the time of evaluation's small batches.
+    "GLIBC_TUNABLES": (
+        f"glibc.malloc.trim_threshold={2**30}:glibc.malloc.mmap_threshold={2**25}:glibc.malloc.hugetlb=1"
+    ),
 }
 TOKENS_A_CORE = 4  # logical CPUs of a Ray that is started here
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

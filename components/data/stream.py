@@ -29,7 +29,8 @@ GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.05  # while ranks have blocks to take
+WAIT_SECONDS = 0.005  # while they have none
 
 
 @dataclass(frozen=True)
@@ -186,20 +187,19 @@ class StreamDatasource(Datasource):
         return ReadTask(lambda: read_chunk(header, layout, chunk), metadata, schema=_empty_block(layout, 1).schema)
 
 
-class PauseWhileAhead(ExecutionCallback):
-    """Rests while ranks have blocks to take: Ray Data's scheduling loop waits for tasks, not for consumers, and would
-    spin on most of a core for as long as training is slower than reading (ray 2.60, streaming_executor.py)."""
+class Rests(ExecutionCallback):
+    """Rests between the steps of Ray Data's scheduling loop, which waits for tasks and not for consumers: it would spin
+    for as long as training is slower than reading (ray 2.60, streaming_executor.py)."""
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
-        if not executor._consumer_idling():
-            time.sleep(PAUSE_SECONDS)
+        time.sleep(WAIT_SECONDS if executor._consumer_idling() else PAUSE_SECONDS)
 
 
 def _configure(context: DataContext, layout: Layout, readers: int) -> None:
     """What the stream needs from Ray Data: order kept, blocks as they come, memory ahead of training bounded."""
     ahead = ExecutionResources.for_limits(object_store_memory=(readers + 1) * layout.chunk_rows * layout.row_bytes)
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
-    context.custom_execution_callback_classes = [PauseWhileAhead]
+    context.custom_execution_callback_classes = [Rests]
     rows = layout.group_rows // layout.world_size
     context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
     context.enable_progress_bars = False

@@ -24,7 +24,7 @@ def openmoji() -> CascadeRecipe:
         base=base(),
         upsamplers=(upsampler(),),
         samples=SamplesConfig(),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(precision="bf16"),
     )
 
 

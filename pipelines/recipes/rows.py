@@ -39,6 +39,11 @@ def vae() -> OneModelRecipe:
     )
 
 
+def vae_gan() -> OneModelRecipe:
+    """T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4, perceptual and adversarial terms, for latent diffusion."""
+    return one_model("vae_gan", vae_gan_autoencoder())
+
+
 def vqvae() -> OneModelRecipe:
     """T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow averages."""
     return one_model("vqvae", lecture_vqvae(bottleneck="vq_ema"), images=emoji(resolution=128))
@@ -138,6 +143,7 @@ def gan() -> OneModelRecipe:
 
 ROWS: dict[Callable[[], Row], str] = {
     vae: "T1",
+    vae_gan: "T1",
     vqvae: "T2",
     vqvae_gradient: "T2",
     vqgan: "T3",
@@ -263,6 +269,24 @@ def vqgan_tokenizer() -> AutoencoderConfig:
         discriminator_layers=2,
         discriminator_start=200,
         total_steps=450,
+    )
+
+
+def vae_gan_autoencoder() -> AutoencoderConfig:
+    """The first stage of latent diffusion: a divergence that only keeps the latents near the origin (Rombach et al.,
+    2022, appendix G), so that the reconstruction decides what they hold."""
+    return autoencoder(
+        channel_mult=(1, 2, 4),
+        latent_channels=4,
+        bottleneck="gaussian",
+        kl_weight=1e-6,
+        perceptual_network="efficientnet_lite1",
+        perceptual_weight=0.2,
+        adversarial_weight=0.4,
+        discriminator_channels=16,
+        discriminator_layers=2,
+        discriminator_start=200,
+        total_steps=400,
     )
 
 
