@@ -40,7 +40,7 @@ def vae() -> OneModelRecipe:
 
 
 def vae_gan() -> OneModelRecipe:
-    """T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4, perceptual and adversarial terms, for latent diffusion."""
+    """T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4; perceptual and adversarial loss; for latent diffusion."""
     return one_model("vae_gan", vae_gan_autoencoder())
 
 
