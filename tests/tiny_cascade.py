@@ -26,9 +26,10 @@ UNET = {
     "num_classes": len(CLASSES),
     "text": TEXT,
 }
+SCHEDULE = {"name": "cosine", "num_train_timesteps": 50}
+OBJECTIVE = {"name": "discrete", "schedule": "cosine", "num_train_timesteps": 50, "prediction_type": "v_prediction"}
 DIFFUSION = {
-    "schedule": {"name": "cosine", "num_train_timesteps": 50},
-    "prediction_type": "v_prediction",
+    "objective": OBJECTIVE,
     "num_inference_steps": 4,
     "sampler": "ddpm",
     "classes": CLASSES,
@@ -58,6 +59,7 @@ PRIOR = {
 def write_models(folder: Path) -> dict[str, Path]:
     """A folder for each model: stage name -> folder."""
     upsampler = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5, "sampler": "ddim"}
+    upsampler |= {"low_res_schedule": SCHEDULE}
     return {
         "tokenizer": _write(folder / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}),
         "prior": _write(folder / "prior", "prior", PRIOR, {"grid": [4, 4], "classes": CLASSES}),

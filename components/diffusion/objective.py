@@ -1,63 +1,72 @@
-"""What the network predicts, and the way from its output to x_0 and to the noise.
+"""What a network learns to undo: how noise is added, what it predicts, its loss, and the way back to x_0.
 
-Sources: epsilon, Ho et al. (2020); v, Salimans and Ho (2022), appendix D; weights, Hang et al. (2023), equation 8.
-Everywhere x_0, noise, x_t and prediction are (B, ...) of one shape and timesteps are (B,) int64 in [0, T).
+Three processes in one form, x_t = signal * x_0 + sigma * noise: discrete steps (here), EDM and rectified flow.
+Everywhere x_0, noise and x_t are (B, C, H, W) of one shape and time is (B,), in the objective's own unit.
 """
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from components.diffusion.schedule import Schedule
+from components.diffusion.discrete import DiscreteObjective
+from components.diffusion.edm import EDMObjective
+from components.diffusion.flow import FlowObjective
+from components.diffusion.schedule import make_schedule
+from components.diffusion.trajectory import Spacing, Trajectory
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
-
-
-def target(
-    schedule: Schedule, *, x_0: Tensor, noise: Tensor, timesteps: Tensor, prediction_type: PredictionType
-) -> Tensor:
-    """The tensor that the network should output."""
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return x_0
-    signal, sigma = schedule.signal_and_noise(timesteps, x_0)
-    return signal * noise - sigma * x_0
+Network = Callable[..., Tensor]  # (x_t, what it is told about the time (B,), **conditions) -> output
 
 
-def predict_x_0(
-    schedule: Schedule, *, prediction: Tensor, x_t: Tensor, timesteps: Tensor, prediction_type: PredictionType
-) -> Tensor:
-    """The clean image that a prediction implies; not clipped."""
-    if prediction_type == "sample":
-        return prediction
-    signal, sigma = schedule.signal_and_noise(timesteps, x_t)
-    if prediction_type == "epsilon":
-        return (x_t - sigma * prediction) / signal
-    return signal * x_t - sigma * prediction
+class Objective(Protocol):
+    """Of one trained network. The output has C channels, or 2 C where the variance is learned."""
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Numbers (B,) in [0, 1) as times (B,) of training."""
+
+    def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors signal and sigma of x_t at these times, each (B, 1, ...) with the dtype of `like`."""
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """x_t: signal * x_0 + sigma * noise."""
+
+    def apply(self, network: Network, x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        """The network's output, its input scaled and its time told as this objective wants."""
+
+    def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+        """Weighted loss of each sample, (B,)."""
+
+    def predict_x_0(self, output: Tensor, *, x_t: Tensor, time: Tensor) -> Tensor:
+        """The clean image that an output implies; not clipped."""
+
+    def log_variance(self, output: Tensor, *, like: Tensor, small: Tensor, large: Tensor) -> Tensor:
+        """Log variance of an ancestral step, from those of the posterior (small) and of the forward step (large)."""
+
+    def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
+        """Levels to sample at; `spacing` chooses among training steps, and only discrete steps have a choice.
+
+        Raises ValueError if num_inference_steps is out of range.
+        """
 
 
-def predict_noise(
-    schedule: Schedule, *, prediction: Tensor, x_t: Tensor, timesteps: Tensor, prediction_type: PredictionType
-) -> Tensor:
-    """The noise that a prediction implies. With "sample" the prediction may be any x_0, such as a clipped one."""
-    if prediction_type == "epsilon":
-        return prediction
-    signal, sigma = schedule.signal_and_noise(timesteps, x_t)
-    if prediction_type == "sample":
-        return (x_t - signal * prediction) / sigma
-    return sigma * x_t + signal * prediction
+def make_objective(settings: Mapping[str, Any]) -> Objective:
+    """Build an objective from plain values, as a model bundle's `settings["objective"]` holds them.
 
+    Args:
+        settings: "name" is "discrete", "edm" or "flow"; the others are arguments of `DiscreteObjective` (its loss_kind
+            as "loss", and those of `make_schedule`, its name as "schedule"), `EDMObjective` or `FlowObjective`.
 
-def loss_weight(
-    schedule: Schedule, timesteps: Tensor, *, prediction_type: PredictionType, min_snr_gamma: float | None
-) -> Tensor:
-    """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
-
-    With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
+    Raises:
+        ValueError: an unknown name, or settings that do not go together.
     """
-    snr = schedule.snr(timesteps)
-    if min_snr_gamma is None:
-        return snr.new_ones(snr.shape)
-    clipped = snr.clamp(max=min_snr_gamma)
-    return clipped / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
+    values = dict(settings)
+    name = values.pop("name")
+    if name == "edm":
+        return EDMObjective(**values)
+    if name == "flow":
+        return FlowObjective(**values)
+    if name != "discrete":
+        raise ValueError(f"unknown objective {name!r}: choose discrete, edm or flow")
+    options = ("num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
+    schedule = make_schedule(values.pop("schedule"), **{name: values.pop(name) for name in options if name in values})
+    return DiscreteObjective(schedule, loss_kind=values.pop("loss", "simple"), **values)

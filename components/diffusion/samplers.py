@@ -1,97 +1,159 @@
-"""From noise to pictures: ancestral sampling (Ho et al., 2020, algorithm 2) and DDIM (Song et al., 2021, equation 12).
+"""From noise to pictures: ancestral sampling (Ho et al., 2020, algorithm 2), DDIM (Song et al., 2021), DPM-Solver++(2M)
+(Lu et al., 2022), Heun and Euler (Karras et al., 2022), on any number of steps of any objective.
 
-Both clip x_0 to [-1, 1] at every step and run on any subset of the training steps.
+Shapes: B batch; pictures and latents are (B, C, H, W).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from components.diffusion.objective import PredictionType, predict_noise, predict_x_0
-from components.diffusion.schedule import Schedule, gather
+from components.diffusion.objective import Objective
+from components.diffusion.steps import (
+    ddim_step,
+    ddpm_log_variances,
+    ddpm_step,
+    dpm_solver_pp_step,
+    heun_step,
+    threshold_dynamically,
+)
+from components.diffusion.trajectory import Spacing, Step, Trajectory
 
-SamplerName = Literal["ddpm", "ddim"]
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), timesteps (B,) int64) -> prediction (B, C, H, W)
-OnStep = Callable[[int, int, Tensor, Tensor], None]  # (step from 0, timestep, x_t, clipped x_0)
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
+SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm_solver_pp", "heun", "euler")
+Threshold = Literal["static", "dynamic", "none"]
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> output
+Score = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> gradient of a log probability at x_t, like x_t
+OnStep = Callable[[int, float, Tensor, Tensor], None]  # (step from 0, time, x_t, x_0)
 
 
-def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
-    """Evenly spread steps, ascending, with both ends kept: 250 of 1000 are 0, 4, 8, ... 995, 999.
+class Known(NamedTuple):
+    """What of the pictures is given: it is noised to each level and put in the place of what was made there."""
 
-    A single step is the last one, the only one that starts from noise.
+    image: Tensor  # (B, C, H, W)
+    mask: Tensor  # (B, 1, H, W) bool, true where the image is known
+    noise: Tensor  # (B, C, H, W) standard normal
 
-    Raises:
-        ValueError: num_inference_steps is not in [1, num_train_timesteps].
-    """
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(f"num_inference_steps must be in [1, {num_train_timesteps}], not {num_inference_steps}")
-    if num_inference_steps == 1:
-        return [num_train_timesteps - 1]
-    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
-    return [round(i * stride) for i in range(num_inference_steps)]
+
+class Prediction(NamedTuple):
+    output: Tensor  # of the network
+    x_0: Tensor  # thresholded, and moved by the gradient but for "ddpm", which moves its mean
+    gradient: Tensor | None  # of the score's log probability
 
 
 @torch.no_grad()
 def sample(
     denoise: Denoise,
-    schedule: Schedule,
-    x_t: Tensor,
+    objective: Objective,
+    noise_x_T: Tensor,  # noqa: N803
     *,
-    prediction_type: PredictionType,
     sampler: SamplerName,
     num_inference_steps: int,
     noise: Callable[[int], Tensor],
     eta: float = 0.0,
+    spacing: Spacing | None = None,
+    threshold: Threshold = "static",
+    percentile: float = 0.995,
+    score: Score | None = None,
+    known: Known | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Turn noise x_t (B, C, H, W), the sample of the last step, into x_0 of the same shape in [-1, 1].
+    """Turn standard normal noise x_T (B, C, H, W) into x_0 of the same shape.
 
     Args:
-        denoise: the network with its conditions bound and guidance applied; it sees original timesteps.
-        sampler: "ddpm" (the small, fixed variance) or "ddim".
-        noise: standard normal noise like x_t for each step from 0; asked for in order, only where it is used.
-        eta: DDIM only, in [0, 1]: 0 is deterministic, 1 has the variance of "ddpm".
-        on_step: called after each denoising with the step, its original timestep, x_t before it and the clipped x_0.
+        denoise: the network with its conditions bound and guidance applied.
+        sampler: "ddpm" has the objective's variance; "heun" runs the network twice in every step but the last.
+        noise: standard normal noise like x_T for each step from 0; asked for in order, only where it is used.
+        eta: DDIM only, in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".
+        spacing: of a discrete objective's steps; None is "linspace" for "ddpm" and "ddim", "karras" for the others,
+            which need it to be near at few steps.
+        threshold: of each predicted x_0: "static" clips to [-1, 1], "dynamic" to the percentile of each picture,
+            "none" is for latents.
+        score: of a classifier, times its scale (Dhariwal and Nichol, 2021): algorithm 1 for "ddpm", algorithm 2, which
+            shifts the predicted noise, for the others.
+        known: where the picture is given, for models that were not trained to fill in.
+        on_step: called after each denoising with the step, its time, x_t before it and the thresholded x_0.
 
     Raises:
-        ValueError: an unknown sampler, eta or num_inference_steps out of range.
+        ValueError: an unknown sampler, or eta, percentile or num_inference_steps out of range.
     """
-    if sampler not in ("ddpm", "ddim"):
-        raise ValueError(f"unknown sampler {sampler!r}: choose ddpm or ddim")
+    _check(sampler, eta, percentile)
+    spacing = spacing or ("linspace" if sampler in ("ddpm", "ddim") else "karras")
+    trajectory = objective.trajectory(num_inference_steps, spacing=spacing)
+
+    def predict(x_t: Tensor, index: int) -> Prediction:
+        time = torch.full((len(x_t),), trajectory.times[index].item(), dtype=trajectory.times.dtype, device=x_t.device)
+        output = denoise(x_t, time)
+        x_0 = _thresholded(objective.predict_x_0(output, x_t=x_t, time=time), threshold, percentile)
+        gradient = None if score is None else score(x_t, time)
+        if gradient is not None and sampler != "ddpm":
+            x_0 = _shifted(x_0, gradient, trajectory, index)
+        return Prediction(output, x_0, gradient)
+
+    x_t, before, previous_x_0 = trajectory.initial_scale * noise_x_T, None, None
+    scaled = bool((trajectory.signal > 0).all())
+    for index in range(len(trajectory)):
+        step, x_t = trajectory.step(index), x_t if known is None else _put(known, x_t, trajectory.step(index))
+        output, x_0, gradient = predict(x_t, index)
+        if on_step is not None:
+            on_step(index, trajectory.times[index].item(), x_t, x_0)
+        draws = sampler == "ddpm" or (sampler == "ddim" and eta > 0)
+        random = noise(index) if draws and step.next_sigma > 0 else None  # the last step adds none
+        if sampler == "ddpm":
+            x_next = _ancestral(objective, step, before, x_t, x_0, output, gradient, random)
+        elif sampler == "dpm_solver_pp":
+            x_next = dpm_solver_pp_step(step, x_t=x_t, x_0=x_0, before=before, previous_x_0=previous_x_0)
+        else:
+            x_next = ddim_step(step, x_t=x_t, x_0=x_0, noise=random, eta=eta if sampler == "ddim" else 0.0)
+        if sampler == "heun" and step.next_sigma > 0:
+            again = predict(x_next, index + 1).x_0
+            x_next = heun_step(step, x_t=x_t, x_0=x_0, x_next=x_next, x_0_next=again, scaled=scaled)
+        x_t, before, previous_x_0 = x_next, step, x_0
+    return x_t if known is None else torch.where(known.mask, known.image, x_t)
+
+
+def _check(sampler: str, eta: float, percentile: float) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: choose {', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], not {eta}")
-    strided = schedule.respaced(spaced_timesteps(len(schedule), num_inference_steps))
-    for step, index in enumerate(reversed(range(len(strided)))):
-        timestep = int(strided.timesteps[index])
-        prediction = denoise(x_t, torch.full((x_t.shape[0],), timestep, device=x_t.device))
-        indices = torch.full((x_t.shape[0],), index, device=x_t.device)
-        x_0 = predict_x_0(strided, prediction=prediction, x_t=x_t, timesteps=indices, prediction_type=prediction_type)
-        x_0 = x_0.clamp(-1, 1)
-        if on_step is not None:
-            on_step(step, timestep, x_t, x_0)
-        random = noise(step) if index > 0 and (sampler == "ddpm" or eta > 0) else None  # the last step adds none
-        if sampler == "ddpm":
-            x_t = ddpm_step(strided, x_0=x_0, x_t=x_t, indices=indices, noise=random)
-        else:
-            x_t = ddim_step(strided, x_0=x_0, x_t=x_t, indices=indices, noise=random, eta=eta)
-    return x_t
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile must be in (0, 1], not {percentile}")
 
 
-def ddpm_step(schedule: Schedule, *, x_0: Tensor, x_t: Tensor, indices: Tensor, noise: Tensor | None) -> Tensor:
-    """x_{t-1} from the posterior of a predicted x_0, plus its standard deviation times the noise if there is one."""
-    mean, log_variance = schedule.posterior(x_0, x_t, indices)
-    return mean if noise is None else mean + (0.5 * log_variance).exp() * noise
+def _thresholded(x_0: Tensor, threshold: Threshold, percentile: float) -> Tensor:
+    if threshold == "none":
+        return x_0
+    return x_0.clamp(-1, 1) if threshold == "static" else threshold_dynamically(x_0, percentile=percentile)
 
 
-def ddim_step(
-    schedule: Schedule, *, x_0: Tensor, x_t: Tensor, indices: Tensor, noise: Tensor | None, eta: float
+def _shifted(x_0: Tensor, gradient: Tensor, trajectory: Trajectory, index: int) -> Tensor:
+    """x_0 again from epsilon - sigma * gradient (Dhariwal and Nichol, 2021, algorithm 2); pure noise tells no class."""
+    signal, sigma = trajectory.signal[index].item(), trajectory.sigma[index].item()
+    return x_0 if signal == 0 else x_0 + sigma**2 / signal * gradient
+
+
+def _ancestral(
+    objective: Objective,
+    step: Step,
+    before: Step | None,
+    x_t: Tensor,
+    x_0: Tensor,
+    output: Tensor,
+    gradient: Tensor | None,
+    random: Tensor | None,
 ) -> Tensor:
-    """x_{t-1} of Song et al. (2021), equation 12, with the noise derived again from the clipped x_0."""
-    alphas_cumprod, previous = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
-    variance = eta**2 * (1 - previous) / (1 - alphas_cumprod) * (1 - alphas_cumprod / previous)  # equation 16
-    epsilon = predict_noise(schedule, prediction=x_0, x_t=x_t, timesteps=indices, prediction_type="sample")
-    direction = gather((1 - previous - variance).clamp(min=0).sqrt(), indices, x_t) * epsilon
-    mean = gather(previous.sqrt(), indices, x_t) * x_0 + direction
-    return mean if noise is None else mean + gather(variance.sqrt(), indices, x_t) * noise
+    """x_next of DDPM: its mean, moved by variance * gradient (algorithm 1), plus its deviation times the noise."""
+    mean = ddpm_step(step, x_t=x_t, x_0=x_0)
+    small, large = (x_t.new_tensor(value) for value in ddpm_log_variances(step, before))
+    log_variance = objective.log_variance(output, like=x_t, small=small, large=large)
+    if gradient is not None:
+        mean = mean + log_variance.exp() * gradient
+    return mean if random is None else mean + (0.5 * log_variance).exp() * random
+
+
+def _put(known: Known, x_t: Tensor, step: Step) -> Tensor:
+    """What is known, noised to this level, in the place of what was made there."""
+    return torch.where(known.mask, step.signal * known.image + step.sigma * known.noise, x_t)

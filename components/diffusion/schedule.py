@@ -1,4 +1,5 @@
-"""Noise schedules and the closed forms of the forward process (Ho et al., 2020; Nichol and Dhariwal, 2021).
+"""Noise schedules and the closed forms of the forward process (Ho et al., 2020; Nichol and Dhariwal, 2021; Lin et al.,
+2024).
 
 Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. Shapes: B batch, T num_train_timesteps.
 """
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-ScheduleName = Literal["linear", "cosine"]
+ScheduleName = Literal["linear", "scaled_linear", "cosine"]
 
 
 class Posterior(NamedTuple):
@@ -23,7 +24,7 @@ class Schedule:
     """Tables of one forward process, or of a strided one made from it by `respaced`.
 
     Args:
-        betas: (T,) float64 in (0, 1), the variance that each step adds.
+        betas: (T,) float64 in (0, 1), the variance that each step adds; the last may be 1 (zero terminal SNR).
         timesteps: (T,) int64, the index that the network was trained with at each step.
 
     Raises:
@@ -34,12 +35,7 @@ class Schedule:
     timesteps: Tensor
 
     def __post_init__(self) -> None:
-        if not bool(((self.betas > 0) & (self.betas < 1)).all()):
-            low, high = self.betas.min().item(), self.betas.max().item()
-            raise ValueError(
-                f"impossible noise schedule: betas must lie inside (0, 1), but its {len(self)} steps span {low:.3g} to "
-                f"{high:.3g}; use more num_train_timesteps (linear needs at least 21)"
-            )
+        _check_betas(self.betas[:-1] if self.betas[-1] == 1 else self.betas)
 
     def __len__(self) -> int:
         return self.betas.shape[0]
@@ -108,31 +104,85 @@ class Schedule:
 
 def gather(table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
     """Look up table (T,) at timesteps (B,) as (B, 1, ...), cast last so that no precision is lost before."""
-    values = table.to(timesteps.device)[timesteps].to(like.dtype)
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+    return expand(table.to(timesteps.device)[timesteps], like)
 
 
-def make_schedule(name: ScheduleName, *, num_train_timesteps: int) -> Schedule:
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, ...) with the dtype of `like`."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def make_schedule(
+    name: ScheduleName,
+    *,
+    num_train_timesteps: int,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
     """Build a schedule by name.
 
     Args:
-        name: "linear" (Ho et al., 2020, scaled by 1000 / T) or "cosine" (Nichol and Dhariwal, 2021, equation 17).
+        name: "linear" (Ho et al., 2020), "scaled_linear" (linear in the root of beta; Rombach et al., 2022, who call it
+            linear) or "cosine" (Nichol and Dhariwal, 2021, equation 17).
         num_train_timesteps: T, at least 1; "linear" needs at least 21, below that a beta reaches 1.
+        beta_start, beta_end: first and last beta of the two linear ones, as they are: SR3 and Palette have 1e-6 and
+            1e-2. Without them 1e-4 and 2e-2 ("scaled_linear": 0.00085 and 0.012), times 1000 / T.
+        zero_terminal_snr: rescale so that the last step leaves no signal; not for networks that predict the noise.
 
     Raises:
         ValueError: an unknown name, or a schedule that does not exist.
     """
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
-    if name not in ("linear", "cosine"):
-        raise ValueError(f"unknown schedule {name!r}: choose linear or cosine")
-    betas = linear_betas(num_train_timesteps) if name == "linear" else cosine_betas(num_train_timesteps)
+    if name not in ("linear", "scaled_linear", "cosine"):
+        raise ValueError(f"unknown schedule {name!r}: choose linear, scaled_linear or cosine")
+    if (beta_start is None) != (beta_end is None):
+        raise ValueError("give both beta_start and beta_end, or neither")
+    if name == "cosine" and beta_start is not None:
+        raise ValueError("the cosine schedule takes no beta_start and no beta_end")
+    if name == "cosine":
+        betas = cosine_betas(num_train_timesteps)
+    else:
+        betas = linear_betas(num_train_timesteps, beta_start, beta_end, root=name == "scaled_linear")
+    _check_betas(betas)
+    if zero_terminal_snr:
+        betas = without_terminal_signal(betas)
     return Schedule(betas=betas, timesteps=torch.arange(num_train_timesteps))
 
 
-def linear_betas(num_train_timesteps: int) -> Tensor:  # (T,) float64
+def _check_betas(betas: Tensor) -> None:
+    if not bool(((betas > 0) & (betas < 1)).all()):
+        low, high = betas.min().item(), betas.max().item()
+        raise ValueError(
+            f"impossible noise schedule: betas must lie inside (0, 1), but its {len(betas)} steps span {low:.3g} to "
+            f"{high:.3g}; use more num_train_timesteps (linear needs at least 21)"
+        )
+
+
+def linear_betas(
+    num_train_timesteps: int, beta_start: float | None, beta_end: float | None, *, root: bool
+) -> Tensor:  # (T,) float64
+    first, last = (0.00085, 0.012) if root else (1e-4, 2e-2)
     scale = 1000 / num_train_timesteps
-    return torch.linspace(scale * 1e-4, scale * 2e-2, num_train_timesteps, dtype=torch.float64)
+    first, last = beta_start or scale * first, beta_end or scale * last
+    if root:
+        return torch.linspace(max(first, 0) ** 0.5, max(last, 0) ** 0.5, num_train_timesteps, dtype=torch.float64) ** 2
+    return torch.linspace(first, last, num_train_timesteps, dtype=torch.float64)
+
+
+def without_terminal_signal(betas: Tensor) -> Tensor:
+    """Betas (T,) shifted and scaled to zero terminal SNR; the first stays (Lin et al., 2024, algorithm 1).
+
+    Raises ValueError for a single step, which cannot be both.
+    """
+    if len(betas) < 2:
+        raise ValueError("zero terminal SNR needs num_train_timesteps of at least 2")
+    signal = (1 - betas).cumprod(0).sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_cumprod = signal**2
+    previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    return 1 - alphas_cumprod / previous
 
 
 def cosine_betas(num_train_timesteps: int) -> Tensor:  # (T,) float64

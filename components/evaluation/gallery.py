@@ -158,7 +158,7 @@ def side_by_side(made: SampledPictures, labels: Sequence[str]) -> bytes:
 def draw_strip(made: SampledPictures, stage: str) -> bytes:
     """The strip of a stage's first picture."""
     strip = made.strips[stage]
-    captions = [f"t = {timestep}" for timestep in strip.timesteps]
+    captions = [f"t = {timestep:.4g}" for timestep in strip.timesteps]
     return strip_grid(list(strip.x_t[:, 0]), list(strip.x_0[:, 0]), captions)
 
 

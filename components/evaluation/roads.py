@@ -51,7 +51,7 @@ class Strip(NamedTuple):
 
     x_t: np.ndarray  # (F, N, H, W, 3) uint8
     x_0: np.ndarray  # (F, N, H, W, 3) uint8: the clean picture that the model sees in x_t
-    timesteps: np.ndarray  # (F,) noising steps
+    timesteps: np.ndarray  # (F,) noising steps, or the times of another process
 
 
 def accepts(cascade: Cascade, request: Request) -> bool:
@@ -144,9 +144,9 @@ class RoadSampler:
 
 def sample_job(cascade: Cascade, job: SampleJob) -> SampledPictures:
     """Sample one job, with its strip if it asks for frames."""
-    recorded: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    recorded: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
 
-    def keep(stage: str, step: int, timestep: int, x_t: Tensor, x_0: Tensor) -> None:
+    def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
         recorded.setdefault(stage, []).append((timestep, np.stack(to_uint8(x_t)), np.stack(to_uint8(x_0))))
 
     made = cascade.sample_stages(list(job.requests), batch_size=JOB_SIZE, on_step=keep if job.frames else None)
@@ -198,7 +198,7 @@ def file_name(job: str) -> str:
     return f"{job}.npz"
 
 
-def _strip(steps: Sequence[tuple[int, np.ndarray, np.ndarray]], frames: int) -> Strip:
+def _strip(steps: Sequence[tuple[float, np.ndarray, np.ndarray]], frames: int) -> Strip:
     chosen = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
     timesteps, x_t, x_0 = zip(*(steps[index] for index in chosen), strict=True)
     return Strip(np.stack(x_t), np.stack(x_0), np.array(timesteps))

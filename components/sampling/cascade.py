@@ -33,7 +33,7 @@ from components.sampling.requests import Request, check_request
 from components.sampling.vae import sample_vae
 
 DESCRIPTION = "cascade.json"
-OnStep = Callable[[str, int, int, Tensor, Tensor], None]  # (stage, step from 0, timestep, x_t, clipped x_0)
+OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Pictures = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
 
 
@@ -113,7 +113,7 @@ class Cascade:
             return
         if request.road != "diffusion":
             raise ValueError(f"the {request.road} road takes no steps")
-        limit = first.settings["schedule"]["num_train_timesteps"]
+        limit = first.settings["objective"]["num_train_timesteps"]
         if not 1 <= request.steps <= limit:
             raise ValueError(f"steps must be in [1, {limit}], not {request.steps}")
 
@@ -217,7 +217,7 @@ def to_uint8(images: Tensor) -> list[np.ndarray]:
     return list(rearrange(levels, "b c h w -> b h w c").cpu().numpy())
 
 
-def _of_stage(on_step: OnStep | None, stage: str) -> Callable[[int, int, Tensor, Tensor], None] | None:
+def _of_stage(on_step: OnStep | None, stage: str) -> Callable[[int, float, Tensor, Tensor], None] | None:
     if on_step is None:
         return None
-    return lambda step, timestep, x_t, x_0: on_step(stage, step, timestep, x_t, x_0)
+    return lambda step, time, x_t, x_0: on_step(stage, step, time, x_t, x_0)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
 from components.diffusion.guidance import guide
+from components.diffusion.objective import Objective, make_objective
 from components.diffusion.samplers import OnStep, sample
-from components.diffusion.schedule import Schedule, make_schedule
+from components.diffusion.schedule import make_schedule
 from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
 from components.sampling.requests import Request, random_stream
 
@@ -44,7 +45,7 @@ def sample_upsampler(
     noise = _noise_of(model, requests)
     enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
     level = torch.full((len(requests),), int(model.settings["noise_level"]), device=model.device)
-    low_res = augment_low_res(schedule_of(model), enlarged, noise(-1), level)
+    low_res = augment_low_res(make_schedule(**model.settings["low_res_schedule"]), enlarged, noise(-1), level)
     return _denoise(
         model,
         requests,
@@ -56,10 +57,9 @@ def sample_upsampler(
     )
 
 
-def schedule_of(model: SamplingModel) -> Schedule:
-    """The noise schedule that a diffusion model was trained with."""
-    schedule = model.settings["schedule"]
-    return make_schedule(schedule["name"], num_train_timesteps=schedule["num_train_timesteps"])
+def objective_of(model: SamplingModel) -> Objective:
+    """What a diffusion model was trained to undo."""
+    return make_objective(model.settings["objective"])
 
 
 def _denoise(
@@ -73,11 +73,11 @@ def _denoise(
     on_step: OnStep | None,
 ) -> Tensor:
     condition, null = encode_conditions(model, requests)
+    objective = objective_of(model)
     return sample(
-        guide(model.module, condition | extra, null, guidance_scale),
-        schedule_of(model),
+        guide(objective, model.module, condition | extra, null, guidance_scale),
+        objective,
         noise(-1),
-        prediction_type=model.settings["prediction_type"],
         sampler=model.settings["sampler"],
         num_inference_steps=num_inference_steps,
         eta=model.settings.get("eta", 0.0),

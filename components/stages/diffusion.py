@@ -8,7 +8,7 @@ from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions, DiffusionConfig
 from components.training.results import write_model
-from components.training.tasks.diffusion import DiffusionTask, unet_arguments
+from components.training.tasks.diffusion import DiffusionTask, objective_settings, unet_arguments
 
 
 def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: Artifact) -> Artifact:
@@ -33,8 +33,7 @@ def settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict[str, Any
     base = {
         "role": "base" if config.low_res_resolution is None else "upsampler",
         "resolution": config.resolution,
-        "schedule": {"name": config.schedule, "num_train_timesteps": config.num_train_timesteps},
-        "prediction_type": config.prediction_type,
+        "objective": objective_settings(config),
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
@@ -42,4 +41,9 @@ def settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict[str, Any
     }
     if config.low_res_resolution is None:
         return base
-    return base | {"low_res_resolution": config.low_res_resolution, "noise_level": config.noise_level}
+    schedule = {"name": config.schedule, "num_train_timesteps": config.num_train_timesteps}
+    return base | {
+        "low_res_resolution": config.low_res_resolution,
+        "low_res_schedule": schedule,
+        "noise_level": config.noise_level,
+    }

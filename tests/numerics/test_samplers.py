@@ -1,200 +1,168 @@
-"""Laws of the samplers: equal to diffusers step by step, and exact on data whose best denoiser is known."""
+"""Laws of the samplers: exact on data whose best denoiser is known, and what they ask their network and noise for."""
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from components.diffusion.samplers import ddim_step, ddpm_step, sample, spaced_timesteps
-from components.diffusion.schedule import Schedule, make_schedule
+from components.diffusion.edm import EDMObjective
+from components.diffusion.flow import FlowObjective
+from components.diffusion.objective import Objective
+from components.diffusion.samplers import Known, sample
+from components.diffusion.steps import ddim_step, ddpm_step
+from components.diffusion.trajectory import spaced_timesteps, with_clean_end
+from tests.known_denoisers import best_denoiser, discrete, moments, output_for, seeded_noise, wavy
 
-LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2, "clip_sample": True}
 MODES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0)]
-
-
-def seeded_noise(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> Callable[[int], Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return lambda step: torch.randn(shape, generator=generator, dtype=dtype)
-
-
-def wavy(x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """A denoiser that is nobody's best, so that clipping matters; each sample is on its own."""
-    return 1.5 * torch.sin(3 * x_t + timesteps.reshape(-1, 1, 1, 1) / 100)
-
-
-def in_float64(peer: DDPMScheduler | DDIMScheduler) -> DDPMScheduler | DDIMScheduler:
-    """Its own tables are float32, whose cancellation in 1 - alphas_cumprod would be all that a comparison shows."""
-    peer.alphas_cumprod = (1 - peer.betas.double()).cumprod(0)
-    return peer
-
-
-@pytest.mark.parametrize("index", [0, 1, 2, 500, 999])
-def test_a_ddpm_step_equals_that_of_diffusers(index):
-    schedule = make_schedule("linear", num_train_timesteps=1000)
-    epsilon, x_t = torch.randn(2, 4, 3, 4, 4, dtype=torch.float64).unbind()
-    noise = seeded_noise(x_t.shape, dtype=torch.float64)(0) if index else None
-    indices = torch.full((4,), index)
-    signal, sigma = schedule.signal_and_noise(indices, x_t)
-    x_0 = ((x_t - sigma * epsilon) / signal).clamp(-1, 1)
-    ours = ddpm_step(schedule, x_0=x_0, x_t=x_t, indices=indices, noise=noise)
-    peer = in_float64(DDPMScheduler(**LINEAR, variance_type="fixed_small"))
-    theirs = peer.step(epsilon, index, x_t, generator=torch.Generator().manual_seed(0)).prev_sample
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-
-
-def ddim_of_diffusers(num_inference_steps: int) -> DDIMScheduler:
-    peer = DDIMScheduler(**LINEAR, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading")
-    peer.set_timesteps(num_inference_steps)
-    return in_float64(peer)
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("index", [0, 1, 12, 24])
-def test_a_ddim_step_equals_that_of_diffusers(index, eta):
-    """With the noise derived from the clipped x_0; without (the default of diffusers) the two differ by units."""
-    peer = ddim_of_diffusers(25)
-    strided = make_schedule("linear", num_train_timesteps=1000).respaced(list(range(0, 1000, 40)))
-    epsilon, x_t, noise = torch.randn(3, 4, 3, 4, 4, dtype=torch.float64).unbind()
-    indices = torch.full((4,), index)
-    signal, sigma = strided.signal_and_noise(indices, x_t)
-    x_0 = ((x_t - sigma * epsilon) / signal).clamp(-1, 1)
-    ours = ddim_step(strided, x_0=x_0, x_t=x_t, indices=indices, noise=noise, eta=eta)
-    options = {"eta": eta, "use_clipped_model_output": True, "variance_noise": noise if eta else None}
-    theirs = peer.step(epsilon, 40 * index, x_t, **options).prev_sample
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_whole_ddim_chain_equals_that_of_diffusers(eta):
-    peer = ddim_of_diffusers(25)
-    strided = make_schedule("linear", num_train_timesteps=1000).respaced(list(range(0, 1000, 40)))
-    x_t = theirs = torch.randn(4, 3, 4, 4, dtype=torch.float64)
-    noise = seeded_noise(x_t.shape, dtype=torch.float64)
-    for timestep in peer.timesteps:
-        options = {"eta": eta, "use_clipped_model_output": True, "variance_noise": noise(0) if eta else None}
-        theirs = peer.step(wavy(theirs, timestep.repeat(4)), timestep, theirs, **options).prev_sample
-    ours = sample(
-        wavy,
-        strided,
-        x_t,
-        prediction_type="epsilon",
-        sampler="ddim",
-        num_inference_steps=25,
-        eta=eta,
-        noise=seeded_noise(x_t.shape, dtype=torch.float64),
-    )
-    torch.testing.assert_close(ours, theirs, atol=2.6e-5, rtol=0)
-
-
-def best_denoiser(schedule: Schedule, mean: Tensor, covariance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[x_0 | x_t] of Gaussian data, in closed form; pictures are (B, 1, 1, 2)."""
-
-    def denoise(x_t: Tensor, timesteps: Tensor) -> Tensor:
-        signal2 = schedule.alphas_cumprod[timesteps[0]]
-        of_x_t = signal2 * covariance + (1 - signal2) * torch.eye(2, dtype=torch.float64)
-        gain = signal2.sqrt() * covariance @ of_x_t.inverse()
-        centered = x_t.flatten(1) - signal2.sqrt() * mean
-        return (mean + centered @ gain.T).reshape(x_t.shape)
-
-    return denoise
-
-
-def moments(
-    schedule: Schedule, num_inference_steps: int, mean: Tensor, covariance: Tensor, **how
-) -> tuple[Tensor, Tensor]:
-    """Mean and covariance that a chain produces, exactly: it is affine, so unit noises one at a time are enough.
-
-    Row 0 of the batch gets no noise at all; every other row one unit vector, in x_T or at one step.
-    """
-    sources = 2 * num_inference_steps
-    units = torch.eye(sources, dtype=torch.float64).reshape(num_inference_steps, 2, sources).mT
-    rows = torch.cat([torch.zeros(num_inference_steps, 1, 2, dtype=torch.float64), units], dim=1)
-    rows = rows.reshape(num_inference_steps, sources + 1, 1, 1, 2)
-    generated = sample(
-        best_denoiser(schedule, mean, covariance),
-        schedule,
-        rows[0],
-        prediction_type="sample",
-        num_inference_steps=num_inference_steps,
-        noise=lambda step: rows[step + 1],
-        **how,
-    ).flatten(1)
-    response = generated[1:] - generated[0]
-    return generated[0], response.T @ response
+ALL_SAMPLERS = ["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
+SHAPE = (4, 3, 4, 4)
+MEAN = torch.tensor([0.2, -0.3], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.04, 0.02], [0.02, 0.05]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize(("sampler", "eta"), MODES)
 def test_the_best_denoiser_of_gaussian_data_recovers_their_mean_and_covariance(name, sampler, eta):
     """What is missing at a finite number of steps is of first order: it halves when they double."""
-    mean = torch.tensor([0.2, -0.3], dtype=torch.float64)
-    covariance = torch.tensor([[0.04, 0.02], [0.02, 0.05]], dtype=torch.float64)
-    schedule = make_schedule(name, num_train_timesteps=1000)
-    coarse_mean, coarse = moments(schedule, 250, mean, covariance, sampler=sampler, eta=eta)
-    fine_mean, fine = moments(schedule, 500, mean, covariance, sampler=sampler, eta=eta)
-    torch.testing.assert_close(torch.stack([coarse_mean, fine_mean]), mean.expand(2, 2), atol=5e-4, rtol=0)
-    assert 1.7 < ((coarse - covariance).norm() / (fine - covariance).norm()).item() < 2.1
-    torch.testing.assert_close(2 * fine - coarse, covariance, atol=1e-3, rtol=0)
+    objective = discrete(name, prediction_type="sample")
+    how = {"sampler": sampler, "eta": eta, "draws": sampler == "ddpm" or eta > 0}
+    coarse_mean, coarse = moments(objective, 250, MEAN, COVARIANCE, **how)
+    fine_mean, fine = moments(objective, 500, MEAN, COVARIANCE, **how)
+    torch.testing.assert_close(torch.stack([coarse_mean, fine_mean]), MEAN.expand(2, 2), atol=5e-4, rtol=0)
+    assert 1.7 < ((coarse - COVARIANCE).norm() / (fine - COVARIANCE).norm()).item() < 2.1
+    torch.testing.assert_close(2 * fine - coarse, COVARIANCE, atol=1e-3, rtol=0)
+
+
+PROCESSES: dict[str, Objective] = {
+    "linear": discrete("linear"),
+    "cosine": discrete("cosine", prediction_type="v_prediction"),
+    "zero_terminal_snr": discrete("scaled_linear", prediction_type="v_prediction", zero_terminal_snr=True),
+    "edm": EDMObjective(),
+    "flow": FlowObjective(),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+def test_every_sampler_recovers_gaussian_data_from_every_process(process, sampler):
+    mean, covariance = moments(PROCESSES[process], 300, MEAN, COVARIANCE, sampler=sampler, draws=sampler == "ddpm")
+    torch.testing.assert_close(mean, MEAN, atol=2e-3, rtol=0)
+    torch.testing.assert_close(covariance, COVARIANCE, atol=1e-2 if sampler == "ddpm" else 4e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler"),
+    [*((process, "heun") for process in PROCESSES), *((name, "dpm_solver_pp") for name in ("linear", "cosine", "edm"))],
+)
+def test_the_solvers_of_second_order_are_of_second_order(process, sampler):
+    """Twice the steps, about a quarter of what is missing; steps are compared among themselves, the ends aside."""
+
+    def spread(steps: int) -> Tensor:
+        return moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=False)[1]
+
+    coarse, middle, fine = spread(80), spread(160), spread(320)
+    assert 2.7 < ((coarse - middle).norm() / (middle - fine).norm()).item() < 6
+
+
+@pytest.mark.parametrize("process", ["linear", "cosine", "edm"])
+def test_ten_to_fifteen_steps_of_dpm_solver_pp_miss_less_than_as_many_of_ddim(process):
+    for steps in (10, 15):
+        second, first = (
+            moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=False)[1]
+            for sampler in ("dpm_solver_pp", "ddim")
+        )
+        assert (second - COVARIANCE).norm() < 0.6 * (first - COVARIANCE).norm()
 
 
 @pytest.mark.parametrize(("sampler", "eta"), MODES)
 def test_all_steps_strided_are_the_plain_chain(sampler, eta):
-    schedule = make_schedule("cosine", num_train_timesteps=30)
+    objective = discrete("cosine", 30, prediction_type="sample")
     x_t = plain = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    noise = seeded_noise(x_t.shape, dtype=torch.float64)
+    noise = seeded_noise(x_t.shape)
+    schedule = objective.schedule
     for index in reversed(range(30)):
         indices = torch.full((2,), index)
         x_0 = wavy(plain, indices).clamp(-1, 1)
-        random = noise(0) if index > 0 and (sampler == "ddpm" or eta > 0) else None
+        mean, log_variance = schedule.posterior(x_0, plain, indices)
+        random = noise(0) if index > 0 and (sampler == "ddpm" or eta > 0) else torch.zeros_like(plain)
         if sampler == "ddpm":
-            plain = ddpm_step(schedule, x_0=x_0, x_t=plain, indices=indices, noise=random)
+            plain = mean + (0.5 * log_variance).exp() * random
         else:
-            plain = ddim_step(schedule, x_0=x_0, x_t=plain, indices=indices, noise=random, eta=eta)
+            step = objective.trajectory(30).step(29 - index)
+            plain = ddim_step(step, x_t=plain, x_0=x_0, noise=random, eta=eta)
     strided = sample(
-        wavy,
-        schedule,
-        x_t,
-        prediction_type="sample",
-        sampler=sampler,
-        num_inference_steps=30,
-        eta=eta,
-        noise=seeded_noise(x_t.shape, dtype=torch.float64),
+        wavy, objective, x_t, sampler=sampler, num_inference_steps=30, eta=eta, noise=seeded_noise(x_t.shape)
     )
     torch.testing.assert_close(strided, plain)
 
 
-def run(sampler: str, *, eta: float = 0.0, num_inference_steps: int = 10, **changes) -> Tensor:
-    arguments = {
-        "x_t": torch.randn((4, 3, 4, 4), generator=torch.Generator().manual_seed(5), dtype=torch.float64),
-        "prediction_type": "v_prediction",
-        "noise": seeded_noise((4, 3, 4, 4), dtype=torch.float64),
+@pytest.mark.parametrize("indices", [list(range(40)), [0, 3, 11, 39]])
+def test_a_step_of_a_trajectory_is_the_posterior_of_the_respaced_schedule(indices):
+    """Its variances too: beta recomputed, and the posterior variance from it."""
+    schedule = discrete("linear", 40).schedule.respaced(indices)
+    alphas_cumprod = schedule.alphas_cumprod.flip(0)
+    trajectory = with_clean_end(schedule.timesteps.flip(0), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+    x_0, x_t = torch.randn(2, 1, 3, 2, 2, dtype=torch.float64).unbind()
+    for index in range(len(indices)):
+        time, step = torch.tensor([len(indices) - 1 - index]), trajectory.step(index)
+        torch.testing.assert_close(ddpm_step(step, x_t=x_t, x_0=x_0), schedule.posterior(x_0, x_t, time).mean)
+        assert step.added_variance == pytest.approx(schedule.betas[time].item(), rel=1e-9)
+        assert step.posterior_variance == pytest.approx(schedule.posterior_variance[time].item(), rel=1e-9)
+
+
+def run(sampler: str, *, eta: float = 0.0, num_inference_steps: int = 10, **changes: Any) -> Tensor:
+    arguments: dict[str, Any] = {
+        "x_t": torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64),
+        "objective": discrete("cosine", 100, prediction_type="v_prediction"),
+        "noise": seeded_noise(SHAPE),
     }
-    schedule = make_schedule("cosine", num_train_timesteps=100)
     arguments |= {"sampler": sampler, "eta": eta, "num_inference_steps": num_inference_steps} | changes
-    return sample(arguments.pop("denoise", wavy), schedule, arguments.pop("x_t"), **arguments)
+    denoise, objective, x_t = arguments.pop("denoise", wavy), arguments.pop("objective"), arguments.pop("x_t")
+    return sample(denoise, objective, x_t, **arguments)
 
 
 def test_ddim_at_eta_1_is_ddpm():
     torch.testing.assert_close(run("ddim", eta=1.0), run("ddpm"))
 
 
-def test_ddim_at_eta_0_asks_for_no_noise_and_no_sampler_asks_at_the_last_step():
-    def asked(sampler: str) -> list[int]:
-        steps = []
-        run(sampler, noise=lambda step: steps.append(step) or torch.zeros(4, 3, 4, 4))
+def test_euler_is_ddim_at_eta_0_and_dpm_solver_pp_starts_and_ends_as_ddim():
+    torch.testing.assert_close(run("euler", spacing="linspace"), run("ddim"))
+    for steps in (1, 2):
+        shown: dict[str, list[Tensor]] = {"ddim": [], "dpm_solver_pp": []}
+        for sampler, states in shown.items():
+            on_step = lambda *shown, s=states: s.append(shown[2])  # noqa: E731
+            run(sampler, num_inference_steps=steps, spacing="linspace", on_step=on_step)
+        torch.testing.assert_close(shown["ddim"], shown["dpm_solver_pp"])
+
+
+def test_only_samplers_that_draw_ask_for_noise_and_none_asks_at_the_last_step():
+    def asked(sampler: str, eta: float = 0.0) -> list[int]:
+        steps: list[int] = []
+        run(sampler, eta=eta, noise=lambda step: steps.append(step) or torch.zeros(SHAPE))
         return steps
 
-    assert asked("ddim") == []
-    assert asked("ddpm") == list(range(9))
+    assert all(asked(sampler) == [] for sampler in ("ddim", "dpm_solver_pp", "heun", "euler"))
+    assert asked("ddpm") == asked("ddim", eta=0.1) == list(range(9))
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver_pp"])
 def test_the_network_sees_original_timesteps_from_the_last_to_the_first(sampler):
     seen = []
-    run(sampler, num_inference_steps=4, denoise=lambda x_t, t: seen.append(t.tolist()) or wavy(x_t, t))
+    denoise = lambda x_t, t: seen.append(t.tolist()) or wavy(x_t, t)  # noqa: E731
+    run(sampler, num_inference_steps=4, spacing="linspace", denoise=denoise)
     assert seen == [[99] * 4, [66] * 4, [33] * 4, [0] * 4]
+
+
+def test_heun_looks_twice_in_every_step_but_the_last_at_levels_between_training_steps():
+    seen = []
+    run("heun", num_inference_steps=4, denoise=lambda x_t, t: seen.append(t[0].item()) or wavy(x_t, t))
+    assert len(seen) == 7
+    assert seen[1:] == sorted(seen[1:], reverse=True)
+    assert seen[1::2] == seen[2::2]
+    assert seen[-1] == 0
+    assert any(time != int(time) for time in seen)
 
 
 def test_on_step_shows_each_x_t_with_the_clipped_image_that_was_predicted_from_it():
@@ -205,32 +173,116 @@ def test_on_step_shows_each_x_t_with_the_clipped_image_that_was_predicted_from_i
     torch.testing.assert_close(result, shown[-1][3])
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_a_wild_denoiser_cannot_leave_the_range_of_pictures(sampler):
-    assert run(sampler, denoise=lambda x_t, t: 1e4 * torch.ones_like(x_t)).abs().max() <= 1 + 1e-12
+@pytest.mark.parametrize("threshold", ["static", "dynamic"])
+@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+def test_a_wild_denoiser_cannot_leave_the_range_of_pictures(sampler, threshold):
+    wild = run(sampler, denoise=lambda x_t, t: 1e4 * torch.sin(x_t + 1), threshold=threshold)
+    assert wild.abs().max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_a_sample_depends_on_its_own_noise_and_not_on_its_batch(sampler):
-    x_t, steps = torch.randn(4, 3, 4, 4, dtype=torch.float64), torch.randn(10, 4, 3, 4, 4, dtype=torch.float64)
-    together = run(sampler, x_t=x_t, noise=lambda step: steps[step])
+def test_dynamic_thresholding_scales_a_picture_by_its_own_quantile_and_none_leaves_latents_alone():
+    x_0 = torch.tensor([[-4.0, 0.0, 1.0, 2.0], [-0.5, 0.0, 0.1, 1.0]], dtype=torch.float64).reshape(2, 1, 1, 4)
+    objective = discrete("cosine", 100, prediction_type="sample")
+    at = partial(
+        sample, lambda x_t, t: x_0, objective, torch.randn_like(x_0), sampler="ddim", num_inference_steps=1, noise=None
+    )
+    by_quantile = at(threshold="dynamic", percentile=1.0).flatten(1)
+    torch.testing.assert_close(by_quantile, x_0.flatten(1) / torch.tensor([[4.0], [1.0]], dtype=torch.float64))
+    torch.testing.assert_close(at(threshold="none"), x_0)
+    torch.testing.assert_close(at(threshold="static"), x_0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize("threshold", ["static", "dynamic", "none"])
+def test_a_sample_depends_on_its_own_noise_and_not_on_its_batch(sampler, threshold):
+    x_t, steps = torch.randn(SHAPE, dtype=torch.float64), torch.randn(10, *SHAPE, dtype=torch.float64)
+    together = run(sampler, x_t=x_t, noise=lambda step: steps[step], threshold=threshold)
     for i in range(4):
-        alone = run(sampler, x_t=x_t[i : i + 1], noise=lambda step, i=i: steps[step, i : i + 1])
+        noise = lambda step, i=i: steps[step, i : i + 1]  # noqa: E731
+        alone = run(sampler, x_t=x_t[i : i + 1], noise=noise, threshold=threshold)
         torch.testing.assert_close(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+def test_what_is_known_stays_and_is_noised_to_each_level(process, sampler):
+    objective = PROCESSES[process]
+    image, noise = torch.rand(2, *SHAPE, dtype=torch.float64).unbind()
+    mask = torch.zeros(4, 1, 4, 4, dtype=torch.bool)
+    mask[:, :, :2] = True
+    seen = []
+
+    def denoise(x_t: Tensor, time: Tensor) -> Tensor:
+        seen.append((x_t, time))
+        return output_for(objective, x_0=torch.zeros_like(x_t), x_t=x_t, time=time)
+
+    how = {"sampler": sampler, "num_inference_steps": 5, "noise": seeded_noise(SHAPE)}
+    made = sample(denoise, objective, torch.randn(SHAPE).double(), known=Known(image, mask, noise), **how)
+    torch.testing.assert_close(made[:, :, :2], image[:, :, :2])
+    assert made[:, :, 2:].abs().max() < 1e-6
+    firsts = seen[:1] + seen[2::2] if sampler == "heun" else seen  # its second look has what Euler's step left there
+    for x_t, time in firsts:
+        torch.testing.assert_close(x_t[:, :, :2], objective.add_noise(image, noise, time)[:, :, :2])
+
+
+def test_what_is_known_pulls_the_rest_with_it():
+    """Of two nearly equal numbers one is given: the other follows it, within what plain replacement can."""
+    covariance = torch.tensor([[0.25, 0.24], [0.24, 0.25]], dtype=torch.float64)
+    objective = discrete("cosine")
+    denoise = best_denoiser(objective, torch.zeros(2, dtype=torch.float64), covariance)
+    shape = (256, 1, 1, 2)
+    image = torch.full(shape, 0.8, dtype=torch.float64)
+    mask = torch.tensor([True, False]).expand(256, 1, 1, 2)
+    known = Known(image, mask, seeded_noise(shape, 1)(0))
+    how = {"sampler": "ddpm", "num_inference_steps": 250, "noise": seeded_noise(shape), "threshold": "none"}
+    free = sample(denoise, objective, seeded_noise(shape, 2)(0), **how)
+    pulled = sample(
+        denoise, objective, seeded_noise(shape, 2)(0), known=known, **(how | {"noise": seeded_noise(shape)})
+    )
+    assert free[..., 1].mean().abs() < 0.1
+    assert 0.6 < pulled[..., 1].mean() < 0.85
 
 
 def test_evenly_spread_steps_keep_both_ends():
     spaced = spaced_timesteps(1000, 250)
     assert spaced[:3] + spaced[-2:] == [0, 4, 8, 995, 999]
     assert len(set(spaced)) == 250
-    assert spaced_timesteps(1000, 1000) == list(range(1000))
-    assert spaced_timesteps(1000, 1) == [999]
+    assert spaced_timesteps(1000, 1000) == spaced_timesteps(1000, 1000, spacing="trailing") == list(range(1000))
+    assert spaced_timesteps(1000, 1) == spaced_timesteps(1000, 1, spacing="trailing") == [999]
+
+
+def test_without_terminal_signal_sampling_starts_at_the_last_step():
+    objective = discrete("cosine", 100, prediction_type="v_prediction", zero_terminal_snr=True)
+    for spacing in ("linspace", "trailing", "karras"):
+        for steps in (1, 2, 10):
+            trajectory = objective.trajectory(steps, spacing=spacing)
+            assert trajectory.times[0] == 99
+            assert len(trajectory) == steps
+            assert (trajectory.signal[0], trajectory.sigma[0]) == (0, 1)
+            assert (trajectory.sigma[1:].diff() < 0).all()
+    with pytest.raises(ValueError, match="leading skips the last step"):
+        objective.trajectory(10, spacing="leading")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_inference_steps": 0}, {"num_inference_steps": 101}, {"eta": 1.5}, {"eta": -0.1}, {"sampler": "euler"}],
+    [
+        {"num_inference_steps": 0},
+        {"num_inference_steps": 101},
+        {"eta": 1.5},
+        {"eta": -0.1},
+        {"sampler": "plms"},
+        {"percentile": 0.0},
+        {"percentile": 1.1},
+    ],
 )
 def test_what_cannot_be_sampled_is_refused(change):
     with pytest.raises(ValueError, match=r"must be in|unknown sampler"):
         run(**({"sampler": "ddim"} | change))
+
+
+@pytest.mark.parametrize("objective", [EDMObjective(), FlowObjective(), discrete("cosine", 100)])
+@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim"])
+def test_no_steps_are_refused_by_every_process(objective, sampler):
+    with pytest.raises(ValueError, match="num_inference_steps must be"):
+        run(sampler, objective=objective, num_inference_steps=0)

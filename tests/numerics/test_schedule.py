@@ -7,16 +7,41 @@ from diffusers import DDPMScheduler
 from components.diffusion.schedule import make_schedule
 
 
-def peer(name: str) -> DDPMScheduler:
-    return DDPMScheduler(
-        1000, beta_start=1e-4, beta_end=2e-2, beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[name]
-    )
+def peer(name: str, beta_start: float = 1e-4, beta_end: float = 2e-2, **options: bool) -> DDPMScheduler:
+    name = {"cosine": "squaredcos_cap_v2"}.get(name, name)
+    return DDPMScheduler(1000, beta_start=beta_start, beta_end=beta_end, beta_schedule=name, **options)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("linear", 1.4e-8), ("cosine", 2.2e-7)])
 def test_betas_equal_those_of_diffusers(name, tolerance):
     betas = make_schedule(name, num_train_timesteps=1000).betas
     torch.testing.assert_close(betas, peer(name).betas.double(), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_betas_between_given_ends_equal_those_of_diffusers(name):
+    """SR3 and Palette train from 1e-6 to 1e-2, latent diffusion between roots."""
+    betas = make_schedule(name, num_train_timesteps=1000, beta_start=1e-6, beta_end=1e-2).betas
+    torch.testing.assert_close(betas, peer(name, 1e-6, 1e-2).betas.double(), atol=1.4e-8, rtol=0)
+
+
+def test_scaled_linear_has_the_ends_of_latent_diffusion():
+    betas = make_schedule("scaled_linear", num_train_timesteps=1000).betas
+    torch.testing.assert_close(betas, peer("scaled_linear", 0.00085, 0.012).betas.double(), atol=1.4e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_zero_terminal_snr_equals_that_of_diffusers_and_leaves_the_first_step_as_it_was(name):
+    ends = {} if name == "cosine" else {"beta_start": 1e-4, "beta_end": 2e-2}
+    ours = make_schedule(name, num_train_timesteps=1000, zero_terminal_snr=True, **ends)
+    theirs = peer(name, rescale_betas_zero_snr=True)
+    torch.testing.assert_close(ours.betas, theirs.betas.double(), atol=1e-5, rtol=0)
+    assert ours.alphas_cumprod[-1] == 0
+    assert ours.snr(torch.tensor([999])) == 0
+    assert ours.betas[0].item() == pytest.approx(peer(name).betas[0].item(), rel=1e-3)
+    assert ours.respaced([0, 500, 999]).alphas_cumprod[-1] == 0
+    x_0, noise = torch.randn(2, 1, 3, 4, 4).unbind()
+    assert torch.equal(ours.add_noise(x_0, noise, torch.tensor([999])), noise)
 
 
 @pytest.mark.parametrize(("num_train_timesteps", "left"), [(1000, 4.04e-5), (4000, 4.25e-5), (100, 2.04e-5)])
@@ -78,6 +103,21 @@ def test_signal_to_noise_falls_with_time():
 def test_an_impossible_schedule_is_refused_in_one_line(name, num_train_timesteps):
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         make_schedule(name, num_train_timesteps=num_train_timesteps)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "linear", "beta_start": 1e-4},
+        {"name": "linear", "beta_start": 1e-4, "beta_end": 1.0},
+        {"name": "scaled_linear", "beta_start": -1e-4, "beta_end": 0.5},
+        {"name": "cosine", "beta_start": 1e-4, "beta_end": 2e-2},
+        {"name": "cosine", "num_train_timesteps": 1, "zero_terminal_snr": True},
+    ],
+)
+def test_options_that_make_no_schedule_are_refused_in_one_line(options):
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        make_schedule(**({"num_train_timesteps": 100} | options))
 
 
 def test_the_shortest_possible_schedules_are_finite():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
 from components.diffusion.guidance import guide
-from components.diffusion.objective import loss_weight, target
+from components.diffusion.objective import make_objective
 from components.diffusion.samplers import sample
 from components.diffusion.schedule import make_schedule
 from components.models.unet import UNet
@@ -50,6 +50,17 @@ def unet_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any
     }
 
 
+def objective_settings(config: DiffusionConfig) -> dict[str, Any]:
+    """What `make_objective` builds this recipe's objective from; plain values, they go into the bundle."""
+    return {
+        "name": "discrete",
+        "schedule": config.schedule,
+        "num_train_timesteps": config.num_train_timesteps,
+        "prediction_type": config.prediction_type,
+        "min_snr_gamma": config.min_snr_gamma,
+    }
+
+
 class DiffusionTask:
     """One U-Net that learns to undo noise."""
 
@@ -62,7 +73,8 @@ class DiffusionTask:
         max_batch_per_device: int | None = None,
     ) -> None:
         self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
-        self.schedule = make_schedule(config.schedule, num_train_timesteps=config.num_train_timesteps)
+        self.objective = make_objective(objective_settings(config))
+        self.low_res_schedule = make_schedule(config.schedule, num_train_timesteps=config.num_train_timesteps)
         with seeded(config.seed):
             network = UNet(**unet_arguments(config, offers))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
@@ -85,19 +97,12 @@ class DiffusionTask:
 
     def denoising_loss(self, network: torch.nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
         config, x_0, position = self.config, batch["image"], batch["position"]
-        timesteps = sample_integers(config.seed, position, stream="timestep", high=config.num_train_timesteps)
+        time = sample_integers(config.seed, position, stream="timestep", high=config.num_train_timesteps)
         noise = sample_normal(config.seed, position, stream="noise", shape=tuple(x_0.shape[1:]))
-        x_t = self.schedule.add_noise(x_0, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        x_t = self.objective.add_noise(x_0, noise, time).contiguous(memory_format=torch.channels_last)
         with self.learner.autocast():
-            prediction = network(x_t, timesteps, **conditions)
-        wanted = target(
-            self.schedule, x_0=x_0, noise=noise, timesteps=timesteps, prediction_type=config.prediction_type
-        )
-        errors = (prediction.float() - wanted).square().mean(dim=(1, 2, 3))  # (B,)
-        weight = loss_weight(
-            self.schedule, timesteps, prediction_type=config.prediction_type, min_snr_gamma=config.min_snr_gamma
-        )
-        return (weight * errors).mean()
+            output = self.objective.apply(network, x_t, time, **conditions)
+        return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time).mean()
 
     def low_res_conditions(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
         """The upsampler's condition with noise conditioning augmentation; nothing for a base model.
@@ -115,7 +120,7 @@ class DiffusionTask:
         else:
             level = torch.full_like(position, noise_level)
         noise = sample_normal(config.seed, position, stream="low_res_noise", shape=tuple(low_res.shape[1:]))
-        return {"low_res": augment_low_res(self.schedule, low_res, noise, level), "noise_level": level}
+        return {"low_res": augment_low_res(self.low_res_schedule, low_res, noise, level), "noise_level": level}
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.learner.weights(), "learner": self.learner.progress()}
@@ -150,13 +155,11 @@ class DiffusionTask:
         shape = tuple(batch["image"].shape[1:])
         condition = conditions_of(batch, names) | self.low_res_conditions(batch, config.noise_level)
         null = null_conditions(batch, names, num_classes=self.offers.num_classes)
+        scale = PREVIEW_SCALE if config.low_res_resolution is None else 1.0
         return sample(
-            guide(
-                self.learner.snapshot(), condition, null, PREVIEW_SCALE if config.low_res_resolution is None else 1.0
-            ),
-            self.schedule,
+            guide(self.objective, self.learner.snapshot(), condition, null, scale),
+            self.objective,
             sample_normal(config.seed, batch["position"], stream="preview", shape=shape),
-            prediction_type=config.prediction_type,
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, config.num_inference_steps),
             noise=lambda step: torch.empty(0),  # DDIM with eta 0 asks for none

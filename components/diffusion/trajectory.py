@@ -1,0 +1,96 @@
+"""The noise levels that a sampler visits, whatever process the network was trained for.
+
+At a level x_t = signal * x_0 + sigma * noise. Numbers are float64; N num_inference_steps, T num_train_timesteps.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Spacing = Literal["linspace", "leading", "trailing", "karras"]
+
+
+class Trajectory(NamedTuple):
+    times: Tensor  # (N,) of the objective; int64 where they are training steps
+    signal: Tensor  # (N + 1,) float64, from noise to picture; ends with 1
+    sigma: Tensor  # (N + 1,) float64; ends with 0
+
+    def __len__(self) -> int:
+        return self.times.shape[0]
+
+    @property
+    def initial_scale(self) -> float:
+        """Deviation of the first x_t of data with unit variance: what standard normal noise is scaled by."""
+        return math.hypot(self.signal[0].item(), self.sigma[0].item())
+
+    def step(self, index: int) -> "Step":
+        signal, next_signal = self.signal[index : index + 2].tolist()
+        sigma, next_sigma = self.sigma[index : index + 2].tolist()
+        return Step(signal, sigma, next_signal, next_sigma)
+
+
+class Step(NamedTuple):
+    """From one level to the next, cleaner one."""
+
+    signal: float
+    sigma: float
+    next_signal: float
+    next_sigma: float
+
+    @property
+    def added_variance(self) -> float:
+        """What noising from the next level to this one adds: beta, of a strided process the recomputed one."""
+        return self.sigma**2 - (self.signal / self.next_signal * self.next_sigma) ** 2
+
+    @property
+    def posterior_variance(self) -> float:
+        """Of q(x_next | x_t, x_0), Ho et al. (2020), equation 7; 0 in the last step."""
+        return self.added_variance * (self.next_sigma / self.sigma) ** 2
+
+    @property
+    def log_snr_gain(self) -> float:
+        """Growth of log(signal / sigma), h of Lu et al. (2022); infinite from pure noise or to a clean picture."""
+        before, after = self.signal * self.next_sigma, self.next_signal * self.sigma
+        return math.inf if before == 0 else math.log(after / before)
+
+
+def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spacing: Spacing = "linspace") -> list[int]:
+    """Training steps to sample with, ascending (Lin et al., 2024, table 2).
+
+    Args:
+        spacing: "linspace" keeps both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last one, the
+            only one that starts from noise. "leading" has a whole stride from 0, so that the last steps are never
+            taken; "trailing" has an even stride down from the last step.
+
+    Raises:
+        ValueError: num_inference_steps is not in [1, num_train_timesteps].
+    """
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(f"num_inference_steps must be in [1, {num_train_timesteps}], not {num_inference_steps}")
+    if spacing == "leading":
+        return list(range(0, num_train_timesteps, num_train_timesteps // num_inference_steps))[:num_inference_steps]
+    if spacing == "trailing":
+        stride = num_train_timesteps / num_inference_steps
+        return [round(num_train_timesteps - i * stride) - 1 for i in reversed(range(num_inference_steps))]
+    if num_inference_steps == 1:
+        return [num_train_timesteps - 1]
+    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
+    return [round(i * stride) for i in range(num_inference_steps)]
+
+
+def karras_sigmas(num_inference_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
+    """Levels (N,) float64 from sigma_max down to sigma_min with rho = 7 (Karras et al., 2022, equation 5).
+
+    Raises ValueError if num_inference_steps is below 1.
+    """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    ramp = torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)
+    return (sigma_max ** (1 / 7) + ramp * (sigma_min ** (1 / 7) - sigma_max ** (1 / 7))) ** 7
+
+
+def with_clean_end(times: Tensor, signal: Tensor, sigma: Tensor) -> Trajectory:
+    """The trajectory through these levels, each (N,), to the clean picture."""
+    return Trajectory(times, torch.cat([signal, signal.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))
