@@ -1,12 +1,13 @@
 """Text encoder: a small bidirectional transformer over BPE ids (Vaswani et al., 2017; pre-norm as in GPT-2).
 
-Shapes: B batch, L text length, D model_dim. Padding is id 0 and stands only at the end of a row, which has at least
-one real token (the empty text is begin and end).
+Shapes: B batch, L text length, N context_length, D model_dim. Padding is id 0 and stands only at the end of a row,
+which has at least one real token (the empty text is begin and end).
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -27,10 +28,19 @@ class TextTransformer(nn.Module):
         vocab_size: number of BPE ids.
         context_length: largest L.
         model_dim: D, a multiple of num_heads.
+        learned_padding: every text is padded to N tokens, each pad has a learned vector of its position, all are
+            attended to and the last is pooled (as in the code of Nichol et al., 2022). Then L of the encoded text is N.
     """
 
     def __init__(
-        self, *, vocab_size: int, context_length: int, model_dim: int, num_layers: int, num_heads: int
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        model_dim: int,
+        num_layers: int,
+        num_heads: int,
+        learned_padding: bool = False,
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, model_dim)
@@ -39,20 +49,33 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(model_dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
+        padding = nn.Parameter(torch.randn(context_length, model_dim) * 0.01) if learned_padding else None
+        self.padding_embedding = padding
 
     def forward(self, text: Tensor) -> EncodedText:  # (B, L) int64
         """Raise ValueError when L exceeds context_length."""
         length, context_length = text.shape[1], self.position_embedding.shape[0]
         if length > context_length:
             raise ValueError(f"text has {length} tokens, the encoder takes at most {context_length}")
-        present = text != PAD_ID  # (B, L)
+        present = self.visible(text)  # (B, L)
         mask = rearrange(present, "b l -> b 1 1 l")
-        x = self.token_embedding(text) + self.position_embedding[:length]
+        if self.padding_embedding is None:
+            x = self.token_embedding(text) + self.position_embedding[:length]
+        else:
+            text = F.pad(text, (0, context_length - length), value=PAD_ID)
+            x = self.token_embedding(text) + self.position_embedding
+            x = torch.where((text == PAD_ID)[..., None], self.padding_embedding, x)
         for block in self.blocks:
             x = block(x, mask)
         states = self.norm(x)
         last = present.sum(1) - 1  # (B,)
         return EncodedText(states, states[torch.arange(text.shape[0], device=text.device), last])
+
+    def visible(self, text: Tensor) -> Tensor:
+        """Which of the encoded tokens may be attended to, (B, L) bool."""
+        if self.padding_embedding is None:
+            return text != PAD_ID
+        return torch.ones(len(text), len(self.position_embedding), dtype=torch.bool, device=text.device)
 
 
 class TextBlock(nn.Module):

@@ -9,9 +9,9 @@ from components.models.text import TextTransformer
 TEXT = torch.tensor([[1, 5, 6, 7, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0]])
 
 
-def encoder(num_layers: int = 2) -> TextTransformer:
+def encoder(num_layers: int = 2, **changes: bool) -> TextTransformer:
     torch.manual_seed(0)
-    return TextTransformer(vocab_size=20, context_length=8, model_dim=16, num_layers=num_layers, num_heads=2)
+    return TextTransformer(vocab_size=20, context_length=8, model_dim=16, num_layers=num_layers, num_heads=2, **changes)
 
 
 def test_a_block_equals_the_pre_norm_encoder_layer_of_torch():
@@ -43,6 +43,20 @@ def test_more_padding_changes_nothing():
 def test_the_pooled_state_is_that_of_the_last_real_token():
     states, pooled = encoder()(TEXT)
     torch.testing.assert_close(pooled, torch.stack([states[0, 4], states[1, 2], states[2, 1]]))
+
+
+def test_learned_padding_fills_every_text_up_and_the_last_place_is_pooled():
+    """GLIDE: the padding is attended to, so that each place of it has a meaning."""
+    model = encoder(learned_padding=True)
+    states, pooled = model(TEXT[:, :5])
+    assert states.shape == (3, 8, 16)
+    assert model.visible(TEXT[:, :5]).all()
+    torch.testing.assert_close(states, model(TEXT).states)
+    torch.testing.assert_close(pooled, states[:, -1])
+    with torch.no_grad():
+        model.padding_embedding[6, :8] += 1
+    changed = (model(TEXT).pooled - pooled).abs().amax(1)
+    assert (changed > 1e-4).all()
 
 
 def test_word_order_changes_the_pooled_state():

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.models.unet import ResBlock, UNet
+from components.models.unet import UNet
+from components.models.unet_blocks import ResBlock
+from tests.peer_unets import copy_weights, randomized
 
 SMALL = {
     "resolution": 8,
@@ -15,16 +17,6 @@ SMALL = {
     "attention_resolutions": (4,),
     "head_dim": 8,
 }
-
-
-def randomized(network: nn.Module) -> nn.Module:
-    """Zero-initialized layers hide everything behind them."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in sorted(network.named_parameters()):
-        with torch.no_grad():
-            scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (name.endswith("norm") * 1.0))
-    return network.eval()
 
 
 def num_parameters(**settings) -> int:
@@ -77,7 +69,7 @@ def test_our_upsampler_is_that_of_adm_and_an_embedding_of_the_noise_level():
     assert ours == num_parameters(**ADM_UPSAMPLER, in_channels=6, num_classes=1000) + mlp
 
 
-def peer_of(settings: dict, *, scale_shift_norm: bool, resample_in_blocks: bool) -> UNet2DModel:
+def peer_of(settings: dict, *, scale_shift_norm: bool, resample_in_blocks: bool, out_channels: int) -> UNet2DModel:
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resample_in_blocks else ("DownBlock2D", "UpBlock2D")
     resampling = "resnet" if resample_in_blocks else "conv"
     return UNet2DModel(
@@ -92,89 +84,50 @@ def peer_of(settings: dict, *, scale_shift_norm: bool, resample_in_blocks: bool)
         attention_head_dim=settings["head_dim"],
         attn_norm_num_groups=32,
         num_class_embeds=settings["num_classes"] + 1,
+        out_channels=out_channels,
         flip_sin_to_cos=True,
         freq_shift=0,
     )
 
 
-def layers_of(peer: UNet2DModel) -> list[nn.Module]:
-    """Every layer of the peer in the order in which ours are run."""
-    layers = []
-    for block in [*peer.down_blocks, peer.mid_block, *peer.up_blocks]:
-        attentions = list(getattr(block, "attentions", []))
-        for i, resnet in enumerate(block.resnets):
-            layers += [resnet, *attentions[i : i + 1]]
-        layers += [*(getattr(block, "downsamplers", None) or []), *(getattr(block, "upsamplers", None) or [])]
-    return layers
-
-
-def weights_of(layer: nn.Module) -> list[Tensor]:
-    """Weights of a peer's layer in the order of ours."""
-    if hasattr(layer, "to_q"):
-        qkv = [
-            torch.cat([getattr(layer.get_submodule(name), part) for name in ("to_q", "to_k", "to_v")])
-            for part in ("weight", "bias")
-        ]
-        return [layer.group_norm.weight, layer.group_norm.bias, *qkv, *layer.to_out[0].parameters()]
-    if not hasattr(layer, "conv1"):
-        return list(layer.parameters())
-    parts = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"]
-    return [
-        tensor
-        for part in parts
-        if getattr(layer, part, None) is not None
-        for tensor in getattr(layer, part).parameters()
-    ]
-
-
-def copy_weights(network: UNet, peer: UNet2DModel) -> None:
-    ours = [layer for layers in [*network.down, network.middle, *network.up] for layer in layers]
-    pairs = [(layer.parameters(), weights_of(other)) for layer, other in zip(ours, layers_of(peer), strict=True)]
-    for mine, theirs in [
-        (network.time_mlp, peer.time_embedding),
-        (network.class_embedding, peer.class_embedding),
-        (network.conv_in, peer.conv_in),
-        (network.norm_out, peer.conv_norm_out),
-        (network.conv_out, peer.conv_out),
-    ]:
-        pairs.append((mine.parameters(), list(theirs.parameters())))
-    with torch.no_grad():
-        for mine, theirs in pairs:
-            for parameter, tensor in zip(mine, theirs, strict=True):
-                parameter.copy_(tensor.reshape(parameter.shape))
-
-
 @pytest.mark.parametrize("scale_shift_norm", [True, False])
 @pytest.mark.parametrize("resample_in_blocks", [True, False])
 def test_the_network_equals_that_of_diffusers_under_a_map_of_weights(scale_shift_norm, resample_in_blocks):
+    """Time by addition and adaptive group norm, resampling in blocks and by convolutions; with a learned variance."""
     settings = {"resolution": 8, "model_channels": 128, "channel_mult": (1, 1, 2), "num_res_blocks": 1}
     settings |= {"attention_resolutions": (4,), "head_dim": 64, "num_classes": 9}
     style = {"scale_shift_norm": scale_shift_norm, "resample_in_blocks": resample_in_blocks}
-    network = UNet(**settings, **style).eval()
-    peer = randomized(peer_of(settings, **style))
+    network = UNet(**settings, **style, learned_variance=True).eval()
+    peer = randomized(peer_of(settings, **style, out_channels=6))
     copy_weights(network, peer)
-    x_t, timesteps, label = torch.randn(2, 3, 8, 8), torch.tensor([3, 977]), torch.tensor([0, 9])
+    network, peer = network.double(), peer.double()
+    x_t, time, label = torch.randn(2, 3, 8, 8).double(), torch.tensor([3, 977]), torch.tensor([0, 9])
     with torch.no_grad():
-        ours, theirs = network(x_t, timesteps, label=label), peer(x_t, timesteps, class_labels=label).sample
+        ours, theirs = network(x_t, time, label=label), peer(x_t, time, class_labels=label).sample
     assert theirs.std() > 0.1
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert ours.shape == (2, 6, 8, 8)
+    torch.testing.assert_close(ours, theirs, atol=2e-7, rtol=0)
 
 
 def inputs(batch: int = 3) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
         "x_t": torch.randn(batch, 3, 8, 8, generator=generator),
-        "timesteps": torch.randint(1000, (batch,), generator=generator),
+        "time": torch.randint(1000, (batch,), generator=generator),
         "label": torch.randint(5, (batch,), generator=generator),
         "text": torch.cat([torch.randint(4, 20, (batch, 5), generator=generator), torch.zeros(batch, 2).long()], 1),
         "low_res": torch.randn(batch, 3, 8, 8, generator=generator),
         "noise_level": torch.randint(1, 100, (batch,), generator=generator),
+        "condition_image": torch.randn(batch, 1, 8, 8, generator=generator),
+        "image_embedding": torch.randn(batch, 6, generator=generator),
     }
 
 
 def full_network(**changes) -> UNet:
     text = {"vocab_size": 20, "context_length": 8, "model_dim": 16, "num_layers": 1, "num_heads": 2}
-    return UNet(**(SMALL | {"num_classes": 5, "text": text, "low_res": True} | changes))
+    everything = {"num_classes": 5, "text": text, "low_res": True}
+    everything |= {"condition_image_channels": 1, "image_embedding_dim": 6}
+    return UNet(**(SMALL | everything | changes))
 
 
 def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
@@ -188,11 +141,13 @@ def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("timesteps", torch.tensor([0, 0, 0])),
+        ("time", torch.tensor([0, 0, 0])),
         ("label", torch.tensor([5, 5, 5])),
         ("text", torch.tensor([[1, 2, 0, 0, 0, 0, 0]] * 3)),
         ("low_res", torch.zeros(3, 3, 8, 8)),
         ("noise_level", torch.tensor([0, 0, 0])),
+        ("condition_image", torch.zeros(3, 1, 8, 8)),
+        ("image_embedding", torch.zeros(3, 6)),
     ],
 )
 def test_every_condition_reaches_the_prediction(name, value):
@@ -205,7 +160,7 @@ def test_every_condition_reaches_the_prediction(name, value):
 def test_the_noise_level_has_an_embedding_of_its_own():
     """Exchanging timestep and noise level is not the same question."""
     network, known = randomized(full_network()), inputs()
-    exchanged = known | {"timesteps": known["noise_level"], "noise_level": known["timesteps"]}
+    exchanged = known | {"time": known["noise_level"], "noise_level": known["time"]}
     with torch.no_grad():
         assert (network(**known) - network(**exchanged)).abs().max() > 1e-3
 
@@ -254,7 +209,71 @@ def test_a_condition_that_is_missing_or_unknown_is_refused():
         full_network(text=None)(**known)
 
 
-@pytest.mark.parametrize("change", [{"resolution": 9}, {"head_dim": None}, {"num_heads": 2}])
+def test_a_picture_of_another_size_or_number_of_channels_is_refused():
+    network, known = full_network(), inputs()
+    with pytest.raises(ValueError, match="condition_image has 4 x 8 pixels, x_t has 8 x 8"):
+        network(**(known | {"condition_image": torch.zeros(3, 1, 4, 8)}))
+    with pytest.raises(ValueError, match=r"3 \+ 3 \+ 2 channels, this network takes 7"):
+        network(**(known | {"condition_image": torch.zeros(3, 2, 8, 8)}))
+
+
+def test_an_upsampler_without_noise_takes_the_level_and_does_not_look_at_it():
+    """As those of ADM and GLIDE."""
+    network, known = randomized(full_network(embed_noise_level=False)), inputs()
+    with torch.no_grad():
+        without = network(**{name: value for name, value in known.items() if name != "noise_level"})
+        assert torch.equal(network(**known), without)
+
+
+def test_a_learned_variance_doubles_the_output_and_starts_in_the_middle():
+    """v = 0 is halfway between the two log-variances."""
+    predicted, v = full_network(learned_variance=True)(**inputs()).chunk(2, dim=1)
+    assert predicted.shape == v.shape == (3, 3, 8, 8)
+    assert v.abs().max() == 0
+
+
+def test_a_level_may_have_a_fraction_of_the_channels():
+    network = UNet(**(SMALL | {"resolution": 16, "channel_mult": (0.5, 1, 2)}))
+    assert network.conv_in.out_channels == network.conv_out.in_channels == 8
+    assert network(torch.randn(1, 3, 16, 16), torch.tensor([1])).shape == (1, 3, 16, 16)
+
+
+def test_only_the_null_label_needs_the_last_row_of_the_table():
+    assert full_network().class_embedding.num_embeddings == 6
+    assert full_network(null_label=False).class_embedding.num_embeddings == 5
+
+
+def gradients_of(network: UNet, known: dict[str, Tensor], *, bf16: bool) -> list[Tensor]:
+    torch.manual_seed(3)  # of the dropout
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = network(**known).square().mean()
+    return list(torch.autograd.grad(loss, list(network.parameters())))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("text_conditioning", ["pooled", "cross_attention", "spatial_transformer"])
+def test_gradient_checkpointing_changes_no_gradient(text_conditioning, bf16):
+    """With dropout: what is computed again drops the same units, under the same autocast."""
+    settings = {"dropout": 0.3, "text_conditioning": text_conditioning}
+    plain, checkpointed = (full_network(**settings, gradient_checkpointing=choice) for choice in (False, True))
+    randomized(plain).train()
+    checkpointed.load_state_dict(plain.state_dict())
+    ours, wanted = gradients_of(checkpointed.train(), inputs(), bf16=bf16), gradients_of(plain, inputs(), bf16=bf16)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+    assert all(gradient.abs().max() > 0 for gradient in ours)
+
+
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass():
+    kept = {}
+    for choice in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            randomized(full_network(gradient_checkpointing=choice)).train()(**inputs())
+        kept[choice] = sum(sizes)
+    assert kept[True] < kept[False] / 2
+
+
+@pytest.mark.parametrize("change", [{"resolution": 9}, {"head_dim": None}, {"num_heads": 2}, {"head_dim": 3}])
 def test_sizes_that_do_not_fit_are_refused(change):
-    with pytest.raises(ValueError, match=r"halved|either head_dim or num_heads"):
+    with pytest.raises(ValueError, match=r"halved|head_dim or num_heads"):
         UNet(**(SMALL | change))

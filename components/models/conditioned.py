@@ -1,0 +1,185 @@
+"""What the networks of diffusion share: conditions by name, their embedding, and the tokens that attention may see.
+
+Shapes: B batch, D embedding size, L tokens of a text, E features of a token, H W height and width.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from components.models.layers import timestep_embedding
+from components.models.text import TextTransformer
+
+
+class Context(NamedTuple):
+    """Tokens beside the picture that its attention sees."""
+
+    states: Tensor  # (B, L, E)
+    visible: Tensor  # (B, L)  bool, True where a token may be seen; in every row at least one
+
+
+class ReadText(NamedTuple):
+    context: Context
+    pooled: Tensor  # (B, E)
+
+
+class ConditionedNetwork(nn.Module):
+    """Embeddings of the time and of the conditions; the network itself is for those that inherit.
+
+    Args:
+        embedding_dim: D.
+        frequency_dim: size of the sinusoidal embedding of times and noise levels, even.
+        in_channels: of x_t.
+        out_channels: of the prediction, and of v each if there is one.
+        learned_variance: the output is twice as wide, (prediction, v), where v in [-1, 1] places the log-variance
+            between that of the posterior and log beta (Nichol and Dhariwal, 2021, equation 15).
+        num_classes: adds a class table.
+        null_label: that table has one more row, the label `num_classes`, which stands for no label.
+        class_token_dim: the label is a token of so many features for the attention instead of a part of the embedding
+            (Rombach et al., 2022).
+        text: arguments of a TextTransformer that is trained along.
+        text_states_dim: E of the states that an encoder outside makes; instead of `text`.
+        pool_text: add the projected text to the embedding: the pooled state of the own encoder, the mean of the states
+            of one outside (Saharia et al., 2022).
+        image_embedding_dim: size of an embedding of a picture, projected and added to the embedding (Ramesh et al.,
+            2022).
+        condition_image_channels: channels of a picture that is concatenated to x_t, 0 for none.
+        low_res: concatenates a low-resolution picture to x_t.
+        embed_noise_level: embed the noise level of that picture. Without, the network takes it and doesn't look at it,
+            as the upsamplers of ADM and GLIDE, which know no noise.
+
+    Raises:
+        ValueError: `text` and `text_states_dim` are both given, or `class_token_dim` without classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: int,
+        frequency_dim: int,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        learned_variance: bool = False,
+        num_classes: int | None = None,
+        null_label: bool = True,
+        class_token_dim: int | None = None,
+        text: dict[str, Any] | None = None,
+        text_states_dim: int | None = None,
+        pool_text: bool = True,
+        image_embedding_dim: int | None = None,
+        condition_image_channels: int = 0,
+        low_res: bool = False,
+        embed_noise_level: bool = True,
+    ) -> None:
+        super().__init__()
+        if text is not None and text_states_dim is not None:
+            raise ValueError("give either text or text_states_dim: one encoder of text is enough")
+        if class_token_dim is not None and num_classes is None:
+            raise ValueError("class_token_dim needs num_classes")
+        self.frequency_dim, self.num_classes = frequency_dim, num_classes
+        self.class_is_token = class_token_dim is not None
+        self.text_dim = text_states_dim if text is None else int(text["model_dim"])
+        self.input_channels = in_channels * (2 if low_res else 1) + condition_image_channels
+        self.output_channels = out_channels * (2 if learned_variance else 1)
+        # What must be given, no more and no less, but for a noise level that is not looked at.
+        wanted = {
+            "label": num_classes is not None,
+            "text": text is not None,
+            "text_states": text_states_dim is not None,
+            "low_res": low_res,
+            "noise_level": low_res and embed_noise_level,
+            "condition_image": condition_image_channels > 0,
+            "image_embedding": image_embedding_dim is not None,
+        }
+        self.conditions = tuple(name for name, needed in wanted.items() if needed)
+        self.ignored = ("noise_level",) if low_res and not embed_noise_level else ()
+
+        # The order in which modules are made decides their initial weights: new ones come after those that were here.
+        self.time_mlp = embedding_mlp(frequency_dim, embedding_dim)
+        rows = None if num_classes is None else num_classes + int(null_label)
+        self.class_embedding = None if rows is None else nn.Embedding(rows, class_token_dim or embedding_dim)
+        self.text_encoder = None if text is None else TextTransformer(**text)
+        pooled = self.text_dim if pool_text else None
+        self.text_projection = None if pooled is None else nn.Linear(pooled, embedding_dim)
+        self.noise_level_mlp = embedding_mlp(frequency_dim, embedding_dim) if "noise_level" in self.conditions else None
+        self.image_embedding_projection = (
+            None if image_embedding_dim is None else nn.Linear(image_embedding_dim, embedding_dim)
+        )
+
+    def checked(self, x_t: Tensor, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """The conditions that are given, by name.
+
+        Raises:
+            ValueError: one is missing, is one that the network was not built for, or is a picture of another size.
+        """
+        given = {name: value for name, value in conditions.items() if value is not None}
+        for name in self.conditions:
+            if name not in given:
+                raise ValueError(f"this network is conditioned on {name}")
+        for name in given:
+            if name not in self.conditions and name not in self.ignored:
+                raise ValueError(f"this network is not conditioned on {name}")
+        for name in ("low_res", "condition_image"):
+            if name in given and given[name].shape[2:] != x_t.shape[2:]:
+                sizes = [" x ".join(map(str, picture.shape[2:])) for picture in (given[name], x_t)]
+                raise ValueError(f"{name} has {sizes[0]} pixels, x_t has {sizes[1]}")
+        return given
+
+    def concatenated(self, x_t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """x_t with the pictures among its conditions, (B, input_channels, H, W).
+
+        Raises:
+            ValueError: together they have other channels than the network was built for.
+        """
+        pictures = [conditions[name] for name in ("low_res", "condition_image") if name in conditions]
+        x = torch.cat([x_t, *pictures], dim=1) if pictures else x_t
+        if x.shape[1] != self.input_channels:
+            channels = " + ".join(str(picture.shape[1]) for picture in (x_t, *pictures))
+            raise ValueError(f"x_t and its pictures have {channels} channels, this network takes {self.input_channels}")
+        return x
+
+    def embed(self, time: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Context | None]:
+        """Sum of the embeddings of the time and of all that is no picture, (B, D); and the tokens for attention."""
+        embedding = self.time_mlp(self.frequencies(time))
+        label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
+        if label is not None and not self.class_is_token:
+            embedding = embedding + label
+        text = self.read_text(conditions)
+        if text is not None and self.text_projection is not None:
+            embedding = embedding + self.text_projection(text.pooled)
+        if self.noise_level_mlp is not None:
+            embedding = embedding + self.noise_level_mlp(self.frequencies(conditions["noise_level"]))
+        if self.image_embedding_projection is not None:
+            embedding = embedding + self.image_embedding_projection(conditions["image_embedding"])
+        context = None if text is None else text.context
+        return embedding, with_token(context, label) if self.class_is_token and label is not None else context
+
+    def read_text(self, conditions: Mapping[str, Tensor]) -> ReadText | None:
+        """The states of the text by the own encoder or as they came; a state of zeros is padding."""
+        if self.text_encoder is not None:
+            states, pooled = self.text_encoder(conditions["text"])
+            return ReadText(Context(states, self.text_encoder.visible(conditions["text"])), pooled)
+        if self.text_dim is None:
+            return None
+        states = conditions["text_states"]
+        visible = (states != 0).any(-1)  # (B, L)
+        visible[:, 0] = True  # a softmax over nothing would be NaN
+        pooled = (states * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
+        return ReadText(Context(states, visible), pooled)
+
+    def frequencies(self, time: Tensor) -> Tensor:  # (B,) -> (B, frequency_dim)
+        return timestep_embedding(time, self.frequency_dim).to(next(self.time_mlp.parameters()).dtype)
+
+
+def with_token(context: Context | None, token: Tensor) -> Context:
+    """Put one more token (B, E), which is always seen, behind those of the context."""
+    states, visible = token[:, None], torch.ones(len(token), 1, dtype=torch.bool, device=token.device)
+    if context is None:
+        return Context(states, visible)
+    return Context(torch.cat([context.states, states], dim=1), torch.cat([context.visible, visible], dim=1))
+
+
+def embedding_mlp(dim: int, embedding_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
