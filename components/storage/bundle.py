@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from components.models.autoencoder import Autoencoder
+from components.models.dit import DiT
 from components.models.gan import Generator
 from components.models.masked_transformer import MaskedTransformer
+from components.models.noisy_classifier import NoisyClassifier
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
 from components.models.transformer import Transformer
@@ -28,6 +30,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "row_lstm": RowLSTM,
     "gan": Generator,
     "diffusion": UNet,
+    "dit": DiT,
+    "noisy_classifier": NoisyClassifier,
 }
 
 

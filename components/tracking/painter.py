@@ -90,14 +90,14 @@ def painter_of(folder: Path) -> Paint:
     lone = lone_cascade(model)
     if lone is not None:
         return lambda rows: [png(picture) for picture in lone.sample([row.request() for row in rows])]
-    paints = {"autoencoder": _reconstruct, "diffusion": _enlarge}
+    paints = {"autoencoder": _reconstruct, "diffusion": _enlarge, "dit": _enlarge}
     paint = paints.get(model.kind, _draw_tokens)
     return lambda rows: [text for row in rows for text in paint(model, row)]
 
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:
     """A cascade of nothing but this model, if it makes pictures by itself."""
-    if model.kind == "diffusion" and model.settings["role"] == "base":
+    if model.kind in ("diffusion", "dit") and model.settings["role"] == "base":
         return Cascade(base=model)
     return Cascade(model=model) if road_of(model) else None
 
