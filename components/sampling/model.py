@@ -87,6 +87,8 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
     if wanted != (request.condition is not None):
         reason = "needs a condition picture, and none is given" if wanted else "takes no condition picture"
         raise ValueError(f"the model of stage {model.name} {reason}")
+    if request.label is None and model.classes and not model.network.get("null_label", True):
+        raise ValueError(f"the model of stage {model.name} needs a label: it was trained with one in every sample")
     if request.prompt is None:
         if request.label is None and (model.classes or model.text):
             raise ValueError("give a label or a prompt")
@@ -106,7 +108,8 @@ def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Cond
         missing = len(model.classes)  # the null label
         labels = [missing if r.label is None else class_id(r.label, model.classes) for r in requests]
         condition["label"] = torch.tensor(labels, device=model.device)
-        null["label"] = torch.full_like(condition["label"], missing)
+        if model.network.get("null_label", True):
+            null["label"] = torch.full_like(condition["label"], missing)
     if model.text is not None:
         condition["text"] = model.text.encode([r.prompt or "" for r in requests]).to(model.device)
         null["text"] = model.text.encode([""] * len(requests)).to(model.device)

@@ -8,7 +8,7 @@ from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions, DiffusionConfig
 from components.training.results import write_model
-from components.training.tasks.diffusion import DiffusionTask, objective_settings, unet_arguments
+from components.training.tasks.diffusion import DiffusionTask, network_arguments, network_kind, objective_settings
 
 
 def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: Artifact) -> Artifact:
@@ -21,8 +21,8 @@ def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: A
         num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
     )
     state = train_on_pictures(DiffusionTask, config, context, index, offers=offers)
-    folder, network = context.scratch(), unet_arguments(config, offers)
-    summary = write_model(state, folder, kind="diffusion", network=network, settings=settings(config, index.classes))
+    folder, kind, network = context.scratch(), network_kind(config), network_arguments(config, offers)
+    summary = write_model(state, folder, kind=kind, network=network, settings=settings(config, index.classes))
     if "text" in config.conditions:
         (folder / BPE).write_text(read_bpe(index))
     return context.commit("model", folder=folder, metadata={"summary": summary})

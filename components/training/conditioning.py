@@ -3,20 +3,27 @@
 import torch
 from torch import Tensor
 
-from components.training.config import Conditions, DiffusionConfig, PixelConfig, TokenCondition, TokenNetworkConfig
+from components.training.config import (
+    Condition,
+    Conditions,
+    DiffusionConfig,
+    PixelConfig,
+    TokenCondition,
+    TokenNetworkConfig,
+)
 from components.training.loop import Batch
 from components.training.randomness import sample_uniform
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # of every BPE of this house
 
 
-def conditions_of(batch: Batch, names: tuple[TokenCondition, ...]) -> dict[str, Tensor]:
+def conditions_of(batch: Batch, names: tuple[Condition | TokenCondition, ...]) -> dict[str, Tensor]:
     """The conditions that the model takes: label (B,), text (B, L), condition (B, M)."""
     return {name: batch[name] for name in names}
 
 
 def null_conditions(
-    batch: Batch, names: tuple[TokenCondition, ...], *, num_classes: int, null_condition: int = 0
+    batch: Batch, names: tuple[Condition | TokenCondition, ...], *, num_classes: int, null_condition: int = 0
 ) -> dict[str, Tensor]:
     """ "Nothing in particular" for each sample: the label after the last class, the encoding of an empty text, the
     token after the last one of condition pictures."""

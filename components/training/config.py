@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from components.configuration import Config
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
-Condition = Literal["label", "text"]
+Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
 TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another picture, by their own tokenizer
 
 
@@ -142,16 +142,31 @@ class MaskedPriorConfig(TokenNetworkConfig):
 
 
 class DiffusionConfig(TrainingConfig):
-    """U-Net, objective and how it is sampled by default; `low_res_resolution` makes it an upsampler."""
+    """U-Net or DiT, objective and how it is sampled by default; `low_res_resolution` makes it an upsampler."""
 
     resolution: int = Field(ge=4)  # pixels
     low_res_resolution: int | None = Field(None, ge=4)  # pixels of the condition; None: a base model
-    model_channels: int = Field(ge=4)
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int = Field(ge=1)
+    model_channels: int = Field(ge=4)  # of a DiT: its width
+    channel_mult: tuple[int | float, ...] = ()  # one level each, halves too; this and the next two of a U-Net
+    num_res_blocks: int = Field(1, ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
-    head_dim: int = Field(32, ge=1)
+    head_dim: int | None = Field(32, ge=1)  # channels of a head; None: by num_heads
     dropout: float = Field(0.0, ge=0, lt=1)
+    backbone: Literal["unet", "dit"] = "unet"
+    num_heads: int | None = Field(None, ge=1)  # instead of head_dim, which is None then
+    num_layers: int = Field(12, ge=1)  # of a DiT, as the next
+    patch_size: int = Field(2, ge=1)
+    scale_shift_norm: bool = True  # of a U-Net, as the next: adaptive group norm, or time by addition
+    resample_in_blocks: bool = True  # or by convolutions
+    in_channels: int = Field(3, ge=1)  # and out; other than 3 where the picture is a latent
+    text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
+    transformer_depth: int = Field(1, ge=1)  # of spatial transformers
+    class_token_dim: int | None = Field(None, ge=1)  # the label is a token for them instead of part of the embedding
+    text_states_dim: int | None = Field(None, ge=1)  # features of a state of a frozen text encoder
+    image_embedding_dim: int | None = Field(None, ge=1)
+    condition_image_channels: int = Field(0, ge=0)  # of the picture that is concatenated
+    text_padding: Literal["hidden", "learned"] = "hidden"  # learned: GLIDE's, attended to
+    gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers
     conditions: tuple[Condition, ...] = ("label",)
     text_dim: int = Field(64, ge=8)  # the text transformer, where text is a condition
     text_layers: int = Field(2, ge=1)
@@ -161,6 +176,7 @@ class DiffusionConfig(TrainingConfig):
     schedule: Literal["linear", "cosine"] = "cosine"
     num_train_timesteps: int = Field(1000, ge=1)
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"  # of ancestral steps
     min_snr_gamma: float | None = Field(5.0, gt=0)
     max_noise_level: int = Field(500, ge=0)  # of the low-res augmentation, in noising steps; each sample draws its own
     sampler: Literal["ddpm", "ddim"] = "ddim"
@@ -178,6 +194,20 @@ class DiffusionConfig(TrainingConfig):
             self.noise_level <= self.max_noise_level < self.num_train_timesteps
         ):
             raise ValueError("an upsampler needs noise_level <= max_noise_level < num_train_timesteps")
+        return self
+
+    @model_validator(mode="after")
+    def _network_has_its_numbers(self) -> Self:
+        if (self.head_dim is None) == (self.num_heads is None):
+            raise ValueError("give either head_dim or num_heads; head_dim=None where num_heads is given")
+        if self.backbone == "unet":
+            if not self.channel_mult:
+                raise ValueError("backbone unet needs channel_mult, as (1, 2, 4)")
+            return self
+        unknown = {"channel_mult": (), "dropout": 0.0, "text_conditioning": "pooled", "class_token_dim": None}
+        for name, nothing in unknown.items():
+            if getattr(self, name) != nothing:
+                raise ValueError(f"backbone dit takes no {name}")
         return self
 
 

@@ -13,7 +13,7 @@ from components.diffusion.guidance import guide
 from components.diffusion.objective import make_objective
 from components.diffusion.samplers import sample
 from components.diffusion.schedule import make_schedule
-from components.models.unet import UNet
+from components.storage.bundle import NETWORKS
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.config import Conditions, DiffusionConfig
@@ -27,26 +27,68 @@ PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 EVALUATION_BATCH = 64
 
 
-def unet_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
-    """Arguments of the U-Net for this recipe and data set; plain values, they go into the bundle."""
+def network_kind(config: DiffusionConfig) -> str:
+    """The kind of its bundle."""
+    return {"unet": "diffusion", "dit": "dit"}[config.backbone]
+
+
+def network_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
+    """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
+    own = dit_arguments(config) if config.backbone == "dit" else unet_arguments(config)
+    return own | {"resolution": config.resolution} | condition_arguments(config, offers)
+
+
+def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
+    return {
+        "model_channels": config.model_channels,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "attention_resolutions": list(config.attention_resolutions),
+        "head_dim": config.head_dim,
+        "num_heads": config.num_heads,
+        "dropout": config.dropout,
+        "text_conditioning": config.text_conditioning,
+        "transformer_depth": config.transformer_depth,
+        "class_token_dim": config.class_token_dim if "label" in config.conditions else None,
+        "scale_shift_norm": config.scale_shift_norm,
+        "resample_in_blocks": config.resample_in_blocks,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+
+
+def dit_arguments(config: DiffusionConfig) -> dict[str, Any]:
+    return {
+        "patch_size": config.patch_size,
+        "model_dim": config.model_channels,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads or config.model_channels // (config.head_dim or config.model_channels),
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+
+
+def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
+    """What both backbones take. A label that is never dropped needs no null label, and noise that is never added no
+    embedding of its level."""
     text = {
         "vocab_size": offers.vocab_size,
         "context_length": offers.text_length,
         "model_dim": config.text_dim,
         "num_layers": config.text_layers,
         "num_heads": config.text_heads,
+        "learned_padding": config.text_padding == "learned",
     }
     return {
-        "resolution": config.resolution,
-        "model_channels": config.model_channels,
-        "channel_mult": list(config.channel_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "attention_resolutions": list(config.attention_resolutions),
-        "head_dim": config.head_dim,
-        "dropout": config.dropout,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "learned_variance": config.variance == "learned_range",
         "num_classes": offers.num_classes if "label" in config.conditions else None,
+        "null_label": config.cond_drop_prob > 0,
         "text": text if "text" in config.conditions else None,
+        "text_states_dim": config.text_states_dim,
+        "image_embedding_dim": config.image_embedding_dim,
+        "condition_image_channels": config.condition_image_channels,
         "low_res": config.low_res_resolution is not None,
+        "embed_noise_level": config.max_noise_level > 0,
     }
 
 
@@ -62,7 +104,7 @@ def objective_settings(config: DiffusionConfig) -> dict[str, Any]:
 
 
 class DiffusionTask:
-    """One U-Net that learns to undo noise."""
+    """One network that learns to undo noise."""
 
     def __init__(
         self,
@@ -76,7 +118,7 @@ class DiffusionTask:
         self.objective = make_objective(objective_settings(config))
         self.low_res_schedule = make_schedule(config.schedule, num_train_timesteps=config.num_train_timesteps)
         with seeded(config.seed):
-            network = UNet(**unet_arguments(config, offers))
+            network = NETWORKS[network_kind(config)](**network_arguments(config, offers))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:

@@ -1,0 +1,366 @@
+"""Diffusion models at their published size: networks with the published number of parameters, published training.
+
+Sources: DDPM is Ho et al. (2020); IDDPM, Nichol and Dhariwal (2021); ADM, Dhariwal and Nichol (2021), its tables of
+hyperparameters and the flags of openai/guided-diffusion; CDM, Ho et al. (2022); GLIDE, Nichol et al. (2022) and
+openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; Palette, Saharia et
+al. (2022). Where a number was not published, the docstring says that it is ours.
+
+A label is dropped where guidance needs it, and its table then has one row more: those of ADM need none. ImageNet has
+1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from components.training.config import DiffusionConfig
+
+ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+# Of ADM, IDDPM and GLIDE: noise and a variance are predicted and the bound is a small part of the loss.
+LEARNED_VARIANCE: dict[str, Any] = {"prediction_type": "epsilon", "variance": "learned_range", "min_snr_gamma": None}
+# Of DDPM, LDM and Palette: noise is predicted, the variance is fixed.
+SIMPLE: dict[str, Any] = {"prediction_type": "epsilon", "variance": "fixed_large", "min_snr_gamma": None}
+# Adam at a constant rate, a slow average of the weights.
+CONSTANT_RATE: dict[str, Any] = {
+    "final_lr_fraction": 1.0,
+    "warmup_steps": 0,
+    "betas": (0.9, 0.999),
+    "ema_decay": 0.9999,
+}
+LOGGED: dict[str, Any] = {"log_every": 100, "checkpoint_every": 5000, "sample_every": 5000}
+ALWAYS_LABELED: dict[str, Any] = {"conditions": ("label",), "cond_drop_prob": 0.0}
+UNCONDITIONAL: dict[str, Any] = {"conditions": (), "cond_drop_prob": 0.0}
+# Of upsamplers that see the low-resolution picture as it is.
+WITHOUT_NOISE: dict[str, Any] = {"max_noise_level": 0, "noise_level": 0}
+
+
+def ddpm_cifar_10() -> DiffusionConfig:
+    """DDPM, 32²: appendix B. 800,000 steps of 128 pictures, rate 2e-4 after 5,000 steps, sampled in 1,000 steps."""
+    return _published(
+        resolution=32,
+        model_channels=128,
+        channel_mult=(1, 2, 2, 2),
+        num_res_blocks=2,
+        attention_resolutions=(16,),
+        num_heads=1,
+        dropout=0.1,
+        scale_shift_norm=False,
+        resample_in_blocks=False,
+        total_steps=800_000,
+        global_batch_size=128,
+        learning_rate=2e-4,
+        warmup_steps=5000,
+        schedule="linear",
+        sampler="ddpm",
+        num_inference_steps=1000,
+        **SIMPLE,
+        **UNCONDITIONAL,
+    )
+
+
+def iddpm_imagenet_64() -> DiffusionConfig:
+    """Improved DDPM, 64², no label: 1,500,000 steps of 128 pictures at 4,000 noise levels, sampled in 250 steps."""
+    return _published(
+        resolution=64,
+        model_channels=128,
+        channel_mult=ADM_64,
+        num_res_blocks=3,
+        attention_resolutions=(16, 8),
+        num_heads=4,
+        resample_in_blocks=False,
+        total_steps=1_500_000,
+        global_batch_size=128,
+        learning_rate=1e-4,
+        schedule="cosine",
+        num_train_timesteps=4000,
+        sampler="ddpm",
+        num_inference_steps=250,
+        **LEARNED_VARIANCE,
+        **UNCONDITIONAL,
+    )
+
+
+def adm_imagenet_64() -> DiffusionConfig:
+    """ADM, 64²: 540,000 steps of 2,048 pictures, cosine schedule, dropout."""
+    return _adm(
+        resolution=64,
+        model_channels=192,
+        channel_mult=ADM_64,
+        num_res_blocks=3,
+        head_dim=64,
+        dropout=0.1,
+        schedule="cosine",
+        total_steps=540_000,
+        global_batch_size=2048,
+        learning_rate=3e-4,
+        **ALWAYS_LABELED,
+    )
+
+
+def adm_imagenet_128() -> DiffusionConfig:
+    """ADM, 128²: 4,360,000 steps of 256 pictures."""
+    return _adm(resolution=128, channel_mult=ADM_128, num_heads=4, total_steps=4_360_000, **ALWAYS_LABELED)
+
+
+def adm_imagenet_256() -> DiffusionConfig:
+    """ADM, 256²: 1,980,000 steps of 256 pictures."""
+    return _adm(resolution=256, channel_mult=ADM_256, head_dim=64, total_steps=1_980_000, **ALWAYS_LABELED)
+
+
+def adm_imagenet_256_unconditional() -> DiffusionConfig:
+    """ADM, 256², without a label, for guidance by a classifier alone. Steps as those of the other."""
+    return _adm(resolution=256, channel_mult=ADM_256, head_dim=64, total_steps=1_980_000, **UNCONDITIONAL)
+
+
+def adm_imagenet_512() -> DiffusionConfig:
+    """ADM, 512²: 1,940,000 steps of 256 pictures."""
+    return _adm(resolution=512, channel_mult=ADM_512, head_dim=64, total_steps=1_940_000, **ALWAYS_LABELED)
+
+
+def adm_upsampler_64_256() -> DiffusionConfig:
+    """ADM's upsampler, 64² to 256²: 500,000 steps of 256 pictures."""
+    return _adm(
+        resolution=256,
+        low_res_resolution=64,
+        model_channels=192,
+        channel_mult=ADM_256,
+        num_heads=4,
+        total_steps=500_000,
+        **ALWAYS_LABELED,
+        **WITHOUT_NOISE,
+    )
+
+
+def adm_upsampler_128_512() -> DiffusionConfig:
+    """ADM's upsampler, 128² to 512²: six levels, as the one to 256². Steps as those of that one."""
+    return _adm(
+        resolution=512,
+        low_res_resolution=128,
+        model_channels=192,
+        channel_mult=ADM_256,
+        attention_resolutions=(32, 16),
+        head_dim=64,
+        total_steps=500_000,
+        **ALWAYS_LABELED,
+        **WITHOUT_NOISE,
+    )
+
+
+def cdm_upsampler_64_256() -> DiffusionConfig:
+    """CDM's upsampler, 64² to 256²: the method of the paper in a network of ours, so there is no count to reach.
+
+    Published: conditioning augmentation by noise of a level that each picture draws, embedded like the time, from the
+    whole schedule; cosine schedule; no code and no weights. Network, batch and steps are those of ADM's upsampler here,
+    and so are ours.
+    """
+    return _adm(
+        resolution=256,
+        low_res_resolution=64,
+        model_channels=192,
+        channel_mult=ADM_256,
+        num_heads=4,
+        schedule="cosine",
+        total_steps=500_000,
+        max_noise_level=999,
+        noise_level=200,
+        **ALWAYS_LABELED,
+    )
+
+
+def glide_base() -> DiffusionConfig:
+    """GLIDE, 64², the released (filtered) network with its text transformer.
+
+    Published for the large one: 2,500,000 steps of 2,048 pictures, then texts dropped in one of five; guidance scale 3.
+    """
+    return _glide(
+        resolution=64,
+        channel_mult=ADM_64,
+        num_res_blocks=3,
+        schedule="cosine",
+        total_steps=2_500_000,
+        global_batch_size=2048,
+        cond_drop_prob=0.2,
+        guidance_scale=3.0,
+    )
+
+
+def glide_upsampler() -> DiffusionConfig:
+    """GLIDE's upsampler, 64² to 256², released (filtered), with a text transformer of its own.
+
+    Published for the large one: 1,600,000 steps of 512 pictures; sampled in 27 steps.
+    """
+    return _glide(
+        resolution=256,
+        low_res_resolution=64,
+        channel_mult=ADM_256,
+        num_res_blocks=2,
+        schedule="linear",
+        total_steps=1_600_000,
+        global_batch_size=512,
+        cond_drop_prob=0.0,
+        num_inference_steps=27,
+        **WITHOUT_NOISE,
+    )
+
+
+def ldm_ffhq_f4() -> DiffusionConfig:
+    """LDM, unconditional, on latents of 64² x 3 of vq-f4: `configs/latent-diffusion/ffhq-ldm-vq-4.yaml`, table 12."""
+    return _ldm(
+        resolution=64,
+        in_channels=3,
+        model_channels=224,
+        channel_mult=(1, 2, 3, 4),
+        attention_resolutions=(32, 16, 8),
+        head_dim=32,
+        total_steps=635_000,
+        global_batch_size=42,
+        learning_rate=8.4e-5,
+        **UNCONDITIONAL,
+    )
+
+
+def ldm_imagenet_f8() -> DiffusionConfig:
+    """LDM by class on latents of 32² x 4 of vq-f8: `configs/latent-diffusion/cin-ldm-vq-f8.yaml`. Steps are ours."""
+    return _ldm(
+        resolution=32,
+        in_channels=4,
+        model_channels=256,
+        channel_mult=(1, 2, 4),
+        attention_resolutions=(32, 16, 8),
+        head_dim=32,
+        text_conditioning="spatial_transformer",
+        class_token_dim=512,
+        total_steps=500_000,
+        global_batch_size=48,
+        learning_rate=48e-6,
+        **ALWAYS_LABELED,
+    )
+
+
+def ldm_imagenet_f4() -> DiffusionConfig:
+    """LDM by class on latents of 64² x 3 of vq-f4, the released `cin256-v2` with a null label; table 12."""
+    return _ldm(
+        resolution=64,
+        in_channels=3,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 5),
+        attention_resolutions=(32, 16, 8),
+        num_heads=1,
+        text_conditioning="spatial_transformer",
+        class_token_dim=512,
+        total_steps=178_000,
+        global_batch_size=1200,
+        learning_rate=1e-4,
+        conditions=("label",),
+        cond_drop_prob=0.1,
+        guidance_scale=1.5,
+    )
+
+
+def ldm_text_to_image() -> DiffusionConfig:
+    """LDM by text on latents of 32² x 4 of kl-f8, 1.4 billion with its text encoder; table 15.
+
+    That encoder stands outside here; its states have 1,280 features.
+    """
+    return _ldm(
+        resolution=32,
+        in_channels=4,
+        model_channels=320,
+        channel_mult=(1, 2, 4, 4),
+        attention_resolutions=(32, 16, 8),
+        num_heads=8,
+        text_conditioning="spatial_transformer",
+        text_states_dim=1280,
+        total_steps=390_000,
+        global_batch_size=680,
+        learning_rate=1e-4,
+        conditions=("text_states",),
+        cond_drop_prob=0.1,
+        guidance_scale=5.0,
+    )
+
+
+def palette() -> DiffusionConfig:
+    """Palette, 256²: ADM's network without a label, the other picture concatenated; 1,000,000 steps of 1,024 pictures.
+
+    Published: rate 1e-4 after 10,000 steps, 2,000 noise levels, 1,000 steps at sampling; one network for four tasks.
+    """
+    return _published(
+        resolution=256,
+        model_channels=256,
+        channel_mult=ADM_256,
+        num_res_blocks=2,
+        attention_resolutions=(32, 16, 8),
+        head_dim=64,
+        condition_image_channels=3,
+        total_steps=1_000_000,
+        global_batch_size=1024,
+        learning_rate=1e-4,
+        warmup_steps=10_000,
+        schedule="linear",
+        num_train_timesteps=2000,
+        sampler="ddpm",
+        num_inference_steps=1000,
+        conditions=("condition_image",),
+        cond_drop_prob=0.0,
+        **SIMPLE,
+    )
+
+
+def adm_classifier(resolution: int) -> dict[str, Any]:
+    """Arguments of ADM's classifier of noisy pictures at 64², 128², 256² or 512², for ImageNet.
+
+    Published: 300,000 steps of 256 pictures, rate 3e-4 down to nothing, weight decay 0.05, random crops.
+    """
+    return {
+        "resolution": resolution,
+        "num_classes": 1000,
+        "model_channels": 128,
+        "channel_mult": list({64: ADM_64, 128: ADM_128, 256: ADM_256, 512: ADM_512}[resolution]),
+        "num_res_blocks": 4 if resolution == 64 else 2,
+        "attention_resolutions": [32, 16, 8],
+        "head_dim": 64,
+    }
+
+
+PAPER_DIFFUSION: tuple[Callable[[], DiffusionConfig], ...] = (
+    ddpm_cifar_10,
+    iddpm_imagenet_64,
+    adm_imagenet_64,
+    adm_imagenet_128,
+    adm_imagenet_256,
+    adm_imagenet_256_unconditional,
+    adm_imagenet_512,
+    adm_upsampler_64_256,
+    adm_upsampler_128_512,
+    cdm_upsampler_64_256,
+    glide_base,
+    glide_upsampler,
+    ldm_ffhq_f4,
+    ldm_imagenet_f8,
+    ldm_imagenet_f4,
+    ldm_text_to_image,
+    palette,
+)
+
+
+def _published(**numbers: Any) -> DiffusionConfig:
+    heads: dict[str, Any] = {"head_dim": None} if "num_heads" in numbers else {}
+    return DiffusionConfig(**(CONSTANT_RATE | LOGGED | heads | numbers))
+
+
+def _adm(**numbers: Any) -> DiffusionConfig:
+    shared = {"model_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "schedule": "linear"}
+    training = {"global_batch_size": 256, "learning_rate": 1e-4, "weight_decay": 0.0}
+    sampling = {"sampler": "ddpm", "num_inference_steps": 250}
+    return _published(**(shared | training | sampling | LEARNED_VARIANCE | numbers))
+
+
+def _glide(**numbers: Any) -> DiffusionConfig:
+    network = {"model_channels": 192, "head_dim": 64, "dropout": 0.1, "text_conditioning": "cross_attention"}
+    text = {"text_dim": 512, "text_layers": 16, "text_heads": 8, "text_padding": "learned", "conditions": ("text",)}
+    return _adm(**(network | text | numbers))
+
+
+def _ldm(**numbers: Any) -> DiffusionConfig:
+    shared = {"num_res_blocks": 2, "scale_shift_norm": False, "resample_in_blocks": False, "schedule": "linear"}
+    return _published(**(shared | SIMPLE | {"sampler": "ddim", "num_inference_steps": 200} | numbers))

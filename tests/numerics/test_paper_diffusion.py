@@ -1,0 +1,74 @@
+"""The published diffusion networks and classifiers have their published number of parameters; none is left out."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from components.models.noisy_classifier import NoisyClassifier
+from components.storage.bundle import NETWORKS
+from components.training.config import Conditions, DiffusionConfig
+from components.training.tasks.diffusion import network_arguments, network_kind
+from pipelines.recipes import paper_diffusion
+from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION, adm_classifier
+
+OFFERS = Conditions(num_classes=1000, vocab_size=50_257, text_length=128)
+PUBLISHED = {
+    "ddpm_cifar_10": 35_746_307,
+    "iddpm_imagenet_64": 121_063_942,
+    "adm_imagenet_64": 295_904_454,
+    "adm_imagenet_128": 421_529_606,
+    "adm_imagenet_256": 553_838_086,
+    "adm_imagenet_256_unconditional": 552_814_086,
+    "adm_imagenet_512": 558_997_638,
+    "adm_upsampler_64_256": 311_795_910,
+    "adm_upsampler_128_512": 308_835_270,
+    "glide_base": 385_030_726,
+    "glide_upsampler": 398_361_286,
+    "ldm_ffhq_f4": 274_056_163,
+    "ldm_imagenet_f8": 394_984_196,
+    "ldm_imagenet_f4": 400_920_579,
+    "ldm_text_to_image": 872_300_484,
+}
+WITHOUT_A_COUNT = {"cdm_upsampler_64_256", "palette"}
+
+
+def build(config: DiffusionConfig) -> nn.Module:
+    with torch.device("meta"):
+        return NETWORKS[network_kind(config)](**network_arguments(config, OFFERS))
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("config", PAPER_DIFFUSION, ids=lambda config: config.__name__)
+def test_a_published_network_has_its_published_size(config: Callable[[], DiffusionConfig]):
+    network = build(config())
+    size = count(network)
+    if network.class_is_token:  # LDM counts its U-Net alone; the table of class tokens stands outside it
+        size -= count(network.class_embedding)
+    if config.__name__ in WITHOUT_A_COUNT:
+        assert size > 300e6
+    else:
+        assert size == PUBLISHED[config.__name__]
+
+
+def test_every_published_network_is_in_the_list():
+    assert {config.__name__ for config in PAPER_DIFFUSION} == PUBLISHED.keys() | WITHOUT_A_COUNT
+
+
+@pytest.mark.parametrize(
+    ("resolution", "published"), [(64, 65_438_568), (128, 42_568_040), (256, 54_096_360), (512, 54_448_360)]
+)
+def test_a_published_classifier_has_its_published_size(resolution: int, published: int):
+    with torch.device("meta"):
+        assert count(NoisyClassifier(**adm_classifier(resolution))) == published
+
+
+def test_palette_is_the_unconditional_network_of_adm_with_a_picture_and_without_a_variance():
+    adm = build(paper_diffusion.adm_imagenet_256_unconditional())
+    more = 3 * 256 * 9  # three more channels go in
+    fewer = 3 * 256 * 9 + 3  # and three fewer come out
+    assert count(build(paper_diffusion.palette())) == count(adm) + more - fewer
