@@ -10,15 +10,17 @@ from components.data.shards import Member, ShardIndex
 from components.data.stream import training_stream
 from components.stages.context import StageContext
 from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
+from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.launch import RayStream, train
 from components.training.loop import Task
 
+PictureConfig = AutoencoderConfig | DiffusionConfig | GANConfig | PixelConfig | ContrastiveConfig | DiffusionPriorConfig
 HELD_OUT = 256  # pictures for previews and the final evaluation
 
 
 def train_on_pictures(
     make_task: Callable[..., Task],
-    config: AutoencoderConfig | DiffusionConfig | GANConfig | PixelConfig,
+    config: PictureConfig,
     context: StageContext,
     index: ShardIndex,
     *,

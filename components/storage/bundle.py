@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from components.models.autoencoder import Autoencoder
+from components.models.contrastive import ContrastiveEncoder
 from components.models.dit import DiT
 from components.models.gan import Generator
 from components.models.masked_transformer import MaskedTransformer
@@ -32,6 +33,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "diffusion": UNet,
     "dit": DiT,
     "noisy_classifier": NoisyClassifier,
+    "contrastive": ContrastiveEncoder,
 }
 
 

@@ -61,6 +61,15 @@ def average(tensor: Tensor, worker: Worker) -> Tensor:
     return total / worker.world_size
 
 
+def gather(tensor: Tensor, worker: Worker) -> Tensor:
+    """(B, ...) of every rank, of one shape -> (world_size * B, ...) in the order of ranks; without gradient."""
+    if worker.world_size == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(worker.world_size)]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def average_metrics(metrics: dict[str, Tensor], worker: Worker) -> dict[str, float]:
     """Scalar tensors -> their means over all ranks as Python numbers; the one place where training waits for them."""
     if not metrics:

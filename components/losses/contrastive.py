@@ -1,0 +1,50 @@
+"""Contrastive loss of pictures and their texts (Radford et al. 2021, figure 3).
+
+Shapes: B batch over all ranks, E embedding_dim.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy over the batch, () in nats, fp32: log B for embeddings that know nothing.
+
+    Each picture chooses its text among those of the batch, and each text its picture.
+
+    Args:
+        image, text: (B, E) of length 1; row i of one belongs to row i of the other.
+        log_scale: (), the logarithm of what cosine similarities are multiplied by.
+    """
+    logits = log_scale.float().exp() * image.float() @ text.float().T  # (B, B), a row for each picture
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+class ContrastiveGradients(NamedTuple):
+    """The loss of a whole batch and its gradients, all without graph."""
+
+    loss: Tensor  # ()
+    image: Tensor  # (B, E)
+    text: Tensor  # (B, E)
+    log_scale: Tensor  # ()
+
+
+def contrastive_gradients(image: Tensor, text: Tensor, *, log_scale: Tensor) -> ContrastiveGradients:
+    """The loss of embeddings (B, E) and its gradients at them, whatever graph they come from.
+
+    All that a network must know of the other samples: with these, a batch can be gone through backward in parts, each
+    by `along_gradient` (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+    """
+    leaves = [tensor.detach().requires_grad_() for tensor in (image, text, log_scale)]
+    with torch.enable_grad():
+        loss = contrastive_loss(leaves[0], leaves[1], log_scale=leaves[2])
+        return ContrastiveGradients(loss.detach(), *torch.autograd.grad(loss, leaves))
+
+
+def along_gradient(value: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient at `value` is `gradient`, of the same shape."""
+    return (value.float() * gradient).sum()

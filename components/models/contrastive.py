@@ -1,0 +1,108 @@
+"""Contrastive text-image encoder (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+Supervision", CLIP): pictures and texts on one sphere, near each other where they belong together.
+
+A residual convolutional network sees pictures, because it learns from thousands of pictures where a transformer wants
+millions; texts are seen by the text transformer of this house.
+
+Shapes: B batch, E embedding_dim, L text length, D model_dim of the text transformer, C channels, H W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.models.autoencoder import Downsample, ResBlock
+from components.models.layers import GroupNorm
+from components.models.text import PAD_ID, TextTransformer
+
+INITIAL_TEMPERATURE = 0.07
+MAX_SCALE = 100.0  # of the similarities; above it training is unstable (Radford et al., 2021, section 2.5)
+
+
+class EmbeddedText(NamedTuple):
+    states: Tensor  # (B, L, D)  one state a token, zeros at padding: a reader can tell
+    embedding: Tensor  # (B, E)  of length 1
+
+
+class Embeddings(NamedTuple):
+    image: Tensor  # (B, E)  of length 1, fp32, as the next
+    text: Tensor  # (B, E)
+    log_scale: Tensor  # ()  of what similarities are multiplied by: minus the logarithm of the temperature
+
+
+class ContrastiveEncoder(nn.Module):
+    """Pictures and texts as unit vectors, and the learned temperature of their similarities.
+
+    Args:
+        resolution: H = W; a multiple of patch_size * 2 ** (len(channel_mult) - 1).
+        channels: channel_mult multiplies it for each level; every further level halves the sides.
+        num_res_blocks: residual blocks of each level.
+        patch_size: side of the patches that the first convolution makes one position each of.
+        embedding_dim: E.
+        text: arguments of the TextTransformer.
+
+    Raises:
+        ValueError: the resolution can't be divided so.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        channel_mult: Sequence[int],
+        num_res_blocks: int,
+        patch_size: int,
+        embedding_dim: int,
+        text: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        factor = patch_size * 2 ** (len(channel_mult) - 1)
+        if resolution % factor:
+            raise ValueError(f"resolution {resolution} is not a multiple of {factor}, its patches and levels")
+        self.resolution, self.embedding_dim = resolution, embedding_dim
+        widths = [channels * mult for mult in channel_mult]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], patch_size, stride=patch_size)]
+        for level, width in enumerate(widths):
+            if level > 0:
+                layers.append(Downsample(widths[level - 1]))
+            before = [widths[max(level - 1, 0)], *[width] * (num_res_blocks - 1)]
+            layers += [ResBlock(channels_in, out_channels=width) for channels_in in before]
+        self.image_encoder = nn.Sequential(*layers, GroupNorm(widths[-1]), nn.SiLU())
+        self.image_projection = nn.Linear(widths[-1], embedding_dim, bias=False)
+        self.text_encoder = TextTransformer(**text)
+        self.text_projection = nn.Linear(text["model_dim"], embedding_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+        self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+
+    def forward(self, image: Tensor, text: Tensor) -> Embeddings:  # (B, 3, H, W) in [-1, 1], (B, L) int64
+        return Embeddings(self.encode_image(image), self.encode_text(text).embedding, self.log_scale)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, E) of length 1, fp32 under autocast too."""
+        features = self.image_encoder(image).mean(dim=(2, 3))  # (B, C)
+        return F.normalize(self.image_projection(features).float(), dim=-1)
+
+    def encode_text(self, text: Tensor) -> EmbeddedText:
+        """Ids (B, L) int64 -> states and embedding. Raises ValueError when L exceeds the context length."""
+        states, pooled = self.text_encoder(text)
+        present = (text != PAD_ID)[..., None]  # (B, L, 1)
+        embedding = F.normalize(self.text_projection(pooled).float(), dim=-1)
+        return EmbeddedText(states.float() * present, embedding)
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Clip the temperature, as after each step of training; in the weights, so that it can come down again."""
+        self.log_scale.clamp_(max=math.log(MAX_SCALE))
+
+
+def unit_variance(embedding: Tensor) -> Tensor:
+    """Vectors (B, E) -> the same directions with length sqrt(E), so that components have a mean square of 1.
+
+    Embeddings are so wherever they are diffused or condition a network: noise and other inputs have this size.
+    """
+    return F.normalize(embedding, dim=-1) * math.sqrt(embedding.shape[-1])

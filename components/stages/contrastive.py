@@ -1,0 +1,27 @@
+"""Train a contrastive text-image encoder."""
+
+from components.data.shards import BPE, load_index, read_bpe
+from components.stages.context import StageContext
+from components.stages.training import train_on_pictures
+from components.storage.artifact import Artifact
+from components.training.config import Conditions
+from components.training.contrastive_config import ContrastiveConfig
+from components.training.results import write_model
+from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
+
+
+def train_contrastive(config: ContrastiveConfig, context: StageContext, *, images: Artifact) -> Artifact:
+    """Train on the pictures and captions of `images`. Returns a model artifact: bundle, text tokenizer and metrics.
+
+    Raises ValueError, before anything is started, for a set without captions; TrainingError later.
+    """
+    index = load_index(images.url("index.json"))
+    offers = Conditions(
+        num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
+    )
+    network = contrastive_arguments(config, offers)
+    state = train_on_pictures(ContrastiveTask, config, context, index, offers=offers)
+    folder, settings = context.scratch(), {"role": "contrastive", "resolution": config.resolution}
+    summary = write_model(state, folder, kind="contrastive", network=network, settings=settings)
+    (folder / BPE).write_text(read_bpe(index))
+    return context.commit("model", folder=folder, metadata={"summary": summary})

@@ -1,0 +1,146 @@
+"""Training of the contrastive text-image encoder (Radford et al., 2021, section 2).
+
+The loss sees the pairs of all ranks and of all parts of a batch together, so two ranks equal one and accumulation
+equals none. A batch that is taken in parts is encoded twice: once to know the other pairs, once for the gradients.
+
+Shapes: B pairs on this rank, N pairs of all ranks, E embedding_dim, L text length.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.losses.contrastive import ContrastiveGradients, along_gradient, contrastive_gradients, contrastive_loss
+from components.models.contrastive import ContrastiveEncoder, Embeddings
+from components.training.augmentation import shifted
+from components.training.batches import to_batch, with_positions
+from components.training.config import Conditions
+from components.training.contrastive_config import ContrastiveConfig
+from components.training.learner import Learner, accumulated, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker, gather
+
+EVALUATION_BATCH = 64
+
+
+def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict[str, Any]:
+    """Arguments of the encoder for this recipe and data set; plain values, they go into the bundle.
+
+    Raises ValueError for a set without captions.
+    """
+    if offers.vocab_size == 0:
+        raise ValueError("a contrastive encoder needs pictures with captions, and this set has none")
+    return {
+        "resolution": config.resolution,
+        "channels": config.channels,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "patch_size": config.patch_size,
+        "embedding_dim": config.embedding_dim,
+        "text": {
+            "vocab_size": offers.vocab_size,
+            "context_length": offers.text_length,
+            "model_dim": config.text_dim,
+            "num_layers": config.text_layers,
+            "num_heads": config.text_heads,
+        },
+    }
+
+
+class ContrastiveTask:
+    """Two encoders, of pictures and of texts, that learn to agree."""
+
+    def __init__(
+        self,
+        config: ContrastiveConfig,
+        *,
+        offers: Conditions,
+        worker: Worker = ALONE,
+        max_batch_per_device: int | None = None,
+    ) -> None:
+        self.config, self.worker, self.max_batch = config, worker, max_batch_per_device
+        with seeded(config.seed):
+            network = ContrastiveEncoder(**contrastive_arguments(config, offers))
+        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        known, done = self.gradients_in_parts(batch), 0
+        for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
+            embeddings = self.embed(self.learner.forward, part)
+            known = self.gradients(embeddings) if known is None else known
+            rows = slice(done, done + len(part["position"]))
+            self.learner.backward(self.pull(embeddings, known, rows=rows, share=share))
+            done = rows.stop
+        taken, norm = self.learner.update(step)
+        if taken:
+            self.learner.network.limit_scale()
+            self.learner.average()
+        assert known is not None  # a batch has at least one part
+        return {"loss": known.loss, "scale": self.learner.network.log_scale.detach().exp(), "grad_norm": norm}
+
+    def embed(self, network: nn.Module, part: Batch) -> Embeddings:
+        with self.learner.autocast():
+            return network(self.augmented(part), part["text"])
+
+    def augmented(self, part: Batch) -> Tensor:
+        return shifted(part["image"], part["position"], seed=self.config.seed, max_shift=self.config.max_shift)
+
+    def gradients_in_parts(self, batch: Batch) -> ContrastiveGradients | None:
+        """The loss and its gradients for a batch that is taken in parts; None for one that is not, which needs no
+        pass of its own."""
+        parts = list(split(batch, self.max_batch))
+        if len(parts) == 1:
+            return None
+        with torch.no_grad():
+            images, texts, scales = zip(*(self.embed(self.learner.network, part) for part in parts), strict=True)
+        return self.gradients(Embeddings(torch.cat(images), torch.cat(texts), scales[0]))
+
+    def gradients(self, embeddings: Embeddings) -> ContrastiveGradients:
+        """The loss over the N pairs of all ranks, and its gradients at the B of this one."""
+        image, text = (gather(tensor.detach(), self.worker) for tensor in (embeddings.image, embeddings.text))
+        found = contrastive_gradients(image, text, log_scale=embeddings.log_scale)
+        own = slice(self.worker.rank * len(embeddings.image), (self.worker.rank + 1) * len(embeddings.image))
+        return found._replace(image=found.image[own], text=found.text[own])
+
+    def pull(self, embeddings: Embeddings, known: ContrastiveGradients, *, rows: slice, share: float) -> Tensor:
+        """What a part goes backward through, a scalar: its gradients, added over parts and averaged over ranks, are
+        those of the loss. Each rank adds its own rows, and all of them the same temperature."""
+        towers = along_gradient(embeddings.image, known.image[rows]) + along_gradient(embeddings.text, known.text[rows])
+        return self.worker.world_size * towers + share * along_gradient(embeddings.log_scale, known.log_scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["weights"], state["learner"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Loss of the averaged weights over all held-out pairs at once, and how many find each other first."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        network = self.learner.snapshot()
+        parts = [network(part["image"], part["text"]) for part in split(batch, self.max_batch or EVALUATION_BATCH)]
+        image, text = torch.cat([part.image for part in parts]), torch.cat([part.text for part in parts])
+        same = (batch["text"][:, None] == batch["text"]).all(dim=-1)  # (N, N) pairs with one and the same caption
+        return {
+            "held_out_loss": float(contrastive_loss(image, text, log_scale=network.log_scale)),
+            "held_out_image_to_text": float(retrieval_accuracy(image, text, same=same)),
+            "held_out_text_to_image": float(retrieval_accuracy(text, image, same=same)),
+            "held_out_pairs": float(len(same)),
+        }
+
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """It makes no pictures."""
+        del held_out, step
+        return {}
+
+
+def retrieval_accuracy(query: Tensor, found: Tensor, *, same: Tensor) -> Tensor:
+    """Share of rows of `query` (N, E) whose nearest row of `found` (N, E) is one of their own, ().
+
+    Args:
+        same: (N, N) bool, whether j is a right answer to i; the diagonal, and what can't be told from it.
+    """
+    nearest = (query @ found.T).argmax(dim=1)
+    return same[torch.arange(len(same), device=same.device), nearest].float().mean()

@@ -1,0 +1,40 @@
+"""Tiny real networks of DALL-E 2's road, and a caption tokenizer that fits them."""
+
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from components.data.captions import train_bpe
+from components.sampling.text_encoding import parse_bpe
+from components.training.contrastive_config import ContrastiveConfig
+from components.training.parallel import ALONE, Worker
+from components.training.tasks.contrastive import ContrastiveTask
+from tests.tiny_training import OFFERS, SHARED
+
+CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square")
+
+
+def contrastive_config(**changes: Any) -> ContrastiveConfig:
+    numbers = {
+        "resolution": 8,
+        "channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "patch_size": 2,
+        "embedding_dim": 6,
+        "text_dim": 8,
+        "text_layers": 1,
+        "text_heads": 2,
+        "max_shift": 1,
+    }
+    return ContrastiveConfig(**(SHARED | numbers | changes))
+
+
+def contrastive_task(
+    config: ContrastiveConfig, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
+) -> ContrastiveTask:
+    return ContrastiveTask(config, offers=OFFERS, worker=worker, max_batch_per_device=max_batch_per_device)
+
+
+def tiny_bpe() -> Tokenizer:
+    return parse_bpe(train_bpe(CAPTIONS * 2, vocab_size=280))

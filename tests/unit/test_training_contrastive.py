@@ -1,0 +1,94 @@
+"""Laws of the contrastive encoder's training, without Ray."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.training.augmentation import mirrored, shifted
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.config import Conditions
+from components.training.loop import Task, fit
+from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
+from tests.tiny_text_image import contrastive_config, contrastive_task
+from tests.tiny_training import assert_close, assert_equal_bits, batches, rows_at, weights_of
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(*, steps: int = 20, **options: int) -> ContrastiveTask:
+    config = contrastive_config(total_steps=steps)
+    task = contrastive_task(config, **options)
+    fit(task, batches(config, to_batch), config)
+    return task
+
+
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    config, uninterrupted = contrastive_config(), trained()
+
+    def save(step: int, task: Task) -> None:
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(contrastive_task(config), batches(config, to_batch), config, save=save)
+    task = contrastive_task(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+
+
+def test_accumulation_equals_no_accumulation() -> None:
+    assert_close(weights_of(trained(steps=6, max_batch_per_device=3)), weights_of(trained(steps=6)))
+
+
+def test_training_moves_every_weight_and_learns_pairs_by_heart() -> None:
+    config = contrastive_config(total_steps=60, warmup_steps=2, max_shift=0, learning_rate=5e-3)
+    task = contrastive_task(config)
+    before, batch, losses = weights_of(task), next(batches(config, to_batch)), []
+    for step in range(1, config.total_steps + 1):
+        losses.append(float(task.train_step(batch, step)["loss"]))
+    after = weights_of(task)
+    assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
+    assert losses[-1] < 0.1 * losses[0]
+    rows = rows_at(config, range(config.global_batch_size))
+    metrics = task.evaluate({name: rows[name] for name in ("image", "text")})
+    assert metrics["held_out_image_to_text"] == metrics["held_out_text_to_image"] == 1
+    assert task.evaluate(rows) == task.evaluate(rows)
+
+
+def test_a_non_finite_batch_changes_nothing() -> None:
+    task = contrastive_task(contrastive_config())
+    batch = next(batches(task.config, to_batch))
+    before = weights_of(task)
+    task.train_step(batch | {"image": batch["image"] * float("nan")}, 1)
+    assert_equal_bits(weights_of(task), before)
+
+
+def test_a_set_without_captions_is_refused() -> None:
+    with pytest.raises(ValueError, match="this set has none"):
+        contrastive_arguments(contrastive_config(), Conditions(num_classes=3))
+
+
+def test_shifts_move_each_picture_by_its_position_and_repeat_its_edge() -> None:
+    image = torch.arange(2 * 3 * 6 * 6.0).reshape(2, 3, 6, 6).repeat(8, 1, 1, 1)
+    position = torch.arange(16)
+    moved = shifted(image, position, seed=1, max_shift=2)
+    assert torch.equal(shifted(image[5:7], position[5:7], seed=1, max_shift=2), moved[5:7])
+    assert len({tuple(row.flatten().tolist()) for row in moved[::2]}) > 3  # not all by the same
+    for before, after in zip(image, moved, strict=True):
+        padded = torch.nn.functional.pad(before, [2] * 4, mode="replicate")
+        windows = [padded[:, y : y + 6, x : x + 6] for y in range(5) for x in range(5)]
+        assert any(torch.equal(after, window) for window in windows)
+    assert shifted(image, position, seed=1, max_shift=0) is image
+
+
+def test_mirroring_takes_about_half_of_the_pictures() -> None:
+    image = torch.randn(200, 1, 2, 2)
+    moved = mirrored(image, torch.arange(200), seed=1)
+    flipped = (moved == image.flip(3)).flatten(1).all(1)
+    assert torch.equal(moved[~flipped], image[~flipped])
+    assert 60 < int(flipped.sum()) < 140
