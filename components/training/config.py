@@ -25,6 +25,8 @@ class TrainingConfig(Config):
     weight_decay: float = Field(0.0, ge=0)  # on matrices and kernels only
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the weights; 0 keeps no average
+    ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
+    ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 is autocast: weights, EMA and optimizer stay fp32
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)
@@ -41,6 +43,7 @@ class AutoencoderConfig(TrainingConfig):
     """Autoencoder: network, bottleneck and losses. A VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN by its weights."""
 
     network: Literal["autoencoder"] = "autoencoder"
+    ema: Literal["exponential"] = "exponential"  # codebooks can't be combined afterwards
     resolution: int = Field(ge=8)  # pixels
     channels: int = Field(ge=4)
     channel_mult: tuple[int, ...]  # one level each; every further level halves the grid
@@ -242,6 +245,7 @@ class GANConfig(TrainingConfig):
     """Class-conditional residual GAN (Brock et al., 2019): both networks, and how they play."""
 
     network: Literal["gan"] = "gan"
+    ema: Literal["exponential"] = "exponential"  # nor can the statistics of batch norms
     resolution: int = Field(ge=8)  # pixels; a multiple of 2 for each level
     channels: int = Field(ge=4)  # of the generator
     channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down; each level halves the sides
@@ -276,6 +280,9 @@ class Conditions(Config):
     vocab_size: int = Field(0, ge=0)  # of the BPE; 0: no captions
     text_length: int = Field(0, ge=0)
     condition: "TokenGrid | None" = None  # of the condition pictures, where there are any
+    image_embedding_dim: int = Field(0, ge=0)  # what frozen encoders make, where there are any; this and the next two
+    text_states_dim: int = Field(0, ge=0)
+    text_states_length: int = Field(0, ge=0)
 
 
 class TokenGrid(Config):

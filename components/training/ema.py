@@ -22,6 +22,11 @@ class EMA(Generic[Network]):
         self.updates = 0
         self.network = deepcopy(network).float().eval().requires_grad_(False)
 
+    @property
+    def averages(self) -> dict[str, Network]:
+        """By the name that checkpoints know it by."""
+        return {"ema": self.network}
+
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move the average towards `network`; call after an optimizer step that was taken."""
@@ -32,13 +37,6 @@ class EMA(Generic[Network]):
         torch._foreach_lerp_(averages, masters, weight)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.network.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor], *, updates: int) -> None:
-        self.network.load_state_dict(state)
-        self.updates = updates
 
 
 def decay_at(update: int, *, decay: float) -> float:

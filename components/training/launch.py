@@ -5,6 +5,7 @@ folder, restarted workers load the last one, and the data stream is rebuilt from
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,6 +36,7 @@ from components.training.run_folder import (
     storage_of,
     upload_folder,
 )
+from components.training.snapshots import SNAPSHOTS, write_snapshots
 
 CHECKPOINTS_KEPT = 2
 CLEANER_SECONDS = 1.0
@@ -95,7 +97,8 @@ def train(
         held_out: called in rank 0; what previews and the final evaluation see.
         scratch: local folder for the copy.
 
-    Returns the folder of the last checkpoint: its files, `summary.json`, and the last previews as PNG.
+    Returns the folder of the last checkpoint: its files, `summary.json`, the last previews as PNG, and the snapshots of
+    a power EMA.
 
     Raises:
         TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, or
@@ -114,6 +117,7 @@ def train(
         done = last_checkpoint(run)
     if done is None or done.step < config.total_steps:
         raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
+    download_folder(run, SNAPSHOTS, scratch / done.name / SNAPSHOTS)
     return download_folder(run, done.name, scratch / done.name)
 
 
@@ -272,17 +276,26 @@ class Saver:
         )
 
     def write(self, step: int, task: Task) -> Checkpoint:
-        folder = Path(tempfile.mkdtemp(prefix="cascade-checkpoint-"))
+        folder, config = Path(tempfile.mkdtemp(prefix="cascade-checkpoint-")), self.job.config
         summary = self.reporter.summary(self.seconds_before, step)
-        write_checkpoint(folder, task.state_dict() | {"seconds": summary["train_seconds"]}, step=step)
-        if step == self.job.config.total_steps:
+        state = task.state_dict() | {"seconds": summary["train_seconds"]}
+        write_checkpoint(folder, state, step=step)
+        if config.ema == "power" and config.ema_decay > 0:
+            write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.ema_sigma_rel)
+            summary["ema_sigma_rel"] = config.ema_sigma_rel
+        if step == config.total_steps:
             (folder / SUMMARY).write_text(json.dumps(summary | task.evaluate(self.held_out)))
             for name, png in self.pictures.items():
                 (folder / f"{name}.png").write_bytes(png)
         return Checkpoint.from_directory(str(folder))
 
     def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:
-        upload_folder(Path(checkpoint.path), self.job.run, name)
+        """Snapshots go beside the checkpoints, which Train removes in time, and first: a checkpoint is then complete."""
+        folder = Path(checkpoint.path)
+        if (folder / SNAPSHOTS).is_dir():
+            upload_folder(folder / SNAPSHOTS, self.job.run, SNAPSHOTS)
+            shutil.rmtree(folder / SNAPSHOTS)
+        upload_folder(folder, self.job.run, name)
         return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
 
 

@@ -14,6 +14,7 @@ from components.training.guard import NonFiniteGuard
 from components.training.loop import Batch
 from components.training.optim import clip_gradients, learning_rate, make_optimizer
 from components.training.parallel import Worker, data_parallel, synchronized
+from components.training.power_ema import PowerEMA
 from components.training.randomness import derive_seed
 
 
@@ -26,7 +27,7 @@ class Learner(Generic[Network]):
         self.network = network.to(worker.device)
         self.forward = data_parallel(self.network, worker)
         self.optimizer = make_optimizer(self.network, config)
-        self.ema = EMA(self.network, decay=ema_decay) if ema_decay > 0 else None
+        self.ema = make_ema(self.network, config, decay=ema_decay)
         self.guard = NonFiniteGuard()
 
     def snapshot(self) -> Network:
@@ -63,7 +64,8 @@ class Learner(Generic[Network]):
         """Flat names -> tensors, for safetensors."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.ema:
-            named |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+            for average, network in self.ema.averages.items():
+                named |= {f"{average}.{name}": tensor for name, tensor in network.state_dict().items()}
         return named
 
     def progress(self) -> dict[str, Any]:
@@ -79,7 +81,16 @@ class Learner(Generic[Network]):
         self.optimizer.load_state_dict(progress["optimizer"])
         self.guard.consecutive = progress["non_finite"]
         if self.ema:
-            self.ema.load_state_dict(below("ema.", weights), updates=progress["ema_updates"])
+            self.ema.updates = progress["ema_updates"]
+            for average, network in self.ema.averages.items():
+                network.load_state_dict(below(f"{average}.", weights))
+
+
+def make_ema(network: Network, config: TrainingConfig, *, decay: float) -> EMA[Network] | PowerEMA[Network] | None:
+    """The average of the recipe's kind; none where `decay` is 0."""
+    if decay == 0:
+        return None
+    return PowerEMA(network, sigma_rel=config.ema_sigma_rel) if config.ema == "power" else EMA(network, decay=decay)
 
 
 @contextmanager

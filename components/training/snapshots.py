@@ -1,0 +1,59 @@
+"""The averages that are kept while a network trains, and the choice among them afterwards.
+
+A run with `ema: power` leaves two files at each checkpoint, named by their profile: `snapshots/0.050-000000200
+.safetensors` is the average of width 0.05 after 200 updates. They stay in the run folder when checkpoints are removed,
+and go into the model's artifact, so that `choose_average` needs nothing else.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.training.power_ema import Profile, coefficients, combine, nearest_first
+
+SNAPSHOTS = "snapshots"
+
+
+def write_snapshots(folder: Path, state: dict[str, Any], *, sigma_rel: float) -> None:
+    """Write the averages of a task's state; files of the same moment, which hold the same, are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for average, width in zip(("ema.", "second_ema."), nearest_first(sigma_rel), strict=True):
+        weights = {
+            name.removeprefix(average): tensor.detach().cpu().contiguous().clone()
+            for name, tensor in state["weights"].items()
+            if name.startswith(average)
+        }
+        save_file(weights, folder / f"{width:.3f}-{state['learner']['ema_updates']:09d}.safetensors")
+
+
+def kept_profiles(folder: Path) -> dict[Profile, Path]:
+    """The snapshots in `folder`, by profile, earlier ones first."""
+    files = [(path.stem.split("-"), path) for path in folder.glob("*.safetensors")]
+    return dict(sorted((Profile(int(updates), float(width)), path) for (width, updates), path in files))
+
+
+def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
+    """`posthoc_ema` of the files in `folder`, which are read one by one. Raises ValueError as that does."""
+    kept = kept_profiles(folder)
+    last = max((profile.updates for profile in kept), default=0)
+    weights = coefficients([*kept], Profile(last, sigma_rel))
+    return combine((load_file(path) for path in kept.values()), weights)
+
+
+def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundle:
+    """Write the model of another average to `folder`, without training again.
+
+    Args:
+        model: a model artifact's files, from a run with `ema: power`.
+
+    Raises ValueError if the model kept no snapshots, or for a width that has no profile.
+    """
+    if not (model / SNAPSHOTS).is_dir():
+        raise ValueError(f"{model} has no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")
+    bundle = load_bundle(model)
+    bundle.module.load_state_dict(reconstruct(model / SNAPSHOTS, sigma_rel))
+    save_bundle(folder, bundle)
+    return bundle

@@ -1,0 +1,108 @@
+"""Laws of a training with averages by a power of time, without Ray."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from components.storage.bundle import load_bundle
+from components.training.batches import to_batch
+from components.training.checkpoint import WEIGHTS, read_checkpoint, write_checkpoint
+from components.training.config import GANConfig
+from components.training.learner import below
+from components.training.loop import Task, fit
+from components.training.power_ema import Profile
+from components.training.results import SUMMARY, write_model
+from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, write_snapshots
+from tests.tiny_training import (
+    GRID,
+    OFFERS,
+    assert_equal_bits,
+    batches,
+    gan_config,
+    make_task,
+    prior_config,
+    weights_of,
+)
+
+CHANGES = {"ema": "power", "ema_sigma_rel": 0.07}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(folder: Path) -> Task:
+    """A finished run and what it leaves: snapshots of steps 10 and 20, a final state."""
+    config = prior_config(**CHANGES)
+    task = make_task(config)
+
+    def save(step: int, task: Task) -> None:
+        state = task.state_dict()
+        write_checkpoint(folder / str(step), state, step=step)
+        write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.ema_sigma_rel)
+
+    fit(task, batches(config, to_batch), config, save=save)
+    return task
+
+
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted = trained(tmp_path)
+    config = prior_config(**CHANGES)
+    task = make_task(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+    assert task.state_dict()["learner"]["ema_updates"] == 20
+
+
+def test_snapshots_hold_both_averages_of_each_checkpoint(tmp_path: Path) -> None:
+    weights = weights_of(trained(tmp_path))
+    kept = kept_profiles(tmp_path / SNAPSHOTS)
+    assert [*kept] == [Profile(10, 0.05), Profile(10, 0.10), Profile(20, 0.05), Profile(20, 0.10)]
+    assert_equal_bits(load_file(kept[Profile(20, 0.05)]), below("ema.", weights))  # 0.05 is nearest to 0.07
+    assert_equal_bits(load_file(kept[Profile(20, 0.10)]), below("second_ema.", weights))
+
+
+def model_of(folder: Path) -> Path:
+    """The final state of `trained` as the folder that a stage commits."""
+    from components.training.tasks.prior import transformer_arguments
+
+    trained(folder / "run")
+    state, model = folder / "state", folder / "model"
+    state.mkdir()
+    model.mkdir()
+    (folder / "run" / SNAPSHOTS).rename(state / SNAPSHOTS)
+    save_file(load_file(folder / "run" / "20" / WEIGHTS), state / WEIGHTS)
+    (state / SUMMARY).write_text(json.dumps({"steps": 20.0, "ema_sigma_rel": 0.07}))
+    arguments = transformer_arguments(prior_config(), OFFERS, GRID)
+    write_model(state, model, kind="prior", network=arguments, settings={})
+    return model
+
+
+def test_a_model_can_be_given_another_average_without_training_again(tmp_path: Path) -> None:
+    model = model_of(tmp_path)
+    kept = kept_profiles(model / SNAPSHOTS)
+    narrow, wide = load_file(kept[Profile(20, 0.05)]), load_file(kept[Profile(20, 0.10)])
+    between = load_bundle(model).module.state_dict()
+    name = next(name for name, tensor in narrow.items() if not torch.equal(tensor, wide[name]))
+    assert not torch.equal(between[name], narrow[name])
+    assert not torch.equal(between[name], wide[name])
+    choose_average(model, tmp_path / "other", sigma_rel=0.10)
+    other = load_bundle(tmp_path / "other").module.state_dict()
+    for name, tensor in wide.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_snapshots_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ema: power"):
+        choose_average(tmp_path, tmp_path / "other", sigma_rel=0.1)
+
+
+def test_a_gan_has_no_power_average() -> None:
+    with pytest.raises(ValueError, match="exponential"):
+        GANConfig(**(gan_config().model_dump() | {"ema": "power"}))
