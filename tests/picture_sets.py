@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from components.data.captions import train_bpe
+from components.data.parts import Part, PartWriter
 from components.data.shards import (
     BPE,
     ShardEntry,
@@ -21,6 +22,7 @@ from components.data.shards import (
     split_of,
     write_shard,
 )
+from components.data.sources.scenes import list_scenes
 from components.storage.store import Store
 
 CLASSES = ("red", "green", "blue")
@@ -67,6 +69,21 @@ def write_set(
         text=TextInfo(sha256=hashlib.sha256(bpe.encode()).hexdigest(), vocab_size=300, text_length=8),
         shards=tuple(entries),
     )
+    save_index(store, index)
+    return load_index(store.uri)
+
+
+def write_scenes(store: Store, *, sizes: tuple[int, ...], resolution: int) -> ShardIndex:
+    """Shards of scenes, each with its depth map and its mask, as the ingest writes them."""
+    index = write_set(store, sizes=(2,))
+    source, entries, first = list_scenes(sum(sizes)), [], 0
+    write = PartWriter(source.reader, store, resolution, index.holdout_fraction)
+    for number, size in enumerate(sizes):
+        part = Part.model_validate_json(write(number, json.dumps(source.items[first : first + size])))
+        entries.append(part.entry)
+        first += size
+    counts = {"samples": sum(sizes), "train_samples": sum(entry.train_samples for entry in entries)}
+    index = index.model_copy(update={"shards": tuple(entries), "classes": source.classes, **counts})
     save_index(store, index)
     return load_index(store.uri)
 

@@ -4,11 +4,12 @@ Shapes: N samples, H = W = resolution, L text_length.
 """
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from components.data.decoded import DecodedShard
+from components.data.degradations import Degradation, degrade
 from components.data.shards import Member, ShardEntry, ShardIndex, Split
 
 logger = logging.getLogger(__name__)
@@ -21,20 +22,29 @@ class SplitArrays(NamedTuple):
     caption: tuple[str, ...]
     key: tuple[str, ...]
     split: tuple[Split, ...]
+    condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, where a condition member is asked for
 
 
 def read_split(
-    index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None, member: Member = "image"
+    index: ShardIndex,
+    split: Split,
+    *,
+    resolution: int,
+    limit: int | None = None,
+    member: Member = "image",
+    condition_member: Member | None = None,
 ) -> SplitArrays:
     """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError.
 
     Args:
         member: what of each sample is its picture, here and below.
+        condition_member: what of each sample is its condition picture, where there is one, here and below.
     """
+    how: dict[str, Any] = {"resolution": resolution, "member": member, "condition_member": condition_member}
     found: list[SplitArrays] = []
     count = 0
     for entry in index.shards:
-        shard = DecodedShard(index, entry, resolution=resolution, split=split, member=member)
+        shard = DecodedShard(index, entry, split=split, **how)
         found.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
         count += len(found[-1].key)
         if count == limit:
@@ -46,7 +56,13 @@ def read_split(
         tuple(caption for part in found for caption in part.caption),
         tuple(key for part in found for key in part.key),
         tuple(name for part in found for name in part.split),
+        _joined([part.condition_image for part in found]),
     )
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    given = [part for part in parts if part is not None]
+    return np.concatenate(given) if given else None
 
 
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> SplitArrays:
@@ -59,25 +75,40 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
     """The first samples of a shard, at most `limit`."""
     samples = shard.samples[:limit]
     return SplitArrays(
-        shard.pictures(len(samples)),
+        shard.image.first(len(samples)),
         shard.labels[: len(samples)],
         shard.text[: len(samples)],
         tuple(sample.caption for sample in samples),
         tuple(sample.key for sample in samples),
         tuple(shard.splits[: len(samples)]),
+        None if shard.condition is None else shard.condition.first(len(samples)),
     )
 
 
 def held_out_arrays(
-    index: ShardIndex, *, resolution: int, limit: int, member: Member = "image"
+    index: ShardIndex,
+    *,
+    resolution: int,
+    limit: int,
+    member: Member = "image",
+    condition_member: Member | None = None,
+    degradation: Degradation | None = None,
 ) -> dict[str, np.ndarray]:
     """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L).
 
-    A set that holds nothing out (a choice of its `holdout_fraction`, or too few pictures) shows training samples, and
-    says so in the log. Raises ShardError.
+    With a condition member also `condition_image`, uint8 (N, H, W, 3); with a degradation this and `task`, int64 (N,),
+    drawn by the samples' own numbers. A set that holds nothing out (a choice of its `holdout_fraction`, or too few
+    pictures) shows training samples, and says so in the log. Raises ShardError.
     """
-    samples = read_split(index, "holdout", resolution=resolution, limit=limit, member=member)
+    how: dict[str, Any] = {"resolution": resolution, "limit": limit, "member": member}
+    how["condition_member"] = condition_member
+    samples = read_split(index, "holdout", **how)
     if not samples.key:
         logger.warning("%s holds no picture out: previews and evaluation use training pictures", index.source)
-        samples = read_split(index, "train", resolution=resolution, limit=limit, member=member)
-    return {"image": samples.image, "label": samples.label, "text": samples.text}
+        samples = read_split(index, "train", **how)
+    rows = {"image": samples.image, "label": samples.label, "text": samples.text}
+    if samples.condition_image is not None:
+        rows["condition_image"] = samples.condition_image
+    if degradation is not None:
+        rows |= degrade(samples.image, np.arange(len(samples.key)), degradation)
+    return rows

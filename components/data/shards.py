@@ -4,7 +4,8 @@ A sample is a group of members with one key: a picture (`png`, `jpg`, ...), `cls
 (where it comes from), and whatever else a source adds (`depth.png`, `mask.png`). A truncated tar reads without any
 error in every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
 
-Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,).
+Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,);
+where a second picture of each sample is asked for, `condition_image` uint8 (B, H, W, 3).
 """
 
 import hashlib
@@ -103,6 +104,7 @@ class ShardSample(NamedTuple):
     picture: bytes  # of the member that was asked for
     label: int
     caption: str
+    condition: bytes | None = None  # of the condition member, where one was asked for
 
 
 def split_of(key: str, holdout_fraction: float) -> Split:
@@ -173,14 +175,17 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
         raise ShardError(f"shard {url} can't be read as a tar: {error.args[0] if error.args else error}") from error
 
 
-def read_shard(index: ShardIndex, entry: ShardEntry, *, member: Member = "image") -> list[ShardSample]:
+def read_shard(
+    index: ShardIndex, entry: ShardEntry, *, member: Member = "image", condition_member: Member | None = None
+) -> list[ShardSample]:
     """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError.
 
     Args:
         member: what of each sample is its picture; which samples there are does not depend on it.
+        condition_member: what of each sample is its condition picture; None for no such picture.
     """
     url = index.url(entry.url)
-    samples = [_sample(group, member, index, url) for group in usable_groups(index, entry)]
+    samples = [_sample(group, member, condition_member, index, url) for group in usable_groups(index, entry)]
     train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(
@@ -217,8 +222,9 @@ def _picture(group: Group, member: Member, url: str) -> bytes:
     return picture
 
 
-def _sample(group: Group, member: Member, index: ShardIndex, url: str) -> ShardSample:
+def _sample(group: Group, member: Member, condition_member: Member | None, index: ShardIndex, url: str) -> ShardSample:
     picture = _picture(group, member, url)
+    condition = None if condition_member is None else _picture(group, condition_member, url)
     raw = group.members.get("cls", b"0").decode().strip()
     try:
         label = int(raw) if index.labels == "index" or "cls" not in group.members else index.classes.index(raw)
@@ -226,7 +232,8 @@ def _sample(group: Group, member: Member, index: ShardIndex, url: str) -> ShardS
         raise ShardError(f"shard {url}, sample {group.key}: class {raw!r} is not in the index") from error
     if not 0 <= label < len(index.classes):
         raise ShardError(f"shard {url}, sample {group.key}: label {label} of {len(index.classes)} classes")
-    return ShardSample(group.key, picture, label, group.members.get("txt", b"").decode(errors="replace").strip())
+    caption = group.members.get("txt", b"").decode(errors="replace").strip()
+    return ShardSample(group.key, picture, label, caption, condition)
 
 
 def _refuse_unsafe(files: Iterable[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:

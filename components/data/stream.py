@@ -22,6 +22,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
 from components.data.decoded import DecodedShard, shard_cache
+from components.data.degradations import Degradation, degrade
 from components.data.order import Window, pick, windows
 from components.data.shards import Member, ShardEntry, ShardIndex
 
@@ -43,10 +44,18 @@ class Layout:
     seed: int
     text_length: int
     member: Member = "image"
+    condition_member: Member | None = None
+    degradation: Degradation | None = None
 
     @property
     def row_bytes(self) -> int:
-        return 3 * self.resolution**2 + 8 * self.text_length + 16
+        pictures = 2 if self.has_condition else 1
+        task = 8 if self.degradation is not None else 0
+        return pictures * 3 * self.resolution**2 + 8 * self.text_length + 16 + task
+
+    @property
+    def has_condition(self) -> bool:
+        return self.condition_member is not None or self.degradation is not None
 
     @property
     def steps_per_group(self) -> int:
@@ -80,12 +89,15 @@ def training_stream(
     start_step: int,
     total_steps: int,
     member: Member = "image",
+    condition_member: Member | None = None,
+    degradation: Degradation | None = None,
     reader_cpus: float = 0.5,
     readers: int = 2,
 ) -> Dataset:
     """The batches of steps [start_step, total_steps) as one dataset; see `split_stream` and `rank_batches`.
 
-    Rows are `image` uint8 (H, W, 3), `label` int64, `text` int64 (L,), `position` int64. The last group is filled up
+    Rows are `image` uint8 (H, W, 3), `label` int64, `text` int64 (L,), `position` int64; with a condition member or a
+    degradation also `condition_image` uint8 (H, W, 3), with a degradation `task` int64. The last group is filled up
     with the positions that follow, so ranks stop by count.
 
     Args:
@@ -95,16 +107,22 @@ def training_stream(
         seed: of the order, >= 0.
         start_step, total_steps: the steps to read; start_step < total_steps.
         member: what of each sample is its `image`; no other column and no order depends on it.
+        condition_member: what of each sample is its `condition_image`, at the same resolution.
+        degradation: makes the `condition_image` of the `image`; not together with a condition member.
         reader_cpus: logical CPUs that one reading task asks for.
         readers: reading tasks at a time.
 
-    Raises ValueError for a batch that does not divide or a set without training samples. Reading raises ShardError.
+    Raises ValueError for a batch that does not divide, a set without training samples, or two condition pictures.
+    Reading raises ShardError.
     """
     if global_batch_size % world_size:
         raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of {world_size} workers")
     if not index.train_samples:
         raise ValueError(f"{index.source} has no training samples: lower holdout_fraction ({index.holdout_fraction})")
-    layout = Layout(resolution, global_batch_size, world_size, seed, index.text.text_length, member)
+    if condition_member is not None and degradation is not None:
+        raise ValueError(f"condition_image is either {condition_member} or a degraded picture, not both")
+    text_length = index.text.text_length
+    layout = Layout(resolution, global_batch_size, world_size, seed, text_length, member, condition_member, degradation)
     chunks = list(plan_chunks(index, layout, start_step=start_step, total_steps=total_steps))
     header = index.model_copy(update={"shards": ()})
     dataset = ray.data.read_datasource(
@@ -123,7 +141,8 @@ def split_stream(dataset: Dataset, *, world_size: int) -> list[DataIterator]:
 
 
 def rank_batches(iterator: DataIterator, *, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of one rank: `image` uint8 (m, H, W, 3), `label` (m,), `text` (m, L), `position` (m,) int64.
+    """The batches of one rank: `image` uint8 (m, H, W, 3), `label` (m,), `text` (m, L), `position` (m,) int64, and
+    whatever else the stream was made with.
 
     Args:
         iterator: this rank's, from `split_stream`.
@@ -211,12 +230,18 @@ def _empty_block(layout: Layout, rows: int) -> Block:
 
 
 def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:
-    return {
-        "image": np.empty((rows, layout.resolution, layout.resolution, 3), np.uint8),
+    shape = (rows, layout.resolution, layout.resolution, 3)
+    columns = {
+        "image": np.empty(shape, np.uint8),
         "label": np.zeros(rows, np.int64),
         "text": np.zeros((rows, layout.text_length), np.int64),
         "position": np.zeros(rows, np.int64),
     }
+    if layout.has_condition:
+        columns["condition_image"] = np.empty(shape, np.uint8)
+    if layout.degradation is not None:
+        columns["task"] = np.zeros(rows, np.int64)
+    return columns
 
 
 def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> dict[str, np.ndarray]:
@@ -232,13 +257,23 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
         for place, entry in enumerate(entries):
             (where,) = np.nonzero(chosen.places == place)
             if len(where):
-                shard = shard_cache().get(header, entry, resolution=layout.resolution, member=layout.member)
+                shard = shard_cache().get(
+                    header,
+                    entry,
+                    resolution=layout.resolution,
+                    member=layout.member,
+                    condition_member=layout.condition_member,
+                )
                 _fill(rows, where + offset, shard, chosen.ordinals[where])
+    if layout.degradation is not None:
+        rows |= degrade(rows["image"], rows["position"], layout.degradation)
     return rows
 
 
 def _fill(rows: dict[str, np.ndarray], where: np.ndarray, shard: DecodedShard, ordinals: np.ndarray) -> None:
-    shard.fill(rows["image"], where, ordinals)
+    shard.image.fill(rows["image"], where, ordinals)
+    if shard.condition is not None:
+        shard.condition.fill(rows["condition_image"], where, ordinals)
     rows["label"][where] = shard.labels[ordinals]
     rows["text"][where] = shard.text[ordinals]
 

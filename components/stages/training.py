@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components.data.degradations import Degradation
 from components.data.held_out import held_out_arrays
-from components.data.shards import Member, ShardIndex
+from components.data.shards import Member, ShardIndex, check_member
 from components.data.stream import training_stream
 from components.stages.context import StageContext
 from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
@@ -25,14 +26,25 @@ def train_on_pictures(
     index: ShardIndex,
     *,
     member: Member = "image",
+    condition_member: Member | None = None,
+    degradation: Degradation | None = None,
     **arguments: Any,
 ) -> Path:
     """Train the task `make_task(config, **arguments)` on the pictures of `index` at the resolution of `config`.
 
-    Returns the folder of the final state, see `components.training.launch.train`, which raises TrainingError.
+    Args:
+        member: what of each sample is its `image`.
+        condition_member: what of each sample is its `condition_image`, where the task is given one.
+        degradation: makes the `condition_image` of the `image` instead.
+
+    Returns the folder of the final state, see `components.training.launch.train`, which raises TrainingError. Raises
+    ShardError, before anything is started, for a set without the condition member.
     """
+    if condition_member is not None:
+        check_member(index, condition_member)
     resources = context.resources
     how: dict[str, Any] = {"resolution": config.resolution, "member": member}
+    how |= {"condition_member": condition_member, "degradation": degradation}
     stream = partial(
         training_stream,
         index,

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from components.training.loop import Arrays, Batch
 
-TENSORS = ("image", "label", "text", "tokens", "condition", "position")
+PICTURES = ("image", "condition_image")
+TENSORS = (*PICTURES, "label", "text", "tokens", "condition", "task", "position")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
-    """Arrays by name -> tensors on `device`; image uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1].
+    """Arrays by name -> tensors on `device`; pictures uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1].
 
     Columns that no task reads (captions, keys) are left out. A column of rows comes as objects from some readers.
     """
@@ -21,7 +22,7 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
             column = rows[name]
             stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
             tensor = torch.from_numpy(stacked if stacked.flags.writeable else stacked.copy()).to(device)
-            batch[name] = to_image(tensor) if name == "image" else tensor.long()
+            batch[name] = to_image(tensor) if name in PICTURES else tensor.long()
     return batch
 
 

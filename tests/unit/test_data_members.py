@@ -12,7 +12,6 @@ from ray.data.block import BlockAccessor
 from components.data.encoding import ShardEncoder
 from components.data.errors import ShardError
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
-from components.data.parts import Part, PartWriter
 from components.data.pictures import load_depth, load_mask, load_picture
 from components.data.shards import (
     Member,
@@ -21,10 +20,8 @@ from components.data.shards import (
     check_member,
     iterate_shard,
     load_index,
-    save_index,
     write_shard,
 )
-from components.data.sources.scenes import list_scenes
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tokens import parse_tokens
 from components.stages.autoencoder import train_autoencoder
@@ -32,7 +29,7 @@ from components.storage.bundle import load_bundle
 from components.storage.store import Store
 from components.training.batches import to_image
 from tests.distributed.runs import context_of, images_artifact
-from tests.picture_sets import write_set
+from tests.picture_sets import write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
 from tests.tiny_training import autoencoder_config
 
@@ -42,18 +39,7 @@ MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> ShardIndex:
-    """Three shards of scenes, as the ingest writes them."""
-    index = write_set(Store(str(tmp_path)), sizes=(2,))
-    source, entries, first = list_scenes(sum(SIZES)), [], 0
-    write = PartWriter(source.reader, Store(str(tmp_path)), RESOLUTION, index.holdout_fraction)
-    for number, size in enumerate(SIZES):
-        part = Part.model_validate_json(write(number, json.dumps(source.items[first : first + size])))
-        entries.append(part.entry)
-        first += size
-    counts = {"samples": sum(SIZES), "train_samples": sum(entry.train_samples for entry in entries)}
-    index = index.model_copy(update={"shards": tuple(entries), "classes": source.classes, **counts})
-    save_index(Store(str(tmp_path)), index)
-    return load_index(str(tmp_path))
+    return write_scenes(Store(str(tmp_path)), sizes=SIZES, resolution=RESOLUTION)
 
 
 def stored(index: ShardIndex, entry: ShardEntry) -> list[dict[str, bytes]]:

@@ -1,0 +1,155 @@
+"""Laws of condition pictures in the stream: a second picture of the same sample, and nothing else changes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.data.block import BlockAccessor
+
+from components.data.degradations import Degradation, degrade, jpeg_compressed
+from components.data.errors import ShardError
+from components.data.held_out import held_out_arrays, read_split
+from components.data.shards import ShardIndex
+from components.data.stream import Layout, plan_chunks, read_chunk, training_stream
+from components.storage.store import Store
+from components.training.batches import to_batch
+from tests.picture_sets import write_scenes, write_set
+
+SIZES, RESOLUTION = (7, 6, 5), 8
+PLAIN = {"image", "label", "text", "position"}
+TASKS = ("jpeg", "colorization", "inpainting")
+HOW = Degradation(seed=3, tasks=TASKS)
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> ShardIndex:
+    return write_scenes(Store(str(tmp_path)), sizes=SIZES, resolution=16)
+
+
+def rows_of(index: ShardIndex, *, world_size: int = 2, start_step: int = 0, **how: Any) -> dict[str, np.ndarray]:
+    """The first two epochs and more of the training stream, in the order of their positions."""
+    layout = Layout(RESOLUTION, 4, world_size, 3, index.text.text_length, **how)
+    blocks = [
+        BlockAccessor.for_block(block).to_batch_format("numpy")
+        for chunk in plan_chunks(index, layout, start_step=start_step, total_steps=12)
+        for block in read_chunk(index, layout, chunk)
+    ]
+    rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    order = np.argsort(rows["position"])
+    return {name: column[order] for name, column in rows.items()}
+
+
+@pytest.mark.parametrize("condition_member", ["depth", "mask", "image"])
+def test_the_condition_picture_is_of_the_same_sample_and_the_stream_stays_what_it_was(
+    scenes: ShardIndex, condition_member: Any
+) -> None:
+    plain, both = rows_of(scenes), rows_of(scenes, condition_member=condition_member)
+    assert set(plain) == PLAIN
+    assert set(both) == PLAIN | {"condition_image"}
+    for name in PLAIN:
+        np.testing.assert_array_equal(both[name], plain[name])
+    pictures = read_split(scenes, "train", resolution=RESOLUTION, condition_member=condition_member)
+    for picture, condition in zip(both["image"], both["condition_image"], strict=True):
+        (found,) = np.nonzero((pictures.image == picture).all((1, 2, 3)))
+        assert len(found) == 1
+        np.testing.assert_array_equal(condition, pictures.condition_image[found[0]])
+
+
+def test_a_second_member_is_what_the_first_would_be(scenes: ShardIndex) -> None:
+    swapped = read_split(scenes, "train", resolution=8, member="depth", condition_member="image")
+    plain = read_split(scenes, "train", resolution=8, condition_member="depth")
+    np.testing.assert_array_equal(swapped.image, plain.condition_image)
+    np.testing.assert_array_equal(swapped.condition_image, plain.image)
+    assert read_split(scenes, "train", resolution=8).condition_image is None
+
+
+@pytest.mark.parametrize("how", [{"condition_member": "depth"}, {"degradation": HOW}])
+def test_conditions_depend_on_the_position_alone(scenes: ShardIndex, how: dict[str, Any]) -> None:
+    whole, alone = rows_of(scenes, **how), rows_of(scenes, world_size=1, start_step=5, **how)
+    first = int(alone["position"][0])
+    for name, column in alone.items():
+        shared = len(whole[name]) - first  # each fills its last group up with the positions that follow
+        np.testing.assert_array_equal(column[:shared], whole[name][first:], err_msg=name)
+
+
+def test_rows_have_the_bytes_that_memory_is_bounded_by() -> None:
+    plain = Layout(RESOLUTION, 4, 2, 3, 8)
+    assert plain.row_bytes == 3 * RESOLUTION**2 + 8 * 8 + 16
+    assert Layout(RESOLUTION, 4, 2, 3, 8, condition_member="depth").row_bytes == plain.row_bytes + 3 * RESOLUTION**2
+    assert Layout(RESOLUTION, 4, 2, 3, 8, degradation=HOW).row_bytes == plain.row_bytes + 3 * RESOLUTION**2 + 8
+
+
+def test_a_set_without_the_condition_member_is_refused(tmp_path: Path) -> None:
+    index = write_set(Store(str(tmp_path)), sizes=(3, 2))
+    with pytest.raises(ShardError, match=r"sample 000000: no depth\.png beside the picture"):
+        read_split(index, "train", resolution=8, condition_member="depth")
+    with pytest.raises(ValueError, match="either depth or a degraded picture, not both"):
+        training_stream(
+            index,
+            resolution=8,
+            global_batch_size=2,
+            world_size=1,
+            seed=0,
+            start_step=0,
+            total_steps=1,
+            condition_member="depth",
+            degradation=HOW,
+        )
+
+
+def test_held_out_arrays_serve_the_condition_and_batches_make_floats_of_it(scenes: ShardIndex) -> None:
+    held_out = held_out_arrays(scenes, resolution=8, limit=4, condition_member="mask")
+    batch = to_batch(held_out)
+    assert batch["condition_image"].shape == batch["image"].shape
+    assert batch["condition_image"].dtype == torch.float32
+    assert batch["condition_image"].abs().max() <= 1
+    degraded = held_out_arrays(scenes, resolution=8, limit=4, degradation=HOW)
+    expected = degrade(degraded["image"], np.arange(len(degraded["image"])), HOW)
+    for name in ("task", "condition_image"):
+        np.testing.assert_array_equal(degraded[name], expected[name])
+    assert to_batch(degraded)["task"].dtype == torch.int64
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def test_only_the_pictures_of_the_task_lose_what_jpeg_leaves_out() -> None:
+    images = pictures(60)
+    rows = degrade(images, np.arange(60), HOW)
+    changed = (rows["condition_image"] != images).any((1, 2, 3))
+    np.testing.assert_array_equal(changed, rows["task"] == TASKS.index("jpeg"))
+    assert set(rows["task"]) == {0, 1, 2}
+
+
+def test_a_degradation_does_not_depend_on_the_batch_and_differs_with_seed_and_position() -> None:
+    images, position = pictures(40), np.arange(100, 140)
+    whole = degrade(images, position, HOW)
+    parts = [degrade(images[part], position[part], HOW) for part in (slice(0, 7), slice(7, 40))]
+    for name, column in whole.items():
+        np.testing.assert_array_equal(column, np.concatenate([part[name] for part in parts]))
+    assert (degrade(images, position, HOW._replace(seed=4))["task"] != whole["task"]).any()
+    assert (degrade(images, position + 40, HOW)["task"] != whole["task"]).any()
+
+
+def test_tasks_and_qualities_are_drawn_alike() -> None:
+    only = Degradation(seed=0, tasks=("jpeg",), jpeg_qualities=(5, 7))
+    image = pictures(1)
+    by_quality = [jpeg_compressed(image[0], quality=quality) for quality in (5, 6, 7)]
+    rows = degrade(np.repeat(image, 300, axis=0), np.arange(300), only)["condition_image"]
+    counts = [int((rows == made).all((1, 2, 3)).sum()) for made in by_quality]
+    assert sum(counts) == 300
+    assert min(counts) > 70
+    tasks = degrade(np.repeat(image, 600, axis=0), np.arange(600), HOW)["task"]
+    assert np.bincount(tasks).min() > 150
+
+
+def test_a_lower_quality_keeps_less() -> None:
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 64, 3)).copy()
+    ramp[::7, ::5] = (200, 30, 90)
+    errors = [
+        np.square(jpeg_compressed(ramp, quality=q).astype(float) - ramp.astype(float)).mean() for q in (5, 10, 20, 90)
+    ]
+    assert errors == sorted(errors, reverse=True)
