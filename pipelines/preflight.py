@@ -1,7 +1,7 @@
 """What a workflow needs of this machine, asked before anything starts."""
 
 from components.evaluation.features import FeatureNetworkError, check_feature_network
-from components.stages.evaluate import EvaluationConfig
+from components.evaluation.measure import MeasureConfig
 from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from pipelines.profiles import Profile
@@ -14,7 +14,7 @@ def check_parts(workflow: Workflow) -> None:
         for stage in workflow.stages:
             if isinstance(stage.config, AutoencoderConfig) and stage.config.perceptual_weight > 0:
                 check_perceptual_network(stage.config.perceptual_network)
-            if isinstance(stage.config, EvaluationConfig):
+            if isinstance(stage.config, MeasureConfig):
                 check_feature_network(stage.config.feature_network)
     except (PerceptualWeightsError, FeatureNetworkError) as error:
         raise UsageError(str(error)) from error

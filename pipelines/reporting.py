@@ -8,7 +8,7 @@ from typing import Any
 
 from components.data.shards import INDEX
 from components.evaluation.measure import DistanceRow
-from components.evaluation.report import DataFacts, ReportData, StageRow, render_report
+from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
 from pipelines.execute import Outcome
@@ -92,6 +92,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
         or evaluation.get("held_out_codebook", {}),
+        studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
         data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
         warnings=_warnings(artifacts),
     )
@@ -123,14 +124,22 @@ def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, flo
 
 
 def run_pictures(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
-    """The grids of the samples and the evaluation, by name."""
+    """The grids of the samples, the evaluation and all studies, by name."""
+    shown = [artifact for kind in ("samples", "report") for artifact in artifacts.values() if artifact.kind == kind]
     return {
-        name.removesuffix(".png"): artifacts[stage].read(name)
-        for stage in ("samples", "evaluation")
-        if stage in artifacts
-        for name in artifacts[stage].names()
+        name.removesuffix(".png"): artifact.read(name)
+        for artifact in shown
+        for name in artifact.names()
         if name.endswith(".png")
     }
+
+
+def study_of(artifact: Artifact) -> Study:
+    """Plots (title -> file) and tables that a stage's metadata name."""
+    plots = {title: artifact.read(file).decode() for title, file in artifact.metadata["plots"].items()}
+    return Study.model_validate(
+        {"stage": artifact.stage, "plots": plots, "tables": artifact.metadata.get("tables", {})}
+    )
 
 
 def _data_facts(images: Artifact) -> DataFacts:

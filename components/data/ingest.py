@@ -57,7 +57,7 @@ def ingest(
 
     Args:
         source: one of SOURCES; "shards" is a set that has an index already.
-        path: URL of the source's files; None for the packaged and procedural ones.
+        path: URL of the source's files; None for the packaged and procedural ones, and installed ones.
         num_cpus: logical CPUs that one task asks for.
         progress: called as shards are finished.
 
@@ -86,7 +86,7 @@ def open_source(source: str, path: str | None, *, limit: int | None = None) -> S
         case "folder":
             listing = list_folder(_needed(source, path))
         case "fashion_mnist":
-            listing = list_fashion_mnist(_needed(source, path))
+            listing = list_fashion_mnist(path)
         case _:
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     # Another hash than that of the split, or the first shards would hold all the held-out pictures.

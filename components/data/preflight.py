@@ -10,7 +10,7 @@ from components.data.ingest import PACKAGED, SOURCES
 from components.data.listing import list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import openmoji, scenes
-from components.data.sources.fashion_mnist import IMAGES, idx_urls
+from components.data.sources.fashion_mnist import IMAGES, idx_urls, installed_folder
 from components.data.sources.folder import list_folder
 from components.data.sources.webdataset import GLOB, TARS, list_tars
 from components.storage.store import absolute
@@ -28,13 +28,15 @@ def detect_source(uri: str) -> SourceName:
     """
     if uri in PACKAGED:
         return SourceName(uri, None)
+    if uri == "fashion_mnist":
+        return SourceName(uri, installed_folder())
     path = absolute(uri)
     if GLOB & set(path) or path.endswith(TARS):
         return SourceName("webdataset", path)
     try:
         names = [version.path for version in list_versions(path)]
     except SourceError as error:
-        for near in get_close_matches(uri, PACKAGED, n=1):
+        for near in get_close_matches(uri, (*PACKAGED, "fashion_mnist"), n=1):
             raise SourceError(f"no source {uri!r}, did you mean {near}? ({error})") from error
         raise
     if INDEX in names:
@@ -52,6 +54,8 @@ def check_source(source: str, path: str | None) -> None:
         openmoji.package_versions()
     if source in PACKAGED:
         return
+    if path is None and source == "fashion_mnist":
+        path = installed_folder()
     if path is None:
         raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
     path = absolute(path)
@@ -81,7 +85,7 @@ def _facts(source: str, path: str | None) -> object:
         return [openmoji.GENERATOR_VERSION, openmoji.package_versions()]
     if source == "scenes":
         return scenes.GENERATOR_VERSION
-    location = absolute(str(path))
+    location = absolute(path or installed_folder())
     if source == "shards":
         index = load_index(location)
         return [index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]]

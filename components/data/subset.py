@@ -2,6 +2,7 @@
 
 import random
 
+from components.data.held_out import SplitArrays, read_split
 from components.data.shards import ShardIndex
 
 
@@ -19,3 +20,9 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
         chosen.append(number)
         found += index.shards[number].train_samples
     return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
+
+
+def read_random_part(index: ShardIndex, *, samples: int, seed: int, resolution: int) -> SplitArrays:
+    """At most `samples` training samples of a random part, in canonical order. Raises ShardError."""
+    part = random_part(index, samples=samples, seed=seed)
+    return read_split(part, "train", resolution=resolution, limit=samples)

@@ -3,12 +3,13 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = Sequence[tuple[int, dict[str, float]]]  # (step, {metric: value})
 
@@ -16,7 +17,11 @@ MAX_POINTS = 300  # of one line: more can't be seen
 SMOOTHED_FROM = 40  # points: from here on a running mean is drawn over the raw line
 SIZE = (4.2, 2.3)  # inches
 AXES = (0.13, 0.19, 0.82, 0.77)  # left, bottom, width, height as shares: a layout engine would take most of the time
-COLORS = {"#010203": "currentColor", "#040506": "var(--series)", "#070809": "var(--rule)"}  # drawn -> on the page
+COLORS = {  # drawn -> on the page, or in a file of its own
+    "#010203": "currentColor",
+    "#040506": "var(--series, #2f5fd0)",
+    "#070809": "var(--rule, #dfe4ec)",
+}
 INK, SERIES, RULE = COLORS
 
 
@@ -32,19 +37,30 @@ def curve_svg(points: Points, metric: str, *, salt: str) -> str:
     Args:
         salt: makes the ids of this picture its own; two inline pictures may not share any.
     """
+    steps, values = _line(points, metric)
+
+    def draw(figure: "Figure") -> None:
+        _draw(figure.add_axes(AXES), steps, values)
+
+    return drawn_svg(draw, size=SIZE, text=described(metric, steps, values), salt=salt)
+
+
+def drawn_svg(draw: Callable[["Figure"], None], *, size: tuple[float, float], text: str, salt: str) -> str:
+    """What `draw` puts on a matplotlib figure of this size (inches) as an `<svg>` element, with a text that tells it.
+
+    The element is a whole SVG file too, on which the colors of the page have fixed stand-ins.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps, values = _line(points, metric)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9}):
-        figure = Figure(figsize=SIZE)
+        figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
-        axes = figure.add_axes(AXES)
-        _draw(axes, steps, values)
+        draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), described(metric, steps, values), salt)
+    return _inline(buffer.getvalue(), text, salt)
 
 
 def described(metric: str, steps: Sequence[int], values: Sequence[float]) -> str:
@@ -87,9 +103,14 @@ def _draw(axes: "Axes", steps: list[int], values: list[float]) -> None:
         axes.set_yscale("log")
     axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.margins(x=0.01)
+    dress(axes)
+
+
+def dress(axes: "Axes") -> None:
+    """Ticks, grid and frame in the colors of the page."""
     axes.tick_params(colors=INK, which="both", length=0)
     axes.grid(color=RULE, linewidth=0.8)
-    axes.margins(x=0.01)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
@@ -113,5 +134,6 @@ def _inline(svg: str, text: str, salt: str) -> str:
     drawing = svg[svg.index("</defs>") + len("</defs>") :]  # behind matplotlib's metadata and page-wide style
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in each picture: two on one page would clash
     drawing = re.sub(r"font-family: [^;]+;", "", drawing)
-    opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view_box[1]}" role="img" class="curve"'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    opening = f'<svg {spaces} viewBox="{view_box[1]}" role="img" class="curve"'
     return f'{opening} aria-labelledby="{salt}"><title id="{salt}">{escape(text)}</title>{drawing}'

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from components.configuration import Config
 from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
+from components.evaluation.parallel import file_name
 from components.evaluation.roads import (
     SampledPictures,
     SampleJob,
     accepts,
-    file_name,
     jobs_of,
     joined,
     read_job,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 
 from components.configuration import Config
 from components.evaluation.distance import Gaussian, distance_of_halves, frechet_distance, gaussian_of
@@ -22,6 +23,15 @@ from components.execution import Resources
 PART = 128  # pictures of one task
 REFERENCE = "training pictures"
 Purpose = Literal["model", "scale"]
+
+
+class MeasureConfig(Config):
+    """By what distances are measured, and to how many pictures."""
+
+    feature_network: FeatureNetwork = "efficientnet_lite0"
+    precision: FeaturePrecision = "fp32"  # bf16 changes distances by less than 1 %, and is faster where it is native
+    reference_samples: int = Field(10_000, ge=2)  # at most so many training pictures
+    seed: int = Field(0, ge=0)
 
 
 class PictureSet(NamedTuple):
@@ -86,6 +96,13 @@ def measure_distances(
         resources=resources,
         progress=progress,
     )
+    return distance_rows(features, {name: members.purpose for name, members in measured.items()}, seed=seed)
+
+
+def distance_rows(
+    features: Mapping[str, np.ndarray], purposes: Mapping[str, Purpose], *, seed: int
+) -> tuple[list[DistanceRow], Gaussian]:
+    """As `measure_distances`, from features (N, D) of each set."""
     reference = gaussian_of(features[REFERENCE])
     halves = distance_of_halves(features[REFERENCE], seed=seed)
     rows = [
@@ -93,12 +110,10 @@ def measure_distances(
             name=f"two halves of the {REFERENCE}", distance=halves, samples=reference.count // 2, purpose="scale"
         )
     ]
-    for name, members in measured.items():
+    for name, vectors in features.items():
         if name != REFERENCE:
-            distance = frechet_distance(gaussian_of(features[name]), reference)
-            rows.append(
-                DistanceRow(name=name, distance=distance, samples=len(members.pictures), purpose=members.purpose)
-            )
+            distance = frechet_distance(gaussian_of(vectors), reference)
+            rows.append(DistanceRow(name=name, distance=distance, samples=len(vectors), purpose=purposes[name]))
     return rows, reference
 
 

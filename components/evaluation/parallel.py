@@ -1,14 +1,43 @@
-"""Work in parts on a pool of Ray actors: resources.num_actors of them; results in the order of the parts."""
+"""Work in parts on a pool of Ray actors: resources.num_actors of them; results in the order of the parts.
+
+A job is a part that leaves one npz file under a fixed name, so a stage that was killed does no finished job again.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.util import ActorPool
 
 from components.execution import Resources
+from components.storage.store import Store
+
+
+class Job(Protocol):
+    @property
+    def name(self) -> str: ...  # of its file, without `.npz`
+
 
 P = TypeVar("P")
+J = TypeVar("J", bound=Job)
+
+
+def finish_jobs(
+    make_worker: Callable[[], Callable[[J], J]], jobs: Sequence[J], *, files: Store, resources: Resources
+) -> Iterator[J]:
+    """Do the jobs whose files are missing; yields each job once its file is there.
+
+    Args:
+        make_worker: as in `map_parts`; what it returns writes the file of a job and returns the job.
+    """
+    written = {file.path for file in files.list()}
+    missing = [job for job in jobs if file_name(job.name) not in written]
+    yield from (job for job in jobs if file_name(job.name) in written)
+    yield from map_parts(make_worker, missing, resources=resources)
+
+
+def file_name(job: str) -> str:
+    return f"{job}.npz"
 
 
 def map_parts(

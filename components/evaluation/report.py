@@ -80,6 +80,21 @@ class DataFacts(Config):
     quarantined: tuple[str, ...] = ()  # one line for each picture that was left out: which and why
 
 
+class Table(Config):
+    """Figures in rows; a missing one is a dash."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+
+
+class Study(Config):
+    """What a stage measured, as the stage itself drew it."""
+
+    stage: str
+    plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
+    tables: dict[str, Table] = Field(default_factory=dict)  # title -> figures
+
+
 class ReportData(Config):
     """All that the page shows. Whatever is empty is left out of the page."""
 
@@ -101,6 +116,7 @@ class ReportData(Config):
     codebook: dict[str, float] = Field(
         default_factory=dict
     )  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, pictures
+    studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()
 
@@ -149,6 +165,7 @@ def render_report(data: ReportData) -> str:
         distances=sorted(data.distances, key=lambda row: row.distance),
         longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
         tiles=tiles(data),
+        studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
     )
 
 
@@ -237,8 +254,10 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def number(value: float | None) -> str:
-    """About three digits that count: `12`, `0.0123`, `1.23e-05`, `24,700`."""
+def number(value: float | str | None) -> str:
+    """About three digits that count: `12`, `0.0123`, `1.23e-05`, `24,700`; words as they are."""
+    if isinstance(value, str):
+        return value
     if value is None or not math.isfinite(value):
         return "–" if value is None else str(value)
     if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1):

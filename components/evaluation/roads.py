@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.evaluation.parallel import map_parts
+from components.evaluation.parallel import file_name, finish_jobs
 from components.execution import Resources
 from components.sampling.cascade import Cascade, to_uint8
 from components.sampling.requests import Request
@@ -122,11 +122,7 @@ def sample_jobs(
     jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, resources: Resources
 ) -> Iterator[SampleJob]:
     """Sample the jobs whose files are missing; yields each job once its file is there."""
-    written = {file.path for file in files.list()}
-    missing = [job for job in jobs if file_name(job.name) not in written]
-    yield from (job for job in jobs if job not in missing)
-    make_worker = partial(RoadSampler, cascade, files)
-    yield from map_parts(make_worker, missing, resources=resources)
+    yield from finish_jobs(partial(RoadSampler, cascade, files), jobs, files=files, resources=resources)
 
 
 class RoadSampler:
@@ -192,10 +188,6 @@ def read_measured(samples: Artifact) -> dict[str, dict[str, np.ndarray]]:
         road: joined([unpack_job(samples.read(file)) for file in files]).stages
         for road, files in samples.metadata["measured"].items()
     }
-
-
-def file_name(job: str) -> str:
-    return f"{job}.npz"
 
 
 def _strip(steps: Sequence[tuple[float, np.ndarray, np.ndarray]], frames: int) -> Strip:

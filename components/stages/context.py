@@ -78,6 +78,36 @@ class StageContext:
         )
         return commit_artifact(self.store, artifact)
 
+    def commit_study(
+        self,
+        *,
+        plots: dict[str, str],
+        tables: dict[str, dict[str, Any]],
+        summary: dict[str, float],
+        headline: dict[str, float],
+        pictures: dict[str, bytes] | None = None,
+    ) -> Artifact:
+        """Record and commit what a stage measured, as the report shows it: an artifact of kind `report`.
+
+        Args:
+            plots: title -> SVG.
+            tables: title -> `columns` and `rows`.
+            summary: metric -> figure.
+            headline: the few figures by which the study is known, in words -> figure.
+            pictures: name -> PNG.
+        """
+        folder, named = self.scratch(), {}
+        for number, (title, svg) in enumerate(plots.items()):
+            named[title] = f"plot-{number}.svg"
+            (folder / named[title]).write_text(svg)
+            self.recorder.text(self.stage, named[title], svg)
+        for name, png in (pictures or {}).items():
+            (folder / f"{name}.png").write_bytes(png)
+            self.recorder.image(self.stage, 0, name, png)
+        self.recorder.metrics(self.stage, 0, summary)
+        about = {"plots": named, "tables": tables, "summary": summary, "headline": headline}
+        return self.commit("report", folder=folder, metadata=about)
+
     def _duration(self) -> dict[str, float]:
         started = self.provenance.get("started")
         return {} if started is None else {"seconds": time.time() - started}

@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from components.configuration import Config
-from components.data.held_out import held_out_arrays, read_split
+from components.data.held_out import held_out_arrays
 from components.data.shards import ShardIndex, load_index
-from components.data.subset import random_part
+from components.data.subset import read_random_part
 from components.evaluation.codebook import CodebookUse, codebook_use, reconstruct
 from components.evaluation.distance import Gaussian, pack_gaussian
-from components.evaluation.features import FeatureNetwork, FeaturePrecision, check_feature_network
+from components.evaluation.features import check_feature_network
 from components.evaluation.gallery import draw_reconstructions
-from components.evaluation.measure import DistanceRow, compared_sets, measure_distances
+from components.evaluation.measure import DistanceRow, MeasureConfig, compared_sets, measure_distances
 from components.evaluation.roads import read_measured
 from components.models.autoencoder import Autoencoder
 from components.stages.context import StageContext
@@ -24,14 +23,10 @@ from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(MeasureConfig):
     """By what distances are measured, and to how many pictures."""
 
-    feature_network: FeatureNetwork = "efficientnet_lite0"
-    precision: FeaturePrecision = "fp32"  # bf16 changes distances by less than 1 %, and is faster where it is native
-    reference_samples: int = Field(10_000, ge=2)  # at most so many training pictures
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
-    seed: int = Field(0, ge=0)
 
 
 def evaluate(
@@ -100,8 +95,7 @@ def measure(
     """Distances of everything that was made to training pictures, at the largest size of them all."""
     made = [pictures for stages in roads.values() for pictures in stages.values()]
     largest = max(pictures.shape[1] for pictures in (*made, *([] if reconstructions is None else [reconstructions])))
-    part = random_part(index, samples=config.reference_samples, seed=config.seed)
-    trained = read_split(part, "train", resolution=largest, limit=config.reference_samples).image
+    trained = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=largest).image
     held_out = held_out_arrays(index, resolution=largest, limit=config.held_out_samples)["image"]
     return measure_distances(
         compared_sets(trained, held_out, reconstructions, roads, seed=config.seed),

@@ -9,7 +9,8 @@ from components.data.pictures import encode_png
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
-from components.evaluation.roads import file_name, jobs_of, measured_requests, sample_jobs
+from components.evaluation.parallel import file_name
+from components.evaluation.roads import jobs_of, measured_requests, sample_jobs
 from components.sampling.cascade import Cascade
 from components.sampling.model import SamplingModel
 from components.stages.context import StageContext

@@ -14,6 +14,7 @@ from PIL import Image
 from components.data.errors import SourceError
 from components.data.ingest import open_source
 from components.data.preflight import check_source, detect_source, source_digest
+from components.data.sources import fashion_mnist
 from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder
 from components.data.sources.openmoji import CLASSES, list_openmoji
@@ -152,7 +153,21 @@ def test_idx_files_are_read_plain_and_gzipped(tmp_path: Path) -> None:
         source = list_fashion_mnist(str(folder))
         drawn = source.reader.draw(source.items[5], source.reader.read(source.items[5]), resolution=28)
         assert source.items[5].caption == "ankle boot"
-        np.testing.assert_array_equal(np.asarray(drawn.image)[..., 1], pixels[5])
+        # Gray as it is stored: three equal values, none of them resampled at the pictures' own size.
+        np.testing.assert_array_equal(np.asarray(drawn.image), np.repeat(pixels[5][..., None], 3, axis=2))
+
+
+def test_fashion_mnist_is_found_by_name_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "set"))
+    for ask in (lambda: detect_source("fashion_mnist"), lambda: check_source("fashion_mnist", None)):
+        with pytest.raises(SourceError, match="dataset-fashion-mnist"):
+            ask()
+    write_idx(tmp_path / "set", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8), compress=True)
+    assert detect_source("fashion_mnist") == ("fashion_mnist", str(tmp_path / "set"))
+    assert source_digest("fashion_mnist", None) == source_digest("fashion_mnist", str(tmp_path / "set"))
+    assert len(open_source("fashion_mnist", None).items) == 2
+    with pytest.raises(SourceError, match="did you mean fashion_mnist"):
+        detect_source("fashion_mnst")
 
 
 def test_idx_files_that_are_cut_short_are_refused(tmp_path: Path) -> None:

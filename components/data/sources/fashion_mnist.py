@@ -3,6 +3,7 @@
 import gzip
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from components.data.sources.source import Drawing, Item, Source
 from components.storage.store import Store
 
 LICENSE = "MIT"
+PACKAGE, INSTALLED = "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"  # Debian's, and where it puts them
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 CLASSES = (
     "T-shirt/top",
@@ -44,9 +46,9 @@ class IdxReader:
         return Drawing(fit_square(image, resolution), details={"number": int(item.location)})
 
 
-def list_fashion_mnist(path: str) -> Source:
-    """The training files at `path`. Raises SourceError if they are missing or are not IDX files."""
-    images_url, labels_url = idx_urls(path)
+def list_fashion_mnist(path: str | None = None) -> Source:
+    """The training files at `path`, or those of Debian's package. Raises SourceError if they are missing or no IDX."""
+    images_url, labels_url = idx_urls(path or installed_folder())
     labels, images = read_idx(labels_url), read_idx(images_url)
     if images.ndim != 3 or images.shape[1] != images.shape[2] or labels.shape != images.shape[:1]:
         raise SourceError(f"{images_url} {images.shape} and {labels_url} {labels.shape} do not belong together")
@@ -57,6 +59,15 @@ def list_fashion_mnist(path: str) -> Source:
         for number, label in enumerate(labels)
     ]
     return Source("fashion_mnist", LICENSE, CLASSES, tuple(items), IdxReader(images_url))
+
+
+def installed_folder() -> str:
+    """Where Debian's package puts the files. Raises SourceError if it is not installed."""
+    if not Path(INSTALLED).is_dir():
+        raise SourceError(
+            f"fashion_mnist is not here: install Debian's package {PACKAGE}, or name the folder of its IDX files"
+        )
+    return INSTALLED
 
 
 def idx_urls(path: str) -> tuple[str, str]:

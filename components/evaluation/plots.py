@@ -1,0 +1,118 @@
+"""Plots of several measured lines in one picture, as SVG that reads alike in the report and as a file of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from components.evaluation.curves import INK, drawn_svg, dress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+PANEL = (4.6, 3.2)  # inches of one panel
+LEGEND_ROW = 0.22  # inches
+LEGEND_COLUMNS = 3  # for each panel
+# Of one lightness in the middle, so that they stand out on light and dark; the marker tells them apart too.
+LINES = (("#2f6fd6", "o"), ("#d9661f", "s"), ("#1f9d63", "^"), ("#a34fd0", "D"), ("#d63d7c", "v"), ("#0c95a8", "P"))
+DASHES = ("--", ":", "-.")
+ROUND = (1, 2, 5)  # ticks of a logarithmic axis, times powers of ten
+
+
+class Series(NamedTuple):
+    """One line: y at each x, in the order in which they are joined."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+class Panel(NamedTuple):
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    levels: Mapping[str, float] = {}  # name -> height of a dashed line to compare with
+    log_x: bool = False
+    log_y: bool = False
+    markers: bool = True
+
+
+def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
+    """Panels beside each other under one legend, as an `<svg>` element whose title tells every number.
+
+    A name has one color in all panels.
+
+    Args:
+        salt: makes the ids of this picture its own; two on one page may not share any.
+    """
+    names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
+    levels = list(dict.fromkeys(name for panel in panels for name in panel.levels))
+    columns = LEGEND_COLUMNS * len(panels)
+    legend = LEGEND_ROW * -(-(len(names) + len(levels)) // columns)
+    width, height = PANEL[0] * len(panels), PANEL[1] + legend
+
+    def draw(figure: "Figure") -> None:
+        for number, panel in enumerate(panels):
+            left, bottom = (number * PANEL[0] + 0.62) / width, 0.5 / height
+            axes = figure.add_axes((left, bottom, (PANEL[0] - 0.75) / width, (PANEL[1] - 0.6) / height))
+            _draw(axes, panel, names, levels)
+        drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
+        marks = {label: mark for handles, labels in drawn for mark, label in zip(handles, labels, strict=True)}
+        shown = [name for name in (*names, *levels) if name in marks]
+        figure.legend(
+            [marks[name] for name in shown],
+            shown,
+            loc="upper center",
+            ncols=min(columns, len(shown)),
+            frameon=False,
+            labelcolor=INK,
+        )
+
+    return drawn_svg(draw, size=(width, height), text="; ".join(described(panel) for panel in panels), salt=salt)
+
+
+def described(panel: Panel) -> str:
+    """The panel in words: each line's points, or its ends where there are many."""
+    lines = [f"{series.name} {_points(series)}" for series in panel.series]
+    lines += [f"{name} {height:.4g}" for name, height in panel.levels.items()]
+    return f"{panel.y_label} against {panel.x_label}: {', '.join(lines)}"
+
+
+def _points(series: Series) -> str:
+    pairs = [f"{y:.4g} at {x:.4g}" for x, y in zip(series.x, series.y, strict=True)]
+    return " ".join(pairs) if len(pairs) <= 12 else f"from {pairs[0]} to {pairs[-1]}"
+
+
+def _draw(axes: "Axes", panel: Panel, names: Sequence[str], levels: Sequence[str]) -> None:
+    for series in panel.series:
+        color, marker = LINES[names.index(series.name) % len(LINES)]
+        axes.plot(
+            series.x,
+            series.y,
+            color=color,
+            linewidth=1.8,
+            marker=marker if panel.markers else None,
+            markersize=5,
+            label=series.name,
+        )
+    for name, height in panel.levels.items():
+        axes.axhline(height, color=INK, linewidth=1.2, linestyle=DASHES[levels.index(name) % len(DASHES)], label=name)
+    if panel.log_x:
+        axes.set_xscale("log")
+        _round_ticks(axes.xaxis)
+    if panel.log_y:
+        axes.set_yscale("log")
+        _round_ticks(axes.yaxis)
+    axes.set_xlabel(panel.x_label, color=INK)
+    axes.set_ylabel(panel.y_label, color=INK)
+    dress(axes)
+
+
+def _round_ticks(axis: "Axis") -> None:
+    """1, 2, 5, 10, … in plain digits; powers of ten alone where the axis spans many."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high / low > 1000 else ROUND))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
