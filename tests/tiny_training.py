@@ -41,7 +41,21 @@ SHARED = {
     "checkpoint_every": 10,
     "sample_every": 10,
 }
-KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "upsampler")
+KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "upsampler", "hybrid")
+DIFFUSIONS: dict[str, dict[str, Any]] = {  # three training steps are soon drawn often enough for their losses to count
+    "upsampler": {"low_res_resolution": 4},
+    "hybrid": {
+        "num_train_timesteps": 3,
+        "num_inference_steps": 3,
+        "variance": "learned_range",
+        "loss": "hybrid",
+        "timestep_sampling": "loss_aware",
+    },
+    "vlb": {"loss": "vlb", "min_snr_gamma": None},
+    "zero_terminal_snr": {"zero_terminal_snr": True, "min_snr_gamma": None},
+    "edm": {"objective": "edm"},
+    "flow": {"objective": "flow", "time_density": "logit_normal"},
+}
 
 
 def autoencoder_config(**changes: Any) -> AutoencoderConfig:
@@ -132,7 +146,7 @@ def config_of(kind: str, **changes: Any) -> Any:
         return pixel_config(network=kind, **changes)
     if kind == "masked_prior":
         return masked_prior_config(**changes)
-    return diffusion_config(**({"low_res_resolution": 4} if kind == "upsampler" else {}) | changes)
+    return diffusion_config(**DIFFUSIONS.get(kind, {}) | changes)
 
 
 def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None) -> Task:

@@ -24,7 +24,7 @@ from torch import Tensor
 from components.models.autoencoder import Autoencoder
 from components.models.transformer import Transformer
 from components.sampling.condition import condition_tokens
-from components.sampling.diffusion import sample_base, sample_upsampler
+from components.sampling.diffusion import check_sampling, sample_base, sample_upsampler
 from components.sampling.gan import sample_gan
 from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
 from components.sampling.pixels import sample_pixels
@@ -109,13 +109,10 @@ class Cascade:
             self._grid(request)
             return
         check_conditions(first, request)  # upsamplers enlarge what the base made and take what they know of the request
-        if request.steps is None:
-            return
-        if request.road != "diffusion":
+        if request.road == "diffusion":
+            check_sampling(first, request)
+        elif request.steps is not None:
             raise ValueError(f"the {request.road} road takes no steps")
-        limit = first.settings["objective"]["num_train_timesteps"]
-        if not 1 <= request.steps <= limit:
-            raise ValueError(f"steps must be in [1, {limit}], not {request.steps}")
 
     def sample(
         self, requests: Sequence[Request], *, batch_size: int = 64, on_step: OnStep | None = None

@@ -11,16 +11,18 @@ from torch import Tensor
 from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
 from components.diffusion.guidance import guide
 from components.diffusion.objective import Objective, make_objective
-from components.diffusion.samplers import OnStep, sample
+from components.diffusion.samplers import SAMPLERS, OnStep, SamplerName, sample
 from components.diffusion.schedule import make_schedule
 from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
 from components.sampling.requests import Request, random_stream
 
+MOST_STEPS = 1000  # of a process without training steps
+
 
 def sample_base(model: SamplingModel, requests: Sequence[Request], *, on_step: OnStep | None = None) -> Tensor:
-    """Pictures (B, 3, H, W) of requests that share guidance_scale and steps (those of the first one count).
+    """Pictures (B, 3, H, W) of requests that share guidance_scale, steps and sampler (those of the first one count).
 
-    Raises ValueError if steps is not in [1, num_train_timesteps].
+    Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
     first = requests[0]
     return _denoise(
@@ -30,8 +32,18 @@ def sample_base(model: SamplingModel, requests: Sequence[Request], *, on_step: O
         _noise_of(model, requests),
         guidance_scale=asked_or_set(first.guidance_scale, model.settings, "guidance_scale", 1.0),
         num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
+        sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
         on_step=on_step,
     )
+
+
+def check_sampling(model: SamplingModel, request: Request) -> None:
+    """Raise ValueError, in one line, if the model can't be sampled by the request's sampler or in its steps."""
+    if request.sampler is not None and request.sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {request.sampler!r}: choose {', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}")
+    limit = model.settings["objective"].get("num_train_timesteps", MOST_STEPS)
+    if request.steps is not None and not 1 <= request.steps <= limit:
+        raise ValueError(f"steps must be in [1, {limit}], not {request.steps}")
 
 
 def sample_upsampler(
@@ -53,6 +65,7 @@ def sample_upsampler(
         noise,
         guidance_scale=model.settings.get("guidance_scale", 1.0),
         num_inference_steps=model.settings["num_inference_steps"],
+        sampler=model.settings["sampler"],
         on_step=on_step,
     )
 
@@ -70,17 +83,30 @@ def _denoise(
     *,
     guidance_scale: float,
     num_inference_steps: int,
+    sampler: SamplerName,
     on_step: OnStep | None,
 ) -> Tensor:
     condition, null = encode_conditions(model, requests)
-    objective = objective_of(model)
+    objective, settings = objective_of(model), model.settings
+    denoise = guide(
+        objective,
+        model.module,
+        condition | extra,
+        null,
+        guidance_scale,
+        interval=settings.get("guidance_interval"),
+        rescale=settings.get("guidance_rescale", 0.0),
+    )
     return sample(
-        guide(objective, model.module, condition | extra, null, guidance_scale),
+        denoise,
         objective,
         noise(-1),
-        sampler=model.settings["sampler"],
+        sampler=sampler,
         num_inference_steps=num_inference_steps,
-        eta=model.settings.get("eta", 0.0),
+        eta=settings.get("eta", 0.0),
+        spacing=settings.get("spacing"),
+        threshold=settings.get("threshold", "static"),
+        percentile=settings.get("threshold_percentile", 0.995),
         noise=noise,
         on_step=on_step,
     )

@@ -27,6 +27,7 @@ class Request(NamedTuple):
     top_p: float | None = None
     best_of: int | None = None  # candidates, of which the one that its condition explains best is kept; token road only
     size: tuple[int, int] | None = None  # height and width, pixels, at least those of the model; token road only
+    sampler: str | None = None  # of the base, as steps; diffusion road only
 
     def way(self) -> tuple[object, ...]:
         """What requests must have in common to be sampled in one batch."""
@@ -54,6 +55,8 @@ def check_request(request: Request) -> None:
     for option in ("best_of", "size"):
         if getattr(request, option) is not None and request.road != "tokens":
             raise ValueError(f"only the token road takes {option}")
+    if request.sampler is not None and request.road not in (None, "diffusion"):
+        raise ValueError(f"the {request.road} road takes no sampler")
     if request.best_of is not None and request.best_of < 1:
         raise ValueError(f"best_of must be at least 1, not {request.best_of}")
     if request.best_of is not None and request.size is not None:

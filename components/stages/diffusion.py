@@ -8,7 +8,13 @@ from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions, DiffusionConfig
 from components.training.results import write_model
-from components.training.tasks.diffusion import DiffusionTask, network_arguments, network_kind, objective_settings
+from components.training.tasks.diffusion import (
+    DiffusionTask,
+    low_res_schedule_settings,
+    network_arguments,
+    network_kind,
+    objective_settings,
+)
 
 
 def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: Artifact) -> Artifact:
@@ -36,14 +42,19 @@ def settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict[str, Any
         "objective": objective_settings(config),
         "sampler": config.sampler,
         "num_inference_steps": config.num_inference_steps,
+        "eta": config.eta,
+        "spacing": config.spacing,
+        "threshold": config.threshold,
+        "threshold_percentile": config.threshold_percentile,
         "guidance_scale": config.guidance_scale,
+        "guidance_interval": config.guidance_interval and list(config.guidance_interval),
+        "guidance_rescale": config.guidance_rescale,
         "classes": list(classes),
     }
     if config.low_res_resolution is None:
         return base
-    schedule = {"name": config.schedule, "num_train_timesteps": config.num_train_timesteps}
     return base | {
         "low_res_resolution": config.low_res_resolution,
-        "low_res_schedule": schedule,
+        "low_res_schedule": low_res_schedule_settings(config),
         "noise_level": config.noise_level,
     }

@@ -14,9 +14,7 @@ from components.storage.artifact import Artifact, FileEntry
 class ImagesConfig(IngestConfig):
     """What is ingested and how. `source` is an address: it never enters a key, the digest of its listing does."""
 
-    source: str = Field(
-        min_length=1
-    )  # openmoji, scenes, fashion_mnist, or the URL of tars, pictures, IDX, an index
+    source: str = Field(min_length=1)  # openmoji, scenes, fashion_mnist, or the URL of tars, pictures, IDX, an index
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:

@@ -8,6 +8,16 @@ from components.configuration import Config
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
+DISCRETE_ONLY = (  # fields of a diffusion that other objectives have no use for
+    "zero_terminal_snr",
+    "prediction_type",
+    "variance",
+    "loss",
+    "timestep_sampling",
+    "min_snr_gamma",
+    "spacing",
+)
 TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another picture, by their own tokenizer
 
 
@@ -147,6 +157,8 @@ class MaskedPriorConfig(TokenNetworkConfig):
 class DiffusionConfig(TrainingConfig):
     """U-Net or DiT, objective and how it is sampled by default; `low_res_resolution` makes it an upsampler."""
 
+    stage_version = 2  # a bundle's settings hold the whole objective
+
     resolution: int = Field(ge=4)  # pixels
     low_res_resolution: int | None = Field(None, ge=4)  # pixels of the condition; None: a base model
     model_channels: int = Field(ge=4)  # of a DiT: its width
@@ -176,22 +188,36 @@ class DiffusionConfig(TrainingConfig):
     text_heads: int = Field(4, ge=1)
     cond_drop_prob: float = Field(0.1, ge=0, lt=1)
     cond_drop: Literal["joint", "independent"] = "joint"
-    schedule: Literal["linear", "cosine"] = "cosine"
+    objective: Literal["discrete", "edm", "flow"] = "discrete"
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"  # of discrete, and of the low-res augmentation
+    beta_start: float | None = Field(None, gt=0, lt=1)  # of a linear one, as they are: SR3 and Palette 1e-6 and 1e-2;
+    beta_end: float | None = Field(None, gt=0, lt=1)  # None: the usual ones, times 1000 / num_train_timesteps
     num_train_timesteps: int = Field(1000, ge=1)
+    zero_terminal_snr: bool = False  # this and the next five: discrete only
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"  # of ancestral steps
-    min_snr_gamma: float | None = Field(5.0, gt=0)
+    loss: Literal["simple", "hybrid", "vlb"] = "simple"
+    timestep_sampling: Literal["uniform", "loss_aware"] = "uniform"
+    min_snr_gamma: float | None = Field(5.0, gt=0)  # of the simple loss
+    sigma_data: float = Field(0.5, gt=0)  # edm: deviation of the pictures or latents
+    time_density: Literal["uniform", "logit_normal"] = "uniform"  # flow
     max_noise_level: int = Field(500, ge=0)  # of the low-res augmentation, in noising steps; each sample draws its own
-    sampler: Literal["ddpm", "ddim"] = "ddim"
+    sampler: SamplerName = "ddim"  # this and all below: at sampling
     num_inference_steps: int = Field(50, ge=1)
-    noise_level: int = Field(100, ge=0)  # of the low-res augmentation at sampling
-    guidance_scale: float = Field(1.0, ge=0)  # at sampling, where a request asks for none; 1 is off
+    eta: float = Field(0.0, ge=0, le=1)  # ddim
+    spacing: Literal["linspace", "leading", "trailing", "karras"] | None = None  # None: as suits the sampler
+    threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted picture; none is for latents
+    threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
+    noise_level: int = Field(100, ge=0)  # of the low-res augmentation
+    guidance_scale: float = Field(1.0, ge=0)  # where a request asks for none; 1 is off
+    guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.low_res_resolution is not None and self.low_res_resolution >= self.resolution:
             raise ValueError(f"low_res_resolution {self.low_res_resolution} must be below {self.resolution}")
-        if self.num_inference_steps > self.num_train_timesteps:
+        if self.objective == "discrete" and self.num_inference_steps > self.num_train_timesteps:
             raise ValueError(f"num_inference_steps must be at most num_train_timesteps {self.num_train_timesteps}")
         if self.low_res_resolution is not None and not (
             self.noise_level <= self.max_noise_level < self.num_train_timesteps
@@ -211,6 +237,47 @@ class DiffusionConfig(TrainingConfig):
         for name, nothing in unknown.items():
             if getattr(self, name) != nothing:
                 raise ValueError(f"backbone dit takes no {name}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_exists(self) -> Self:
+        if (self.beta_start is None) != (self.beta_end is None):
+            raise ValueError("give both beta_start and beta_end, or neither")
+        if self.schedule == "cosine" and self.beta_start is not None:
+            raise ValueError("schedule cosine takes no beta_start and no beta_end")
+        last = {"linear": 20.0, "scaled_linear": 12.0, "cosine": 0.0}[self.schedule]
+        if self.beta_end is None and last >= self.num_train_timesteps:
+            raise ValueError(
+                f"schedule {self.schedule} needs num_train_timesteps above {last:.0f}, not {self.num_train_timesteps}: "
+                "its last beta must be below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if self.objective != "discrete":
+            fields = type(self).model_fields
+            others = [name for name in DISCRETE_ONLY if getattr(self, name) != fields[name].default]
+            if others:
+                raise ValueError(f"objective {self.objective} takes no {', '.join(others)}: discrete does")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample, not epsilon")
+        if self.zero_terminal_snr and self.min_snr_gamma is not None:
+            raise ValueError("zero_terminal_snr needs min_snr_gamma None: the last step would weigh nothing")
+        if self.zero_terminal_snr and (self.spacing == "leading" or self.num_train_timesteps < 2):
+            raise ValueError("zero_terminal_snr needs num_train_timesteps of at least 2, and no spacing leading")
+        if (self.variance == "learned_range") != (self.loss == "hybrid") and self.loss != "vlb":
+            raise ValueError("variance learned_range and loss hybrid need each other (or loss vlb)")
+        if self.loss == "vlb" and self.min_snr_gamma is not None:
+            raise ValueError("loss vlb has its own weights: it needs min_snr_gamma None")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits(self) -> Self:
+        if self.eta > 0 and self.sampler != "ddim":
+            raise ValueError(f"eta belongs to sampler ddim, not {self.sampler}")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval must rise from at least 0, not {self.guidance_interval}")
         return self
 
 

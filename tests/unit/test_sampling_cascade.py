@@ -52,6 +52,14 @@ def test_requests_of_all_kinds_come_back_in_their_order(cascade: Cascade):
     assert np.array_equal(mixed[1], mixed[4]), "a class by name and by id is one class"
 
 
+def test_a_request_may_name_the_sampler_of_the_base(cascade: Cascade):
+    requests = [Request(label=1, seed=3, sampler=sampler) for sampler in (None, "ddpm", "ddim", "heun")]
+    pictures = [stages["base"] for stages in cascade.sample_stages(requests)]
+    assert np.array_equal(pictures[0], pictures[1]), "ddpm is what the model itself says"
+    assert (pictures[0] != pictures[2]).any()
+    assert (pictures[2] != pictures[3]).any()
+
+
 def test_each_stage_and_seed_has_a_stream_of_its_own():
     streams = [random_stream(seed, stage) for seed in (0, 1, -1, 2**70) for stage in ("base", "upsampler_64")]
     draws = {torch.rand(1, generator=stream).item() for stream in streams}
@@ -82,6 +90,8 @@ def test_each_stage_of_the_road_shows_its_picture_and_its_steps(cascade: Cascade
         (Request(label=0, road="air"), "unknown road 'air': choose diffusion or tokens"),
         (Request(label=0, steps=0), r"steps must be in \[1, 50\], not 0"),
         (Request(label=0, steps=51), r"steps must be in \[1, 50\], not 51"),
+        (Request(label=0, sampler="plms"), "unknown sampler 'plms': choose ddpm, ddim, dpm_solver_pp, heun or euler"),
+        (Request(label=0, sampler="ddim", road="tokens"), "the tokens road takes no sampler"),
         (Request(label=0, steps=4, road="tokens"), "the token road takes no steps"),
         (Request(label=0, top_k=4), "the diffusion road takes no top_k"),
         (Request(label=0, road="tokens", top_p=0.0), "top_p must be in"),

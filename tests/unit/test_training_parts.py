@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,40 @@ def test_configurations_refuse_what_cannot_be() -> None:
         {"num_inference_steps": 51},
         {"low_res_resolution": 4, "noise_level": 30},
         {"learning_rat": 0.1},
+        {"threshold_percentile": 1.1},
+        {"sampler": "plms"},
     ):
         with pytest.raises(ValidationError):
             diffusion_config(**changes)
     assert Conditions(num_classes=1).vocab_size == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "needs prediction_type v_prediction or sample"),
+        ({"zero_terminal_snr": True}, "needs min_snr_gamma None"),
+        ({"zero_terminal_snr": True, "min_snr_gamma": None, "spacing": "leading"}, "no spacing leading"),
+        (
+            {"schedule": "linear", "num_train_timesteps": 20, "num_inference_steps": 4},
+            "needs num_train_timesteps above 20",
+        ),
+        ({"schedule": "linear", "beta_start": 1e-6}, "both beta_start and beta_end"),
+        ({"beta_start": 1e-6, "beta_end": 1e-2}, "cosine takes no beta_start"),
+        ({"objective": "edm", "variance": "learned_range"}, "objective edm takes no variance"),
+        ({"objective": "flow", "loss": "vlb", "zero_terminal_snr": True}, "flow takes no zero_terminal_snr, loss"),
+        ({"objective": "flow", "spacing": "trailing"}, "flow takes no spacing"),
+        ({"variance": "learned_range"}, "need each other"),
+        ({"loss": "hybrid"}, "need each other"),
+        ({"loss": "vlb"}, "vlb has its own weights"),
+        ({"sampler": "heun", "eta": 0.5}, "eta belongs to sampler ddim"),
+        ({"guidance_interval": (2.0, 0.3)}, "guidance_interval must rise"),
+    ],
+)
+def test_objectives_and_samplers_that_do_not_go_together_are_refused_in_one_line(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message) as refused:
+        diffusion_config(**changes)
+    (error,) = refused.value.errors()
+    assert "\n" not in error["msg"]

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from components.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
 from components.diffusion.guidance import guide
-from components.diffusion.objective import make_objective
+from components.diffusion.objective import Network, make_objective
 from components.diffusion.samplers import sample
 from components.diffusion.schedule import make_schedule
+from components.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
 from components.storage.bundle import NETWORKS
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.config import Conditions, DiffusionConfig
 from components.training.learner import Learner, accumulated, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.parallel import ALONE, Worker
+from components.training.parallel import ALONE, Worker, gather
 from components.training.previews import png_grid
-from components.training.randomness import sample_integers, sample_normal
+from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
 PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 EVALUATION_BATCH = 64
@@ -94,12 +95,31 @@ def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str
 
 def objective_settings(config: DiffusionConfig) -> dict[str, Any]:
     """What `make_objective` builds this recipe's objective from; plain values, they go into the bundle."""
+    if config.objective == "edm":
+        return {"name": "edm", "sigma_data": config.sigma_data}
+    if config.objective == "flow":
+        return {"name": "flow", "time_density": config.time_density}
     return {
         "name": "discrete",
         "schedule": config.schedule,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
         "num_train_timesteps": config.num_train_timesteps,
+        "zero_terminal_snr": config.zero_terminal_snr,
         "prediction_type": config.prediction_type,
+        "variance": config.variance,
+        "loss": config.loss,
         "min_snr_gamma": config.min_snr_gamma,
+    }
+
+
+def low_res_schedule_settings(config: DiffusionConfig) -> dict[str, Any]:
+    """Arguments of the schedule that an upsampler's noise levels count in; plain values, they go into the bundle."""
+    return {
+        "name": config.schedule,
+        "num_train_timesteps": config.num_train_timesteps,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
     }
 
 
@@ -116,7 +136,9 @@ class DiffusionTask:
     ) -> None:
         self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
         self.objective = make_objective(objective_settings(config))
-        self.low_res_schedule = make_schedule(config.schedule, num_train_timesteps=config.num_train_timesteps)
+        self.low_res_schedule = make_schedule(**low_res_schedule_settings(config))
+        self.history = empty_history(config.num_train_timesteps) if config.timestep_sampling == "loss_aware" else None
+        self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
         with seeded(config.seed):
             network = NETWORKS[network_kind(config)](**network_arguments(config, offers))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
@@ -130,21 +152,46 @@ class DiffusionTask:
         taken, norm = self.learner.update(step)
         if taken:
             self.learner.average()
+        self.remember()
         return {"loss": total, "grad_norm": norm}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Weighted mean squared error of the prediction (Ho et al., 2020, algorithm 1), a scalar."""
+        """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware steps are weighed back."""
         conditions = dropped_conditions(batch, self.config, self.offers) | self.low_res_conditions(batch)
-        return self.denoising_loss(self.learner.forward, batch, conditions)
+        time, weight = self.draw(batch["position"])
+        losses = self.losses(self.learner.forward, batch, conditions, time)
+        if weight is None:
+            return losses.mean()
+        self.drawn.append(torch.stack([time.double(), losses.detach().double()]))
+        return (weight * losses).mean()
 
-    def denoising_loss(self, network: torch.nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
-        config, x_0, position = self.config, batch["image"], batch["position"]
-        time = sample_integers(config.seed, position, stream="timestep", high=config.num_train_timesteps)
-        noise = sample_normal(config.seed, position, stream="noise", shape=tuple(x_0.shape[1:]))
+    def draw(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Times (B,) of this step; where the recipe says so by the losses they had, and then with weights (B,)."""
+        if self.history is None:
+            return self.times(position), None
+        return draw_timesteps(self.history, sample_uniform(self.config.seed, position, stream="timestep"))
+
+    def remember(self) -> None:
+        """Record the losses of all ranks, in the order of the stream, so that every rank draws from one history."""
+        if self.history is not None:
+            drawn = gather(torch.cat(self.drawn, dim=1).T, self.worker)  # (B, 2) of the global batch
+            self.history = record(self.history, timesteps=drawn[:, 0].long(), losses=drawn[:, 1])
+            self.drawn = []
+
+    def times(self, position: Tensor) -> Tensor:
+        """Even times of training (B,), from (seed, position) alone."""
+        config = self.config
+        if config.objective == "discrete":
+            return sample_integers(config.seed, position, stream="timestep", high=config.num_train_timesteps)
+        return self.objective.times(sample_uniform(config.seed, position, stream="timestep"))
+
+    def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
+        x_0 = batch["image"]
+        noise = sample_normal(self.config.seed, batch["position"], stream="noise", shape=tuple(x_0.shape[1:]))
         x_t = self.objective.add_noise(x_0, noise, time).contiguous(memory_format=torch.channels_last)
         with self.learner.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
-        return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time).mean()
+        return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time)
 
     def low_res_conditions(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
         """The upsampler's condition with noise conditioning augmentation; nothing for a base model.
@@ -165,10 +212,13 @@ class DiffusionTask:
         return {"low_res": augment_low_res(self.low_res_schedule, low_res, noise, level), "noise_level": level}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+        history = {} if self.history is None else {"history": self.history._asdict()}
+        return {"weights": self.learner.weights(), "learner": self.learner.progress(), **history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.restore(state["weights"], state["learner"])
+        if self.history is not None:
+            self.history = LossHistory(**state["history"])
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
@@ -177,7 +227,7 @@ class DiffusionTask:
         network, total = self.learner.snapshot(), 0.0
         for part in split(batch, self.max_batch or EVALUATION_BATCH):
             conditions = conditions_of(part, self.config.conditions) | self.low_res_conditions(part)
-            total += float(self.denoising_loss(network, part, conditions)) * len(part["position"])
+            total += float(self.losses(network, part, conditions, self.times(part["position"])).sum())
         return {"held_out_loss": total / len(batch["position"])}
 
     @torch.no_grad()
@@ -204,5 +254,7 @@ class DiffusionTask:
             sample_normal(config.seed, batch["position"], stream="preview", shape=shape),
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, config.num_inference_steps),
+            threshold=config.threshold,
+            percentile=config.threshold_percentile,
             noise=lambda step: torch.empty(0),  # DDIM with eta 0 asks for none
         )

@@ -1,0 +1,95 @@
+"""Laws of the diffusion task that belong to no other: every objective trains, resumes and samples."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.diffusion.samplers import SAMPLERS
+from components.diffusion.timestep_sampling import KEPT, record
+from components.sampling.diffusion import sample_base, sample_upsampler
+from components.sampling.model import load_model
+from components.sampling.requests import Request
+from components.stages.diffusion import settings
+from components.storage.bundle import ModelBundle, save_bundle
+from components.training.batches import to_batch
+from components.training.loop import fit
+from components.training.tasks.diffusion import DiffusionTask, unet_arguments
+from tests.tiny_cascade import CLASSES
+from tests.tiny_training import DIFFUSIONS, OFFERS, batches, config_of, make_task, rows_at
+
+KINDS = ["base", *DIFFUSIONS]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(kind: str, **changes: Any) -> DiffusionTask:
+    config = config_of(kind, **changes)
+    task = make_task(config)
+    fit(task, batches(config, to_batch), config)
+    assert isinstance(task, DiffusionTask)
+    return task
+
+
+@pytest.mark.parametrize("kind", ["vlb", "zero_terminal_snr", "edm", "flow"])
+def test_every_objective_lowers_its_loss_on_a_batch(kind: str) -> None:
+    config = config_of(kind, total_steps=40, warmup_steps=2, dropout=0.0, learning_rate=5e-3)
+    task, batch = make_task(config), next(batches(config, to_batch))
+    losses = [float(task.train_step(batch, step)["loss"]) for step in range(1, 41)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str, tmp_path: Path) -> None:
+    """The bundle rebuilds the objective; a request may name another sampler, and each picture belongs to its seed."""
+    config = config_of(
+        kind, conditions=("label",), **({} if kind == "upsampler" else {"guidance_interval": (0.1, 5.0)})
+    )
+    network = make_task(config).learner.network
+    torch.nn.init.normal_(network.conv_out.weight, std=0.3)
+    bundle = ModelBundle("diffusion", unet_arguments(config, OFFERS), settings(config, tuple(CLASSES)), network)
+    save_bundle(tmp_path / "model", bundle)
+    model = load_model("base", tmp_path / "model")
+    requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]
+    if kind == "upsampler":
+        pictures = sample_upsampler(model, requests, torch.zeros(2, 3, 4, 4))
+        assert pictures.shape == (2, 3, 8, 8)
+        return
+    for sampler in (None, *SAMPLERS):
+        asked = [request._replace(sampler=sampler, steps=3) for request in requests]
+        together, alone = sample_base(model, asked), sample_base(model, asked[1:])
+        assert together.abs().max() <= 1 + 1e-5
+        torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
+        assert not torch.equal(together[0], together[1])
+
+
+def test_latents_are_not_clipped() -> None:
+    config = config_of("base", conditions=("label",), threshold="none")
+    task = make_task(config)
+    with torch.no_grad():
+        for network in (task.learner.network, task.learner.snapshot()):
+            network.conv_out.bias.fill_(30.0)
+    batch = next(batches(config, to_batch))
+    assert task.sample(batch).abs().max() > 3
+
+
+def test_losses_of_the_steps_drawn_become_the_history_and_then_the_draw() -> None:
+    task = trained("hybrid")
+    assert task.history is not None
+    assert (task.history.counts == KEPT).all()
+    _, weight = task.draw(torch.arange(64))
+    assert weight is not None
+    assert not torch.equal(weight, torch.ones(64))
+
+
+def test_held_out_losses_do_not_depend_on_the_history() -> None:
+    config = config_of("hybrid")
+    task = make_task(config)
+    held_out = rows_at(config, range(1000, 1012))
+    before = task.evaluate(held_out)
+    task.history = record(task.history, timesteps=torch.arange(3).repeat(KEPT), losses=torch.rand(3 * KEPT))
+    assert task.evaluate(held_out) == before
