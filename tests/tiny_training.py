@@ -41,7 +41,7 @@ SHARED = {
     "checkpoint_every": 10,
     "sample_every": 10,
 }
-KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "upsampler", "hybrid")
+KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "upsampler", "dit", "hybrid")
 DIFFUSIONS: dict[str, dict[str, Any]] = {  # three training steps are soon drawn often enough for their losses to count
     "upsampler": {"low_res_resolution": 4},
     "hybrid": {
@@ -119,6 +119,11 @@ def diffusion_config(**changes: Any) -> DiffusionConfig:
     return DiffusionConfig(**(SHARED | numbers | changes))
 
 
+def dit_config(**changes: Any) -> DiffusionConfig:
+    numbers = {"backbone": "dit", "channel_mult": (), "model_channels": 16, "num_layers": 2, "patch_size": 2}
+    return diffusion_config(**(numbers | changes))
+
+
 def gan_config(**changes: Any) -> GANConfig:
     numbers = {
         "resolution": 8,
@@ -138,6 +143,8 @@ def gan_config(**changes: Any) -> GANConfig:
 def config_of(kind: str, **changes: Any) -> Any:
     if kind == "gan":
         return gan_config(**changes)
+    if kind == "dit":
+        return dit_config(**changes)
     if kind == "tokenizer":
         return autoencoder_config(**changes)
     if kind == "prior":

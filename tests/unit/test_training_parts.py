@@ -142,6 +142,11 @@ def test_configurations_refuse_what_cannot_be() -> None:
         {"learning_rat": 0.1},
         {"threshold_percentile": 1.1},
         {"sampler": "plms"},
+        {"num_heads": 2},
+        {"head_dim": None},
+        {"channel_mult": ()},
+        {"backbone": "dit"},
+        {"backbone": "dit", "channel_mult": (), "text_conditioning": "cross_attention"},
     ):
         with pytest.raises(ValidationError):
             diffusion_config(**changes)

@@ -40,6 +40,7 @@ def network_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, 
 
 
 def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
+    """Layers of a U-Net. A recipe without labels has no class tokens either."""
     return {
         "model_channels": config.model_channels,
         "channel_mult": list(config.channel_mult),
@@ -58,6 +59,7 @@ def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
 
 
 def dit_arguments(config: DiffusionConfig) -> dict[str, Any]:
+    """Layers of a diffusion transformer, whose heads may be given by their channels too."""
     return {
         "patch_size": config.patch_size,
         "model_dim": config.model_channels,

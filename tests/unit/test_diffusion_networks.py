@@ -1,0 +1,77 @@
+"""From the numbers of a recipe to a diffusion network, and from its bundle back to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.models.dit import DiT
+from components.models.noisy_classifier import NoisyClassifier
+from components.models.unet import UNet
+from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
+from components.training.tasks.diffusion import network_arguments, network_kind
+from tests.tiny_training import OFFERS, diffusion_config, dit_config
+
+CLASSIFIER = {
+    "resolution": 8,
+    "num_classes": 3,
+    "model_channels": 8,
+    "channel_mult": [0.5, 1],
+    "num_res_blocks": 1,
+    "attention_resolutions": [4],
+    "head_dim": 4,
+}
+CONFIGS = {
+    "base": diffusion_config(),
+    "fractional": diffusion_config(channel_mult=(0.5, 1), model_channels=16),
+    "upsampler": diffusion_config(low_res_resolution=4),
+    "ddpm": diffusion_config(scale_shift_norm=False, resample_in_blocks=False, head_dim=None, num_heads=1),
+    "glide": diffusion_config(text_conditioning="cross_attention", text_padding="learned"),
+    "ldm": diffusion_config(
+        text_conditioning="spatial_transformer", class_token_dim=8, transformer_depth=2, in_channels=4
+    ),
+    "dalle2": diffusion_config(image_embedding_dim=6, gradient_checkpointing=True, text_states_dim=5, conditions=()),
+    "dit": dit_config(condition_image_channels=1),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    arguments = network_arguments(config, OFFERS)
+    assert json.loads(json.dumps(arguments)) == arguments
+    network = NETWORKS[network_kind(config)](**arguments)
+    assert isinstance(network, DiT if name == "dit" else UNet)
+    save_bundle(tmp_path, ModelBundle(network_kind(config), arguments, {}, network))
+    loaded = load_bundle(tmp_path).module
+    assert type(loaded) is type(network)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
+    network = NoisyClassifier(**CLASSIFIER)
+    save_bundle(tmp_path, ModelBundle("noisy_classifier", CLASSIFIER, {}, network))
+    x_t, time = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
+    torch.testing.assert_close(load_bundle(tmp_path).module(x_t, time), network.eval()(x_t, time))
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument", "value"),
+    [
+        ({"variance": "learned_range"}, "learned_variance", True),
+        ({"cond_drop_prob": 0.0}, "null_label", False),
+        ({"low_res_resolution": 4, "max_noise_level": 0, "noise_level": 0}, "embed_noise_level", False),
+        ({"conditions": ("text",), "class_token_dim": 8}, "class_token_dim", None),
+        ({"channel_mult": (1, 2)}, "channel_mult", [1, 2]),
+    ],
+)
+def test_numbers_of_training_decide_what_the_network_needs(changes: dict[str, Any], argument: str, value: Any) -> None:
+    assert network_arguments(diffusion_config(**changes), OFFERS)[argument] == value
+
+
+def test_a_transformer_has_heads_by_count_or_by_channels() -> None:
+    by_count = network_arguments(dit_config(head_dim=None, num_heads=4), OFFERS)
+    by_channels = network_arguments(dit_config(head_dim=4), OFFERS)
+    assert by_count["num_heads"] == by_channels["num_heads"] == 4
