@@ -1,14 +1,20 @@
-"""Tiny real networks of DALL-E 2's road, and a caption tokenizer that fits them."""
+"""Tiny real networks of DALL-E 2's and Imagen's roads, their tasks, and a caption tokenizer that fits them."""
 
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
 from components.data.captions import train_bpe
+from components.models.contrastive import ContrastiveEncoder
+from components.sampling.frozen_text import ContrastiveText
+from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
+from components.training.config import Conditions
 from components.training.contrastive_config import ContrastiveConfig
+from components.training.frozen import Encoder, image_encoder, text_encoder
 from components.training.parallel import ALONE, Worker
-from components.training.tasks.contrastive import ContrastiveTask
+from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
 from tests.tiny_training import OFFERS, SHARED
 
 CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square")
@@ -38,3 +44,20 @@ def contrastive_task(
 
 def tiny_bpe() -> Tokenizer:
     return parse_bpe(train_bpe(CAPTIONS * 2, vocab_size=280))
+
+
+def frozen_contrastive() -> ContrastiveText:
+    """An untrained encoder of 8 pixels, with its tokenizer."""
+    torch.manual_seed(3)
+    bpe = tiny_bpe()
+    offers = Conditions(num_classes=3, vocab_size=bpe.get_vocab_size(), text_length=6)
+    network = ContrastiveEncoder(**contrastive_arguments(contrastive_config(), offers)).eval()
+    return ContrastiveText(network, TextCondition(bpe, 6))
+
+
+def load_frozen_image(device: torch.device) -> Encoder:
+    return image_encoder(frozen_contrastive().network)
+
+
+def load_frozen_text_tower(device: torch.device) -> Encoder:
+    return text_encoder(frozen_contrastive())

@@ -1,33 +1,30 @@
 """Conditions of a batch, and their dropout for classifier-free guidance (Ho & Salimans, 2022)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from components.training.config import (
-    Condition,
-    Conditions,
-    DiffusionConfig,
-    PixelConfig,
-    TokenCondition,
-    TokenNetworkConfig,
-)
+from components.training.config import Conditions, DiffusionConfig, PixelConfig, TokenNetworkConfig
+from components.training.contrastive_config import DiffusionPriorConfig
 from components.training.loop import Batch
 from components.training.randomness import sample_uniform
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # of every BPE of this house
 
 
-def conditions_of(batch: Batch, names: tuple[Condition | TokenCondition, ...]) -> dict[str, Tensor]:
-    """The conditions that the model takes: label (B,), text (B, L), condition (B, M)."""
+def conditions_of(batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """The conditions that the model takes: label (B,), text (B, L), condition (B, M), image_embedding (B, E)…"""
     return {name: batch[name] for name in names}
 
 
 def null_conditions(
-    batch: Batch, names: tuple[Condition | TokenCondition, ...], *, num_classes: int, null_condition: int = 0
+    batch: Batch, names: Sequence[str], *, num_classes: int, null_condition: int = 0
 ) -> dict[str, Tensor]:
     """ "Nothing in particular" for each sample: the label after the last class, the encoding of an empty text, the
-    token after the last one of condition pictures."""
-    empty = {}
+    token after the last one of condition pictures, an embedding of zeros; and of what a frozen encoder makes of texts
+    (text_states, text_embedding) what it makes of an empty one, which is a column of the batch."""
+    empty = {name: batch[f"null_{name}"] for name in names if f"null_{name}" in batch}
     if "label" in names:
         empty["label"] = torch.full_like(batch["label"], num_classes)
     if "text" in names:
@@ -35,11 +32,15 @@ def null_conditions(
         empty["text"][:, 0], empty["text"][:, 1] = BOS_ID, EOS_ID
     if "condition" in names:
         empty["condition"] = torch.full_like(batch["condition"], null_condition)
+    if "image_embedding" in names:
+        empty["image_embedding"] = torch.zeros_like(batch["image_embedding"])
     return empty
 
 
 def dropped_conditions(
-    batch: Batch, config: TokenNetworkConfig | PixelConfig | DiffusionConfig, offers: Conditions
+    batch: Batch,
+    config: TokenNetworkConfig | PixelConfig | DiffusionConfig | DiffusionPriorConfig,
+    offers: Conditions,
 ) -> dict[str, Tensor]:
     """Replace conditions by their null with probability cond_drop_prob, sample by sample.
 

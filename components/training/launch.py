@@ -290,7 +290,7 @@ class Saver:
         return Checkpoint.from_directory(str(folder))
 
     def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:
-        """Snapshots go beside the checkpoints, which Train removes in time, and first, so that those are complete."""
+        """Snapshots go beside the checkpoints, which Train removes, and first: a checkpoint is then complete."""
         folder = Path(checkpoint.path)
         if (folder / SNAPSHOTS).is_dir():
             upload_folder(folder / SNAPSHOTS, self.job.run, SNAPSHOTS)

@@ -1,0 +1,48 @@
+"""Bring a pretrained text encoder into the store, so that trainings and samples find it where all models are."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from components.configuration import Config
+from components.sampling.frozen_text import LENGTH, PRETRAINED_FILES, FrozenTextError, load_frozen_text
+from components.stages.context import StageContext
+from components.storage.artifact import Artifact
+from components.storage.store import Store, StoreError, list_url
+
+
+class TextEncoderConfig(Config):
+    """Which encoder."""
+
+    uri: str = Field(min_length=1)  # folder, local or in object storage, that transformers' save_pretrained wrote
+    length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
+
+
+def bring_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
+    """Copy the encoder's files. Returns a model artifact: them, and as metadata the shape of a text's states.
+
+    Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded.
+    """
+    folder = fetch(config.uri, context.scratch())
+    (folder / LENGTH).write_text(json.dumps({"length": config.length}))
+    length, width = load_frozen_text(folder).states_shape
+    return context.commit("model", folder=folder, metadata={"text_states_length": length, "text_states_dim": width})
+
+
+def fetch(uri: str, folder: Path) -> Path:
+    """Copy the files of an encoder at `uri`, those that are needed. Raises FrozenTextError if one is missing."""
+    source = Store(uri)
+    try:
+        found = {info.path for info in list_url(uri)}
+        for name in PRETRAINED_FILES:
+            if name in found:
+                source.download(name, folder / name)
+    except (OSError, StoreError) as error:
+        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
+    if missing := [name for name in PRETRAINED_FILES if name not in found]:
+        raise FrozenTextError(
+            f"{uri} holds no text encoder, it lacks {', '.join(missing)}: give a folder that transformers wrote by "
+            "save_pretrained of a model and its fast tokenizer, or train a contrastive encoder and take its text tower"
+        )
+    return folder

@@ -1,0 +1,167 @@
+"""Networks that were trained before and add columns to the batches of another training.
+
+The contrastive encoder adds what DALL-E 2's prior and decoder are trained on, a text encoder what Imagen is conditioned
+on. Each is loaded in every worker, from an artifact, and changes no more.
+
+Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from components.diffusion.corruption import downsample
+from components.models.contrastive import ContrastiveEncoder, unit_variance
+from components.sampling.frozen_text import (
+    BPE,
+    ContrastiveText,
+    FrozenText,
+    contrastive_text,
+    load_frozen_text,
+)
+from components.sampling.text_encoding import parse_bpe
+from components.storage.artifact import Artifact
+from components.storage.bundle import DESCRIPTION
+from components.training.loop import Batch
+
+Encoder = Callable[[Batch], Batch]  # a batch -> the columns that a frozen network adds to it, or replaces
+LoadEncoder = Callable[[torch.device], Encoder]  # picklable: called in every worker
+
+
+class Frozen(NamedTuple):
+    """What a training needs of its frozen encoders."""
+
+    load_encoders: tuple[LoadEncoder, ...]
+    sizes: dict[str, int]  # fields of `components.training.config.Conditions`
+
+
+@torch.no_grad()
+def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
+    """The batch with the columns of all encoders, each of which sees those of the encoders before it.
+
+    A column called `null_text_states` is what stands for no `text_states`, and so on; see
+    `components.training.conditioning`.
+    """
+    for encoder in encoders:
+        batch = {**batch, **encoder(batch)}
+    return batch
+
+
+def image_encoder(network: ContrastiveEncoder) -> Encoder:
+    """Adds `image_embedding` (B, E) of `image`, with components of unit variance; larger pictures are reduced to the
+    encoder's resolution."""
+
+    def encode(batch: Batch) -> Batch:
+        image = batch["image"]
+        small = image if image.shape[2] == network.resolution else downsample(image, network.resolution)
+        return {"image_embedding": unit_variance(network.encode_image(small))}
+
+    return encode
+
+
+def text_encoder(text: ContrastiveText) -> Encoder:
+    """Adds `text_states` (B, L, D) and `text_embedding` (B, E) of `text`, ids of the encoder's own tokenizer."""
+    empty = text.encode([""])
+    nothing = {"null_text_states": empty.states, "null_text_embedding": empty.embedding}
+
+    def encode(batch: Batch) -> Batch:
+        features = text.encode_ids(batch["text"])
+        return {"text_states": features.states, "text_embedding": features.embedding, **repeated(nothing, batch)}
+
+    return encode
+
+
+def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
+    """Adds `text_states` (B, L, D) of the captions that `text` holds as ids of `bpe`, by an encoder with a tokenizer of
+    its own. The byte-level BPE of this house gives back what it was given, in lower case and cut where it was too long.
+    """
+    nothing = {"null_text_states": text.encode([""]).states}
+
+    def encode(batch: Batch) -> Batch:
+        captions = [caption.strip() for caption in bpe.decode_batch(batch["text"].tolist())]
+        return {"text_states": text.encode(captions).states, **repeated(nothing, batch)}
+
+    return encode
+
+
+def repeated(nothing: dict[str, Tensor], batch: Batch) -> Batch:
+    """Columns of one row, once for each sample of the batch."""
+    return {name: row.expand(len(batch["position"]), *row.shape[1:]) for name, row in nothing.items()}
+
+
+def frozen_encoders(
+    columns: Sequence[str],
+    *,
+    resolution: int,
+    bpe: str,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+) -> Frozen:
+    """The encoders that make those of `columns` that no data set has: image_embedding, text_states, text_embedding.
+
+    Args:
+        resolution: of the training's pictures.
+        bpe: the tokenizer of the data's captions, the text of its file.
+        contrastive: a model of the contrastive stage; makes all three.
+        text_encoder: of the text_encoder stage; makes the text_states in its place.
+
+    Raises ValueError, in one line, if an encoder that is needed is missing or does not fit.
+    """
+    loaders: list[LoadEncoder] = []
+    sizes: dict[str, int] = {}
+    if contrastive is not None and {"image_embedding", "text_embedding"} & {*columns}:
+        network = contrastive_arguments_of(contrastive, resolution=resolution, bpe=bpe)
+        sizes["image_embedding_dim"] = network["embedding_dim"]
+        loaders.append(partial(load_image_encoder, contrastive=contrastive))
+    elif {"image_embedding", "text_embedding"} & {*columns}:
+        raise ValueError("image_embedding and text_embedding need a contrastive model")
+    if {"text_states", "text_embedding"} & {*columns}:
+        encoder = text_encoder or contrastive
+        if encoder is None:
+            raise ValueError("text_states need a contrastive model or a pretrained text encoder")
+        sizes |= text_sizes(encoder)
+        loaders.append(partial(load_text_encoder, encoder=encoder, bpe=bpe))
+    return Frozen(tuple(loaders), sizes)
+
+
+def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str) -> dict[str, Any]:
+    """Arguments of the encoder's network. Raises ValueError if it is none, or knows other pictures or captions."""
+    about = json.loads(contrastive.read(DESCRIPTION))
+    if about["kind"] != "contrastive":
+        raise ValueError(f"image_embedding needs a contrastive model, not one of kind {about['kind']}")
+    if about["network"]["resolution"] > resolution:
+        raise ValueError(
+            f"the contrastive encoder sees pictures of {about['network']['resolution']} pixels, not of {resolution}"
+        )
+    if contrastive.read(BPE).decode() != bpe:
+        raise ValueError("the contrastive encoder has the text tokenizer of another set; train it on this one")
+    return about["network"]
+
+
+def text_sizes(encoder: Artifact) -> dict[str, int]:
+    """Length and width of a text's states by that encoder."""
+    if DESCRIPTION not in encoder.names():
+        return {name: encoder.metadata[name] for name in ("text_states_length", "text_states_dim")}
+    text = json.loads(encoder.read(DESCRIPTION))["network"]["text"]
+    return {"text_states_length": text["context_length"], "text_states_dim": text["model_dim"]}
+
+
+def load_image_encoder(device: torch.device, *, contrastive: Artifact) -> Encoder:
+    """`image_encoder` of a model of the contrastive stage."""
+    with tempfile.TemporaryDirectory(prefix="cascade-encoder-") as folder:
+        return image_encoder(contrastive_text(contrastive.download(Path(folder)), device=device).network)
+
+
+def load_text_encoder(device: torch.device, *, encoder: Artifact, bpe: str) -> Encoder:
+    """`text_encoder` of a contrastive model that knows the tokenizer `bpe`, `caption_encoder` of any other encoder."""
+    with tempfile.TemporaryDirectory(prefix="cascade-encoder-") as folder:
+        text = load_frozen_text(encoder.download(Path(folder)), device=device)
+        own = (Path(folder) / BPE).is_file() and (Path(folder) / BPE).read_text() == bpe
+    return text_encoder(text) if own and isinstance(text, ContrastiveText) else caption_encoder(text, parse_bpe(bpe))
