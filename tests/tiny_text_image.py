@@ -11,10 +11,11 @@ from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
 from components.training.config import Conditions
-from components.training.contrastive_config import ContrastiveConfig
+from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.frozen import Encoder, image_encoder, text_encoder
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
+from components.training.tasks.diffusion_prior import DiffusionPriorTask
 from tests.tiny_training import OFFERS, SHARED
 
 CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square")
@@ -61,3 +62,24 @@ def load_frozen_image(device: torch.device) -> Encoder:
 
 def load_frozen_text_tower(device: torch.device) -> Encoder:
     return text_encoder(frozen_contrastive())
+
+
+def prior_config(**changes: Any) -> DiffusionPriorConfig:
+    numbers = {
+        "resolution": 8,
+        "model_dim": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "cond_drop_prob": 0.3,
+        "num_train_timesteps": 50,
+        "num_inference_steps": 4,
+    }
+    return DiffusionPriorConfig(**(SHARED | numbers | changes))
+
+
+PRIOR_OFFERS = Conditions(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
+
+
+def prior_task(config: DiffusionPriorConfig, **options: Any) -> DiffusionPriorTask:
+    loaders = (load_frozen_image, load_frozen_text_tower)
+    return DiffusionPriorTask(config, offers=PRIOR_OFFERS, load_encoders=loaders, **options)

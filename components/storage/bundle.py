@@ -12,6 +12,7 @@ from torch import nn
 
 from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder
+from components.models.diffusion_prior import DiffusionPrior
 from components.models.dit import DiT
 from components.models.gan import Generator
 from components.models.masked_transformer import MaskedTransformer
@@ -34,6 +35,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dit": DiT,
     "noisy_classifier": NoisyClassifier,
     "contrastive": ContrastiveEncoder,
+    "diffusion_prior": DiffusionPrior,
 }
 
 

@@ -1,0 +1,84 @@
+"""First half of DALL-E 2's road: from prompts to embeddings of pictures, which the decoder draws.
+
+Shapes: B requests, E embedding_dim.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.diffusion.guidance import guide
+from components.diffusion.objective import make_objective
+from components.diffusion.samplers import sample
+from components.models.contrastive import unit_variance
+from components.sampling.best_of import best_of
+from components.sampling.frozen_text import ContrastiveText
+from components.sampling.model import SamplingModel
+from components.sampling.requests import Request, random_stream
+
+
+def sample_image_embeddings(model: SamplingModel, text: ContrastiveText, requests: Sequence[Request]) -> Tensor:
+    """Image embeddings (B, E) of unit variance for the requests' prompts, on the model's device.
+
+    Of several candidates (two, as published) each request gets the one nearest to the text's embedding. Steps,
+    guidance scale and the number of candidates are the model's own.
+
+    Args:
+        model: a diffusion prior.
+        text: of the contrastive encoder that the prior was trained with.
+    """
+    prompts = [request.prompt or "" for request in requests]
+    condition, null = text_conditions(text, prompts), text_conditions(text, [""] * len(prompts))
+
+    def candidate(number: int) -> Tensor:
+        stage = model.name if number == 0 else f"{model.name}/{number}"
+        streams = [random_stream(request.seed, stage) for request in requests]
+        return embeddings(model, condition, null, streams)
+
+    def likeness(embedding: Tensor) -> Tensor:
+        return F.cosine_similarity(embedding, condition["text_embedding"])
+
+    return best_of(candidate, likeness, n=model.settings["candidates"]).chosen
+
+
+def text_conditions(text: ContrastiveText, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """The conditions of the prior: text_states (B, L, T) and text_embedding (B, E)."""
+    features = text.encode(prompts)
+    return {"text_states": features.states, "text_embedding": features.embedding}
+
+
+def embeddings(
+    model: SamplingModel,
+    condition: dict[str, Tensor],
+    null: dict[str, Tensor],
+    streams: Sequence[torch.Generator],
+) -> Tensor:
+    """One candidate each, (B, E): diffusion without clipping, then the length that embeddings have."""
+    objective, noise = make_objective(model.settings["objective"]), noise_of(model, streams)
+
+    def network(x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        return model.module(x_t[:, :, 0, 0], time, **conditions)[:, :, None, None]
+
+    x_0 = sample(
+        guide(objective, network, condition, null, model.settings["guidance_scale"]),
+        objective,
+        noise(-1),
+        sampler=model.settings["sampler"],
+        num_inference_steps=model.settings["num_inference_steps"],
+        noise=noise,
+        threshold="none",
+    )
+    return unit_variance(x_0[:, :, 0, 0])
+
+
+def noise_of(model: SamplingModel, streams: Sequence[torch.Generator]) -> Callable[[int], Tensor]:
+    """Draw the next noise (B, E, 1, 1), pictures of one pixel for the samplers, row i from stream i."""
+
+    def noise(step: int) -> Tensor:
+        del step  # the order of the draws is what counts
+        rows = [torch.randn(model.network["embedding_dim"], 1, 1, generator=stream) for stream in streams]
+        return torch.stack(rows).to(model.device)
+
+    return noise

@@ -1,0 +1,142 @@
+"""Training of DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2): it predicts image embeddings, which a
+frozen encoder makes of the batch's pictures, by mean squared error from noised ones and a text.
+
+Shapes: B batch, E embedding_dim, L text length, T features of a text's state.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.diffusion.objective import make_objective
+from components.models.diffusion_prior import DiffusionPrior
+from components.training.batches import to_batch, with_positions
+from components.training.conditioning import conditions_of, dropped_conditions
+from components.training.config import Conditions
+from components.training.contrastive_config import DiffusionPriorConfig
+from components.training.frozen import LoadEncoder, encoded
+from components.training.learner import Learner, accumulated, seeded, split
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.parallel import ALONE, Worker
+from components.training.randomness import sample_normal, sample_uniform
+
+EVALUATION_BATCH = 64
+
+
+def prior_objective(config: DiffusionPriorConfig) -> dict[str, Any]:
+    """What it learns, as plain values: x_0 itself, every step weighing the same."""
+    return {
+        "name": "discrete",
+        "schedule": config.schedule,
+        "num_train_timesteps": config.num_train_timesteps,
+        "prediction_type": "sample",
+    }
+
+
+def diffusion_prior_arguments(config: DiffusionPriorConfig, offers: Conditions) -> dict[str, Any]:
+    """Arguments of the network for this recipe and encoder; plain values, they go into the bundle."""
+    return {
+        "embedding_dim": offers.image_embedding_dim,
+        "text_length": offers.text_states_length,
+        "text_dim": offers.text_states_dim,
+        "model_dim": config.model_dim,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "dropout": config.dropout,
+    }
+
+
+class DiffusionPriorTask:
+    """One transformer that learns where, among the embeddings of pictures, those of a text are.
+
+    `load_encoders` add the columns image_embedding, text_states and text_embedding, and the null of the last two.
+    """
+
+    def __init__(
+        self,
+        config: DiffusionPriorConfig,
+        *,
+        offers: Conditions,
+        load_encoders: Sequence[LoadEncoder],
+        worker: Worker = ALONE,
+        max_batch_per_device: int | None = None,
+    ) -> None:
+        self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        self.objective = make_objective(prior_objective(config))
+        self.encoders = [load(worker.device) for load in load_encoders]
+        with seeded(config.seed):
+            network = DiffusionPrior(**diffusion_prior_arguments(config, offers))
+        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        total = torch.zeros((), device=self.worker.device)
+        for plain, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
+            part = encoded(plain, self.encoders)
+            conditions = dropped_conditions(part, self.config, self.offers)
+            loss = self.losses(self.learner.forward, part, conditions).mean() * share
+            self.learner.backward(loss)
+            total += loss.detach()
+        taken, norm = self.learner.update(step)
+        if taken:
+            self.learner.average()
+        return {"loss": total, "grad_norm": norm}
+
+    def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        """Mean squared error of each embedding, (B,)."""
+        x_t, time, noise = self.noised(batch)
+        with self.learner.autocast():
+            output = self.objective.apply(network, x_t, time, **conditions)
+        return self.objective.loss(output.float(), x_0=batch["image_embedding"], noise=noise, x_t=x_t, time=time)
+
+    def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t (B, E), time (B,) and noise (B, E) of each position."""
+        seed, position, x_0 = self.config.seed, batch["position"], batch["image_embedding"]
+        time = self.objective.times(sample_uniform(seed, position, stream="timestep"))
+        noise = sample_normal(seed, position, stream="noise", shape=tuple(x_0.shape[1:]))
+        return self.objective.add_noise(x_0, noise, time), time, noise
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["weights"], state["learner"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Loss of the averaged weights on held-out pairs, at times that never change; and how near its one-step guess
+        from pure noise is to the picture's embedding, beside how near the text's is (cosines)."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        network, rows = self.learner.snapshot(), []
+        for plain in split(batch, self.max_batch or EVALUATION_BATCH):
+            part = encoded(plain, self.encoders)
+            conditions, x_0 = conditions_of(part, self.config.conditions), part["image_embedding"]
+            guess = self.guess(network, part, conditions)
+            rows.append(
+                torch.stack(
+                    [
+                        self.losses(network, part, conditions),
+                        F.cosine_similarity(guess, x_0),
+                        F.cosine_similarity(part["text_embedding"], x_0),
+                    ]
+                )
+            )
+        loss, guessed, text = torch.cat(rows, dim=1).mean(dim=1).tolist()
+        return {"held_out_loss": loss, "held_out_prior_cosine": guessed, "held_out_text_cosine": text}
+
+    def guess(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        """What the network makes of noise alone at the last time: near the mean embedding under the text, (B, E)."""
+        time = self.objective.times(torch.full(batch["position"].shape, 1 - 2**-24, device=self.worker.device))
+        noise = sample_normal(
+            self.config.seed, batch["position"], stream="guess", shape=tuple(batch["image_embedding"].shape[1:])
+        )
+        return self.objective.predict_x_0(
+            self.objective.apply(network, noise, time, **conditions), x_t=noise, time=time
+        )
+
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """It makes no pictures; the decoder does."""
+        del held_out, step
+        return {}
