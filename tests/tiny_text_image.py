@@ -10,10 +10,12 @@ from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
+from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.frozen import Encoder, image_encoder, text_encoder
 from components.training.parallel import ALONE, Worker
+from components.training.tasks.classifier import ClassifierTask
 from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
 from components.training.tasks.diffusion_prior import DiffusionPriorTask
 from tests.tiny_training import OFFERS, SHARED
@@ -83,3 +85,22 @@ PRIOR_OFFERS = Conditions(num_classes=1, image_embedding_dim=6, text_states_dim=
 def prior_task(config: DiffusionPriorConfig, **options: Any) -> DiffusionPriorTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
     return DiffusionPriorTask(config, offers=PRIOR_OFFERS, load_encoders=loaders, **options)
+
+
+def classifier_config(**changes: Any) -> ClassifierConfig:
+    numbers = {
+        "resolution": 8,
+        "model_channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (4,),
+        "head_dim": 8,
+        "num_train_timesteps": 50,
+        "max_shift": 1,
+        "mirror": True,
+    }
+    return ClassifierConfig(**(SHARED | numbers | changes))
+
+
+def classifier_task(config: ClassifierConfig, **options: Any) -> ClassifierTask:
+    return ClassifierTask(config, offers=OFFERS, **options)

@@ -10,12 +10,21 @@ from components.data.held_out import held_out_arrays
 from components.data.shards import Member, ShardIndex, check_member
 from components.data.stream import training_stream
 from components.stages.context import StageContext
+from components.training.classifier_config import ClassifierConfig
 from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.launch import RayStream, train
 from components.training.loop import Task
 
-PictureConfig = AutoencoderConfig | DiffusionConfig | GANConfig | PixelConfig | ContrastiveConfig | DiffusionPriorConfig
+PictureConfig = (
+    AutoencoderConfig
+    | DiffusionConfig
+    | GANConfig
+    | PixelConfig
+    | ContrastiveConfig
+    | DiffusionPriorConfig
+    | ClassifierConfig
+)
 HELD_OUT = 256  # pictures for previews and the final evaluation
 
 

@@ -1,0 +1,38 @@
+"""What a classifier says to a sampler, and about finished pictures.
+
+Shapes: B pictures, K classes, H W pixels.
+"""
+
+import torch
+from torch import Tensor
+
+from components.diffusion import guidance
+from components.diffusion.objective import make_objective
+from components.diffusion.samplers import Score
+from components.sampling.model import SamplingModel
+
+
+def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:
+    """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, 4.1).
+
+    Args:
+        model: a classifier of noisy pictures, trained with the schedule of the model that it guides.
+        labels: (B,) int64, class ids of the classifier; its num_classes is the null label, which pulls nowhere.
+        scale: 0 is no guidance; 1 samples from the product of both models.
+
+    Raises ValueError for a classifier of clean pictures.
+    """
+    if not model.settings["noisy"]:
+        raise ValueError(f"the classifier of stage {model.name} knows clean pictures only and can't guide")
+    objective, num_classes = make_objective(model.settings["objective"]), int(model.network["num_classes"])
+    labels = labels.to(model.device)
+    each = scale * (labels < num_classes)  # (B,)
+    return guidance.classifier_score(objective, model.module, labels.clamp(max=num_classes - 1), each)
+
+
+@torch.no_grad()
+def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
+    """log p(class | picture), (B, K) fp32, of finished pictures (B, 3, H, W) in [-1, 1]."""
+    objective, images = make_objective(model.settings["objective"]), images.to(model.device)
+    first = objective.times(torch.zeros(len(images), device=model.device))
+    return objective.apply(model.module, images, first).float().log_softmax(dim=1)

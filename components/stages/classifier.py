@@ -1,0 +1,30 @@
+"""Train a classifier: of noisy pictures, for guidance, or of clean ones, as a judge."""
+
+from components.data.shards import load_index
+from components.stages.context import StageContext
+from components.stages.training import train_on_pictures
+from components.storage.artifact import Artifact
+from components.training.classifier_config import ClassifierConfig
+from components.training.config import Conditions
+from components.training.results import write_model
+from components.training.tasks.classifier import ClassifierTask, classifier_arguments, classifier_objective
+
+
+def train_classifier(config: ClassifierConfig, context: StageContext, *, images: Artifact) -> Artifact:
+    """Train on the pictures and labels of `images`. Returns a model artifact: bundle and metrics.
+
+    Raises TrainingError if the losses stop being finite or workers fail too often.
+    """
+    index = load_index(images.url("index.json"))
+    offers = Conditions(num_classes=len(index.classes))
+    state = train_on_pictures(ClassifierTask, config, context, index, offers=offers)
+    settings = {
+        "role": "classifier",
+        "resolution": config.resolution,
+        "noisy": config.noisy,
+        "objective": classifier_objective(config),
+        "classes": list(index.classes),
+    }
+    folder, network = context.scratch(), classifier_arguments(config, offers)
+    summary = write_model(state, folder, kind="noisy_classifier", network=network, settings=settings)
+    return context.commit("model", folder=folder, metadata={"summary": summary})

@@ -1,0 +1,33 @@
+"""The numbers of a classifier's training; no torch."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.training.config import TrainingConfig
+
+
+class ClassifierConfig(TrainingConfig):
+    """Classifier of noisy pictures, for guidance (Dhariwal and Nichol, 2021), or of clean ones, for measurement."""
+
+    network: Literal["classifier"] = "classifier"
+    resolution: int = Field(ge=4)  # pixels
+    model_channels: int = Field(ge=4)
+    channel_mult: tuple[int, ...] = Field(min_length=1)
+    num_res_blocks: int = Field(ge=1)
+    attention_resolutions: tuple[int, ...] = ()  # in pixels
+    head_dim: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    conditions: tuple[Literal["label"], ...] = ("label",)
+    noisy: bool = True  # False: it sees clean pictures only, and guides nothing
+    schedule: Literal["linear", "cosine"] = "cosine"  # this and the next: those of the diffusion model that it guides
+    num_train_timesteps: int = Field(1000, ge=1)
+    max_shift: int = Field(0, ge=0)  # pixels that pictures are moved by in training, at most and each way
+    mirror: bool = False  # half of the pictures are mirrored in training
+    weight_decay: float = Field(0.05, ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.resolution % 2 ** (len(self.channel_mult) - 1):
+            raise ValueError(f"resolution {self.resolution} can't be halved between the levels of channel_mult")
+        return self

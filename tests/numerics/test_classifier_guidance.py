@@ -1,0 +1,56 @@
+"""Laws of the score that a classifier gives a sampler."""
+
+import pytest
+import torch
+
+from components.models.noisy_classifier import NoisyClassifier
+from components.sampling.classifier import class_log_probabilities, classifier_score
+from components.sampling.model import SamplingModel
+from components.training.tasks.classifier import classifier_arguments, classifier_objective
+from tests.tiny_text_image import classifier_config
+from tests.tiny_training import OFFERS
+
+
+def classifier(**changes: object) -> SamplingModel:
+    config = classifier_config(**changes)
+    arguments = classifier_arguments(config, OFFERS)
+    settings = {"noisy": config.noisy, "objective": classifier_objective(config)}
+    module = NoisyClassifier(**arguments).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # residual branches start at zero
+    return SamplingModel("classifier", "noisy_classifier", arguments, settings, module, None)
+
+
+def test_the_score_is_the_gradient_of_the_log_probability() -> None:
+    model, x_t = classifier(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    time, labels = torch.tensor([3, 30]), torch.tensor([2, 0])
+    with torch.no_grad():  # as a sampler calls it
+        score = classifier_score(model, labels, 2.0)(x_t, time)
+    direction = torch.randn_like(x_t)
+
+    def log_p(x: torch.Tensor) -> torch.Tensor:
+        return model.module(x, time).log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+    with torch.no_grad():
+        slope = (log_p(x_t + 1e-5 * direction) - log_p(x_t - 1e-5 * direction)) / 2e-5
+    torch.testing.assert_close((score * direction).sum(dim=(1, 2, 3)), 2.0 * slope, rtol=1e-3, atol=1e-6)
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_a_pictures_score_does_not_depend_on_its_batch_and_the_null_label_pulls_nowhere() -> None:
+    model, x_t = classifier(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    time, labels = torch.tensor([3, 30, 10]), torch.tensor([2, 0, OFFERS.num_classes])
+    together = classifier_score(model, labels, 1.0)(x_t, time)
+    alone = classifier_score(model, labels[1:2], 1.0)(x_t[1:2], time[1:2])
+    torch.testing.assert_close(together[1:2], alone)
+    assert bool((together[2] == 0).all())
+    assert not bool((together[:2] == 0).all())
+
+
+def test_a_classifier_of_clean_pictures_guides_nothing_but_judges() -> None:
+    model = classifier(noisy=False)
+    with pytest.raises(ValueError, match="clean pictures only"):
+        classifier_score(model, torch.tensor([0]), 1.0)
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(class_log_probabilities(model, images).exp().sum(dim=1), torch.ones(4))

@@ -1,0 +1,127 @@
+"""Laws of the trainings behind frozen encoders and of the classifier, without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.conditioning import dropped_conditions
+from components.training.frozen import encoded
+from components.training.loop import Task, fit
+from tests.tiny_text_image import (
+    PRIOR_OFFERS,
+    classifier_config,
+    classifier_task,
+    frozen_contrastive,
+    prior_config,
+    prior_task,
+)
+from tests.tiny_training import assert_close, assert_equal_bits, batches, rows_at, weights_of
+
+KINDS = {"prior": (prior_config, prior_task), "classifier": (classifier_config, classifier_task)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trained(kind: str, changes: dict[str, Any] | None = None, **options: Any) -> Task:
+    make_config, make_task = KINDS[kind]
+    config = make_config(**(changes or {}))
+    task = make_task(config, **options)
+    fit(task, batches(config, to_batch), config)
+    return task
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    make_config, make_task = KINDS[kind]
+    config, uninterrupted = make_config(dropout=0.1), trained(kind, {"dropout": 0.1})
+
+    def save(step: int, task: Task) -> None:
+        task.evaluate(rows_at(config, range(1000, 1012)))
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(make_task(config), batches(config, to_batch), config, save=save)
+    task = make_task(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_equals_no_accumulation(kind: str) -> None:
+    changes = {"total_steps": 6}
+    assert_close(weights_of(trained(kind, changes, max_batch_per_device=3)), weights_of(trained(kind, changes)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
+    make_config, make_task = KINDS[kind]
+    config = make_config(total_steps=60, warmup_steps=2, weight_decay=0.0)
+    task = make_task(config)
+    before, batch, losses = weights_of(task), next(batches(config, to_batch)), []
+    for step in range(1, config.total_steps + 1):
+        losses.append(float(task.train_step(batch, step)["loss"]))
+    after = weights_of(task)
+    assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+def test_a_classifier_of_clean_pictures_sees_no_noise() -> None:
+    for noisy in (True, False):
+        task = classifier_task(classifier_config(noisy=noisy))
+        batch = next(batches(task.config, to_batch))
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def spy(x_t: torch.Tensor, time: torch.Tensor, kept=seen) -> torch.Tensor:
+            kept.append((x_t, time))
+            return torch.zeros(len(x_t), 3)
+
+        task.logits(spy, batch["image"], batch)
+        x_t, time = seen[0]
+        assert torch.equal(x_t, batch["image"]) != noisy
+        assert bool((time == 0).all()) != noisy
+
+
+def test_accuracy_is_measured_at_several_levels_and_repeats_itself() -> None:
+    task = classifier_task(classifier_config())
+    rows = rows_at(task.config, range(1000, 1012))
+    metrics = task.evaluate(rows)
+    assert metrics == task.evaluate(rows)
+    assert {"held_out_accuracy", "held_out_accuracy_25", "held_out_accuracy_75"} < {*metrics}
+    assert "held_out_accuracy_25" not in classifier_task(classifier_config(noisy=False)).evaluate(rows)
+
+
+def test_frozen_encoders_add_columns_and_their_nulls() -> None:
+    task = prior_task(prior_config())
+    batch = encoded(next(batches(task.config, to_batch)), task.encoders)
+    torch.testing.assert_close(batch["image_embedding"].square().mean(dim=1), torch.ones(8))
+    empty = frozen_contrastive().encode([""])
+    for row in range(8):
+        torch.testing.assert_close(batch["null_text_states"][row], empty.states[0])
+        torch.testing.assert_close(batch["null_text_embedding"][row], empty.embedding[0])
+    assert not any(tensor.requires_grad for tensor in batch.values())
+
+
+def test_dropped_conditions_of_frozen_encoders_are_those_of_the_empty_text_both_together() -> None:
+    config = prior_config(cond_drop_prob=0.5, global_batch_size=64)
+    task = prior_task(config)
+    batch = encoded(next(batches(config, to_batch)), task.encoders)
+    mixed = dropped_conditions(batch, config, PRIOR_OFFERS)
+    states = (mixed["text_states"] == batch["null_text_states"]).flatten(1).all(1)
+    embedding = (mixed["text_embedding"] == batch["null_text_embedding"]).all(1)
+    assert torch.equal(states, embedding)
+    assert 16 < int(states.sum()) < 48
+    assert torch.equal(mixed["text_states"][~states], batch["text_states"][~states])
+
+
+def test_the_frozen_encoder_is_no_part_of_what_is_trained_or_kept() -> None:
+    task = prior_task(prior_config())
+    names = {name.split(".")[1] for name in weights_of(task)}
+    assert names <= {name for name, _ in task.learner.network.named_children()} | {"query", "position_embedding"}
