@@ -11,6 +11,8 @@ from components.diffusion.objective import make_objective
 from components.diffusion.samplers import Score
 from components.sampling.model import SamplingModel
 
+PROCESS = ("name", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")
+
 
 def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:
     """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, 4.1).
@@ -28,6 +30,24 @@ def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Scor
     labels = labels.to(model.device)
     each = scale * (labels < num_classes)  # (B,)
     return guidance.classifier_score(objective, model.module, labels.clamp(max=num_classes - 1), each)
+
+
+def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
+    """Raise ValueError, in one line, if the classifier can't guide the diffusion model: other noise, pictures, classes.
+
+    Training may draw their times differently, and what the network predicts is its own affair.
+    """
+    if not classifier.settings["noisy"]:
+        raise ValueError(f"the classifier of stage {classifier.name} knows clean pictures only and can't guide")
+    seen, made = ({name: about.settings["objective"].get(name) for name in PROCESS} for about in (classifier, model))
+    for settings, about in ((seen, classifier), (made, model)):
+        settings["resolution"] = about.settings["resolution"]
+        settings["classes"] = about.settings["classes"]
+    different = [name for name in seen if seen[name] != made[name]]
+    if different:
+        raise ValueError(
+            f"the classifier of stage {classifier.name} can't guide {model.name}: they differ in {', '.join(different)}"
+        )
 
 
 @torch.no_grad()

@@ -20,8 +20,14 @@ class ClassifierConfig(TrainingConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     conditions: tuple[Literal["label"], ...] = ("label",)
     noisy: bool = True  # False: it sees clean pictures only, and guides nothing
-    schedule: Literal["linear", "cosine"] = "cosine"  # this and the next: those of the diffusion model that it guides
+    objective: Literal["discrete", "edm", "flow"] = "discrete"  # this and the next seven: those of the diffusion model
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"  # that it guides
+    beta_start: float | None = Field(None, gt=0, lt=1)
+    beta_end: float | None = Field(None, gt=0, lt=1)
     num_train_timesteps: int = Field(1000, ge=1)
+    zero_terminal_snr: bool = False
+    sigma_data: float = Field(0.5, gt=0)
+    time_density: Literal["uniform", "logit_normal"] = "uniform"
     max_shift: int = Field(0, ge=0)  # pixels that pictures are moved by in training, at most and each way
     mirror: bool = False  # half of the pictures are mirrored in training
     weight_decay: float = Field(0.05, ge=0)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from components.diffusion.objective import make_objective
 from components.models.noisy_classifier import NoisyClassifier
-from components.sampling.classifier import class_log_probabilities, classifier_score
+from components.sampling.classifier import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
 from components.training.tasks.classifier import classifier_arguments, classifier_objective
 from tests.tiny_text_image import classifier_config
@@ -54,3 +55,34 @@ def test_a_classifier_of_clean_pictures_guides_nothing_but_judges() -> None:
         classifier_score(model, torch.tensor([0]), 1.0)
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(class_log_probabilities(model, images).exp().sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
+def test_it_guides_models_of_its_own_process_only(objective: str) -> None:
+    about = {"resolution": 8, "classes": ["a", "b", "c"]}
+    model = classifier(objective=objective)
+    model = model._replace(settings=model.settings | about)
+    process = model.settings["objective"] | {"prediction_type": "epsilon", "time_density": "logit_normal"}
+    base = model._replace(name="base", settings={"objective": process, **about})
+    check_guides(model, base)
+    with pytest.raises(ValueError, match="can't guide base: they differ in classes"):
+        check_guides(model, base._replace(settings=base.settings | {"classes": ["a", "b", "d"]}))
+    other = {"discrete": {"schedule": "linear"}, "edm": {"sigma_data": 1.0}, "flow": {"name": "edm"}}[objective]
+    with pytest.raises(ValueError, match=f"differ in {next(iter(other))}"):
+        check_guides(model, base._replace(settings={"objective": process | other, **about}))
+
+
+@pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
+def test_guidance_raises_the_probability_of_the_class(objective: str) -> None:
+    """One small step along the score, at a time of each process."""
+    model, label = classifier(objective=objective), torch.tensor([1, 1])
+    process = make_objective(model.settings["objective"])
+    time = process.times(torch.tensor([0.3, 0.6], dtype=torch.float64))
+    x_t = process.add_noise(torch.zeros(2, 3, 8, 8).double(), torch.randn(2, 3, 8, 8).double(), time)
+    score = classifier_score(model, label, 1.0)(x_t, time)
+
+    def log_p(x: torch.Tensor) -> torch.Tensor:
+        return process.apply(model.module, x, time).log_softmax(1)[:, 1]
+
+    with torch.no_grad():
+        assert bool((log_p(x_t + 1e-3 * score) > log_p(x_t)).all())

@@ -39,13 +39,13 @@ def classifier_arguments(config: ClassifierConfig, offers: Conditions) -> dict[s
 
 
 def classifier_objective(config: ClassifierConfig) -> dict[str, Any]:
-    """The process that its pictures come from, as plain values. What it predicts does not matter here."""
-    return {
-        "name": "discrete",
-        "schedule": config.schedule,
-        "num_train_timesteps": config.num_train_timesteps,
-        "prediction_type": "v_prediction",
-    }
+    """The process that its pictures come from, as plain values. What a network would predict does not matter here."""
+    if config.objective == "edm":
+        return {"name": "edm", "sigma_data": config.sigma_data}
+    if config.objective == "flow":
+        return {"name": "flow", "time_density": config.time_density}
+    process = {"schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr"}
+    return {"name": "discrete", "prediction_type": "v_prediction", **config.model_dump(include=process)}
 
 
 class ClassifierTask:
