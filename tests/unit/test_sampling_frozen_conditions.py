@@ -1,0 +1,55 @@
+"""Laws of what frozen networks make of requests."""
+
+import pytest
+import torch
+from torch import nn
+
+from components.models.diffusion_prior import DiffusionPrior
+from components.sampling.diffusion_prior import sample_image_embeddings
+from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.model import SamplingModel
+from components.sampling.requests import Request
+from components.training.tasks.diffusion_prior import diffusion_prior_arguments, prior_objective
+from tests.tiny_text_image import PRIOR_OFFERS, frozen_contrastive, prior_config
+
+REQUESTS = (Request(prompt="a red circle", seed=1), Request(seed=2))
+
+
+def base(**network: int) -> SamplingModel:
+    return SamplingModel("base", "diffusion", network, {}, nn.Linear(1, 1), None)
+
+
+def prior() -> SamplingModel:
+    config = prior_config()
+    arguments = diffusion_prior_arguments(config, PRIOR_OFFERS)
+    settings = {"objective": prior_objective(config), **config.model_dump()}
+    return SamplingModel("prior", "diffusion_prior", arguments, settings, DiffusionPrior(**arguments).eval(), None)
+
+
+def test_states_are_those_of_the_prompt_and_the_null_is_the_empty_text() -> None:
+    text = frozen_contrastive()
+    condition, null = frozen_conditions(base(text_states_dim=8), REQUESTS, text=text)
+    torch.testing.assert_close(condition["text_states"], text.encode(["a red circle", ""]).states)
+    torch.testing.assert_close(null["text_states"], text.encode(["", ""]).states)
+    assert torch.equal(condition["text_states"][1], null["text_states"][1])
+
+
+def test_an_embedding_is_what_the_prior_draws_and_its_null_is_zero() -> None:
+    text, model = frozen_contrastive(), prior()
+    condition, null = frozen_conditions(base(image_embedding_dim=6), REQUESTS, text=text, prior=model)
+    torch.testing.assert_close(condition["image_embedding"], sample_image_embeddings(model, text, REQUESTS))
+    assert not null["image_embedding"].any()
+
+
+def test_a_model_without_frozen_conditions_gets_none() -> None:
+    assert frozen_conditions(base(), REQUESTS) == ({}, {})
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    text = frozen_contrastive()
+    with pytest.raises(ValueError, match="text encoder of 8 features"):
+        frozen_conditions(base(text_states_dim=8), REQUESTS)
+    with pytest.raises(ValueError, match="text encoder of 9 features"):
+        frozen_conditions(base(text_states_dim=9), REQUESTS, text=text)
+    with pytest.raises(ValueError, match="prior over 7 numbers"):
+        frozen_conditions(base(image_embedding_dim=7), REQUESTS, text=text, prior=prior())
