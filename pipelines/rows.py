@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from components.data.errors import SourceError
 from components.evaluation.rows_page import RowResult, render_rows
 from components.training.config import TrainingConfig
 from pipelines import driver
@@ -19,14 +20,21 @@ PAGE = "rows.html"
 def run_rows(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
     """Run the recipes of the rows in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
 
-    Leaves `rows.html` in storage: every row that is finished there, with its figures and pictures.
+    Rows whose pictures are not on this machine are left out, and said so. Leaves `rows.html` in storage: every row that
+    is finished there, with its figures and pictures.
 
     Args:
         names: rows or recipes to run; empty: all.
 
-    Raises UsageError for a name that is neither.
+    Raises UsageError for a name that is neither, SourceError for a row that is named but has no pictures here.
     """
     chosen = chosen_rows(names)
+    known, missing = sources_here(storage, tracking, profile)
+    for recipe in [recipe for recipe in chosen if recipe in missing]:
+        if names:
+            raise SourceError(missing[recipe])
+        console.print(f"left out: {recipe}: {missing[recipe]}", style="yellow", highlight=False, soft_wrap=True)
+        del chosen[recipe]
     failed = []
     for number, (recipe, row) in enumerate(chosen.items(), start=1):
         console.rule(f"{number} of {len(chosen)}: row {row}, {recipe}")
@@ -34,7 +42,7 @@ def run_rows(names: list[str], *, storage: str | None, tracking: str | None, pro
         if code == driver.INTERRUPTED:
             return code
         failed += [recipe] if code != driver.DONE else []
-    prepared = [driver.prepare(options(recipe, storage, tracking, profile)) for recipe in chosen_rows([])]
+    prepared = [driver.prepare(options(recipe, storage, tracking, profile)) for recipe in known]
     finished = [result for one in prepared if (result := what_it_came_to(one)) is not None]
     root = prepared[0].root
     root.write(PAGE, render_rows(finished).encode())
@@ -43,6 +51,18 @@ def run_rows(names: list[str], *, storage: str | None, tracking: str | None, pro
     if failed:
         console.print(f"failed: {', '.join(failed)}; the same command goes on from here", style="red")
     return driver.FAILED if failed else driver.DONE
+
+
+def sources_here(storage: str | None, tracking: str | None, profile: str) -> tuple[list[str], dict[str, str]]:
+    """Recipes of rows whose pictures are here, and why those of the others are not."""
+    here, missing = [], {}
+    for recipe in chosen_rows([]):
+        try:
+            driver.prepare(options(recipe, storage, tracking, profile))
+            here.append(recipe)
+        except SourceError as error:
+            missing[recipe] = str(error)
+    return here, missing
 
 
 def options(recipe: str, storage: str | None, tracking: str | None, profile: str) -> driver.RunOptions:
@@ -74,6 +94,8 @@ def what_it_came_to(prepared: driver.Prepared) -> RowResult | None:
         for name, value in artifact.metadata["summary"].items()
         if "bits_per" in name
     }
+    for artifact in artifacts.values():
+        figures |= artifact.metadata.get("headline", {})
     measured = artifacts["evaluation"].metadata
     made = [found for found in measured["distances"] if found["purpose"] == "model"]
     figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.diffusion_studies import diffusion_studies
 from pipelines.full_cascade import full_cascade
 from pipelines.one_model import one_model
 from pipelines.recipes.catalog import Recipe
@@ -13,6 +14,7 @@ WORKFLOWS: dict[str, Callable[[Any], Workflow]] = {
     "full_cascade": full_cascade,
     "token_road": token_road,
     "one_model": one_model,
+    "diffusion_studies": diffusion_studies,
 }
 
 

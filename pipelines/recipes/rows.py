@@ -1,4 +1,4 @@
-"""The rows of the lecture that come before diffusion: each system by its own recipe, minutes on two cores.
+"""The rows of the lecture: each system by its own recipe, minutes on two cores; those before diffusion are here.
 
 Rows share what has equal numbers: the pictures, and the VQ-GAN that three priors are trained on.
 """
@@ -11,10 +11,12 @@ from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from components.training.config import AutoencoderConfig, GANConfig, MaskedPriorConfig, PixelConfig, PriorConfig
+from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
+from pipelines.recipes.fashion import FASHION
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.token_road import ConditionRecipe, TokenRoadRecipe
 
-Row = OneModelRecipe | TokenRoadRecipe
+Row = OneModelRecipe | TokenRoadRecipe | DiffusionStudiesRecipe
 SAMPLES = SamplesConfig(measured_samples=256, pictures_per_class=4, num_prompts=6, pictures_per_prompt=4)
 EVALUATION = EvaluationConfig(reference_samples=1024)
 
@@ -158,6 +160,7 @@ ROWS: dict[Callable[[], Row], str] = {
     image_transformer: "P5",
     maskgit: "P6",
     gan: "G1",
+    **FASHION,
 }
 
 

@@ -1,0 +1,239 @@
+"""Class accuracy and Fréchet distance against the guidance scale, for each kind of guidance of one trained model.
+
+Whether a picture shows the class that was asked for is judged by a classifier of clean pictures that guides nothing.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+
+from components.evaluation.measure import DistanceRow
+from components.evaluation.plots import Panel, Series, plot_svg
+from components.evaluation.steps_study import SamplerName
+from components.evaluation.variants import HELD_OUT, Made, VariantJob, VariantsConfig, counted, write_made
+from components.sampling.cascade import to_uint8
+from components.sampling.classifier import class_log_probabilities
+from components.sampling.guided import sample_guided
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.requests import class_id
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+
+Method = Literal["classifier", "classifier_unconditional", "classifier_free", "autoguidance"]
+TITLES: dict[Method, str] = {
+    "classifier": "classifier",
+    "classifier_unconditional": "classifier alone",
+    "classifier_free": "classifier-free",
+    "autoguidance": "autoguidance",
+}
+JUDGED = 256  # pictures at a time
+
+
+class GuidanceStudyConfig(VariantsConfig):
+    """Which kinds of guidance at which scales. No guidance is always there: scale 0 of a classifier, 1 of others."""
+
+    methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
+    scales: tuple[float, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of classifier-free guidance, autoguidance
+    classifier_scales: tuple[float, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
+    sampler: SamplerName = "ddim"
+    num_inference_steps: int = Field(25, ge=1)
+
+
+class Setting(NamedTuple):
+    """One way to sample."""
+
+    method: Method
+    scale: float
+
+    @property
+    def name(self) -> str:  # of jobs and metrics
+        return "unguided" if self.shared else f"{self.method}_{self.scale:g}".replace(".", "_")
+
+    @property
+    def title(self) -> str:
+        return "no guidance" if self.shared else f"{TITLES[self.method]}, scale {self.scale:g}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether this is the conditional model as it is, by whatever method. Alone, a classifier starts from less."""
+        return self.scale == off(self.method) and self.method != "classifier_unconditional"
+
+
+class Models(NamedTuple):
+    """What guides, and what judges."""
+
+    base: SamplingModel
+    judge: SamplingModel
+    weaker: SamplingModel | None = None
+    classifier: SamplingModel | None = None
+
+
+def off(method: Method) -> float:
+    """The scale that changes nothing."""
+    return 0.0 if method.startswith("classifier") and method != "classifier_free" else 1.0
+
+
+def scales_of(config: GuidanceStudyConfig, method: Method) -> list[float]:
+    """Ascending, with the one that is off."""
+    chosen = config.classifier_scales if off(method) == 0 else config.scales
+    return sorted({off(method), *chosen})
+
+
+def settings_of(config: GuidanceStudyConfig) -> dict[str, Setting]:
+    """Name -> setting; what several methods share is there once."""
+    every = [Setting(method, scale) for method in config.methods for scale in scales_of(config, method)]
+    return {setting.name: setting for setting in every}
+
+
+class GuidedSampler:
+    """One actor of the pool."""
+
+    def __init__(self, config: GuidanceStudyConfig, models: Mapping[str, Artifact], files: Store) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.config, self.files, self.models = config, files, load_models(models, device=device)
+
+    def __call__(self, job: VariantJob) -> VariantJob:
+        write_made(self.files, job, sample_in(self.models, job, self.config))
+        return job
+
+
+def load_models(models: Mapping[str, Artifact], *, device: str = "cpu") -> Models:
+    """The fields of `Models` from artifacts. Raises ValueError if the judge sees another size than the base makes."""
+    loaded = {
+        name: load_model(name, artifact.download(Path(tempfile.mkdtemp(prefix="cascade-guidance-"))), device=device)
+        for name, artifact in models.items()
+    }
+    found = Models(**loaded)
+    for name, model in loaded.items():
+        takes, makes = model.settings["resolution"], found.base.settings["resolution"]
+        if takes != makes:
+            raise ValueError(f"the {name} is a model of {takes}² pictures, the guided one makes {makes}²")
+    return found
+
+
+def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> Made:
+    """Pictures under the guidance of the job, judged."""
+    method, scale = job.variant
+    base = models.base._replace(settings=models.base.settings | {"sampler": config.sampler})
+    requests = [request._replace(steps=config.num_inference_steps) for request in job.requests]
+    with counted(base.module) as sizes:
+        images = sample_guided(
+            base,
+            requests,
+            scale=scale,
+            weaker=models.weaker if method == "autoguidance" else None,
+            classifier=models.classifier if off(method) == 0 else None,
+            unconditional=method == "classifier_unconditional",
+        )
+    pictures = np.stack(to_uint8(images))
+    return Made(pictures, sum(sizes) / len(pictures), judge(models.judge, pictures) == labels_of(models.base, job))
+
+
+def labels_of(model: SamplingModel, job: VariantJob) -> np.ndarray:  # (N,)
+    return np.array([class_id(request.label, model.classes) for request in job.requests])
+
+
+def judge(classifier: SamplingModel, pictures: np.ndarray) -> np.ndarray:
+    """The class (N,) that a classifier sees in pictures (N, H, W, 3) uint8."""
+    seen: list[Tensor] = []
+    for start in range(0, len(pictures), JUDGED):
+        image = rearrange(torch.from_numpy(pictures[start : start + JUDGED]).float() / 127.5 - 1, "n h w c -> n c h w")
+        seen.append(class_log_probabilities(classifier, image).argmax(dim=1).cpu())
+    return torch.cat(seen).numpy()
+
+
+class Point(NamedTuple):
+    """What one setting came to."""
+
+    setting: Setting
+    accuracy: float
+    accuracy_standard_error: float
+    distance: float
+    evaluations: float
+
+
+def points_of(
+    settings: Mapping[str, Setting], made: Mapping[str, Made], rows: Sequence[DistanceRow]
+) -> dict[str, Point]:
+    """Name of the setting -> point."""
+    distances, points = {row.name: row.distance for row in rows}, {}
+    for name, setting in settings.items():
+        accuracy, count = float(made[name].correct.mean()), len(made[name].correct)
+        error = (accuracy * (1 - accuracy) / count) ** 0.5
+        points[name] = Point(setting, accuracy, error, distances[name], made[name].evaluations)
+    return points
+
+
+def draw_guidance(
+    points: Mapping[str, Point],
+    rows: Sequence[DistanceRow],
+    config: GuidanceStudyConfig,
+    *,
+    held_out_accuracy: float,
+    salt: str,
+) -> dict[str, str]:
+    """Title -> SVG: accuracy and distance against scale, and against each other."""
+    distance, accuracy = f"fd_{config.feature_network}", "accuracy by an independent classifier"
+    held_out = {row.name: row.distance for row in rows}[HELD_OUT]
+    accuracies, distances, each_other = [], [], []
+    for method in config.methods:
+        title, scales = TITLES[method], scales_of(config, method)
+        line = [points[Setting(method, scale).name] for scale in scales]
+        seen, far = [point.accuracy for point in line], [point.distance for point in line]
+        accuracies.append(Series(title, scales, seen))
+        distances.append(Series(title, scales, far))
+        each_other.append(Series(title, seen, far))
+    against_scale = [
+        Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: held_out_accuracy}),
+        Panel("guidance scale", distance, distances, levels={HELD_OUT: held_out}),
+    ]
+    number = f"N {config.samples}"
+    return {
+        f"Accuracy and distance against guidance scale, {number}": plot_svg(against_scale, salt=f"{salt}-scale"),
+        f"Distance against accuracy, {number}": plot_svg([Panel(accuracy, distance, each_other)], salt=f"{salt}-both"),
+    }
+
+
+def guidance_table(points: Mapping[str, Point], config: GuidanceStudyConfig) -> dict[str, Any]:
+    """Columns and rows for the report."""
+    return {
+        "columns": [
+            *("guidance", "scale", "accuracy", "its standard error", f"fd_{config.feature_network}"),
+            *("evaluations of the guided network", "N"),
+        ],
+        "rows": [
+            [TITLES[method], scale, p.accuracy, p.accuracy_standard_error, p.distance, p.evaluations, config.samples]
+            for method in config.methods
+            for scale in scales_of(config, method)
+            for p in [points[Setting(method, scale).name]]
+        ],
+    }
+
+
+def guidance_summary(
+    points: Mapping[str, Point], config: GuidanceStudyConfig, *, held_out_accuracy: float
+) -> dict[str, float]:
+    """Metrics: accuracy and distance of each setting, and what the judge sees in held-out pictures."""
+    found = {"accuracy_held_out": held_out_accuracy}
+    for name, point in points.items():
+        found |= {f"accuracy_{name}": point.accuracy, f"fd_{config.feature_network}_{name}": point.distance}
+    return found
+
+
+def guidance_headline(points: Mapping[str, Point], config: GuidanceStudyConfig) -> dict[str, float]:
+    """Accuracy and distance without guidance, and by each method at the scale of its smallest distance."""
+    chosen = {}
+    for method in config.methods:
+        scales = [scale for scale in scales_of(config, method) if scale != off(method)]
+        without = points[Setting(method, off(method)).name]
+        best = min((points[Setting(method, scale).name] for scale in scales), key=lambda point: point.distance)
+        chosen |= {point.setting.title: point for point in (without, best)}
+    found = {f"accuracy, {title} (N {config.samples})": point.accuracy for title, point in chosen.items()}
+    return found | {f"distance, {title} (N {config.samples})": point.distance for title, point in chosen.items()}

@@ -1,0 +1,277 @@
+"""Held-out bits a dimension of a diffusion model: the variational bound, term by term (Ho et al., 2020, equation 5).
+
+    prior           KL(q(x_T | x_0) || N(0, I)), which no network decides
+    denoising       sum over t of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
+    reconstruction  -log2 p(x_0 | x_1) of the 8-bit values, the term of index 0
+
+The sum over all T terms takes T passes for each picture. With fewer times a picture it is estimated without bias:
+[0, T) is cut into as many strata, finer where the terms are larger, and one time drawn from each stands for its
+stratum. Index 0 is always a stratum of its own.
+
+Shapes: N pictures, K times of a picture (T if the sum is exact). Terms are bits a dimension.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from components.diffusion.discrete import DiscreteObjective
+from components.diffusion.likelihood import prior_bits
+from components.diffusion.objective import make_objective
+from components.evaluation.parallel import file_name, finish_jobs
+from components.evaluation.plots import Panel, Series, plot_svg
+from components.execution import Resources
+from components.sampling.model import SamplingModel, encode_conditions, load_model
+from components.sampling.requests import Request, random_stream
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+
+JOB_PICTURES = 8
+BATCH = 64  # times of one picture at once
+STREAM = "likelihood"  # of the noise
+CURVE_POINTS = 200  # of the plot
+
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits a dimension (B,)
+
+
+class BoundTerms(NamedTuple):
+    """The terms of some pictures."""
+
+    prior: np.ndarray  # (N,)
+    terms: np.ndarray  # (N, K): index 0 of each row is the reconstruction
+    timesteps: np.ndarray  # (N, K) int64, ascending
+    weights: np.ndarray  # (K,): how many timesteps each time stands for; all 1 if the sum is exact
+
+
+class BoundJob(NamedTuple):
+    """Pictures of which one worker takes all terms."""
+
+    name: str  # of its file, without `.npz`
+    first: int  # place of the first picture among the held-out ones: names its random stream
+    image: np.ndarray  # (N, H, W, 3) uint8
+    label: np.ndarray  # (N,) int64
+    caption: tuple[str, ...]
+
+
+def strata(num_timesteps: int, count: int) -> np.ndarray:
+    """Edges (count + 1,) of strata of [0, num_timesteps): widths grow linearly with t, and the first one holds 0 alone.
+
+    Raises ValueError if count is not in [2, num_timesteps], or 1 for a single timestep.
+    """
+    if not min(2, num_timesteps) <= count <= num_timesteps:
+        raise ValueError(f"timesteps_per_picture must be in [2, {num_timesteps}], not {count}")
+    number = np.arange(count + 1)
+    edges = np.maximum(number, np.rint(num_timesteps * (number / count) ** 2).astype(np.int64))
+    edges[1] = 1
+    return edges
+
+
+def picture_terms(
+    term: Term, x_0: Tensor, *, edges: np.ndarray, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps (K,), one of each stratum, and their terms (K,), of one picture x_0 (C, H, W) in [-1, 1]."""
+    widths = torch.from_numpy(np.diff(edges))
+    drawn = (torch.rand(len(widths), generator=generator, dtype=torch.float64) * widths).long()
+    timesteps = torch.from_numpy(edges[:-1]) + drawn
+    found = []
+    for part in timesteps.split(BATCH):
+        noise = torch.stack([torch.randn(x_0.shape, generator=generator) for _ in part]).to(x_0.device)
+        found.append(term(x_0.expand(len(part), *x_0.shape), noise, part.to(x_0.device)).cpu())
+    return timesteps.numpy(), torch.cat(found).numpy()
+
+
+def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
+    prior, terms, timesteps, weights = zip(*parts, strict=True)
+    return BoundTerms(np.concatenate(prior), np.concatenate(terms), np.concatenate(timesteps), weights[0])
+
+
+def bound_parts(found: BoundTerms) -> dict[str, np.ndarray]:
+    """The bound of each picture and what it consists of, (N,) each."""
+    weighted = found.terms * found.weights
+    denoising, reconstruction = weighted[:, 1:].sum(axis=1), weighted[:, 0]
+    return {
+        "": found.prior + denoising + reconstruction,
+        "prior": found.prior,
+        "denoising": denoising,
+        "reconstruction": reconstruction,
+    }
+
+
+def is_exact(found: BoundTerms) -> bool:
+    """Whether every timestep was taken; if not, all but prior and reconstruction are estimates."""
+    return bool((found.weights == 1).all())
+
+
+def summarize(found: BoundTerms, *, gray: bool) -> dict[str, float]:
+    """Metrics: the bound and its three parts, means over pictures, each with its standard error.
+
+    `held_out_bits_per_dim` is the exact sum over t, `estimated_held_out_bits_per_dim` the stratified estimate. Of gray
+    pictures three equal values are told; what they cost together is `..._bits_per_gray_pixel`.
+    """
+    prefix = "held_out" if is_exact(found) else "estimated_held_out"
+    metrics = {}
+    for part, values in bound_parts(found).items():
+        name = "_".join(filter(None, (prefix, "bits_per_dim", part)))
+        metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
+    if gray:
+        metrics[f"{prefix}_bits_per_gray_pixel"] = 3 * metrics[f"{prefix}_bits_per_dim"]
+    return metrics
+
+
+def bound_table(found: BoundTerms) -> dict[str, Any]:
+    """Columns and rows for the report."""
+    terms = "all t" if is_exact(found) else f"{found.terms.shape[1]} strata of t"
+    return {
+        "columns": ["term", "bits a dimension", "standard error", "pictures", "sum over"],
+        "rows": [
+            [part or "bound", float(values.mean()), standard_error(values), len(values), terms]
+            for part, values in bound_parts(found).items()
+        ],
+    }
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of independent values (N,): their unbiased deviation over the root of N. NaN for a single one."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def term_curve(found: BoundTerms) -> Series:
+    """The mean term at each timestep or stratum, from 1 on, thinned where neighbors can't be told apart."""
+    x, y = found.timesteps.mean(axis=0)[1:], found.terms.mean(axis=0)[1:]
+    places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1 if len(x) else np.zeros(0, int)
+    return Series("denoising", x[places].tolist(), y[places].tolist())
+
+
+def draw_terms(found: BoundTerms, *, salt: str) -> str:
+    """The terms over t, and what they add up to from t on, as SVG."""
+    x = found.timesteps.mean(axis=0)
+    cumulated = found.prior.mean() + (found.terms * found.weights).mean(axis=0)[::-1].cumsum()[::-1]
+    places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1
+    rest = Series("bound from t on", (x[places] + 1).tolist(), cumulated[places].tolist())
+    terms = term_curve(found)
+    each = Panel("t + 1", "bits a dimension of one step", [terms._replace(x=[t + 1 for t in terms.x])])
+    return plot_svg(
+        [
+            each._replace(log_x=True, log_y=True, markers=False),
+            Panel("t + 1", "bits a dimension", [rest], log_x=True, markers=False),
+        ],
+        salt=salt,
+    )
+
+
+def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> list[BoundJob]:
+    """Pictures (N, H, W, 3) with their conditions cut into jobs called bound-000, bound-001, …"""
+    return [
+        BoundJob(
+            f"bound-{number:03d}",
+            start,
+            *(column[start : start + JOB_PICTURES] for column in (image, label, tuple(caption))),
+        )
+        for number, start in enumerate(range(0, len(image), JOB_PICTURES))
+    ]
+
+
+class BoundWorker:
+    """One actor of the pool."""
+
+    def __init__(self, model: Artifact, files: Store, *, timesteps_per_picture: int | None, seed: int) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        folder = model.download(Path(tempfile.mkdtemp(prefix="cascade-likelihood-")))
+        self.model, self.files = load_model(model.stage, folder, device=device), files
+        self.count, self.seed = timesteps_per_picture, seed
+
+    def __call__(self, job: BoundJob) -> BoundJob:
+        found = measure_bound(self.model, job, timesteps_per_picture=self.count, seed=self.seed)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **found._asdict())
+        self.files.write(file_name(job.name), buffer.getvalue())
+        return job
+
+
+@torch.no_grad()
+def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_picture: int | None, seed: int) -> BoundTerms:
+    """The terms of a job's pictures under their own conditions; None takes all timesteps.
+
+    Neither the job nor the batch moves them: each picture has its own random stream.
+    """
+    objective = make_objective(model.settings["objective"])
+    assert isinstance(objective, DiscreteObjective)
+    total = len(objective.schedule)
+    edges = strata(total, timesteps_per_picture or total)
+    x_0 = rearrange(torch.from_numpy(job.image).float() / 127.5 - 1, "n h w c -> n c h w").to(model.device)
+    rows = []
+    for place, picture in enumerate(x_0):
+        condition = condition_of(model, label=int(job.label[place]), caption=job.caption[place])
+        generator = random_stream(seed + job.first + place, STREAM)
+        term = partial(term_of, model, objective, condition)
+        rows.append(picture_terms(term, picture, edges=edges, generator=generator))
+    timesteps, terms = (np.stack(column) for column in zip(*rows, strict=True))
+    prior = prior_bits(objective.schedule, x_0.double()).cpu().numpy()
+    return BoundTerms(prior, terms, timesteps, np.diff(edges))
+
+
+def term_of(
+    model: SamplingModel,
+    objective: DiscreteObjective,
+    condition: Mapping[str, Tensor],
+    x_0: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """One term for each row, (B,) float64: most are too small for less. condition has a single row.
+
+    The predicted x_0 is clipped, as in sampling.
+    """
+    x_t = objective.add_noise(x_0, noise, timesteps)
+    rows = {name: value.expand(len(x_0), *value.shape[1:]) for name, value in condition.items()}
+    output = objective.apply(model.module, x_t, timesteps, **rows).double()
+    return objective.bits(output, x_0=x_0.double(), x_t=x_t.double(), time=timesteps, clip=True)
+
+
+def condition_of(model: SamplingModel, *, label: int, caption: str) -> dict[str, Tensor]:
+    """The conditions that the model takes, one row each."""
+    return encode_conditions(model, [Request(label=label, prompt=caption or None)]).condition
+
+
+def check_model(model: SamplingModel) -> None:
+    """Raise ValueError, in one line, for a model whose bound is not known."""
+    if model.settings.get("role", "base") != "base":
+        raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
+    if model.settings["objective"]["name"] != "discrete":
+        raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
+
+
+def read_bound(files: Store, jobs: Sequence[BoundJob]) -> BoundTerms:
+    """What the jobs left, one after another."""
+    parts = []
+    for job in jobs:
+        with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
+            parts.append(BoundTerms(*(arrays[field] for field in BoundTerms._fields)))
+    return joined_terms(parts)
+
+
+def measure_bounds(
+    jobs: Sequence[BoundJob],
+    model: Artifact,
+    *,
+    timesteps_per_picture: int | None,
+    seed: int,
+    files: Store,
+    resources: Resources,
+) -> Iterator[BoundJob]:
+    """Measure the jobs whose files are missing; yields each job once its file is there."""
+    worker = partial(BoundWorker, model, files, timesteps_per_picture=timesteps_per_picture, seed=seed)
+    yield from finish_jobs(worker, jobs, files=files, resources=resources)
+
+
+def is_gray(image: np.ndarray) -> bool:
+    """Whether all three values of every pixel of (N, H, W, 3) are equal: its bits are those of one gray value."""
+    return bool((image == image[..., :1]).all())

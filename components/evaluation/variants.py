@@ -1,0 +1,116 @@
+"""Pictures of one trained model made in several ways, each way from the same seeds and conditions, in resumable jobs.
+
+Shapes: N pictures, H W their pixels.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import Field, field_validator
+from torch import nn
+
+from components.evaluation.features import FeatureNetwork
+from components.evaluation.grids import Block, render_blocks
+from components.evaluation.measure import REFERENCE, DistanceRow, MeasureConfig, PictureSet, measure_distances
+from components.evaluation.parallel import file_name
+from components.evaluation.roads import jobs_of
+from components.execution import Resources
+from components.sampling.requests import Request
+from components.storage.store import Store
+
+HELD_OUT = "held-out pictures"
+SHOWN = 8  # pictures of each way
+
+
+class VariantsConfig(MeasureConfig):
+    """What is sampled in each way."""
+
+    samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out pictures to compare with
+
+    @field_validator("feature_network")
+    @classmethod
+    def _distances_are_the_point(cls, network: FeatureNetwork) -> FeatureNetwork:
+        if network == "none":
+            raise ValueError("a study of distances needs a feature network")
+        return network
+
+
+class VariantJob(NamedTuple):
+    """Requests that one worker samples in one batch, in one way."""
+
+    name: str  # of its file, without `.npz`
+    variant: Any  # the way, as the worker understands it
+    requests: tuple[Request, ...]
+
+
+class Made(NamedTuple):
+    """What was made in one way."""
+
+    pictures: np.ndarray  # (N, H, W, 3) uint8
+    evaluations: float  # of the sampled network, for each picture
+    correct: np.ndarray  # (N,) bool: whether an independent classifier sees the class that was asked for; or (0,)
+
+
+def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> dict[str, list[VariantJob]]:
+    """Name of the way -> its jobs, called name-000, name-001, …"""
+    return {
+        name: [VariantJob(job.name, variant, job.requests) for job in jobs_of(name, requests)]
+        for name, variant in variants.items()
+    }
+
+
+@contextmanager
+def counted(module: nn.Module) -> Iterator[list[int]]:
+    """Batch size of each evaluation of a network, as long as the context lasts."""
+    sizes: list[int] = []
+    hook = module.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
+    try:
+        yield sizes
+    finally:
+        hook.remove()
+
+
+def write_made(files: Store, job: VariantJob, made: Made) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **made._asdict())
+    files.write(file_name(job.name), buffer.getvalue())
+
+
+def read_made(files: Store, jobs: Sequence[VariantJob]) -> Made:
+    """What the jobs of one way left, one after another."""
+    parts = []
+    for job in jobs:
+        with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
+            parts.append(Made(arrays["pictures"], float(arrays["evaluations"]), arrays["correct"]))
+    pictures, evaluations, correct = zip(*parts, strict=True)
+    return Made(np.concatenate(pictures), float(np.mean(evaluations)), np.concatenate(correct))
+
+
+def measure_made(
+    made: Mapping[str, Made],
+    config: MeasureConfig,
+    *,
+    trained: np.ndarray,
+    held_out: np.ndarray,
+    resources: Resources,
+    progress: Callable[[int, int], None],
+) -> list[DistanceRow]:
+    """Distances to training pictures of what was made in each way, and of held-out pictures; all (N, H, W, 3)."""
+    sets = {REFERENCE: PictureSet(trained, "scale"), HELD_OUT: PictureSet(held_out, "scale")}
+    rows, _ = measure_distances(
+        sets | {name: PictureSet(found.pictures, "model") for name, found in made.items()},
+        network=config.feature_network,
+        precision=config.precision,
+        seed=config.seed,
+        resources=resources,
+        progress=progress,
+    )
+    return rows
+
+
+def variants_grid(made: Mapping[str, Made]) -> bytes:
+    """The first pictures of each way, in a row of their own: one column has one seed and one condition. PNG."""
+    return render_blocks([Block(name, found.pictures[:SHOWN]) for name, found in made.items()], columns=SHOWN)

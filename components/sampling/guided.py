@@ -1,0 +1,57 @@
+"""A base model's pictures under one kind of guidance: without condition, by a weaker model, or by a classifier."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from components.diffusion.guidance import guide
+from components.diffusion.objective import make_objective
+from components.diffusion.samplers import sample
+from components.sampling.classifier import classifier_score
+from components.sampling.diffusion import noise_of
+from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
+from components.sampling.requests import Request
+
+
+def sample_guided(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    *,
+    scale: float,
+    weaker: SamplingModel | None = None,
+    classifier: SamplingModel | None = None,
+    unconditional: bool = False,
+) -> Tensor:
+    """Pictures (B, C, H, W) of requests that share their steps (those of the first one count).
+
+    Args:
+        scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
+        weaker: takes the place of the model without condition (autoguidance; Karras et al., 2024).
+        classifier: of noisy pictures; its gradient towards each request's label guides (Dhariwal and Nichol, 2021).
+        unconditional: with a classifier, the model itself is told no condition.
+
+    The same request gives the same picture in whatever batch.
+    """
+    objective = make_objective(model.settings["objective"])
+    condition, null = encode_conditions(model, requests)
+    noise, score, branches = noise_of(model, requests), None, scale
+    if classifier is not None:
+        branches = 1.0  # the network runs on one condition alone
+        score = classifier_score(classifier, condition["label"], scale) if scale != 0 else None
+    return sample(
+        guide(
+            objective,
+            model.module,
+            null if unconditional else condition,
+            null,
+            branches,
+            weaker=None if weaker is None else weaker.module,
+        ),
+        objective,
+        noise(-1),
+        sampler=model.settings["sampler"],
+        num_inference_steps=asked_or_set(requests[0].steps, model.settings, "num_inference_steps", None),
+        eta=model.settings.get("eta", 0.0),
+        noise=noise,
+        score=score,
+    )

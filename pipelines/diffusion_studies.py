@@ -1,0 +1,46 @@
+"""One diffusion model and what is measured of it: likelihood, samplers by steps, guidance by scale."""
+
+from typing import Any
+
+from components.stages.classifier import train_classifier
+
+from components.stages.cascade import compose_cascade
+from components.stages.diffusion import train_diffusion
+from components.stages.evaluate import evaluate
+from components.stages.guidance_study import study_guidance
+from components.stages.images import images_identity, ingest_images
+from components.stages.likelihood import measure_likelihood
+from components.stages.samples import sample_roads
+from components.stages.steps_study import study_steps
+from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
+from pipelines.workflow import Stage, Workflow
+
+
+def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
+    """The base model, those that guide or judge it, and the studies that the recipe asks for."""
+    images = Stage("images", ingest_images, recipe.images, identity=images_identity)
+    base = Stage("base", train_diffusion, recipe.base, images=images)
+    helpers = {
+        name: Stage(name, train, config, images=images, **inputs)
+        for name, train, config, inputs in (
+            ("weaker", train_diffusion, recipe.weaker, {}),
+            ("classifier", train_classifier, recipe.classifier, {}),
+            ("judge", train_classifier, recipe.judge, {}),
+        )
+        if config is not None
+    }
+    cascade = Stage("cascade", compose_cascade, recipe.cascade, base=base)
+    samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+    evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
+
+    wanted: dict[str, tuple[Any, Any, dict[str, Stage]]] = {
+        "likelihood": (measure_likelihood, recipe.likelihood, {"model": base}),
+        "steps_study": (study_steps, recipe.steps_study, {"cascade": cascade}),
+        "guidance_study": (study_guidance, recipe.guidance_study, {"base": base, **helpers}),
+    }
+    studies = [
+        Stage(name, study, config, images=images, **models)
+        for name, (study, config, models) in wanted.items()
+        if config is not None
+    ]
+    return Workflow(recipe.name, [images, base, *helpers.values(), cascade, samples, *studies, evaluation])

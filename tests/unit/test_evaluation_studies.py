@@ -1,0 +1,272 @@
+"""Laws of the studies of samplers and of guidance: what is counted, compared and drawn."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from components.evaluation import guidance_study, steps_study
+from components.evaluation.guidance_study import GuidanceStudyConfig, Models, judge
+from components.evaluation.measure import REFERENCE, DistanceRow, distance_rows
+from components.evaluation.steps_study import StepsStudyConfig
+from components.evaluation.variants import (
+    HELD_OUT,
+    Made,
+    VariantJob,
+    VariantsConfig,
+    counted,
+    read_made,
+    variant_jobs,
+    variants_grid,
+    write_made,
+)
+from components.execution import Resources, SilentRecorder
+from components.sampling.cascade import Cascade
+from components.sampling.model import load_model
+from components.sampling.requests import Request
+from components.stages.context import StageContext
+from components.storage.store import Store
+from pipelines.reporting import run_pictures, study_of
+from tests.tiny_cascade import CLASSES, write_cascade, write_models
+from tests.tiny_roads import write
+from tests.unit.test_evaluation_report import Page
+
+REQUESTS = tuple(Request(label=number % 3, seed=number) for number in range(6))
+STEPS = StepsStudyConfig(samplers=("ddim", "heun"), steps=(4, 2), reference_steps=8, samples=6)
+GUIDANCE = GuidanceStudyConfig(
+    methods=("classifier", "classifier_unconditional", "classifier_free", "autoguidance"),
+    scales=(2.0,),
+    classifier_scales=(1.5,),
+    num_inference_steps=3,
+    samples=6,
+)
+CLASSIFIER = {
+    "resolution": 8,
+    "num_classes": len(CLASSES),
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [],
+    "head_dim": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
+    return Cascade.load(write_cascade(tmp_path_factory.mktemp("cascade")))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    base = load_model("base", write_models(folder)["base"])
+    described = {"resolution": 8, "noisy": True, "objective": base.settings["objective"], "classes": CLASSES}
+    classifier = load_model("classifier", write(folder / "classifier", "classifier", CLASSIFIER, described))
+    weaker = load_model("base", write_models(folder / "weaker")["base"])
+    for parameter in weaker.module.parameters():
+        parameter.data.mul_(0.8)
+    return Models(base, judge=classifier, weaker=weaker, classifier=classifier)
+
+
+def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> VariantJob:
+    return VariantJob("job", variant, requests)
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("ddpm", 5), ("ddim", 5), ("dpm_solver_pp", 5), ("heun", 9)])
+def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: str, evaluations: int) -> None:
+    made = steps_study.sample_in(cascade, job(steps_study.Setting(sampler, 5)))
+    assert made.evaluations == evaluations
+    assert made.pictures.shape == (6, 8, 8, 3)
+
+
+def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_picture(cascade: Cascade) -> None:
+    setting = steps_study.Setting("ddpm", 4)
+    whole = steps_study.sample_in(cascade, job(setting)).pictures
+    alone = steps_study.sample_in(cascade, job(setting, REQUESTS[4:5])).pictures
+    assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
+    asked = [request._replace(steps=4) for request in REQUESTS]
+    np.testing.assert_array_equal(whole, [made["base"] for made in cascade.sample_stages(asked)])
+
+
+def test_every_sampler_runs_every_number_of_steps_and_the_reference() -> None:
+    names = list(steps_study.settings_of(STEPS))
+    assert names == ["ddim_2", "ddim_4", "heun_2", "heun_4", "ddpm_8"]
+    assert len(steps_study.settings_of(StepsStudyConfig())) == 4 * 5 + 1
+
+
+def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
+    config = STEPS.model_copy(update={"samplers": ("ddpm",), "steps": (2, 8)})
+    assert list(steps_study.settings_of(config)) == ["ddpm_2", "ddpm_8"]
+
+
+def made_of(names: Mapping[str, object]) -> dict[str, Made]:
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    correct = np.array([True, True, True, False, True, False])
+    return {name: Made(pictures, 4.0, correct) for name in names}
+
+
+def rows_of(names: Mapping[str, object]) -> list[DistanceRow]:
+    every = [HELD_OUT, *names]
+    return [DistanceRow(name=n, distance=10.0 + i, samples=6, purpose="model") for i, n in enumerate(every)]
+
+
+def test_the_steps_study_draws_and_lists_every_sampler() -> None:
+    settings = steps_study.settings_of(STEPS)
+    rows = rows_of(settings)
+    points = steps_study.points_of(settings, made_of(settings), rows)
+    (svg,) = steps_study.draw_steps(points, rows, STEPS, salt="s").values()
+    assert all(words in Page(svg).text for words in ("ddim", "heun", "ddpm, 8 steps 15", HELD_OUT))
+    assert [row[:2] for row in steps_study.steps_table(points, STEPS)["rows"]] == [list(s) for s in settings.values()]
+    assert steps_study.steps_summary(points, STEPS)["fd_efficientnet_lite0_heun_4"] == 14.0
+    assert list(steps_study.steps_headline(points, STEPS).values()) == [12.0, 14.0, 15.0]
+
+
+def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models: Models) -> None:
+    settings = guidance_study.settings_of(GUIDANCE)
+    assert list(settings) == [
+        "unguided",
+        "classifier_1_5",
+        "classifier_unconditional_0",
+        "classifier_unconditional_1_5",
+        "classifier_free_2",
+        "autoguidance_2",
+    ]
+    every = {
+        method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), GUIDANCE).pictures
+        for method in GUIDANCE.methods
+    }
+    for method in ("classifier_free", "autoguidance"):
+        np.testing.assert_array_equal(every["classifier"], every[method])
+    assert (every["classifier"] != every["classifier_unconditional"]).any()
+
+
+def test_every_guidance_moves_pictures_and_counts_the_guided_network_alone(models: Models) -> None:
+    made = {
+        name: guidance_study.sample_in(models, job(setting), GUIDANCE)
+        for name, setting in guidance_study.settings_of(GUIDANCE).items()
+    }
+    assert {name: found.evaluations for name, found in made.items()} == {
+        "unguided": 3,
+        "classifier_1_5": 3,
+        "classifier_unconditional_0": 3,
+        "classifier_unconditional_1_5": 3,
+        "classifier_free_2": 6,
+        "autoguidance_2": 3,
+    }
+    different = {found.pictures.tobytes() for found in made.values()}
+    assert len(different) == len(made)
+    assert all(found.correct.shape == (6,) for found in made.values())
+
+
+class Brightest(nn.Module):
+    """Its class is the color of which there is most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        del time
+        return self.slope * x_t.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("method", ["classifier", "classifier_unconditional"])
+def test_a_classifier_pulls_pictures_towards_what_it_is_asked_for(models: Models, method: str) -> None:
+    judge = models.judge._replace(module=Brightest())
+
+    def right(scale: float) -> float:
+        asked = job((method, scale), REQUESTS * 4)
+        return float(
+            guidance_study.sample_in(models._replace(judge=judge, classifier=judge), asked, GUIDANCE).correct.mean()
+        )
+
+    assert right(100.0) == 1 > right(0.0) + 0.3
+
+
+def test_the_judge_sees_pictures_as_it_was_trained_on_them(models: Models) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    logits = models.judge.module(image, torch.zeros(300, dtype=torch.int64))
+    np.testing.assert_array_equal(judge(models.judge, pictures), logits.argmax(dim=1).numpy())
+
+
+def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> None:
+    settings = guidance_study.settings_of(GUIDANCE)
+    rows = rows_of(settings)
+    points = guidance_study.points_of(settings, made_of(settings), rows)
+    assert points["unguided"].accuracy == pytest.approx(4 / 6)
+    assert points["unguided"].accuracy_standard_error == pytest.approx((4 / 6 * 2 / 6 / 6) ** 0.5)
+    plots = guidance_study.draw_guidance(points, rows, GUIDANCE, held_out_accuracy=0.9, salt="g")
+    texts = [Page(svg).text for svg in plots.values()]
+    assert len(texts) == 2
+    assert all(title in text for title in guidance_study.TITLES.values() for text in texts)
+    assert "classifier-free 11 at 1 15 at 2" in texts[0]
+    assert "held-out pictures 0.9" in texts[0]
+    table = guidance_study.guidance_table(points, GUIDANCE)
+    assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 8
+    headline = guidance_study.guidance_headline(points, GUIDANCE)
+    assert headline["distance, autoguidance, scale 2 (N 6)"] == 16.0
+    assert headline["distance, no guidance (N 6)"] == 11.0
+
+
+def test_the_training_pictures_are_at_distance_zero_from_themselves_at_every_scale() -> None:
+    features = np.random.default_rng(1).normal(size=(80, 12)).astype(np.float32)
+    settings = guidance_study.settings_of(GUIDANCE)
+    vectors = {name: np.random.default_rng(n).permutation(features) for n, name in enumerate(settings)}
+    rows, _ = distance_rows({REFERENCE: features, **vectors}, dict.fromkeys(settings, "model"), seed=0)
+    found = {row.name: row.distance for row in rows}
+    assert all(found[name] == pytest.approx(0, abs=1e-6) for name in settings)
+    moved = {**vectors, "unguided": features + 1}
+    rows, _ = distance_rows({REFERENCE: features, **moved}, dict.fromkeys(settings, "model"), seed=0)
+    assert {row.name: row.distance for row in rows}["unguided"] == pytest.approx(12, rel=1e-4)
+
+
+def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
+    files = Store(str(tmp_path))
+    jobs = variant_jobs({"way": steps_study.Setting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])["way"]
+    assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
+    pictures = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
+    for one, start in zip(jobs, (0, 64), strict=True):
+        part = pictures[start : start + len(one.requests)]
+        write_made(files, one, Made(part, 5.0, np.zeros(len(part), bool)))
+    found = read_made(files, jobs)
+    np.testing.assert_array_equal(found.pictures, pictures)
+    assert found.evaluations == 5.0
+    assert found.correct.shape == (70,)
+
+
+def test_the_count_ends_with_its_context() -> None:
+    module = torch.nn.Linear(2, 2)
+    with counted(module) as sizes:
+        module(torch.zeros(3, 2))
+        module(torch.zeros(1, 2))
+    module(torch.zeros(5, 2))
+    assert sizes == [3, 1]
+
+
+def test_a_study_of_distances_needs_features() -> None:
+    with pytest.raises(ValidationError, match="needs a feature network"):
+        VariantsConfig(feature_network="none")
+
+
+def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:
+    context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), SilentRecorder())
+    settings = steps_study.settings_of(STEPS)
+    rows = rows_of(settings)
+    points = steps_study.points_of(settings, made_of(settings), rows)
+    artifact = context.commit_study(
+        plots=steps_study.draw_steps(points, rows, STEPS, salt="s"),
+        tables={"Distances": steps_study.steps_table(points, STEPS)},
+        summary=steps_study.steps_summary(points, STEPS),
+        headline=steps_study.steps_headline(points, STEPS),
+        pictures={"by_steps": variants_grid(made_of(settings))},
+    )
+    study = study_of(artifact)
+    assert study.stage == "steps_study"
+    assert [svg[:5] for svg in study.plots.values()] == ["<svg "]
+    assert study.tables["Distances"].rows[0][:2] == ("ddim", 2)
+    assert list(run_pictures({"steps_study": artifact})) == ["by_steps"]
