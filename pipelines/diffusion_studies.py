@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from components.stages.classifier import train_classifier
-
 from components.stages.cascade import compose_cascade
+from components.stages.classifier import train_classifier
 from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import evaluate
 from components.stages.guidance_study import study_guidance

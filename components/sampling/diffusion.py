@@ -29,7 +29,7 @@ def sample_base(model: SamplingModel, requests: Sequence[Request], *, on_step: O
         model,
         requests,
         {},
-        _noise_of(model, requests),
+        noise_of(model, requests),
         guidance_scale=asked_or_set(first.guidance_scale, model.settings, "guidance_scale", 1.0),
         num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
         sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
@@ -54,7 +54,7 @@ def sample_upsampler(
     The pictures of the stage before are rounded to 8 bits first, as those that the upsampler was trained on, and then
     noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2).
     """
-    noise = _noise_of(model, requests)
+    noise = noise_of(model, requests)
     enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
     level = torch.full((len(requests),), int(model.settings["noise_level"]), device=model.device)
     low_res = augment_low_res(make_schedule(**model.settings["low_res_schedule"]), enlarged, noise(-1), level)
@@ -112,7 +112,7 @@ def _denoise(
     )
 
 
-def _noise_of(model: SamplingModel, requests: Sequence[Request]) -> Callable[[int], Tensor]:
+def noise_of(model: SamplingModel, requests: Sequence[Request]) -> Callable[[int], Tensor]:
     """Draw the next noise (B, 3, H, W): row i from the stream of request i, whatever else is in the batch."""
     streams = [random_stream(request.seed, model.name) for request in requests]
     shape = (model.network.get("in_channels", 3), model.settings["resolution"], model.settings["resolution"])

@@ -2,7 +2,6 @@
 
 from typing import Literal, Self
 
-from components.training.classifier_config import ClassifierConfig
 from pydantic import model_validator
 
 from components.configuration import Config
@@ -13,6 +12,7 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
+from components.training.classifier_config import ClassifierConfig
 from components.training.config import DiffusionConfig
 
 

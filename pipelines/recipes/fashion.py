@@ -6,14 +6,13 @@ All at the pictures' own 28², each training minutes on two cores.
 from collections.abc import Callable
 from typing import Any
 
-from components.training.classifier_config import ClassifierConfig
-
 from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
+from components.training.classifier_config import ClassifierConfig
 from components.training.config import DiffusionConfig
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 
