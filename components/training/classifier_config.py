@@ -13,7 +13,7 @@ class ClassifierConfig(TrainingConfig):
     network: Literal["classifier"] = "classifier"
     resolution: int = Field(ge=4)  # pixels
     model_channels: int = Field(ge=4)
-    channel_mult: tuple[int, ...] = Field(min_length=1)
+    channel_mult: tuple[int | float, ...] = Field(min_length=1)
     num_res_blocks: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     head_dim: int = Field(32, ge=1)

@@ -16,7 +16,12 @@ from components.training.config import DiffusionConfig
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
 # Of ADM, IDDPM and GLIDE: noise and a variance are predicted and the bound is a small part of the loss.
-LEARNED_VARIANCE: dict[str, Any] = {"prediction_type": "epsilon", "variance": "learned_range", "min_snr_gamma": None}
+LEARNED_VARIANCE: dict[str, Any] = {
+    "prediction_type": "epsilon",
+    "variance": "learned_range",
+    "loss": "hybrid",
+    "min_snr_gamma": None,
+}
 # Of DDPM, LDM and Palette: noise is predicted, the variance is fixed.
 SIMPLE: dict[str, Any] = {"prediction_type": "epsilon", "variance": "fixed_large", "min_snr_gamma": None}
 # Adam at a constant rate, a slow average of the weights.
@@ -268,6 +273,8 @@ def ldm_text_to_image() -> DiffusionConfig:
         channel_mult=(1, 2, 4, 4),
         attention_resolutions=(32, 16, 8),
         num_heads=8,
+        beta_start=0.00085,
+        beta_end=0.012,
         text_conditioning="spatial_transformer",
         text_states_dim=1280,
         total_steps=390_000,
@@ -282,7 +289,8 @@ def ldm_text_to_image() -> DiffusionConfig:
 def palette() -> DiffusionConfig:
     """Palette, 256²: ADM's network without a label, the other picture concatenated; 1,000,000 steps of 1,024 pictures.
 
-    Published: rate 1e-4 after 10,000 steps, 2,000 noise levels, 1,000 steps at sampling; one network for four tasks.
+    Published: rate 1e-4 after 10,000 steps, 2,000 noise levels, 1,000 steps at sampling, on a schedule fitted to them,
+    where ours takes every second level; one network for four tasks.
     """
     return _published(
         resolution=256,
@@ -297,29 +305,14 @@ def palette() -> DiffusionConfig:
         learning_rate=1e-4,
         warmup_steps=10_000,
         schedule="linear",
+        beta_start=1e-6,
+        beta_end=1e-2,
         num_train_timesteps=2000,
         sampler="ddpm",
         num_inference_steps=1000,
-        conditions=("condition_image",),
-        cond_drop_prob=0.0,
         **SIMPLE,
+        **UNCONDITIONAL,
     )
-
-
-def adm_classifier(resolution: int) -> dict[str, Any]:
-    """Arguments of ADM's classifier of noisy pictures at 64², 128², 256² or 512², for ImageNet.
-
-    Published: 300,000 steps of 256 pictures, rate 3e-4 down to nothing, weight decay 0.05, random crops.
-    """
-    return {
-        "resolution": resolution,
-        "num_classes": 1000,
-        "model_channels": 128,
-        "channel_mult": list({64: ADM_64, 128: ADM_128, 256: ADM_256, 512: ADM_512}[resolution]),
-        "num_res_blocks": 4 if resolution == 64 else 2,
-        "attention_resolutions": [32, 16, 8],
-        "head_dim": 64,
-    }
 
 
 PAPER_DIFFUSION: tuple[Callable[[], DiffusionConfig], ...] = (
@@ -362,5 +355,7 @@ def _glide(**numbers: Any) -> DiffusionConfig:
 
 
 def _ldm(**numbers: Any) -> DiffusionConfig:
-    shared = {"num_res_blocks": 2, "scale_shift_norm": False, "resample_in_blocks": False, "schedule": "linear"}
-    return _published(**(shared | SIMPLE | {"sampler": "ddim", "num_inference_steps": 200} | numbers))
+    shared = {"num_res_blocks": 2, "scale_shift_norm": False, "resample_in_blocks": False}
+    schedule = {"schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
+    sampling = {"sampler": "ddim", "num_inference_steps": 200, "threshold": "none"}
+    return _published(**(shared | schedule | sampling | SIMPLE | numbers))

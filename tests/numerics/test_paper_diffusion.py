@@ -8,10 +8,13 @@ from torch import nn
 
 from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
+from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions, DiffusionConfig
+from components.training.tasks.classifier import classifier_arguments
 from components.training.tasks.diffusion import network_arguments, network_kind
 from pipelines.recipes import paper_diffusion
-from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION, adm_classifier
+from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
+from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 
 OFFERS = Conditions(num_classes=1000, vocab_size=50_257, text_length=128)
 PUBLISHED = {
@@ -60,11 +63,13 @@ def test_every_published_network_is_in_the_list():
 
 
 @pytest.mark.parametrize(
-    ("resolution", "published"), [(64, 65_438_568), (128, 42_568_040), (256, 54_096_360), (512, 54_448_360)]
+    ("config", "published"),
+    zip(PAPER_CLASSIFIERS, (65_438_568, 42_568_040, 54_096_360, 54_448_360), strict=True),
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_published_classifier_has_its_published_size(resolution: int, published: int):
+def test_a_published_classifier_has_its_published_size(config: Callable[[], ClassifierConfig], published: int):
     with torch.device("meta"):
-        assert count(NoisyClassifier(**adm_classifier(resolution))) == published
+        assert count(NoisyClassifier(**classifier_arguments(config(), OFFERS))) == published
 
 
 def test_palette_is_the_unconditional_network_of_adm_with_a_picture_and_without_a_variance():

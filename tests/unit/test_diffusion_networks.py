@@ -10,9 +10,12 @@ import torch
 from components.models.dit import DiT
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.unet import UNet
+from components.sampling.model import check_conditions, encode_conditions, load_model
+from components.sampling.requests import Request
 from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
-from components.training.tasks.diffusion import network_arguments, network_kind
-from tests.tiny_training import OFFERS, diffusion_config, dit_config
+from components.training.batches import to_batch
+from components.training.tasks.diffusion import DiffusionTask, network_arguments, network_kind
+from tests.tiny_training import OFFERS, diffusion_config, dit_config, rows_at
 
 CLASSIFIER = {
     "resolution": 8,
@@ -60,7 +63,7 @@ def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "argument", "value"),
     [
-        ({"variance": "learned_range"}, "learned_variance", True),
+        ({"variance": "learned_range", "loss": "hybrid"}, "learned_variance", True),
         ({"cond_drop_prob": 0.0}, "null_label", False),
         ({"low_res_resolution": 4, "max_noise_level": 0, "noise_level": 0}, "embed_noise_level", False),
         ({"conditions": ("text",), "class_token_dim": 8}, "class_token_dim", None),
@@ -69,6 +72,22 @@ def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
 )
 def test_numbers_of_training_decide_what_the_network_needs(changes: dict[str, Any], argument: str, value: Any) -> None:
     assert network_arguments(diffusion_config(**changes), OFFERS)[argument] == value
+
+
+def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path) -> None:
+    """ADM's table of labels: previews are not guided, a request must name its class."""
+    config = diffusion_config(cond_drop_prob=0.0, conditions=("label",))
+    task = DiffusionTask(config, offers=OFFERS)
+    task.train_step(to_batch(rows_at(config, range(8))), 1)
+    assert task.preview(rows_at(config, range(8)), 1)
+    network = task.learner.network
+    assert network.class_embedding.num_embeddings == OFFERS.num_classes
+    save_bundle(tmp_path, ModelBundle("diffusion", network_arguments(config, OFFERS), {}, network))
+    model = load_model("base", tmp_path)
+    check_conditions(model, Request(label=0, seed=1))
+    assert encode_conditions(model, [Request(label=0, seed=1)]).null == {}
+    with pytest.raises(ValueError, match="needs a label"):
+        check_conditions(model, Request(seed=1))
 
 
 def test_a_transformer_has_heads_by_count_or_by_channels() -> None:

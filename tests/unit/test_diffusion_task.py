@@ -15,7 +15,7 @@ from components.stages.diffusion import settings
 from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
 from components.training.loop import fit
-from components.training.tasks.diffusion import DiffusionTask, unet_arguments
+from components.training.tasks.diffusion import DiffusionTask, network_arguments
 from tests.tiny_cascade import CLASSES
 from tests.tiny_training import DIFFUSIONS, OFFERS, batches, config_of, make_task, rows_at
 
@@ -51,7 +51,7 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
     )
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
-    bundle = ModelBundle("diffusion", unet_arguments(config, OFFERS), settings(config, tuple(CLASSES)), network)
+    bundle = ModelBundle("diffusion", network_arguments(config, OFFERS), settings(config, tuple(CLASSES)), network)
     save_bundle(tmp_path / "model", bundle)
     model = load_model("base", tmp_path / "model")
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]

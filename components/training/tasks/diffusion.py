@@ -248,7 +248,8 @@ class DiffusionTask:
         config, names = self.config, self.config.conditions
         shape = tuple(batch["image"].shape[1:])
         condition = conditions_of(batch, names) | self.low_res_conditions(batch, config.noise_level)
-        null = null_conditions(batch, names, num_classes=self.offers.num_classes)
+        # What was never dropped has no null to guide away from; the table of labels then lacks its row.
+        null = null_conditions(batch, names, num_classes=self.offers.num_classes) if config.cond_drop_prob > 0 else {}
         scale = PREVIEW_SCALE if config.low_res_resolution is None else 1.0
         return sample(
             guide(self.objective, self.learner.snapshot(), condition, null, scale),
