@@ -32,7 +32,7 @@ def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
     samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
 
-    wanted: dict[str, tuple[Any, Any, dict[str, Stage]]] = {
+    wanted: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "likelihood": (measure_likelihood, recipe.likelihood, {"model": base}),
         "steps_study": (study_steps, recipe.steps_study, {"cascade": cascade}),
         "guidance_study": (study_guidance, recipe.guidance_study, {"base": base, **helpers}),

@@ -19,7 +19,7 @@ from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.steps_study import SamplerName
 from components.evaluation.variants import HELD_OUT, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import to_uint8
-from components.sampling.classifier import class_log_probabilities
+from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.guided import sample_guided
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import class_id
@@ -105,7 +105,7 @@ class GuidedSampler:
 
 
 def load_models(models: Mapping[str, Artifact], *, device: str = "cpu") -> Models:
-    """The fields of `Models` from artifacts. Raises ValueError if the judge sees another size than the base makes."""
+    """The fields of `Models` from artifacts. Raises ValueError, in one line, if they do not fit the base."""
     loaded = {
         name: load_model(name, artifact.download(Path(tempfile.mkdtemp(prefix="cascade-guidance-"))), device=device)
         for name, artifact in models.items()
@@ -115,18 +115,19 @@ def load_models(models: Mapping[str, Artifact], *, device: str = "cpu") -> Model
         takes, makes = model.settings["resolution"], found.base.settings["resolution"]
         if takes != makes:
             raise ValueError(f"the {name} is a model of {takes}² pictures, the guided one makes {makes}²")
+    if found.classifier is not None:
+        check_guides(found.classifier, found.base)
     return found
 
 
 def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> Made:
     """Pictures under the guidance of the job, judged."""
     method, scale = job.variant
-    base = models.base._replace(settings=models.base.settings | {"sampler": config.sampler})
-    requests = [request._replace(steps=config.num_inference_steps) for request in job.requests]
-    with counted(base.module) as sizes:
+    asked = [request._replace(sampler=config.sampler, steps=config.num_inference_steps) for request in job.requests]
+    with counted(models.base.module) as sizes:
         images = sample_guided(
-            base,
-            requests,
+            models.base,
+            asked,
             scale=scale,
             weaker=models.weaker if method == "autoguidance" else None,
             classifier=models.classifier if off(method) == 0 else None,
@@ -137,7 +138,8 @@ def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> M
 
 
 def labels_of(model: SamplingModel, job: VariantJob) -> np.ndarray:  # (N,)
-    return np.array([class_id(request.label, model.classes) for request in job.requests])
+    labels = [request.label for request in job.requests if request.label is not None]
+    return np.array([class_id(label, model.classes) for label in labels])
 
 
 def judge(classifier: SamplingModel, pictures: np.ndarray) -> np.ndarray:

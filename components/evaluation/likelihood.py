@@ -169,13 +169,10 @@ def draw_terms(found: BoundTerms, *, salt: str) -> str:
 
 def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> list[BoundJob]:
     """Pictures (N, H, W, 3) with their conditions cut into jobs called bound-000, bound-001, …"""
+    parts = [slice(start, start + JOB_PICTURES) for start in range(0, len(image), JOB_PICTURES)]
     return [
-        BoundJob(
-            f"bound-{number:03d}",
-            start,
-            *(column[start : start + JOB_PICTURES] for column in (image, label, tuple(caption))),
-        )
-        for number, start in enumerate(range(0, len(image), JOB_PICTURES))
+        BoundJob(f"bound-{number:03d}", part.start, image[part], label[part], tuple(caption[part]))
+        for number, part in enumerate(parts)
     ]
 
 

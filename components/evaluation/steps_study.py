@@ -71,10 +71,9 @@ def sample_in(cascade: Cascade, job: VariantJob) -> Made:
     """Pictures of the base alone by the job's sampler and steps. Raises ValueError if its objective has no such way."""
     base, setting = cascade.base, job.variant
     assert base is not None
+    asked = [request._replace(**setting._asdict(), road="diffusion") for request in job.requests]
     with counted(base.module) as sizes:
-        model = base._replace(settings=base.settings | {"sampler": setting.sampler})
-        requests = [request._replace(steps=setting.steps, road="diffusion") for request in job.requests]
-        pictures = replace(cascade, base=model, upsamplers=()).sample(requests, batch_size=len(requests))
+        pictures = replace(cascade, upsamplers=()).sample(asked, batch_size=len(asked))
     return Made(np.stack(pictures), sum(sizes) / len(pictures), np.zeros(0, bool))
 
 

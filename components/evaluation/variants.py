@@ -66,7 +66,11 @@ def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> di
 def counted(module: nn.Module) -> Iterator[list[int]]:
     """Batch size of each evaluation of a network, as long as the context lasts."""
     sizes: list[int] = []
-    hook = module.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
+
+    def count(_: nn.Module, inputs: Any, output: Any) -> None:
+        sizes.append(len(output))
+
+    hook = module.register_forward_hook(count)
     try:
         yield sizes
     finally:
@@ -113,4 +117,4 @@ def measure_made(
 
 def variants_grid(made: Mapping[str, Made]) -> bytes:
     """The first pictures of each way, in a row of their own: one column has one seed and one condition. PNG."""
-    return render_blocks([Block(name, found.pictures[:SHOWN]) for name, found in made.items()], columns=SHOWN)
+    return render_blocks([Block(name, list(found.pictures[:SHOWN])) for name, found in made.items()], columns=SHOWN)

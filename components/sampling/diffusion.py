@@ -3,7 +3,8 @@
 Shapes: B pictures, H = W resolution. Images are float32 (B, 3, H, W) in [-1, 1].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,13 +104,20 @@ def _denoise(
         noise(-1),
         sampler=sampler,
         num_inference_steps=num_inference_steps,
-        eta=settings.get("eta", 0.0),
-        spacing=settings.get("spacing"),
-        threshold=settings.get("threshold", "static"),
-        percentile=settings.get("threshold_percentile", 0.995),
         noise=noise,
         on_step=on_step,
+        **sampling_options(settings),
     )
+
+
+def sampling_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `sample` that no request has a say in."""
+    return {
+        "eta": settings.get("eta", 0.0),
+        "spacing": settings.get("spacing"),
+        "threshold": settings.get("threshold", "static"),
+        "percentile": settings.get("threshold_percentile", 0.995),
+    }
 
 
 def noise_of(model: SamplingModel, requests: Sequence[Request]) -> Callable[[int], Tensor]:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from components.diffusion.guidance import guide
-from components.diffusion.objective import make_objective
 from components.diffusion.samplers import sample
 from components.sampling.classifier import classifier_score
-from components.sampling.diffusion import noise_of
+from components.sampling.diffusion import noise_of, objective_of, sampling_options
 from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
 from components.sampling.requests import Request
 
@@ -22,7 +21,7 @@ def sample_guided(
     classifier: SamplingModel | None = None,
     unconditional: bool = False,
 ) -> Tensor:
-    """Pictures (B, C, H, W) of requests that share their steps (those of the first one count).
+    """Pictures (B, C, H, W) of requests that share sampler and steps (those of the first one count).
 
     Args:
         scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
@@ -32,7 +31,7 @@ def sample_guided(
 
     The same request gives the same picture in whatever batch.
     """
-    objective = make_objective(model.settings["objective"])
+    objective, first = objective_of(model), requests[0]
     condition, null = encode_conditions(model, requests)
     noise, score, branches = noise_of(model, requests), None, scale
     if classifier is not None:
@@ -49,9 +48,9 @@ def sample_guided(
         ),
         objective,
         noise(-1),
-        sampler=model.settings["sampler"],
-        num_inference_steps=asked_or_set(requests[0].steps, model.settings, "num_inference_steps", None),
-        eta=model.settings.get("eta", 0.0),
+        sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
+        num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
         noise=noise,
         score=score,
+        **sampling_options(model.settings),
     )

@@ -4,13 +4,21 @@ from pathlib import Path
 
 import pytest
 
+from components.data.sources import fashion_mnist
 from components.storage.store import Store
 from components.training.config import TrainingConfig
 from pipelines.preflight import branches, trainings, trains_late
 from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
+from pipelines.recipes.fashion import (
+    FASHION,
+    fashion_guidance,
+    fashion_likelihood_ddpm,
+    fashion_likelihood_hybrid,
+    fashion_steps,
+)
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.rows import ROWS, depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
-from pipelines.rows import chosen_rows
+from pipelines.rows import chosen_rows, sources_here
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
@@ -101,3 +109,39 @@ def test_rows_are_chosen_by_row_or_recipe():
     assert len(chosen_rows([])) == len(ROWS)
     with pytest.raises(UsageError, match=r"maskgti.*maskgit"):
         chosen_rows(["maskgti"])
+
+
+def test_rows_without_their_pictures_are_known_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "nothing"))
+    here, missing = sources_here(str(tmp_path), None, "auto")
+    assert set(missing) == {recipe.__name__ for recipe in FASHION}
+    assert all("dataset-fashion-mnist" in reason for reason in missing.values())
+    assert len(here) + len(missing) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("judge=null", ["judge is missing", "guidance_study"]),
+        ("weaker=null", ["weaker is missing", "autoguidance"]),
+        ("classifier.noisy=false", ["classifier.noisy"]),
+        ("judge.noisy=true", ["judge.noisy"]),
+        ("weaker.resolution=16", ["weaker.resolution", "28"]),
+        ("base.conditions=[]", ["base.conditions", "label"]),
+        ("guidance_study.feature_network=none", ["guidance_study.feature_network"]),
+        ("images.resolution=16", ["images.resolution", "28"]),
+    ],
+)
+def test_a_study_without_its_models_is_refused(assignment: str, words: list[str]):
+    with pytest.raises(UsageError) as caught:
+        load_recipe("fashion_guidance", [assignment])
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_study_that_is_not_asked_for_is_no_stage():
+    names = {recipe: list(workflow_of(recipe).by_name) for recipe in FASHION}
+    common = {"images", "base", "cascade", "samples", "evaluation"}
+    assert set(names[fashion_steps]) == common | {"steps_study"}
+    assert set(names[fashion_guidance]) == common | {"weaker", "classifier", "judge", "guidance_study"}
+    assert set(names[fashion_likelihood_ddpm]) == set(names[fashion_likelihood_hybrid]) == common | {"likelihood"}
+    assert fashion_steps().base == fashion_guidance().base  # trained once for both
