@@ -56,17 +56,7 @@ def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
             left, bottom = (number * PANEL[0] + 0.62) / width, 0.5 / height
             axes = figure.add_axes((left, bottom, (PANEL[0] - 0.75) / width, (PANEL[1] - 0.6) / height))
             _draw(axes, panel, names, levels)
-        drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
-        marks = {label: mark for handles, labels in drawn for mark, label in zip(handles, labels, strict=True)}
-        shown = [name for name in (*names, *levels) if name in marks]
-        figure.legend(
-            [marks[name] for name in shown],
-            shown,
-            loc="upper center",
-            ncols=min(columns, len(shown)),
-            frameon=False,
-            labelcolor=INK,
-        )
+        _legend(figure, [*names, *levels], columns)
 
     return drawn_svg(draw, size=(width, height), text="; ".join(described(panel) for panel in panels), salt=salt)
 
@@ -81,6 +71,20 @@ def described(panel: Panel) -> str:
 def _points(series: Series) -> str:
     pairs = [f"{y:.4g} at {x:.4g}" for x, y in zip(series.x, series.y, strict=True)]
     return " ".join(pairs) if len(pairs) <= 12 else f"from {pairs[0]} to {pairs[-1]}"
+
+
+def _legend(figure: "Figure", names: Sequence[str], columns: int) -> None:
+    """Each name once, whatever panels it stands in."""
+    drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
+    marks = {label: mark for handles, labels in drawn for mark, label in zip(handles, labels, strict=True)}
+    figure.legend(
+        [marks[name] for name in names],
+        names,
+        loc="upper center",
+        ncols=min(columns, len(names)),
+        frameon=False,
+        labelcolor=INK,
+    )
 
 
 def _draw(axes: "Axes", panel: Panel, names: Sequence[str], levels: Sequence[str]) -> None:
