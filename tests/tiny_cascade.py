@@ -61,12 +61,12 @@ def write_models(folder: Path) -> dict[str, Path]:
     upsampler = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5, "sampler": "ddim"}
     upsampler |= {"low_res_schedule": SCHEDULE}
     return {
-        "tokenizer": _write(folder / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}),
-        "prior": _write(folder / "prior", "prior", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
-        "base": _write(
+        "tokenizer": write_model(folder / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}),
+        "prior": write_model(folder / "prior", "prior", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
+        "base": write_model(
             folder / "base", "diffusion", UNET | {"resolution": 8}, DIFFUSION | {"role": "base", "resolution": 8}
         ),
-        "upsampler_16": _write(
+        "upsampler_16": write_model(
             folder / "upsampler_16", "diffusion", UNET | {"resolution": 16, "low_res": True}, DIFFUSION | upsampler
         ),
     }
@@ -93,7 +93,7 @@ def commit_model(root: Path, stage: str, key: str, folder: Path) -> Artifact:
     )
 
 
-def _write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:
+def write_model(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:
     torch.manual_seed(len(folder.name))
     module = NETWORKS[kind](**network)
     for name, parameter in module.named_parameters():

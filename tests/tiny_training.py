@@ -17,11 +17,13 @@ from components.training.config import (
     PriorConfig,
     TokenGrid,
 )
+from components.training.image_to_image_config import TASKS, ImageToImageConfig
 from components.training.loop import Arrays, Batch, Task
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.gan import GANTask
+from components.training.tasks.image_to_image import ImageToImageTask
 from components.training.tasks.masked_prior import MaskedPriorTask
 from components.training.tasks.pixels import PixelTask
 from components.training.tasks.prior import PriorTask
@@ -41,9 +43,13 @@ SHARED = {
     "checkpoint_every": 10,
     "sample_every": 10,
 }
-KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "upsampler", "dit", "hybrid")
+KINDS = (
+    *("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm"),
+    *("base", "upsampler", "cropped_upsampler", "dit", "hybrid", "image_to_image"),
+)
 DIFFUSIONS: dict[str, dict[str, Any]] = {  # three training steps are soon drawn often enough for their losses to count
     "upsampler": {"low_res_resolution": 4},
+    "cropped_upsampler": {"low_res_resolution": 4, "crop_size": 4, "attention_resolutions": ()},
     "hybrid": {
         "num_train_timesteps": 3,
         "num_inference_steps": 3,
@@ -124,6 +130,11 @@ def dit_config(**changes: Any) -> DiffusionConfig:
     return diffusion_config(**(numbers | changes))
 
 
+def image_to_image_config(**changes: Any) -> ImageToImageConfig:
+    plain = diffusion_config().model_dump() | {"conditions": ("label",), "condition_image_channels": 4}
+    return ImageToImageConfig(**(plain | {"hole_area": (0.2, 0.5)} | changes))
+
+
 def gan_config(**changes: Any) -> GANConfig:
     numbers = {
         "resolution": 8,
@@ -153,6 +164,8 @@ def config_of(kind: str, **changes: Any) -> Any:
         return pixel_config(network=kind, **changes)
     if kind == "masked_prior":
         return masked_prior_config(**changes)
+    if kind == "image_to_image":
+        return image_to_image_config(**changes)
     return diffusion_config(**DIFFUSIONS.get(kind, {}) | changes)
 
 
@@ -169,6 +182,8 @@ def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int 
         return MaskedPriorTask(config, offers=OFFERS, grid=GRID, **placed)
     if isinstance(config, GANConfig):
         return GANTask(config, offers=OFFERS, **placed)
+    if isinstance(config, ImageToImageConfig):
+        return ImageToImageTask(config, offers=OFFERS, **placed)
     return DiffusionTask(config, offers=OFFERS, **placed)
 
 
@@ -185,6 +200,8 @@ def rows_at(config: Any, positions: range) -> Arrays:
                 "text": np.array([1, *numbers.integers(4, OFFERS.vocab_size, 3), 2, 0]),
                 "tokens": numbers.integers(0, GRID.codebook_size, GRID.height * GRID.width),
                 "condition": numbers.integers(0, CONDITION.codebook_size, CONDITION.height * CONDITION.width),
+                "condition_image": numbers.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8),
+                "task": numbers.integers(0, len(TASKS)),
                 "position": position,
             }
         )

@@ -23,7 +23,7 @@ from components.evaluation.roads import (
     shown_requests,
 )
 from components.sampling.cascade import Cascade, to_uint8
-from components.sampling.condition import read_picture
+from components.sampling.pictures import read_picture
 from components.sampling.requests import Request
 from components.storage.store import Store
 

@@ -37,7 +37,7 @@ class UNet(ConditionedNetwork):
         resolution: H = W of x_t, to which attention_resolutions refer; divisible by 2 ** (len(channel_mult) - 1).
         model_channels: even; channel_mult multiplies it for each level, by 0.5 too.
         num_res_blocks: residual blocks of each level on the way down; one more on the way up.
-        attention_resolutions: in pixels; the middle always has attention.
+        attention_resolutions: in pixels; the middle has attention too.
         head_dim: channels of one attention head; give either this or num_heads.
         dropout: in residual blocks.
         text_conditioning: "pooled": the text is part of the embedding alone; "cross_attention": so it is, and its
@@ -48,6 +48,8 @@ class UNet(ConditionedNetwork):
         resample_in_blocks: resampling inside residual blocks; otherwise a strided and an upsampled convolution.
         gradient_checkpointing: compute what is between two skip connections again in the backward pass instead of
             keeping it; the same gradients for less memory and a third more time.
+        middle_attention: without it, and without attention_resolutions, the network is the same function of a window of
+            a picture as of all of it.
         conditions: see `ConditionedNetwork`.
 
     Raises:
@@ -70,6 +72,7 @@ class UNet(ConditionedNetwork):
         scale_shift_norm: bool = True,
         resample_in_blocks: bool = True,
         gradient_checkpointing: bool = False,
+        middle_attention: bool = True,
         class_token_dim: int | None = None,
         **conditions: Any,
     ) -> None:
@@ -95,7 +98,7 @@ class UNet(ConditionedNetwork):
 
         self.conv_in = nn.Conv2d(self.input_channels, levels[0].channels, 3, padding=1)
         self.down, skips = down_path(levels, num_res_blocks, residual, attention, resampler)
-        self.middle = middle(levels[-1].channels, residual, attention)
+        self.middle = middle(levels[-1].channels, residual, attention if middle_attention else nn.Identity)
         self.up = up_path(levels, skips, num_res_blocks, residual, attention, resampler)
         self.norm_out = GroupNorm(levels[0].channels)
         self.conv_out = zeroed(nn.Conv2d(levels[0].channels, self.output_channels, 3, padding=1))

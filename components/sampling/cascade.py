@@ -4,6 +4,7 @@
     tokens:    (tokens of a condition picture ->) prior -> tokenizer's decoder -> picture
     pixels:    PixelCNN or PixelRNN -> picture
     gan, vae:  noise -> generator or decoder -> picture
+    translate: a picture with something missing -> image-to-image model -> picture
 
 On disk it is a folder with one sub-folder for each model and `cascade.json`:
     {"stages": {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_64"]}}
@@ -26,6 +27,7 @@ from components.models.transformer import Transformer
 from components.sampling.condition import condition_tokens
 from components.sampling.diffusion import check_sampling, sample_base, sample_upsampler
 from components.sampling.gan import sample_gan
+from components.sampling.image_to_image import check_translation, translate
 from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
 from components.sampling.pixels import sample_pixels
 from components.sampling.prior import check_prior, sample_best, sample_prior
@@ -60,7 +62,7 @@ class Cascade:
     condition: SamplingModel | None = None  # tokenizer of the pictures that the prior is conditioned on
     base: SamplingModel | None = None
     upsamplers: tuple[SamplingModel, ...] = ()
-    model: SamplingModel | None = None  # makes pictures by itself: PixelCNN, PixelRNN, GAN, VAE
+    model: SamplingModel | None = None  # makes pictures by itself: PixelCNN, PixelRNN, GAN, VAE, image-to-image
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
@@ -108,8 +110,10 @@ class Cascade:
             check_prior(first, request)
             self._grid(request)
             return
+        if request.road == "translate":
+            check_translation(first, request)
         check_conditions(first, request)  # upsamplers enlarge what the base made and take what they know of the request
-        if request.road == "diffusion":
+        if request.road in ("diffusion", "translate"):
             check_sampling(first, request)
         elif request.steps is not None:
             raise ValueError(f"the {request.road} road takes no steps")
@@ -155,6 +159,9 @@ class Cascade:
         if requests[0].road == "tokens":
             return self._tokens(requests)
         assert self.model is not None
+        if requests[0].road == "translate":
+            on_step_of_model = _of_stage(on_step, self.model.name)
+            return {self.model.name: translate(self.model, requests, on_step=on_step_of_model)}
         makers = {"pixels": sample_pixels, "gan": sample_gan, "vae": sample_vae}
         return {self.model.name: makers[str(requests[0].road)](self.model, requests)}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
 from components.diffusion.guidance import guide
 from components.diffusion.objective import Objective, make_objective
-from components.diffusion.samplers import SAMPLERS, OnStep, SamplerName, sample
+from components.diffusion.samplers import SAMPLERS, Denoise, OnStep, SamplerName, sample
 from components.diffusion.schedule import make_schedule
 from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
 from components.sampling.requests import Request, random_stream
@@ -26,7 +26,7 @@ def sample_base(model: SamplingModel, requests: Sequence[Request], *, on_step: O
     Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
     first = requests[0]
-    return _denoise(
+    return denoise(
         model,
         requests,
         {},
@@ -59,7 +59,7 @@ def sample_upsampler(
     enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
     level = torch.full((len(requests),), int(model.settings["noise_level"]), device=model.device)
     low_res = augment_low_res(make_schedule(**model.settings["low_res_schedule"]), enlarged, noise(-1), level)
-    return _denoise(
+    return denoise(
         model,
         requests,
         {"low_res": low_res, "noise_level": level},
@@ -76,7 +76,7 @@ def objective_of(model: SamplingModel) -> Objective:
     return make_objective(model.settings["objective"])
 
 
-def _denoise(
+def denoise(
     model: SamplingModel,
     requests: Sequence[Request],
     extra: dict[str, Tensor],
@@ -86,10 +86,18 @@ def _denoise(
     num_inference_steps: int,
     sampler: SamplerName,
     on_step: OnStep | None,
+    around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
+    """Pictures (B, 3, H, W) of requests by the model's own settings.
+
+    Args:
+        extra: conditions that are never null.
+        noise: the next noise (B, 3, H, W), x_T first.
+        around: what is done to the guided network before it is sampled from.
+    """
     condition, null = encode_conditions(model, requests)
     objective, settings = objective_of(model), model.settings
-    denoise = guide(
+    network = guide(
         objective,
         model.module,
         condition | extra,
@@ -99,7 +107,7 @@ def _denoise(
         rescale=settings.get("guidance_rescale", 0.0),
     )
     return sample(
-        denoise,
+        around(network),
         objective,
         noise(-1),
         sampler=sampler,

@@ -1,6 +1,6 @@
 """A trained model as sampling uses it: its bundle, its text tokenizer, and requests as its conditions.
 
-Shapes: B requests, L text length.
+Shapes: B requests, L text length, S resolution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from components.sampling.pictures import read_picture
 from components.sampling.requests import Request, class_id
 from components.sampling.text_encoding import encode_text, load_bpe
 from components.storage.bundle import load_bundle
@@ -52,7 +53,7 @@ class SamplingModel(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    condition: dict[str, Tensor]  # label (B,) and text (B, L), int64, as far as the network takes them
+    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S): what the network takes
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
 
@@ -69,12 +70,21 @@ def load_model(name: str, folder: Path, *, device: str = "cpu") -> SamplingModel
 
 
 def road_of(model: SamplingModel) -> str | None:
-    """The road of a model that makes pictures by itself, and is no diffusion model; None for all others."""
+    """The road of a model that makes pictures by itself, and is not the base of a cascade; None for all others."""
     if model.kind == "autoencoder":
         return "vae" if model.network.get("bottleneck") == "gaussian" else None
     if model.kind in ("pixelcnn", "row_lstm"):
         return "pixels" if model.settings.get("resolution") else None  # else over a grid of tokens
+    if model.settings.get("role") == "image_to_image":
+        return "translate"
     return "gan" if model.kind == "gan" else None
+
+
+def takes_condition_picture(model: SamplingModel) -> bool:
+    """Whether the model wants another picture to be conditioned on, besides one to work on."""
+    if model.settings.get("role") == "image_to_image":
+        return False
+    return bool(model.network.get("condition_codebook_size") or model.network.get("condition_image_channels"))
 
 
 def check_conditions(model: SamplingModel, request: Request) -> None:
@@ -83,14 +93,15 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         if not model.classes:
             raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
         class_id(request.label, model.classes)
-    wanted = bool(model.network.get("condition_codebook_size"))
+    wanted = takes_condition_picture(model)
     if wanted != (request.condition is not None):
         reason = "needs a condition picture, and none is given" if wanted else "takes no condition picture"
         raise ValueError(f"the model of stage {model.name} {reason}")
     if request.label is None and model.classes and not model.network.get("null_label", True):
         raise ValueError(f"the model of stage {model.name} needs a label: it was trained with one in every sample")
     if request.prompt is None:
-        if request.label is None and (model.classes or model.text):
+        pictured = request.image or (request.condition and model.network.get("condition_image_channels"))
+        if request.label is None and not pictured and (model.classes or model.text):  # a picture says enough
             raise ValueError("give a label or a prompt")
     elif model.text is None:
         raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
@@ -113,6 +124,11 @@ def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Cond
     if model.text is not None:
         condition["text"] = model.text.encode([r.prompt or "" for r in requests]).to(model.device)
         null["text"] = model.text.encode([""] * len(requests)).to(model.device)
+    if model.network.get("condition_image_channels") and takes_condition_picture(model):
+        size = model.settings["resolution"]
+        pictures = [read_picture(request.condition or b"", resolution=size) for request in requests]
+        condition["condition_image"] = torch.stack(pictures).to(model.device)
+        null["condition_image"] = torch.zeros_like(condition["condition_image"])
     return Conditions(condition, null)
 
 

@@ -4,6 +4,7 @@ What a row may say depends on the model:
     cascade, base,  label or prompt, seed, road, guidance_scale, steps, … -> PNG
     PixelCNN, GAN,  (and condition, a base64 PNG, where the prior wants one)
     VAE
+    image-to-image  image and mask (base64 PNG), task, and label or prompt, seed, steps, … -> PNG
     upsampler       image (base64 PNG) and label or prompt, seed -> PNG
     autoencoder     image (base64) -> its reconstruction, PNG
     prior           label or prompt, seed, guidance_scale, … -> tokens, a JSON list of rows
@@ -14,6 +15,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -24,11 +26,13 @@ from PIL import Image
 
 from components.models.autoencoder import Autoencoder
 from components.sampling.cascade import DESCRIPTION, Cascade, to_uint8
-from components.sampling.condition import read_picture
 from components.sampling.diffusion import sample_upsampler
 from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
+from components.sampling.pictures import read_picture
 from components.sampling.prior import check_prior, sample_prior
 from components.sampling.requests import Request, check_request
+
+PICTURES = ("image", "mask", "condition")
 
 
 class Row(pydantic.BaseModel):
@@ -37,7 +41,7 @@ class Row(pydantic.BaseModel):
     label: str | None = None  # class name, or id as number or digits
     prompt: str | None = None
     seed: int | None = None
-    road: str | None = None  # diffusion, tokens, pixels, gan or vae
+    road: str | None = None  # diffusion, tokens, pixels, gan, vae or translate
     guidance_scale: float | None = None
     steps: int | None = None
     temperature: float | None = None
@@ -45,6 +49,8 @@ class Row(pydantic.BaseModel):
     top_p: float | None = None
     best_of: int | None = None
     image: str | None = None  # base64 of the picture to work on
+    mask: str | None = None  # base64 of its hole: white is to be made
+    task: str | None = None  # inpainting, uncropping, colorization, jpeg or super_resolution
     condition: str | None = None  # base64 of the picture that the model is conditioned on; its tokens, for a lone prior
 
     @pydantic.field_validator("label", "seed", "steps", "top_k", "best_of", mode="before")
@@ -56,9 +62,8 @@ class Row(pydantic.BaseModel):
         return str(value) if info.field_name == "label" and isinstance(value, int) else value
 
     def request(self) -> Request:
-        given = {name: value for name, value in self if value is not None and name in Request._fields}
-        if self.condition is not None:
-            given["condition"] = base64.b64decode(self.condition)
+        given: dict[str, Any] = {name: value for name, value in self if value is not None and name in Request._fields}
+        given |= {name: base64.b64decode(given[name]) for name in PICTURES if name in given}
         return Request(**given)
 
     def picture(self, resolution: int) -> torch.Tensor:
@@ -126,7 +131,7 @@ def _draw_tokens(model: SamplingModel, row: Row) -> list[str]:
 
 
 def _enlarge(model: SamplingModel, row: Row) -> list[str]:
-    request = row.request()._replace(road="diffusion")
+    request = row.model_copy(update={"image": None}).request()._replace(road="diffusion")
     check_request(request)
     check_conditions(model, request)
     low_res = row.picture(model.settings["low_res_resolution"])[None]

@@ -139,16 +139,18 @@ def _input_example(model: Path) -> list[dict[str, Any]]:
         first = next(stages[name] for name in ("base", "prior", "model") if name in stages)
         row = _conditions(_description(model / first)["network"])
         row |= {"road": "diffusion", "guidance_scale": 2.0, "steps": 10} if first == "base" else {}
+        row |= _given_picture(_description(model / first)["settings"])
         if "condition" in stages:
             row["condition"] = _grey_picture(_description(model / stages["condition"])["settings"]["resolution"])
         return [row]
     description = _description(model)
     network, settings = description["network"], description["settings"]
-    row = _conditions(network)
+    row = _conditions(network) | _given_picture(settings)
     if network.get("condition_grid"):
         height, width = network["condition_grid"]
         row["condition"] = json.dumps([[0] * width] * height)
-    if description["kind"] == "autoencoder" or settings.get("role") == "upsampler":
+    tokenizer = description["kind"] == "autoencoder" and network.get("bottleneck") != "gaussian"
+    if tokenizer or settings.get("role") == "upsampler":
         row["image"] = _grey_picture(settings.get("low_res_resolution", settings["resolution"]))
     return [row]
 
@@ -162,6 +164,19 @@ def _conditions(network: dict[str, Any]) -> dict[str, Any]:
     if network.get("num_classes"):
         return {"label": "0", "seed": 1}
     return {"prompt": "red", "seed": 1} if network.get("text") or network.get("text_length") else {"seed": 1}
+
+
+def _given_picture(settings: dict[str, Any]) -> dict[str, Any]:
+    """What an image-to-image model is given: a picture that its first task can work on, all of it to be made."""
+    if settings.get("role") != "image_to_image":
+        return {}
+    task, side = settings["tasks"][0], settings["resolution"]
+    if task in ("inpainting", "uncropping"):
+        return {"task": task, "image": _grey_picture(side), "mask": _grey_picture(side)}
+    return {
+        "task": task,
+        "image": _grey_picture(side // settings["factors"][0] if task == "super_resolution" else side),
+    }
 
 
 def _grey_picture(side: int) -> str:

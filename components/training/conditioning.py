@@ -30,6 +30,8 @@ def null_conditions(
     if "text" in names:
         empty["text"] = torch.full_like(batch["text"], PAD_ID)
         empty["text"][:, 0], empty["text"][:, 1] = BOS_ID, EOS_ID
+    if "condition_image" in names:
+        empty["condition_image"] = torch.zeros_like(batch["condition_image"])
     if "condition" in names:
         empty["condition"] = torch.full_like(batch["condition"], null_condition)
     if "image_embedding" in names:

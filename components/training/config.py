@@ -212,6 +212,29 @@ class DiffusionConfig(TrainingConfig):
     guidance_scale: float = Field(1.0, ge=0)  # where a request asks for none; 1 is off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
+    condition_member: Literal["image", "depth", "mask"] | None = None  # what of each sample is its condition_image
+    crop_size: int | None = Field(None, ge=4)  # pixels of the window that a step sees; None: whole pictures
+
+    @model_validator(mode="after")
+    def _condition_picture_is_named(self) -> Self:
+        if ("condition_image" in self.conditions) != (self.condition_member is not None):
+            raise ValueError("condition_image among the conditions needs condition_member, image, depth or mask")
+        if self.condition_member is not None and self.condition_image_channels != 3:
+            raise ValueError("a condition_member is a picture: condition_image_channels must be 3")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        if self.crop_size is None:
+            return self
+        if self.attention_resolutions or self.backbone != "unet":
+            raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole picture")
+        if self.crop_size >= self.resolution or self.crop_size % 2 ** (len(self.channel_mult) - 1):
+            raise ValueError(
+                f"crop_size {self.crop_size} must be below resolution {self.resolution} and halve "
+                f"{len(self.channel_mult) - 1} times"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -18,6 +18,7 @@ from components.storage.bundle import NETWORKS
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.config import Conditions, DiffusionConfig
+from components.training.cropping import cropped, draw_windows
 from components.training.learner import Learner, accumulated, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
@@ -55,6 +56,7 @@ def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
         "scale_shift_norm": config.scale_shift_norm,
         "resample_in_blocks": config.resample_in_blocks,
         "gradient_checkpointing": config.gradient_checkpointing,
+        "middle_attention": config.crop_size is None,
     }
 
 
@@ -159,7 +161,11 @@ class DiffusionTask:
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware steps are weighed back."""
-        conditions = dropped_conditions(batch, self.config, self.offers) | self.low_res_conditions(batch)
+        conditions = dropped_conditions(batch, self.config, self.offers) | self.given_pictures(batch)
+        config = self.config
+        if config.crop_size is not None:
+            windows = draw_windows(config.seed, batch["position"], resolution=config.resolution, size=config.crop_size)
+            batch, conditions = cropped(batch, windows), cropped(conditions, windows)
         time, weight = self.draw(batch["position"])
         losses = self.losses(self.learner.forward, batch, conditions, time)
         if weight is None:
@@ -195,7 +201,7 @@ class DiffusionTask:
             output = self.objective.apply(network, x_t, time, **conditions)
         return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time)
 
-    def low_res_conditions(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
+    def given_pictures(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
         """The upsampler's condition with noise conditioning augmentation; nothing for a base model.
 
         Each sample draws its own level in training (the level of one sample never depends on its batch); at sampling
@@ -228,7 +234,7 @@ class DiffusionTask:
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, total = self.learner.snapshot(), 0.0
         for part in split(batch, self.max_batch or EVALUATION_BATCH):
-            conditions = conditions_of(part, self.config.conditions) | self.low_res_conditions(part)
+            conditions = conditions_of(part, self.config.conditions) | self.given_pictures(part)
             total += float(self.losses(network, part, conditions, self.times(part["position"])).sum())
         return {"held_out_loss": total / len(batch["position"])}
 
@@ -247,7 +253,7 @@ class DiffusionTask:
         """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""
         config, names = self.config, self.config.conditions
         shape = tuple(batch["image"].shape[1:])
-        condition = conditions_of(batch, names) | self.low_res_conditions(batch, config.noise_level)
+        condition = conditions_of(batch, names) | self.given_pictures(batch, config.noise_level)
         # What was never dropped has no null to guide away from; the table of labels then lacks its row.
         null = null_conditions(batch, names, num_classes=self.offers.num_classes) if config.cond_drop_prob > 0 else {}
         scale = PREVIEW_SCALE if config.low_res_resolution is None else 1.0

@@ -1,0 +1,95 @@
+"""Training of an image-to-image model: one network for several degradations (Palette; Saharia et al., 2022).
+
+Shapes: B batch, S resolution.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.diffusion.degradation import (
+    Degraded,
+    add_noise_in_hole,
+    degrade,
+    denoise_in_hole,
+    loss_in_hole,
+)
+from components.diffusion.guidance import guide
+from components.diffusion.holes import NUMBERS
+from components.diffusion.objective import Network
+from components.diffusion.samplers import sample
+from components.training.batches import to_batch, with_positions
+from components.training.conditioning import conditions_of, null_conditions
+from components.training.config import Conditions
+from components.training.image_to_image_config import ImageToImageConfig
+from components.training.loop import Arrays, Batch
+from components.training.previews import png_grid
+from components.training.randomness import sample_normal, sample_uniforms
+from components.training.tasks.diffusion import PREVIEW_SAMPLES, PREVIEW_SCALE, PREVIEW_STEPS, DiffusionTask
+
+
+class ImageToImageTask(DiffusionTask):
+    """A diffusion task whose network is given a degraded picture, and answers for its hole alone.
+
+    Batches hold `task` (B,), places in the configuration's tasks, and `condition_image`, the pictures after JPEG where
+    that is the task: see components/data/degradations.py. All else is made here, by (seed, position).
+    """
+
+    def __init__(self, config: ImageToImageConfig, *, offers: Conditions, **placed: Any) -> None:
+        super().__init__(config, offers=offers, **placed)
+        self.degradations = config  # the same numbers, among them those that other diffusion models lack
+
+    def degraded(self, batch: Batch) -> Degraded:
+        """What is left of each picture."""
+        config, image, position = self.degradations, batch["image"], batch["position"]
+        return degrade(
+            image,
+            batch["condition_image"],
+            tasks=[config.tasks[place] for place in batch["task"].tolist()],
+            numbers=sample_uniforms(config.seed, position, stream="degradation", shape=(NUMBERS,)),
+            noise=sample_normal(config.seed, position, stream="hole_noise", shape=tuple(image.shape[1:])),
+            hole_area=config.hole_area,
+            factors=config.super_resolution_factors,
+        )
+
+    def given_pictures(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
+        """`condition_image` (B, 4, S, S), never dropped: without it there is nothing to work on."""
+        return {"condition_image": self.degraded(batch).condition}
+
+    def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
+        """Those of `DiffusionTask` over the hole, where alone x_t is noisy."""
+        x_0, hole = batch["image"], conditions["condition_image"][:, 3:]
+        noise = sample_normal(self.config.seed, batch["position"], stream="noise", shape=tuple(x_0.shape[1:]))
+        x_t = add_noise_in_hole(self.objective, x_0, noise, time, hole).contiguous(memory_format=torch.channels_last)
+        with self.learner.autocast():
+            output = self.objective.apply(network, x_t, time, **conditions)
+        return loss_in_hole(self.objective, output, x_0=x_0, noise=noise, x_t=x_t, time=time, hole=hole)
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """What was given, what was made of it, and the originals, in rows."""
+        first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
+        batch = with_positions(to_batch(first, self.worker.device))
+        rows = [self.degraded(batch).picture, self.sample(batch), batch["image"]]
+        return {"samples": png_grid(torch.cat(rows), columns=len(batch["image"]))}
+
+    def sample(self, batch: Batch) -> Tensor:
+        """The pictures of the batch restored, (B, 3, S, S), from noise that is the same at each preview."""
+        config, names, known = self.config, self.config.conditions, batch["image"]
+        given = self.given_pictures(batch)
+        hole = given["condition_image"][:, 3:]
+        null = null_conditions(batch, names, num_classes=self.offers.num_classes)
+        scale = PREVIEW_SCALE if names else 1.0
+        network = guide(self.objective, self.learner.snapshot(), conditions_of(batch, names) | given, null, scale)
+        made = sample(
+            denoise_in_hole(network, known, hole),
+            self.objective,
+            sample_normal(config.seed, batch["position"], stream="preview", shape=tuple(known.shape[1:])),
+            sampler="ddim",
+            num_inference_steps=min(PREVIEW_STEPS, config.num_inference_steps),
+            threshold=config.threshold,
+            percentile=config.threshold_percentile,
+            noise=lambda step: torch.empty(0),  # DDIM with eta 0 asks for none
+        )
+        return torch.where(hole > 0, made, known)

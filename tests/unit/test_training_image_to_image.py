@@ -1,0 +1,132 @@
+"""Laws of training on degraded pictures: what is drawn, what is looked at, and what a recipe may say."""
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from components.diffusion.degradation import HOLE_TASKS
+from components.training.batches import to_batch
+from components.training.conditioning import dropped_conditions
+from components.training.image_to_image_config import TASKS
+from components.training.tasks.image_to_image import ImageToImageTask
+from tests.tiny_training import OFFERS, diffusion_config, image_to_image_config, make_task, rows_at
+
+
+def task_and_batch(count: int = 24, **changes: Any) -> tuple[ImageToImageTask, dict[str, torch.Tensor]]:
+    config = image_to_image_config(**changes)
+    task = make_task(config)
+    assert isinstance(task, ImageToImageTask)
+    return task, to_batch(rows_at(config, range(count)))
+
+
+def part(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    return {name: column[rows] for name, column in batch.items()}
+
+
+def test_what_is_left_of_a_picture_depends_on_seed_and_position_alone() -> None:
+    task, batch = task_and_batch()
+    whole = task.degraded(batch).condition
+    parts = [task.degraded(part(batch, rows)).condition for rows in (slice(0, 5), slice(5, 24))]
+    assert torch.equal(torch.cat(parts), whole)
+    other, _ = task_and_batch(seed=6)
+    assert not torch.equal(other.degraded(batch).condition, whole)
+    elsewhere = task.degraded(batch | {"position": batch["position"] + 24}).condition
+    assert not torch.equal(elsewhere, whole)
+
+
+def test_only_the_pixels_of_a_hole_are_changed_where_a_task_keeps_the_others() -> None:
+    task, batch = task_and_batch()
+    made = task.degraded(batch)
+    keeps = torch.tensor([TASKS[place] in HOLE_TASKS for place in batch["task"].tolist()])
+    assert 0 < keeps.sum() < 24
+    known = (made.hole == 0).expand_as(made.picture)
+    assert torch.equal(made.picture[known], batch["image"][known])
+    assert (made.hole[~keeps] == 1).all()
+    assert 0 < made.hole[keeps].mean() < 0.9
+
+
+def test_the_loss_has_no_gradient_at_known_pixels() -> None:
+    task, batch = task_and_batch(tasks=HOLE_TASKS)
+    batch["task"] %= 2
+    seen: list[torch.Tensor] = []
+
+    def network(x_t: torch.Tensor, time: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        seen.append(x_t)
+        seen.append(torch.zeros_like(x_t).requires_grad_())
+        return seen[-1]
+
+    conditions = task.given_pictures(batch)
+    task.losses(network, batch, conditions, task.times(batch["position"])).sum().backward()
+    x_t, output = seen
+    hole = conditions["condition_image"][:, 3:].expand_as(x_t) > 0
+    assert torch.equal(x_t[~hole], batch["image"][~hole])
+    assert (output.grad[~hole] == 0).all()
+    assert (output.grad[hole] != 0).all()
+
+
+def test_the_restored_picture_keeps_the_known_pixels() -> None:
+    task, batch = task_and_batch()
+    made = task.sample(batch)
+    known = (task.degraded(batch).hole == 0).expand_as(made)
+    assert torch.equal(made[known], batch["image"][known])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": ()}, "at least one task"),
+        ({"tasks": ("jpeg", "jpeg")}, "each once"),
+        ({"jpeg_qualities": (30, 5)}, "lowest and highest"),
+        ({"hole_area": (0.0, 0.5)}, "hole_area must be"),
+        ({"super_resolution_factors": (3,)}, "3 must be at least 2 and divide 8"),
+        ({"super_resolution_factors": ()}, "needs super_resolution_factors"),
+        ({"low_res_resolution": 4}, "super_resolution is one of its tasks"),
+        ({"condition_image_channels": 3}, "no other picture"),
+        ({"crop_size": 4, "attention_resolutions": ()}, "crop_size None"),
+        ({"loss": "hybrid", "variance": "learned_range"}, "loss must be simple"),
+    ],
+)
+def test_a_recipe_that_can_not_be_trained_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        image_to_image_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"crop_size": 4}, r"attention_resolutions \(\): attention sees the whole picture"),
+        ({"crop_size": 8, "attention_resolutions": ()}, "below resolution 8"),
+        ({"crop_size": 5, "attention_resolutions": ()}, "crop_size 5 must be below resolution 8 and halve 1 times"),
+        ({"conditions": ("condition_image",)}, "needs condition_member"),
+        ({"condition_member": "depth"}, "needs condition_member"),
+        ({"conditions": ("condition_image",), "condition_member": "depth"}, "condition_image_channels must be 3"),
+    ],
+)
+def test_windows_and_condition_pictures_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        diffusion_config(**changes)
+
+
+def test_training_sees_windows_and_the_trained_network_whole_pictures() -> None:
+    config = diffusion_config(low_res_resolution=4, crop_size=4, attention_resolutions=())
+    task, batch = make_task(config), to_batch(rows_at(config, range(6)))
+    sizes: list[tuple[int, ...]] = []
+    task.learner.network.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    task.train_step(batch, 1)
+    assert sizes == [(4, 4)]
+    assert task.sample(batch).shape == batch["image"].shape
+    names = [type(module).__name__ for module in task.learner.network.modules()]
+    assert not [name for name in names if "Attention" in name]
+
+
+def test_a_condition_picture_is_dropped_to_zeros_sample_by_sample() -> None:
+    picture = {"condition_member": "depth", "condition_image_channels": 3, "cond_drop": "independent"}
+    config = diffusion_config(conditions=("label", "condition_image"), **picture)
+    task, batch = make_task(config), to_batch(rows_at(config, range(60)))
+    given = dropped_conditions(batch, config, OFFERS)["condition_image"]
+    dropped = (given == 0).all(dim=(1, 2, 3))
+    assert 0.15 < dropped.float().mean() < 0.45  # cond_drop_prob is 0.3
+    assert torch.equal(given[~dropped], batch["condition_image"][~dropped])
+    assert torch.isfinite(task.loss(batch))
