@@ -221,6 +221,56 @@ def sample(
 
 
 @app.command()
+def translate(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
+    image: Annotated[Path, typer.Option(help="The picture to work on, of the model's size.")],
+    mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the picture's size.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="inpainting, uncropping, colorization, jpeg or super_resolution; the model's own if it knows only one."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Pictures to make of it.", min=1)] = 1,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("translated"),
+) -> None:
+    """Work on a picture: fill holes, extend it, color it, restore it, enlarge it.
+
+    Pixels that the mask leaves black stay exactly as they are.
+
+    **Examples**
+
+    - `cascade translate --model models:/palette@champion --image photo.png --mask hole.png --task inpainting`
+    - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
+    - `cascade translate --model models:/glide@champion --image photo.png --mask hole.png --prompt "red heart"`
+    """
+    from pipelines.translate_command import translate_picture
+
+    written = translate_picture(
+        model,
+        image=image,
+        mask=mask,
+        task=task,
+        label=label,
+        prompt=prompt,
+        seed=seed,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        tracking=tracking,
+        out=out,
+        console=Console(),
+    )
+    typer.echo(f"before and after: {written}")
+
+
+@app.command()
 def report(
     run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest one if left out.")] = None,
     storage: Storage = None,

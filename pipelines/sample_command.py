@@ -13,6 +13,7 @@ from rich.progress import Progress
 from components.data.pictures import encode_png, load_depth, load_picture
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
+from components.sampling.model import takes_condition_picture
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
 from components.storage.store import Store, absolute
@@ -48,7 +49,7 @@ def sample_pictures(
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            cascade = Cascade.load(_folder(model, tracking))
+            cascade = Cascade.load(model_folder(model, tracking))
             asked = [Request(label=label) for label in labels] + [Request(prompt=prompt) for prompt in prompts]
             asked = asked or [Request()]
             if conditions:
@@ -76,16 +77,18 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _condition(path: Path, cascade: Cascade) -> bytes:
-    """A file as the condition picture that the cascade's tokenizer was trained on: a depth map of 16 bits becomes one,
-    a picture is taken as it is. Raises ValueError."""
-    if cascade.condition is None:
+    """A file as the condition picture that the tokenizer of conditions, or the base, was trained on: a depth map of 16
+    bits becomes one, a picture is taken as it is. Raises ValueError."""
+    model = cascade.condition or cascade.base
+    if model is None or (model is cascade.base and not takes_condition_picture(model)):
         raise ValueError("this model takes no condition picture; leave --condition out")
     if not path.is_file():
         raise ValueError(f"--condition {path}: no such file")
-    data, resolution = path.read_bytes(), cascade.condition.settings["resolution"]
+    data, resolution = path.read_bytes(), model.settings["resolution"]
     try:
         with Image.open(path) as image:
-            raw_depth = cascade.condition.settings["member"] == "depth" and image.mode.startswith(("I", "F"))
+            member = model.settings.get("condition_member") or model.settings.get("member")
+            raw_depth = member == "depth" and image.mode.startswith(("I", "F"))
         return encode_png((load_depth if raw_depth else load_picture)(data, resolution=resolution))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"--condition {path} can't be read as a picture ({error})") from error
@@ -104,7 +107,7 @@ def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Pa
     return grid
 
 
-def _folder(model: str, tracking: str | None) -> Path:
+def model_folder(model: str, tracking: str | None) -> Path:
     """A local folder with the cascade: from the registry, from storage, or as it lies on disk."""
     set_environment(environment())
     scratch = Path(tempfile.mkdtemp(prefix="cascade-model-"))

@@ -1,0 +1,166 @@
+"""How well an image-to-image model restores degraded held-out pictures, task by task (Palette; Saharia et al., 2022).
+
+Shapes: N pictures, H W their pixels; pictures are uint8.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from components.diffusion.corruption import downsample
+from components.diffusion.degradation import HOLE_TASKS, blurred, gray
+from components.diffusion.holes import NUMBERS, border_hole, inpainting_hole
+from components.evaluation.grids import Block, png_bytes, readable, render_blocks
+from components.evaluation.measure import PictureSet
+from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.requests import Request, random_stream
+
+JPEG_QUALITIES = (5, 10, 20)  # those of the paper's evaluation
+ROUNDING = 1 / 12  # variance of rounding to 8 bits: no squared error is measured below
+HIDDEN = 127  # gray level of what is unknown, where people look at it
+SHOWN = 8
+
+
+class Damaged(NamedTuple):
+    """Pictures after one degradation, and what a model is asked to make of them."""
+
+    name: str  # "inpainting", "jpeg quality 5", "super resolution 4 times"
+    shown: np.ndarray  # (N, H, W, 3) what is left, gray where nothing is
+    hole: np.ndarray  # (N, H, W) bool, True where pixels are to be made
+    requests: tuple[Request, ...]
+
+
+class Restoration(NamedTuple):
+    """What came of it."""
+
+    name: str
+    degraded: np.ndarray  # (N, H, W, 3)
+    restored: np.ndarray  # (N, H, W, 3)
+    original: np.ndarray  # (N, H, W, 3)
+    hole: np.ndarray  # (N, H, W) bool
+
+    @property
+    def psnr(self) -> float:
+        """Of what was made in the hole, dB."""
+        return psnr(self.restored, self.original, self.hole)
+
+    @property
+    def degraded_psnr(self) -> float:
+        """The same of what was given: what doing nothing would reach."""
+        return psnr(self.degraded, self.original, self.hole)
+
+
+def damage(
+    originals: np.ndarray,
+    *,
+    tasks: Sequence[str],
+    compress: Callable[..., np.ndarray],
+    hole_area: tuple[float, float],
+    factors: Sequence[int],
+    asked: Sequence[Request] | None = None,
+    seed: int = 0,
+) -> list[Damaged]:
+    """Degrade each picture in every way that the model was trained for; always the same for the same seed.
+
+    Args:
+        originals: (N, H, W, 3).
+        compress: JPEG of one picture (H, W, 3), called with quality=; at the qualities of the paper's evaluation.
+        hole_area, factors: as in training; each factor of super-resolution is a row of its own.
+        asked: N requests with the label or prompt of each picture, where the model takes one.
+        seed: of holes and of what fills them.
+    """
+    asked = [Request()] * len(originals) if asked is None else asked
+    asked = [request._replace(road="translate", seed=seed + i) for i, request in enumerate(asked)]
+    image = rearrange(torch.from_numpy(originals), "n h w c -> n c h w").float() / 127.5 - 1
+    found = []
+    for task in tasks:
+        if task in HOLE_TASKS:
+            found.append(_with_holes(task, originals, hole_area, asked, seed))
+        elif task == "colorization":
+            found.append(_changed(task, task, _pictures(gray(image)), asked))
+        elif task == "jpeg":
+            for quality in JPEG_QUALITIES:
+                left = np.stack([compress(picture, quality=quality) for picture in originals])
+                found.append(_changed(f"jpeg quality {quality}", task, left, asked))
+        else:
+            for factor in factors:
+                small = _pictures(downsample(image, image.shape[-1] // factor))
+                left = _pictures(blurred(image, factor))
+                found.append(_changed(f"super resolution {factor} times", task, left, asked, given=small))
+    return found
+
+
+def restore(cascade: Cascade, damaged: Sequence[Damaged], originals: np.ndarray) -> list[Restoration]:
+    """Let the model of a cascade with a translate road restore the pictures, all in this process."""
+    made = {each.name: np.stack(cascade.sample(each.requests)) for each in damaged}
+    return restorations(damaged, made, originals)
+
+
+def restorations(
+    damaged: Sequence[Damaged], made: Mapping[str, np.ndarray], originals: np.ndarray
+) -> list[Restoration]:
+    """What was made of each degradation, by its name, beside the originals."""
+    return [Restoration(each.name, each.shown, made[each.name], originals, each.hole) for each in damaged]
+
+
+def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
+    """Metric -> dB: what the model reaches, and what doing nothing reaches, by degradation."""
+    figures = {}
+    for each in found:
+        name = each.name.replace(" ", "_")
+        figures |= {f"psnr_{name}": each.psnr, f"psnr_{name}_degraded": each.degraded_psnr}
+    return figures
+
+
+def restored_sets(found: Sequence[Restoration]) -> dict[str, PictureSet]:
+    """What to measure distances of, by name."""
+    return {f"restored, {each.name}": PictureSet(each.restored, "model") for each in found}
+
+
+def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> bytes:
+    """For each degradation a row of what was given, one of what was made of it, and the originals, as PNG."""
+    blocks = []
+    for each in found:
+        name = readable(each.name)
+        blocks.append(Block(f"{name}, given ({each.degraded_psnr:.1f} dB)", list(each.degraded[:columns])))
+        blocks.append(Block(f"{name}, restored ({each.psnr:.1f} dB)", list(each.restored[:columns])))
+    return render_blocks([*blocks, Block("original", list(found[0].original[:columns]))], columns=columns)
+
+
+def psnr(made: np.ndarray, original: np.ndarray, hole: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of the mean squared error over the hole's pixels (N, H, W) of all pictures, dB."""
+    errors = np.square(made.astype(np.float64) - original)[hole]
+    return 10 * math.log10(255**2 / max(float(errors.mean()), ROUNDING))
+
+
+def _with_holes(
+    task: str, originals: np.ndarray, area: tuple[float, float], asked: Sequence[Request], seed: int
+) -> Damaged:
+    make, side = inpainting_hole if task == "inpainting" else border_hole, originals.shape[1]
+    holes, requests = [], []
+    for number, (picture, request) in enumerate(zip(originals, asked, strict=True)):
+        numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of picture {number}")).tolist()
+        holes.append(make(numbers, side, area=area).numpy())
+        mask = png_bytes(np.repeat(holes[-1][:, :, None], 3, axis=2).astype(np.uint8) * 255)
+        requests.append(request._replace(task=task, image=png_bytes(picture), mask=mask))
+    hole = np.stack(holes)
+    shown = np.where(hole[..., None], np.uint8(HIDDEN), originals)
+    return Damaged(task, shown, hole, tuple(requests))
+
+
+def _changed(
+    name: str, task: str, left: np.ndarray, asked: Sequence[Request], *, given: np.ndarray | None = None
+) -> Damaged:
+    """A degradation of every pixel; `given` is what the model gets, where that is smaller than what is shown."""
+    pictures = left if given is None else given
+    requests = tuple(r._replace(task=task, image=png_bytes(p)) for r, p in zip(asked, pictures, strict=True))
+    return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)
+
+
+def _pictures(image: Tensor) -> np.ndarray:  # (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8
+    return np.stack(to_uint8(image))

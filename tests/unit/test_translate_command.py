@@ -1,0 +1,84 @@
+"""`cascade translate`: files in, files out, and one line with exit code 2 for what can't be done."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pipelines.translate_command import translate_picture
+from pipelines.workflow import UsageError
+from tests.tiny_cascade import write_cascade
+from tests.unit.test_sampling_translate import hole, pixels, write_palette
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a picture and a mask, on disk."""
+    folder = tmp_path_factory.mktemp("translate")
+    write_palette(folder)
+    Image.fromarray(pixels(0)).save(folder / "photo.png")
+    Image.fromarray(hole().astype(np.uint8) * 255).save(folder / "mask.png")
+    Image.fromarray(pixels(0, 12)).save(folder / "small.png")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def translated(folder: Path, **changes: object) -> Path:
+    asked = {"image": folder / "photo.png", "mask": folder / "mask.png", "task": "inpainting", "out": folder / "out"}
+    asked |= dict.fromkeys(("label", "prompt", "steps", "guidance_scale", "tracking"))
+    asked |= {"seed": 0, "count": 2, "console": Console(quiet=True)}
+    return translate_picture(str(folder / "cascade"), **(asked | changes))
+
+
+def test_pictures_of_the_seeds_and_one_of_before_and_after_are_written(folder: Path) -> None:
+    shown = translated(folder, seed=5)
+    made = [np.asarray(Image.open(folder / "out" / f"photo-inpainting-{seed:04d}.png")) for seed in (5, 6)]
+    assert (made[0] != made[1]).any()
+    for picture in made:
+        np.testing.assert_array_equal(picture[~hole()], pixels(0)[~hole()])
+    assert shown == folder / "out" / "before_after.png"
+    assert Image.open(shown).size[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image": "nothing.png"}, "--image .*nothing.png: no such file"),
+        ({"image": "text.png"}, "--image .*text.png: the given picture can't be read"),
+        ({"mask": "nothing.png"}, "--mask .*nothing.png: no such file"),
+        ({"image": "small.png"}, "the picture has 12x12 pixels, for inpainting this model takes 16x16"),
+        ({"mask": "small.png"}, "the mask has 12x12 pixels, the picture 16x16"),
+    ],
+)
+def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        translated(folder, **{name: folder / file for name, file in changes.items()})
+
+
+def test_a_model_that_makes_pictures_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cascade").mkdir()
+    with pytest.raises(UsageError, match="does not work on pictures: it has diffusion and tokens"):
+        translate_picture(
+            str(write_cascade(tmp_path)),
+            image=folder / "photo.png",
+            **dict.fromkeys(("mask", "task", "label", "prompt", "steps", "guidance_scale", "tracking")),
+            seed=0,
+            count=1,
+            out=tmp_path / "out",
+            console=Console(quiet=True),
+        )
+
+
+def test_the_command_ends_in_one_line_and_exit_code_2(folder: Path) -> None:
+    cascade = str(Path(sys.executable).with_name("cascade"))
+    arguments = ["--model", str(folder / "cascade"), "--image", str(folder / "photo.png"), "--task", "inpainting"]
+    done = subprocess.run([cascade, "translate", *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: inpainting needs a mask")
+    assert len(done.stderr.strip().splitlines()) == 1
+    shown = subprocess.run([cascade, "translate", "--help"], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert "Examples" in shown.stdout
