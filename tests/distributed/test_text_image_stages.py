@@ -1,0 +1,74 @@
+"""DALL-E 2's first two networks and a classifier, stage after stage, on one small cluster."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.sampling.classifier import class_log_probabilities, classifier_score
+from components.sampling.diffusion_prior import sample_image_embeddings
+from components.sampling.frozen_text import contrastive_text
+from components.sampling.model import load_model
+from components.sampling.requests import Request
+from components.stages.classifier import train_classifier
+from components.stages.contrastive import train_contrastive
+from components.stages.diffusion_prior import train_diffusion_prior
+from components.storage.artifact import Artifact
+from components.training.power_ema import WIDTHS, Profile
+from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles
+from tests.distributed.runs import context_of, images_artifact
+from tests.tiny_text_image import classifier_config, contrastive_config, prior_config
+
+CAPTION = "a red square"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("road")
+
+
+@pytest.fixture(scope="module")
+def contrastive(ray_cluster: None, folder: Path) -> Artifact:
+    config, context = contrastive_config(resolution=16), context_of(folder, "contrastive", workers=2)
+    return train_contrastive(config, context, images=images_artifact(folder))
+
+
+@pytest.fixture(scope="module")
+def prior(contrastive: Artifact, folder: Path) -> Artifact:
+    config = prior_config(resolution=16, ema="power", ema_sigma_rel=0.07)
+    context = context_of(folder, "diffusion_prior", workers=1)
+    return train_diffusion_prior(config, context, images=images_artifact(folder), contrastive=contrastive)
+
+
+def test_an_encoder_is_kept_with_its_tokenizer_and_says_how_well_pairs_find_each_other(contrastive: Artifact) -> None:
+    assert {"model.json", "model.safetensors", "bpe.json"} <= set(contrastive.names())
+    summary = contrastive.metadata["summary"]
+    assert 0 <= summary["held_out_image_to_text"] <= 1
+    assert summary["held_out_pairs"] > 1
+
+
+def test_a_prior_draws_embeddings_for_prompts(contrastive: Artifact, prior: Artifact, tmp_path: Path) -> None:
+    text = contrastive_text(contrastive.download(tmp_path / "contrastive"))
+    model = load_model("diffusion_prior", prior.download(tmp_path / "prior"))
+    found = sample_image_embeddings(model, text, [Request(prompt=CAPTION, seed=seed) for seed in (1, 2)])
+    torch.testing.assert_close(found.square().mean(dim=1), torch.ones(2))
+    assert -1 <= prior.metadata["summary"]["held_out_prior_cosine"] <= 1
+
+
+def test_snapshots_outlive_their_checkpoints_and_let_another_average_be_chosen(prior: Artifact, tmp_path: Path) -> None:
+    folder = prior.download(tmp_path / "prior")
+    assert [*kept_profiles(folder / SNAPSHOTS)] == [Profile(step, width) for step in (10, 20) for width in WIDTHS]
+    assert prior.metadata["summary"]["ema_sigma_rel"] == 0.07
+    weights = load_model("prior", folder).module.state_dict()
+    chosen = choose_average(folder, tmp_path / "other", sigma_rel=0.05).module.state_dict()
+    assert any(not torch.equal(weights[name], chosen[name]) for name in weights)
+
+
+def test_a_classifier_scores_and_judges(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
+    config, context = classifier_config(resolution=16), context_of(folder, "classifier", workers=1)
+    artifact = train_classifier(config, context, images=images_artifact(folder))
+    assert 0 <= artifact.metadata["summary"]["held_out_accuracy_50"] <= 1
+    model = load_model("classifier", artifact.download(tmp_path))
+    x_t, time = torch.randn(2, 3, 16, 16), torch.tensor([3, 9])
+    assert classifier_score(model, torch.tensor([0, 2]), 1.0)(x_t, time).shape == x_t.shape
+    torch.testing.assert_close(class_log_probabilities(model, x_t).exp().sum(dim=1), torch.ones(2))
