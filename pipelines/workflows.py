@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.diffusion_road import diffusion_road
 from pipelines.diffusion_studies import diffusion_studies
 from pipelines.full_cascade import full_cascade
 from pipelines.one_model import one_model
@@ -14,6 +15,7 @@ WORKFLOWS: dict[str, Callable[[Any], Workflow]] = {
     "full_cascade": full_cascade,
     "token_road": token_road,
     "one_model": one_model,
+    "diffusion_road": diffusion_road,
     "diffusion_studies": diffusion_studies,
 }
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.recipes.cascade import CascadeRecipe
+from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.openmoji import openmoji
@@ -18,11 +19,12 @@ from pipelines.recipes.smoke import smoke
 from pipelines.recipes.token_road import TokenRoadRecipe
 from pipelines.workflow import UsageError, nearest
 
-Recipe = CascadeRecipe | TokenRoadRecipe | OneModelRecipe | DiffusionStudiesRecipe
+Recipe = CascadeRecipe | TokenRoadRecipe | OneModelRecipe | DiffusionRoadRecipe | DiffusionStudiesRecipe
 SHAPES: dict[str, type[Recipe]] = {
     "full_cascade": CascadeRecipe,
     "token_road": TokenRoadRecipe,
     "one_model": OneModelRecipe,
+    "diffusion_road": DiffusionRoadRecipe,
     "diffusion_studies": DiffusionStudiesRecipe,
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {

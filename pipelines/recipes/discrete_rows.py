@@ -1,4 +1,4 @@
-"""The rows of the lecture: each system by its own recipe, minutes on two cores; those before diffusion are here.
+"""The rows of the lecture before diffusion: each system by its own recipe, minutes on two cores.
 
 Rows share what has equal numbers: the pictures, and the VQ-GAN that three priors are trained on.
 """
@@ -11,12 +11,10 @@ from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from components.training.config import AutoencoderConfig, GANConfig, MaskedPriorConfig, PixelConfig, PriorConfig
-from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
-from pipelines.recipes.fashion import FASHION
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.token_road import ConditionRecipe, TokenRoadRecipe
 
-Row = OneModelRecipe | TokenRoadRecipe | DiffusionStudiesRecipe
+Row = OneModelRecipe | TokenRoadRecipe
 SAMPLES = SamplesConfig(measured_samples=256, pictures_per_class=4, num_prompts=6, pictures_per_prompt=4)
 EVALUATION = EvaluationConfig(reference_samples=1024)
 
@@ -143,7 +141,7 @@ def gan() -> OneModelRecipe:
     )
 
 
-ROWS: dict[Callable[[], Row], str] = {
+DISCRETE_ROWS: dict[Callable[[], Row], str] = {
     vae: "T1",
     vae_gan: "T1",
     vqvae: "T2",
@@ -160,7 +158,6 @@ ROWS: dict[Callable[[], Row], str] = {
     image_transformer: "P5",
     maskgit: "P6",
     gan: "G1",
-    **FASHION,
 }
 
 

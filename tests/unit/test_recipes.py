@@ -9,6 +9,7 @@ from components.storage.store import Store
 from components.training.config import TrainingConfig
 from pipelines.preflight import branches, trainings, trains_late
 from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
+from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
 from pipelines.recipes.fashion import (
     FASHION,
     fashion_guidance,
@@ -17,7 +18,7 @@ from pipelines.recipes.fashion import (
     fashion_steps,
 )
 from pipelines.recipes.paper import paper_recipes
-from pipelines.recipes.rows import ROWS, depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
+from pipelines.recipes.rows import ROWS
 from pipelines.rows import chosen_rows, sources_here
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow

@@ -1,0 +1,48 @@
+"""The continuous road alone: a base, its upsamplers, and the networks that they are trained against."""
+
+from typing import Any
+
+from components.stages.autoencoder import train_autoencoder
+from components.stages.cascade import compose_cascade
+from components.stages.classifier import train_classifier
+from components.stages.contrastive import train_contrastive
+from components.stages.diffusion import train_diffusion
+from components.stages.diffusion_prior import train_diffusion_prior
+from components.stages.evaluate import evaluate
+from components.stages.images import images_identity, ingest_images
+from components.stages.samples import sample_roads
+from components.stages.text_encoder import bring_text_encoder
+from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.workflow import Stage, Workflow
+
+
+def diffusion_road(recipe: DiffusionRoadRecipe) -> Workflow:
+    """DDPM, cascades, latent diffusion, Imagen and DALL-E 2: what of this there is, the recipe says."""
+    images = Stage("images", ingest_images, recipe.images, identity=images_identity)
+    frozen: dict[str, Any] = {}
+    if recipe.contrastive is not None:
+        frozen["contrastive"] = Stage("contrastive", train_contrastive, recipe.contrastive, images=images)
+    if recipe.text_encoder is not None:
+        frozen["text_encoder"] = Stage("text_encoder", bring_text_encoder, recipe.text_encoder)
+    first = {**frozen}  # of the base alone
+    if recipe.autoencoder is not None:
+        first["autoencoder"] = Stage("autoencoder", train_autoencoder, recipe.autoencoder, images=images)
+
+    base = Stage("base", train_diffusion, recipe.base, images=images, **first)
+    upsamplers = [
+        Stage(f"upsampler_{u.resolution}", train_diffusion, u, images=images, **frozen) for u in recipe.upsamplers
+    ]
+
+    beside: dict[str, Stage] = {}
+    if recipe.diffusion_prior is not None:
+        inputs = {"images": images, "contrastive": frozen["contrastive"]}
+        beside["diffusion_prior"] = Stage("diffusion_prior", train_diffusion_prior, recipe.diffusion_prior, **inputs)
+    if recipe.classifier is not None:
+        beside["classifier"] = Stage("classifier", train_classifier, recipe.classifier, images=images)
+
+    parts: dict[str, Any] = {**first, **beside, "base": base, "upsamplers": upsamplers}
+    cascade = Stage("cascade", compose_cascade, recipe.cascade, **parts)
+    samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+    evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
+    stages = [images, *first.values(), *beside.values(), base, *upsamplers, cascade, samples, evaluation]
+    return Workflow(recipe.name, stages)

@@ -1,0 +1,78 @@
+"""The shape of a recipe of the continuous road alone, and what its models need of each other."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from components.configuration import Config
+from components.stages.cascade import CascadeConfig
+from components.stages.evaluate import EvaluationConfig
+from components.stages.images import ImagesConfig
+from components.stages.samples import SamplesConfig
+from components.stages.text_encoder import TextEncoderConfig
+from components.training.classifier_config import ClassifierConfig
+from components.training.config import AutoencoderConfig, DiffusionConfig
+from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
+
+
+class DiffusionRoadRecipe(Config):
+    """A base and any number of upsamplers; and, where there are some, the networks that are trained before them.
+
+    With `autoencoder` the base makes latents (Stable Diffusion), with `text_encoder` or `contrastive` it is asked by
+    a frozen encoder's states of a text (Imagen), with `diffusion_prior` by an embedding of the picture that a text asks
+    for (DALL-E 2).
+    """
+
+    workflow: Literal["diffusion_road"] = "diffusion_road"
+    name: str
+    images: ImagesConfig
+    autoencoder: AutoencoderConfig | None = None
+    contrastive: ContrastiveConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    diffusion_prior: DiffusionPriorConfig | None = None
+    classifier: ClassifierConfig | None = None  # of noisy pictures; guides the base
+    base: DiffusionConfig
+    upsamplers: tuple[DiffusionConfig, ...] = ()
+    cascade: CascadeConfig = CascadeConfig()
+    samples: SamplesConfig
+    evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if self.base.low_res_resolution is not None:
+            raise ValueError("base.low_res_resolution must be empty: the base model starts from noise alone")
+        made = self.base.resolution if self.autoencoder is None else self.autoencoder.resolution
+        for number, upsampler in enumerate(self.upsamplers):
+            if upsampler.low_res_resolution != made:
+                raise ValueError(
+                    f"upsamplers.{number}.low_res_resolution must be {made}, what the stage before it makes"
+                )
+            made = upsampler.resolution
+        if self.images.resolution < made:
+            raise ValueError(f"images.resolution {self.images.resolution} is below {made}, which a model makes")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_fit(self) -> Self:
+        if self.autoencoder is None:
+            return self
+        side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channel_mult) - 1)
+        if self.base.resolution != side:
+            raise ValueError(f"base.resolution must be {side}, the side of the autoencoder's latents")
+        if self.base.threshold != "none":
+            raise ValueError("base.threshold must be none: latents have no range to be clipped to")
+        if self.classifier is not None:
+            raise ValueError("classifier knows pictures, the base makes latents: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_are_there(self) -> Self:
+        models = (self.base, *self.upsamplers)
+        asked = {name for model in models for name in model.conditions}
+        if "text_states" in asked and self.contrastive is None and self.text_encoder is None:
+            raise ValueError("text_states among the conditions need contrastive or text_encoder")
+        if "image_embedding" in asked and (self.contrastive is None or self.diffusion_prior is None):
+            raise ValueError("image_embedding among the conditions needs contrastive and diffusion_prior")
+        if self.diffusion_prior is not None and "image_embedding" not in asked:
+            raise ValueError("diffusion_prior makes image_embedding, which is among no model's conditions")
+        return self

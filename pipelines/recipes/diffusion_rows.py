@@ -1,0 +1,200 @@
+"""The rows of the lecture from diffusion on: each system by its own recipe, minutes on two cores.
+
+The pictures are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from components.training.classifier_config import ClassifierConfig
+from components.training.config import DiffusionConfig
+from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
+from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, vae_gan_autoencoder
+
+
+def ddpm() -> DiffusionRoadRecipe:
+    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps."""
+    base = diffusion(
+        conditions=(),
+        schedule="linear",
+        prediction_type="epsilon",
+        min_snr_gamma=None,
+        variance="fixed_large",
+        sampler="ddpm",
+        num_inference_steps=100,
+    )
+    return road("ddpm", base)
+
+
+def dit() -> DiffusionRoadRecipe:
+    """D5: a diffusion transformer (DiT) at 16² by class, patches of 2²."""
+    base = diffusion(
+        backbone="dit",
+        channel_mult=(),
+        attention_resolutions=(),
+        patch_size=2,
+        model_channels=160,
+        num_layers=6,
+        guidance_scale=1.5,
+    )
+    return road("dit", base)
+
+
+def classifier_guided() -> DiffusionRoadRecipe:
+    """D6: a conditional model at 16², pulled towards its class by the gradient of a classifier of noisy pictures."""
+    classifier = ClassifierConfig(
+        resolution=16,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        noisy=True,
+        total_steps=300,
+        global_batch_size=64,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        ema_decay=0.99,
+        precision="bf16",
+        checkpoint_every=150,
+        sample_every=300,
+    )
+    return road("classifier_guided", diffusion(total_steps=450), classifier=classifier)
+
+
+def class_guided() -> DiffusionRoadRecipe:
+    """D7: classifier-free guidance by class at 16², inside an interval of noise levels only."""
+    return road("class_guided", diffusion(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))
+
+
+def glide() -> DiffusionRoadRecipe:
+    """D8: GLIDE at 16², captions by cross-attention to the states of a text transformer, classifier-free guidance."""
+    base = diffusion(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2, guidance_scale=3.0)
+    return road("glide", base)
+
+
+def edm() -> DiffusionRoadRecipe:
+    """D15: EDM at 16² by class, preconditioning and Heun's sampler on Karras' noise levels."""
+    base = diffusion(objective="edm", sampler="heun", num_inference_steps=12)
+    return road("edm", base)
+
+
+def flow() -> DiffusionRoadRecipe:
+    """D15: rectified flow at 16² by class, Euler's steps."""
+    return road("flow", diffusion(objective="flow", sampler="euler", num_inference_steps=25))
+
+
+def zero_terminal_snr() -> DiffusionRoadRecipe:
+    """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step."""
+    base = diffusion(zero_terminal_snr=True, min_snr_gamma=None, sampler="ddim", spacing="trailing")
+    return road("zero_terminal_snr", base)
+
+
+def latent_diffusion() -> DiffusionRoadRecipe:
+    """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² pictures."""
+    base = diffusion(in_channels=4, threshold="none", guidance_scale=1.5)
+    return road("latent_diffusion", base, autoencoder=vae_gan_autoencoder())
+
+
+def imagen() -> DiffusionRoadRecipe:
+    """D14: Imagen at 16², a frozen text encoder's states by cross-attention, dynamic thresholding, strong guidance."""
+    base = diffusion(
+        conditions=("text_states",),
+        text_conditioning="cross_attention",
+        text_states_dim=contrastive().text_dim,
+        guidance_scale=4.0,
+        threshold="dynamic",
+        threshold_percentile=0.95,
+        total_steps=500,
+    )
+    return road("imagen", base, contrastive=contrastive())
+
+
+def dalle2() -> DiffusionRoadRecipe:
+    """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to picture embedding, decoder of those."""
+    prior = DiffusionPriorConfig(
+        resolution=16,
+        model_dim=128,
+        num_layers=4,
+        num_heads=4,
+        total_steps=300,
+        global_batch_size=64,
+        learning_rate=1e-3,
+        ema_decay=0.99,
+        sampler="dpm_solver_pp",
+        num_inference_steps=16,
+        guidance_scale=1.5,
+        checkpoint_every=150,
+        sample_every=300,
+    )
+    base = diffusion(
+        conditions=("image_embedding",),
+        image_embedding_dim=contrastive().embedding_dim,
+        guidance_scale=1.5,
+        total_steps=450,
+    )
+    return road("dalle2", base, contrastive=contrastive(), diffusion_prior=prior)
+
+
+DIFFUSION_ROWS: dict[Callable[[], DiffusionRoadRecipe], str] = {
+    ddpm: "D1",
+    dit: "D5",
+    classifier_guided: "D6",
+    class_guided: "D7",
+    glide: "D8",
+    latent_diffusion: "D13",
+    imagen: "D14",
+    dalle2: "D14",
+    edm: "D15",
+    flow: "D15",
+    zero_terminal_snr: "D15",
+}
+
+
+def road(name: str, base: DiffusionConfig, **parts: Any) -> DiffusionRoadRecipe:
+    """A recipe on the demo's pictures."""
+    return DiffusionRoadRecipe(name=name, images=emoji(), base=base, samples=SAMPLES, evaluation=EVALUATION, **parts)
+
+
+def diffusion(**changes: Any) -> DiffusionConfig:
+    """The demo's base by class with fewer steps: v-prediction, min-SNR, cosine schedule, DPM-Solver++ at sampling."""
+    numbers: dict[str, Any] = {
+        "resolution": 16,
+        "model_channels": 32,
+        "channel_mult": (1, 2, 4),
+        "num_res_blocks": 1,
+        "attention_resolutions": (8, 4),
+        "total_steps": 600,
+        "global_batch_size": 64,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.995,
+        "precision": "bf16",
+        "sampler": "dpm_solver_pp",
+        "num_inference_steps": 20,
+        "checkpoint_every": 150,
+        "sample_every": 300,
+    }
+    return DiffusionConfig(**(numbers | changes))
+
+
+def contrastive() -> ContrastiveConfig:
+    """Captions and pictures of 16² in one space."""
+    return ContrastiveConfig(
+        resolution=16,
+        channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        patch_size=1,
+        embedding_dim=64,
+        text_dim=64,
+        text_layers=2,
+        text_heads=4,
+        max_shift=1,
+        total_steps=300,
+        global_batch_size=128,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        ema_decay=0.99,
+        checkpoint_every=150,
+        sample_every=300,
+    )
