@@ -204,6 +204,7 @@ class Autoencoder(nn.Module):
         factor = 2 ** (len(channel_mult) - 1)
         if resolution % factor:
             raise ValueError(f"resolution {resolution} is not a multiple of {factor}, the factor of {channel_mult=}")
+        self.resolution = resolution
         self.grid = (resolution // factor, resolution // factor)
         self.reconstruction = reconstruction
         ends = {
@@ -266,6 +267,25 @@ class Autoencoder(nn.Module):
         """Image (B, 3, H, W) in [-1, 1] -> raw output (B, O, H, W) of the decoder and what the bottleneck made."""
         encoded = self.encode(image, **draws)
         return self.decode_raw(encoded.z), encoded
+
+    @property
+    def diffused_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of `to_latents`."""
+        quantized = not isinstance(self.bottleneck, GaussianBottleneck)
+        return (self.bottleneck.in_channels if quantized else self.bottleneck.channels, *self.grid)
+
+    @torch.no_grad()
+    def to_latents(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] -> what latent diffusion works on, (B, C, h, w): the mean of a Gaussian, or the
+        features before they are quantized, which is then left to `from_latents` (Rombach et al., 2022, section 3.1)."""
+        features = self.project_in(self.encoder(image))
+        return self.bottleneck(features).z if isinstance(self.bottleneck, GaussianBottleneck) else features
+
+    @torch.no_grad()
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """The way back: (B, C, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
+        gaussian = isinstance(self.bottleneck, GaussianBottleneck)
+        return self.decode(latents if gaussian else self.bottleneck(latents).z)
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor) -> Tensor:

@@ -1,74 +1,90 @@
 """Train one diffusion model: the base, an upsampler, or one that works on pictures."""
 
+from functools import partial
 from typing import Any
 
+import torch
+
 from components.data.degradations import Degradation
-from components.data.shards import BPE, load_index, read_bpe
+from components.data.held_out import read_split
+from components.data.shards import BPE, ShardIndex, load_index, read_bpe
+from components.data.subset import random_part
 from components.stages.context import StageContext
 from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
+from components.training.batches import to_image
 from components.training.config import Conditions, DiffusionConfig
+from components.training.diffusion_settings import network_arguments, network_kind, sampling_settings
+from components.training.frozen import Frozen, frozen_encoders, load_latents, open_autoencoder
 from components.training.image_to_image_config import ImageToImageConfig
 from components.training.results import write_model
-from components.training.tasks.diffusion import (
-    DiffusionTask,
-    low_res_schedule_settings,
-    network_arguments,
-    network_kind,
-    objective_settings,
-)
+from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.image_to_image import ImageToImageTask
 
+MEASURED = 256  # pictures that the deviation of latents is measured on
 
-def train_diffusion(config: DiffusionConfig, context: StageContext, *, images: Artifact) -> Artifact:
+
+def train_diffusion(
+    config: DiffusionConfig,
+    context: StageContext,
+    *,
+    images: Artifact,
+    autoencoder: Artifact | None = None,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+) -> Artifact:
     """Train on the pictures of `images`. Returns a model artifact: bundle, metrics and preview.
 
-    Raises ShardError for a set without the condition pictures that the recipe names, before anything is started;
-    TrainingError if the losses stop being finite or workers fail too often.
+    Args:
+        autoencoder: the model learns its latents in place of pictures.
+        contrastive, text_encoder: make the conditions image_embedding and text_states, where the recipe names them.
+
+    Raises ShardError for a set without the condition pictures that the recipe names, ValueError for networks that do
+    not fit, both before anything is started; TrainingError if losses stop being finite or workers fail too often.
     """
     index = load_index(images.url("index.json"))
-    offers = Conditions(
-        num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
+    resolution = config.resolution if autoencoder is None else open_autoencoder(autoencoder).resolution
+    frozen = frozen_encoders(
+        config.conditions,
+        resolution=resolution,
+        bpe=read_bpe(index),
+        contrastive=contrastive,
+        text_encoder=text_encoder,
     )
-    how: dict[str, Any] = {"condition_member": config.condition_member, "offers": offers}
+    learned = sampling_settings(config, index.classes)
+    if autoencoder is not None:
+        frozen, learned = with_latents(frozen, learned, config, index, autoencoder)
+    offers = Conditions(
+        num_classes=len(index.classes),
+        vocab_size=index.text.vocab_size,
+        text_length=index.text.text_length,
+        **frozen.sizes,
+    )
+    how: dict[str, Any] = {"condition_member": config.condition_member, "offers": offers, "resolution": resolution}
     if isinstance(config, ImageToImageConfig):
         degradation = Degradation(config.seed, config.tasks, config.jpeg_qualities)
         state = train_on_pictures(ImageToImageTask, config, context, index, degradation=degradation, **how)
     else:
+        how["load_encoders"] = frozen.load_encoders
         state = train_on_pictures(DiffusionTask, config, context, index, **how)
     folder, kind, network = context.scratch(), network_kind(config), network_arguments(config, offers)
-    summary = write_model(state, folder, kind=kind, network=network, settings=settings(config, index.classes))
+    summary = write_model(state, folder, kind=kind, network=network, settings=learned)
     if "text" in config.conditions:
         (folder / BPE).write_text(read_bpe(index))
     return context.commit("model", folder=folder, metadata={"summary": summary})
 
 
-def settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What sampling needs to know."""
-    base = {
-        "role": "base" if config.low_res_resolution is None else "upsampler",
-        "resolution": config.resolution,
-        "objective": objective_settings(config),
-        "sampler": config.sampler,
-        "num_inference_steps": config.num_inference_steps,
-        "eta": config.eta,
-        "spacing": config.spacing,
-        "threshold": config.threshold,
-        "threshold_percentile": config.threshold_percentile,
-        "guidance_scale": config.guidance_scale,
-        "guidance_interval": config.guidance_interval and list(config.guidance_interval),
-        "guidance_rescale": config.guidance_rescale,
-        "classes": list(classes),
-    }
-    if isinstance(config, ImageToImageConfig):
-        learned = {"tasks": list(config.tasks), "factors": list(config.super_resolution_factors)}
-        return base | {"role": "image_to_image", "hole_area": list(config.hole_area)} | learned
-    if config.condition_member is not None:
-        base |= {"condition_member": config.condition_member}
-    if config.low_res_resolution is None:
-        return base
-    return base | {
-        "low_res_resolution": config.low_res_resolution,
-        "low_res_schedule": low_res_schedule_settings(config),
-        "noise_level": config.noise_level,
-    }
+def with_latents(
+    frozen: Frozen, learned: dict[str, Any], config: DiffusionConfig, index: ShardIndex, autoencoder: Artifact
+) -> tuple[Frozen, dict[str, Any]]:
+    """The encoders with that of latents, and the settings with its scale: one over the deviation of the latents of
+    training pictures (Rombach et al., 2022, appendix G). Raises ValueError if the recipe's sizes are not theirs."""
+    network = open_autoencoder(autoencoder)
+    shape, wanted = network.diffused_shape, (config.in_channels, config.resolution, config.resolution)
+    if shape != wanted:
+        raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {wanted}")
+    part = random_part(index, samples=MEASURED, seed=config.seed)
+    pictures = read_split(part, "train", resolution=network.resolution, limit=MEASURED).image
+    scale = 1 / float(network.to_latents(to_image(torch.from_numpy(pictures))).std())
+    load = partial(load_latents, autoencoder=autoencoder, scale=scale)
+    return Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}

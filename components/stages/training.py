@@ -34,14 +34,16 @@ def train_on_pictures(
     context: StageContext,
     index: ShardIndex,
     *,
+    resolution: int | None = None,
     member: Member = "image",
     condition_member: Member | None = None,
     degradation: Degradation | None = None,
     **arguments: Any,
 ) -> Path:
-    """Train the task `make_task(config, **arguments)` on the pictures of `index` at the resolution of `config`.
+    """Train the task `make_task(config, **arguments)` on the pictures of `index`.
 
     Args:
+        resolution: of the pictures; None: that of `config`.
         member: what of each sample is its `image`.
         condition_member: what of each sample is its `condition_image`, where the task is given one.
         degradation: makes the `condition_image` of the `image` instead.
@@ -52,7 +54,7 @@ def train_on_pictures(
     if condition_member is not None:
         check_member(index, condition_member)
     resources = context.resources
-    how: dict[str, Any] = {"resolution": config.resolution, "member": member}
+    how: dict[str, Any] = {"resolution": resolution or config.resolution, "member": member}
     how |= {"condition_member": condition_member, "degradation": degradation}
     stream = partial(
         training_stream,

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.diffusion.corruption import downsample
+from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.sampling.frozen_text import (
     BPE,
@@ -28,7 +29,7 @@ from components.sampling.frozen_text import (
 )
 from components.sampling.text_encoding import parse_bpe
 from components.storage.artifact import Artifact
-from components.storage.bundle import DESCRIPTION
+from components.storage.bundle import DESCRIPTION, load_bundle
 from components.training.loop import Batch
 
 Encoder = Callable[[Batch], Batch]  # a batch -> the columns that a frozen network adds to it, or replaces
@@ -64,6 +65,21 @@ def image_encoder(network: ContrastiveEncoder) -> Encoder:
         return {"image_embedding": unit_variance(network.encode_image(small))}
 
     return encode
+
+
+class Latents:
+    """Replaces `image` by its latents (B, C, h, w), times a number that gives them unit variance, and knows the way
+    back (Rombach et al., 2022, appendix G)."""
+
+    def __init__(self, network: Autoencoder, scale: float) -> None:
+        self.network, self.scale = network, scale
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {"image": self.scale * self.network.to_latents(batch["image"])}
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """(B, 3, H, W), near [-1, 1]."""
+        return self.network.from_latents(latents / self.scale)
 
 
 def text_encoder(text: ContrastiveText) -> Encoder:
@@ -151,6 +167,20 @@ def text_sizes(encoder: Artifact) -> dict[str, int]:
         return {name: encoder.metadata[name] for name in ("text_states_length", "text_states_dim")}
     text = json.loads(encoder.read(DESCRIPTION))["network"]["text"]
     return {"text_states_length": text["context_length"], "text_states_dim": text["model_dim"]}
+
+
+def load_latents(device: torch.device, *, autoencoder: Artifact, scale: float) -> Latents:
+    """`Latents` of a model of the autoencoder stage. It comes last: other encoders want the picture."""
+    return Latents(open_autoencoder(autoencoder).to(device), scale)
+
+
+def open_autoencoder(autoencoder: Artifact) -> Autoencoder:
+    """Raises ValueError for a model of another kind."""
+    with tempfile.TemporaryDirectory(prefix="cascade-encoder-") as folder:
+        bundle = load_bundle(autoencoder.download(Path(folder)))
+    if not isinstance(bundle.module, Autoencoder):
+        raise ValueError(f"latents need an autoencoder, not a model of kind {bundle.kind}")
+    return bundle.module.requires_grad_(False)
 
 
 def load_image_encoder(device: torch.device, *, contrastive: Artifact) -> Encoder:

@@ -10,8 +10,8 @@ from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions, DiffusionConfig
+from components.training.diffusion_settings import network_arguments, network_kind
 from components.training.tasks.classifier import classifier_arguments
-from components.training.tasks.diffusion import network_arguments, network_kind
 from pipelines.recipes import paper_diffusion
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION

@@ -14,7 +14,8 @@ from components.sampling.model import check_conditions, encode_conditions, load_
 from components.sampling.requests import Request
 from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.tasks.diffusion import DiffusionTask, network_arguments, network_kind
+from components.training.diffusion_settings import network_arguments, network_kind
+from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_training import OFFERS, diffusion_config, dit_config, rows_at
 
 CLASSIFIER = {

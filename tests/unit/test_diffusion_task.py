@@ -14,8 +14,9 @@ from components.sampling.requests import Request
 from components.stages.diffusion import settings
 from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
+from components.training.diffusion_settings import network_arguments
 from components.training.loop import fit
-from components.training.tasks.diffusion import DiffusionTask, network_arguments
+from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_cascade import CLASSES
 from tests.tiny_training import DIFFUSIONS, OFFERS, batches, config_of, make_task, rows_at
 

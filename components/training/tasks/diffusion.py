@@ -3,6 +3,7 @@
 Shapes: B batch, H W pixels of x_0.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,13 @@ from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.config import Conditions, DiffusionConfig
 from components.training.cropping import cropped, draw_windows
+from components.training.diffusion_settings import (
+    low_res_schedule_settings,
+    network_arguments,
+    network_kind,
+    objective_settings,
+)
+from components.training.frozen import Latents, LoadEncoder, encoded
 from components.training.learner import Learner, accumulated, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
@@ -29,116 +37,23 @@ PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 EVALUATION_BATCH = 64
 
 
-def network_kind(config: DiffusionConfig) -> str:
-    """The kind of its bundle."""
-    return {"unet": "diffusion", "dit": "dit"}[config.backbone]
-
-
-def network_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
-    """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
-    own = dit_arguments(config) if config.backbone == "dit" else unet_arguments(config)
-    return own | {"resolution": config.resolution} | condition_arguments(config, offers)
-
-
-def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
-    """Layers of a U-Net. A recipe without labels has no class tokens either."""
-    return {
-        "model_channels": config.model_channels,
-        "channel_mult": list(config.channel_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "attention_resolutions": list(config.attention_resolutions),
-        "head_dim": config.head_dim,
-        "num_heads": config.num_heads,
-        "dropout": config.dropout,
-        "text_conditioning": config.text_conditioning,
-        "transformer_depth": config.transformer_depth,
-        "class_token_dim": config.class_token_dim if "label" in config.conditions else None,
-        "scale_shift_norm": config.scale_shift_norm,
-        "resample_in_blocks": config.resample_in_blocks,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "middle_attention": config.crop_size is None,
-    }
-
-
-def dit_arguments(config: DiffusionConfig) -> dict[str, Any]:
-    """Layers of a diffusion transformer, whose heads may be given by their channels too."""
-    return {
-        "patch_size": config.patch_size,
-        "model_dim": config.model_channels,
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads or config.model_channels // (config.head_dim or config.model_channels),
-        "gradient_checkpointing": config.gradient_checkpointing,
-    }
-
-
-def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
-    """What both backbones take. A label that is never dropped needs no null label, and noise that is never added no
-    embedding of its level."""
-    text = {
-        "vocab_size": offers.vocab_size,
-        "context_length": offers.text_length,
-        "model_dim": config.text_dim,
-        "num_layers": config.text_layers,
-        "num_heads": config.text_heads,
-        "learned_padding": config.text_padding == "learned",
-    }
-    return {
-        "in_channels": config.in_channels,
-        "out_channels": config.in_channels,
-        "learned_variance": config.variance == "learned_range",
-        "num_classes": offers.num_classes if "label" in config.conditions else None,
-        "null_label": config.cond_drop_prob > 0,
-        "text": text if "text" in config.conditions else None,
-        "text_states_dim": config.text_states_dim,
-        "image_embedding_dim": config.image_embedding_dim,
-        "condition_image_channels": config.condition_image_channels,
-        "low_res": config.low_res_resolution is not None,
-        "embed_noise_level": config.max_noise_level > 0,
-    }
-
-
-def objective_settings(config: DiffusionConfig) -> dict[str, Any]:
-    """What `make_objective` builds this recipe's objective from; plain values, they go into the bundle."""
-    if config.objective == "edm":
-        return {"name": "edm", "sigma_data": config.sigma_data}
-    if config.objective == "flow":
-        return {"name": "flow", "time_density": config.time_density}
-    return {
-        "name": "discrete",
-        "schedule": config.schedule,
-        "beta_start": config.beta_start,
-        "beta_end": config.beta_end,
-        "num_train_timesteps": config.num_train_timesteps,
-        "zero_terminal_snr": config.zero_terminal_snr,
-        "prediction_type": config.prediction_type,
-        "variance": config.variance,
-        "loss": config.loss,
-        "min_snr_gamma": config.min_snr_gamma,
-    }
-
-
-def low_res_schedule_settings(config: DiffusionConfig) -> dict[str, Any]:
-    """Arguments of the schedule that an upsampler's noise levels count in; plain values, they go into the bundle."""
-    return {
-        "name": config.schedule,
-        "num_train_timesteps": config.num_train_timesteps,
-        "beta_start": config.beta_start,
-        "beta_end": config.beta_end,
-    }
-
-
 class DiffusionTask:
-    """One network that learns to undo noise."""
+    """One network that learns to undo noise.
+
+    `load_encoders` add the conditions that come from networks trained before, or put latents in the place of pictures.
+    """
 
     def __init__(
         self,
         config: DiffusionConfig,
         *,
         offers: Conditions,
+        load_encoders: Sequence[LoadEncoder] = (),
         worker: Worker = ALONE,
         max_batch_per_device: int | None = None,
     ) -> None:
         self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        self.encoders = [load(worker.device) for load in load_encoders]
         self.objective = make_objective(objective_settings(config))
         self.low_res_schedule = make_schedule(**low_res_schedule_settings(config))
         self.history = empty_history(config.num_train_timesteps) if config.timestep_sampling == "loss_aware" else None
@@ -150,7 +65,7 @@ class DiffusionTask:
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            loss = self.loss(part) * share
+            loss = self.loss(encoded(part, self.encoders)) * share
             self.learner.backward(loss)
             total += loss.detach()
         taken, norm = self.learner.update(step)
@@ -233,7 +148,8 @@ class DiffusionTask:
         """Loss of the averaged weights on held-out pictures with all conditions, at timesteps that never change."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, total = self.learner.snapshot(), 0.0
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for plain in split(batch, self.max_batch or EVALUATION_BATCH):
+            part = encoded(plain, self.encoders)
             conditions = conditions_of(part, self.config.conditions) | self.given_pictures(part)
             total += float(self.losses(network, part, conditions, self.times(part["position"])).sum())
         return {"held_out_loss": total / len(batch["position"])}
@@ -242,8 +158,10 @@ class DiffusionTask:
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
         """Samples under the conditions of held-out pictures; for an upsampler low-res, sample and original in rows."""
         first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
-        batch = with_positions(to_batch(first, self.worker.device))
+        batch = encoded(with_positions(to_batch(first, self.worker.device)), self.encoders)
         samples = self.sample(batch)
+        for encoder in self.encoders:
+            samples = encoder.pictures(samples) if isinstance(encoder, Latents) else samples
         if self.config.low_res_resolution is None:
             return {"samples": png_grid(samples, columns=len(samples))}
         small = upsample(downsample(batch["image"], self.config.low_res_resolution), self.config.resolution)
