@@ -14,14 +14,24 @@ from components.diffusion.guidance import guide
 from components.diffusion.objective import Objective, make_objective
 from components.diffusion.samplers import SAMPLERS, Denoise, OnStep, SamplerName, sample
 from components.diffusion.schedule import make_schedule
-from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
+from components.sampling.model import Conditions, SamplingModel, asked_or_set, encode_conditions
 from components.sampling.requests import Request, random_stream
 
+NOTHING = Conditions({}, {})
 MOST_STEPS = 1000  # of a process without training steps
 
 
-def sample_base(model: SamplingModel, requests: Sequence[Request], *, on_step: OnStep | None = None) -> Tensor:
+def sample_base(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    *,
+    frozen: Conditions = NOTHING,
+    on_step: OnStep | None = None,
+) -> Tensor:
     """Pictures (B, 3, H, W) of requests that share guidance_scale, steps and sampler (those of the first one count).
+
+    Args:
+        frozen: what `frozen_conditions` makes of them, for a model that takes such.
 
     Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
@@ -31,6 +41,7 @@ def sample_base(model: SamplingModel, requests: Sequence[Request], *, on_step: O
         requests,
         {},
         noise_of(model, requests),
+        frozen=frozen,
         guidance_scale=asked_or_set(first.guidance_scale, model.settings, "guidance_scale", 1.0),
         num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
         sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
@@ -48,7 +59,12 @@ def check_sampling(model: SamplingModel, request: Request) -> None:
 
 
 def sample_upsampler(
-    model: SamplingModel, requests: Sequence[Request], low_res: Tensor, *, on_step: OnStep | None = None
+    model: SamplingModel,
+    requests: Sequence[Request],
+    low_res: Tensor,
+    *,
+    frozen: Conditions = NOTHING,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Enlarge low_res (B, 3, h, w) to (B, 3, H, W), with the model's own guidance scale, steps and noise level.
 
@@ -64,6 +80,7 @@ def sample_upsampler(
         requests,
         {"low_res": low_res, "noise_level": level},
         noise,
+        frozen=frozen,
         guidance_scale=model.settings.get("guidance_scale", 1.0),
         num_inference_steps=model.settings["num_inference_steps"],
         sampler=model.settings["sampler"],
@@ -82,6 +99,7 @@ def denoise(
     extra: dict[str, Tensor],
     noise: Callable[[int], Tensor],
     *,
+    frozen: Conditions = NOTHING,
     guidance_scale: float,
     num_inference_steps: int,
     sampler: SamplerName,
@@ -100,8 +118,8 @@ def denoise(
     network = guide(
         objective,
         model.module,
-        condition | extra,
-        null,
+        condition | frozen.condition | extra,
+        null | frozen.null,
         guidance_scale,
         interval=settings.get("guidance_interval"),
         rescale=settings.get("guidance_rescale", 0.0),

@@ -51,6 +51,7 @@ def train_diffusion(
         contrastive=contrastive,
         text_encoder=text_encoder,
     )
+    check_sizes(config, frozen.sizes)
     learned = sampling_settings(config, index.classes)
     if autoencoder is not None:
         frozen, learned = with_latents(frozen, learned, config, index, autoencoder)
@@ -61,11 +62,11 @@ def train_diffusion(
         **frozen.sizes,
     )
     how: dict[str, Any] = {"condition_member": config.condition_member, "offers": offers, "resolution": resolution}
+    how["load_encoders"] = frozen.load_encoders
     if isinstance(config, ImageToImageConfig):
         degradation = Degradation(config.seed, config.tasks, config.jpeg_qualities)
         state = train_on_pictures(ImageToImageTask, config, context, index, degradation=degradation, **how)
     else:
-        how["load_encoders"] = frozen.load_encoders
         state = train_on_pictures(DiffusionTask, config, context, index, **how)
     folder, kind, network = context.scratch(), network_kind(config), network_arguments(config, offers)
     summary = write_model(state, folder, kind=kind, network=network, settings=learned)
@@ -88,3 +89,10 @@ def with_latents(
     scale = 1 / float(network.to_latents(to_image(torch.from_numpy(pictures))).std())
     load = partial(load_latents, autoencoder=autoencoder, scale=scale)
     return Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}
+
+
+def check_sizes(config: DiffusionConfig, made: dict[str, int]) -> None:
+    """Raises ValueError if the recipe says another size of a condition than its encoder makes."""
+    for name, size in made.items():
+        if getattr(config, name, None) not in (None, size):
+            raise ValueError(f"{name} is {getattr(config, name)} in the recipe, but its encoder makes {size}")

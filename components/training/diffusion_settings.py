@@ -59,6 +59,8 @@ def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str
         "num_heads": config.text_heads,
         "learned_padding": config.text_padding == "learned",
     }
+    sizes = {"text_states": offers.text_states_dim, "image_embedding": offers.image_embedding_dim}
+    made = {name: size for name, size in sizes.items() if name in config.conditions}  # by frozen encoders
     return {
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,
@@ -66,8 +68,8 @@ def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str
         "num_classes": offers.num_classes if "label" in config.conditions else None,
         "null_label": config.cond_drop_prob > 0,
         "text": text if "text" in config.conditions else None,
-        "text_states_dim": config.text_states_dim,
-        "image_embedding_dim": config.image_embedding_dim,
+        "text_states_dim": config.text_states_dim or made.get("text_states"),
+        "image_embedding_dim": config.image_embedding_dim or made.get("image_embedding"),
         "condition_image_channels": config.condition_image_channels,
         "low_res": config.low_res_resolution is not None,
         "embed_noise_level": config.max_noise_level > 0,

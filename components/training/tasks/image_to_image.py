@@ -22,6 +22,7 @@ from components.diffusion.samplers import sample
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, null_conditions
 from components.training.config import Conditions
+from components.training.frozen import encoded
 from components.training.image_to_image_config import ImageToImageConfig
 from components.training.loop import Arrays, Batch
 from components.training.previews import png_grid
@@ -70,7 +71,7 @@ class ImageToImageTask(DiffusionTask):
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
         """What was given, what was made of it, and the originals, in rows."""
         first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
-        batch = with_positions(to_batch(first, self.worker.device))
+        batch = encoded(with_positions(to_batch(first, self.worker.device)), self.encoders)
         rows = [self.degraded(batch).picture, self.sample(batch), batch["image"]]
         return {"samples": png_grid(torch.cat(rows), columns=len(batch["image"]))}
 

@@ -1,0 +1,102 @@
+"""Laws of diffusion models whose conditions come from frozen networks: DALL-E 2's decoder and Imagen's base."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.sampling.diffusion import sample_base
+from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.model import SamplingModel
+from components.sampling.requests import Request
+from components.stages.diffusion import check_sizes, settings
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.config import DiffusionConfig
+from components.training.loop import Task, fit
+from components.training.tasks.diffusion import DiffusionTask, network_arguments
+from tests.tiny_text_image import PRIOR_OFFERS, frozen_contrastive, load_frozen_image, load_frozen_text_tower
+from tests.tiny_training import assert_close, assert_equal_bits, batches, diffusion_config, rows_at, weights_of
+
+BOTH = ("text_states", "image_embedding")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def config_of(**changes: Any) -> DiffusionConfig:
+    numbers = {"conditions": BOTH, "text_conditioning": "cross_attention", "threshold": "dynamic", "dropout": 0.0}
+    return diffusion_config(**(numbers | changes))
+
+
+def task_of(config: DiffusionConfig, **options: Any) -> DiffusionTask:
+    loaders = (load_frozen_image, load_frozen_text_tower)
+    return DiffusionTask(config, offers=PRIOR_OFFERS, load_encoders=loaders, **options)
+
+
+def trained(config: DiffusionConfig, **options: Any) -> DiffusionTask:
+    task = task_of(config, **options)
+    fit(task, batches(config, to_batch), config)
+    return task
+
+
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit_previews_and_all(tmp_path: Path) -> None:
+    config = config_of(cond_drop="independent")
+    uninterrupted, rows = trained(config), rows_at(config, range(1000, 1012))
+
+    def save(step: int, task: Task) -> None:
+        assert task.evaluate(rows) == task.evaluate(rows)
+        assert set(task.preview(rows, step)) == {"samples"}
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(task_of(config), batches(config, to_batch), config, save=save)
+    task = task_of(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
+
+
+def test_accumulation_equals_no_accumulation() -> None:
+    config = config_of(total_steps=6)
+    assert_close(weights_of(trained(config, max_batch_per_device=3)), weights_of(trained(config)))
+
+
+def test_training_moves_every_weight_and_keeps_no_encoder() -> None:
+    config = config_of(total_steps=40, warmup_steps=2)
+    task = task_of(config)
+    before = weights_of(task)
+    fit(task, batches(config, to_batch), config)
+    after = weights_of(task)
+    assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
+    assert not [name for name in before if "text_encoder" in name or "image_encoder" in name]
+
+
+def model_of(config: DiffusionConfig) -> SamplingModel:
+    network = task_of(config).learner.network.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))  # what starts at zero sees no condition
+    arguments = network_arguments(config, PRIOR_OFFERS)
+    return SamplingModel("base", "diffusion", arguments, settings(config, ()), network, None)
+
+
+def test_a_picture_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:
+    config, text = config_of(conditions=("text_states",)), frozen_contrastive()
+    assert network_arguments(config, PRIOR_OFFERS)["text_states_dim"] == 8
+    requests = [Request(prompt=prompt, seed=1, guidance_scale=2.0) for prompt in ("a red circle", "a blue square")]
+    model = model_of(config)
+    red, blue = sample_base(model, requests, frozen=frozen_conditions(model, requests, text=text))
+    alone = sample_base(model, requests[1:], frozen=frozen_conditions(model, requests[1:], text=text))
+    torch.testing.assert_close(alone[0], blue, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(red, blue, atol=1e-3)
+
+
+def test_another_size_than_the_encoders_is_refused() -> None:
+    check_sizes(config_of(), {"text_states_dim": 8, "text_states_length": 6, "image_embedding_dim": 6})
+    with pytest.raises(ValueError, match="text_states_dim is 512 in the recipe, but its encoder makes 8"):
+        check_sizes(config_of(text_states_dim=512), {"text_states_dim": 8})
