@@ -1,6 +1,6 @@
 """The whole cascade on disk and at work: the roads from a request to a picture.
 
-    diffusion: base -> upsampler -> … -> picture
+    diffusion: (prompt -> frozen text encoder -> (diffusion prior ->)) base (-> autoencoder's decoder) -> upsampler -> …
     tokens:    (tokens of a condition picture ->) prior -> tokenizer's decoder -> picture
     pixels:    PixelCNN or PixelRNN -> picture
     gan, vae:  noise -> generator or decoder -> picture
@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +25,28 @@ from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
 from components.models.transformer import Transformer
+from components.sampling.classifier import check_guides
 from components.sampling.condition import condition_tokens
 from components.sampling.diffusion import check_sampling, sample_base, sample_upsampler
+from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.frozen_text import ContrastiveText, FrozenText, contrastive_text, load_frozen_text
 from components.sampling.gan import sample_gan
 from components.sampling.image_to_image import check_translation, translate
-from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
+from components.sampling.model import (
+    Conditions,
+    SamplingModel,
+    check_conditions,
+    check_prompt_length,
+    load_model,
+    road_of,
+)
 from components.sampling.pixels import sample_pixels
 from components.sampling.prior import check_prior, sample_best, sample_prior
 from components.sampling.requests import Request, check_request
 from components.sampling.vae import sample_vae
 
 DESCRIPTION = "cascade.json"
+SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use beside the model only
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Pictures = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
 
@@ -47,7 +59,7 @@ def compose(folder: Path, *, upsamplers: Mapping[str, Path] | None = None, **par
         parts: the other fields of `Cascade` by name, those that there are.
     """
     for name, source in {**parts, **(upsamplers or {})}.items():
-        shutil.copytree(source, folder / name, dirs_exist_ok=True)
+        shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SNAPSHOTS))
     description = {"stages": {name: name for name in parts} | {"upsamplers": list(upsamplers or {})}}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
     return folder
@@ -61,17 +73,26 @@ class Cascade:
     prior: SamplingModel | None = None
     condition: SamplingModel | None = None  # tokenizer of the pictures that the prior is conditioned on
     base: SamplingModel | None = None
+    autoencoder: SamplingModel | None = None  # decoder of a base that makes latents
+    contrastive: ContrastiveText | None = None  # reads prompts for the base (Imagen) or the diffusion prior (DALL-E 2)
+    text_encoder: FrozenText | None = None  # the same, pretrained elsewhere
+    diffusion_prior: SamplingModel | None = None
+    classifier: SamplingModel | None = None  # of noisy pictures; guides the base
     upsamplers: tuple[SamplingModel, ...] = ()
     model: SamplingModel | None = None  # makes pictures by itself: PixelCNN, PixelRNN, GAN, VAE, image-to-image
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
-        made = self.base
+        made = self.autoencoder or self.base
         for upsampler in self.upsamplers:
             takes, makes = upsampler.settings["low_res_resolution"], made.settings["resolution"] if made else None
             if takes != makes:
                 raise ValueError(f"{upsampler.name} enlarges {takes}² pictures, the stage before it makes {makes}²")
             made = upsampler
+        if self.base is not None and ("latent_scale" in self.base.settings) != (self.autoencoder is not None):
+            raise ValueError("a base that makes latents and the autoencoder of those latents need each other")
+        if self.base is not None and self.classifier is not None:
+            check_guides(self.classifier, self.base)
 
     @classmethod
     def load(cls, folder: Path | str, *, device: str = "cpu") -> "Cascade":
@@ -81,7 +102,7 @@ class Cascade:
             raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a composed cascade")
         stages = json.loads(path.read_text())["stages"]
         names = stages.pop("upsamplers", [])
-        single = {name: load_model(name, path.parent / sub, device=device) for name, sub in stages.items()}
+        single = {name: load_part(name, path.parent / sub, device=device) for name, sub in stages.items()}
         return cls(**single, upsamplers=tuple(load_model(name, path.parent / name, device=device) for name in names))
 
     @property
@@ -112,6 +133,9 @@ class Cascade:
             return
         if request.road == "translate":
             check_translation(first, request)
+        if request.classifier_scale is not None and (request.road != "diffusion" or self.classifier is None):
+            raise ValueError("classifier_scale needs a cascade with a classifier, and its diffusion road")
+        self._check_prompt(request)
         check_conditions(first, request)  # upsamplers enlarge what the base made and take what they know of the request
         if request.road in ("diffusion", "translate"):
             check_sampling(first, request)
@@ -167,11 +191,32 @@ class Cascade:
 
     def _diffusion(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
         assert self.base is not None
-        images = {"base": sample_base(self.base, requests, on_step=_of_stage(on_step, "base"))}
+        frozen = self._frozen_conditions(self.base, requests)
+        shown = _of_stage(on_step, "base", self._picture)
+        made = sample_base(self.base, requests, frozen=frozen, classifier=self.classifier, on_step=shown)
+        images = {"base": self._picture(made)}
         for model in self.upsamplers:
-            low_res = list(images.values())[-1]
-            images[model.name] = sample_upsampler(model, requests, low_res, on_step=_of_stage(on_step, model.name))
+            low_res, frozen = list(images.values())[-1], self._frozen_conditions(model, requests)
+            shown = _of_stage(on_step, model.name)
+            images[model.name] = sample_upsampler(model, requests, low_res, frozen=frozen, on_step=shown)
         return images
+
+    def _picture(self, made: Tensor) -> Tensor:
+        """What the base made as pictures (B, 3, H, W)."""
+        if self.autoencoder is None or self.base is None:
+            return made
+        decoder = self.autoencoder.module
+        assert isinstance(decoder, Autoencoder)
+        return decoder.from_latents(made / self.base.settings["latent_scale"])
+
+    def _frozen_conditions(self, model: SamplingModel, requests: Sequence[Request]) -> Conditions:
+        text = self.contrastive if self.diffusion_prior else self.text_encoder or self.contrastive
+        return frozen_conditions(model, requests, text=text, prior=self.diffusion_prior)
+
+    def _check_prompt(self, request: Request) -> None:
+        """Raise ValueError for a prompt that is too long for the contrastive encoder; others cut it themselves."""
+        if request.road == "diffusion" and request.prompt is not None and self.contrastive is not None:
+            check_prompt_length(self.contrastive.text, request.prompt)
 
     def _tokens(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         assert self.prior is not None
@@ -221,7 +266,18 @@ def to_uint8(images: Tensor) -> list[np.ndarray]:
     return list(rearrange(levels, "b c h w -> b h w c").cpu().numpy())
 
 
-def _of_stage(on_step: OnStep | None, stage: str) -> Callable[[int, float, Tensor, Tensor], None] | None:
+def load_part(name: str, folder: Path, *, device: str) -> Any:
+    """One part of a cascade by its field: a frozen text encoder, or a model."""
+    if name == "contrastive":
+        return contrastive_text(folder, device=device)
+    if name == "text_encoder":
+        return load_frozen_text(folder, device=device)
+    return load_model(name, folder, device=device)
+
+
+def _of_stage(
+    on_step: OnStep | None, stage: str, picture: Callable[[Tensor], Tensor] = lambda image: image
+) -> Callable[[int, float, Tensor, Tensor], None] | None:
     if on_step is None:
         return None
-    return lambda step, time, x_t, x_0: on_step(stage, step, time, x_t, x_0)
+    return lambda step, time, x_t, x_0: on_step(stage, step, time, picture(x_t), picture(x_0))

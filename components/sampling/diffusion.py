@@ -12,8 +12,9 @@ from torch import Tensor
 from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
 from components.diffusion.guidance import guide
 from components.diffusion.objective import Objective, make_objective
-from components.diffusion.samplers import SAMPLERS, Denoise, OnStep, SamplerName, sample
+from components.diffusion.samplers import SAMPLERS, Denoise, OnStep, SamplerName, Score, sample
 from components.diffusion.schedule import make_schedule
+from components.sampling.classifier import classifier_score
 from components.sampling.model import Conditions, SamplingModel, asked_or_set, encode_conditions
 from components.sampling.requests import Request, random_stream
 
@@ -26,12 +27,14 @@ def sample_base(
     requests: Sequence[Request],
     *,
     frozen: Conditions = NOTHING,
+    classifier: SamplingModel | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Pictures (B, 3, H, W) of requests that share guidance_scale, steps and sampler (those of the first one count).
 
     Args:
         frozen: what `frozen_conditions` makes of them, for a model that takes such.
+        classifier: of noisy pictures; its gradient towards each request's label guides.
 
     Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
@@ -45,8 +48,16 @@ def sample_base(
         guidance_scale=asked_or_set(first.guidance_scale, model.settings, "guidance_scale", 1.0),
         num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
         sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
+        score=None if classifier is None else score_of(classifier, model, requests),
         on_step=on_step,
     )
+
+
+def score_of(classifier: SamplingModel, model: SamplingModel, requests: Sequence[Request]) -> Score | None:
+    """Towards the requests' labels, by the scale that they ask for, else by the classifier's own."""
+    scale = asked_or_set(requests[0].classifier_scale, classifier.settings, "guidance_scale", 1.0)
+    labels = encode_conditions(model, requests).condition["label"]
+    return classifier_score(classifier, labels, scale) if scale > 0 else None
 
 
 def check_sampling(model: SamplingModel, request: Request) -> None:
@@ -104,6 +115,7 @@ def denoise(
     num_inference_steps: int,
     sampler: SamplerName,
     on_step: OnStep | None,
+    score: Score | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
     """Pictures (B, 3, H, W) of requests by the model's own settings.
@@ -131,6 +143,7 @@ def denoise(
         sampler=sampler,
         num_inference_steps=num_inference_steps,
         noise=noise,
+        score=score,
         on_step=on_step,
         **sampling_options(settings),
     )

@@ -101,14 +101,25 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         raise ValueError(f"the model of stage {model.name} needs a label: it was trained with one in every sample")
     if request.prompt is None:
         pictured = request.image or (request.condition and model.network.get("condition_image_channels"))
-        if request.label is None and not pictured and (model.classes or model.text):  # a picture says enough
+        asks = model.classes or model.text or reads_by_frozen_encoder(model)
+        if request.label is None and not pictured and asks:  # a picture says enough
             raise ValueError("give a label or a prompt")
-    elif model.text is None:
+    elif model.text is not None:
+        check_prompt_length(model.text, request.prompt)
+    elif not reads_by_frozen_encoder(model):
         raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
-    else:
-        length, limit = model.text.num_tokens(request.prompt), model.text.text_length - 2
-        if length > limit:
-            raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
+
+
+def reads_by_frozen_encoder(model: SamplingModel) -> bool:
+    """Whether prompts come to the model through a network that was trained before."""
+    return bool(model.network.get("text_states_dim") or model.network.get("image_embedding_dim"))
+
+
+def check_prompt_length(text: TextCondition, prompt: str) -> None:
+    """Raise ValueError if the prompt has more tokens than the model was trained with."""
+    length, limit = text.num_tokens(prompt), text.text_length - 2
+    if length > limit:
+        raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 
 
 def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Conditions:

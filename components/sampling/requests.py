@@ -33,6 +33,7 @@ class Request(NamedTuple):
     best_of: int | None = None  # candidates, of which the one that its condition explains best is kept; token road only
     size: tuple[int, int] | None = None  # height and width, pixels, at least those of the model; token road only
     sampler: str | None = None  # of the base or an image-to-image model, as steps
+    classifier_scale: float | None = None  # of the classifier that guides the base; 0 is no guidance
 
     def way(self) -> tuple[object, ...]:
         """What requests must have in common to be sampled in one batch."""
@@ -45,11 +46,12 @@ def check_request(request: Request) -> None:
         raise ValueError(f"unknown road {request.road!r}: choose {' or '.join(ROADS)}")
     if request.prompt is not None and not request.prompt.strip():
         raise ValueError("the prompt is empty; leave it out to sample without one")
-    scale = request.guidance_scale
-    if scale is not None and not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"guidance_scale must be a finite number of at least 0, not {scale}")
+    for option in ("guidance_scale", "classifier_scale"):
+        scale = getattr(request, option)
+        if scale is not None and not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"{option} must be a finite number of at least 0, not {scale}")
     check_given_picture(request)
-    if request.road in ("gan", "vae") and scale is not None:
+    if request.road in ("gan", "vae") and request.guidance_scale is not None:
         raise ValueError(f"the {request.road} road takes no guidance_scale")
     for option in () if request.road in TOKEN_ROADS else TOKEN_OPTIONS:
         if getattr(request, option) is not None:

@@ -22,6 +22,7 @@ def train_classifier(config: ClassifierConfig, context: StageContext, *, images:
         "role": "classifier",
         "resolution": config.resolution,
         "noisy": config.noisy,
+        "guidance_scale": config.guidance_scale,
         "objective": classifier_objective(config),
         "classes": list(index.classes),
     }

@@ -30,6 +30,7 @@ class ClassifierConfig(TrainingConfig):
     time_density: Literal["uniform", "logit_normal"] = "uniform"
     max_shift: int = Field(0, ge=0)  # pixels that pictures are moved by in training, at most and each way
     mirror: bool = False  # half of the pictures are mirrored in training
+    guidance_scale: float = Field(1.0, ge=0)  # at sampling, where a request asks for none; 0 is off
     weight_decay: float = Field(0.05, ge=0)
 
     @model_validator(mode="after")

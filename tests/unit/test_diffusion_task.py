@@ -11,10 +11,9 @@ from components.diffusion.timestep_sampling import KEPT, record
 from components.sampling.diffusion import sample_base, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.requests import Request
-from components.stages.diffusion import settings
 from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
-from components.training.diffusion_settings import network_arguments
+from components.training.diffusion_settings import network_arguments, sampling_settings
 from components.training.loop import fit
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_cascade import CLASSES
@@ -52,7 +51,9 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
     )
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
-    bundle = ModelBundle("diffusion", network_arguments(config, OFFERS), settings(config, tuple(CLASSES)), network)
+    bundle = ModelBundle(
+        "diffusion", network_arguments(config, OFFERS), sampling_settings(config, tuple(CLASSES)), network
+    )
     save_bundle(tmp_path / "model", bundle)
     model = load_model("base", tmp_path / "model")
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]

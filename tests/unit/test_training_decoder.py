@@ -10,10 +10,11 @@ from components.sampling.diffusion import sample_base
 from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.stages.diffusion import check_sizes, settings
+from components.stages.diffusion import check_sizes
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
 from components.training.config import DiffusionConfig
+from components.training.diffusion_settings import sampling_settings
 from components.training.loop import Task, fit
 from components.training.tasks.diffusion import DiffusionTask, network_arguments
 from tests.tiny_text_image import PRIOR_OFFERS, frozen_contrastive, load_frozen_image, load_frozen_text_tower
@@ -82,7 +83,7 @@ def model_of(config: DiffusionConfig) -> SamplingModel:
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))  # what starts at zero sees no condition
     arguments = network_arguments(config, PRIOR_OFFERS)
-    return SamplingModel("base", "diffusion", arguments, settings(config, ()), network, None)
+    return SamplingModel("base", "diffusion", arguments, sampling_settings(config, ()), network, None)
 
 
 def test_a_picture_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:
