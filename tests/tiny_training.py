@@ -47,12 +47,12 @@ KINDS = (
     *("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm"),
     *("base", "upsampler", "cropped_upsampler", "dit", "hybrid", "image_to_image"),
 )
-DIFFUSIONS: dict[str, dict[str, Any]] = {  # three training steps are soon drawn often enough for their losses to count
+DIFFUSIONS: dict[str, dict[str, Any]] = {  # two training steps are soon drawn often enough for their losses to count
     "upsampler": {"low_res_resolution": 4},
     "cropped_upsampler": {"low_res_resolution": 4, "crop_size": 4, "attention_resolutions": ()},
     "hybrid": {
-        "num_train_timesteps": 3,
-        "num_inference_steps": 3,
+        "num_train_timesteps": 2,
+        "num_inference_steps": 2,
         "variance": "learned_range",
         "loss": "hybrid",
         "timestep_sampling": "loss_aware",

@@ -111,11 +111,12 @@ def test_outside_the_interval_of_noise_levels_nothing_is_guided_and_the_network_
 
 def test_a_learned_variance_is_that_of_the_conditional_output():
     def model(x_t: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
-        return torch.cat([CountingModel()(x_t, timesteps, **conditions), conditions["low_res"]], dim=1)
+        variance = conditions["low_res"] * conditions["label"].reshape(-1, 1, 1, 1)
+        return torch.cat([CountingModel()(x_t, timesteps, **conditions), variance], dim=1)
 
     both = guided(4.0, model)
     torch.testing.assert_close(both[:, :3], guided(4.0))
-    assert torch.equal(both[:, 3:], LOW_RES)
+    assert torch.equal(both[:, 3:], LOW_RES * LABEL.reshape(-1, 1, 1, 1))
 
 
 def test_rescaling_brings_the_deviation_back_and_keeps_the_direction():

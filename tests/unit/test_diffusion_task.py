@@ -62,10 +62,10 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
         assert pictures.shape == (2, 3, 8, 8)
         return
     for sampler in (None, *SAMPLERS):
-        asked = [request._replace(sampler=sampler, steps=3) for request in requests]
+        asked = [request._replace(sampler=sampler, steps=min(3, config.num_train_timesteps)) for request in requests]
         together, alone = sample_base(model, asked), sample_base(model, asked[1:])
         assert together.abs().max() <= 1 + 1e-5
-        torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
+        torch.testing.assert_close(together[1:], alone, atol=2 / 255, rtol=0)  # a grey level
         assert not torch.equal(together[0], together[1])
 
 
@@ -93,5 +93,5 @@ def test_held_out_losses_do_not_depend_on_the_history() -> None:
     task = make_task(config)
     held_out = rows_at(config, range(1000, 1012))
     before = task.evaluate(held_out)
-    task.history = record(task.history, timesteps=torch.arange(3).repeat(KEPT), losses=torch.rand(3 * KEPT))
+    task.history = record(task.history, timesteps=torch.arange(2).repeat(KEPT), losses=torch.rand(2 * KEPT))
     assert task.evaluate(held_out) == before
