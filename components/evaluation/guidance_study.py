@@ -6,7 +6,7 @@ Whether a picture shows the class that was asked for is judged by a classifier o
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from components.storage.artifact import Artifact
 from components.storage.store import Store
 
 Method = Literal["classifier", "classifier_unconditional", "classifier_free", "autoguidance"]
+Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TITLES: dict[Method, str] = {
     "classifier": "classifier",
     "classifier_unconditional": "classifier alone",
@@ -40,8 +41,8 @@ class GuidanceStudyConfig(VariantsConfig):
     """Which kinds of guidance at which scales. No guidance is always there: scale 0 of a classifier, 1 of others."""
 
     methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
-    scales: tuple[float, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of classifier-free guidance, autoguidance
-    classifier_scales: tuple[float, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
+    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of classifier-free guidance, autoguidance
+    classifier_scales: tuple[Scale, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(25, ge=1)
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class StepsStudyConfig(VariantsConfig):
     """Which samplers run how many steps."""
 
     samplers: tuple[SamplerName, ...] = Field(("ddpm", "ddim", "dpm_solver_pp", "heun"), min_length=1)
-    steps: tuple[int, ...] = Field((5, 10, 15, 25, 50), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 15, 25, 50), min_length=1)
     reference_sampler: SamplerName = "ddpm"  # what all are compared with
     reference_steps: int = Field(250, ge=1)
 

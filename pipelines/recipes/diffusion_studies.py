@@ -15,6 +15,10 @@ from components.stages.samples import SamplesConfig
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import DiffusionConfig
 
+PROCESS = (  # what a classifier must share with the model that it guides
+    *("objective", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data"),
+)
+
 
 class DiffusionStudiesRecipe(Config):
     """A diffusion model with any of: its likelihood, its distance by sampler and steps, its guidance by scale."""
@@ -43,10 +47,37 @@ class DiffusionStudiesRecipe(Config):
                 raise ValueError(f"{name}.resolution must be base.resolution {self.base.resolution}")
         if self.images.resolution < self.base.resolution:
             raise ValueError(f"images.resolution must be at least base.resolution {self.base.resolution}")
+        if self.weaker is not None and self.weaker.conditions != self.base.conditions:
+            raise ValueError(f"weaker.conditions must be base.conditions {list(self.base.conditions)}")
         if self.classifier is not None and not self.classifier.noisy:
             raise ValueError("classifier.noisy must be true: it guides noisy pictures")
+        for name in PROCESS if self.classifier is not None else ():
+            if getattr(self.classifier, name) != getattr(self.base, name):
+                raise ValueError(f"classifier.{name} must be base.{name} {getattr(self.base, name)!r}")
         if self.judge is not None and self.judge.noisy:
             raise ValueError("judge.noisy must be false: it judges finished pictures")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Self:
+        if self.base.objective != "discrete":
+            if self.likelihood is not None:
+                raise ValueError(f"likelihood needs base.objective discrete, not {self.base.objective}")
+            return self
+        most = self.base.num_train_timesteps
+        if self.likelihood is not None:
+            count = self.likelihood.timesteps_per_picture or most
+            if not 2 <= count <= most:
+                raise ValueError(f"likelihood.timesteps_per_picture must be in [2, {most}], not {count}")
+        asked: dict[str, int] = {}
+        if self.steps_study is not None:
+            asked["steps_study.steps"] = max(self.steps_study.steps)
+            asked["steps_study.reference_steps"] = self.steps_study.reference_steps
+        if self.guidance_study is not None:
+            asked["guidance_study.num_inference_steps"] = self.guidance_study.num_inference_steps
+        for name, steps in asked.items():
+            if steps > most:
+                raise ValueError(f"{name} must be at most base.num_train_timesteps {most}, not {steps}")
         return self
 
     @model_validator(mode="after")

@@ -128,15 +128,42 @@ def test_rows_without_their_pictures_are_known_before_anything_runs(tmp_path: Pa
         ("classifier.noisy=false", ["classifier.noisy"]),
         ("judge.noisy=true", ["judge.noisy"]),
         ("weaker.resolution=16", ["weaker.resolution", "28"]),
-        ("base.conditions=[]", ["base.conditions", "label"]),
+        ("base.conditions=[] weaker.conditions=[]", ["base.conditions", "label"]),
         ("guidance_study.feature_network=none", ["guidance_study.feature_network"]),
         ("images.resolution=16", ["images.resolution", "28"]),
+        ("weaker.conditions=[]", ["weaker.conditions", "label"]),
+        ("classifier.schedule=linear", ["classifier.schedule", "cosine"]),
+        ("guidance_study.num_inference_steps=1001", ["guidance_study.num_inference_steps", "1000"]),
+        ("guidance_study.scales=[-1.0]", ["guidance_study.scales"]),
+        ("guidance_study.methods=[]", ["guidance_study.methods"]),
     ],
 )
 def test_a_study_without_its_models_is_refused(assignment: str, words: list[str]):
     with pytest.raises(UsageError) as caught:
-        load_recipe("fashion_guidance", [assignment])
+        load_recipe("fashion_guidance", assignment.split())
     assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignments", "word"),
+    [
+        ("fashion_steps", "steps_study.steps=[5,2000]", "steps_study.steps"),
+        ("fashion_steps", "steps_study.steps=[0]", "steps_study.steps"),
+        ("fashion_steps", "steps_study.reference_steps=1001", "steps_study.reference_steps"),
+        ("fashion_likelihood_ddpm", "likelihood.timesteps_per_picture=1", "likelihood.timesteps_per_picture"),
+        ("fashion_likelihood_ddpm", "likelihood.timesteps_per_picture=1001", "likelihood.timesteps_per_picture"),
+    ],
+)
+def test_steps_that_do_not_exist_are_refused(recipe: str, assignments: str, word: str):
+    with pytest.raises(UsageError, match=word):
+        load_recipe(recipe, assignments.split())
+
+
+def test_only_steps_of_training_have_a_bound():
+    flow = "base.objective=flow base.prediction_type=v_prediction base.min_snr_gamma=5.0 base.variance=fixed_small"
+    with pytest.raises(UsageError, match=r"likelihood needs base\.objective discrete"):
+        load_recipe("fashion_likelihood_ddpm", flow.split())
 
 
 def test_a_study_that_is_not_asked_for_is_no_stage():
