@@ -1,4 +1,6 @@
-"""Published systems of the discrete road at their size, as recipes that run: give them pictures and a cluster.
+"""Published systems at their size, as recipes that run: give them pictures and a cluster.
+
+Here are those of the discrete road; diffusion is in `paper_roads.py`.
 
 cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
@@ -9,6 +11,7 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.training.config import AutoencoderConfig, PriorConfig
+from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.paper_autoencoders import (
     dalle_dvae_f8_8192,
@@ -22,7 +25,10 @@ from pipelines.recipes.paper_autoencoders import (
     vqgan_imagenet_f16_16384,
     vqvae_imagenet_128,
 )
+from pipelines.recipes.paper_roads import PAPER_ROADS
 from pipelines.recipes.token_road import TokenRoadRecipe
+
+PaperRecipe = Callable[[], OneModelRecipe] | Callable[[], TokenRoadRecipe] | Callable[[], DiffusionRoadRecipe]
 
 AUTOENCODERS: tuple[Callable[[], AutoencoderConfig], ...] = (
     vqgan_imagenet_f16_1024,
@@ -85,10 +91,14 @@ def mindalle_text_prior() -> TokenRoadRecipe:
     return token_road("mindalle_text_prior", prior, vqgan_imagenet_f16_16384(), vocab_size=16_384, text_length=64)
 
 
-def paper_recipes() -> dict[str, Callable[[], OneModelRecipe] | Callable[[], TokenRoadRecipe]]:
+PRIORS = (imagenet_class_prior, mindalle_text_prior)
+
+
+def paper_recipes() -> dict[str, PaperRecipe]:
     """Name -> recipe."""
-    lone = {config.__name__: lone_recipe(config) for config in AUTOENCODERS}
-    return {**lone, "imagenet_class_prior": imagenet_class_prior, "mindalle_text_prior": mindalle_text_prior}
+    lone: dict[str, PaperRecipe] = {config.__name__: lone_recipe(config) for config in AUTOENCODERS}
+    roads: dict[str, PaperRecipe] = {recipe.__name__: recipe for recipe in (*PRIORS, *PAPER_ROADS)}
+    return lone | roads
 
 
 def lone_recipe(config: Callable[[], AutoencoderConfig]) -> Callable[[], OneModelRecipe]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.training.config import DiffusionConfig
+from components.training.image_to_image_config import ImageToImageConfig
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
 # Of ADM, IDDPM and GLIDE: noise and a variance are predicted and the bound is a small part of the loss.
@@ -286,32 +287,33 @@ def ldm_text_to_image() -> DiffusionConfig:
     )
 
 
-def palette() -> DiffusionConfig:
+def palette() -> ImageToImageConfig:
     """Palette, 256²: ADM's network without a label, the other picture concatenated; 1,000,000 steps of 1,024 pictures.
 
     Published: rate 1e-4 after 10,000 steps, 2,000 noise levels, 1,000 steps at sampling, on a schedule fitted to them,
-    where ours takes every second level; one network for four tasks.
+    where ours takes every second level; one network for four tasks. Ours sees the hole as a channel more.
     """
-    return _published(
+    return ImageToImageConfig(
         resolution=256,
         model_channels=256,
         channel_mult=ADM_256,
         num_res_blocks=2,
         attention_resolutions=(32, 16, 8),
         head_dim=64,
-        condition_image_channels=3,
+        tasks=("inpainting", "uncropping", "colorization", "jpeg"),
         total_steps=1_000_000,
         global_batch_size=1024,
         learning_rate=1e-4,
-        warmup_steps=10_000,
         schedule="linear",
         beta_start=1e-6,
         beta_end=1e-2,
         num_train_timesteps=2000,
         sampler="ddpm",
         num_inference_steps=1000,
+        **LOGGED,
         **SIMPLE,
         **UNCONDITIONAL,
+        **(CONSTANT_RATE | {"warmup_steps": 10_000}),
     )
 
 

@@ -10,11 +10,13 @@ from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions, DiffusionConfig
-from components.training.diffusion_settings import network_arguments, network_kind
-from components.training.tasks.classifier import classifier_arguments
+from components.training.diffusion_settings import network_arguments, network_kind, objective_settings
+from components.training.tasks.classifier import classifier_arguments, classifier_objective
 from pipelines.recipes import paper_diffusion
+from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.recipes.paper_roads import PAPER_ROADS
 
 OFFERS = Conditions(num_classes=1000, vocab_size=50_257, text_length=128)
 PUBLISHED = {
@@ -72,8 +74,18 @@ def test_a_published_classifier_has_its_published_size(config: Callable[[], Clas
         assert count(NoisyClassifier(**classifier_arguments(config(), OFFERS))) == published
 
 
+@pytest.mark.parametrize("recipe", PAPER_ROADS, ids=lambda recipe: recipe.__name__)
+def test_a_published_classifier_knows_the_noise_of_the_model_that_it_guides(recipe: Callable[[], DiffusionRoadRecipe]):
+    classifier, base = recipe().classifier, recipe().base
+    if classifier is not None:
+        assert classifier.resolution == base.resolution
+        process = classifier_objective(classifier)
+        del process["prediction_type"]  # which says nothing of the noise
+        assert process.items() <= objective_settings(base).items()
+
+
 def test_palette_is_the_unconditional_network_of_adm_with_a_picture_and_without_a_variance():
     adm = build(paper_diffusion.adm_imagenet_256_unconditional())
-    more = 3 * 256 * 9  # three more channels go in
+    more = 4 * 256 * 9  # four more channels go in: a picture and its hole
     fewer = 3 * 256 * 9 + 3  # and three fewer come out
     assert count(build(paper_diffusion.palette())) == count(adm) + more - fewer

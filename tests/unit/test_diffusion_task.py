@@ -46,9 +46,8 @@ def test_every_objective_lowers_its_loss_on_a_batch(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str, tmp_path: Path) -> None:
     """The bundle rebuilds the objective; a request may name another sampler, and each picture belongs to its seed."""
-    config = config_of(
-        kind, conditions=("label",), **({} if kind == "upsampler" else {"guidance_interval": (0.1, 5.0)})
-    )
+    is_upsampler = config_of(kind).low_res_resolution is not None
+    config = config_of(kind, conditions=("label",), **({} if is_upsampler else {"guidance_interval": (0.1, 5.0)}))
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
     bundle = ModelBundle(
@@ -57,7 +56,7 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
     save_bundle(tmp_path / "model", bundle)
     model = load_model("base", tmp_path / "model")
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]
-    if config.low_res_resolution is not None:
+    if is_upsampler:
         pictures = sample_upsampler(model, requests, torch.zeros(2, 3, 4, 4))
         assert pictures.shape == (2, 3, 8, 8)
         return

@@ -1,0 +1,157 @@
+"""Published diffusion models as recipes that run: give them pictures and a cluster.
+
+cascade run --recipe adm_imagenet_64_256 --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from components.stages.evaluate import EvaluationConfig
+from components.stages.images import ImagesConfig
+from components.stages.samples import SamplesConfig
+from components.stages.text_encoder import TextEncoderConfig
+from components.training.config import DiffusionConfig
+from pipelines.recipes import paper_classifiers, paper_diffusion
+from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.paper_autoencoders import ldm_kl_f8, ldm_vq_f4, ldm_vq_f8
+
+SOURCE = "s3://your-bucket/pictures/*.tar"
+TEXT_ENCODER = "s3://your-bucket/text-encoder"
+
+
+def ddpm_cifar_10() -> DiffusionRoadRecipe:
+    """DDPM on CIFAR-10, 32²."""
+    return road("ddpm_cifar_10", paper_diffusion.ddpm_cifar_10(), resolution=32)
+
+
+def iddpm_imagenet_64() -> DiffusionRoadRecipe:
+    """Improved DDPM on ImageNet, 64²."""
+    return road("iddpm_imagenet_64", paper_diffusion.iddpm_imagenet_64(), resolution=64)
+
+
+def adm_imagenet_64_256() -> DiffusionRoadRecipe:
+    """ADM at 64², guided by its classifier at scale 1, and its upsampler to 256² (ADM-G, ADM-U)."""
+    return road(
+        "adm_imagenet_64_256",
+        paper_diffusion.adm_imagenet_64(),
+        classifier=paper_classifiers.adm_classifier_64(),
+        upsamplers=(paper_diffusion.adm_upsampler_64_256(),),
+        resolution=256,
+    )
+
+
+def adm_imagenet_128_512() -> DiffusionRoadRecipe:
+    """ADM at 128², guided by its classifier at scale 0.5, and its upsampler to 512² (ADM-G, ADM-U)."""
+    return road(
+        "adm_imagenet_128_512",
+        paper_diffusion.adm_imagenet_128(),
+        classifier=paper_classifiers.adm_classifier_128(),
+        upsamplers=(paper_diffusion.adm_upsampler_128_512(),),
+        resolution=512,
+    )
+
+
+def adm_imagenet_256() -> DiffusionRoadRecipe:
+    """ADM at 256² in one model, guided by its classifier at scale 1."""
+    base, classifier = paper_diffusion.adm_imagenet_256(), paper_classifiers.adm_classifier_256()
+    return road("adm_imagenet_256", base, classifier=classifier, resolution=256)
+
+
+def adm_imagenet_256_unconditional() -> DiffusionRoadRecipe:
+    """ADM at 256² that knows no class, guided by the classifier alone at scale 10."""
+    base, classifier = paper_diffusion.adm_imagenet_256_unconditional(), paper_classifiers.adm_classifier_256()
+    return road("adm_imagenet_256_unconditional", base, classifier=classifier, resolution=256)
+
+
+def adm_imagenet_512() -> DiffusionRoadRecipe:
+    """ADM at 512² in one model, guided by its classifier at scale 4."""
+    base, classifier = paper_diffusion.adm_imagenet_512(), paper_classifiers.adm_classifier_512()
+    return road("adm_imagenet_512", base, classifier=classifier, resolution=512)
+
+
+def cdm_imagenet_64_256() -> DiffusionRoadRecipe:
+    """CDM: an upsampler to 256² with conditioning augmentation. ADM's base stands in for that of the paper."""
+    upsampler = paper_diffusion.cdm_upsampler_64_256()
+    return road("cdm_imagenet_64_256", paper_diffusion.adm_imagenet_64(), upsamplers=(upsampler,), resolution=256)
+
+
+def glide_64_256() -> DiffusionRoadRecipe:
+    """GLIDE by text, 64² and its upsampler to 256². A vocabulary of 50,257 words, texts of 128."""
+    return road(
+        "glide_64_256",
+        paper_diffusion.glide_base(),
+        upsamplers=(paper_diffusion.glide_upsampler(),),
+        resolution=256,
+        vocab_size=50_257,
+        text_length=128,
+    )
+
+
+def ldm_ffhq_f4() -> DiffusionRoadRecipe:
+    """Latent diffusion on faces, 256², in the latents of vq-f4."""
+    return road("ldm_ffhq_f4", paper_diffusion.ldm_ffhq_f4(), autoencoder=ldm_vq_f4(), resolution=256)
+
+
+def ldm_imagenet_f8() -> DiffusionRoadRecipe:
+    """Latent diffusion by class, 256², in the latents of vq-f8."""
+    return road("ldm_imagenet_f8", paper_diffusion.ldm_imagenet_f8(), autoencoder=ldm_vq_f8(), resolution=256)
+
+
+def ldm_imagenet_f4() -> DiffusionRoadRecipe:
+    """Latent diffusion by class, 256², in the latents of vq-f4."""
+    return road("ldm_imagenet_f4", paper_diffusion.ldm_imagenet_f4(), autoencoder=ldm_vq_f4(), resolution=256)
+
+
+def ldm_text_to_image() -> DiffusionRoadRecipe:
+    """Latent diffusion by text, 256², in the latents of kl-f8; any encoder with 77 states of 1,280 features a text."""
+    return road(
+        "ldm_text_to_image",
+        paper_diffusion.ldm_text_to_image(),
+        autoencoder=ldm_kl_f8(),
+        text_encoder=TextEncoderConfig(uri=TEXT_ENCODER, length=77),
+        resolution=256,
+    )
+
+
+PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe], ...] = (
+    ddpm_cifar_10,
+    iddpm_imagenet_64,
+    adm_imagenet_64_256,
+    adm_imagenet_128_512,
+    adm_imagenet_256,
+    adm_imagenet_256_unconditional,
+    adm_imagenet_512,
+    cdm_imagenet_64_256,
+    glide_64_256,
+    ldm_ffhq_f4,
+    ldm_imagenet_f8,
+    ldm_imagenet_f4,
+    ldm_text_to_image,
+)
+
+
+def road(
+    name: str,
+    base: DiffusionConfig,
+    *,
+    resolution: int,
+    vocab_size: int = 1024,
+    text_length: int = 16,
+    **parts: Any,
+) -> DiffusionRoadRecipe:
+    """A recipe on pictures of the user's own; one percent is held out."""
+    return DiffusionRoadRecipe(
+        name=name,
+        images=ImagesConfig(
+            source=SOURCE,
+            resolution=resolution,
+            samples_per_shard=1024,
+            holdout_fraction=0.01,
+            vocab_size=vocab_size,
+            text_length=text_length,
+        ),
+        base=base,
+        samples=SamplesConfig(measured_samples=10_000),
+        evaluation=EvaluationConfig(held_out_samples=10_000),
+        **parts,
+    )
