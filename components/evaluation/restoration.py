@@ -5,7 +5,7 @@ Shapes: N pictures, H W their pixels; pictures are uint8.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from components.diffusion.holes import NUMBERS, border_hole, inpainting_hole
 from components.evaluation.grids import Block, png_bytes, readable, render_blocks
 from components.evaluation.measure import PictureSet
 from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, random_stream
 
 JPEG_QUALITIES = (5, 10, 20)  # those of the paper's evaluation
@@ -119,7 +120,34 @@ def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
 
 def restored_sets(found: Sequence[Restoration]) -> dict[str, PictureSet]:
     """What to measure distances of, by name."""
-    return {f"restored, {each.name}": PictureSet(each.restored, "model") for each in found}
+    return {each.name: PictureSet(each.restored, "model") for each in found}
+
+
+def restoration_table(found: Sequence[Restoration], distances: Mapping[str, float]) -> dict[str, Any]:
+    """Columns and rows for the report.
+
+    Args:
+        distances: by name, where they were measured.
+    """
+    return {
+        "columns": ["degradation", "given, dB", "restored, dB", "Fréchet distance", "N"],
+        "rows": [
+            [readable(each.name), each.degraded_psnr, each.psnr, distances.get(each.name), len(each.original)]
+            for each in found
+        ],
+    }
+
+
+def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) -> list[Request]:
+    """Requests with what each picture is of, as far as the model takes it; labels (N,)."""
+    bare = [Request()] * len(captions)
+    if model.classes:
+        bare = [request._replace(label=int(label)) for request, label in zip(bare, labels, strict=True)]
+    if model.text is None:
+        return bare
+    limit = model.text.text_length - 2
+    fitting = [c if c.strip() and model.text.num_tokens(c) <= limit else None for c in captions]
+    return [request._replace(prompt=caption) for request, caption in zip(bare, fitting, strict=True)]
 
 
 def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> bytes:

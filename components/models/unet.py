@@ -48,8 +48,8 @@ class UNet(ConditionedNetwork):
         resample_in_blocks: resampling inside residual blocks; otherwise a strided and an upsampled convolution.
         gradient_checkpointing: compute what is between two skip connections again in the backward pass instead of
             keeping it; the same gradients for less memory and a third more time.
-        middle_attention: without it, and without attention_resolutions, the network is the same function of a window of
-            a picture as of all of it.
+        middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
+            applied to whole pictures.
         conditions: see `ConditionedNetwork`.
 
     Raises:

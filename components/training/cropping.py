@@ -1,7 +1,7 @@
 """Training on windows of pictures, for the top stages of a cascade (patch training).
 
-A network without attention is the same function of a window as of the whole picture, so it learns from windows at a
-fraction of the memory and samples whole pictures. Shapes: B batch, S resolution, W window size.
+A network without attention looks at the surroundings of a pixel, not at all of the picture: it learns from windows, for
+a fraction of the memory, and samples whole pictures. Shapes: B batch, S resolution, W window size.
 """
 
 from typing import NamedTuple

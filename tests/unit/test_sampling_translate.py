@@ -11,7 +11,15 @@ from PIL import Image
 
 from components.data.degradations import jpeg_compressed
 from components.diffusion.degradation import HOLE_TASKS, TASKS
-from components.evaluation.restoration import damage, draw_restorations, psnr, restoration_figures, restore
+from components.evaluation.restoration import (
+    asked_of,
+    damage,
+    draw_restorations,
+    psnr,
+    restoration_figures,
+    restoration_table,
+    restore,
+)
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
 from components.tracking.painter import Row, painter_of
@@ -183,6 +191,16 @@ def test_held_out_pictures_are_damaged_by_every_task_restored_and_drawn(cascade:
         np.testing.assert_array_equal(each.restored[~each.hole], originals[~each.hole])
     assert set(restoration_figures(restored)) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded"}
     assert Image.open(io.BytesIO(draw_restorations(restored, columns=3))).size[0] > 0
+    table = restoration_table(restored, {"jpeg quality 5": 12.0})
+    assert [row[3] for row in table["rows"] if row[0] == "jpeg quality 5"] == [12.0]
+    assert all(len(row) == len(table["columns"]) for row in table["rows"])
+
+
+def test_pictures_are_asked_for_by_what_the_model_takes(cascade: Cascade, tmp_path: Path) -> None:
+    labels, captions = np.arange(3), ("red apple", " ", "red apple " * 20)
+    assert asked_of(cascade.first_models["translate"], labels, captions) == [Request()] * 3
+    glide = Cascade.load(write_palette(tmp_path, text=True)).first_models["translate"]
+    assert [request.prompt for request in asked_of(glide, labels, captions)] == ["red apple", None, None]
 
 
 def test_psnr_looks_at_the_hole_alone() -> None:
