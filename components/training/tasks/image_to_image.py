@@ -80,7 +80,7 @@ class ImageToImageTask(DiffusionTask):
         config, names, known = self.config, self.config.conditions, batch["image"]
         given = self.given_pictures(batch)
         hole = given["condition_image"][:, 3:]
-        null = null_conditions(batch, names, num_classes=self.offers.num_classes)
+        null = null_conditions(batch, names, num_classes=self.offers.num_classes) if config.cond_drop_prob > 0 else {}
         scale = PREVIEW_SCALE if names else 1.0
         network = guide(self.objective, self.learner.snapshot(), conditions_of(batch, names) | given, null, scale)
         made = sample(
