@@ -12,6 +12,7 @@ from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
 from components.stages.samples import sample_roads
 from components.stages.text_encoder import bring_text_encoder
+from pipelines.one_model import autoencoder_name
 from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
 from pipelines.workflow import Stage, Workflow
 
@@ -26,7 +27,8 @@ def diffusion_road(recipe: DiffusionRoadRecipe) -> Workflow:
         frozen["text_encoder"] = Stage("text_encoder", bring_text_encoder, recipe.text_encoder)
     first = {**frozen}  # of the base alone
     if recipe.autoencoder is not None:
-        first["autoencoder"] = Stage("autoencoder", train_autoencoder, recipe.autoencoder, images=images)
+        name = autoencoder_name(recipe.autoencoder)
+        first["autoencoder"] = Stage(name, train_autoencoder, recipe.autoencoder, images=images)
 
     base = Stage("base", train_diffusion, recipe.base, images=images, **first)
     upsamplers = [

@@ -38,7 +38,9 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
 
 
 def stage_name(recipe: OneModelRecipe) -> str:
-    """`tokenizer` for autoencoders with codes, so that a token road with the same numbers finds it trained."""
-    if isinstance(recipe.model, AutoencoderConfig):
-        return "vae" if recipe.model.bottleneck == "gaussian" else "tokenizer"
-    return recipe.model.network
+    """The same in every workflow, so that a road with the same numbers finds the model trained."""
+    return autoencoder_name(recipe.model) if isinstance(recipe.model, AutoencoderConfig) else recipe.model.network
+
+
+def autoencoder_name(config: AutoencoderConfig) -> str:
+    return "vae" if config.bottleneck == "gaussian" else "tokenizer"

@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.diffusion_road import diffusion_road
 from pipelines.diffusion_studies import diffusion_studies
 from pipelines.full_cascade import full_cascade
+from pipelines.image_to_image import image_to_image
 from pipelines.one_model import one_model
 from pipelines.recipes.catalog import Recipe
 from pipelines.token_road import token_road
@@ -16,6 +17,7 @@ WORKFLOWS: dict[str, Callable[[Any], Workflow]] = {
     "token_road": token_road,
     "one_model": one_model,
     "diffusion_road": diffusion_road,
+    "image_to_image": image_to_image,
     "diffusion_studies": diffusion_studies,
 }
 

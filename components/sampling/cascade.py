@@ -46,6 +46,7 @@ from components.sampling.requests import Request, check_request
 from components.sampling.vae import sample_vae
 
 DESCRIPTION = "cascade.json"
+MOST_PIXELS = 2**20  # of a batch
 SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use beside the model only
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Pictures = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
@@ -116,6 +117,13 @@ class Cascade:
         starts = {"diffusion": self.base, "tokens": self.prior if self.tokenizer else None, own: self.model}
         return {road: model for road, model in starts.items() if model is not None}
 
+    @property
+    def most_at_once(self) -> int:
+        """Pictures of one batch: as many as a network's maps of them fit into a few gigabytes."""
+        models = [model for model in (*self.first_models.values(), self.autoencoder, *self.upsamplers) if model]
+        sides = [model.settings.get("resolution") or 1 for model in models]
+        return max(1, MOST_PIXELS // max(sides) ** 2)
+
     def on_road(self, request: Request) -> Request:
         """The request with its road named."""
         return request if request.road or not self.roads else request._replace(road=self.roads[0])
@@ -167,7 +175,7 @@ class Cascade:
                 raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
         requests = [self.on_road(request) for request in requests]
         pictures: list[Pictures] = [{} for _ in requests]
-        for batch in batches(requests, batch_size=batch_size):
+        for batch in batches(requests, batch_size=min(batch_size, self.most_at_once)):
             asked = [requests[index] for index in batch]
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
                 made = self._make(asked, on_step)

@@ -32,7 +32,7 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
     Returns an artifact of kind `samples`: PNG grids, and an npz of raw pictures for each job.
     """
     index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
-    found = conditions(config, index, models.condition)
+    found = conditions(config, index, models.condition or models.base)
     shown = gallery_requests(config, models, captions=found.captions, pictures=found.shown, seed=config.seed)
     measured = {
         road: measured_requests(
@@ -75,15 +75,16 @@ class Found(NamedTuple):
     measured: list[bytes]  # those of `trained`
 
 
-def conditions(config: SamplesConfig, index: ShardIndex, condition: SamplingModel | None) -> Found:
-    """What pictures are asked for by; `condition` is the tokenizer of condition pictures, where models take them."""
+def conditions(config: SamplesConfig, index: ShardIndex, model: SamplingModel | None) -> Found:
+    """What pictures are asked for by; `model` is the tokenizer of condition pictures, or the base that takes them."""
     part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
     trained = read_split(part, "train", resolution=READ_RESOLUTION)
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
     captions = held_out.caption or trained.caption
-    if condition is None:
+    member = None if model is None else model.settings.get("condition_member") or model.settings.get("member")
+    if model is None or member is None:
         return Found(captions, trained, [], [])
-    how = {"resolution": condition.settings["resolution"], "member": condition.settings["member"]}
+    how = {"resolution": model.settings["resolution"], "member": member}
     seen = read_split(index, "holdout", limit=config.num_prompts, **how)
     measured = read_split(part, "train", **how)
     return Found(captions, trained, *([encode_png(picture) for picture in split.image] for split in (seen, measured)))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pipelines.recipes.cascade import CascadeRecipe
 from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
+from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.overrides import apply_overrides, explain
@@ -19,12 +20,15 @@ from pipelines.recipes.smoke import smoke
 from pipelines.recipes.token_road import TokenRoadRecipe
 from pipelines.workflow import UsageError, nearest
 
-Recipe = CascadeRecipe | TokenRoadRecipe | OneModelRecipe | DiffusionRoadRecipe | DiffusionStudiesRecipe
+Recipe = (
+    CascadeRecipe | TokenRoadRecipe | OneModelRecipe | DiffusionRoadRecipe | ImageToImageRecipe | DiffusionStudiesRecipe
+)
 SHAPES: dict[str, type[Recipe]] = {
     "full_cascade": CascadeRecipe,
     "token_road": TokenRoadRecipe,
     "one_model": OneModelRecipe,
     "diffusion_road": DiffusionRoadRecipe,
+    "image_to_image": ImageToImageRecipe,
     "diffusion_studies": DiffusionStudiesRecipe,
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {

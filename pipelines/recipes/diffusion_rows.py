@@ -6,11 +6,15 @@ The pictures are those of the rows before diffusion, and the autoencoder of late
 from collections.abc import Callable
 from typing import Any
 
+from components.stages.restoration import RestorationConfig
+from components.stages.samples import SamplesConfig
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import DiffusionConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
+from components.training.image_to_image_config import ImageToImageConfig
 from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
-from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, vae_gan_autoencoder
+from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
+from pipelines.recipes.image_to_image import ImageToImageRecipe
 
 
 def ddpm() -> DiffusionRoadRecipe:
@@ -136,12 +140,96 @@ def dalle2() -> DiffusionRoadRecipe:
     return road("dalle2", base, contrastive=contrastive(), diffusion_prior=prior)
 
 
-DIFFUSION_ROWS: dict[Callable[[], DiffusionRoadRecipe], str] = {
+def depth_diffusion() -> DiffusionRoadRecipe:
+    """D9: from a depth map to a picture of the scene at 32², the map concatenated to what is denoised."""
+    base = diffusion(
+        resolution=32,
+        attention_resolutions=(8,),
+        conditions=("condition_image",),
+        condition_member="depth",
+        condition_image_channels=3,
+        global_batch_size=32,
+        total_steps=400,
+    )
+    return DiffusionRoadRecipe(
+        name="depth_diffusion", images=scenes(), base=base, samples=SAMPLES, evaluation=EVALUATION
+    )
+
+
+def glide_inpainting() -> ImageToImageRecipe:
+    """D8: text-guided inpainting of 32² pictures (GLIDE): a hole is filled as its caption says."""
+    model = restoring(
+        tasks=("inpainting",),
+        conditions=("text",),
+        text_conditioning="cross_attention",
+        cond_drop_prob=0.2,
+        guidance_scale=2.0,
+    )
+    return restored("glide_inpainting", model)
+
+
+def super_resolution() -> ImageToImageRecipe:
+    """D10: super-resolution, 16² or 8² to 32², pairs by antialiased downsampling."""
+    return restored("super_resolution", restoring(tasks=("super_resolution",)))
+
+
+def palette() -> ImageToImageRecipe:
+    """D12: Palette at 32², inpainting, uncropping, colorization, JPEG and super-resolution by one model."""
+    return restored("palette", restoring(total_steps=700))
+
+
+def cascade_1024() -> DiffusionRoadRecipe:
+    """D11: pictures of 1024² through three trained stages, 64² by a base, 256² and 1024² by upsamplers of windows."""
+    small = diffusion(
+        resolution=64,
+        model_channels=24,
+        channel_mult=(1, 2, 4, 4),
+        attention_resolutions=(8,),
+        global_batch_size=16,
+        total_steps=500,
+        guidance_scale=1.5,
+    )
+    return DiffusionRoadRecipe(
+        name="cascade_1024",
+        images=emoji(resolution=1024).model_copy(update={"limit": 1024, "samples_per_shard": 64}),
+        base=small,
+        upsamplers=(enlarging(64, 256), enlarging(256, 1024)),
+        samples=SamplesConfig(measured_samples=0, pictures_per_class=1, num_prompts=0),
+        evaluation=EVALUATION.model_copy(update={"feature_network": "none"}),
+    )
+
+
+def enlarging(low_res: int, resolution: int) -> DiffusionConfig:
+    """Four times as large; trained on windows of 64² without attention, and then run on whole pictures."""
+    return diffusion(
+        resolution=resolution,
+        low_res_resolution=low_res,
+        crop_size=64,
+        model_channels=16,
+        channel_mult=(1, 2, 4),
+        attention_resolutions=(),
+        conditions=(),
+        cond_drop_prob=0.0,
+        global_batch_size=16,
+        total_steps=250,
+        max_noise_level=300,
+        noise_level=50,
+        num_inference_steps=6,
+        sample_every=125,
+    )
+
+
+DIFFUSION_ROWS: dict[Callable[[], DiffusionRoadRecipe | ImageToImageRecipe], str] = {
     ddpm: "D1",
     dit: "D5",
     classifier_guided: "D6",
     class_guided: "D7",
     glide: "D8",
+    glide_inpainting: "D8",
+    depth_diffusion: "D9",
+    super_resolution: "D10",
+    cascade_1024: "D11",
+    palette: "D12",
     latent_diffusion: "D13",
     imagen: "D14",
     dalle2: "D14",
@@ -156,7 +244,23 @@ def road(name: str, base: DiffusionConfig, **parts: Any) -> DiffusionRoadRecipe:
     return DiffusionRoadRecipe(name=name, images=emoji(), base=base, samples=SAMPLES, evaluation=EVALUATION, **parts)
 
 
+def restored(name: str, model: ImageToImageConfig) -> ImageToImageRecipe:
+    """A recipe of restoring the demo's pictures."""
+    restoration = RestorationConfig(samples=48, reference_samples=1024)
+    return ImageToImageRecipe(name=name, images=emoji(), model=model, restoration=restoration)
+
+
+def restoring(**changes: Any) -> ImageToImageConfig:
+    """A U-Net at 32² that is given a degraded picture."""
+    numbers = diffusion_numbers(resolution=32, attention_resolutions=(8,), global_batch_size=32, total_steps=500)
+    return ImageToImageConfig(**(numbers | {"conditions": ()} | changes))
+
+
 def diffusion(**changes: Any) -> DiffusionConfig:
+    return DiffusionConfig(**diffusion_numbers(**changes))
+
+
+def diffusion_numbers(**changes: Any) -> dict[str, Any]:
     """The demo's base by class with fewer steps: v-prediction, min-SNR, cosine schedule, DPM-Solver++ at sampling."""
     numbers: dict[str, Any] = {
         "resolution": 16,
@@ -174,7 +278,7 @@ def diffusion(**changes: Any) -> DiffusionConfig:
         "checkpoint_every": 150,
         "sample_every": 300,
     }
-    return DiffusionConfig(**(numbers | changes))
+    return numbers | changes
 
 
 def contrastive() -> ContrastiveConfig:
