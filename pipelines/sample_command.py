@@ -13,7 +13,6 @@ from rich.progress import Progress
 from components.data.pictures import encode_png, load_depth, load_picture
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
-from components.sampling.model import takes_condition_picture
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
 from components.storage.store import Store, absolute
@@ -79,16 +78,15 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _condition(path: Path, cascade: Cascade) -> bytes:
     """A file as the condition picture that the tokenizer of conditions, or the base, was trained on: a depth map of 16
     bits becomes one, a picture is taken as it is. Raises ValueError."""
-    model = cascade.condition or cascade.base
-    if model is None or (model is cascade.base and not takes_condition_picture(model)):
+    wanted = cascade.condition_pictures
+    if wanted is None:
         raise ValueError("this model takes no condition picture; leave --condition out")
     if not path.is_file():
         raise ValueError(f"--condition {path}: no such file")
-    data, resolution = path.read_bytes(), model.settings["resolution"]
+    data, resolution = path.read_bytes(), wanted.resolution
     try:
         with Image.open(path) as image:
-            member = model.settings.get("condition_member") or model.settings.get("member")
-            raw_depth = member == "depth" and image.mode.startswith(("I", "F"))
+            raw_depth = wanted.member == "depth" and image.mode.startswith(("I", "F"))
         return encode_png((load_depth if raw_depth else load_picture)(data, resolution=resolution))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"--condition {path} can't be read as a picture ({error})") from error

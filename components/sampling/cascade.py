@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from components.sampling.model import (
     check_prompt_length,
     load_model,
     road_of,
+    takes_condition_picture,
 )
 from components.sampling.pixels import sample_pixels
 from components.sampling.prior import check_prior, sample_best, sample_prior
@@ -50,6 +51,13 @@ MOST_PIXELS = 2**20  # of a batch
 SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use beside the model only
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Pictures = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
+
+
+class ConditionPictures(NamedTuple):
+    """What a request's condition picture is."""
+
+    resolution: int
+    member: str  # what of a sample it was in training: image, depth or mask
 
 
 def compose(folder: Path, *, upsamplers: Mapping[str, Path] | None = None, **parts: Path) -> Path:
@@ -123,6 +131,15 @@ class Cascade:
         models = [model for model in (*self.first_models.values(), self.autoencoder, *self.upsamplers) if model]
         sides = [model.settings.get("resolution") or 1 for model in models]
         return max(1, MOST_PIXELS // max(sides) ** 2)
+
+    @property
+    def condition_pictures(self) -> ConditionPictures | None:
+        """What pictures it is conditioned on, by their tokenizer or by a base that takes them; None if on none."""
+        if self.condition is not None:
+            return ConditionPictures(self.condition.settings["resolution"], self.condition.settings["member"])
+        if self.base is not None and takes_condition_picture(self.base):
+            return ConditionPictures(self.base.settings["resolution"], self.base.settings["condition_member"])
+        return None
 
     def on_road(self, request: Request) -> Request:
         """The request with its road named."""

@@ -1,6 +1,6 @@
 """Samples: both roads of the composed cascade at work, to be looked at and to be measured."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -11,8 +11,7 @@ from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
 from components.evaluation.parallel import file_name
 from components.evaluation.roads import jobs_of, measured_requests, sample_jobs
-from components.sampling.cascade import Cascade
-from components.sampling.model import SamplingModel
+from components.sampling.cascade import Cascade, ConditionPictures
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 
@@ -32,7 +31,7 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
     Returns an artifact of kind `samples`: PNG grids, and an npz of raw pictures for each job.
     """
     index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
-    found = conditions(config, index, models.condition or models.base)
+    found = conditions(config, index, models.condition_pictures)
     shown = gallery_requests(config, models, captions=found.captions, pictures=found.shown, seed=config.seed)
     measured = {
         road: measured_requests(
@@ -75,16 +74,15 @@ class Found(NamedTuple):
     measured: list[bytes]  # those of `trained`
 
 
-def conditions(config: SamplesConfig, index: ShardIndex, model: SamplingModel | None) -> Found:
-    """What pictures are asked for by; `model` is the tokenizer of condition pictures, or the base that takes them."""
+def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionPictures | None) -> Found:
+    """What pictures are asked for by; `condition` says what condition pictures are, where models take them."""
     part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
     trained = read_split(part, "train", resolution=READ_RESOLUTION)
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
     captions = held_out.caption or trained.caption
-    member = None if model is None else model.settings.get("condition_member") or model.settings.get("member")
-    if model is None or member is None:
+    if condition is None:
         return Found(captions, trained, [], [])
-    how = {"resolution": model.settings["resolution"], "member": member}
+    how: dict[str, Any] = condition._asdict()
     seen = read_split(index, "holdout", limit=config.num_prompts, **how)
     measured = read_split(part, "train", **how)
     return Found(captions, trained, *([encode_png(picture) for picture in split.image] for split in (seen, measured)))

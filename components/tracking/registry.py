@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 import components
+from components.diffusion.degradation import HOLE_TASKS
 from components.sampling.cascade import DESCRIPTION
 from components.storage.artifact import Artifact
 from components.tracking.runs import KEY, STAGE
@@ -167,16 +168,16 @@ def _conditions(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def _given_picture(settings: dict[str, Any]) -> dict[str, Any]:
-    """What an image-to-image model is given: a picture that its first task can work on, all of it to be made."""
+    """What a diffusion model is conditioned on, or works on: a picture of its size, of which all is to be made."""
+    side = settings.get("resolution", 0)
+    if settings.get("condition_member"):
+        return {"condition": _grey_picture(side)}
     if settings.get("role") != "image_to_image":
         return {}
-    task, side = settings["tasks"][0], settings["resolution"]
-    if task in ("inpainting", "uncropping"):
-        return {"task": task, "image": _grey_picture(side), "mask": _grey_picture(side)}
-    return {
-        "task": task,
-        "image": _grey_picture(side // settings["factors"][0] if task == "super_resolution" else side),
-    }
+    task = settings["tasks"][0]
+    side = side // settings["factors"][0] if task == "super_resolution" else side
+    mask = {"mask": _grey_picture(side)} if task in HOLE_TASKS else {}
+    return {"task": task, "image": _grey_picture(side)} | mask
 
 
 def _grey_picture(side: int) -> str:
