@@ -94,7 +94,8 @@ def base() -> DiffusionConfig:
         ema_decay=0.995,
         precision="bf16",
         guidance_scale=1.5,
-        num_inference_steps=50,
+        sampler="dpm_solver_pp",
+        num_inference_steps=20,
         checkpoint_every=200,
         sample_every=600,
     )
@@ -115,7 +116,8 @@ def upsampler() -> DiffusionConfig:
         precision="bf16",
         max_noise_level=400,
         noise_level=80,
-        num_inference_steps=16,
+        sampler="dpm_solver_pp",
+        num_inference_steps=8,
         checkpoint_every=150,
         sample_every=325,
     )
