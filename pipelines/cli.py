@@ -184,7 +184,14 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Pictures for each label or prompt.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of the base model: ddpm, ddim, dpm_solver_pp, heun or euler.")
+    ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    classifier_scale: Annotated[
+        float | None,
+        typer.Option(help="How much a classifier pulls, where the cascade has one; 0 turns it off.", min=0),
+    ] = None,
     best_of: Annotated[int | None, typer.Option(help="Token road: keep the best of so many.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="Token road: a larger picture, HEIGHTxWIDTH in pixels.")] = None,
     tracking: Tracking = None,
@@ -198,6 +205,8 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
     - `cascade sample --model models:/image-cascade-openmoji@champion --road tokens --prompt "red heart" --best-of 8`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
+    - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
+    - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
     """
     from pipelines.sample_command import sample_pictures
 
@@ -210,7 +219,9 @@ def sample(
         seed=seed,
         count=count,
         steps=steps,
+        sampler=sampler,
         guidance_scale=guidance_scale,
+        classifier_scale=classifier_scale,
         best_of=best_of,
         size=size,
         tracking=tracking,

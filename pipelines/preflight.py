@@ -2,6 +2,8 @@
 
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig
+from components.sampling.frozen_text import FrozenTextError
+from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from pipelines.profiles import Profile
@@ -16,7 +18,9 @@ def check_parts(workflow: Workflow) -> None:
                 check_perceptual_network(stage.config.perceptual_network)
             if isinstance(stage.config, MeasureConfig):
                 check_feature_network(stage.config.feature_network)
-    except (PerceptualWeightsError, FeatureNetworkError) as error:
+            if isinstance(stage.config, TextEncoderConfig):
+                check_text_encoder(stage.config)
+    except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError) as error:
         raise UsageError(str(error)) from error
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from components.data.pictures import encode_png, load_depth, load_picture
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
+from components.sampling.frozen_text import FrozenTextError
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
 from components.storage.store import Store, absolute
@@ -33,7 +34,9 @@ def sample_pictures(
     seed: int,
     count: int,
     steps: int | None,
+    sampler: str | None,
     guidance_scale: float | None,
+    classifier_scale: float | None,
     best_of: int | None,
     size: str | None,
     tracking: str | None,
@@ -55,10 +58,11 @@ def sample_pictures(
                 given = [_condition(path, cascade) for path in conditions]
                 asked = [request._replace(condition=picture) for request in asked for picture in given]
             how = {"road": road, "guidance_scale": guidance_scale, "steps": steps, "best_of": best_of}
-            asked = [cascade.on_road(request._replace(**how, size=_size(size))) for request in asked]
+            guided = {"sampler": sampler, "classifier_scale": classifier_scale}
+            asked = [cascade.on_road(request._replace(**how, **guided, size=_size(size))) for request in asked]
             requests = [request._replace(seed=seed + i) for request in asked for i in range(count)]
             pictures = cascade.sample(requests)
-    except ValueError as error:
+    except (ValueError, FrozenTextError) as error:
         raise UsageError(str(error)) from error
     grid = _write(pictures, requests, out)
     console.print(f"{len(pictures)} pictures in {time.monotonic() - started:.1f} s, in {out}", highlight=False)

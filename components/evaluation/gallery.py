@@ -61,11 +61,11 @@ def gallery_requests(
         pictures: condition pictures (PNG), for a cascade that takes one.
     """
     found = {}
-    for road, model in cascade.first_models.items():
+    for road in cascade.roads:
         prompts = config.prompts or fitting_captions(cascade, road, captions)[: config.num_prompts]
         bare = Request(road=road, guidance_scale=config.guidance_scale)
         asked = {
-            "class": [bare._replace(label=label) for label in range(len(model.classes))[: config.max_classes]],
+            "class": [bare._replace(label=label) for label in range(len(cascade.classes(road)))[: config.max_classes]],
             "prompt": [bare._replace(prompt=prompt) for prompt in prompts],
             "condition": [bare._replace(condition=picture) for picture in pictures],
         }

@@ -43,7 +43,7 @@ from components.sampling.model import (
 )
 from components.sampling.pixels import sample_pixels
 from components.sampling.prior import check_prior, sample_best, sample_prior
-from components.sampling.requests import Request, check_request
+from components.sampling.requests import Request, check_request, class_id
 from components.sampling.vae import sample_vae
 
 DESCRIPTION = "cascade.json"
@@ -125,6 +125,12 @@ class Cascade:
         starts = {"diffusion": self.base, "tokens": self.prior if self.tokenizer else None, own: self.model}
         return {road: model for road, model in starts.items() if model is not None}
 
+    def classes(self, road: str) -> list[str]:
+        """Names of the classes that requests of a road may ask for, by id: those of its first model, or where that
+        knows none, those of the classifier that guides it."""
+        own = self.first_models[road].classes
+        return own if own or road != "diffusion" or self.classifier is None else self.classifier.classes
+
     @property
     def most_at_once(self) -> int:
         """Pictures of one batch: as many as a network's maps of them fit into a few gigabytes."""
@@ -161,6 +167,9 @@ class Cascade:
         if request.classifier_scale is not None and (request.road != "diffusion" or self.classifier is None):
             raise ValueError("classifier_scale needs a cascade with a classifier, and its diffusion road")
         self._check_prompt(request)
+        if request.label is not None and not first.classes and self.classes(str(request.road)):
+            class_id(request.label, self.classes(str(request.road)))
+            request = request._replace(label=None)  # the classifier alone hears of it
         check_conditions(first, request)  # upsamplers enlarge what the base made and take what they know of the request
         if request.road in ("diffusion", "translate"):
             check_sampling(first, request)

@@ -30,7 +30,8 @@ def sample_base(
     classifier: SamplingModel | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Pictures (B, 3, H, W) of requests that share guidance_scale, steps and sampler (those of the first one count).
+    """Pictures (B, 3, H, W) of requests that share guidance_scale, classifier_scale, steps and sampler (those of the
+    first one count).
 
     Args:
         frozen: what `frozen_conditions` makes of them, for a model that takes such.
@@ -48,16 +49,17 @@ def sample_base(
         guidance_scale=asked_or_set(first.guidance_scale, model.settings, "guidance_scale", 1.0),
         num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
         sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
-        score=None if classifier is None else score_of(classifier, model, requests),
+        score=None if classifier is None else score_of(classifier, requests),
         on_step=on_step,
     )
 
 
-def score_of(classifier: SamplingModel, model: SamplingModel, requests: Sequence[Request]) -> Score | None:
-    """Towards the requests' labels, by the scale that they ask for, else by the classifier's own."""
+def score_of(classifier: SamplingModel, requests: Sequence[Request]) -> Score | None:
+    """Towards the requests' labels, by the scale that they ask for, else by the classifier's own; None if it is 0."""
     scale = asked_or_set(requests[0].classifier_scale, classifier.settings, "guidance_scale", 1.0)
-    labels = encode_conditions(model, requests).condition["label"]
-    return classifier_score(classifier, labels, scale) if scale > 0 else None
+    if scale == 0:
+        return None
+    return classifier_score(classifier, encode_conditions(classifier, requests).condition["label"], scale)
 
 
 def check_sampling(model: SamplingModel, request: Request) -> None:

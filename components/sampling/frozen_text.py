@@ -119,16 +119,21 @@ def contrastive_text(folder: Path, *, device: str | torch.device = "cpu") -> Con
     return ContrastiveText(bundle.module.to(device).requires_grad_(False), text)
 
 
-def pretrained_text(folder: Path, *, device: str | torch.device, length: int) -> PretrainedText:
-    """A `transformers` model in a local folder; of one with encoder and decoder, the encoder. Nothing is downloaded.
-
-    Raises FrozenTextError if the package is missing or can't load it.
-    """
+def check_transformers() -> None:
+    """Raise FrozenTextError if the library of pretrained encoders is not installed."""
     if find_spec("transformers") is None:
         raise FrozenTextError(
             "a pretrained text encoder needs transformers: run `pip install transformers`, or take the text tower of a "
             "contrastive encoder that you train"
         )
+
+
+def pretrained_text(folder: Path, *, device: str | torch.device, length: int) -> PretrainedText:
+    """A `transformers` model in a local folder; of one with encoder and decoder, the encoder. Nothing is downloaded.
+
+    Raises FrozenTextError if the package is missing or can't load it.
+    """
+    check_transformers()
     from transformers import AutoModel
 
     try:

@@ -115,6 +115,13 @@ def reads_by_frozen_encoder(model: SamplingModel) -> bool:
     return bool(model.network.get("text_states_dim") or model.network.get("image_embedding_dim"))
 
 
+def works_alone(kind: str, network: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a model needs none of the networks that were trained before it: what makes its conditions, or pictures of
+    its latents."""
+    frozen = network.get("text_states_dim") or network.get("image_embedding_dim")
+    return kind != "diffusion_prior" and not frozen and "latent_scale" not in settings
+
+
 def check_prompt_length(text: TextCondition, prompt: str) -> None:
     """Raise ValueError if the prompt has more tokens than the model was trained with."""
     length, limit = text.num_tokens(prompt), text.text_length - 2

@@ -6,7 +6,13 @@ from pathlib import Path
 from pydantic import Field
 
 from components.configuration import Config
-from components.sampling.frozen_text import LENGTH, PRETRAINED_FILES, FrozenTextError, load_frozen_text
+from components.sampling.frozen_text import (
+    LENGTH,
+    PRETRAINED_FILES,
+    FrozenTextError,
+    check_transformers,
+    load_frozen_text,
+)
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.store import Store, StoreError, list_url
@@ -32,12 +38,28 @@ def bring_text_encoder(config: TextEncoderConfig, context: StageContext) -> Arti
 
 def fetch(uri: str, folder: Path) -> Path:
     """Copy the files of an encoder at `uri`, those that are needed. Raises FrozenTextError if one is missing."""
-    source = Store(uri)
+    check_files(uri)
+    try:
+        for name in PRETRAINED_FILES:
+            Store(uri).download(name, folder / name)
+    except (OSError, StoreError) as error:
+        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
+    return folder
+
+
+def check_text_encoder(config: TextEncoderConfig) -> None:
+    """Cheap check before anything is started, by a listing.
+
+    Raises FrozenTextError, in one line, if there is no encoder, or nothing here that could load it.
+    """
+    check_transformers()
+    check_files(config.uri)
+
+
+def check_files(uri: str) -> None:
+    """Raise FrozenTextError if a file of a pretrained encoder is missing at `uri`."""
     try:
         found = {info.path for info in list_url(uri)}
-        for name in PRETRAINED_FILES:
-            if name in found:
-                source.download(name, folder / name)
     except (OSError, StoreError) as error:
         raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
     if missing := [name for name in PRETRAINED_FILES if name not in found]:
@@ -45,4 +67,3 @@ def fetch(uri: str, folder: Path) -> Path:
             f"{uri} holds no text encoder, it lacks {', '.join(missing)}: give a folder that transformers wrote by "
             "save_pretrained of a model and its fast tokenizer, or train a contrastive encoder and take its text tower"
         )
-    return folder

@@ -1,13 +1,17 @@
 """A registered model at work: rows in, pictures out. MLflow runs this file as it is, with the packed code beside it.
 
 What a row may say depends on the model:
-    cascade, base,  label or prompt, seed, road, guidance_scale, steps, … -> PNG
-    PixelCNN, GAN,  (and condition, a base64 PNG, where the prior wants one)
+    cascade, base,  label or prompt, seed, road, guidance_scale, steps, sampler, … -> PNG
+    PixelCNN, GAN,  (and condition, a base64 PNG, where prior or base want one; classifier_scale, where one guides)
     VAE
     image-to-image  image and mask (base64 PNG), task, and label or prompt, seed, steps, … -> PNG
     upsampler       image (base64 PNG) and label or prompt, seed -> PNG
     autoencoder     image (base64) -> its reconstruction, PNG
     prior           label or prompt, seed, guidance_scale, … -> tokens, a JSON list of rows
+    contrastive     prompt or image (base64) -> its embedding, of length 1, a JSON list
+    text encoder    prompt -> its states, a JSON list with a list for each token
+    classifier      image (base64) -> the probability of each class, a JSON object
+A model of latents or of embeddings, and one that reads by another network, answers only as a part of its cascade.
 """
 
 import base64
@@ -25,12 +29,23 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
 from components.models.autoencoder import Autoencoder
+from components.models.contrastive import ContrastiveEncoder
 from components.sampling.cascade import DESCRIPTION, Cascade, to_uint8
+from components.sampling.classifier import class_log_probabilities
 from components.sampling.diffusion import sample_upsampler
-from components.sampling.model import SamplingModel, check_conditions, load_model, road_of
+from components.sampling.frozen_text import load_frozen_text
+from components.sampling.model import (
+    SamplingModel,
+    check_conditions,
+    check_prompt_length,
+    load_model,
+    road_of,
+    works_alone,
+)
 from components.sampling.pictures import read_picture
 from components.sampling.prior import check_prior, sample_prior
 from components.sampling.requests import Request, check_request
+from components.storage.bundle import DESCRIPTION as MODEL
 
 PICTURES = ("image", "mask", "condition")
 
@@ -44,6 +59,8 @@ class Row(pydantic.BaseModel):
     road: str | None = None  # diffusion, tokens, pixels, gan, vae or translate
     guidance_scale: float | None = None
     steps: int | None = None
+    sampler: str | None = None  # ddpm, ddim, dpm_solver_pp, heun or euler
+    classifier_scale: float | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -72,6 +89,12 @@ class Row(pydantic.BaseModel):
             raise ValueError("this model needs an image: base64 of a PNG")
         return read_picture(base64.b64decode(self.image), resolution=resolution)
 
+    def text(self) -> str:
+        """The row's prompt. Raises ValueError if it has none."""
+        if self.prompt is None:
+            raise ValueError("this model needs a prompt")
+        return self.prompt
+
 
 LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
 Paint = Callable[[list[Row]], list[str]]
@@ -82,26 +105,31 @@ class Painter(PythonModel):
         self.paint = painter_of(Path(context.artifacts["model"]))
 
     def predict(self, model_input: list[Row]) -> list[str]:
-        """One string a row: base64 PNG, or JSON tokens. Raises ValueError, in one line, for a row that can't be met."""
+        """One string a row: base64 PNG, or JSON. Raises ValueError, in one line, for a row that can't be met."""
         return self.paint(model_input)
 
 
 def painter_of(folder: Path) -> Paint:
     """What a trained model in `folder` does with rows."""
     if (folder / DESCRIPTION).is_file():
-        cascade = Cascade.load(folder)
-        return lambda rows: [png(picture) for picture in cascade.sample([row.request() for row in rows])]
+        return _sample(Cascade.load(folder))
+    if not (folder / MODEL).is_file():
+        text = load_frozen_text(folder)
+        return lambda rows: [json.dumps(states.tolist()) for states in text.encode([row.text() for row in rows]).states]
     model = load_model(_stage_of(folder), folder)
     lone = lone_cascade(model)
     if lone is not None:
-        return lambda rows: [png(picture) for picture in lone.sample([row.request() for row in rows])]
-    paints = {"autoencoder": _reconstruct, "diffusion": _enlarge, "dit": _enlarge}
-    paint = paints.get(model.kind, _draw_tokens)
-    return lambda rows: [text for row in rows for text in paint(model, row)]
+        return _sample(lone)
+    paint = _refuse
+    if works_alone(model.kind, model.network, model.settings):
+        paint = ANSWERS.get(model.kind, _draw_tokens)
+    return lambda rows: [paint(model, row) for row in rows]
 
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:
     """A cascade of nothing but this model, if it makes pictures by itself."""
+    if not works_alone(model.kind, model.network, model.settings):
+        return None
     if model.kind in ("diffusion", "dit") and model.settings["role"] == "base":
         return Cascade(base=model)
     return Cascade(model=model) if road_of(model) else None
@@ -114,36 +142,78 @@ def png(picture: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-@torch.no_grad()
-def _reconstruct(model: SamplingModel, row: Row) -> list[str]:
+def _sample(cascade: Cascade) -> Paint:
+    return lambda rows: [png(picture) for picture in cascade.sample([row.request() for row in rows])]
+
+
+def _reconstruct(model: SamplingModel, row: Row) -> str:
     image = row.picture(model.settings["resolution"])[None]
     assert isinstance(model.module, Autoencoder)
-    return [png(picture) for picture in to_uint8(model.module.reconstruct(image))]
+    return png(to_uint8(model.module.reconstruct(image))[0])
 
 
-def _draw_tokens(model: SamplingModel, row: Row) -> list[str]:
+@torch.no_grad()
+def _embed(model: SamplingModel, row: Row) -> str:
+    """Pictures and texts are on one sphere: the likeness of two embeddings is the sum of their products."""
+    network, text = model.module, model.text
+    assert isinstance(network, ContrastiveEncoder)
+    assert text is not None
+    if (row.prompt is None) == (row.image is None):
+        raise ValueError("this model needs either a prompt or an image")
+    if row.prompt is None:
+        return json.dumps(network.encode_image(row.picture(network.resolution)[None])[0].tolist())
+    check_prompt_length(text, row.prompt)
+    return json.dumps(network.encode_text(text.encode([row.prompt])).embedding[0].tolist())
+
+
+def _classify(model: SamplingModel, row: Row) -> str:
+    probabilities = class_log_probabilities(model, row.picture(model.settings["resolution"])[None])[0].exp()
+    return json.dumps(dict(zip(model.classes, probabilities.tolist(), strict=True)))
+
+
+def _refuse(model: SamplingModel, row: Row) -> str:
+    raise ValueError(
+        f"the model of stage {model.name} needs the networks that it was trained with: "
+        "load the composed cascade instead"
+    )
+
+
+def _draw_tokens(model: SamplingModel, row: Row) -> str:
     """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
     given = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()._replace(road="tokens")
     check_request(request)
     check_prior(model, request if given is None else request._replace(condition=b"tokens"))
-    return [json.dumps(tokens.tolist()) for tokens in sample_prior(model, [request], given)]
+    return json.dumps(sample_prior(model, [request], given)[0].tolist())
 
 
-def _enlarge(model: SamplingModel, row: Row) -> list[str]:
+def _enlarge(model: SamplingModel, row: Row) -> str:
     request = row.model_copy(update={"image": None}).request()._replace(road="diffusion")
     check_request(request)
     check_conditions(model, request)
     low_res = row.picture(model.settings["low_res_resolution"])[None]
-    return [png(picture) for picture in to_uint8(sample_upsampler(model, [request], low_res))]
+    return png(to_uint8(sample_upsampler(model, [request], low_res))[0])
+
+
+ANSWERS: dict[
+    str, Callable[[SamplingModel, Row], str]
+] = {  # of models that make no pictures by themselves; else tokens
+    "autoencoder": _reconstruct,
+    "diffusion": _enlarge,
+    "dit": _enlarge,
+    "contrastive": _embed,
+    "noisy_classifier": _classify,
+}
 
 
 def _stage_of(folder: Path) -> str:
     """The stage's name gives a model its random streams: the same picture alone as in the cascade."""
-    description = json.loads((folder / "model.json").read_text())
+    description = json.loads((folder / MODEL).read_text())
     settings = description["settings"]
     if settings.get("role") == "upsampler":
         return f"upsampler_{settings['resolution']}"
+    if settings.get("role") == "image_to_image":
+        return "model"
     return settings.get("role") or LONE_STAGE.get(description["kind"], description["kind"])
 
 

@@ -26,7 +26,10 @@ from PIL import Image
 import components
 from components.diffusion.degradation import HOLE_TASKS
 from components.sampling.cascade import DESCRIPTION
+from components.sampling.frozen_text import LENGTH
+from components.sampling.model import works_alone
 from components.storage.artifact import Artifact
+from components.storage.bundle import DESCRIPTION as MODEL
 from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -101,9 +104,10 @@ def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
     return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
 
 
-def pip_requirements() -> list[str]:
-    """What a packed model needs, pinned to what is installed here; a build such as +cpu is the installer's choice."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+def pip_requirements(model: Path) -> list[str]:
+    """What the packed model needs, pinned to what is installed here; a build such as +cpu is the installer's choice."""
+    pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # the text encoder that it is, or that it holds
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
 
 
 def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) -> None:
@@ -114,7 +118,7 @@ def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) ->
             python_model=str(PAINTER),
             artifacts={ARTIFACT: str(model)},
             code_paths=[str(pack_code(Path(scratch)))],
-            pip_requirements=pip_requirements(),
+            pip_requirements=pip_requirements(model),
             input_example=_input_example(model),
             mlflow_model=mlflow_model or Model(),
         )
@@ -133,54 +137,66 @@ def pack_code(folder: Path) -> Path:
     return package
 
 
-def _input_example(model: Path) -> list[dict[str, Any]]:
-    """One row that the painter of `model` takes."""
+def _input_example(model: Path) -> list[dict[str, Any]] | None:
+    """One row that the painter of `model` takes; None for one that takes none alone."""
     if (model / DESCRIPTION).is_file():
-        stages = json.loads((model / DESCRIPTION).read_text())["stages"]
-        first = next(stages[name] for name in ("base", "prior", "model") if name in stages)
-        row = _conditions(_description(model / first)["network"])
-        row |= {"road": "diffusion", "guidance_scale": 2.0, "steps": 10} if first == "base" else {}
-        row |= _given_picture(_description(model / first)["settings"])
-        if "condition" in stages:
-            row["condition"] = _grey_picture(_description(model / stages["condition"])["settings"]["resolution"])
-        return [row]
-    description = _description(model)
-    network, settings = description["network"], description["settings"]
-    row = _conditions(network) | _given_picture(settings)
+        return [_row_of_cascade(model)]
+    if not (model / MODEL).is_file():  # a pretrained text encoder
+        return [{"prompt": "red"}]
+    about = _description(model)
+    kind, network, settings = about["kind"], about["network"], about["settings"]
+    if not works_alone(kind, network, settings):
+        return None
+    row = {} if kind == "noisy_classifier" else _conditions(network) | _given_picture(settings)
     if network.get("condition_grid"):
         height, width = network["condition_grid"]
         row["condition"] = json.dumps([[0] * width] * height)
-    tokenizer = description["kind"] == "autoencoder" and network.get("bottleneck") != "gaussian"
-    if tokenizer or settings.get("role") == "upsampler":
-        row["image"] = _grey_picture(settings.get("low_res_resolution", settings["resolution"]))
+    tokenizer = kind == "autoencoder" and network.get("bottleneck") != "gaussian"
+    if tokenizer or kind == "noisy_classifier" or settings.get("role") == "upsampler":
+        row["image"] = _gray_picture(settings.get("low_res_resolution", settings["resolution"]))
     return [row]
 
 
+def _row_of_cascade(model: Path) -> dict[str, Any]:
+    stages = json.loads((model / DESCRIPTION).read_text())["stages"]
+    first = next(stages[name] for name in ("base", "prior", "model") if name in stages)
+    about = _description(model / first)
+    row = _conditions(about["network"]) | _given_picture(about["settings"])
+    if first == "base":
+        row |= {"road": "diffusion", "guidance_scale": 2.0, "steps": 10}
+    if "classifier" in stages:
+        row |= {"label": "0", "classifier_scale": 1.0}
+    if "condition" in stages:
+        row["condition"] = _gray_picture(_description(model / stages["condition"])["settings"]["resolution"])
+    return row
+
+
 def _description(model: Path) -> dict[str, Any]:
-    return json.loads((model / "model.json").read_text())
+    return json.loads((model / MODEL).read_text())
 
 
 def _conditions(network: dict[str, Any]) -> dict[str, Any]:
     """A label or a prompt, where the network takes one, and a seed."""
     if network.get("num_classes"):
         return {"label": "0", "seed": 1}
-    return {"prompt": "red", "seed": 1} if network.get("text") or network.get("text_length") else {"seed": 1}
+    texts = ("text", "text_length", "text_states_dim", "image_embedding_dim")
+    return {"prompt": "red", "seed": 1} if any(network.get(name) for name in texts) else {"seed": 1}
 
 
 def _given_picture(settings: dict[str, Any]) -> dict[str, Any]:
     """What a diffusion model is conditioned on, or works on: a picture of its size, of which all is to be made."""
     side = settings.get("resolution", 0)
     if settings.get("condition_member"):
-        return {"condition": _grey_picture(side)}
+        return {"condition": _gray_picture(side)}
     if settings.get("role") != "image_to_image":
         return {}
     task = settings["tasks"][0]
     side = side // settings["factors"][0] if task == "super_resolution" else side
-    mask = {"mask": _grey_picture(side)} if task in HOLE_TASKS else {}
-    return {"task": task, "image": _grey_picture(side)} | mask
+    mask = {"mask": _gray_picture(side)} if task in HOLE_TASKS else {}
+    return {"task": task, "image": _gray_picture(side)} | mask
 
 
-def _grey_picture(side: int) -> str:
+def _gray_picture(side: int) -> str:
     file = io.BytesIO()
     Image.new("RGB", (side, side), "gray").save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()

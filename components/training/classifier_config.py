@@ -4,7 +4,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.training.config import TrainingConfig
+from components.training.config import DiffusionConfig, TrainingConfig
+
+PROCESS = (  # what a classifier must share with the model that it guides
+    *("objective", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data"),
+)
 
 
 class ClassifierConfig(TrainingConfig):
@@ -38,3 +42,14 @@ class ClassifierConfig(TrainingConfig):
         if self.resolution % 2 ** (len(self.channel_mult) - 1):
             raise ValueError(f"resolution {self.resolution} can't be halved between the levels of channel_mult")
         return self
+
+
+def check_guide(classifier: ClassifierConfig, base: DiffusionConfig) -> None:
+    """Raise ValueError, naming the field, if the recipe's classifier can't guide its base: other pictures or noise."""
+    if not classifier.noisy:
+        raise ValueError("classifier.noisy must be true: it guides noisy pictures")
+    if classifier.resolution != base.resolution:
+        raise ValueError(f"classifier.resolution must be base.resolution {base.resolution}")
+    for name in PROCESS:
+        if getattr(classifier, name) != getattr(base, name):
+            raise ValueError(f"classifier.{name} must be base.{name} {getattr(base, name)!r}")

@@ -10,7 +10,7 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
-from components.training.classifier_config import ClassifierConfig
+from components.training.classifier_config import ClassifierConfig, check_guide
 from components.training.config import AutoencoderConfig, DiffusionConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 
@@ -50,6 +50,8 @@ class DiffusionRoadRecipe(Config):
             made = upsampler.resolution
         if self.images.resolution < made:
             raise ValueError(f"images.resolution {self.images.resolution} is below {made}, which a model makes")
+        if self.classifier is not None and self.autoencoder is None:
+            check_guide(self.classifier, self.base)
         return self
 
     @model_validator(mode="after")
@@ -59,6 +61,8 @@ class DiffusionRoadRecipe(Config):
         side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channel_mult) - 1)
         if self.base.resolution != side:
             raise ValueError(f"base.resolution must be {side}, the side of the autoencoder's latents")
+        if self.base.in_channels != (channels := latent_channels(self.autoencoder)):
+            raise ValueError(f"base.in_channels must be {channels}, those of the autoencoder's latents")
         if self.base.threshold != "none":
             raise ValueError("base.threshold must be none: latents have no range to be clipped to")
         if self.classifier is not None:
@@ -75,4 +79,33 @@ class DiffusionRoadRecipe(Config):
             raise ValueError("image_embedding among the conditions needs contrastive and diffusion_prior")
         if self.diffusion_prior is not None and "image_embedding" not in asked:
             raise ValueError("diffusion_prior makes image_embedding, which is among no model's conditions")
+        if self.diffusion_prior is not None and self.text_encoder is not None:
+            raise ValueError("contrastive reads the prompts of a diffusion_prior: leave text_encoder out")
         return self
+
+    @model_validator(mode="after")
+    def _encoders_fit(self) -> Self:
+        encoder, prior = self.contrastive, self.diffusion_prior
+        if encoder is None:
+            return self
+        made = {"image_embedding": "embedding_dim"} | ({} if self.text_encoder else {"text_states": "text_dim"})
+        models = {"base": self.base} | {f"upsamplers.{n}": upsampler for n, upsampler in enumerate(self.upsamplers)}
+        for where, model in models.items():
+            for condition in made.keys() & {*model.conditions}:
+                size = getattr(encoder, made[condition])
+                if getattr(model, f"{condition}_dim") not in (None, size):
+                    raise ValueError(f"{where}.{condition}_dim must be contrastive.{made[condition]} {size}")
+        if prior is not None and prior.resolution < encoder.resolution:
+            raise ValueError(f"diffusion_prior.resolution must be at least contrastive.resolution {encoder.resolution}")
+        learned = self.base.resolution if self.autoencoder is None else self.autoencoder.resolution
+        if "image_embedding" in self.base.conditions and learned < encoder.resolution:
+            raise ValueError(f"contrastive.resolution must be at most {learned}, that of the pictures base learns from")
+        return self
+
+
+def latent_channels(autoencoder: AutoencoderConfig) -> int:
+    """Channels of what latent diffusion works on: those of `Autoencoder.diffused_shape`."""
+    channels = {"gaussian": autoencoder.latent_channels, "fsq": len(autoencoder.fsq_levels)}
+    if autoencoder.bottleneck == "gumbel" and autoencoder.codebook_size is not None:
+        return autoencoder.codebook_size
+    return channels.get(autoencoder.bottleneck) or autoencoder.codebook_dim or autoencoder.latent_channels

@@ -12,12 +12,8 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
-from components.training.classifier_config import ClassifierConfig
+from components.training.classifier_config import ClassifierConfig, check_guide
 from components.training.config import DiffusionConfig
-
-PROCESS = (  # what a classifier must share with the model that it guides
-    *("objective", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data"),
-)
 
 
 class DiffusionStudiesRecipe(Config):
@@ -49,11 +45,8 @@ class DiffusionStudiesRecipe(Config):
             raise ValueError(f"images.resolution must be at least base.resolution {self.base.resolution}")
         if self.weaker is not None and self.weaker.conditions != self.base.conditions:
             raise ValueError(f"weaker.conditions must be base.conditions {list(self.base.conditions)}")
-        if self.classifier is not None and not self.classifier.noisy:
-            raise ValueError("classifier.noisy must be true: it guides noisy pictures")
-        for name in PROCESS if self.classifier is not None else ():
-            if getattr(self.classifier, name) != getattr(self.base, name):
-                raise ValueError(f"classifier.{name} must be base.{name} {getattr(self.base, name)!r}")
+        if self.classifier is not None:
+            check_guide(self.classifier, self.base)
         if self.judge is not None and self.judge.noisy:
             raise ValueError("judge.noisy must be false: it judges finished pictures")
         return self

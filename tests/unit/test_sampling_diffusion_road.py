@@ -1,0 +1,195 @@
+"""Laws of a cascade whose base works in latents, on what frozen encoders say, or under a classifier's pull."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.models.autoencoder import Autoencoder
+from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose, load_part, to_uint8
+from components.sampling.diffusion import sample_base
+from components.sampling.requests import Request
+from tests.tiny_cascade import CLASSES, DIFFUSION
+from tests.tiny_diffusion_roads import LATENT_SCALE, ROADS, base, classifier, contrastive, latent
+
+PROMPTS = ("red apple", "grey cat")
+REQUESTS = {
+    "latent": [Request(label=seed % 3, seed=seed, guidance_scale=2.0) for seed in range(4)],
+    "imagen": [Request(prompt=PROMPTS[seed % 2], seed=seed, guidance_scale=2.0) for seed in range(4)],
+    "dalle2": [Request(prompt=PROMPTS[seed % 2], seed=seed) for seed in range(4)],
+    "classifier_guided": [Request(label=seed % 3, seed=seed, classifier_scale=3.0) for seed in range(4)],
+    "guided_by_the_classifier_alone": [Request(label=seed % 3, seed=seed) for seed in range(4)],
+}
+
+
+@pytest.fixture(scope="module")
+def cascade_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cascade]:
+    """Each road, loaded once."""
+    return {road: Cascade.load(write(tmp_path_factory.mktemp(road))) for road, write in ROADS.items()}.__getitem__
+
+
+def farthest(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
+    """The largest difference of gray levels."""
+    return max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_the_same_request_gives_the_same_picture_in_whatever_batch(cascade_of: Callable, road: str) -> None:
+    cascade, requests = cascade_of(road), REQUESTS[road]
+    together = cascade.sample(requests)
+    assert farthest(together, cascade.sample(requests, batch_size=1)) <= 1
+    assert farthest(together, cascade.sample(requests[::-1], batch_size=3)[::-1]) <= 1
+    (other,) = cascade.sample([requests[1]._replace(seed=9)])
+    assert (other != together[1]).any(), "another seed gives another picture"
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_cascade_is_its_parts_wherever_they_lie(road: str, tmp_path: Path) -> None:
+    folder = ROADS[road](tmp_path / "made").rename(tmp_path / "moved")
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    upsamplers = tuple(load_part(name, folder / name, device="cpu") for name in names if "upsampler" in name)
+    parts = {name: load_part(name, folder / name, device="cpu") for name in names if "upsampler" not in name}
+    by_hand, loaded = Cascade(**parts, upsamplers=upsamplers), Cascade.load(folder)
+    assert loaded.roads == by_hand.roads == ("diffusion",)
+    assert {field for field, part in vars(loaded).items() if part} == {*parts} | (
+        {"upsamplers"} if upsamplers else set()
+    )
+    assert farthest(loaded.sample(REQUESTS[road]), by_hand.sample(REQUESTS[road])) == 0
+
+
+def test_snapshots_stay_beside_the_model(tmp_path: Path) -> None:
+    model = base(tmp_path)
+    (model / SNAPSHOTS).mkdir()
+    (model / SNAPSHOTS / "average.safetensors").write_bytes(b"large")
+    folder = compose(tmp_path / "cascade", base=model)
+    assert {path.name for path in folder.rglob("*")} == {
+        DESCRIPTION,
+        "base",
+        *("model.json", "model.safetensors", "bpe.json"),
+    }
+    assert Cascade.load(folder).sample([Request()])[0].shape == (8, 8, 3)
+
+
+def test_a_latent_base_is_decoded_at_its_scale(cascade_of: Callable) -> None:
+    cascade, request = cascade_of("latent"), REQUESTS["latent"][0]
+    latents = sample_base(cascade.base, [request])
+    assert latents.shape == (1, 8, 4, 4)
+    decoder = cascade.autoencoder.module
+    assert isinstance(decoder, Autoencoder)
+    (wanted,) = to_uint8(decoder.from_latents(latents / LATENT_SCALE))
+    (unscaled,) = to_uint8(decoder.from_latents(latents))
+    (made,) = cascade.sample([request])
+    np.testing.assert_array_equal(made, wanted)
+    assert (made != unscaled).any()
+    assert made.shape == (16, 16, 3)
+
+
+def test_frames_of_latents_are_shown_as_pictures(cascade_of: Callable) -> None:
+    cascade, frames = cascade_of("latent"), []
+
+    def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        assert stage == "base"
+        assert x_t.shape == x_0.shape == (1, 3, 16, 16)
+        frames.append(x_0)
+
+    (made,) = cascade.sample(REQUESTS["latent"][:1])
+    (pictures,) = cascade.sample_stages(REQUESTS["latent"][:1], on_step=on_step)
+    assert len(frames) == DIFFUSION["num_inference_steps"]
+    np.testing.assert_array_equal(pictures["base"], made)
+    np.testing.assert_array_equal(to_uint8(frames[-1])[0], made)
+
+
+def test_latents_and_their_decoder_need_each_other(tmp_path: Path) -> None:
+    folder = latent(tmp_path)
+    with pytest.raises(ValueError, match="need each other"):
+        Cascade(base=load_part("base", folder / "base", device="cpu"))
+    pictures = load_part("base", base(tmp_path / "pictures"), device="cpu")
+    decoder = load_part("autoencoder", folder / "autoencoder", device="cpu")
+    with pytest.raises(ValueError, match="need each other"):
+        Cascade(base=pictures, autoencoder=decoder)
+
+
+@pytest.mark.parametrize("road", ["imagen", "dalle2"])
+def test_the_prompt_decides(cascade_of: Callable, road: str) -> None:
+    cascade, first = cascade_of(road), Request(prompt="red apple", seed=1, guidance_scale=3.0)
+    pictures = [stages["base"] for stages in cascade.sample_stages([first, first._replace(prompt="grey cat"), first])]
+    assert (pictures[0] != pictures[1]).any()
+    assert farthest(pictures[:1], pictures[2:]) <= 1
+    with pytest.raises(ValueError, match="give a label or a prompt"):
+        cascade.sample([Request(seed=1)])
+
+
+def test_an_upsampler_reads_the_prompt_too(cascade_of: Callable) -> None:
+    """At a guidance scale of 0 the base hears of no prompt; an upsampler keeps its own scale."""
+    asked = [Request(prompt=prompt, seed=1, guidance_scale=0.0) for prompt in PROMPTS]
+    one, other = cascade_of("imagen").sample_stages(asked)
+    assert farthest([one["base"]], [other["base"]]) <= 1
+    assert (one["upsampler_16"] != other["upsampler_16"]).mean() > 0.2
+
+
+@pytest.mark.parametrize("road", ["imagen", "dalle2"])
+def test_a_prompt_that_the_encoder_can_not_read_to_its_end_is_refused(cascade_of: Callable, road: str) -> None:
+    with pytest.raises(ValueError, match=r"the prompt is too long: \d+ tokens, the model takes at most 6") as caught:
+        cascade_of(road).sample([Request(prompt="red apple " * 20)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_reads_without_its_encoder_is_refused(tmp_path: Path) -> None:
+    lone = Cascade(base=load_part("base", base(tmp_path, image_embedding_dim=6), device="cpu"))
+    with pytest.raises(ValueError, match="needs a diffusion prior over 6 numbers"):
+        lone.sample([Request(prompt="red apple")])
+    text = load_part("contrastive", contrastive(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="needs a diffusion prior over 6 numbers"):
+        Cascade(base=lone.base, contrastive=text).sample([Request(prompt="red apple")])
+
+
+def test_a_classifier_pulls_as_hard_as_it_is_asked_to(cascade_of: Callable) -> None:
+    cascade, asked = cascade_of("classifier_guided"), REQUESTS["classifier_guided"]
+    without = Cascade(base=cascade.base).sample([request._replace(classifier_scale=None) for request in asked])
+    off = cascade.sample([request._replace(classifier_scale=0.0) for request in asked])
+    assert farthest(off, without) == 0
+    weak, strong = (cascade.sample([r._replace(classifier_scale=scale) for r in asked]) for scale in (1.0, 20.0))
+    its_own = cascade.sample([request._replace(classifier_scale=None) for request in asked])
+    assert farthest(weak, its_own) == 0, "1 is what the classifier itself says"
+    for k in range(len(asked)):
+        assert (weak[k] != off[k]).any()
+        assert np.abs(strong[k].astype(int) - off[k]).mean() > np.abs(weak[k].astype(int) - off[k]).mean()
+
+
+def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Callable) -> None:
+    cascade, first = cascade_of("guided_by_the_classifier_alone"), Request(label=0, seed=1, classifier_scale=20.0)
+    assert cascade.classes("diffusion") == CLASSES
+    requests = [first, first._replace(label="food"), first._replace(label=1), Request(seed=1)]
+    zero, by_name, by_id, nothing = cascade.sample(requests)
+    assert (zero != by_name).any()
+    np.testing.assert_array_equal(by_name, by_id)
+    np.testing.assert_array_equal(nothing, Cascade(base=cascade.base).sample([Request(seed=1)])[0])
+    with pytest.raises(ValueError, match="unknown label 'cars': the classes are 0 animals"):
+        cascade.sample([Request(label="cars")])
+
+
+@pytest.mark.parametrize("road", ["latent", "imagen", "dalle2"])
+def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, road: str) -> None:
+    with pytest.raises(ValueError, match="classifier_scale needs a cascade with a classifier") as caught:
+        cascade_of(road).sample([REQUESTS[road][1]._replace(classifier_scale=1.0)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"objective": DIFFUSION["objective"] | {"schedule": "linear"}}, "they differ in schedule"),
+        ({"objective": DIFFUSION["objective"] | {"num_train_timesteps": 60}}, "they differ in num_train_timesteps"),
+        ({"objective": {"name": "edm", "sigma_data": 0.5}}, "they differ in name, schedule"),
+        ({"resolution": 16}, "they differ in resolution"),
+        ({"classes": CLASSES[::-1]}, "they differ in classes"),
+        ({"noisy": False}, "knows clean pictures only"),
+    ],
+)
+def test_a_classifier_of_another_process_is_refused(settings: dict, words: str, tmp_path: Path) -> None:
+    parts = {"base": base(tmp_path, num_classes=len(CLASSES)), "classifier": classifier(tmp_path, **settings)}
+    with pytest.raises(ValueError, match=words) as caught:
+        Cascade.load(compose(tmp_path / "cascade", **parts))
+    assert "\n" not in str(caught.value)
