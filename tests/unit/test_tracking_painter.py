@@ -22,6 +22,7 @@ from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_roads import DIT, ROADS, base, classifier, contrastive
 from tests.tiny_roads import LONE, PRIORS, conditioned, lone, token_road
 from tests.unit.test_frozen_text import pretrained_folder
+from tests.unit.test_sampling_translate import write_palette
 
 
 def paint(folder: Path) -> str:
@@ -38,6 +39,11 @@ def pixels(answer: str) -> np.ndarray:
 @pytest.mark.parametrize("road", LONE)
 def test_a_model_alone_paints_the_same_as_composed(road: str, tmp_path: Path):
     folder = lone(road, tmp_path)
+    assert np.array_equal(pixels(paint(folder / "model")), pixels(paint(folder)))
+
+
+def test_a_model_that_works_on_pictures_does_alone_as_composed(tmp_path: Path):
+    folder = write_palette(tmp_path)
     assert np.array_equal(pixels(paint(folder / "model")), pixels(paint(folder)))
 
 

@@ -1,0 +1,76 @@
+"""A packed model of every kind loads in a fresh process, runs the code that it carries, and answers its own row."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from mlflow.models import Model
+
+from components.tracking.registry import save_model
+from tests.tiny_diffusion_roads import classifier, classifier_guided, contrastive, dalle2, imagen, latent
+from tests.unit.test_frozen_text import pretrained_folder
+from tests.unit.test_sampling_translate import write_palette
+
+PROGRAM = """
+    import json, pathlib, sys
+    import mlflow, torch
+    torch.set_num_threads(1)
+    answers = {}
+    for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+        model = mlflow.pyfunc.load_model(str(path))
+        assert model.metadata.signature is not None, path
+        example = model.input_example
+        try:
+            (answers[path.name],) = model.predict(example if example is not None else [{"prompt": "red", "label": "0"}])
+        except Exception as error:
+            answers[path.name] = f"{type(error).__name__}: {error}"
+    here = [str(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "components"]
+    print(json.dumps([answers, here]))
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each kind, and the cascades that hold them, as the registry keeps them."""
+    home, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("packed")
+    cascades = {road.__name__: road(home / road.__name__) for road in (latent, imagen, dalle2, classifier_guided)}
+    models = {
+        **cascades,
+        "diffusion_prior": cascades["dalle2"] / "diffusion_prior",
+        "latent_base": cascades["latent"] / "base",
+        "imagen_base": cascades["imagen"] / "base",
+        "contrastive": contrastive(home),
+        "classifier": classifier(home),
+        "text_encoder": pretrained_folder(home / "text_encoder", "bert"),
+        "image_to_image": write_palette(home / "palette") / "model",
+    }
+    for name, model in models.items():
+        save_model(folder / name, model)
+    return folder
+
+
+def test_every_kind_answers_in_a_fresh_process_by_the_code_that_it_carries(packed: Path, tmp_path: Path):
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(packed)]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    answers, modules = json.loads(done.stdout.splitlines()[-1])
+    assert all(Path(module).is_relative_to(packed) for module in modules)
+    refused = {name for name, answer in answers.items() if "Error" in answer}
+    assert refused == {"diffusion_prior", "latent_base", "imagen_base"}
+    assert all("ValueError" in answers[name] and "load the composed cascade" in answers[name] for name in refused)
+    lists = {name: len(json.loads(answers[name])) for name in ("contrastive", "text_encoder", "classifier")}
+    assert lists == {"contrastive": 6, "text_encoder": 5, "classifier": 3}
+
+
+def test_a_model_that_does_nothing_alone_has_a_signature_and_no_example(packed: Path):
+    prior = Model.load(str(packed / "diffusion_prior"))
+    assert prior.signature is not None
+    assert prior.saved_input_example_info is None
+    assert Model.load(str(packed / "dalle2")).saved_input_example_info is not None
+
+
+def test_only_what_holds_a_pretrained_encoder_needs_its_library(packed: Path):
+    asks = {path.name for path in packed.iterdir() if "transformers" in (path / "requirements.txt").read_text()}
+    assert asks == {"text_encoder"}

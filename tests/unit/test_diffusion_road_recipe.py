@@ -1,0 +1,101 @@
+"""Recipes of the continuous road: networks that do not fit each other are refused before anything starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.models.autoencoder import Autoencoder
+from components.stages.text_encoder import TextEncoderConfig
+from components.training.config import AutoencoderConfig
+from components.training.tasks.autoencoder import autoencoder_arguments
+from pipelines.preflight import check_parts
+from pipelines.recipes.catalog import load_recipe
+from pipelines.recipes.diffusion_road import latent_channels
+from pipelines.recipes.diffusion_rows import imagen
+from pipelines.recipes.discrete_rows import vae_gan_autoencoder
+from pipelines.recipes.paper_roads import ldm_text_to_image
+from pipelines.workflow import UsageError, Workflow
+from pipelines.workflows import build_workflow
+from tests.unit.test_frozen_text import pretrained_folder
+
+VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignment", "words"),
+    [
+        ("classifier_guided", "classifier.schedule=linear", ["classifier.schedule", "'cosine'"]),
+        ("classifier_guided", "classifier.num_train_timesteps=500", ["classifier.num_train_timesteps", "1000"]),
+        ("classifier_guided", "classifier.objective=edm", ["classifier.objective", "'discrete'"]),
+        ("classifier_guided", "classifier.noisy=false", ["classifier.noisy"]),
+        (
+            "classifier_guided",
+            "classifier.resolution=8 classifier.attention_resolutions=[4]",
+            ["classifier.resolution", "16"],
+        ),
+        ("latent_diffusion", "base.in_channels=3", ["base.in_channels", "4"]),
+        ("latent_diffusion", "base.threshold=static", ["base.threshold"]),
+        ("imagen", "contrastive=null", ["text_states", "contrastive or text_encoder"]),
+        ("imagen", "base.text_states_dim=32", ["base.text_states_dim", "contrastive.text_dim 64"]),
+        ("dalle2", "base.image_embedding_dim=32", ["base.image_embedding_dim", "contrastive.embedding_dim 64"]),
+        ("dalle2", "contrastive.resolution=32 diffusion_prior.resolution=32", ["contrastive.resolution", "16"]),
+        ("dalle2", "diffusion_prior.resolution=8", ["diffusion_prior.resolution", "16"]),
+        ("dalle2", "text_encoder.uri=somewhere", ["text_encoder"]),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(recipe: str, assignment: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(recipe, assignment.split())
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bottleneck",
+    [
+        {"bottleneck": "gaussian"},
+        {"bottleneck": "vq_ema", "codebook_size": 16},
+        {"bottleneck": "vq", "codebook_size": 16, "codebook_dim": 5},
+        {"bottleneck": "gumbel", "codebook_size": 16},
+        {"bottleneck": "fsq", "fsq_levels": (4, 4)},
+    ],
+)
+def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict) -> None:
+    numbers = vae_gan_autoencoder().model_dump() | VAE | {"codebook_size": None, "codebook_dim": None}
+    config = AutoencoderConfig(**(numbers | {"channels": 32, "latent_channels": 8} | bottleneck))
+    assert latent_channels(config) == Autoencoder(**autoencoder_arguments(config)).diffused_shape[0]
+
+
+def asked_by(uri: str) -> Workflow:
+    """Imagen by the pretrained encoder at `uri`."""
+    numbers = imagen().model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=uri)}
+    return build_workflow(type(imagen())(**numbers))
+
+
+def test_a_text_encoder_is_looked_for_before_anything_starts(tmp_path: Path) -> None:
+    check_parts(asked_by(str(pretrained_folder(tmp_path / "encoder", "bert", length=None))))
+    (tmp_path / "encoder" / "tokenizer.json").unlink()
+    for place, lacks in (("encoder", r"lacks tokenizer\.json"), ("nowhere", r"lacks config\.json, tokenizer\.json")):
+        with pytest.raises(UsageError, match=lacks) as caught:
+            check_parts(asked_by(str(tmp_path / place)))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_text_encoder_needs_the_library_that_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = asked_by(str(pretrained_folder(tmp_path, "bert", length=None)))
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    with pytest.raises(UsageError, match="needs transformers: run `pip install transformers`"):
+        check_parts(workflow)
+
+
+def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    options = ["--recipe", ldm_text_to_image.__name__, "--set", f"text_encoder.uri={tmp_path}/nowhere"]
+    options += ["--set", "autoencoder.perceptual_network=none"]
+    command = [str(Path(sys.executable).with_name("cascade")), "run", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path}/nowhere holds no text encoder")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/stages/*"))

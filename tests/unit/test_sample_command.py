@@ -1,0 +1,85 @@
+"""`cascade sample`: how a picture is asked for reaches the models, and what can't be done is one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from pipelines.sample_command import sample_pictures
+from pipelines.workflow import UsageError
+from tests.tiny_diffusion_roads import classifier_guided, imagen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cascade whose base is guided by a classifier."""
+    return classifier_guided(tmp_path_factory.mktemp("sample"))
+
+
+def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
+    """Pictures of class 1."""
+    options = ("road", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
+    asked = {"labels": ["1"], "prompts": [], "conditions": [], "seed": 4, "count": 1, **dict.fromkeys(options)}
+    grid = sample_pictures(str(folder), **(asked | changes), out=out, console=Console(quiet=True))
+    return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path != grid]
+
+
+@pytest.mark.parametrize("how", [{"sampler": "heun"}, {"classifier_scale": 0.0}, {"classifier_scale": 9.0, "steps": 3}])
+def test_what_is_asked_for_is_what_is_sampled(folder: Path, how: dict, tmp_path: Path) -> None:
+    (made,) = sampled(folder, tmp_path, **how)
+    plain, wanted = Cascade.load(folder).sample([Request(label=1, seed=4), Request(label=1, seed=4, **how)])
+    np.testing.assert_array_equal(made, wanted)
+    assert (made != plain).any()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"sampler": "plms"}, "unknown sampler 'plms': choose ddpm, ddim, dpm_solver_pp, heun or euler"),
+        ({"classifier_scale": float("inf")}, "classifier_scale must be a finite number"),
+    ],
+)
+def test_what_can_not_be_sampled_is_one_line(folder: Path, how: dict, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        sampled(folder, tmp_path, **how)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cascade_without_a_classifier_takes_no_scale_of_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="classifier_scale needs a cascade with a classifier"):
+        sampled(imagen(tmp_path), tmp_path / "out", labels=[], prompts=["red"], classifier_scale=1.0)
+
+
+def test_a_text_encoder_that_can_not_be_loaded_is_one_line(tmp_path: Path) -> None:
+    folder = imagen(tmp_path)
+    (folder / "contrastive" / "bpe.json").unlink()
+    with pytest.raises(UsageError, match=r"no contrastive one with its bpe\.json") as caught:
+        sampled(folder, tmp_path / "out", labels=[], prompts=["red"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_takes_the_options_and_ends_in_exit_code_2(folder: Path, tmp_path: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("cascade")),
+        "sample",
+        "--model",
+        str(folder),
+        "--label",
+        "1",
+        "--count",
+        "1",
+    ]
+    done = subprocess.run([*command, "--sampler", "plms"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: unknown sampler 'plms'")
+    assert len(done.stderr.strip().splitlines()) == 1
+    how = ["--sampler", "ddim", "--classifier-scale", "2", "--out", "made"]
+    made = subprocess.run([*command, *how], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "made" / "1-diffusion-0000.png").is_file()
