@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
         ray.init(address="auto", runtime_env={"env_vars": settings}, **common)
     else:
         tokens = TOKENS_A_CORE * max(2, psutil.cpu_count() or 1)
-        ray.init(address="local", num_cpus=tokens, include_dashboard=False, **common)
         _protect_token()
+        ray.init(address="local", num_cpus=tokens, include_dashboard=False, **common)
     return ray.cluster_resources()
 
 
@@ -63,7 +64,13 @@ def on_cluster() -> bool:
 
 
 def _protect_token() -> None:
-    """Ray writes its access token readable by all; a token is nobody else's business."""
+    """Ray would write its access token readable by all: make it first, private, as Ray makes it (256 random bits)."""
     token = Path.home() / ".ray" / "auth_token"
-    if token.is_file():
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        descriptor = os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
         token.chmod(0o600)
+        return
+    with open(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))

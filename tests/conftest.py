@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,19 @@ def s3_server() -> Iterator[str]:
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
     stop(process)
+
+
+@contextmanager
+def s3_through_faults(server: str, log: Path, *, seed: int, gap: tuple[int, int], hang: float) -> Iterator[str]:
+    """Endpoint of a proxy process before the S3 server that hurts every few requests; see `tests.faults.proxy`."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.faults.proxy", server, str(port), "--log", str(log), "--seed", str(seed)]
+    process = subprocess.Popen([*command, "--gap", *map(str, gap), "--hang", str(hang)])
+    try:
+        wait_for(f"http://127.0.0.1:{port}/moto-api/", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop(process)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from components.storage.artifact import (
     describe_bytes,
     describe_file,
 )
-from components.storage.store import Store
+from components.storage.store import Store, in_parallel
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class StageContext:
 
         Returns the committed artifact: this one, or the one of whoever committed first.
         """
-        listed = [*entries, *(describe_bytes(self.store.read(path), path) for path in paths)]
+        listed = [*entries, *in_parallel(lambda path: describe_bytes(self.store.read(path), path), paths)]
         if folder is not None:
             listed += self._upload(folder)
         artifact = Artifact(
@@ -114,9 +114,10 @@ class StageContext:
 
     def _upload(self, folder: Path) -> list[FileEntry]:
         attempt = f"attempt-{uuid.uuid4().hex[:12]}"
-        listed = []
-        for local in sorted(path for path in folder.rglob("*") if path.is_file()):
+
+        def send(local: Path) -> FileEntry:
             path = f"{attempt}/{local.relative_to(folder).as_posix()}"
             self.store.upload(local, path)
-            listed.append(describe_file(local, path))
-        return listed
+            return describe_file(local, path)
+
+        return in_parallel(send, sorted(path for path in folder.rglob("*") if path.is_file()))

@@ -7,14 +7,14 @@ Layout of a stage's folder `{root}/stages/{stage}/{key}`:
     manifest.json   written last; its presence is the commit
 """
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from components.configuration import Config
-from components.storage.store import Store
+from components.storage.store import DamagedFileError, Digest, Store, digest_of, in_parallel
 
 MANIFEST = "manifest.json"
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
@@ -28,6 +28,10 @@ class FileEntry(Config):
     path: str  # relative to the stage's folder
     bytes: int
     sha256: str
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.bytes, self.sha256)
 
 
 class Artifact(Config):
@@ -64,34 +68,35 @@ class Artifact(Config):
     def read(self, name: str) -> bytes:
         """Bytes of a listed file, size and sha256 verified. Raises ArtifactError if they differ from the manifest."""
         entry = self.entry(name)
-        data = self.store.read(entry.path)
-        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ArtifactError(
-                f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again"
-            )
-        return data
+        try:
+            return self.store.read(entry.path, expected=entry.digest)
+        except DamagedFileError as error:
+            raise ArtifactError(_differs(error)) from error
 
     def download(self, folder: Path) -> Path:
-        """Copy all listed files into `folder`, verified. Returns the folder."""
-        for entry in self.files:
-            target = folder / _public_name(entry.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.store.download(entry.path, target)
-            if target.stat().st_size != entry.bytes or _sha256_of(target) != entry.sha256:
-                raise ArtifactError(
-                    f"{self.store.url(entry.path)} differs from its manifest; delete the folder and run again"
-                )
+        """Copy all listed files into `folder`, several at a time, verified. Returns the folder.
+
+        Raises ArtifactError for a listed file that differs from the manifest.
+        """
+
+        def fetch(entry: FileEntry) -> None:
+            self.store.download(entry.path, folder / _public_name(entry.path), expected=entry.digest)
+
+        try:
+            in_parallel(fetch, self.files)
+        except DamagedFileError as error:
+            raise ArtifactError(_differs(error)) from error
         return folder
 
 
 def describe_file(local: Path, path: str) -> FileEntry:
     """Manifest entry of a local file that is stored as `path`."""
-    return FileEntry(path=path, bytes=local.stat().st_size, sha256=_sha256_of(local))
+    return FileEntry(path=path, **digest_of(local)._asdict())
 
 
 def describe_bytes(data: bytes, path: str) -> FileEntry:
     """Manifest entry of bytes that are stored as `path`."""
-    return FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return FileEntry(path=path, **digest_of(data)._asdict())
 
 
 def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
@@ -115,10 +120,28 @@ def load_artifact(store: Store) -> Artifact | None:
     return artifact.model_copy(update={"root": store.uri})
 
 
-def verify_artifact(artifact: Artifact) -> None:
-    """Check every listed file's size and sha256. Raises ArtifactError at the first that differs."""
-    for entry in artifact.files:
-        artifact.read(entry.path)
+def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:
+    """Read every listed file, several at a time, and compare its size and sha256 with the manifest.
+
+    Args:
+        on_file: called after each file, from the threads that read.
+
+    Returns one line for each file that is missing or differs, in the manifest's order. Raises StoreError if storage
+    can't be reached.
+    """
+
+    def check(entry: FileEntry) -> str | None:
+        try:
+            artifact.store.check(entry.path, entry.digest)
+        except FileNotFoundError:
+            return f"{artifact.store.url(entry.path)} is missing"
+        except DamagedFileError as error:
+            return str(error)
+        finally:
+            on_file(entry)
+        return None
+
+    return [line for line in in_parallel(check, artifact.files) if line is not None]
 
 
 def _public_name(path: str) -> str:
@@ -126,6 +149,5 @@ def _public_name(path: str) -> str:
     return tail if tail and (head.startswith("attempt-") or head == "files") else path
 
 
-def _sha256_of(local: Path) -> str:
-    with open(local, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _differs(error: DamagedFileError) -> str:
+    return f"{error} as in its manifest; delete the stage's folder and run again"

@@ -29,7 +29,7 @@ class Lease:
             "id": uuid.uuid4().hex,
             "host": f"{socket.gethostname()}-{int(psutil.boot_time())}",
             "pid": os.getpid(),
-            "born": psutil.Process().create_time(),
+            "born": _born(psutil.Process()),
         }
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -91,7 +91,7 @@ class Lease:
         if state["host"] != self.owner["host"]:
             return False
         try:
-            return psutil.Process(state["pid"]).create_time() != state["born"]
+            return _born(psutil.Process(state["pid"])) != state["born"]
         except psutil.NoSuchProcess:
             return True
 
@@ -100,6 +100,11 @@ class Lease:
 
     def _state(self, *, beat: int, released: bool) -> bytes:
         return json.dumps({**self.owner, "beat": beat, "released": released}).encode()
+
+
+def _born(process: psutil.Process) -> float:
+    """Seconds between the machine's start and the process's: no change of the clock moves them."""
+    return round(process.create_time() - psutil.boot_time(), 2)
 
 
 def _name(generation: int) -> str:

@@ -1,34 +1,48 @@
 """Whole-file object storage on any fsspec URL: local folders, memory and S3 through one code path.
 
 Every write commits a whole file or nothing; `write_once` is a true write-once (conditional put on S3, `os.link` on
-local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing writers win).
+local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing writers win). Sizes are
+checked after each transfer, sha256 where it is known; what is wrong is fetched or sent again.
 """
 
+import hashlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from components.storage.connection import StoreError, connect, reason, retried, shown
 
 T = TypeVar("T")
+S = TypeVar("S")
 
-ATTEMPTS = 6
-FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+TRANSFERS = 8  # files of one artifact on their way at a time
+BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 
-class StoreError(Exception):
-    """Storage can't do what was asked; the message names the URL and the remedy in one line."""
+class DamagedFileError(StoreError):
+    """A file differs from what it must be, however often it is read."""
 
 
 class FileInfo(NamedTuple):
     path: str  # relative to the store
     bytes: int
+
+
+class Digest(NamedTuple):
+    """What a file must be, or is."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -45,56 +59,89 @@ class Store:
         """The absolute URL of `path` in this store."""
         return f"{self.uri.rstrip('/')}/{path}" if path else self.uri.rstrip("/")
 
-    def read(self, path: str) -> bytes:
-        """The bytes of a file. Raises FileNotFoundError if it is missing, StoreError if storage can't be reached."""
-        return read_url(self.url(path))
+    def read(self, path: str, *, expected: Digest | None = None) -> bytes:
+        """The bytes of a file.
+
+        Raises FileNotFoundError if it is missing, StoreError if storage can't be reached, DamagedFileError if the file
+        is not the expected one.
+        """
+        return read_url(self.url(path), expected=expected)
+
+    def check(self, path: str, expected: Digest) -> None:
+        """Read a file in blocks and compare it. Raises as `read`."""
+        filesystem, target = connect(self.url(path))
+
+        def compare() -> None:
+            if (found := _digest(filesystem, target)) != expected:
+                raise _damaged(self.url(path), found, expected)
+
+        retried(compare, self.url(path))
 
     def write(self, path: str, data: bytes) -> None:
         """Commit a whole file, replacing what was there."""
-        filesystem, target = _locate(self.url(path))
-        if isinstance(filesystem, LocalFileSystem):
-            _retried(lambda: os.replace(_local_temporary(target, data), target), self.url(path))
-        else:
-            _retried(lambda: filesystem.pipe_file(target, data), self.url(path))
+        filesystem, target = connect(self.url(path))
+
+        def put() -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                os.replace(_temporary(target, lambda file: file.write(data)), target)
+            else:
+                filesystem.pipe_file(target, data)
+                _check_size(filesystem, target, len(data))
+
+        retried(put, self.url(path))
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Commit a whole file if there is none yet. Returns False if other bytes are already there."""
-        filesystem, target = _locate(self.url(path))
-        try:
+        filesystem, target = connect(self.url(path))
+
+        def put() -> None:
             if isinstance(filesystem, LocalFileSystem):
                 _link_once(target, data)
             else:
-                _retried(lambda: filesystem.pipe_file(target, data, mode="create"), self.url(path))
+                filesystem.pipe_file(target, data, mode="create")
+
+        try:
+            retried(put, self.url(path))
         except FileExistsError:
             # A retried put whose first answer was lost finds its own bytes: writers put their identity in them.
             return self.read(path) == data
         return True
 
     def upload(self, local: Path, path: str) -> None:
-        """Commit a local file as `path` (multipart where the store has it)."""
-        filesystem, target = _locate(self.url(path))
-        if isinstance(filesystem, LocalFileSystem):
-            temporary = _temporary_name(target)
-            shutil.copyfile(local, temporary)
-            os.replace(temporary, target)
-        else:
-            _retried(lambda: filesystem.put_file(str(local), target), self.url(path))
+        """Commit a local file as `path`, in parts where it is large and the store takes parts."""
+        filesystem, target = connect(self.url(path))
 
-    def download(self, path: str, local: Path) -> None:
-        """Copy `path` to a local file."""
-        filesystem, source = _locate(self.url(path))
+        def put() -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                os.replace(_temporary(target, lambda file: _copy(local, file)), target)
+            else:
+                filesystem.put_file(str(local), target)
+                _check_size(filesystem, target, local.stat().st_size)
+
+        retried(put, self.url(path))
+
+    def download(self, path: str, local: Path, *, expected: Digest | None = None) -> None:
+        """Copy `path` to a local file. Raises as `read`; a file that is not the expected one is not left behind."""
+        filesystem, source = connect(self.url(path))
         local.parent.mkdir(parents=True, exist_ok=True)
-        _retried(lambda: filesystem.get_file(source, str(local)), self.url(path))
+
+        def get() -> None:
+            filesystem.get_file(source, str(local))
+            if expected is not None and (found := digest_of(local)) != expected:
+                local.unlink()
+                raise _damaged(self.url(path), found, expected)
+
+        retried(get, self.url(path))
 
     def exists(self, path: str) -> bool:
-        filesystem, target = _locate(self.url(path))
-        return _retried(lambda: filesystem.exists(target), self.url(path))
+        filesystem, target = connect(self.url(path))
+        return retried(lambda: filesystem.exists(target), self.url(path))
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
-        filesystem, root = _locate(self.url(prefix))
+        filesystem, root = connect(self.url(prefix))
         try:
-            entries = _retried(lambda: filesystem.ls(root, detail=True), self.url(prefix))
+            entries = retried(lambda: filesystem.ls(root, detail=True), self.url(prefix))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
@@ -108,17 +155,17 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Delete one file; deleting what is not there is no error."""
-        filesystem, target = _locate(self.url(path))
+        filesystem, target = connect(self.url(path))
         try:
-            _retried(lambda: filesystem.rm_file(target), self.url(path))
+            retried(lambda: filesystem.rm_file(target), self.url(path))
         except FileNotFoundError:
             return
 
     def delete_folder(self, prefix: str = "") -> None:
         """Delete a folder and all below it."""
-        filesystem, target = _locate(self.url(prefix))
-        if filesystem.exists(target):
-            _retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
+        filesystem, target = connect(self.url(prefix))
+        if self.exists(prefix):
+            retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
 
     def check_writable(self) -> None:
         """Write and delete a probe file. Raises StoreError with the remedy if that fails."""
@@ -128,24 +175,52 @@ class Store:
             self.delete(probe)
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"storage {self.uri} can't be written: {_reason(error)}; check the path, bucket and rights"
+                f"storage {shown(self.uri)} can't be written: {reason(error)}; check the path, bucket and rights"
             ) from error
 
 
-def read_url(url: str) -> bytes:
-    """The bytes at one absolute URL. Raises FileNotFoundError or StoreError."""
-    filesystem, path = _locate(url)
-    return _retried(lambda: filesystem.cat_file(path), url)
+def read_url(url: str, *, expected: Digest | None = None) -> bytes:
+    """The bytes at one absolute URL. Raises as `Store.read`."""
+    filesystem, path = connect(url)
+
+    def get() -> bytes:
+        data = filesystem.cat_file(path)
+        if expected is not None and (found := digest_of(data)) != expected:
+            raise _damaged(url, found, expected)
+        return data
+
+    return retried(get, url)
 
 
 def list_url(url: str) -> list[FileInfo]:
     """Files below one absolute URL, paths relative to it, sorted; empty if there is nothing."""
-    filesystem, root = _locate(url)
-    found = _retried(lambda: filesystem.find(root, detail=True), url)
+    filesystem, root = connect(url)
+    found = retried(lambda: filesystem.find(root, detail=True), url)
     root = root.rstrip("/")
     return sorted(
-        FileInfo(name[len(root) + 1 :], int(info["size"] or 0)) for name, info in found.items() if name != root
+        FileInfo(name[len(root) + 1 :], int(info["size"] or 0))
+        for name, info in found.items()
+        if name != root and not TEMPORARY.search(name)
     )
+
+
+def in_parallel(action: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """`action` for each item, a few at a time, results in order. Raises the first error; what is not begun is left."""
+    with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer") as pool:
+        waiting = [pool.submit(action, item) for item in items]
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def digest_of(data: bytes | Path) -> Digest:
+    """Size and sha256 of bytes or of a local file."""
+    if isinstance(data, bytes):
+        return Digest(len(data), hashlib.sha256(data).hexdigest())
+    with open(data, "rb") as file:
+        return Digest(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def absolute(uri: str) -> str:
@@ -155,57 +230,50 @@ def absolute(uri: str) -> str:
     return str(Path(uri).expanduser().resolve())
 
 
-def _locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise StoreError(f"{url}: {error}; use a local path, s3://bucket/path or another fsspec URL") from error
+def _damaged(url: str, found: Digest, expected: Digest) -> DamagedFileError:
+    if found.bytes != expected.bytes:
+        return DamagedFileError(f"{shown(url)} differs: it has {found.bytes} bytes, not {expected.bytes}")
+    return DamagedFileError(f"{shown(url)} differs: its sha256 is {found.sha256[:12]}…, not {expected.sha256[:12]}…")
 
 
-def _retried(action: Callable[[], T], url: str) -> T:
-    """Run `action` with retries and jitter; what can't get better by waiting is raised at once."""
-    retrying = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        retry=retry_if_exception(lambda error: isinstance(error, OSError) and not isinstance(error, FINAL_ERRORS)),
-    )
-    try:
-        return retrying(action)
-    except RetryError as error:
-        cause = error.last_attempt.exception()
-        raise StoreError(
-            f"{url} failed {ATTEMPTS} times: {_reason(cause)}; check the network and the endpoint"
-        ) from cause
-    except PermissionError as error:
-        raise StoreError(
-            f"{url}: access denied ({_reason(error)}); check the credentials and the bucket's policy"
-        ) from error
-    except Exception as error:
-        if "credential" in type(error).__name__.lower():
-            raise StoreError(f"{url}: no credentials found; set AWS_ACCESS_KEY_ID or give the pod a role") from error
-        raise
+def _digest(filesystem: fsspec.AbstractFileSystem, path: str) -> Digest:
+    size, digest = 0, hashlib.sha256()
+    with filesystem.open(path, "rb", block_size=BLOCK, cache_type="readahead") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            digest.update(block)
+    return Digest(size, digest.hexdigest())
 
 
-def _reason(error: BaseException | None) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _check_size(filesystem: fsspec.AbstractFileSystem, path: str, size: int) -> None:
+    """Raises OSError, which is retried, if the store holds another number of bytes than were sent."""
+    stored = filesystem.size(path)
+    if stored != size:
+        raise OSError(f"{stored} of {size} bytes arrived")
 
 
-def _temporary_name(target: str) -> str:
+def _copy(local: Path, target: IO[bytes]) -> None:
+    with open(local, "rb") as source:
+        shutil.copyfileobj(source, target, BLOCK)
+
+
+def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
+    """A finished file beside `target`, on the disk and not only in its cache; nothing is left where that fails."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    return f"{target}.tmp-{uuid.uuid4().hex[:8]}"
-
-
-def _local_temporary(target: str, data: bytes) -> str:
-    temporary = _temporary_name(target)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = f"{target}.tmp-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temporary, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     return temporary
 
 
 def _link_once(target: str, data: bytes) -> None:
-    temporary = _local_temporary(target, data)
+    temporary = _temporary(target, lambda file: file.write(data))
     try:
         os.link(temporary, target)
     finally:

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import fsspec
 import pyarrow.fs
 
-from components.storage.store import Store
+from components.storage.connection import connect, retried
+from components.storage.store import Store, in_parallel, read_url
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
 PREFIX = "step-"
@@ -41,29 +41,51 @@ def last_checkpoint(run: Store) -> Checkpointed | None:
 
 
 def upload_folder(local: Path, run: Store, name: str) -> None:
-    """Copy the files of `local` to the run's folder `name`, each whole and retried."""
-    for file in sorted(path for path in local.rglob("*") if path.is_file()):
+    """Copy the files of `local` to the run's folder `name`, each whole, retried, and several at a time."""
+
+    def send(file: Path) -> None:
         run.upload(file, f"{name}/{file.relative_to(local).as_posix()}")
+
+    in_parallel(send, sorted(path for path in local.rglob("*") if path.is_file()))
 
 
 def download_folder(run: Store, name: str, local: Path) -> Path:
     """Copy the run's folder `name` to `local`. Returns `local`."""
-    for file in run.list(name):
-        run.download(file.path, local / Path(file.path).relative_to(name))
+    in_parallel(lambda file: run.download(file.path, local / Path(file.path).relative_to(name)), run.list(name))
     return local
 
 
 def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
     """(path without protocol, filesystem) as Ray Train wants them, for any fsspec URL."""
-    filesystem, path = fsspec.core.url_to_fs(folder.uri, use_listings_cache=False)
+    filesystem, path = connect(folder.uri)
     return path, pyarrow.fs.PyFileSystem(WholeFiles(filesystem))
 
 
 class WholeFiles(pyarrow.fs.FSSpecHandler):
     """Files that appear whole or not at all: a driver killed while it writes its snapshot must not lose the run.
 
-    For the small files that Ray Train writes itself; checkpoints are uploaded by `upload_folder`.
+    For the small files that Ray Train keeps itself; checkpoints go by `upload_folder` and `download_folder`. What fails
+    is retried.
     """
+
+    def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
+        return retried(lambda: super(WholeFiles, self).get_file_info(paths), self.fs.unstrip_protocol(paths[0]))
+
+    def get_file_info_selector(self, selector: pyarrow.fs.FileSelector) -> list[pyarrow.fs.FileInfo]:
+        url = self.fs.unstrip_protocol(selector.base_dir)
+        return retried(lambda: super(WholeFiles, self).get_file_info_selector(selector), url)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        retried(lambda: super(WholeFiles, self).create_dir(path, recursive), self.fs.unstrip_protocol(path))
+
+    def delete_dir(self, path: str) -> None:
+        Store(self.fs.unstrip_protocol(path)).delete_folder()
+
+    def open_input_stream(self, path: str) -> pyarrow.NativeFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pyarrow.NativeFile:
+        return pyarrow.BufferReader(read_url(self.fs.unstrip_protocol(path)))
 
     def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> pyarrow.PythonFile:
         return pyarrow.PythonFile(_PendingFile(self.fs.unstrip_protocol(path)), mode="w")

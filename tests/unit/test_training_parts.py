@@ -64,6 +64,10 @@ def test_what_ray_train_writes_appears_whole_or_not_at_all(tmp_path: Path) -> No
     stream.close()
     assert (tmp_path / "snapshot.json").read_bytes() == b"second"
     assert [file.path for file in Store(str(tmp_path)).list()] == ["snapshot.json"]
+    with filesystem.open_input_stream(target) as back:
+        assert back.read() == b"second"
+    filesystem.delete_dir(path)
+    assert not tmp_path.exists()
 
 
 def test_pictures_span_minus_one_to_one_exactly() -> None:

@@ -1,0 +1,28 @@
+"""Laws of the session: what opens the cluster is nobody else's business."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from pipelines.session import _protect_token
+
+
+def test_ray_s_token_is_private_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _protect_token()
+    token = tmp_path / ".ray" / "auth_token"
+    assert len(token.read_text()) == 64
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+
+
+def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("given")
+    token.chmod(0o644)
+    _protect_token()
+    assert token.read_text() == "given"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600

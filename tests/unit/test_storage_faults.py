@@ -1,0 +1,158 @@
+"""Laws of storage on a bad network and a full disk: the bytes arrive, or one clear line says why not."""
+
+import errno
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import s3fs
+
+from components.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
+from components.storage.connection import connect, retried
+from components.storage.store import DamagedFileError, Store, StoreError, digest_of, in_parallel
+from tests.conftest import s3_through_faults
+from tests.faults.proxy import FAULTS, counted
+
+FILES = {f"{number:03d}.bin": np.random.default_rng(number).bytes(2000 + number) for number in range(9)}
+
+
+@pytest.fixture
+def bad_network(s3_bucket: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The log of a proxy that hurts every second or third request to the bucket's server."""
+    quick = {"read_timeout": 0.3, "connect_timeout": 2, "retries": {"mode": "standard", "max_attempts": 2}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
+    with s3_through_faults(s3_server, tmp_path / "faults.jsonl", seed=3, gap=(2, 3), hang=0.6) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield tmp_path / "faults.jsonl"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_whatever_a_network_does_the_bytes_arrive(bad_network: Path, s3_bucket: str, tmp_path: Path):
+    store = Store(f"{s3_bucket}/store")
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+    in_parallel(lambda name: store.upload(tmp_path / name, f"sent/{name}"), FILES)
+    in_parallel(lambda name: store.write(f"written/{name}", FILES[name]), FILES)
+    assert all(in_parallel(lambda name: store.write_once(f"once/{name}", FILES[name]), FILES))
+    assert not store.write_once("once/000.bin", b"another")
+    for folder in ("sent", "written", "once"):
+        assert in_parallel(lambda name, folder=folder: store.read(f"{folder}/{name}"), FILES) == [*FILES.values()]
+        assert [info.bytes for info in store.list(folder)] == [len(data) for data in FILES.values()]
+    in_parallel(lambda name: store.download(f"sent/{name}", tmp_path / "back" / name), FILES)
+    assert all((tmp_path / "back" / name).read_bytes() == data for name, data in FILES.items())
+    for kind in ("read", "write"):
+        assert {fault for where, fault in counted(bad_network) if where == kind} == set(FAULTS)
+
+
+def test_a_large_file_goes_in_parts_and_comes_back(s3_bucket: str, tmp_path: Path):
+    block, store = np.random.default_rng(0).bytes(2**20), Store(s3_bucket)
+    with open(tmp_path / "large", "wb") as file:
+        for number in range(101):
+            file.write(number.to_bytes(8) + block)
+    expected = digest_of(tmp_path / "large")
+    store.upload(tmp_path / "large", "large")
+    filesystem, path = connect(store.url("large"))
+    assert filesystem.info(path)["ETag"].endswith('-3"')  # parts of 50 MiB
+    store.check("large", expected)
+    store.download("large", tmp_path / "back", expected=expected)
+
+
+def test_wrong_bytes_are_no_file_at_all(any_store: str, tmp_path: Path):
+    store, expected = Store(any_store), digest_of(b"as it was")
+    store.write("a", b"as it is.")
+    for action in (
+        lambda: store.read("a", expected=expected),
+        lambda: store.check("a", expected),
+        lambda: store.download("a", tmp_path / "a", expected=expected),
+    ):
+        with pytest.raises(DamagedFileError, match="a differs: its sha256 is"):
+            action()
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_waiting_can_not_mend_is_raised_at_once():
+    started = time.monotonic()
+    with pytest.raises(TypeError):
+        retried(lambda: len(3), "memory://a")
+    with pytest.raises(StoreError, match="make room there"):
+        retried(lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), "memory://a")
+    assert time.monotonic() - started < 0.2
+
+
+def test_verification_names_every_damaged_or_missing_file(any_store: str):
+    store = Store(any_store)
+    names = [f"attempt-1/{number}.bin" for number in range(6)]
+    for name in names:
+        store.write(name, name.encode())
+    files = tuple(describe_bytes(name.encode(), name) for name in names)
+    artifact = commit_artifact(store, Artifact(kind="shards", stage="images", key="k", files=files))
+    seen = []
+    assert verify_artifact(artifact, on_file=seen.append) == []
+    assert len(seen) == 6
+    store.write(names[1], b"short")
+    store.write(names[3], names[3].upper().encode())
+    store.delete(names[4])
+    assert [line.split("attempt-1/")[1][:12] for line in verify_artifact(artifact)] == [
+        "1.bin differ",
+        "3.bin differ",
+        "4.bin is mis",
+    ]
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_what_was_there(tmp_path: Path):
+    """The limit on the size of a file stands for the full disk: the same call fails in the same place."""
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from components.storage.store import Store, StoreError
+        store = Store(sys.argv[1])
+        store.write("a", b"old")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        Path(sys.argv[1], "source").write_bytes(bytes(90_000))
+        for action in (
+            lambda: store.write("a", bytes(200_000)),
+            lambda: store.write_once("b", bytes(200_000)),
+            lambda: store.upload(Path(__file__), "c"),
+        ):
+            try:
+                action()
+            except StoreError as error:
+                assert "make room there" in str(error) and "\\n" not in str(error), error
+            else:
+                raise AssertionError("written")
+        assert store.read("a") == b"old"
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(program) + "#" * 200_000)
+    done = subprocess.run([sys.executable, script, tmp_path / "store"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["a", "source"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_half_written_files_are_never_listed(tmp_path: Path):
+    (tmp_path / "a.bin.tmp-0123abcd").write_bytes(b"half")
+    (tmp_path / "a.bin").write_bytes(b"whole")
+    assert [info.path for info in Store(str(tmp_path)).list()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("uri", ["ftp://user:hunter2@host/a", "s3://AKIA:hunter2@bucket/a"])
+def test_an_address_that_holds_a_password_is_refused_without_repeating_it(uri: str):
+    with pytest.raises(StoreError, match="holds credentials") as caught:
+        Store(uri).check_writable()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_signed_query_is_in_no_message():
+    with pytest.raises(StoreError) as caught:
+        retried(lambda: (_ for _ in ()).throw(PermissionError("no")), "https://host/a?X-Amz-Signature=hunter2")
+    assert "https://host/a?…" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
