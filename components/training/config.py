@@ -182,6 +182,7 @@ class DiffusionConfig(TrainingConfig):
     condition_image_channels: int = Field(0, ge=0)  # of the picture that is concatenated
     text_padding: Literal["hidden", "learned"] = "hidden"  # learned: GLIDE's, attended to
     gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers
+    compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
     conditions: tuple[Condition, ...] = ("label",)
     text_dim: int = Field(64, ge=8)  # the text transformer, where text is a condition
     text_layers: int = Field(2, ge=1)

@@ -21,10 +21,20 @@ from components.training.randomness import derive_seed
 class Learner(Generic[Network]):
     """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one."""
 
-    def __init__(self, network: Network, *, config: TrainingConfig, worker: Worker, ema_decay: float) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        config: TrainingConfig,
+        worker: Worker,
+        ema_decay: float,
+        compile_network: bool = False,
+    ) -> None:
         self.config = config
         self.worker = worker
         self.network = network.to(worker.device)
+        if compile_network:
+            self.network.compile()  # in place: names of weights stay, copies such as the EMA's are not compiled
         self.forward = data_parallel(self.network, worker)
         self.optimizer = make_optimizer(self.network, config)
         self.ema = make_ema(self.network, config, decay=ema_decay)

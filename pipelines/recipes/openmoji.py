@@ -95,7 +95,7 @@ def base() -> DiffusionConfig:
         precision="bf16",
         guidance_scale=1.5,
         sampler="dpm_solver_pp",
-        num_inference_steps=20,
+        num_inference_steps=16,
         checkpoint_every=200,
         sample_every=600,
     )
@@ -117,7 +117,7 @@ def upsampler() -> DiffusionConfig:
         max_noise_level=400,
         noise_level=80,
         sampler="dpm_solver_pp",
-        num_inference_steps=8,
+        num_inference_steps=10,
         checkpoint_every=150,
         sample_every=325,
     )

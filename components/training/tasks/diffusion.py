@@ -60,7 +60,13 @@ class DiffusionTask:
         self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
         with seeded(config.seed):
             network = NETWORKS[network_kind(config)](**network_arguments(config, offers))
-        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+        self.learner = Learner(
+            network,
+            config=config,
+            worker=worker,
+            ema_decay=config.ema_decay,
+            compile_network=config.compile_network,
+        )
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
