@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow.models import Model
 
+from components.sampling.cascade import compose
 from components.tracking.registry import save_model
-from tests.tiny_diffusion_roads import classifier, classifier_guided, contrastive, dalle2, imagen, latent
+from tests.tiny_diffusion_roads import base, classifier, classifier_guided, contrastive, dalle2, imagen, latent
 from tests.unit.test_frozen_text import pretrained_folder
 from tests.unit.test_sampling_translate import write_palette
 
@@ -37,6 +38,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of each kind, and the cascades that hold them, as the registry keeps them."""
     home, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("packed")
     cascades = {road.__name__: road(home / road.__name__) for road in (latent, imagen, dalle2, classifier_guided)}
+    encoder = pretrained_folder(home / "text_encoder", "bert")
+    reads = base(home, text_conditioning="cross_attention", text_states_dim=8)
     models = {
         **cascades,
         "diffusion_prior": cascades["dalle2"] / "diffusion_prior",
@@ -44,7 +47,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "imagen_base": cascades["imagen"] / "base",
         "contrastive": contrastive(home),
         "classifier": classifier(home),
-        "text_encoder": pretrained_folder(home / "text_encoder", "bert"),
+        "text_encoder": encoder,
+        "pretrained_reader": compose(home / "pretrained_reader", base=reads, text_encoder=encoder),
         "image_to_image": write_palette(home / "palette") / "model",
     }
     for name, model in models.items():
@@ -73,4 +77,4 @@ def test_a_model_that_does_nothing_alone_has_a_signature_and_no_example(packed: 
 
 def test_only_what_holds_a_pretrained_encoder_needs_its_library(packed: Path):
     asks = {path.name for path in packed.iterdir() if "transformers" in (path / "requirements.txt").read_text()}
-    assert asks == {"text_encoder"}
+    assert asks == {"text_encoder", "pretrained_reader"}

@@ -13,6 +13,7 @@ from components.sampling.diffusion import sample_base
 from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES, DIFFUSION
 from tests.tiny_diffusion_roads import LATENT_SCALE, ROADS, base, classifier, contrastive, latent
+from tests.unit.test_frozen_text import pretrained_folder
 
 PROMPTS = ("red apple", "grey cat")
 REQUESTS = {
@@ -127,6 +128,18 @@ def test_an_upsampler_reads_the_prompt_too(cascade_of: Callable) -> None:
     one, other = cascade_of("imagen").sample_stages(asked)
     assert farthest([one["base"]], [other["base"]]) <= 1
     assert (one["upsampler_16"] != other["upsampler_16"]).mean() > 0.2
+
+
+def test_a_pretrained_encoder_reads_and_cuts_what_is_too_long(tmp_path: Path) -> None:
+    reads = base(tmp_path, text_conditioning="cross_attention", text_states_dim=8)
+    encoder = pretrained_folder(tmp_path / "encoder", "t5", length=3)
+    cascade = Cascade.load(compose(tmp_path / "cascade", base=reads, text_encoder=encoder))
+    prompts = ("a red circle", "a blue square", "a red circle a red circle")
+    requests = [Request(prompt=prompt, seed=1, guidance_scale=3.0) for prompt in prompts]
+    red, blue, long = cascade.sample(requests)
+    assert (red != blue).any()
+    assert farthest([red], [long]) <= 1
+    assert farthest([red, blue, long], cascade.sample(requests, batch_size=1)) <= 1
 
 
 @pytest.mark.parametrize("road", ["imagen", "dalle2"])
