@@ -27,6 +27,7 @@ from components.storage.artifact import Artifact
 from components.storage.store import Store
 from tests.picture_sets import write_set
 from tests.tiny_cascade import CLASSES, write_cascade, write_models
+from tests.tiny_diffusion_roads import guided_by_the_classifier_alone
 
 CONFIG = GalleryConfig(pictures_per_class=2, num_prompts=2, pictures_per_prompt=2, strip_frames=3)
 LABELS, CAPTIONS = np.array([0, 1, 2, 1]), ("red apple", "grey cat", "red flag", "green apple")
@@ -89,6 +90,14 @@ def test_the_gallery_shows_both_roads_by_class_and_prompt_the_strip_and_the_stag
         "strip_upsampler_16",
     }
     assert all(Image.open(io.BytesIO(png)).size[0] > 128 for png in drawn.values())
+
+
+def test_classes_that_the_classifier_alone_knows_are_shown_and_measured(tmp_path: Path) -> None:
+    cascade = Cascade.load(guided_by_the_classifier_alone(tmp_path))
+    shown = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
+    assert {request.label for request in shown["diffusion_by_class"]} == {0, 1, 2}
+    measured = measured_requests(cascade, "diffusion", labels=np.array([2, 1]), captions=["", "red"], count=2, seed=0)
+    assert {request.label for request in measured} == {1, 2}
 
 
 def _jobs(requests: dict[str, list[Request]]) -> list[SampleJob]:
