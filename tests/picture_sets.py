@@ -20,9 +20,9 @@ from components.data.shards import (
     load_index,
     save_index,
     split_of,
-    write_shard,
 )
 from components.data.sources.scenes import list_scenes
+from components.data.tars import write_shard
 from components.storage.store import Store
 
 CLASSES = ("red", "green", "blue")

@@ -5,8 +5,9 @@ Shapes: N samples, n of them asked for, H = W = resolution, L text_length.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,7 +15,17 @@ from tokenizers import Tokenizer
 from components.data.errors import ShardError
 from components.data.order import WINDOW_SHARDS
 from components.data.pictures import load_depth, load_mask, load_picture
-from components.data.shards import Member, ShardEntry, ShardIndex, ShardSample, Split, read_bpe, read_shard, split_of
+from components.data.shards import (
+    Member,
+    ShardEntry,
+    ShardIndex,
+    ShardSample,
+    Split,
+    fetch_shard,
+    read_bpe,
+    read_shard,
+    split_of,
+)
 from components.sampling.text_encoding import encode_text, parse_bpe
 
 CACHE_BYTES = 96 * 2**20  # of one reading process
@@ -32,11 +43,7 @@ class Pictures:
         if keep:  # else each picture is needed once before it is evicted
             self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)
         self._decoded = np.zeros(len(files), dtype=bool)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(len(file) for file in self.files) + (0 if self._kept is None else self._kept.nbytes)
+        self.nbytes = sum(map(len, files)) + (0 if self._kept is None else self._kept.nbytes)  # held
 
     def fill(self, out: np.ndarray, where: np.ndarray, ordinals: np.ndarray) -> None:
         """Set out[where], uint8 (n, H, W, 3), to the pictures of the samples `ordinals`, (n,).
@@ -62,7 +69,7 @@ class Pictures:
 class DecodedShard:
     """The samples of one split (None: of all) of a verified shard, in tar order; pictures are decoded when they are
     asked for, and kept if those of the whole set fit into CACHE_BYTES. `member` is what of a sample is its picture,
-    `condition_member` what is its condition picture, where there is one.
+    `condition_member` what is its condition picture, where there is one; `data` is the tar, if it is there already.
 
     Raises ShardError on construction if the shard is not what the index says, or a sample lacks a member.
     """
@@ -76,8 +83,9 @@ class DecodedShard:
         split: Split | None,
         member: Member = "image",
         condition_member: Member | None = None,
+        data: bytes | None = None,
     ) -> None:
-        stored = read_shard(index, entry, member=member, condition_member=condition_member)
+        stored = read_shard(index, entry, member=member, condition_member=condition_member, data=data)
         samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
@@ -85,62 +93,115 @@ class DecodedShard:
         self.text = encode_text(  # (N, L)
             tokenizer_of(index), [sample.caption for sample in self.samples], text_length=index.text.text_length
         )
-        self.resolution, self.mask_values = resolution, index.mask_values
-        self._url = index.url(entry.url)
         each = 3 * resolution**2 * (1 if condition_member is None else 2)
         how = {"resolution": resolution, "keep": index.samples * each <= CACHE_BYTES}
-        self.image = Pictures([sample.picture for sample in self.samples], partial(self._decode, member), **how)
+        keys = [sample.key for sample in self.samples]
+        decoder = partial(_decoder, index, keys, url=index.url(entry.url), resolution=resolution)
+        self.image = Pictures([sample.picture for sample in self.samples], decoder(member=member), **how)
         self.condition: Pictures | None = None
         if condition_member is not None:
             files = [sample.condition or b"" for sample in self.samples]  # reading made sure that there is one
-            self.condition = Pictures(files, partial(self._decode, condition_member), **how)
+            self.condition = Pictures(files, decoder(member=condition_member), **how)
 
     @property
     def nbytes(self) -> int:
         """Bytes held by this shard."""
         return self.image.nbytes + (0 if self.condition is None else self.condition.nbytes)
 
-    def _decode(self, member: Member, ordinal: int, file: bytes) -> np.ndarray:
+
+def _decoder(
+    index: ShardIndex, keys: Sequence[str], *, url: str, member: Member, resolution: int
+) -> Callable[[int, bytes], np.ndarray]:
+    """(number of the sample, its file) -> (H, W, 3) uint8. No method: a shard must be in no cycle of references, which
+    would keep its bytes until Python looks for cycles."""
+
+    def decode(ordinal: int, file: bytes) -> np.ndarray:
         try:
             match member:
                 case "image":
-                    return load_picture(file, resolution=self.resolution)
+                    return load_picture(file, resolution=resolution)
                 case "depth":
-                    return load_depth(file, resolution=self.resolution)
+                    return load_depth(file, resolution=resolution)
                 case "mask":
-                    return load_mask(file, resolution=self.resolution, mask_values=self.mask_values)
+                    return load_mask(file, resolution=resolution, mask_values=index.mask_values)
         except Exception as error:
-            said, key = "picture" if member == "image" else f"{member}.png", self.samples[ordinal].key
-            raise ShardError(f"shard {self._url}, sample {key}: {said} can't be decoded: {error}") from error
+            said = "picture" if member == "image" else f"{member}.png"
+            raise ShardError(f"shard {url}, sample {keys[ordinal]}: {said} can't be decoded: {error}") from error
+
+    return decode
+
+
+class View(NamedTuple):
+    """What is read of shards."""
+
+    resolution: int
+    member: Member = "image"
+    condition_member: Member | None = None
+
+
+Key = tuple[str, str, View, int]
 
 
 class ShardCache:
-    """The shards used last: at least a window of them, more while they fit in CACHE_BYTES."""
+    """The shards used last and those fetched ahead of use: three of them, the window that is read, and more only while
+    all fit into `capacity` bytes. So a reader of large shards holds three whatever their size, and one of small shards
+    fetches the next window while it decodes this one.
+    """
 
-    def __init__(self) -> None:
-        self._shards: OrderedDict[tuple[str, str, int, Member, Member | None, int], DecodedShard] = OrderedDict()
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
+        self.capacity = capacity
+        self._shards: OrderedDict[Key, DecodedShard] = OrderedDict()
+        self._coming: dict[Key, tuple[int, Future[bytes]]] = {}  # bytes, and the verified tar
+        self._needed: set[Key] = set()
+        self._threads = ThreadPoolExecutor(WINDOW_SHARDS, thread_name_prefix="fetch-shard")
 
-    def get(
-        self,
-        index: ShardIndex,
-        entry: ShardEntry,
-        *,
-        resolution: int,
-        member: Member = "image",
-        condition_member: Member | None = None,
-    ) -> DecodedShard:
-        """The training split of a shard, read if it is not held. Raises ShardError."""
-        key = (index.url(entry.url), entry.sha256, resolution, member, condition_member, index.mask_values)
+    @property
+    def count(self) -> int:
+        """Shards held or on their way."""
+        return len(self._shards) + len(self._coming)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held or on their way."""
+        return sum(s.nbytes for s in self._shards.values()) + sum(size for size, _ in self._coming.values())
+
+    def fetch_ahead(
+        self, index: ShardIndex, now: Sequence[ShardEntry], soon: Sequence[ShardEntry], *, view: View
+    ) -> None:
+        """Start to fetch the shards `now`, of which the reader asks next, and those it needs `soon` if they fit in."""
+        needed, wanted = ([_key(index, entry, view) for entry in entries] for entries in (now, [*now, *soon]))
+        self._needed = set(needed)
+        self._coming = {key: coming for key, coming in self._coming.items() if key in wanted}
+        for key, entry in zip(wanted, [*now, *soon], strict=True):
+            if key in self._shards or key in self._coming or not entry.train_samples:
+                continue
+            if self._make_room(entry.bytes) or key in self._needed:
+                self._coming[key] = entry.bytes, self._threads.submit(fetch_shard, index, entry)
+
+    def get(self, index: ShardIndex, entry: ShardEntry, *, view: View) -> DecodedShard:
+        """The training split of a shard of the window that `fetch_ahead` was told of. Raises ShardError."""
+        key = _key(index, entry, view)
         if key not in self._shards:
-            how: dict[str, Any] = {"resolution": resolution, "member": member, "condition_member": condition_member}
-            self._shards[key] = DecodedShard(index, entry, split="train", **how)
-            self._evict()
+            data = self._coming.pop(key)[1].result() if key in self._coming else None
+            self._make_room(entry.bytes)
+            self._shards[key] = DecodedShard(index, entry, split="train", data=data, **view._asdict())
         self._shards.move_to_end(key)
         return self._shards[key]
 
-    def _evict(self) -> None:
-        while len(self._shards) > WINDOW_SHARDS and sum(s.nbytes for s in self._shards.values()) > CACHE_BYTES:
-            self._shards.popitem(last=False)
+    def _make_room(self, size: int) -> bool:
+        """Drop what is not needed now, what was used longest ago first, until one more has room; False if not."""
+        for key in [key for key in self._shards if key not in self._needed]:
+            if self._has_room(size):
+                break
+            del self._shards[key]
+        return self._has_room(size)
+
+    def _has_room(self, size: int) -> bool:
+        return self.count < WINDOW_SHARDS or self.nbytes + size <= self.capacity
+
+
+def _key(index: ShardIndex, entry: ShardEntry, view: View) -> Key:
+    return index.url(entry.url), entry.sha256, view, index.mask_values
 
 
 @cache

@@ -49,17 +49,18 @@ def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[Window]
         seed: of the run, >= 0.
         start: position in the stream, >= 0.
     """
-    total = sum(counts)
+    sizes = np.asarray(counts, dtype=np.int64)
+    total = int(sizes.sum())
     epoch = start // total
     while True:
-        position = epoch * total
-        order = permutation(len(counts), key=(seed, epoch))
-        for number, first in enumerate(range(0, len(order), WINDOW_SHARDS)):
-            shards = tuple(int(shard) for shard in order[first : first + WINDOW_SHARDS])
-            window = Window(epoch, number, position, shards, tuple(counts[shard] for shard in shards))
-            if window.stop > max(start, window.start):
-                yield window
-            position = window.stop
+        order = permutation(len(sizes), key=(seed, epoch))
+        begins = epoch * total + np.append(0, np.cumsum(sizes[order]))  # positions where the shards of `order` begin
+        starts = begins[:-1:WINDOW_SHARDS]
+        stops = np.append(starts[1:], begins[-1])
+        for number in range(int(np.searchsorted(stops, start, side="right")), len(starts)):
+            shards = order[number * WINDOW_SHARDS : (number + 1) * WINDOW_SHARDS]
+            if stops[number] > starts[number]:
+                yield Window(epoch, number, int(starts[number]), tuple(shards.tolist()), tuple(sizes[shards].tolist()))
         epoch += 1
 
 

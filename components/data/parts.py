@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from components.configuration import Config
 from components.data.errors import SourceError
 from components.data.pictures import encode_png
-from components.data.shards import Quarantined, ShardEntry, split_of, write_shard
+from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader
+from components.data.tars import write_shard
 from components.storage.store import Store
 
 

@@ -4,11 +4,25 @@ Shapes: H = W = resolution; pictures are uint8 (H, W, 3), 0..255.
 """
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
 WHITE = (255, 255, 255, 255)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
+MAX_PIXELS = 2**27  # of one picture: 400 MB as RGB; a kilobyte of PNG can claim more
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """A picture file, decoded. Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    image.load()
+    return image
 
 
 def decode_picture(data: bytes) -> Image.Image:
@@ -16,9 +30,7 @@ def decode_picture(data: bytes) -> Image.Image:
 
     Raises whatever Pillow raises for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError).
     """
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(ImageOps.exif_transpose(open_picture(data)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -102,8 +114,7 @@ def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
 
 def _single_channel(data: bytes) -> Image.Image:
     """A file of one number a pixel (grey, 16-bit, palette indices), as it is. Raises ValueError for any other."""
-    image = Image.open(io.BytesIO(data))
-    image.load()
+    image = open_picture(data)
     if len(image.getbands()) > 1:
         raise ValueError(f"one number a pixel is needed, not {image.mode}")
     return image

@@ -9,25 +9,19 @@ where a second picture of each sample is asked for, `condition_image` uint8 (B, 
 """
 
 import hashlib
-import io
-import tarfile
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
-from webdataset import TarWriter
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from components.configuration import Config
 from components.data.errors import ShardError, SourceError
+from components.data.tars import Group, Member, iterate_shard
 from components.storage.store import Store, read_url
 
 INDEX = "index.json"
 BPE = "bpe.json"
-PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm")
-PICKLE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
 Split = Literal["train", "holdout"]
-Member = Literal["image", "depth", "mask"]  # what of a sample is read as its picture
 
 
 class Quarantined(Config):
@@ -81,22 +75,6 @@ class ShardIndex(Config):
         return path if "://" in path or path.startswith("/") else f"{self.root}/{path}"
 
 
-class Group(NamedTuple):
-    """The members of a tar that share a key, undecoded."""
-
-    key: str
-    members: dict[str, bytes]  # by suffix
-
-    @property
-    def picture(self) -> bytes | None:
-        """The picture; a group without one is no sample."""
-        return next((self.members[suffix] for suffix in PICTURE_SUFFIXES if suffix in self.members), None)
-
-    def member(self, member: Member) -> bytes | None:
-        """What is read as the picture: the picture itself, or `depth.png`, `mask.png` beside it; None if it lacks."""
-        return self.picture if member == "image" else self.members.get(f"{member}.png")
-
-
 class ShardSample(NamedTuple):
     """One sample as it is stored: nothing decoded."""
 
@@ -139,16 +117,6 @@ def read_bpe(index: ShardIndex) -> str:
     return data.decode()
 
 
-def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
-    """A tar of samples (`__key__` and members as bytes); equal samples give equal bytes."""
-    buffer = io.BytesIO()
-    writer = TarWriter(buffer, mtime=0, encoder=False)
-    for sample in samples:
-        writer.write(sample)
-    writer.close()
-    return buffer.getvalue()
-
-
 def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
     """The whole tar, size and sha256 verified. Raises ShardError naming the shard."""
     url = index.url(entry.url)
@@ -162,30 +130,23 @@ def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
     return data
 
 
-def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
-    """Samples of a tar as groups of undecoded members, by webdataset's own functions.
-
-    Raises ShardError for a tar that can't be read, a key that comes twice, pickles, and names that climb out.
-    """
-    try:
-        files = tar_file_expander([{"url": url, "stream": io.BytesIO(data)}])
-        for group in group_by_keys(_refuse_unsafe(files, url)):
-            yield Group(group["__key__"], {name: member for name, member in group.items() if not name.startswith("__")})
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        raise ShardError(f"shard {url} can't be read as a tar: {error.args[0] if error.args else error}") from error
-
-
 def read_shard(
-    index: ShardIndex, entry: ShardEntry, *, member: Member = "image", condition_member: Member | None = None
+    index: ShardIndex,
+    entry: ShardEntry,
+    *,
+    member: Member = "image",
+    condition_member: Member | None = None,
+    data: bytes | None = None,
 ) -> list[ShardSample]:
     """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError.
 
     Args:
         member: what of each sample is its picture; which samples there are does not depend on it.
         condition_member: what of each sample is its condition picture; None for no such picture.
+        data: what `fetch_shard` gave, if it was called already.
     """
     url = index.url(entry.url)
-    samples = [_sample(group, member, condition_member, index, url) for group in usable_groups(index, entry)]
+    samples = [_sample(group, member, condition_member, index, url) for group in usable_groups(index, entry, data)]
     train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(
@@ -195,10 +156,10 @@ def read_shard(
     return samples
 
 
-def usable_groups(index: ShardIndex, entry: ShardEntry) -> Iterator[Group]:
+def usable_groups(index: ShardIndex, entry: ShardEntry, data: bytes | None = None) -> Iterator[Group]:
     """The groups of a shard that are samples: with a picture, and not quarantined. Raises ShardError."""
     refused = {quarantined.key for quarantined in entry.quarantined}
-    for group in iterate_shard(fetch_shard(index, entry), index.url(entry.url)):
+    for group in iterate_shard(data or fetch_shard(index, entry), index.url(entry.url)):
         if group.picture is not None and group.key not in refused:
             yield group
 
@@ -225,25 +186,14 @@ def _picture(group: Group, member: Member, url: str) -> bytes:
 def _sample(group: Group, member: Member, condition_member: Member | None, index: ShardIndex, url: str) -> ShardSample:
     picture = _picture(group, member, url)
     condition = None if condition_member is None else _picture(group, condition_member, url)
-    raw = group.members.get("cls", b"0").decode().strip()
+    raw = group.text("cls") if "cls" in group.members else "0"
     try:
         label = int(raw) if index.labels == "index" or "cls" not in group.members else index.classes.index(raw)
     except ValueError as error:
         raise ShardError(f"shard {url}, sample {group.key}: class {raw!r} is not in the index") from error
     if not 0 <= label < len(index.classes):
         raise ShardError(f"shard {url}, sample {group.key}: label {label} of {len(index.classes)} classes")
-    caption = group.members.get("txt", b"").decode(errors="replace").strip()
-    return ShardSample(group.key, picture, label, caption, condition)
-
-
-def _refuse_unsafe(files: Iterable[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
-    for file in files:
-        name = file.get("fname", "")  # a string, not a path: there are four members a sample
-        if name.rpartition(".")[2].lower() in PICKLE_SUFFIXES:
-            raise ShardError(f"shard {url} holds a pickle ({name}): unpickling runs code; remove it from the tar")
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ShardError(f"shard {url} holds a name that climbs out of its folder ({name}); write the tar again")
-        yield file
+    return ShardSample(group.key, picture, label, group.text("txt"), condition)
 
 
 def _fetch(url: str) -> bytes:

@@ -7,22 +7,21 @@ rank i mod n. Every block has the same number of bytes, and `target_max_block_si
 Data passes each block on as it is (it slices a block only from 1.5 times the target).
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import ray.data
-from ray.data import DataIterator, Dataset, Datasource, ExecutionOptions, ExecutionResources, ReadTask
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray.data import DataIterator, Dataset, ExecutionOptions, ExecutionResources, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
-from components.data.decoded import DecodedShard, shard_cache
+from components.data.decoded import DecodedShard, View, shard_cache
 from components.data.degradations import Degradation, degrade
+from components.data.feeding import Feeder, LazySource
 from components.data.order import Window, pick, windows
 from components.data.shards import Member, ShardEntry, ShardIndex
 
@@ -30,8 +29,6 @@ GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
-PAUSE_SECONDS = 0.05  # while ranks have blocks to take
-WAIT_SECONDS = 0.005  # while they have none
 
 
 @dataclass(frozen=True)
@@ -123,14 +120,8 @@ def training_stream(
         raise ValueError(f"condition_image is either {condition_member} or a degraded picture, not both")
     text_length = index.text.text_length
     layout = Layout(resolution, global_batch_size, world_size, seed, text_length, member, condition_member, degradation)
-    chunks = list(plan_chunks(index, layout, start_step=start_step, total_steps=total_steps))
-    header = index.model_copy(update={"shards": ()})
-    dataset = ray.data.read_datasource(
-        StreamDatasource(header, layout, chunks),
-        num_cpus=reader_cpus,
-        concurrency=readers,
-        override_num_blocks=len(chunks),
-    )
+    source = StreamDatasource(index, layout, start_step=start_step, total_steps=total_steps, ahead=2 * readers)
+    dataset = ray.data.read_datasource(source, num_cpus=reader_cpus, concurrency=readers, override_num_blocks=1)
     _configure(dataset.context, layout, readers)
     return dataset
 
@@ -154,8 +145,9 @@ def rank_batches(iterator: DataIterator, *, batch_size: int, steps: int) -> Iter
 
 
 def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int) -> Iterator[Chunk]:
-    """Cut the stream into the work of tasks: the first chunk is one group, so that training starts early; a later one
-    ends with the last window that fits into it, since each task that touches a window reads its shards."""
+    """Cut the stream into the work of tasks, as it is asked for: the first chunk is one group, so that training starts
+    early; a later one ends with the last window that fits into it, since each task that touches a window reads its
+    shards."""
     counts = [entry.train_samples for entry in index.shards]
     num_groups = -(-(total_steps - start_step) // layout.steps_per_group)
     first, limit = start_step * layout.global_batch_size, layout.group_rows
@@ -181,44 +173,38 @@ def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Blo
             yield BlockAccessor.batch_to_block({name: _slice(column, layout, rank) for name, column in rows.items()})
 
 
-class StreamDatasource(Datasource):
-    """Ray Data's view of the stream: one read task for each chunk."""
+class StreamDatasource(LazySource):
+    """Ray Data's view of the stream: one read task for each chunk, planned when it is needed."""
 
-    def __init__(self, header: ShardIndex, layout: Layout, chunks: list[Chunk]) -> None:
+    def __init__(self, index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int, ahead: int) -> None:
         super().__init__()
-        self._header, self._layout, self._chunks = header, layout, chunks
+        self.ahead = ahead
+        self._index, self._layout, self._start_step, self._total_steps = index, layout, start_step, total_steps
 
     def get_name(self) -> str:
         return "TrainingStream"
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(chunk.last - chunk.first for chunk in self._chunks) * self._layout.row_bytes
+        return (self._total_steps - self._start_step) * self._layout.global_batch_size * self._layout.row_bytes
 
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        return [self._task(chunk) for chunk in self._chunks]
-
-    def _task(self, chunk: Chunk) -> ReadTask:
-        header, layout = self._header, self._layout
-        rows = chunk.last - chunk.first
-        metadata = BlockMetadata(num_rows=rows, size_bytes=rows * layout.row_bytes, exec_stats=None, input_files=None)
-        return ReadTask(lambda: read_chunk(header, layout, chunk), metadata, schema=_empty_block(layout, 1).schema)
+    def tasks(self) -> Iterator[ReadTask]:
+        header, layout = self._index.model_copy(update={"shards": ()}), self._layout
+        schema = _empty_block(layout, 1).schema
+        for chunk in plan_chunks(self._index, layout, start_step=self._start_step, total_steps=self._total_steps):
+            yield _read_task(header, layout, chunk, schema)
 
 
-class Rests(ExecutionCallback):
-    """Rests between the steps of Ray Data's scheduling loop, which waits for tasks and not for consumers: it would spin
-    for as long as training is slower than reading (ray 2.60, streaming_executor.py)."""
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        time.sleep(WAIT_SECONDS if executor._consumer_idling() else PAUSE_SECONDS)
+def _read_task(header: ShardIndex, layout: Layout, chunk: Chunk, schema: pa.Schema) -> ReadTask:
+    rows = chunk.last - chunk.first
+    metadata = BlockMetadata(num_rows=rows, size_bytes=rows * layout.row_bytes, exec_stats=None, input_files=None)
+    return ReadTask(lambda: read_chunk(header, layout, chunk), metadata, schema=schema)
 
 
 def _configure(context: DataContext, layout: Layout, readers: int) -> None:
     """What the stream needs from Ray Data: order kept, blocks as they come, memory ahead of training bounded."""
     ahead = ExecutionResources.for_limits(object_store_memory=(readers + 1) * layout.chunk_rows * layout.row_bytes)
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
-    context.custom_execution_callback_classes = [Rests]
+    context.custom_execution_callback_classes = [Feeder]
     rows = layout.group_rows // layout.world_size
     context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
     context.enable_progress_bars = False
@@ -249,22 +235,18 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
     last = first + layout.group_rows
     rows = _empty_rows(layout, layout.group_rows)
     rows["position"][:] = np.arange(first, last)
-    for window, entries in chunk.windows:
+    cache, view = shard_cache(), View(layout.resolution, layout.member, layout.condition_member)
+    following = [*(entries for _, entries in chunk.windows[1:]), ()]
+    for (window, entries), soon in zip(chunk.windows, following, strict=True):
         if window.start >= last or window.stop <= first:
             continue
+        cache.fetch_ahead(header, entries, soon, view=view)
         chosen = pick(window, seed=layout.seed, first=first, last=last)
         offset = max(window.start - first, 0)
         for place, entry in enumerate(entries):
             (where,) = np.nonzero(chosen.places == place)
             if len(where):
-                shard = shard_cache().get(
-                    header,
-                    entry,
-                    resolution=layout.resolution,
-                    member=layout.member,
-                    condition_member=layout.condition_member,
-                )
-                _fill(rows, where + offset, shard, chosen.ordinals[where])
+                _fill(rows, where + offset, cache.get(header, entry, view=view), chosen.ordinals[where])
     if layout.degradation is not None:
         rows |= degrade(rows["image"], rows["position"], layout.degradation)
     return rows

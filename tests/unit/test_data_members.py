@@ -18,11 +18,10 @@ from components.data.shards import (
     ShardEntry,
     ShardIndex,
     check_member,
-    iterate_shard,
     load_index,
-    write_shard,
 )
 from components.data.stream import Layout, plan_chunks, read_chunk
+from components.data.tars import iterate_shard, write_shard
 from components.data.tokens import parse_tokens
 from components.stages.autoencoder import train_autoencoder
 from components.storage.bundle import load_bundle

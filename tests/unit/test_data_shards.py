@@ -11,13 +11,12 @@ from components.data.errors import ShardError, SourceError
 from components.data.held_out import read_split, read_whole_shard
 from components.data.shards import (
     ShardIndex,
-    iterate_shard,
     load_index,
     read_shard,
     save_index,
     split_of,
-    write_shard,
 )
+from components.data.tars import iterate_shard, write_shard
 from components.storage.store import Store
 from tests.picture_sets import number_of, picture, png, write_set
 

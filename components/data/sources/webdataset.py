@@ -8,17 +8,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from components.configuration import Config
 from components.data.errors import ShardError, SourceError
 from components.data.listing import FileVersion, list_versions
 from components.data.pictures import decode_picture
-from components.data.shards import Quarantined, ShardEntry, iterate_shard, split_of
+from components.data.shards import Quarantined, ShardEntry, split_of
+from components.data.tars import Group, Member, check_end, iterate_shard, unpack
 from components.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 GLOB = frozenset("*?[")
 TARS = (".tar", ".tar.gz", ".tgz")
+MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
 
 
 class TarFacts(Config):
@@ -28,6 +31,12 @@ class TarFacts(Config):
     classes: tuple[str, ...]  # raw `cls` values that occur
     captions: tuple[str, ...]  # `txt` of its training samples
     unlabeled: int  # usable samples without `cls`
+
+
+class Surveyed(NamedTuple):
+    key: str
+    label: str | None
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -74,29 +83,37 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 
 def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
-    """Fetch a tar, decode each picture once, and say what is in it. Raises ShardError if the tar can't be read."""
+    """Fetch a tar, decode each picture once, and say what is in it: what can't be decoded is quarantined here, so that
+    the order of training depends on the index alone. Raises ShardError if the tar can't be read, or has no end."""
     data = read_url(url)
-    groups = [(group, group.picture) for group in iterate_shard(data, url)]
-    checked = [(group, _decoding_error(picture)) for group, picture in groups if picture is not None]
-    usable = [group for group, reason in checked if reason is None]
-    train = [group for group in usable if split_of(group.key, holdout_fraction) == "train"]
-    if not checked:
+    unpacked = unpack(data, url)
+    check_end(unpacked, url)
+    quarantined, samples = [], []
+    for group in iterate_shard(unpacked, url):
+        if group.picture is None:
+            continue
+        reason = _decoding_error(group)
+        if reason is None:
+            label = group.text("cls") if "cls" in group.members else None
+            samples.append(Surveyed(group.key, label, group.text("txt")))
+        else:
+            quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
+    if not samples and not quarantined:
         raise ShardError(f"shard {url} holds no pictures (png, jpg, webp, ... members); leave it out of the source")
+    train = [sample for sample in samples if split_of(sample.key, holdout_fraction) == "train"]
     entry = ShardEntry(
         url=url,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        samples=len(usable),
+        samples=len(samples),
         train_samples=len(train),
-        quarantined=tuple(
-            Quarantined(key=group.key, shard=url, reason=reason) for group, reason in checked if reason is not None
-        ),
+        quarantined=tuple(quarantined),
     )
     return TarFacts(
         entry=entry,
-        classes=tuple(sorted({group.members["cls"].decode().strip() for group in usable if "cls" in group.members})),
-        captions=tuple(group.members.get("txt", b"").decode(errors="replace").strip() for group in train),
-        unlabeled=sum("cls" not in group.members for group in usable),
+        classes=tuple(sorted({sample.label for sample in samples if sample.label is not None})),
+        captions=tuple(sample.caption for sample in train),
+        unlabeled=sum(sample.label is None for sample in samples),
     )
 
 
@@ -112,9 +129,13 @@ def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
     return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name))) or ("picture",)
 
 
-def _decoding_error(picture: bytes) -> str | None:
+def _decoding_error(group: Group) -> str | None:
+    """Why a picture of the group can't be decoded, be it the picture itself or its depth map or mask."""
     try:
-        decode_picture(picture)
+        for member in MEMBERS:
+            picture = group.member(member)
+            if picture is not None:
+                decode_picture(picture)
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
         return f"{type(error).__name__}: {str(error)[:120]}"
     return None

@@ -1,0 +1,73 @@
+"""What Ray Data's scheduling loop lacks for a stream without end: read tasks made as they are needed, and rests.
+
+Ray 2.60 makes all read tasks of a dataset before the first one runs: a million steps would be hundreds of thousands of
+objects in its store. Here it is given the first, and each further one when those before it have been taken.
+"""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import ray
+from ray.data import Datasource, ReadTask
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
+from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray.data.block import BlockMetadata
+
+PAUSE_SECONDS = 0.05  # while ranks have blocks to take
+WAIT_SECONDS = 0.005  # while they have none
+KEPT = 256  # read tasks that Ray could still be asked to run again, for blocks that were lost before they were taken
+
+
+class LazySource(Datasource):
+    """A data source whose read tasks are an iterator; to be used with the callback `Feeder`."""
+
+    ahead: int  # read tasks that wait to be run
+
+    def tasks(self) -> Iterator[ReadTask]:
+        """The read tasks in order, made when they are asked for."""
+        raise NotImplementedError
+
+    def get_read_tasks(self, *unused: object, **also_unused: object) -> list[ReadTask]:
+        """The first alone: the rest is the feeder's."""
+        return list(islice(self.tasks(), 1))
+
+
+class Feeder(ExecutionCallback):
+    """Gives the read operator of a LazySource its tasks one by one, and rests between the steps of the loop.
+
+    The loop waits for tasks and not for consumers: it would spin for as long as training is slower than reading (ray
+    2.60, streaming_executor.py). Its input operator counts as finished from the start, which is put off here.
+    """
+
+    def before_execution_starts(self, executor: StreamingExecutor) -> None:
+        topology = executor._topology or {}
+        self.input = next(op for op in topology if isinstance(op, InputDataBuffer))
+        source = self.input._logical_operators[0].datasource
+        assert isinstance(source, LazySource)
+        self.ahead, self.tasks = source.ahead, islice(source.tasks(), 1, None)
+        self.input._is_execution_marked_finished = self.input._inputs_complete = False
+        topology[self.input].inputs_done_called = True
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        while not self.input.has_execution_finished() and self.waiting() < self.ahead:
+            self.feed()
+        time.sleep(WAIT_SECONDS if executor._consumer_idling() else PAUSE_SECONDS)
+
+    def waiting(self) -> int:
+        """Tasks that were handed over and not run."""
+        (reading,) = self.input.output_dependencies
+        return len(self.input._input_data) - reading.metrics.num_inputs_received
+
+    def feed(self) -> None:
+        task = next(self.tasks, None)
+        if task is None:
+            self.input.mark_execution_finished()
+            return
+        metadata = BlockMetadata(num_rows=1, size_bytes=1024, exec_stats=None, input_files=None)
+        tasks: list[RefBundle | None] = self.input._input_data
+        tasks.append(RefBundle((BlockEntry(ray.put(task), metadata),), owns_blocks=False, schema=None))
+        if len(tasks) > KEPT:
+            tasks[-KEPT - 1] = None

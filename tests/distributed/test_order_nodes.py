@@ -1,0 +1,124 @@
+"""The order on one and on two Ray nodes (two raylets on this machine): ranks on both, resumed, with other ranks.
+
+As a program, a driver of its own: `python -m tests.distributed.test_order_nodes FOLDER NODES`.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from components.data.order import pick, windows
+from components.data.shards import ShardIndex, load_index, read_shard, split_of
+from components.data.stream import rank_batches, split_stream, training_stream
+from components.storage.store import Store
+from tests.picture_sets import number_of, write_set
+
+BATCH, STEPS, SEED = 8, 300, 7
+WORKERS = (2, 4, 1, 2)  # of each try
+
+
+def tries() -> list[tuple[int, int, int]]:
+    """(workers, start_step, stop_step): each goes on at a random step that the one before has passed."""
+    draw, start, found = random.Random(11), 0, []
+    for workers in WORKERS:
+        stop = STEPS if len(found) == len(WORKERS) - 1 else draw.randrange(start + 20, start + 110)
+        found.append((workers, start, stop))
+        start = draw.randrange(start + 1, stop)
+    return found
+
+
+def law(index: ShardIndex) -> np.ndarray:  # (STEPS, BATCH)
+    """Numbers of the pictures of each global batch, from the definition of the order alone."""
+    numbers = [
+        [
+            int(sample.key)
+            for sample in read_shard(index, entry)
+            if split_of(sample.key, index.holdout_fraction) == "train"
+        ]
+        for entry in index.shards
+    ]
+    served: list[int] = []
+    for window in windows([len(shard) for shard in numbers], seed=SEED, start=0):
+        if len(served) >= STEPS * BATCH:
+            break
+        chosen = pick(window, seed=SEED, first=window.start, last=window.stop)
+        served += [numbers[window.shards[p]][n] for p, n in zip(chosen.places, chosen.ordinals, strict=True)]
+    return np.array(served[: STEPS * BATCH]).reshape(STEPS, BATCH)
+
+
+@ray.remote(num_cpus=0)
+def consume(iterator: ray.data.DataIterator, share: int, steps: int) -> tuple[str, list[list[int]], list[int]]:
+    """(node, numbers of the pictures of each step, position of each step's first) of one rank."""
+    batches = list(rank_batches(iterator, batch_size=share, steps=steps))
+    numbers = [number_of(batch["image"]).tolist() for batch in batches]
+    node = ray.get_runtime_context().get_node_id()
+    return node, numbers, [int(batch["position"][0]) for batch in batches]
+
+
+def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop: int) -> dict[str, object]:
+    dataset = training_stream(
+        index,
+        resolution=8,
+        global_batch_size=BATCH,
+        world_size=workers,
+        seed=SEED,
+        start_step=start,
+        total_steps=STEPS,
+        reader_cpus=1,
+    )
+    places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    ranks = ray.get(
+        [
+            consume.options(scheduling_strategy=places[rank % len(places)]).remote(part, BATCH // workers, stop - start)
+            for rank, part in enumerate(split_stream(dataset, world_size=workers))
+        ]
+    )
+    nodes_of_ranks, numbers, positions = zip(*ranks, strict=True)
+    return {
+        "nodes": len(set(nodes_of_ranks)),
+        "numbers": [list(chain.from_iterable(step)) for step in zip(*numbers, strict=True)],
+        "positions": list(zip(*positions, strict=True)),
+    }
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(nodes: int, tmp_path: Path) -> None:
+    index = write_set(Store(str(tmp_path / "set")), sizes=(50, 40, 60, 30, 20, 35, 45))
+    command = [sys.executable, "-m", "tests.distributed.test_order_nodes", str(tmp_path), str(nodes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = law(index), json.loads((tmp_path / "found.json").read_text())
+    for (workers, start, stop), seen in zip(tries(), found, strict=True):
+        np.testing.assert_array_equal(seen["numbers"], expected[start:stop], err_msg=f"{workers} workers from {start}")
+        first = np.arange(start, stop)[:, None] * BATCH + np.arange(workers) * (BATCH // workers)
+        np.testing.assert_array_equal(seen["positions"], first)
+        assert seen["nodes"] == min(nodes, workers)
+
+
+def main(folder: Path, nodes: int) -> None:
+    from ray.cluster_utils import Cluster
+
+    from pipelines.session import start_ray
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3 - nodes, "include_dashboard": False})
+    for _ in range(nodes - 1):
+        cluster.add_node(num_cpus=1)  # two reading tasks of one CPU each: one on each node
+    os.environ["RAY_ADDRESS"] = cluster.address
+    start_ray(worker_start_timeout=120, verbose=False)
+    known = [node["NodeID"] for node in ray.nodes()]
+    found = [run_try(load_index(str(folder / "set")), known, *one) for one in tries()]
+    (folder / "found.json").write_text(json.dumps(found))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

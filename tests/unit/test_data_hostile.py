@@ -1,0 +1,186 @@
+"""Laws for files of strangers: nothing of theirs runs, is written, is followed, or takes memory without end."""
+
+import bz2
+import gzip
+import io
+import struct
+import tarfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from components.data import tars
+from components.data.errors import ShardError
+from components.data.pictures import MAX_PIXELS, decode_picture, load_depth
+from components.data.shards import Quarantined
+from components.data.sources.webdataset import survey_tar
+from components.data.tars import MAX_MEMBER_BYTES, iterate_shard
+from tests.picture_sets import picture, png, write_tar
+
+PNG = png(picture(1))
+
+
+def tar_of(*members: tuple[tarfile.TarInfo | str, bytes], end: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for info, data in members:
+            info = tarfile.TarInfo(info) if isinstance(info, str) else info
+            info.size = info.size or len(data)
+            tar.addfile(info, io.BytesIO(data))
+        used = tar.offset
+    return buffer.getvalue() if end else buffer.getvalue()[:used]
+
+
+def header_of(name: str, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def peak_bytes(action: object, *arguments: object) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises((ShardError, ValueError, Image.DecompressionBombError)):
+            list(action(*arguments))
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def png_of(width: int, height: int, rows: bytes) -> bytes:
+    """A PNG of one grey byte a pixel that says it is as large as one likes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_a_name_that_comes_again_later_is_refused() -> None:
+    data = tar_of(("a.png", PNG), ("b.png", PNG), ("a.png", PNG))
+    with pytest.raises(ShardError, match=r"a\.png twice"):
+        list(iterate_shard(data, "x.tar"))
+
+
+def test_members_of_a_sample_that_stand_apart_are_refused() -> None:
+    """Otherwise one sample would be two, and the second would have no picture."""
+    data = tar_of(("a.png", PNG), ("b.png", PNG), ("a.cls", b"1"))
+    with pytest.raises(ShardError, match="members of a do not stand together"):
+        list(iterate_shard(data, "x.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_passed_over(kind: bytes) -> None:
+    odd = header_of("a.txt", type=kind, linkname="/etc/passwd")
+    (group,) = iterate_shard(tar_of(("a.png", PNG), (odd, b"")), "x.tar")
+    assert group.members == {"png": PNG}
+
+
+def test_a_hard_link_to_a_member_gives_no_second_sample() -> None:
+    (group,) = iterate_shard(
+        tar_of(("a.png", PNG), (header_of("b.png", type=tarfile.LNKTYPE, linkname="a.png"), b"")), "x"
+    )
+    assert group.key == "a"
+
+
+def test_a_name_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(ShardError, match="not UTF-8"):
+        list(iterate_shard(tar_of(("\udcff.png", PNG)), "x.tar"))
+
+
+def test_a_sparse_member_takes_no_memory() -> None:
+    """A header of 512 bytes: the file it describes has a terabyte of zeros."""
+    info = header_of("a.png", type=tarfile.GNUTYPE_SPARSE, size=1)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = tarfile.itn(2**40, 12, tarfile.GNU_FORMAT)  # the size after expansion
+    block[386:398] = tarfile.itn(0, 12, tarfile.GNU_FORMAT)
+    block[398:410] = tarfile.itn(1, 12, tarfile.GNU_FORMAT)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    assert peak_bytes(iterate_shard, bytes(block) + b"x" + bytes(2047), "x.tar") < 2**20
+
+
+def test_a_member_that_says_it_is_larger_than_allowed_is_refused_before_it_is_read() -> None:
+    data = header_of("a.png", size=MAX_MEMBER_BYTES + 1).tobuf() + bytes(4096)
+    with pytest.raises(ShardError, match="larger than"):
+        list(iterate_shard(data, "x.tar"))
+
+
+def test_a_compressed_tar_is_read_and_one_without_end_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, bomb = (gzip.compress(tar_of(("a.png", PNG), ("a.txt", bytes(size)))) for size in (10, 2**24))
+    assert [group.key for group in iterate_shard(small, "x.tgz")] == ["a"]
+    monkeypatch.setattr(tars, "MAX_UNPACKED_BYTES", 2**16)
+    assert len(bomb) < 2**16
+    assert peak_bytes(iterate_shard, bomb, "x.tgz") < 2**20
+    with pytest.raises(ShardError, match="truncated"):
+        list(iterate_shard(small[:-30], "x.tgz"))
+
+
+def test_gzip_files_one_after_another_are_one_tar_and_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tar_of(("a.png", PNG), ("b.png", PNG))
+    halves = gzip.compress(data[:1024]) + gzip.compress(data[1024:])
+    assert [group.key for group in iterate_shard(halves, "x.tgz")] == ["a", "b"]
+    monkeypatch.setattr(tars, "MAX_UNPACKED_BYTES", len(data) - 1)
+    with pytest.raises(ShardError, match="unpacks to more"):
+        list(iterate_shard(halves, "x.tgz"))
+
+
+def test_compressions_that_no_limit_watches_are_no_tars() -> None:
+    with pytest.raises(ShardError, match="can't be read as a tar"):
+        list(iterate_shard(bz2.compress(tar_of(("a.png", PNG))), "x.tar"))
+    twice = gzip.compress(gzip.compress(tar_of(("a.png", PNG))))
+    with pytest.raises(ShardError, match="can't be read as a tar"):
+        list(iterate_shard(twice, "x.tgz"))
+
+
+def test_a_picture_that_says_it_is_endless_is_refused_before_it_is_decoded() -> None:
+    assert peak_bytes(decode_picture, png_of(2**16, 2**16, bytes(2**20))) < 2**22
+    bomb = png_of(2**14, MAX_PIXELS // 2**14 + 1, bytes(2**20))
+    assert peak_bytes(decode_picture, bomb) < 2**22
+    with pytest.raises(ValueError, match=f"more than {MAX_PIXELS:,}"):
+        decode_picture(bomb)
+    with pytest.raises(ValueError, match="more than"):
+        load_depth(bomb, resolution=8)
+
+
+def test_a_large_picture_that_is_within_the_limit_is_decoded() -> None:
+    assert decode_picture(png_of(4000, 3000, bytes(3000 * 4001))).size == (4000, 3000)
+
+
+def test_no_program_is_started_to_draw_a_picture() -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "EPS")
+    with pytest.raises(OSError, match="cannot identify"):
+        decode_picture(buffer.getvalue())
+
+
+def test_hostile_pictures_in_tars_of_the_user_are_quarantined_when_they_are_indexed(tmp_path: Path) -> None:
+    bomb = {"000003.png": png_of(2**16, 2**16, b""), "000003.cls": b"red", "000003.txt": b"x"}
+    spoiled = {"000001.depth.png": PNG[:40]}
+    write_tar(tmp_path / "x.tar", range(3), side=8, extra=bomb | spoiled)
+    facts = survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0)
+    found = {entry.key: entry.reason for entry in facts.entry.quarantined}
+    assert set(found) == {"000001", "000003"}
+    assert "DecompressionBomb" in found["000003"]
+    assert facts.entry.samples == 2
+    assert all(isinstance(entry, Quarantined) and entry.shard.endswith("x.tar") for entry in facts.entry.quarantined)
+
+
+def test_labels_and_captions_of_any_bytes_stop_nothing(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "x.tar", range(2), side=8, extra={"000009.png": PNG, "000009.cls": b"\xff", "000009.txt": b"\xfe"}
+    )
+    assert "\ufffd" in survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0).classes
+
+
+def test_a_tar_that_was_cut_between_two_members_is_not_indexed(tmp_path: Path) -> None:
+    """Its index would bear witness to half a tar."""
+    (tmp_path / "x.tar").write_bytes(tar_of(("a.png", PNG), ("a.cls", b"1"), end=False))
+    with pytest.raises(ShardError, match="no end mark"):
+        survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0)

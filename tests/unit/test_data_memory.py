@@ -1,0 +1,119 @@
+"""Laws of what a reader holds: three shards at most, whatever their size, and small ones before they are asked for."""
+
+import hashlib
+import tracemalloc
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.data.decoded import ShardCache, View
+from components.data.errors import ShardError
+from components.data.order import WINDOW_SHARDS, windows
+from components.data.shards import ShardEntry, ShardIndex
+from components.data.tars import iterate_shard, write_shard
+from components.storage.store import Store
+from tests.picture_sets import number_of, write_set
+
+VIEW = View(resolution=8)
+SHARDS, SIDE = 9, 512
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    """Shards of 3 pictures of noise, 786 kB each; no reader keeps them decoded."""
+    store = Store(str(tmp_path_factory.mktemp("noise")))
+    index = write_set(store, sizes=(3,) * SHARDS, holdout_fraction=0, resolution=SIDE)
+    return index.model_copy(update={"samples": 10**9})
+
+
+def served(cache: ShardCache, index: ShardIndex, number: int) -> Iterator[np.ndarray]:
+    """The pictures of some windows, as a reading task asks for them; checks what is held on the way."""
+    ahead = windows([entry.train_samples for entry in index.shards], seed=0, start=0)
+    for (window, following), _ in zip(pairwise(ahead), range(number), strict=False):
+        now, soon = (tuple(index.shards[shard] for shard in w.shards) for w in (window, following))
+        for entry in now:
+            cache.fetch_ahead(index, now, soon, view=VIEW)
+            yield cache.get(index, entry, view=VIEW).image.first(entry.train_samples)
+            assert cache.count <= WINDOW_SHARDS or cache.nbytes <= cache.capacity
+
+
+def shard_bytes(index: ShardIndex) -> int:
+    return max(entry.bytes for entry in index.shards)
+
+
+def test_three_shards_are_held_and_no_more_when_they_are_large(noise: ShardIndex) -> None:
+    cache = ShardCache(capacity=0)
+    for _ in served(cache, noise, 9):
+        assert cache.count <= WINDOW_SHARDS
+
+
+def test_pictures_are_the_same_whatever_is_held(noise: ShardIndex) -> None:
+    narrow, wide = (list(served(ShardCache(capacity), noise, 6)) for capacity in (0, 2**30))
+    np.testing.assert_array_equal(np.concatenate(narrow), np.concatenate(wide))
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
+    """Three shards, and one more while it is unpacked."""
+    store = Store(str(tmp_path))
+    index = write_large(store)
+    cache = ShardCache(capacity=0)
+    tracemalloc.start()
+    for _ in served(cache, index, 6):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4.5 * shard_bytes(index)
+    assert shard_bytes(index) > 2**20
+
+
+def write_large(store: Store) -> ShardIndex:
+    """Shards of 2 MB: pictures with half a megabyte behind their end, cheap to make and to decode."""
+    index = write_set(store, sizes=(4,) * SHARDS, holdout_fraction=0)
+    entries = [pad(store, entry) for entry in index.shards]
+    return index.model_copy(update={"shards": tuple(entries), "samples": 10**9})
+
+
+def pad(store: Store, entry: ShardEntry) -> ShardEntry:
+    padded = [
+        {"__key__": group.key, **group.members, "png": group.members["png"] + bytes(2**19)}
+        for group in iterate_shard(store.read(entry.url), entry.url)
+    ]
+    data = write_shard(padded)
+    store.write(entry.url, data)
+    return entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def test_the_next_window_is_fetched_while_this_one_is_read(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)
+    cache, now, soon = ShardCache(), index.shards[:3], index.shards[3:]
+    cache.fetch_ahead(index, now, soon, view=VIEW)
+    for _, tar in cache._coming.values():
+        tar.result()
+    for entry in index.shards:
+        store.delete(entry.url)
+    numbers = [number_of(cache.get(index, entry, view=VIEW).image.first(5)) for entry in now]
+    cache.fetch_ahead(index, soon, (), view=VIEW)
+    numbers += [number_of(cache.get(index, entry, view=VIEW).image.first(5)) for entry in soon]
+    np.testing.assert_array_equal(np.concatenate(numbers), np.arange(30))
+
+
+def test_what_was_fetched_for_nothing_is_dropped(noise: ShardIndex) -> None:
+    cache = ShardCache()
+    cache.fetch_ahead(noise, noise.shards[:3], noise.shards[3:6], view=VIEW)
+    cache.fetch_ahead(noise, noise.shards[6:], (), view=VIEW)
+    assert cache.count == 3
+
+
+def test_a_shard_that_is_spoiled_stops_the_reader_when_it_is_its_turn(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)
+    store.write("shard-000004.tar", store.read("shard-000004.tar")[:-512])
+    cache, now, soon = ShardCache(), index.shards[:3], index.shards[3:]
+    cache.fetch_ahead(index, now, soon, view=VIEW)
+    assert [cache.get(index, entry, view=VIEW).image.resolution for entry in now] == [8, 8, 8]
+    with pytest.raises(ShardError, match=r"shard-000004\.tar has"):
+        cache.get(index, index.shards[4], view=VIEW)
