@@ -87,12 +87,15 @@ def ours(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
 
 def peer(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
     """Its usual pipeline: shards drawn at random, a buffer of samples shuffled, decoded and batched in the workers."""
-    urls = [index.url(shard.url) for shard in index.shards]
+    yield from web_loader([index.url(shard.url) for shard in index.shards], steps)
+
+
+def web_loader(urls: list[str], steps: int, *, buffer: int = 1000) -> Iterator[np.ndarray]:
     dataset = (
         wds.WebDataset(urls, shardshuffle=False, resampled=True, nodesplitter=wds.shardlists.single_node_only)
-        .shuffle(1000)
+        .shuffle(buffer)
         .decode("rgb8")
-        .to_tuple("png", "cls")
+        .to_tuple("png;jpg", "cls")
         .batched(BATCH)
     )
     loader = wds.WebLoader(dataset, num_workers=READERS, batch_size=None)
@@ -102,9 +105,9 @@ def peer(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
         yield np.asarray(image)
 
 
-def drain(batches: Iterator[np.ndarray], steps: int) -> tuple[float, float]:
+def drain(batches: Iterator[np.ndarray], steps: int, *, warm_up: int = WARM_UP) -> tuple[float, float]:
     """Seconds and CPU seconds, of this process and its children, of the last `steps` batches."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         assert next(batches).shape[0] == BATCH
     start, cpu_start = time.perf_counter(), cpu_of_tree()
     assert sum(batch.shape[0] for batch in batches) == steps * BATCH

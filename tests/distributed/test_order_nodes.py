@@ -22,14 +22,14 @@ from components.storage.store import Store
 from tests.picture_sets import number_of, write_set
 
 BATCH, STEPS, SEED = 8, 300, 7
-WORKERS = (2, 4, 1, 2)  # of each try
+WORKERS = (2, 4, 1)  # of each try
 
 
 def tries() -> list[tuple[int, int, int]]:
     """(workers, start_step, stop_step): each goes on at a random step that the one before has passed."""
     draw, start, found = random.Random(11), 0, []
     for workers in WORKERS:
-        stop = STEPS if len(found) == len(WORKERS) - 1 else draw.randrange(start + 20, start + 110)
+        stop = STEPS if len(found) == len(WORKERS) - 1 else draw.randrange(start + 30, start + 140)
         found.append((workers, start, stop))
         start = draw.randrange(start + 1, stop)
     return found

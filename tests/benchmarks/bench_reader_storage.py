@@ -1,0 +1,148 @@
+"""The reader on 64 x 64 and 512 x 512 JPEGs from a folder and from an S3 server, with every shard's sha256 looked at,
+against webdataset's WebLoader, which looks at none, and against bare decoding: the same number of processes that have
+the files in memory and hand the pictures to nobody.
+"""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import ray
+
+from components.data.ingest import IngestConfig, ingest
+from components.data.pictures import load_picture
+from components.data.shards import ShardIndex, read_shard
+from components.data.stream import Layout, plan_chunks, read_chunk
+from components.storage.store import Store
+from pipelines.session import start_ray
+from tests.benchmarks.bench_reader import BATCH, READERS, drain, ours, web_loader
+from tests.benchmarks.photos import peak_megabytes, s3_server, upload, write_photos
+
+SETS = {64: (8, 1024), 512: (6, 128)}  # resolution -> (shards, samples of each)
+STEPS, WARM_UP = {64: 200, 512: 16}, {64: 200, 512: 14}  # batches; nobody keeps more than WARM_UP of them ahead
+BUFFER = {64: 1000, 512: 64}  # samples that the peer shuffles
+Row = dict[str, object]
+Read = Callable[[], Iterator[np.ndarray]]
+
+
+def rows(rounds: int) -> list[Row]:
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, s3_server() as address:
+        start_ray(worker_start_timeout=120, verbose=False)
+        try:
+            for resolution, (shards, samples) in SETS.items():
+                place = Path(folder) / str(resolution)
+                write_photos(place, resolution=resolution, shards=shards, samples=samples)
+                upload(place, address, f"photos-{resolution}")
+                index = make_index(str(place), f"{folder}/local-{resolution}", resolution)
+                remote = make_index(f"s3://photos-{resolution}", f"{folder}/s3-{resolution}", resolution)
+                found += rows_of(index, remote, resolution, address, rounds)
+        finally:
+            ray.shutdown()
+    return found
+
+
+def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str, rounds: int) -> list[Row]:
+    steps, unit = STEPS[resolution], f"s / {STEPS[resolution] * BATCH} pictures"
+    whole = WARM_UP[resolution] + steps
+    local_urls = [index.url(shard.url) for shard in index.shards]
+    web_urls = [shard.url.replace("s3://", f"{address}/") for shard in remote.shards]
+    loader = partial(web_loader, steps=whole, buffer=BUFFER[resolution])
+    found = [
+        compare(f"reader_{resolution}_{where}", partial(ours, of, whole), partial(loader, urls), resolution, rounds)
+        for where, of, urls in (("local", index, local_urls), ("s3", remote, web_urls))
+    ]
+    bare = median(bare_seconds(index, resolution, steps * BATCH) for _ in range(rounds))
+    found += [row(f"{one['name']}_bare", float(str(one["ours"])), bare, unit) for one in found]
+    first = [first_batch(partial(ours, index, 1)), first_batch(partial(loader, local_urls))]
+    found.append(row(f"first_batch_{resolution}", *first, "s to the first batch"))
+    found.append(memory(partial(ours, index, steps), partial(loader, local_urls), resolution))
+    epochs = epoch_seconds(index, resolution)
+    found.append(row(f"second_epoch_{resolution}", *epochs, "s / epoch of one reader, second and first"))
+    return found
+
+
+def row(name: str, mine: float, theirs: float, unit: str, **more: float) -> Row:
+    return {"name": name, "ours": mine, "peer": theirs, "ratio": mine / theirs, "unit": unit, **more}
+
+
+def make_index(source: str, out: str, resolution: int) -> ShardIndex:
+    config = IngestConfig(
+        resolution=resolution, samples_per_shard=128, holdout_fraction=0, vocab_size=300, text_length=16
+    )
+    index = ingest("webdataset", source, out=Store(out), config=config)
+    return index.model_copy(update={"resolution": resolution})
+
+
+def compare(name: str, mine: Read, theirs: Read, resolution: int, rounds: int) -> Row:
+    """Both in turn, round by round, between two batches in the middle of a stream."""
+    steps, warm_up = STEPS[resolution], WARM_UP[resolution]
+    times = [
+        [drain(islice(read(), warm_up + steps), steps, warm_up=warm_up) for read in (mine, theirs)]
+        for _ in range(rounds)
+    ]
+    (seconds, cpu), (peer_seconds, peer_cpu) = (np.median([pair[side] for pair in times], axis=0) for side in (0, 1))
+    unit = f"s / {steps * BATCH} pictures"
+    return row(name, float(seconds), float(peer_seconds), unit, cpu_ours=float(cpu), cpu_peer=float(peer_cpu))
+
+
+def bare_seconds(index: ShardIndex, resolution: int, pictures: int) -> float:
+    """READERS processes decode pictures that they hold in memory."""
+    files = [sample.picture for sample in read_shard(index, index.shards[0])]
+    with ProcessPoolExecutor(READERS, mp_context=get_context("forkserver")) as pool:
+        work = [pictures // READERS] * READERS
+        list(pool.map(decode, [files] * READERS, [resolution] * READERS, [2] * READERS))
+        start = time.perf_counter()
+        list(pool.map(decode, [files] * READERS, [resolution] * READERS, work))
+        return time.perf_counter() - start
+
+
+def decode(files: list[bytes], resolution: int, pictures: int) -> int:
+    return sum(int(load_picture(files[n % len(files)], resolution=resolution)[0, 0, 0]) for n in range(pictures))
+
+
+def first_batch(read: Read) -> float:
+    start = time.perf_counter()
+    next(read())
+    return time.perf_counter() - start
+
+
+def memory(mine: Read, theirs: Read, resolution: int) -> Row:
+    """Private memory of the largest process that reads; pictures on their way lie in shared memory on both sides."""
+
+    def read(batches: Iterator[np.ndarray]) -> None:
+        for _ in islice(batches, STEPS[resolution]):
+            pass
+
+    peaks = (
+        peak_megabytes(lambda: read(mine()), name=r"ray::Read"),
+        peak_megabytes(lambda: read(theirs()), name=re.escape(" ".join(psutil.Process().cmdline()))),  # its forks
+    )
+    return row(f"memory_{resolution}", *peaks, "MB of one reading process")
+
+
+def epoch_seconds(index: ShardIndex, resolution: int) -> tuple[float, float]:
+    """(second, first) epoch of one reading task in this process: read, verified, decoded, put in order."""
+    layout, header = Layout(resolution, BATCH, 1, 0, 16), index.model_copy(update={"shards": ()})
+    steps, seconds = index.train_samples // BATCH, []
+    for epoch in (0, 1):
+        start = time.perf_counter()
+        for chunk in plan_chunks(index, layout, start_step=epoch * steps, total_steps=(epoch + 1) * steps):
+            for _ in read_chunk(header, layout, chunk):
+                pass
+        seconds.append(time.perf_counter() - start)
+    return seconds[1], seconds[0]
+
+
+if __name__ == "__main__":
+    for one in rows(1):
+        print(one)

@@ -1,0 +1,100 @@
+"""Sets for measurements: tars of photograph-like JPEGs, an S3 server, and memory of the processes that read."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import s3fs
+from PIL import Image
+
+from tests.conftest import free_port, stop, wait_for
+
+DIFFERENT = 32  # pictures; the others are the same again
+SECONDS_BETWEEN = 0.1
+
+
+def write_photos(folder: Path, *, resolution: int, shards: int, samples: int) -> str:
+    """Tars of `samples` JPEGs each; returns their glob. About as many bytes as photographs have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    files = [photo(draw, resolution) for _ in range(DIFFERENT)]
+    for shard in range(shards):
+        with tarfile.open(folder / f"photos-{shard:04d}.tar", "w") as tar:
+            for number in range(samples):
+                for name, data in (("cls", b"1"), ("jpg", files[number % DIFFERENT])):
+                    info = tarfile.TarInfo(f"{shard:04d}-{number:05d}.{name}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return f"{folder}/*.tar"
+
+
+def photo(draw: np.random.Generator, resolution: int) -> bytes:
+    """A JPEG whose spectrum falls with the frequency, as that of natural pictures does."""
+    pixels = np.full((resolution, resolution, 3), 128.0)
+    for size in (4, 16, 64, 256):
+        if size <= resolution:
+            noise = draw.normal(0, 160 / size**0.5, (size, size, 3)).clip(-127, 127) + 128
+            larger = Image.fromarray(noise.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.BICUBIC)
+            pixels += np.asarray(larger, np.float64) - 128
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server process; its keys stand in the environment of all that is started meanwhile."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
+    try:
+        wait_for(f"{address}/moto-api/", process)
+        yield address
+    finally:
+        stop(process)
+
+
+def upload(folder: Path, address: str, bucket: str) -> None:
+    """The tars of a folder into a new bucket."""
+    files = s3fs.S3FileSystem(endpoint_url=address, skip_instance_cache=True)
+    files.mkdir(bucket)
+    for tar in sorted(folder.glob("*.tar")):
+        files.put_file(str(tar), f"{bucket}/{tar.name}")
+
+
+def peak_megabytes(work: Callable[[], object], *, name: str) -> float:
+    """Largest private memory of any process below this one whose command matches `name`, while `work` goes on."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(SECONDS_BETWEEN):
+            peak = max([peak, *(private_bytes(process, name) for process in psutil.Process().children(recursive=True))])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak / 2**20
+
+
+def private_bytes(process: psutil.Process, name: str) -> int:
+    try:
+        return process.memory_full_info().uss if re.search(name, " ".join(process.cmdline())) else 0
+    except psutil.Error:
+        return 0
