@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from components.configuration import Config
 from components.data.errors import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
-from components.storage.store import Store, read_url
+from components.storage.store import DamagedFileError, Digest, Store, read_url
 
 INDEX = "index.json"
 BPE = "bpe.json"
@@ -118,9 +118,13 @@ def read_bpe(index: ShardIndex) -> str:
 
 
 def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
-    """The whole tar, size and sha256 verified. Raises ShardError naming the shard."""
+    """The whole tar, size and sha256 verified; what was damaged on its way is fetched again. Raises ShardError naming
+    the shard."""
     url = index.url(entry.url)
-    data = _fetch(url)
+    try:
+        return _fetch(url, Digest(entry.bytes, entry.sha256))
+    except DamagedFileError:
+        data = _fetch(url)  # to say what is wrong with it
     if len(data) != entry.bytes:
         raise ShardError(
             f"shard {url} has {len(data)} bytes, its index says {entry.bytes}: truncated or changed; restore or ingest"
@@ -196,8 +200,8 @@ def _sample(group: Group, member: Member, condition_member: Member | None, index
     return ShardSample(group.key, picture, label, group.text("txt"), condition)
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, expected: Digest | None = None) -> bytes:
     try:
-        return read_url(url)
+        return read_url(url, expected=expected)
     except FileNotFoundError as error:
         raise ShardError(f"{url} is missing, but the index lists it; restore it or ingest the set again") from error

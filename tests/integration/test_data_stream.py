@@ -77,6 +77,16 @@ def test_batches_do_not_depend_on_ranks_or_on_where_the_stream_starts(
             np.testing.assert_array_equal(batch[name], expected[name], err_msg=f"{name} of step {step}")
 
 
+def test_a_run_of_a_billion_steps_starts_as_a_short_one(index: ShardIndex, alone: list[dict]) -> None:
+    """Its reading tasks are made as they are needed: all of them would not fit into any memory."""
+    dataset = training_stream(
+        index, resolution=8, global_batch_size=BATCH, world_size=1, seed=7, start_step=0, total_steps=10**9
+    )
+    (iterator,) = split_stream(dataset, world_size=1)
+    for batch, expected in zip(rank_batches(iterator, batch_size=BATCH, steps=150), alone[:150], strict=True):
+        np.testing.assert_array_equal(batch["image"], expected["image"])
+
+
 def test_a_truncated_tar_stops_the_stream_naming_the_shard(tmp_path_factory: pytest.TempPathFactory) -> None:
     store = Store(str(tmp_path_factory.mktemp("truncated")))
     index = write_set(store, sizes=(20, 20))
