@@ -296,6 +296,21 @@ def report(
 
 
 @app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of the run; the newest if left out.")] = None,
+    run_name: RunName = None,
+    storage: Storage = None,
+) -> None:
+    """Read every artifact of a run and compare sizes and sha256 with its manifest: `cascade verify openmoji-1a2b3c`
+
+    Prints a line for each file that is missing or differs; the exit code is then 1.
+    """
+    from pipelines.verify_command import verify_run
+
+    raise typer.Exit(verify_run(name or run_name, storage=storage, console=Console()))
+
+
+@app.command()
 def gc(
     storage: Storage = None,
     unused: Annotated[bool, typer.Option(help="Also stages that no run in storage uses.")] = False,

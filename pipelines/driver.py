@@ -86,6 +86,7 @@ def run(options: RunOptions, console: Console) -> int:
     check_batches(prepared.workflow, prepared.profile, cluster=cluster)
     signal.signal(signal.SIGTERM, _interrupt)
     actor = _start_recorder(prepared)
+    _announce(prepared)
     try:
         outcome = _execute(prepared, options, actor, cluster, console)
         statuses = ray.get(actor.snapshot.remote())
@@ -141,7 +142,21 @@ def _execute(
         )
 
 
+def _announce(prepared: Prepared) -> None:
+    """A new run is written down before it works: from then on `cascade gc --unused` leaves its stages alone."""
+    if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):
+        statuses = [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned]
+        _save(prepared, Outcome(), statuses, seconds=0.0)
+
+
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
+    _save(prepared, outcome, statuses, seconds=seconds)
+    url, html = render_run(prepared.root, prepared.run)
+    ray.get(actor.text.remote("", "report.html", html))
+    return url
+
+
+def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, seconds: float) -> None:
     facts = {
         "recipe": prepared.recipe.name,
         "git commit": git_commit()[:12],
@@ -159,9 +174,6 @@ def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], a
         facts=facts,
         seconds=seconds,
     )
-    url, html = render_run(prepared.root, prepared.run)
-    ray.get(actor.text.remote("", "report.html", html))
-    return url
 
 
 def _cluster() -> dict[str, float]:

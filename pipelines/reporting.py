@@ -58,12 +58,16 @@ def newest_run(root: Store) -> str:
     return max(saved, key=lambda name: saved[name])
 
 
-def render_run(root: Store, run: str) -> tuple[str, str]:
-    """Draw the report of a saved run again. Returns its URL and its text."""
+def load_plan(root: Store, run: str) -> dict[str, Any]:
+    """What `save_run` wrote: `stages`, each with name, key and state, and facts. Raises UsageError for no such run."""
     if run not in _runs(root):
         raise UsageError(f"no run {run!r} in {root.uri}; there are {', '.join(_runs(root)) or 'none'}")
-    folder = root.join("runs", run)
-    plan = json.loads(folder.read("plan.json"))
+    return json.loads(root.read(f"runs/{run}/plan.json"))
+
+
+def render_run(root: Store, run: str) -> tuple[str, str]:
+    """Draw the report of a saved run again. Returns its URL and its text."""
+    folder, plan = root.join("runs", run), load_plan(root, run)
     artifacts = {
         stage["name"]: artifact
         for stage in plan["stages"]
