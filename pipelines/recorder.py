@@ -79,6 +79,7 @@ class RunRecorder:
         self.tracker = None if tracking is None else Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool))
         self.stages: dict[str, StageStatus] = {}
         self.curves: dict[str, Curve] = {}
+        self.warnings: list[str] = []
 
     def start(self, *, recipe_yaml: str, parameters: dict[str, Any], tags: dict[str, str]) -> None:
         if self.tracker is not None:
@@ -139,6 +140,12 @@ class RunRecorder:
         if self.tracker is not None:
             self.tracker.log_text(stage, name, content)
 
+    def warning(self, stage: str, line: str) -> None:
+        """What the user is to know though the run goes on: shown now, printed at the end, kept as a text."""
+        self.warnings.append(f"{stage}: {line}")
+        self.stages[stage].note = line
+        self.text(stage, "warnings.txt", "\n".join(w for w in self.warnings if w.startswith(f"{stage}: ")))
+
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
 
@@ -150,8 +157,8 @@ class RunRecorder:
         for curve in self.curves.values():
             curve.save()
         if self.tracker is None:
-            return []
-        return self.tracker.end_run(status)
+            return self.warnings
+        return self.warnings + self.tracker.end_run(status)
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,9 @@ class ActorRecorder:
 
     def text(self, stage: str, name: str, content: str) -> None:
         self._send("text", stage, name, content)
+
+    def warning(self, stage: str, line: str) -> None:
+        self._send("warning", stage, line)
 
     def _send(self, method: str, *arguments: Any, **named: Any) -> None:
         with contextlib.suppress(ray.exceptions.RayError):

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.storage.store import Digest, digest_of
 from components.training.guard import NonFiniteError
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"
 POSITION = "position.json"  # {"step": ...}: readable without torch
+DIGESTS = "digests.json"  # of every other file: name -> [bytes, sha256]
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int) -> None:
@@ -47,6 +49,20 @@ def read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     kept = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     restore_generators(kept["generators"])
     return step, {"weights": load_file(folder / WEIGHTS), **kept["task"]}
+
+
+def write_digests(folder: Path) -> None:
+    """Record size and sha256 of the files in `folder`, which is complete but for this."""
+    digests = {path.name: digest_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    (folder / DIGESTS).write_text(json.dumps(digests))
+
+
+def read_digests(text: bytes) -> dict[str, Digest]:
+    """Name of the file -> what it must be. Raises ValueError for what is no such list."""
+    try:
+        return {name: Digest(*digest) for name, digest in json.loads(text).items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"no list of digests: {error}") from error
 
 
 def refuse_non_finite(weights: dict[str, Tensor], *, step: int) -> None:

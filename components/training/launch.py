@@ -5,11 +5,12 @@ folder, restarted workers load the last one, and the data stream is rebuilt from
 """
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import ray.train
@@ -18,26 +19,30 @@ import torch
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.context import get_train_context
 
 from components.execution import Recorder, Resources
-from components.storage.store import Store
+from components.storage.store import DamagedFileError, Store
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint
+from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
 from components.training.config import TrainingConfig
 from components.training.guard import NonFiniteError
-from components.training.loop import Arrays, Batch, Task, fit
-from components.training.parallel import Worker
+from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
+from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
 from components.training.results import SUMMARY
 from components.training.run_folder import (
     checkpoint_name,
     download_folder,
+    fetch_checkpoint,
+    forget_checkpoint,
     last_checkpoint,
     storage_of,
     upload_folder,
 )
 from components.training.snapshots import SNAPSHOTS, write_snapshots
 
+logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
 CLEANER_SECONDS = 1.0
 PREFETCHED_BATCHES = 4
@@ -110,19 +115,43 @@ def train(
             "set num_workers in the profile, or another global_batch_size"
         )
     run = folder.join(key)
-    done = last_checkpoint(run)
-    if done is None or done.step < config.total_steps:
-        job = Job(make_task, config, stage, run, stream, held_out, recorder, resources.threads)
-        run_trainer(job, key=key, folder=folder, resources=resources)
+    job = Job(make_task, config, stage, run, stream, held_out, recorder, resources.threads)
+    while (state := final_state(job, scratch)) is None:
+        again = run_trainer(job, key=key, folder=folder, resources=resources)
         done = last_checkpoint(run)
-    if done is None or done.step < config.total_steps:
-        raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
-    download_folder(run, SNAPSHOTS, scratch / done.name / SNAPSHOTS)
-    return download_folder(run, done.name, scratch / done.name)
+        if not again and (done is None or done.step < config.total_steps):
+            raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
+    return state
 
 
-def run_trainer(job: Job, *, key: str, folder: Store, resources: Resources) -> None:
-    """Run Ray Train in the run folder `folder/key`. Raises TrainingError with the worker's own last line."""
+def final_state(job: Job, scratch: Path) -> Path | None:
+    """A local copy of the run's last checkpoint with its snapshots; None if training has not come to its end."""
+    done = last_checkpoint(job.run)
+    if done is None or done.step < job.config.total_steps:
+        return None
+    try:
+        state = fetch_checkpoint(job.run, done.name, scratch / done.name)
+    except DamagedFileError as error:
+        fall_back(job, done.name, str(error))
+        return None
+    download_folder(job.run, SNAPSHOTS, state / SNAPSHOTS)
+    return state
+
+
+def fall_back(job: Job, name: str, why: str) -> None:
+    """Make the checkpoint before a damaged one the last, and say so."""
+    before = forget_checkpoint(job.run, name)
+    place = f"the checkpoint of step {before.step}" if before else "the start: there is no other checkpoint"
+    line = f"a checkpoint is damaged ({why}); going on from {place}"
+    logger.warning("%s: %s", job.stage, line)
+    job.recorder.warning(job.stage, line)
+
+
+def run_trainer(job: Job, *, key: str, folder: Store, resources: Resources) -> bool:
+    """Run Ray Train in the run folder `folder/key`. Raises TrainingError with the worker's own last line.
+
+    Returns whether it has to run again: a checkpoint was damaged, or a node is taken away and training left it in time.
+    """
     path, filesystem = storage_of(folder)
     trainer = Trainer(
         train_worker,
@@ -146,8 +175,16 @@ def run_trainer(job: Job, *, key: str, folder: Store, resources: Resources) -> N
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{job.stage} failed: {last_line(error)}") from error
-    if result.return_value and "stopped" in result.return_value:
-        raise TrainingError(f"{job.stage} stopped: {result.return_value['stopped']}")
+    ended = result.return_value or {}
+    if "stopped" in ended:
+        raise TrainingError(f"{job.stage} stopped: {ended['stopped']}")
+    if "damaged" in ended:
+        fall_back(job, ended["damaged"], ended["why"])
+    if "preempted" in ended:
+        line = f"a node is being taken away: saved at step {ended['preempted']}, going on elsewhere"
+        logger.warning("%s: %s", job.stage, line)
+        job.recorder.warning(job.stage, line)
+    return bool(ended)
 
 
 class Trainer(ray.train.torch.TorchTrainer):
@@ -192,19 +229,27 @@ class OrderedShards(ray.train.DataConfig):
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
-    """One rank: build the task, restore it, train, report. Returns {"stopped": why} if the guard stopped it."""
+    """One rank: build the task, restore it, train, report.
+
+    Returns how it ended before its time: {"stopped": why} if the guard stopped it, {"preempted": step} if a node is
+    taken away, {"damaged": name of the checkpoint, "why": …} if its state can't be read.
+    """
     job: Job = arguments["job"]
     torch.set_num_threads(job.threads)
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     task = job.make_task(worker=worker)
-    start_step, seconds = restore(task)
+    restored = restore(task, job.run, worker)
+    if isinstance(restored, dict):
+        return restored
+    start_step, seconds = restored
     reporter = Reporter(job.config, stage=job.stage, worker=worker, recorder=job.recorder, start_step=start_step)
     held_out = job.held_out() if worker.rank == 0 else {}
     saver = Saver(job, reporter, held_out, seconds_before=seconds)
     batches = reporter.timed(rank_batches(job, worker, start_step=start_step))
+    acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show}
     try:
-        fit(task, batches, job.config, start_step=start_step, log=reporter.log, save=saver.save, show=saver.show)
+        reached = fit(task, batches, job.config, start_step=start_step, leave=partial(is_leaving, worker), **acts)
     except NonFiniteError as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
     except RayTaskError as error:
@@ -212,7 +257,15 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         if worker.world_size > 1 or not is_own(error.cause):
             raise
         return {"stopped": str(error.cause)}
-    return {}
+    return {} if reached == job.config.total_steps else {"preempted": str(reached)}
+
+
+def is_leaving(worker: Worker) -> bool:
+    """Whether Ray was told that a node of this run is about to be taken away; all ranks hear of it at the same step.
+
+    `ray.train.get_preemption_info` says the same and is as exact, but asks an actor each time, milliseconds a step.
+    """
+    return any_rank(get_train_context().preemption_context.preemption_info is not None, worker)
 
 
 def is_own(error: Exception | None) -> bool:
@@ -220,13 +273,23 @@ def is_own(error: Exception | None) -> bool:
     return type(error).__module__.startswith("components.")
 
 
-def restore(task: Task) -> tuple[int, float]:
-    """(steps taken, seconds they took): from Train's last checkpoint, or (0, 0.0)."""
+def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[str, str]:
+    """(steps taken, seconds they took): from Train's last checkpoint, or (0, 0.0).
+
+    Where any rank finds it damaged, all return its name and why.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0, 0.0
-    with checkpoint.as_directory() as folder:
-        step, state = read_checkpoint(Path(folder))
+    name, why, found = PurePosixPath(checkpoint.path).name, "", None
+    try:
+        with tempfile.TemporaryDirectory(prefix="cascade-restore-") as folder:
+            found = read_checkpoint(fetch_checkpoint(run, name, Path(folder)))
+    except DamagedFileError as error:
+        why = str(error)
+    if any_rank(found is None, worker) or found is None:
+        return {"damaged": name, "why": why or "another worker can't read it"}
+    step, state = found
     seconds = state.pop("seconds")
     task.load_state_dict(state)
     return step, seconds
@@ -280,13 +343,14 @@ class Saver:
         summary = self.reporter.summary(self.seconds_before, step)
         state = task.state_dict() | {"seconds": summary["train_seconds"]}
         write_checkpoint(folder, state, step=step)
-        if config.ema == "power" and config.ema_decay > 0:
+        if config.ema == "power" and config.ema_decay > 0 and is_scheduled(step, config):
             write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.ema_sigma_rel)
             summary["ema_sigma_rel"] = config.ema_sigma_rel
         if step == config.total_steps:
             (folder / SUMMARY).write_text(json.dumps(summary | task.evaluate(self.held_out)))
             for name, png in self.pictures.items():
                 (folder / f"{name}.png").write_bytes(png)
+        write_digests(folder)
         return Checkpoint.from_directory(str(folder))
 
     def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:

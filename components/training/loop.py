@@ -40,15 +40,27 @@ def fit(
     log: Callable[[int, Metrics], None] = lambda step, metrics: None,
     save: Callable[[int, Task], None] = lambda step, task: None,
     show: Callable[[int, Task], None] = lambda step, task: None,
-) -> None:
+    leave: Callable[[], bool] = lambda: False,
+) -> int:
     """Train from `start_step` (steps already taken) to `config.total_steps`; `batches` must start there too.
 
-    `log` is called at every step and decides what to read; `save` and `show` at their intervals and at the end.
+    `log` is called at every step and decides what to read; `save` and `show` at their intervals and at the end. `leave`
+    is asked after every step: if it says so, the state is saved and training ends. Returns the steps taken.
     """
+    step = start_step
     for step in range(start_step + 1, config.total_steps + 1):
         metrics = task.train_step(next(batches), step)
         log(step, metrics)
         if step % config.sample_every == 0 or step == config.total_steps:
             show(step, task)
-        if step % config.checkpoint_every == 0 or step == config.total_steps:
+        leaving = leave()
+        if is_scheduled(step, config) or leaving:
             save(step, task)
+        if leaving:
+            break
+    return step
+
+
+def is_scheduled(step: int, config: TrainingConfig) -> bool:
+    """Whether the recipe wants a checkpoint after this step."""
+    return step % config.checkpoint_every == 0 or step == config.total_steps

@@ -76,3 +76,12 @@ def average_metrics(metrics: dict[str, Tensor], worker: Worker) -> dict[str, flo
         return {}
     values = torch.stack([value.detach().float() for value in metrics.values()])
     return dict(zip(metrics, average(values, worker).tolist(), strict=True))
+
+
+def any_rank(flag: bool, worker: Worker) -> bool:
+    """Whether `flag` is set on any rank; all ranks get the same answer."""
+    if worker.world_size == 1:
+        return flag
+    told = torch.tensor(float(flag), device=worker.device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return bool(told)

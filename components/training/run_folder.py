@@ -1,4 +1,4 @@
-"""Ray Train's run folder in object storage: whole-file writes into it, and the last checkpoint that it lists."""
+"""Ray Train's run folder in object storage: whole-file writes into it, and the checkpoints that it lists."""
 
 import io
 import json
@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pyarrow.fs
 
 from components.storage.connection import connect, retried
-from components.storage.store import Store, in_parallel, read_url
+from components.storage.store import DamagedFileError, Store, in_parallel, read_url
+from components.training.checkpoint import DIGESTS, POSITION, read_digests
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
 PREFIX = "step-"
@@ -38,6 +39,39 @@ def last_checkpoint(run: Store) -> Checkpointed | None:
         return None
     name = latest["checkpoint_dir_name"]
     return Checkpointed(name, int(name.removeprefix(PREFIX)))
+
+
+def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
+    """Strike a checkpoint off Ray Train's list, so that the one before is the last. Returns that one, None if none."""
+    snapshot = json.loads(run.read(SNAPSHOT))
+    kept = [
+        (result, index)
+        for result, index in zip(snapshot["checkpoint_results"], snapshot["checkpoint_report_indices"], strict=True)
+        if result["checkpoint_dir_name"] != name
+    ]
+    snapshot["checkpoint_results"] = [result for result, _ in kept]
+    snapshot["checkpoint_report_indices"] = [index for _, index in kept]
+    snapshot["latest_checkpoint_result"] = kept[-1][0] if kept else None
+    run.write(SNAPSHOT, json.dumps(snapshot).encode())
+    return last_checkpoint(run)
+
+
+def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
+    """Copy a checkpoint to `local` and compare it with the digests that were written with it. Returns `local`.
+
+    Raises DamagedFileError for a file that is missing, or differs however often it is read. A checkpoint without
+    digests is one of a version that wrote none: it is taken as it is.
+    """
+    digests = f"{name}/{DIGESTS}"
+    try:
+        if not run.exists(digests):
+            run.read(f"{name}/{POSITION}")
+            return download_folder(run, name, local)
+        expected = read_digests(run.read(digests))
+        in_parallel(lambda file: run.download(f"{name}/{file}", local / file, expected=expected[file]), expected)
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedFileError(f"{run.url(name)} is not whole: {error}") from error
+    return local
 
 
 def upload_folder(local: Path, run: Store, name: str) -> None:

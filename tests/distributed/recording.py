@@ -24,6 +24,9 @@ class FileRecorder:
     def text(self, stage: str, name: str, content: str) -> None:
         self._write("text", stage, {"name": name})
 
+    def warning(self, stage: str, line: str) -> None:
+        self._write("warning", stage, {"line": line})
+
     def lines(self, kind: str) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []

@@ -10,11 +10,21 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
-from components.storage.store import Store
+from components.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
 from components.training.batches import to_batch, to_image
+from components.training.checkpoint import (
+    DIGESTS,
+    POSITION,
+    STATE,
+    WEIGHTS,
+    read_checkpoint,
+    write_checkpoint,
+    write_digests,
+)
 from components.training.conditioning import dropped_conditions, null_conditions
 from components.training.config import Conditions
+from components.training.loop import fit
 from components.training.perceptual_weights import (
     VGG16_CHANNELS,
     PerceptualWeightsError,
@@ -25,6 +35,8 @@ from components.training.perceptual_weights import (
 from components.training.run_folder import (
     checkpoint_name,
     download_folder,
+    fetch_checkpoint,
+    forget_checkpoint,
     last_checkpoint,
     storage_of,
     upload_folder,
@@ -39,6 +51,53 @@ def test_last_checkpoint_is_the_one_that_the_snapshot_lists(any_store: str) -> N
     run.write("checkpoint_manager_snapshot.json", json.dumps(snapshot).encode())
     run.write(f"{checkpoint_name(130)}/position.json", b"left over from a killed upload")
     assert last_checkpoint(run) == (checkpoint_name(120), 120)
+
+
+def listed(run: Store, *steps: int) -> None:
+    """What Ray Train writes when it has registered these checkpoints."""
+    results = [{"version": 0, "checkpoint_dir_name": checkpoint_name(step), "metrics": {}} for step in steps]
+    snapshot = {"checkpoint_results": results, "checkpoint_report_indices": [*range(len(steps))]}
+    snapshot["latest_checkpoint_result"] = results[-1]
+    run.write("checkpoint_manager_snapshot.json", json.dumps(snapshot).encode())
+
+
+def test_a_forgotten_checkpoint_makes_the_one_before_the_last(any_store: str) -> None:
+    run = Store(any_store)
+    listed(run, 110, 120)
+    assert forget_checkpoint(run, checkpoint_name(120)) == (checkpoint_name(110), 110)
+    assert last_checkpoint(run) == (checkpoint_name(110), 110)
+    assert forget_checkpoint(run, checkpoint_name(110)) is None
+    assert json.loads(run.read("checkpoint_manager_snapshot.json"))["checkpoint_results"] == []
+
+
+def test_a_checkpoint_comes_back_as_written_or_not_at_all(any_store: str, tmp_path: Path) -> None:
+    run, folder = Store(any_store), tmp_path / "written"
+    write_checkpoint(folder, {"weights": {"a": torch.arange(4.0)}, "seconds": 1.5}, step=7)
+    write_digests(folder)
+    upload_folder(folder, run, "step-7")
+    step, state = read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "back"))
+    assert (step, state["seconds"]) == (7, 1.5)
+    for name in (WEIGHTS, STATE, POSITION, DIGESTS):
+        whole = run.read(f"step-7/{name}")
+        for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], None):
+            run.write(f"step-7/{name}", damaged) if damaged is not None else run.delete(f"step-7/{name}")
+            if name != DIGESTS or damaged is not None:
+                with pytest.raises(DamagedFileError, match="step-7"):
+                    fetch_checkpoint(run, "step-7", tmp_path / "other")
+        run.write(f"step-7/{name}", whole)
+    assert read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "again"))[0] == 7
+
+
+def test_whoever_leaves_early_saves_first() -> None:
+    config, saved, asked = diffusion_config(total_steps=20, checkpoint_every=10), [], iter([False] * 12 + [True])
+
+    class Counting:
+        def train_step(self, batch: dict, step: int) -> dict:
+            return {}
+
+    reached = fit(Counting(), iter([{}] * 20), config, save=lambda step, task: saved.append(step), leave=asked.__next__)
+    assert reached == 13
+    assert saved == [10, 13]
 
 
 def test_checkpoint_folder_comes_back_as_it_was_uploaded(any_store: str, tmp_path: Path) -> None:
