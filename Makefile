@@ -29,8 +29,8 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 bench: .venv/.stamp-test  ## measure against peers; prints a table, writes bench.json
 	$(BIN)/python -m tests.benchmarks.run
 
-faults: .venv/.stamp-test  ## kill every trained stage at random steps; GROUP=name runs those whose name has it
-	$(BIN)/pytest -m faults -k "$(GROUP)"
+faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data or services for one group (minutes each)
+	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
 
 clean:  ## remove the environment and caches; ./runs stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.context import get_train_context
@@ -175,6 +175,8 @@ def run_trainer(job: Job, *, key: str, folder: Store, resources: Resources) -> b
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{job.stage} failed: {last_line(error)}") from error
+    except ActorDiedError as error:
+        raise TrainingError(f"{job.stage}: Ray Train's controller died; run again to go on from here") from error
     ended = result.return_value or {}
     if "stopped" in ended:
         raise TrainingError(f"{job.stage} stopped: {ended['stopped']}")

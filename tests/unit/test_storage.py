@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from components.storage.artifact import Artifact, ArtifactError, commit_artifact, describe_bytes, load_artifact
@@ -125,6 +126,17 @@ def test_a_lease_without_heartbeat_is_taken_over_and_the_old_holder_is_told(tmp_
     assert successor.acquire(is_done=lambda: False, on_wait=lambda reason: None)
     assert lost.wait(5)
     successor.release()
+
+
+def test_a_clock_that_is_set_makes_no_holder_look_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Start times of processes are told by the wall clock: set by an hour, the holder seemed to be another process."""
+    store, calls = Store(str(tmp_path)), iter([False] * 5 + [True])
+    holder, waiter = _lease(store), _lease(store)
+    assert holder.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    booted = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600)
+    assert not waiter.acquire(is_done=calls.__next__, on_wait=lambda reason: None)
+    holder.release()
 
 
 def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):

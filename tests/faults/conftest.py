@@ -1,0 +1,56 @@
+"""The ledger of a session: which faults were injected how often, and the proof that nothing was lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults.runs import Run
+
+LEDGER = Path("faults.json")
+rows: list[dict[str, Any]] = []
+Record = Callable[..., None]
+Undisturbed = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """record(fault, times, proof): a row of the table; what the proof is of has been compared already."""
+    group = request.path.stem.removeprefix("test_")
+
+    def add(fault: str, times: int, proof: str) -> None:
+        rows.append({"group": group, "fault": fault, "times": times, "nothing lost": proof})
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """undisturbed(steps, workers): hashes of a run that nobody disturbs, made when it is first asked for."""
+    made: dict[tuple[int, int], dict[str, str]] = {}
+
+    def hashes(steps: int, workers: int = 2) -> dict[str, str]:
+        if (steps, workers) not in made:
+            run = Run(tmp_path_factory.mktemp("undisturbed"), steps=steps, workers=workers)
+            run.finish(run.start())
+            made[steps, workers] = run.hashes()
+        return made[steps, workers]
+
+    return hashes
+
+
+def pytest_terminal_summary() -> None:
+    """Print the table, and keep it in `faults.json`, where a group replaces what it wrote before."""
+    if not rows:
+        return
+    table = Table("group", "fault", "times", "nothing lost", title="faults injected")
+    for row in rows:
+        table.add_row(row["group"], row["fault"], str(row["times"]), row["nothing lost"])
+    Console(width=120).print(table)
+    groups = {row["group"] for row in rows}
+    kept = [row for row in json.loads(LEDGER.read_text()) if row["group"] not in groups] if LEDGER.exists() else []
+    LEDGER.write_text(json.dumps(kept + rows, indent=1) + "\n")

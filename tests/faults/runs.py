@@ -1,0 +1,116 @@
+"""Whole runs of the command on a tiny recipe, to be disturbed, and what they leave, as hashes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from components.storage.artifact import load_artifact
+from components.storage.store import Store
+from components.training.run_folder import last_checkpoint
+
+CASCADE = str(Path(sys.executable).with_name("cascade"))
+DEADLINE = 780  # seconds of one run
+INTERVAL = 20  # steps between checkpoints
+TINY = {
+    "images.limit": 96,
+    "images.samples_per_shard": 24,
+    "base.global_batch_size": 8,
+    "base.checkpoint_every": INTERVAL,
+    "base.sample_every": 100000,
+    "base.log_every": INTERVAL,
+}
+PROFILE = "cpus_per_worker: 1\nthreads: 1\nreader_cpus: 0.25\n"
+TIMED = ("metrics.json",)  # holds seconds
+
+
+class Run:
+    """One storage, and the drivers that work on it one after another or at once."""
+
+    def __init__(
+        self, place: Path, *, steps: int, storage: str | None = None, workers: int = 2, max_failures: int = 20
+    ) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "profile.yaml").write_text(f"{PROFILE}num_workers: {workers}\nmax_failures: {max_failures}\n")
+        self.place, self.steps, self.storage = place, steps, storage or str(place / "runs")
+        self.log = place / "driver.log"
+
+    def start(self, *, until: str = "base", **environment: str) -> subprocess.Popen:
+        """A driver in a process group of its own."""
+        settings = TINY | {"base.total_steps": self.steps}
+        command = [CASCADE, "run", "--recipe", "smoke", "--until", until, "--storage", self.storage]
+        command += ["--tracking", "none", "--profile", "profile.yaml"]
+        command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        with open(self.log, "ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.place, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def finish(self, driver: subprocess.Popen) -> None:
+        assert driver.wait(DEADLINE) == 0, self.said()[-4000:]
+
+    def fail(self, driver: subprocess.Popen, *, saying: str) -> None:
+        """Wait until a driver ends with exit code 1 and these words, and without a traceback."""
+        before = len(self.said())
+        assert driver.wait(DEADLINE) == 1, self.said()[-4000:]
+        words = " ".join(self.said()[before:].split())
+        assert saying in words, words[-4000:]
+        assert "Traceback" not in words
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def stage(self, name: str) -> Store:
+        """The one folder of a stage."""
+        root = Store(self.storage)
+        (key,) = root.folders(f"stages/{name}")
+        return root.join("stages", name, key)
+
+    def train(self) -> Store:
+        """Ray Train's run folder of the base model."""
+        stage = self.stage("base")
+        return stage.join("train", stage.uri.rpartition("/")[2])
+
+    def step(self) -> int:
+        """Steps of the last checkpoint."""
+        if not Store(self.storage).folders("stages/base"):
+            return 0
+        done = last_checkpoint(self.train())
+        return done.step if done else 0
+
+    def hashes(self) -> dict[str, str]:
+        """Stage -> sha256 of what its manifest lists: names, sizes, sha256."""
+        found = {}
+        for name in ("images", "base"):
+            artifact = load_artifact(self.stage(name))
+            assert artifact is not None
+            kept = zip(artifact.names(), artifact.files, strict=True)
+            lines = sorted([public, entry.bytes, entry.sha256] for public, entry in kept if public not in TIMED)
+            found[name] = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+        return found
+
+
+def wait_until(condition: Callable[[], bool], run: Run, *, seconds: float = DEADLINE, poll: float = 0.1) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, run.said()[-4000:]
+        time.sleep(poll)
+
+
+def kill_group(driver: subprocess.Popen) -> None:
+    """`kill -9` of a driver and of its Ray, as when the machine goes away."""
+    family = [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]
+    for process in family:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=30)
+    driver.wait()
