@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from components.losses.reconstruction import output_channels, picture_of
 from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
-from components.models.layers import GroupNorm, SelfAttention2d
+from components.models.layers import GroupNorm, SelfAttention2d, zeroed
 from components.models.quantizer import EMAQuantizer, VectorQuantizer
 
 Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer
@@ -31,14 +31,18 @@ def _attention(channels: int) -> SelfAttention2d:
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block, (B, C_in, H, W) -> (B, C_out, H, W)."""
+    """Pre-activation residual block, (B, C_in, H, W) -> (B, C_out, H, W).
+
+    It starts as its skip connection, so that encoder and decoder start nearly linear: colors are learned in half the
+    steps.
+    """
 
     def __init__(self, in_channels: int, *, out_channels: int) -> None:
         super().__init__()
         self.norm_1 = _group_norm(in_channels)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm_2 = _group_norm(out_channels)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

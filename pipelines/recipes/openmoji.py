@@ -41,7 +41,8 @@ def tokenizer() -> AutoencoderConfig:
         perceptual_network="efficientnet_lite1",
         discriminator_channels=16,
         discriminator_layers=2,
-        perceptual_weight=0.2,
+        reconstruction="mse",  # a mean keeps more color than l1's median
+        perceptual_weight=0.1,
         discriminator_start=600,
         adversarial_weight=0.4,
         codebook_decay=0.97,
