@@ -352,7 +352,6 @@ class Saver:
             (folder / SUMMARY).write_text(json.dumps(summary | task.evaluate(self.held_out)))
             for name, png in self.pictures.items():
                 (folder / f"{name}.png").write_bytes(png)
-        write_digests(folder)
         return Checkpoint.from_directory(str(folder))
 
     def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:
@@ -361,6 +360,7 @@ class Saver:
         if (folder / SNAPSHOTS).is_dir():
             upload_folder(folder / SNAPSHOTS, self.job.run, SNAPSHOTS)
             shutil.rmtree(folder / SNAPSHOTS)
+        write_digests(folder)  # here, not in `write`: training does not wait for it
         upload_folder(folder, self.job.run, name)
         return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
 
