@@ -18,6 +18,7 @@ from components.storage.artifact import load_artifact
 from components.storage.store import Store
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import STAGES
+from tests.faults.conftest import Record
 from tests.tiny_training import assert_equal_bits
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
@@ -71,7 +72,9 @@ def folder_of(undisturbed: dict[str, Path], kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", STAGES)
 @pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_kill_changes_no_bit(kind: str, victim: str, undisturbed: dict[str, Path], tmp_path: Path) -> None:
+def test_kill_changes_no_bit(
+    kind: str, victim: str, undisturbed: dict[str, Path], tmp_path: Path, record: Record
+) -> None:
     original = folder_of(undisturbed, kind)
     for given in original.iterdir():  # the stages before it are not what is killed
         if given.is_dir() and given.name not in (kind, "model"):
@@ -90,3 +93,4 @@ def test_kill_changes_no_bit(kind: str, victim: str, undisturbed: dict[str, Path
     pids = {line["pid"] for line in FileRecorder(tmp_path / f"{kind}.jsonl").lines("progress")}
     assert len(pids) == 2, "nothing was resumed"
     assert_equal_bits(weights(tmp_path, kind), weights(original, kind))
+    record(f"kill -9 of the {victim} of {kind}", 1, f"resumed at step {reached['step']} or before: every bit the same")
