@@ -44,13 +44,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def pytest_terminal_summary() -> None:
-    """Print the table, and keep it in `faults.json`, where a group replaces what it wrote before."""
+    """Print the table, and keep it in `faults.json`, where a fault replaces what was written of it before."""
     if not rows:
         return
     table = Table("group", "fault", "times", "nothing lost", title="faults injected")
     for row in rows:
         table.add_row(row["group"], row["fault"], str(row["times"]), row["nothing lost"])
     Console(width=120).print(table)
-    groups = {row["group"] for row in rows}
-    kept = [row for row in json.loads(LEDGER.read_text()) if row["group"] not in groups] if LEDGER.exists() else []
-    LEDGER.write_text(json.dumps(kept + rows, indent=1) + "\n")
+    known = json.loads(LEDGER.read_text()) if LEDGER.exists() else []
+    merged = {(row["group"], row["fault"]): row for row in [*known, *rows]}
+    LEDGER.write_text(json.dumps([merged[place] for place in sorted(merged)], indent=1) + "\n")

@@ -41,6 +41,7 @@ class Run:
         (place / "profile.yaml").write_text(f"{PROFILE}num_workers: {workers}\nmax_failures: {max_failures}\n")
         self.place, self.steps, self.storage = place, steps, storage or str(place / "runs")
         self.log = place / "driver.log"
+        self.drivers: list[subprocess.Popen] = []
 
     def start(self, *, until: str = "base", **environment: str) -> subprocess.Popen:
         """A driver in a process group of its own."""
@@ -49,9 +50,11 @@ class Run:
         command += ["--tracking", "none", "--profile", "profile.yaml"]
         command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         with open(self.log, "ab") as log:
-            return subprocess.Popen(
+            driver = subprocess.Popen(
                 command, cwd=self.place, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
             )
+        self.drivers.append(driver)
+        return driver
 
     def finish(self, driver: subprocess.Popen) -> None:
         assert driver.wait(DEADLINE) == 0, self.said()[-4000:]
@@ -100,7 +103,8 @@ class Run:
 def wait_until(condition: Callable[[], bool], run: Run, *, seconds: float = DEADLINE, poll: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, run.said()[-4000:]
+        at_work = any(driver.poll() is None for driver in run.drivers)
+        assert at_work and time.monotonic() < deadline, run.said()[-4000:]
         time.sleep(poll)
 
 

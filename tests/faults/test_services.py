@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -103,8 +104,14 @@ def clock(place: Path, seconds: int) -> dict[str, str]:
     """Environment of a driver whose processes all see another time: `time.time` is replaced as Python starts."""
     folder = place / f"clock{seconds}"
     folder.mkdir(exist_ok=True)
-    program = f"import time\nreal = time.time\ntime.time = lambda: real() + {seconds}\n"
-    (folder / "sitecustomize.py").write_text(program)
+    program = f"""
+        import time
+        real = time.time
+        def moved() -> float:
+            return real() + {seconds}
+        time.time = moved
+    """
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(program))
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
 
 
