@@ -104,7 +104,8 @@ def wait_until(condition: Callable[[], bool], run: Run, *, seconds: float = DEAD
     deadline = time.monotonic() + seconds
     while not condition():
         at_work = any(driver.poll() is None for driver in run.drivers)
-        assert at_work and time.monotonic() < deadline, run.said()[-4000:]
+        assert at_work, run.said()[-4000:]
+        assert time.monotonic() < deadline, run.said()[-4000:]
         time.sleep(poll)
 
 
