@@ -52,6 +52,10 @@ class TrainingError(RuntimeError):
     """A training stopped for good; one line that says why and what to try."""
 
 
+class UnreadableError(RuntimeError):
+    """Data can't be read, and no restart would change that."""
+
+
 class RayStream(NamedTuple):
     """The run's ordered data as one Ray Data dataset; whole blocks go to the ranks in turn."""
 
@@ -246,7 +250,10 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         return restored
     start_step, seconds = restored
     reporter = Reporter(job.config, stage=job.stage, worker=worker, recorder=job.recorder, start_step=start_step)
-    held_out = job.held_out() if worker.rank == 0 else {}
+    try:
+        held_out = read_held_out(job, worker)
+    except UnreadableError as error:
+        return {"stopped": str(error)}
     saver = Saver(job, reporter, held_out, seconds_before=seconds)
     batches = reporter.timed(rank_batches(job, worker, start_step=start_step))
     acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show}
@@ -268,6 +275,20 @@ def is_leaving(worker: Worker) -> bool:
     `ray.train.get_preemption_info` says the same and is as exact, but asks an actor each time, milliseconds a step.
     """
     return any_rank(get_train_context().preemption_context.preemption_info is not None, worker)
+
+
+def read_held_out(job: Job, worker: Worker) -> Arrays:
+    """What rank 0 shows and evaluates on; nothing on the others. Raises UnreadableError on all ranks if it is bad."""
+    arrays, why = {}, ""
+    try:
+        arrays = job.held_out() if worker.rank == 0 else {}
+    except Exception as error:
+        if not is_own(error):
+            raise
+        why = str(error)
+    if any_rank(bool(why), worker):
+        raise UnreadableError(why)
+    return arrays
 
 
 def is_own(error: Exception | None) -> bool:
