@@ -16,7 +16,7 @@ from ray.data._internal.execution.operators.input_data_buffer import InputDataBu
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 
-PAUSE_SECONDS = 0.05  # while ranks have blocks to take
+PAUSE_SECONDS = 0.2  # while ranks have blocks to take, each of several steps
 WAIT_SECONDS = 0.005  # while they have none
 KEPT = 256  # read tasks that Ray could still be asked to run again, for blocks that were lost before they were taken
 
