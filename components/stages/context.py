@@ -46,6 +46,10 @@ class StageContext:
         """A new private folder on this node; the caller leaves it to be removed with the temporary files."""
         return Path(tempfile.mkdtemp(prefix=f"cascade-{self.stage}-"))
 
+    def report_pictures(self, done: int, total: int) -> None:
+        """Progress of a stage that works picture by picture."""
+        self.recorder.progress(self.stage, step=done, total=total, unit="picture")
+
     def commit(
         self,
         kind: ArtifactKind,

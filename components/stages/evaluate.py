@@ -1,7 +1,6 @@
 """Evaluation: what the tokenizer keeps, and how far from the training pictures everything is that was made."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,9 +102,5 @@ def measure(
         precision=config.precision,
         seed=config.seed,
         resources=context.resources,
-        progress=partial(report_pictures, context),
+        progress=context.report_pictures,
     )
-
-
-def report_pictures(context: StageContext, done: int, total: int) -> None:
-    context.recorder.progress(context.stage, step=done, total=total, unit="picture")

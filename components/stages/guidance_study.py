@@ -52,7 +52,7 @@ def study_guidance(
     total, done, files = sum(len(job.requests) for job in every), 0, context.files_store
     make_worker = partial(GuidedSampler, config, models, files)
     for job in finish_jobs(make_worker, every, files=files, resources=context.resources):
-        context.recorder.progress(context.stage, step=(done := done + len(job.requests)), total=total, unit="picture")
+        context.report_pictures(done := done + len(job.requests), total)
     made = {name: read_made(files, group) for name, group in jobs.items()}
 
     rows = measure_made(
@@ -61,7 +61,7 @@ def study_guidance(
         trained=trained.image,
         held_out=held_out["image"],
         resources=context.resources,
-        progress=partial(report_pictures, context),
+        progress=context.report_pictures,
     )
     points = points_of(settings, made, rows)
     seen = float(np.mean(judge(loaded.judge, held_out["image"]) == held_out["label"]))
@@ -72,7 +72,3 @@ def study_guidance(
         headline=guidance_headline(points, config),
         pictures={"by_guidance": variants_grid({settings[name].title: found for name, found in made.items()})},
     )
-
-
-def report_pictures(context: StageContext, done: int, total: int) -> None:
-    context.recorder.progress(context.stage, step=done, total=total, unit="picture")

@@ -1,7 +1,5 @@
 """Restoration: what an image-to-image model makes of held-out pictures that were degraded, task by task."""
 
-from functools import partial
-
 from pydantic import Field
 
 from components.data.degradations import jpeg_compressed
@@ -57,7 +55,7 @@ def measure_restoration(
     every, done, files = [job for group in jobs.values() for job in group], 0, context.files_store
     total = sum(len(job.requests) for job in every)
     for job in sample_jobs(every, cascade, files=files, resources=context.resources):
-        context.recorder.progress(context.stage, step=(done := done + len(job.requests)), total=total, unit="picture")
+        context.report_pictures(done := done + len(job.requests), total)
     made = {name: joined([read_job(job.name, files) for job in group]).finished for name, group in jobs.items()}
     found = restorations(damaged, made, held_out.image)
 
@@ -70,7 +68,7 @@ def measure_restoration(
             precision=config.precision,
             seed=config.seed,
             resources=context.resources,
-            progress=partial(report_pictures, context),
+            progress=context.report_pictures,
         )
         distances = {row.name: row.distance for row in rows}
     summary = restoration_figures(found)
@@ -81,7 +79,3 @@ def measure_restoration(
         headline={name: value for name, value in summary.items() if not name.endswith("degraded")},
         pictures={"restored": draw_restorations(found)},
     )
-
-
-def report_pictures(context: StageContext, done: int, total: int) -> None:
-    context.recorder.progress(context.stage, step=done, total=total, unit="picture")

@@ -52,7 +52,7 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
 
     total, done = sum(len(job.requests) for job in jobs), 0
     for job in sample_jobs(jobs, cascade, files=context.files_store, resources=context.resources):
-        context.recorder.progress(context.stage, step=(done := done + len(job.requests)), total=total, unit="picture")
+        context.report_pictures(done := done + len(job.requests), total)
 
     folder = context.scratch()
     for name, png in draw_gallery(shown, read_gallery(shown, context.files_store), classes=index.classes).items():

@@ -44,7 +44,7 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
     every = [job for group in jobs.values() for job in group]
     total, done, files = sum(len(job.requests) for job in every), 0, context.files_store
     for job in finish_jobs(partial(StepsSampler, cascade, files), every, files=files, resources=context.resources):
-        context.recorder.progress(context.stage, step=(done := done + len(job.requests)), total=total, unit="picture")
+        context.report_pictures(done := done + len(job.requests), total)
     made = {name: read_made(files, group) for name, group in jobs.items()}
 
     rows = measure_made(
@@ -53,7 +53,7 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
         trained=trained.image,
         held_out=held_out_arrays(index, resolution=size, limit=config.samples)["image"],
         resources=context.resources,
-        progress=partial(report_pictures, context),
+        progress=context.report_pictures,
     )
     points = points_of(settings, made, rows)
     return context.commit_study(
@@ -63,7 +63,3 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
         headline=steps_headline(points, config),
         pictures={"by_steps": variants_grid({settings[name].title: found for name, found in made.items()})},
     )
-
-
-def report_pictures(context: StageContext, done: int, total: int) -> None:
-    context.recorder.progress(context.stage, step=done, total=total, unit="picture")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions, DiffusionConfig
 from components.training.image_to_image_config import ImageToImageConfig
 
@@ -76,24 +77,20 @@ def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str
     }
 
 
-def objective_settings(config: DiffusionConfig) -> dict[str, Any]:
-    """What `make_objective` builds this recipe's objective from; plain values, they go into the bundle."""
+def process_settings(config: DiffusionConfig | ClassifierConfig) -> dict[str, Any]:
+    """How pictures are noised, as `make_objective` takes it; plain values."""
     if config.objective == "edm":
         return {"name": "edm", "sigma_data": config.sigma_data}
     if config.objective == "flow":
         return {"name": "flow", "time_density": config.time_density}
-    return {
-        "name": "discrete",
-        "schedule": config.schedule,
-        "beta_start": config.beta_start,
-        "beta_end": config.beta_end,
-        "num_train_timesteps": config.num_train_timesteps,
-        "zero_terminal_snr": config.zero_terminal_snr,
-        "prediction_type": config.prediction_type,
-        "variance": config.variance,
-        "loss": config.loss,
-        "min_snr_gamma": config.min_snr_gamma,
-    }
+    numbers = {"schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr"}
+    return {"name": "discrete", **config.model_dump(include=numbers)}
+
+
+def objective_settings(config: DiffusionConfig) -> dict[str, Any]:
+    """What `make_objective` builds this recipe's objective from; plain values, they go into the bundle."""
+    learned = {"prediction_type", "variance", "loss", "min_snr_gamma"}
+    return process_settings(config) | (config.model_dump(include=learned) if config.objective == "discrete" else {})
 
 
 def low_res_schedule_settings(config: DiffusionConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch, with_positions
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions
+from components.training.diffusion_settings import process_settings
 from components.training.learner import Learner, accumulated, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
@@ -40,12 +41,8 @@ def classifier_arguments(config: ClassifierConfig, offers: Conditions) -> dict[s
 
 def classifier_objective(config: ClassifierConfig) -> dict[str, Any]:
     """The process that its pictures come from, as plain values. What a network would predict does not matter here."""
-    if config.objective == "edm":
-        return {"name": "edm", "sigma_data": config.sigma_data}
-    if config.objective == "flow":
-        return {"name": "flow", "time_density": config.time_density}
-    process = {"schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr"}
-    return {"name": "discrete", "prediction_type": "v_prediction", **config.model_dump(include=process)}
+    unused = {"prediction_type": "v_prediction"} if config.objective == "discrete" else {}
+    return process_settings(config) | unused
 
 
 class ClassifierTask:
