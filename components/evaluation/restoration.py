@@ -17,7 +17,7 @@ from components.diffusion.degradation import HOLE_TASKS, blurred, gray
 from components.diffusion.holes import NUMBERS, border_hole, inpainting_hole
 from components.evaluation.grids import Block, png_bytes, readable, render_blocks
 from components.evaluation.measure import PictureSet
-from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.cascade import to_uint8
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, random_stream
 
@@ -94,12 +94,6 @@ def damage(
                 left = _pictures(blurred(image, factor))
                 found.append(_changed(f"super resolution {factor} times", task, left, asked, given=small))
     return found
-
-
-def restore(cascade: Cascade, damaged: Sequence[Damaged], originals: np.ndarray) -> list[Restoration]:
-    """Let the model of a cascade with a translate road restore the pictures, all in this process."""
-    made = {each.name: np.stack(cascade.sample(each.requests)) for each in damaged}
-    return restorations(damaged, made, originals)
 
 
 def restorations(

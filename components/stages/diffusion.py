@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from components.data.degradations import Degradation
-from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
-from components.data.subset import random_part
+from components.data.subset import read_random_part
 from components.stages.context import StageContext
 from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
@@ -84,8 +83,7 @@ def with_latents(
     shape, wanted = network.diffused_shape, (config.in_channels, config.resolution, config.resolution)
     if shape != wanted:
         raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {wanted}")
-    part = random_part(index, samples=MEASURED, seed=config.seed)
-    pictures = read_split(part, "train", resolution=network.resolution, limit=MEASURED).image
+    pictures = read_random_part(index, samples=MEASURED, seed=config.seed, resolution=network.resolution).image
     scale = 1 / float(network.to_latents(to_image(torch.from_numpy(pictures))).std())
     load = partial(load_latents, autoencoder=autoencoder, scale=scale)
     return Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}

@@ -18,7 +18,7 @@ from components.evaluation.restoration import (
     psnr,
     restoration_figures,
     restoration_table,
-    restore,
+    restorations,
 )
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
@@ -185,7 +185,8 @@ def test_held_out_pictures_are_damaged_by_every_task_restored_and_drawn(cascade:
     ]
     for first, second in zip(damaged, damage(originals, **how), strict=True):
         assert first.requests == second.requests
-    restored = restore(cascade, damaged, originals)
+    made = {each.name: np.stack(cascade.sample(each.requests)) for each in damaged}
+    restored = restorations(damaged, made, originals)
     for each in restored:
         assert each.restored.shape == originals.shape
         np.testing.assert_array_equal(each.restored[~each.hole], originals[~each.hole])
