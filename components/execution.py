@@ -14,13 +14,20 @@ class Resources(Config):
     """The share of the cluster that one stage may use."""
 
     num_workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1)  # where there is no room for all; None: never fewer
     num_actors: int = Field(1, ge=1)  # of a pool that works shards or pictures off one by one
     cpus_per_worker: float = Field(1, gt=0)  # logical CPUs (Ray's tokens), not cores
     gpus_per_worker: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads
+    yields: bool = False  # a training that lets others go first on cores that they share: nothing waits for it
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are accumulated in parts
+
+    def worker_counts(self, global_batch_size: int) -> list[int]:
+        """Numbers of workers that a training may have, ascending: those that share its batch equally."""
+        least = self.min_workers or self.num_workers
+        return [count for count in range(least, self.num_workers + 1) if global_batch_size % count == 0]
 
 
 class Recorder(Protocol):

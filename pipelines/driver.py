@@ -18,7 +18,7 @@ from components.execution import Resources
 from components.storage.store import Store, absolute
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
-from pipelines.preflight import branches, check_batches, check_parts, trains_late
+from pipelines.preflight import beside, branches, check_batches, check_parts, stands_alone
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
@@ -127,9 +127,14 @@ def _execute(
     prepared: Prepared, options: RunOptions, actor: Any, cluster: dict[str, float], console: Console
 ) -> Outcome:
     def resources(stage: str) -> Resources:
-        at_once = branches(prepared.workflow)
-        beside = 1 if trains_late(prepared.workflow, stage) else at_once
-        return prepared.profile.resources(stage, cluster=cluster, branches=at_once, beside=beside)
+        workflow = prepared.workflow
+        return prepared.profile.resources(
+            stage,
+            cluster=cluster,
+            branches=branches(workflow),
+            beside=beside(workflow, stage),
+            yields=stands_alone(workflow, stage),
+        )
 
     with Display(console) as show:
         return execute(

@@ -7,7 +7,7 @@ from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from pipelines.profiles import Profile
-from pipelines.workflow import Stage, UsageError, Workflow
+from pipelines.workflow import UsageError, Workflow
 
 
 def check_parts(workflow: Workflow) -> None:
@@ -27,9 +27,10 @@ def check_parts(workflow: Workflow) -> None:
 def check_batches(workflow: Workflow, profile: Profile, *, cluster: dict[str, float]) -> None:
     """Raise UsageError if the workers of a training can't share its global batch equally."""
     for name, config in trainings(workflow).items():
-        workers = profile.resources(name, cluster=cluster, branches=branches(workflow)).num_workers
-        if config.global_batch_size % workers:
-            size = config.global_batch_size
+        resources = profile.resources(name, cluster=cluster, branches=branches(workflow))
+        if not resources.worker_counts(config.global_batch_size):
+            least, most, size = resources.min_workers, resources.num_workers, config.global_batch_size
+            workers = most if least is None else f"{least} to {most}"
             raise UsageError(
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers; change one of them"
             )
@@ -37,18 +38,26 @@ def check_batches(workflow: Workflow, profile: Profile, *, cluster: dict[str, fl
 
 def branches(workflow: Workflow) -> int:
     """How many trainings can run at once: those that wait for no other training."""
-    return max(1, sum(not trains_late(workflow, name) for name in trainings(workflow)))
-
-
-def trains_late(workflow: Workflow, stage: str) -> bool:
-    """Whether a training waits for another one: most of the others are then done, and it may use more of the cores."""
     names = trainings(workflow)
-    return stage in names and _trained_before(workflow.by_name[stage], names)
+    return max(1, sum(not workflow.before(name) & names.keys() for name in names))
+
+
+def beside(workflow: Workflow, stage: str) -> int:
+    """How many trainings may run while a stage does, itself included: those that it neither needs nor makes wait.
+
+    What is no training works in several processes of a training's size instead of in one with all cores.
+    """
+    if stage not in trainings(workflow):
+        return branches(workflow)
+    related = workflow.before(stage) | workflow.after(stage)
+    return min(branches(workflow), 1 + len(trainings(workflow).keys() - related - {stage}))
+
+
+def stands_alone(workflow: Workflow, stage: str) -> bool:
+    """Whether no other training comes before or after this one: it has time where another branch has two to train."""
+    related = workflow.before(stage) | workflow.after(stage)
+    return not related & trainings(workflow).keys()
 
 
 def trainings(workflow: Workflow) -> dict[str, TrainingConfig]:
     return {stage.name: stage.config for stage in workflow.stages if isinstance(stage.config, TrainingConfig)}
-
-
-def _trained_before(stage: Stage, names: dict[str, TrainingConfig]) -> bool:
-    return any(parent.name in names or _trained_before(parent, names) for parent in stage.parents())

@@ -23,6 +23,7 @@ class Profile(Config):
 
     name: str = "auto"
     num_workers: int | None = Field(None, ge=1)
+    min_workers: int | None = Field(None, ge=1)  # elastic: workers are lost and won while a training goes on
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
@@ -33,13 +34,20 @@ class Profile(Config):
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def resources(
-        self, stage: str, *, cluster: dict[str, float], branches: int, beside: int | None = None
+        self,
+        stage: str,
+        *,
+        cluster: dict[str, float],
+        branches: int,
+        beside: int | None = None,
+        yields: bool = False,
     ) -> Resources:
         """The share of `cluster` that one stage gets when up to `branches` stages run at once.
 
         Args:
             beside: trainings that are expected to run while this stage does, itself included; they share the cores of
                 the machine. None: `branches`.
+            yields: where cores are shared, the others go first.
 
         All training workers together claim at most half of the logical CPUs, so the tasks that read the shards always
         find some: two trainings can't starve each other (ray-notes, item 11).
@@ -51,10 +59,12 @@ class Profile(Config):
         actors = workers if gpus else max(workers, int(cluster.get("CPU", 1)) // TOKENS_A_CORE // threads)
         shared: dict[str, Any] = {
             "num_workers": workers,
+            "min_workers": self.min_workers,
             "num_actors": actors,
             "cpus_per_worker": max(0.01, round(min(self.cpus_per_worker, fair), 2)),
             "gpus_per_worker": gpus,
             "threads": threads,
+            "yields": yields,
             "reader_cpus": self.reader_cpus,
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,

@@ -103,16 +103,19 @@ class Workflow:
                 raise UsageError(f"no stage {name!r} in {self.name}{nearest(name, self.by_name)}")
         names = set(selection.only) or set(self.by_name)
         if selection.from_:
-            names &= self._descendants(selection.from_)
+            names &= {selection.from_} | self.after(selection.from_)
         if selection.until:
-            names &= self._ancestors(selection.until)
+            names &= {selection.until} | self.before(selection.until)
         return names
 
-    def _ancestors(self, name: str) -> set[str]:
-        return {name}.union(*(self._ancestors(parent.name) for parent in self.by_name[name].parents()))
+    def before(self, name: str) -> set[str]:
+        """Names of all stages that a stage needs, directly or not."""
+        parents = {parent.name for parent in self.by_name[name].parents()}
+        return parents.union(*(self.before(parent) for parent in parents))
 
-    def _descendants(self, name: str) -> set[str]:
-        return {stage.name for stage in self.stages if name in self._ancestors(stage.name)}
+    def after(self, name: str) -> set[str]:
+        """Names of all stages that need it, directly or not."""
+        return {stage.name for stage in self.stages if name in self.before(stage.name)}
 
     def _check_inputs(self, planned: list[PlannedStage]) -> None:
         ready = {entry.stage.name for entry in planned if entry.cached is not None or entry.wanted}

@@ -2,6 +2,9 @@
 
 Nothing is ever written to a disk and nothing unpickled. Sizes are looked at before a byte is read: a sparse member says
 that it is as large as it likes, and a compressed tar may hold a thousand times its size.
+
+webdataset is imported where it is called: it imports torch, seconds in each of the many processes of a run that plan
+reading and do none.
 """
 
 import io
@@ -10,9 +13,6 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
-
-from webdataset import TarWriter
-from webdataset.tariterators import group_by_keys
 
 from components.data.errors import ShardError
 
@@ -48,6 +48,8 @@ class Group(NamedTuple):
 
 def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
     """A tar of samples (`__key__` and members as bytes); equal samples give equal bytes."""
+    from webdataset import TarWriter
+
     buffer = io.BytesIO()
     writer = TarWriter(buffer, mtime=0, encoder=False)
     for sample in samples:
@@ -79,6 +81,8 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
     Raises ShardError for a tar that can't be read, names or keys that come twice, pickles, names that climb out, and
     members that are larger than MAX_MEMBER_BYTES or say so.
     """
+    from webdataset.tariterators import group_by_keys
+
     keys: set[str] = set()
     try:
         for group in group_by_keys(_members(unpack(data, url), url)):

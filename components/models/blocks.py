@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.models.layers import attend
+
 
 @dataclass(slots=True)
 class KVCache:
@@ -23,10 +25,9 @@ class KVCache:
 class SelfAttention(nn.Module):
     """Multi-head attention, (B, S, D) -> (B, S, D): to what came before, or to all."""
 
-    def __init__(self, model_dim: int, *, num_heads: int, dropout: float, causal: bool) -> None:
+    def __init__(self, model_dim: int, *, num_heads: int, causal: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.dropout = dropout
         self.causal = causal
         self.qkv = nn.Linear(model_dim, 3 * model_dim)
         self.proj = nn.Linear(model_dim, model_dim)
@@ -55,24 +56,21 @@ class SelfAttention(nn.Module):
             keys[:, :, start:] = k
             values[:, :, start:] = v
             k, v = keys, values
-        h = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=self.causal and mask is None and length > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        h = attend(q, k, v, mask=mask, causal=self.causal and mask is None and length > 1)
         return self.proj(h.transpose(1, 2).reshape(batch, length, -1))
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward network, each pre-norm with a residual, (B, S, D) -> (B, S, D)."""
+    """Attention, then a feed-forward network, each pre-norm with a residual, (B, S, D) -> (B, S, D).
+
+    Dropout is on the residual branches alone, as in LlamaGen (Sun et al. 2024): none of the attention weights is
+    dropped, which keeps fused attention kernels in training.
+    """
 
     def __init__(self, model_dim: int, *, num_heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(model_dim)
-        self.attention = SelfAttention(model_dim, num_heads=num_heads, dropout=dropout, causal=causal)
+        self.attention = SelfAttention(model_dim, num_heads=num_heads, causal=causal)
         self.norm_2 = nn.LayerNorm(model_dim)
         self.expand = nn.Linear(model_dim, 4 * model_dim)
         self.contract = nn.Linear(4 * model_dim, model_dim)

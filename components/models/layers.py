@@ -43,17 +43,19 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Scaled dot-product attention with its softmax in fp32, on (B, heads, L, head_dim).
 
     Args:
         mask: boolean, broadcast to (B, heads, L, L), True where a key may be seen.
+        causal: each query sees the keys up to its own position; without a mask only.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     with torch.autocast("cpu", enabled=False):  # the CPU kernel's bf16 backward is several times slower than fp32
         dtype = torch.promote_types(q.dtype, torch.float32)
-        return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 class SelfAttention2d(nn.Module):

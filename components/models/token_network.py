@@ -39,7 +39,7 @@ class TokenNetwork(nn.Module):
         condition_codebook_size: number of different tokens of the condition picture, made by a tokenizer of its own;
             their table has one row more, the null token `condition_codebook_size`. None: no condition picture.
         condition_grid: (height, width) of the condition picture in tokens; given with condition_codebook_size.
-        dropout: probability, in [0, 1), after the embedding, in the attention and on each residual branch.
+        dropout: probability, in [0, 1), after the embedding and on each residual branch.
 
     Raises:
         ValueError: when sizes do not fit each other, or only one of two that belong together is given.

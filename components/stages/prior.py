@@ -12,12 +12,13 @@ from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
 from components.training.config import Conditions, MaskedPriorConfig, PixelConfig, PriorConfig, TokenGrid
-from components.training.launch import RankStream, train
+from components.training.launch import train
 from components.training.loop import Task
 from components.training.results import write_model
 from components.training.tasks.masked_prior import MaskedPriorTask
 from components.training.tasks.pixels import PixelTask, pixel_arguments
 from components.training.tasks.prior import PriorTask, transformer_arguments
+from components.training.worker import RankStream
 
 AnyPrior = PriorConfig | MaskedPriorConfig | PixelConfig
 KINDS = {"transformer": "prior", "masked_transformer": "masked_prior", "pixelcnn": "pixelcnn", "row_lstm": "row_lstm"}

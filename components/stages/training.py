@@ -13,8 +13,9 @@ from components.stages.context import StageContext
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
-from components.training.launch import RayStream, train
+from components.training.launch import train
 from components.training.loop import Task
+from components.training.worker import RayStream
 
 PictureConfig = (
     AutoencoderConfig
@@ -61,7 +62,6 @@ def train_on_pictures(
         index,
         **how,
         global_batch_size=config.global_batch_size,
-        world_size=resources.num_workers,
         seed=config.seed,
         total_steps=config.total_steps,
         reader_cpus=resources.reader_cpus,

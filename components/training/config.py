@@ -108,6 +108,7 @@ class AutoencoderConfig(TrainingConfig):
 class TokenNetworkConfig(TrainingConfig):
     """What both transformers over tokens share: their size, their conditions, and how they are sampled by default."""
 
+    stage_version = 2  # dropout on residual branches alone
     model_dim: int = Field(ge=8)
     num_layers: int = Field(ge=1)
     num_heads: int = Field(ge=1)

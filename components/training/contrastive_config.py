@@ -36,6 +36,7 @@ class ContrastiveConfig(TrainingConfig):
 class DiffusionPriorConfig(TrainingConfig):
     """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over the embeddings of a contrastive encoder."""
 
+    stage_version = 2  # attention in fp32 on a CPU
     network: Literal["diffusion_prior"] = "diffusion_prior"
     resolution: int = Field(ge=4)  # pixels; that of the contrastive encoder
     model_dim: int = Field(ge=8)

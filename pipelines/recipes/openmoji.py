@@ -46,12 +46,12 @@ def tokenizer() -> AutoencoderConfig:
         discriminator_start=600,
         adversarial_weight=0.4,
         codebook_decay=0.97,
-        total_steps=1400,
+        total_steps=1250,
         global_batch_size=8,
         learning_rate=2e-3,
         ema_decay=0.99,
-        checkpoint_every=300,
-        sample_every=700,
+        checkpoint_every=250,
+        sample_every=625,
     )
 
 
@@ -65,7 +65,7 @@ def prior() -> PriorConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=600,
+        total_steps=450,
         global_batch_size=32,
         learning_rate=1e-3,
         weight_decay=0.05,
@@ -74,7 +74,7 @@ def prior() -> PriorConfig:
         guidance_scale=1.5,
         top_k=100,
         checkpoint_every=150,
-        sample_every=300,
+        sample_every=225,
     )
 
 
@@ -89,7 +89,7 @@ def base() -> DiffusionConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=1200,
+        total_steps=800,
         global_batch_size=64,
         learning_rate=1e-3,
         ema_decay=0.995,
@@ -98,7 +98,7 @@ def base() -> DiffusionConfig:
         sampler="dpm_solver_pp",
         num_inference_steps=16,
         checkpoint_every=200,
-        sample_every=600,
+        sample_every=400,
     )
 
 

@@ -38,13 +38,13 @@ def test_every_module_of_components_has_its_place_in_the_layers(repository):
     assert found - {"components.__init__"} <= placed
 
 
-def test_ray_train_enters_by_one_door(repository, sources):
+def test_ray_train_enters_by_one_door_for_drivers_and_one_for_workers(repository, sources):
     def uses_train(path: pathlib.Path) -> bool:
         names = {*imported_names(path), *attributes(path)}
         return any(name == "ray.train" or name.startswith("ray.train.") for name in names)
 
     doors = [path.relative_to(repository).as_posix() for path in sources if uses_train(path)]
-    assert doors == ["components/training/launch.py"]
+    assert doors == ["components/training/launch.py", "components/training/worker.py"]
 
 
 def test_formulas_import_torch_einops_and_the_standard_library_only(repository, sources):

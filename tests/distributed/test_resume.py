@@ -19,11 +19,12 @@ from components.data.stream import training_stream
 from components.execution import Resources
 from components.storage.store import Store
 from components.training.checkpoint import WEIGHTS
-from components.training.launch import RayStream, TrainingError, train
+from components.training.launch import TrainingError, train
 from components.training.loop import Batch, Metrics
 from components.training.parallel import Worker
 from components.training.run_folder import checkpoint_name, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
+from components.training.worker import RayStream
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact
 from tests.tiny_training import OFFERS, assert_equal_bits, diffusion_config, rows_at
@@ -69,7 +70,6 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
         index,
         resolution=CONFIG.resolution,
         global_batch_size=CONFIG.global_batch_size,
-        world_size=workers,
         seed=CONFIG.seed,
         total_steps=CONFIG.total_steps,
         reader_cpus=0.25,

@@ -49,6 +49,9 @@ class Nodes:
         """The node on which training workers are now, if any."""
         return next((node for node in self.cluster.worker_nodes if processes(node, TRAINER)), None)
 
+    def trainers(self) -> list[psutil.Process]:
+        return [process for node in self.cluster.worker_nodes for process in processes(node, TRAINER)]
+
     def is_training(self) -> bool:
         return self.working() is not None and bool(self.controllers())
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from safetensors.torch import load_file
+from torch import Tensor
 
 from components.storage.artifact import load_artifact
 from components.storage.store import Store
@@ -27,7 +29,7 @@ TINY = {
     "base.sample_every": 100000,
     "base.log_every": INTERVAL,
 }
-PROFILE = "cpus_per_worker: 1\nthreads: 1\nreader_cpus: 0.25\n"
+PROFILE = {"cpus_per_worker": 1, "threads": 1, "reader_cpus": 0.25}
 TIMED = ("metrics.json",)  # holds seconds
 
 
@@ -35,10 +37,18 @@ class Run:
     """One storage, and the drivers that work on it one after another or at once."""
 
     def __init__(
-        self, place: Path, *, steps: int, storage: str | None = None, workers: int = 2, max_failures: int = 20
+        self,
+        place: Path,
+        *,
+        steps: int,
+        storage: str | None = None,
+        workers: int = 2,
+        max_failures: int = 20,
+        **profile: int,
     ) -> None:
         place.mkdir(parents=True, exist_ok=True)
-        (place / "profile.yaml").write_text(f"{PROFILE}num_workers: {workers}\nmax_failures: {max_failures}\n")
+        profile = PROFILE | {"num_workers": workers, "max_failures": max_failures} | profile
+        (place / "profile.yaml").write_text(json.dumps(profile))  # JSON is YAML
         self.place, self.steps, self.storage = place, steps, storage or str(place / "runs")
         self.log = place / "driver.log"
         self.drivers: list[subprocess.Popen] = []
@@ -87,6 +97,12 @@ class Run:
             return 0
         done = last_checkpoint(self.train())
         return done.step if done else 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """Of the base model."""
+        artifact = load_artifact(self.stage("base"))
+        assert artifact is not None
+        return load_file(artifact.download(self.place / "model") / "model.safetensors")
 
     def hashes(self) -> dict[str, str]:
         """Stage -> sha256 of what its manifest lists: names, sizes, sha256."""

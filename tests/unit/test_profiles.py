@@ -52,3 +52,12 @@ def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, says: str):
 def test_workers_that_cannot_share_a_batch_are_refused_before_anything_starts():
     with pytest.raises(UsageError, match=r"tokenizer.global_batch_size 16 can't be shared by 3 workers"):
         check_batches(build_workflow(smoke()), Profile(num_workers=3), cluster={"CPU": 8})
+
+
+def test_an_elastic_gang_has_only_numbers_of_workers_that_share_the_batch():
+    elastic = Profile(num_workers=6, min_workers=2)
+    resources = elastic.resources("tokenizer", cluster={"CPU": 8}, branches=1)
+    assert resources.worker_counts(16) == [2, 4]
+    check_batches(build_workflow(smoke()), elastic, cluster={"CPU": 8})
+    with pytest.raises(UsageError, match=r"tokenizer.global_batch_size 16 can't be shared by 5 to 7 workers"):
+        check_batches(build_workflow(smoke()), Profile(num_workers=7, min_workers=5), cluster={"CPU": 8})

@@ -7,7 +7,7 @@ import pytest
 from components.data.sources import fashion_mnist
 from components.storage.store import Store
 from components.training.config import TrainingConfig
-from pipelines.preflight import branches, trainings, trains_late
+from pipelines.preflight import beside, branches, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
 from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
 from pipelines.recipes.fashion import (
@@ -17,6 +17,7 @@ from pipelines.recipes.fashion import (
     fashion_likelihood_hybrid,
     fashion_steps,
 )
+from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.rows import ROWS
 from pipelines.rows import chosen_rows, sources_here
@@ -63,8 +64,19 @@ def workflow_of(recipe) -> Workflow:
 def test_trainings_that_wait_for_no_other_run_at_once():
     workflow = workflow_of(depth_transformer)
     assert branches(workflow) == 2  # the two tokenizers
-    assert [name for name in trainings(workflow) if trains_late(workflow, name)] == ["prior"]
-    assert not trains_late(workflow, "samples")  # no training
+    assert {name: beside(workflow, name) for name in trainings(workflow)} == {
+        "tokenizer": 2,
+        "condition_tokenizer": 2,
+        "prior": 1,  # all cores are its own
+    }
+    assert beside(workflow, "samples") == 2  # no training: in so many processes
+
+
+def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
+    workflow = workflow_of(openmoji)
+    assert {beside(workflow, name) for name in trainings(workflow)} == {3}  # tokenizer or prior, base, upsampler
+    alone = [name for name in trainings(workflow) if stands_alone(workflow, name)]
+    assert alone == ["base", "upsampler_64"]  # the prior waits for the tokenizer
 
 
 @pytest.mark.parametrize("recipe", [*ROWS, *paper_recipes().values()])
