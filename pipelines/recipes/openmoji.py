@@ -46,12 +46,12 @@ def tokenizer() -> AutoencoderConfig:
         discriminator_start=600,
         adversarial_weight=0.4,
         codebook_decay=0.97,
-        total_steps=1250,
+        total_steps=1200,
         global_batch_size=8,
         learning_rate=2e-3,
         ema_decay=0.99,
-        checkpoint_every=250,
-        sample_every=625,
+        checkpoint_every=300,
+        sample_every=600,
     )
 
 
@@ -66,7 +66,7 @@ def prior() -> PriorConfig:
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
         total_steps=450,
-        global_batch_size=32,
+        global_batch_size=24,
         learning_rate=1e-3,
         weight_decay=0.05,
         ema_decay=0.99,
@@ -89,16 +89,16 @@ def base() -> DiffusionConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=800,
-        global_batch_size=64,
+        total_steps=900,
+        global_batch_size=48,
         learning_rate=1e-3,
         ema_decay=0.995,
         precision="bf16",
         guidance_scale=1.5,
         sampler="dpm_solver_pp",
         num_inference_steps=16,
-        checkpoint_every=200,
-        sample_every=400,
+        checkpoint_every=225,
+        sample_every=450,
     )
 
 
@@ -111,7 +111,7 @@ def upsampler() -> DiffusionConfig:
         channel_mult=(1, 2, 4, 4),
         num_res_blocks=1,
         total_steps=650,
-        global_batch_size=16,
+        global_batch_size=12,
         learning_rate=1e-3,
         ema_decay=0.99,
         precision="bf16",
