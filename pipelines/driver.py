@@ -23,7 +23,7 @@ from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.reporting import render_run, save_run
-from pipelines.session import start_ray
+from pipelines.session import on_cluster, start_ray
 from pipelines.workflow import PlannedStage, Selection, Workflow
 from pipelines.workflows import build_workflow
 
@@ -133,7 +133,7 @@ def _execute(
             cluster=cluster,
             branches=branches(workflow),
             beside=beside(workflow, stage),
-            yields=stands_alone(workflow, stage),
+            yields=stands_alone(workflow, stage) and not on_cluster(),
         )
 
     with Display(console) as show:

@@ -29,6 +29,7 @@ def translate_picture(
     seed: int,
     count: int,
     steps: int | None,
+    sampler: str | None,
     guidance_scale: float | None,
     tracking: str | None,
     out: Path,
@@ -47,7 +48,7 @@ def translate_picture(
             if "translate" not in cascade.roads:
                 raise ValueError(f"{model} does not work on pictures: it has {' and '.join(cascade.roads)}")
             asked = Request(label=label, prompt=prompt, task=task, road="translate", **given)
-            asked = asked._replace(steps=steps, guidance_scale=guidance_scale)
+            asked = asked._replace(steps=steps, sampler=sampler, guidance_scale=guidance_scale)
             pictures = cascade.sample([asked._replace(seed=seed + number) for number in range(count)])
     except ValueError as error:
         raise UsageError(str(error)) from error

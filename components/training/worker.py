@@ -30,7 +30,6 @@ from components.training.run_folder import checkpoint_name, fetch_checkpoint, up
 from components.training.snapshots import SNAPSHOTS, write_snapshots
 
 PREFETCHED_BATCHES = 4
-LOWEST_PRIORITY = 19
 
 
 class UnreadableError(RuntimeError):
@@ -74,7 +73,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     job: Job = arguments["job"]
     torch.set_num_threads(job.resources.threads)
     if job.resources.yields:
-        os.nice(LOWEST_PRIORITY)
+        let_others_go_first()
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     if worker.rank == 0 and worker.world_size < job.resources.num_workers:
@@ -102,6 +101,14 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
             raise
         return {"stopped": str(error.cause)}
     return {} if reached == job.config.total_steps else {"preempted": str(reached)}
+
+
+def let_others_go_first() -> None:
+    """Run this thread, and those that it starts, where a core would idle otherwise."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 def is_leaving(worker: Worker) -> bool:

@@ -66,7 +66,7 @@ def prior() -> PriorConfig:
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
         total_steps=450,
-        global_batch_size=24,
+        global_batch_size=32,
         learning_rate=1e-3,
         weight_decay=0.05,
         ema_decay=0.99,

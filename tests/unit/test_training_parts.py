@@ -1,7 +1,9 @@
 """Laws of what surrounds a training: run folder, perceptual network, conditions, configuration."""
 
 import json
+import os
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from components.training.run_folder import (
     storage_of,
     upload_folder,
 )
+from components.training.worker import let_others_go_first
 from tests.tiny_training import OFFERS, autoencoder_config, diffusion_config, rows_at
 
 
@@ -245,3 +248,18 @@ def test_objectives_and_samplers_that_do_not_go_together_are_refused_in_one_line
         diffusion_config(**changes)
     (error,) = refused.value.errors()
     assert "\n" not in error["msg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has it")
+def test_only_the_thread_that_trains_lets_others_go_first() -> None:
+    seen: list[int] = []
+
+    def train() -> None:
+        let_others_go_first()
+        seen.append(os.sched_getscheduler(0))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert seen == [os.SCHED_IDLE]
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE

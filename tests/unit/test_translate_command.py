@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def translated(folder: Path, **changes: object) -> Path:
     asked = {"image": folder / "photo.png", "mask": folder / "mask.png", "task": "inpainting", "out": folder / "out"}
-    asked |= dict.fromkeys(("label", "prompt", "steps", "guidance_scale", "tracking"))
+    asked |= dict.fromkeys(("label", "prompt", "steps", "sampler", "guidance_scale", "tracking"))
     asked |= {"seed": 0, "count": 2, "console": Console(quiet=True)}
     return translate_picture(str(folder / "cascade"), **(asked | changes))
 
@@ -42,6 +42,15 @@ def test_pictures_of_the_seeds_and_one_of_before_and_after_are_written(folder: P
         np.testing.assert_array_equal(picture[~hole()], pixels(0)[~hole()])
     assert shown == folder / "out" / "before_after.png"
     assert Image.open(shown).size[0] > 0
+
+
+def test_another_sampler_makes_another_picture_of_the_same_seed(folder: Path) -> None:
+    for sampler in ("ddim", "ddpm"):
+        translated(folder, sampler=sampler, count=1, out=folder / sampler)
+    made = [np.asarray(Image.open(folder / sampler / "photo-inpainting-0000.png")) for sampler in ("ddim", "ddpm")]
+    assert (made[0] != made[1])[hole()].any()
+    with pytest.raises(UsageError, match="sampler"):
+        translated(folder, sampler="dmpp")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,7 @@ def test_a_model_that_makes_pictures_of_nothing_is_refused(folder: Path, tmp_pat
         translate_picture(
             str(write_cascade(tmp_path)),
             image=folder / "photo.png",
-            **dict.fromkeys(("mask", "task", "label", "prompt", "steps", "guidance_scale", "tracking")),
+            **dict.fromkeys(("mask", "task", "label", "prompt", "steps", "sampler", "guidance_scale", "tracking")),
             seed=0,
             count=1,
             out=tmp_path / "out",
