@@ -66,7 +66,7 @@ def prior() -> PriorConfig:
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
         total_steps=450,
-        global_batch_size=32,
+        global_batch_size=24,
         learning_rate=1e-3,
         weight_decay=0.05,
         ema_decay=0.99,
@@ -89,16 +89,16 @@ def base() -> DiffusionConfig:
         conditions=("label", "text"),
         cond_drop="independent",  # pictures are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
-        total_steps=900,
+        total_steps=780,
         global_batch_size=48,
         learning_rate=1e-3,
         ema_decay=0.995,
         precision="bf16",
         guidance_scale=1.5,
         sampler="dpm_solver_pp",
-        num_inference_steps=16,
-        checkpoint_every=225,
-        sample_every=450,
+        num_inference_steps=14,
+        checkpoint_every=195,
+        sample_every=390,
     )
 
 
@@ -110,7 +110,7 @@ def upsampler() -> DiffusionConfig:
         model_channels=16,
         channel_mult=(1, 2, 4, 4),
         num_res_blocks=1,
-        total_steps=650,
+        total_steps=620,
         global_batch_size=12,
         learning_rate=1e-3,
         ema_decay=0.99,
@@ -118,7 +118,7 @@ def upsampler() -> DiffusionConfig:
         max_noise_level=400,
         noise_level=80,
         sampler="dpm_solver_pp",
-        num_inference_steps=10,
-        checkpoint_every=150,
-        sample_every=325,
+        num_inference_steps=8,
+        checkpoint_every=155,
+        sample_every=310,
     )
