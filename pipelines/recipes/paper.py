@@ -8,10 +8,10 @@ cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/image
 from collections.abc import Callable
 
 from components.stages.evaluate import EvaluationConfig
-from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.training.config import AutoencoderConfig, PriorConfig
 from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.paper_autoencoders import (
     dalle_dvae_f8_8192,
@@ -25,10 +25,10 @@ from pipelines.recipes.paper_autoencoders import (
     vqgan_imagenet_f16_16384,
     vqvae_imagenet_128,
 )
-from pipelines.recipes.paper_roads import PAPER_ROADS
+from pipelines.recipes.paper_roads import PAPER_ROADS, images
 from pipelines.recipes.token_road import TokenRoadRecipe
 
-PaperRecipe = Callable[[], OneModelRecipe] | Callable[[], TokenRoadRecipe] | Callable[[], DiffusionRoadRecipe]
+PaperRecipe = Callable[[], OneModelRecipe | TokenRoadRecipe | DiffusionRoadRecipe | ImageToImageRecipe]
 
 AUTOENCODERS: tuple[Callable[[], AutoencoderConfig], ...] = (
     vqgan_imagenet_f16_1024,
@@ -42,7 +42,6 @@ AUTOENCODERS: tuple[Callable[[], AutoencoderConfig], ...] = (
     dalle_dvae_f8_8192,
     vqvae_imagenet_128,
 )
-SOURCE = "s3://your-bucket/pictures/*.tar"
 
 
 def imagenet_class_prior() -> TokenRoadRecipe:
@@ -107,7 +106,7 @@ def lone_recipe(config: Callable[[], AutoencoderConfig]) -> Callable[[], OneMode
     def recipe() -> OneModelRecipe:
         return OneModelRecipe(
             name=config.__name__,
-            images=images(),
+            images=images(resolution=256),
             model=config(),
             samples=SamplesConfig(),
             evaluation=EvaluationConfig(),
@@ -122,21 +121,9 @@ def token_road(
 ) -> TokenRoadRecipe:
     return TokenRoadRecipe(
         name=name,
-        images=images(vocab_size=vocab_size, text_length=text_length),
+        images=images(resolution=256, vocab_size=vocab_size, text_length=text_length),
         tokenizer=tokenizer,
         prior=prior,
         samples=SamplesConfig(measured_samples=10_000),
         evaluation=EvaluationConfig(held_out_samples=10_000),
-    )
-
-
-def images(*, vocab_size: int = 1024, text_length: int = 16) -> ImagesConfig:
-    """Pictures of 256² of the user's own; one percent is held out."""
-    return ImagesConfig(
-        source=SOURCE,
-        resolution=256,
-        samples_per_shard=1024,
-        holdout_fraction=0.01,
-        vocab_size=vocab_size,
-        text_length=text_length,
     )

@@ -8,11 +8,13 @@ from typing import Any
 
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
+from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.config import DiffusionConfig
 from pipelines.recipes import paper_classifiers, paper_diffusion
 from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.paper_autoencoders import ldm_kl_f8, ldm_vq_f4, ldm_vq_f8
 
 SOURCE = "s3://your-bucket/pictures/*.tar"
@@ -113,7 +115,17 @@ def ldm_text_to_image() -> DiffusionRoadRecipe:
     )
 
 
-PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe], ...] = (
+def palette_256() -> ImageToImageRecipe:
+    """Palette at 256², one model for inpainting, uncropping, colorization, JPEG and super-resolution."""
+    return ImageToImageRecipe(
+        name="palette_256",
+        images=images(resolution=256),
+        model=paper_diffusion.palette(),
+        restoration=RestorationConfig(samples=1000),
+    )
+
+
+PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe | ImageToImageRecipe], ...] = (
     ddpm_cifar_10,
     iddpm_imagenet_64,
     adm_imagenet_64_256,
@@ -127,6 +139,7 @@ PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe], ...] = (
     ldm_imagenet_f8,
     ldm_imagenet_f4,
     ldm_text_to_image,
+    palette_256,
 )
 
 
@@ -139,19 +152,23 @@ def road(
     text_length: int = 16,
     **parts: Any,
 ) -> DiffusionRoadRecipe:
-    """A recipe on pictures of the user's own; one percent is held out."""
     return DiffusionRoadRecipe(
         name=name,
-        images=ImagesConfig(
-            source=SOURCE,
-            resolution=resolution,
-            samples_per_shard=1024,
-            holdout_fraction=0.01,
-            vocab_size=vocab_size,
-            text_length=text_length,
-        ),
+        images=images(resolution=resolution, vocab_size=vocab_size, text_length=text_length),
         base=base,
         samples=SamplesConfig(measured_samples=10_000),
         evaluation=EvaluationConfig(held_out_samples=10_000),
         **parts,
+    )
+
+
+def images(*, resolution: int, vocab_size: int = 1024, text_length: int = 16) -> ImagesConfig:
+    """Pictures of the user's own; one percent is held out."""
+    return ImagesConfig(
+        source=SOURCE,
+        resolution=resolution,
+        samples_per_shard=1024,
+        holdout_fraction=0.01,
+        vocab_size=vocab_size,
+        text_length=text_length,
     )
