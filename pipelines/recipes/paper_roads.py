@@ -152,6 +152,7 @@ def road(
     text_length: int = 16,
     **parts: Any,
 ) -> DiffusionRoadRecipe:
+    """A recipe on pictures of the user's own."""
     return DiffusionRoadRecipe(
         name=name,
         images=images(resolution=resolution, vocab_size=vocab_size, text_length=text_length),
