@@ -13,22 +13,6 @@ from pathlib import Path
 import pytest
 
 SERVER_SECONDS = 180
-TOGETHER = ("distributed", "integration", "browser")  # folders whose tests start clusters and drivers
-
-
-def pytest_configure() -> None:
-    """Where several processes test at once, each computes on one core."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        import torch
-
-        torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n 2 --dist loadgroup`: a file stays in one process, and so does all that needs a cluster."""
-    for item in items:
-        needs_cluster = item.path.parent.name in TOGETHER or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
