@@ -54,9 +54,10 @@ def beside(workflow: Workflow, stage: str) -> int:
 
 
 def stands_alone(workflow: Workflow, stage: str) -> bool:
-    """Whether no other training comes before or after this one: it has time where another branch has two to train."""
-    related = workflow.before(stage) | workflow.after(stage)
-    return not related & trainings(workflow).keys()
+    """Whether no other training comes before or after this one, while another branch has several to train in turn."""
+    names = trainings(workflow).keys()
+    in_turn = {name for name in names if (workflow.before(name) | workflow.after(name)) & names}
+    return bool(in_turn) and stage in names - in_turn
 
 
 def trainings(workflow: Workflow) -> dict[str, TrainingConfig]:

@@ -9,6 +9,7 @@ from components.storage.store import Store
 from components.training.config import TrainingConfig
 from pipelines.preflight import beside, branches, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
+from pipelines.recipes.diffusion_rows import ddpm
 from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
 from pipelines.recipes.fashion import (
     FASHION,
@@ -77,6 +78,8 @@ def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
     assert {beside(workflow, name) for name in trainings(workflow)} == {3}  # tokenizer or prior, base, upsampler
     alone = [name for name in trainings(workflow) if stands_alone(workflow, name)]
     assert alone == ["base", "upsampler_64"]  # the prior waits for the tokenizer
+    only = workflow_of(ddpm)
+    assert not any(stands_alone(only, name) for name in trainings(only))  # there is nobody to let go first
 
 
 @pytest.mark.parametrize("recipe", [*ROWS, *paper_recipes().values()])
