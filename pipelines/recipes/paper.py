@@ -25,7 +25,7 @@ from pipelines.recipes.paper_autoencoders import (
     vqgan_imagenet_f16_16384,
     vqvae_imagenet_128,
 )
-from pipelines.recipes.paper_roads import PAPER_ROADS, images
+from pipelines.recipes.paper_roads import PAPER_ROADS, images, palette_256
 from pipelines.recipes.token_road import TokenRoadRecipe
 
 PaperRecipe = Callable[[], OneModelRecipe | TokenRoadRecipe | DiffusionRoadRecipe | ImageToImageRecipe]
@@ -96,7 +96,7 @@ PRIORS = (imagenet_class_prior, mindalle_text_prior)
 def paper_recipes() -> dict[str, PaperRecipe]:
     """Name -> recipe."""
     lone: dict[str, PaperRecipe] = {config.__name__: lone_recipe(config) for config in AUTOENCODERS}
-    roads: dict[str, PaperRecipe] = {recipe.__name__: recipe for recipe in (*PRIORS, *PAPER_ROADS)}
+    roads: dict[str, PaperRecipe] = {recipe.__name__: recipe for recipe in (*PRIORS, *PAPER_ROADS, palette_256)}
     return lone | roads
 
 

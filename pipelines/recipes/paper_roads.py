@@ -125,7 +125,7 @@ def palette_256() -> ImageToImageRecipe:
     )
 
 
-PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe | ImageToImageRecipe], ...] = (
+PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe], ...] = (
     ddpm_cifar_10,
     iddpm_imagenet_64,
     adm_imagenet_64_256,
@@ -139,7 +139,6 @@ PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe | ImageToImageRecipe], ...] 
     ldm_imagenet_f8,
     ldm_imagenet_f4,
     ldm_text_to_image,
-    palette_256,
 )
 
 
