@@ -82,7 +82,7 @@ def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to its end. Returns the exit code: 0 done, 1 failed, 130 interrupted."""
     prepared = prepare(options)
     started = time.time()
-    cluster = start_ray(worker_start_timeout=prepared.profile.worker_start_timeout, verbose=options.verbose)
+    cluster = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
     check_batches(prepared.workflow, prepared.profile, cluster=cluster)
     signal.signal(signal.SIGTERM, _interrupt)
     actor = _start_recorder(prepared)

@@ -30,8 +30,17 @@ class Profile(Config):
     reader_cpus: float = Field(0.5, gt=0)
     max_failures: int = 3
     max_batch_per_device: int | None = None
-    worker_start_timeout: int = Field(600, gt=0)  # seconds: a cold GPU node pulls its image first
+    worker_start_timeout: int | None = Field(None, gt=0)  # seconds; see `start_timeout`
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @property
+    def start_timeout(self) -> int:
+        """Seconds that workers may take to find room: long, for a cold GPU node pulls its image first.
+
+        Elastic trainings don't wait for room, they take what there is; but Ray hears seconds late that a node is lost,
+        and then waits for this long before it looks again.
+        """
+        return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
     def resources(
         self,

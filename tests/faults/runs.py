@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from safetensors.torch import load_file
@@ -44,7 +45,7 @@ class Run:
         storage: str | None = None,
         workers: int = 2,
         max_failures: int = 20,
-        **profile: int,
+        **profile: Any,
     ) -> None:
         place.mkdir(parents=True, exist_ok=True)
         profile = PROFILE | {"num_workers": workers, "max_failures": max_failures} | profile

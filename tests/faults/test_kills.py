@@ -67,7 +67,7 @@ def test_a_training_goes_on_with_the_workers_that_there_are(tmp_path: Path, reco
     """
     whole = Run(tmp_path / "whole", steps=ELASTIC)
     whole.finish(whole.start())
-    run = Run(tmp_path / "elastic", steps=ELASTIC, min_workers=1, cpus_per_worker=3)  # a node has 4
+    run = Run(tmp_path / "elastic", steps=ELASTIC, min_workers=1, stages={"base": {"cpus_per_worker": 3}})  # of 4
     with nodes(2) as cluster:
         driver = run.start(RAY_ADDRESS=cluster.address)
         wait_until(lambda: run.step() >= INTERVAL and cluster.is_training(), run)
