@@ -10,6 +10,7 @@ from components.stages.diffusion import train_diffusion
 from components.stages.diffusion_prior import train_diffusion_prior
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
+from components.stages.precompute import precompute
 from components.stages.samples import sample_roads
 from components.stages.text_encoder import bring_text_encoder
 from pipelines.one_model import autoencoder_name
@@ -30,14 +31,18 @@ def diffusion_road(recipe: DiffusionRoadRecipe) -> Workflow:
         name = autoencoder_name(recipe.autoencoder)
         first["autoencoder"] = Stage(name, train_autoencoder, recipe.autoencoder, images=images)
 
-    base = Stage("base", train_diffusion, recipe.base, images=images, **first)
+    encoded, made = images, []  # what frozen networks make of the pictures, at each step or once for all
+    if recipe.precompute is not None:
+        encoded = Stage("precompute", precompute, recipe.precompute, images=images, **first)
+        made.append(encoded)
+    base = Stage("base", train_diffusion, recipe.base, images=encoded, **first)
     upsamplers = [
         Stage(f"upsampler_{u.resolution}", train_diffusion, u, images=images, **frozen) for u in recipe.upsamplers
     ]
 
     beside: dict[str, Stage] = {}
     if recipe.diffusion_prior is not None:
-        inputs = {"images": images, "contrastive": frozen["contrastive"]}
+        inputs = {"images": encoded, "contrastive": frozen["contrastive"]}
         beside["diffusion_prior"] = Stage("diffusion_prior", train_diffusion_prior, recipe.diffusion_prior, **inputs)
     if recipe.classifier is not None:
         beside["classifier"] = Stage("classifier", train_classifier, recipe.classifier, images=images)
@@ -46,5 +51,5 @@ def diffusion_road(recipe: DiffusionRoadRecipe) -> Workflow:
     cascade = Stage("cascade", compose_cascade, recipe.cascade, **parts)
     samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
-    stages = [images, *first.values(), *beside.values(), base, *upsamplers, cascade, samples, evaluation]
+    stages = [images, *first.values(), *made, *beside.values(), base, *upsamplers, cascade, samples, evaluation]
     return Workflow(recipe.name, stages)

@@ -7,11 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from components.data.arrays import parse_arrays
 from components.data.errors import ShardError
 from components.data.order import WINDOW_SHARDS
 from components.data.pictures import load_depth, load_mask, load_picture
@@ -69,7 +70,8 @@ class Pictures:
 class DecodedShard:
     """The samples of one split (None: of all) of a verified shard, in tar order; pictures are decoded when they are
     asked for, and kept if those of the whole set fit into CACHE_BYTES. `member` is what of a sample is its picture,
-    `condition_member` what is its condition picture, where there is one; `data` is the tar, if it is there already.
+    `condition_member` what is its condition picture, where there is one, `arrays` the names of arrays that are wanted;
+    `data` is the tar, if it is there already.
 
     Raises ShardError on construction if the shard is not what the index says, or a sample lacks a member.
     """
@@ -83,9 +85,12 @@ class DecodedShard:
         split: Split | None,
         member: Member = "image",
         condition_member: Member | None = None,
+        arrays: Sequence[str] = (),
         data: bytes | None = None,
     ) -> None:
-        stored = read_shard(index, entry, member=member, condition_member=condition_member, data=data)
+        self.url, self.about = index.url(entry.url), {name: index.array(name) for name in arrays}
+        how: dict[str, Any] = {"member": member, "condition_member": condition_member, "arrays": arrays}
+        stored = read_shard(index, entry, **how, data=data)
         samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
@@ -106,7 +111,31 @@ class DecodedShard:
     @property
     def nbytes(self) -> int:
         """Bytes held by this shard."""
-        return self.image.nbytes + (0 if self.condition is None else self.condition.nbytes)
+        arrays = sum(len(file) for sample in self.samples for file in sample.arrays)
+        return self.image.nbytes + (0 if self.condition is None else self.condition.nbytes) + arrays
+
+    def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
+        """Set rows[column][where] to the samples `ordinals`, (n,), in every column that a shard knows.
+
+        Raises ShardError naming shard and sample for a picture or an array that is none.
+        """
+        self.image.fill(rows["image"], where, ordinals)
+        if self.condition is not None:
+            self.condition.fill(rows["condition_image"], where, ordinals)
+        for name, column in self.array_rows(ordinals).items():
+            rows[name][where] = column
+        rows["label"][where] = self.labels[ordinals]
+        rows["text"][where] = self.text[ordinals]
+
+    def array_rows(self, ordinals: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> float16 (n, ...) of the samples `ordinals`, (n,). Raises ShardError naming shard and sample."""
+        chosen = [self.samples[ordinal] for ordinal in ordinals]
+        return {
+            name: parse_arrays(
+                [(sample.key, sample.arrays[number]) for sample in chosen], info, f"shard {self.url}, {name}.npy"
+            )
+            for number, (name, info) in enumerate(self.about.items())
+        }
 
 
 def _decoder(
@@ -137,6 +166,7 @@ class View(NamedTuple):
     resolution: int
     member: Member = "image"
     condition_member: Member | None = None
+    arrays: tuple[str, ...] = ()
 
 
 Key = tuple[str, str, View, int]

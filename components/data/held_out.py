@@ -4,6 +4,8 @@ Shapes: N samples, H = W = resolution, L text_length.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ class SplitArrays(NamedTuple):
     key: tuple[str, ...]
     split: tuple[Split, ...]
     condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, where a condition member is asked for
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16, where arrays are asked for
 
 
 def read_split(
@@ -33,14 +36,17 @@ def read_split(
     limit: int | None = None,
     member: Member = "image",
     condition_member: Member | None = None,
+    arrays: Sequence[str] = (),
 ) -> SplitArrays:
     """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError.
 
     Args:
         member: what of each sample is its picture, here and below.
         condition_member: what of each sample is its condition picture, where there is one, here and below.
+        arrays: names of arrays of the set that are wanted too, here and below.
     """
     how: dict[str, Any] = {"resolution": resolution, "member": member, "condition_member": condition_member}
+    how["arrays"] = arrays
     found: list[SplitArrays] = []
     count = 0
     for entry in index.shards:
@@ -57,6 +63,7 @@ def read_split(
         tuple(key for part in found for key in part.key),
         tuple(name for part in found for name in part.split),
         _joined([part.condition_image for part in found]),
+        {name: np.concatenate([part.arrays[name] for part in found]) for name in arrays},
     )
 
 
@@ -82,6 +89,7 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
         tuple(sample.key for sample in samples),
         tuple(shard.splits[: len(samples)]),
         None if shard.condition is None else shard.condition.first(len(samples)),
+        shard.array_rows(np.arange(len(samples))),
     )
 
 
@@ -93,20 +101,21 @@ def held_out_arrays(
     member: Member = "image",
     condition_member: Member | None = None,
     degradation: Degradation | None = None,
+    arrays: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L).
 
     With a condition member also `condition_image`, uint8 (N, H, W, 3); with a degradation this and `task`, int64 (N,),
-    drawn by the samples' own numbers. A set that holds nothing out (a choice of its `holdout_fraction`, or too few
-    pictures) shows training samples, and says so in the log. Raises ShardError.
+    drawn by the samples' own numbers; with arrays these, float16 (N, ...). A set that holds nothing out (a choice of
+    its `holdout_fraction`, or too few pictures) shows training samples, and says so in the log. Raises ShardError.
     """
     how: dict[str, Any] = {"resolution": resolution, "limit": limit, "member": member}
-    how["condition_member"] = condition_member
+    how |= {"condition_member": condition_member, "arrays": arrays}
     samples = read_split(index, "holdout", **how)
     if not samples.key:
         logger.warning("%s holds no picture out: previews and evaluation use training pictures", index.source)
         samples = read_split(index, "train", **how)
-    rows = {"image": samples.image, "label": samples.label, "text": samples.text}
+    rows = {"image": samples.image, "label": samples.label, "text": samples.text, **samples.arrays}
     if samples.condition_image is not None:
         rows["condition_image"] = samples.condition_image
     if degradation is not None:

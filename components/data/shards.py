@@ -5,16 +5,18 @@ A sample is a group of members with one key: a picture (`png`, `jpg`, ...), `cls
 error in every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
 
 Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,);
-where a second picture of each sample is asked for, `condition_image` uint8 (B, H, W, 3).
+where a second picture of each sample is asked for, `condition_image` uint8 (B, H, W, 3). A set that was encoded
+beforehand has arrays too (`latents.npy`, ...), float16 (B, ...) under their own names.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
 from components.configuration import Config
+from components.data.arrays import ArrayInfo
 from components.data.errors import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
 from components.storage.store import DamagedFileError, Digest, Store, read_url
@@ -67,8 +69,17 @@ class ShardIndex(Config):
     quarantined: int
     mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
+    arrays: tuple[ArrayInfo, ...] = ()  # that each sample has beside its picture
     shards: tuple[ShardEntry, ...]
     root: str = Field(default="", exclude=True)  # URL of the folder that holds the index: where, never part of what
+
+    @property
+    def array_names(self) -> list[str]:
+        return [info.name for info in self.arrays]
+
+    def array(self, name: str) -> ArrayInfo:
+        """Raises KeyError for an array that the set has not."""
+        return {info.name: info for info in self.arrays}[name]
 
     def url(self, path: str) -> str:
         """Absolute URL of a shard or another file of the set."""
@@ -83,6 +94,7 @@ class ShardSample(NamedTuple):
     label: int
     caption: str
     condition: bytes | None = None  # of the condition member, where one was asked for
+    arrays: tuple[bytes, ...] = ()  # those that were asked for
 
 
 def split_of(key: str, holdout_fraction: float) -> Split:
@@ -140,6 +152,7 @@ def read_shard(
     *,
     member: Member = "image",
     condition_member: Member | None = None,
+    arrays: Sequence[str] = (),
     data: bytes | None = None,
 ) -> list[ShardSample]:
     """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError.
@@ -147,10 +160,13 @@ def read_shard(
     Args:
         member: what of each sample is its picture; which samples there are does not depend on it.
         condition_member: what of each sample is its condition picture; None for no such picture.
+        arrays: names of the arrays to read.
         data: what `fetch_shard` gave, if it was called already.
     """
     url = index.url(entry.url)
-    samples = [_sample(group, member, condition_member, index, url) for group in usable_groups(index, entry, data)]
+    samples = [
+        _sample(group, member, condition_member, arrays, index, url) for group in usable_groups(index, entry, data)
+    ]
     train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(
@@ -187,7 +203,14 @@ def _picture(group: Group, member: Member, url: str) -> bytes:
     return picture
 
 
-def _sample(group: Group, member: Member, condition_member: Member | None, index: ShardIndex, url: str) -> ShardSample:
+def _sample(
+    group: Group,
+    member: Member,
+    condition_member: Member | None,
+    arrays: Sequence[str],
+    index: ShardIndex,
+    url: str,
+) -> ShardSample:
     picture = _picture(group, member, url)
     condition = None if condition_member is None else _picture(group, condition_member, url)
     raw = group.text("cls") if "cls" in group.members else "0"
@@ -197,7 +220,10 @@ def _sample(group: Group, member: Member, condition_member: Member | None, index
         raise ShardError(f"shard {url}, sample {group.key}: class {raw!r} is not in the index") from error
     if not 0 <= label < len(index.classes):
         raise ShardError(f"shard {url}, sample {group.key}: label {label} of {len(index.classes)} classes")
-    return ShardSample(group.key, picture, label, group.text("txt"), condition)
+    if missing := [name for name in arrays if f"{name}.npy" not in group.members]:
+        raise ShardError(f"shard {url}, sample {group.key}: no {missing[0]}.npy, which the index lists; make it again")
+    files = tuple(group.members[f"{name}.npy"] for name in arrays)
+    return ShardSample(group.key, picture, label, group.text("txt"), condition, files)
 
 
 def _fetch(url: str, expected: Digest | None = None) -> bytes:

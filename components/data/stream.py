@@ -7,7 +7,8 @@ rank i mod n. Every block has the same number of bytes, and `target_max_block_si
 Data passes each block on as it is (it slices a block only from 1.5 times the target).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from ray.data import DataIterator, Dataset, ExecutionOptions, ExecutionResources
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
-from components.data.decoded import DecodedShard, View, shard_cache
+from components.data.decoded import View, shard_cache
 from components.data.degradations import Degradation, degrade
 from components.data.feeding import Feeder, LazySource
 from components.data.order import Window, pick, windows
@@ -43,12 +44,14 @@ class Layout:
     member: Member = "image"
     condition_member: Member | None = None
     degradation: Degradation | None = None
+    arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()  # name, shape
 
     @property
     def row_bytes(self) -> int:
         pictures = 2 if self.has_condition else 1
         task = 8 if self.degradation is not None else 0
-        return pictures * 3 * self.resolution**2 + 8 * self.text_length + 16 + task
+        arrays = sum(2 * math.prod(shape) for _, shape in self.arrays)
+        return pictures * 3 * self.resolution**2 + 8 * self.text_length + 16 + task + arrays
 
     @property
     def has_condition(self) -> bool:
@@ -88,14 +91,15 @@ def training_stream(
     member: Member = "image",
     condition_member: Member | None = None,
     degradation: Degradation | None = None,
+    arrays: Sequence[str] = (),
     reader_cpus: float = 0.5,
     readers: int = 2,
 ) -> Dataset:
     """The batches of steps [start_step, total_steps) as one dataset; see `split_stream` and `rank_batches`.
 
     Rows are `image` uint8 (H, W, 3), `label` int64, `text` int64 (L,), `position` int64; with a condition member or a
-    degradation also `condition_image` uint8 (H, W, 3), with a degradation `task` int64. The last group is filled up
-    with the positions that follow, so ranks stop by count.
+    degradation also `condition_image` uint8 (H, W, 3), with a degradation `task` int64; arrays of the set are float16
+    under their names. The last group is filled up with the positions that follow, so ranks stop by count.
 
     Args:
         index: the set; its training split is read.
@@ -106,6 +110,7 @@ def training_stream(
         member: what of each sample is its `image`; no other column and no order depends on it.
         condition_member: what of each sample is its `condition_image`, at the same resolution.
         degradation: makes the `condition_image` of the `image`; not together with a condition member.
+        arrays: names of arrays of the set that are wanted too.
         reader_cpus: logical CPUs that one reading task asks for.
         readers: reading tasks at a time.
 
@@ -119,7 +124,10 @@ def training_stream(
     if condition_member is not None and degradation is not None:
         raise ValueError(f"condition_image is either {condition_member} or a degraded picture, not both")
     text_length = index.text.text_length
-    layout = Layout(resolution, global_batch_size, world_size, seed, text_length, member, condition_member, degradation)
+    columns = tuple((name, index.array(name).shape) for name in arrays)
+    layout = Layout(
+        resolution, global_batch_size, world_size, seed, text_length, member, condition_member, degradation, columns
+    )
     source = StreamDatasource(index, layout, start_step=start_step, total_steps=total_steps, ahead=2 * readers)
     dataset = ray.data.read_datasource(source, num_cpus=reader_cpus, concurrency=readers, override_num_blocks=1)
     _configure(dataset.context, layout, readers)
@@ -217,7 +225,7 @@ def _empty_block(layout: Layout, rows: int) -> Block:
 
 def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:
     shape = (rows, layout.resolution, layout.resolution, 3)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "image": np.empty(shape, np.uint8),
         "label": np.zeros(rows, np.int64),
         "text": np.zeros((rows, layout.text_length), np.int64),
@@ -227,6 +235,8 @@ def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:
         columns["condition_image"] = np.empty(shape, np.uint8)
     if layout.degradation is not None:
         columns["task"] = np.zeros(rows, np.int64)
+    for name, shape in layout.arrays:
+        columns[name] = np.zeros((rows, *shape), np.float16)
     return columns
 
 
@@ -235,7 +245,8 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
     last = first + layout.group_rows
     rows = _empty_rows(layout, layout.group_rows)
     rows["position"][:] = np.arange(first, last)
-    cache, view = shard_cache(), View(layout.resolution, layout.member, layout.condition_member)
+    names = tuple(name for name, _ in layout.arrays)
+    cache, view = shard_cache(), View(layout.resolution, layout.member, layout.condition_member, names)
     following = [*(entries for _, entries in chunk.windows[1:]), ()]
     for (window, entries), soon in zip(chunk.windows, following, strict=True):
         if window.start >= last or window.stop <= first:
@@ -246,18 +257,10 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
         for place, entry in enumerate(entries):
             (where,) = np.nonzero(chosen.places == place)
             if len(where):
-                _fill(rows, where + offset, cache.get(header, entry, view=view), chosen.ordinals[where])
+                cache.get(header, entry, view=view).fill(rows, where + offset, chosen.ordinals[where])
     if layout.degradation is not None:
         rows |= degrade(rows["image"], rows["position"], layout.degradation)
     return rows
-
-
-def _fill(rows: dict[str, np.ndarray], where: np.ndarray, shard: DecodedShard, ordinals: np.ndarray) -> None:
-    shard.image.fill(rows["image"], where, ordinals)
-    if shard.condition is not None:
-        shard.condition.fill(rows["condition_image"], where, ordinals)
-    rows["label"][where] = shard.labels[ordinals]
-    rows["text"][where] = shard.text[ordinals]
 
 
 def _slice(column: np.ndarray, layout: Layout, rank: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A random part of a set, for measures that need some thousand pictures of it and not all."""
 
 import random
+from collections.abc import Sequence
 
 from components.data.held_out import SplitArrays, read_split
 from components.data.shards import ShardIndex
@@ -22,7 +23,9 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
 
 
-def read_random_part(index: ShardIndex, *, samples: int, seed: int, resolution: int) -> SplitArrays:
+def read_random_part(
+    index: ShardIndex, *, samples: int, seed: int, resolution: int, arrays: Sequence[str] = ()
+) -> SplitArrays:
     """At most `samples` training samples of a random part, in canonical order. Raises ShardError."""
     part = random_part(index, samples=samples, seed=seed)
-    return read_split(part, "train", resolution=resolution, limit=samples)
+    return read_split(part, "train", resolution=resolution, limit=samples, arrays=arrays)

@@ -1,12 +1,13 @@
 """Train DALL-E 2's diffusion prior over the embeddings of a contrastive encoder."""
 
+from typing import Any
+
 from components.data.shards import BPE, load_index, read_bpe
 from components.stages.context import StageContext
-from components.stages.training import train_on_pictures
+from components.stages.training import frozen_networks, train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions
 from components.training.contrastive_config import DiffusionPriorConfig
-from components.training.frozen import frozen_encoders
 from components.training.results import write_model
 from components.training.tasks.diffusion_prior import DiffusionPriorTask, diffusion_prior_arguments, prior_objective
 
@@ -22,15 +23,13 @@ def train_diffusion_prior(
     of another tokenizer; TrainingError later.
     """
     index = load_index(images.url("index.json"))
-    bpe = read_bpe(index)
     columns = ("image_embedding", *config.conditions)
-    frozen = frozen_encoders(columns, resolution=config.resolution, bpe=bpe, contrastive=contrastive)
+    frozen, given = frozen_networks(columns, images, index, resolution=config.resolution, contrastive=contrastive)
     offers = Conditions(num_classes=len(index.classes), **frozen.sizes)
-    state = train_on_pictures(
-        DiffusionPriorTask, config, context, index, offers=offers, load_encoders=frozen.load_encoders
-    )
+    how: dict[str, Any] = {"offers": offers, "load_encoders": frozen.load_encoders, "arrays": given}
+    state = train_on_pictures(DiffusionPriorTask, config, context, index, **how)
     folder, network = context.scratch(), diffusion_prior_arguments(config, offers)
     settings = {"role": "diffusion_prior", "objective": prior_objective(config), **config.model_dump(include=SAMPLING)}
     summary = write_model(state, folder, kind="diffusion_prior", network=network, settings=settings)
-    (folder / BPE).write_text(bpe)
+    (folder / BPE).write_text(read_bpe(index))
     return context.commit("model", folder=folder, metadata={"summary": summary})

@@ -1,18 +1,23 @@
 """What every stage that trains on pictures does: read them in order, train on them, keep some out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from components.data.arrays import parse_arrays
 from components.data.degradations import Degradation
 from components.data.held_out import held_out_arrays
-from components.data.shards import Member, ShardIndex, check_member
+from components.data.shards import Member, ShardIndex, check_member, read_bpe
 from components.data.stream import training_stream
 from components.stages.context import StageContext
+from components.storage.artifact import Artifact
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
+from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls
 from components.training.launch import train
 from components.training.loop import Task
 from components.training.worker import RayStream
@@ -26,6 +31,7 @@ PictureConfig = (
     | DiffusionPriorConfig
     | ClassifierConfig
 )
+TEXTS = ("text_states", "text_embedding")
 HELD_OUT = 256  # pictures for previews and the final evaluation
 
 
@@ -39,6 +45,7 @@ def train_on_pictures(
     member: Member = "image",
     condition_member: Member | None = None,
     degradation: Degradation | None = None,
+    arrays: Sequence[str] = (),
     **arguments: Any,
 ) -> Path:
     """Train the task `make_task(config, **arguments)` on the pictures of `index`.
@@ -48,6 +55,7 @@ def train_on_pictures(
         member: what of each sample is its `image`.
         condition_member: what of each sample is its `condition_image`, where the task is given one.
         degradation: makes the `condition_image` of the `image` instead.
+        arrays: names of arrays of the set that the task is given too.
 
     Returns the folder of the final state, see `components.training.launch.train`, which raises TrainingError. Raises
     ShardError, before anything is started, for a set without the condition member.
@@ -56,7 +64,7 @@ def train_on_pictures(
         check_member(index, condition_member)
     resources = context.resources
     how: dict[str, Any] = {"resolution": resolution or config.resolution, "member": member}
-    how |= {"condition_member": condition_member, "degradation": degradation}
+    how |= {"condition_member": condition_member, "degradation": degradation, "arrays": tuple(arrays)}
     stream = partial(
         training_stream,
         index,
@@ -78,3 +86,54 @@ def train_on_pictures(
         resources=resources,
         scratch=context.scratch(),
     )
+
+
+def frozen_networks(
+    columns: Sequence[str],
+    images: Artifact,
+    index: ShardIndex,
+    *,
+    resolution: int,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+) -> tuple[Frozen, tuple[str, ...]]:
+    """The encoders of those of `columns` that the set does not hold already, and the names of those that it holds.
+
+    Raises ValueError, in one line, for encoders that are missing or do not fit, or others than made the set's arrays.
+    """
+    given = tuple(name for name in columns if name in index.array_names)
+    makers = {"image_embedding": contrastive} | dict.fromkeys(TEXTS, text_encoder or contrastive)
+    for name in given:
+        check_maker(index, name, makers[name])
+    frozen = frozen_encoders(
+        [name for name in columns if name not in given],
+        resolution=resolution,
+        bpe=read_bpe(index),
+        contrastive=contrastive,
+        text_encoder=text_encoder,
+    )
+    nulls = {f"null_{name}": read_null(images, index, name) for name in given if name in TEXTS}
+    loaders: tuple[LoadEncoder, ...] = (partial(load_nulls, nulls=nulls),) if nulls else ()
+    return Frozen((*frozen.load_encoders, *loaders), frozen.sizes | array_sizes(index, given)), given
+
+
+def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
+    """Raise ValueError if the set's array is the work of another model than the one given."""
+    wanted, made_by = None if maker is None else maker.identity, index.array(name).made_by
+    if wanted != made_by:
+        raise ValueError(f"{name} of the set are by {made_by}, not by {wanted}: precompute them with this model")
+
+
+def read_null(images: Artifact, index: ShardIndex, name: str) -> np.ndarray:
+    """What stands for no text in the set's array `name`, which is of texts: float16 of an array's shape."""
+    return parse_arrays([("", images.read(f"null_{name}.npy"))], index.array(name), f"null_{name}.npy")[0]
+
+
+def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
+    """Fields of `components.training.config.Conditions` that the set's arrays decide."""
+    sizes = {}
+    if "image_embedding" in names:
+        (sizes["image_embedding_dim"],) = index.array("image_embedding").shape
+    if "text_states" in names:
+        sizes["text_states_length"], sizes["text_states_dim"] = index.array("text_states").shape
+    return sizes

@@ -50,6 +50,11 @@ class Artifact(Config):
     def store(self) -> Store:
         return Store(self.root)
 
+    @property
+    def identity(self) -> str:
+        """Stage and key: what it is, wherever it lies."""
+        return f"{self.stage}/{self.key}"
+
     def names(self) -> list[str]:
         """File names as a user sees them: without the attempt's folder."""
         return [_public_name(entry.path) for entry in self.files]

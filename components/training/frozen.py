@@ -1,7 +1,8 @@
 """Networks that were trained before and add columns to the batches of another training.
 
 The contrastive encoder adds what DALL-E 2's prior and decoder are trained on, a text encoder what Imagen is conditioned
-on. Each is loaded in every worker, from an artifact, and changes no more.
+on. Each is loaded in every worker, from an artifact, and changes no more. What they make may have been made before, and
+then comes with the pictures (`components.stages.precompute`).
 
 Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
 """
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -30,7 +32,8 @@ from components.sampling.frozen_text import (
 from components.sampling.text_encoding import parse_bpe
 from components.storage.artifact import Artifact
 from components.storage.bundle import DESCRIPTION, load_bundle
-from components.training.loop import Batch
+from components.training.batches import to_batch, with_positions
+from components.training.loop import Arrays, Batch
 
 Encoder = Callable[[Batch], Batch]  # a batch -> the columns that a frozen network adds to it, or replaces
 LoadEncoder = Callable[[torch.device], Encoder]  # picklable: called in every worker
@@ -75,7 +78,8 @@ class Latents:
         self.network, self.scale = network, scale
 
     def __call__(self, batch: Batch) -> Batch:
-        return {"image": self.scale * self.network.to_latents(batch["image"])}
+        latents = batch["latents"] if "latents" in batch else self.network.to_latents(batch["image"])
+        return {"image": self.scale * latents}
 
     def pictures(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W), near [-1, 1]."""
@@ -172,6 +176,35 @@ def text_sizes(encoder: Artifact) -> dict[str, int]:
 def load_latents(device: torch.device, *, autoencoder: Artifact, scale: float) -> Latents:
     """`Latents` of a model of the autoencoder stage. It comes last: other encoders want the picture."""
     return Latents(open_autoencoder(autoencoder).to(device), scale)
+
+
+def load_latent_columns(device: torch.device, *, autoencoder: Artifact) -> Encoder:
+    """Adds `latents` (B, C, h, w), not scaled."""
+    network = open_autoencoder(autoencoder).to(device)
+    return lambda batch: {"latents": network.to_latents(batch["image"])}
+
+
+def load_nulls(device: torch.device, *, nulls: dict[str, np.ndarray]) -> Encoder:
+    """Adds what stands for no text beside columns that were made before: `null_text_states`, `null_text_embedding`."""
+    rows = {name: torch.from_numpy(null).to(device).float()[None] for name, null in nulls.items()}
+    return lambda batch: repeated(rows, batch)
+
+
+class ColumnEncoder:
+    """What encoders add to a batch, as arrays to be kept: float32, with the nulls of `columns`.
+
+    Args:
+        columns: of what the encoders make, those to keep.
+    """
+
+    def __init__(self, load_encoders: Sequence[LoadEncoder], columns: Sequence[str]) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.encoders = [load(self.device) for load in load_encoders]
+        self.names = {*columns, *(f"null_{name}" for name in columns)}
+
+    def __call__(self, rows: Arrays) -> Arrays:
+        batch = encoded(with_positions(to_batch(rows, self.device)), self.encoders)
+        return {name: batch[name].float().cpu().numpy() for name in self.names & batch.keys()}
 
 
 def open_autoencoder(autoencoder: Artifact) -> Autoencoder:

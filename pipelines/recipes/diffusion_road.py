@@ -8,6 +8,7 @@ from components.configuration import Config
 from components.stages.cascade import CascadeConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
+from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.classifier_config import ClassifierConfig, check_guide
@@ -30,6 +31,7 @@ class DiffusionRoadRecipe(Config):
     contrastive: ContrastiveConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     diffusion_prior: DiffusionPriorConfig | None = None
+    precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
     classifier: ClassifierConfig | None = None  # of noisy pictures; guides the base
     base: DiffusionConfig
     upsamplers: tuple[DiffusionConfig, ...] = ()
@@ -100,6 +102,27 @@ class DiffusionRoadRecipe(Config):
         learned = self.base.resolution if self.autoencoder is None else self.autoencoder.resolution
         if "image_embedding" in self.base.conditions and learned < encoder.resolution:
             raise ValueError(f"contrastive.resolution must be at most {learned}, that of the pictures base learns from")
+        return self
+
+    @model_validator(mode="after")
+    def _precompute_fits(self) -> Self:
+        wanted, autoencoder = self.precompute, self.autoencoder
+        if wanted is None:
+            return self
+        text = self.contrastive or self.text_encoder
+        makers = {"latents": autoencoder, "image_embedding": self.contrastive, "text_states": text}
+        for column in wanted.columns:
+            if makers.get(column, self.contrastive) is None:
+                raise ValueError(f"{column} among precompute.columns has no model that makes it in this recipe")
+        if self.images.resolution < wanted.resolution:
+            raise ValueError(f"images.resolution {self.images.resolution} is below precompute.resolution")
+        if "latents" in wanted.columns and autoencoder is not None and wanted.resolution != autoencoder.resolution:
+            raise ValueError(f"precompute.resolution must be {autoencoder.resolution}, that of the autoencoder")
+        least = 0 if "latents" in wanted.columns else (autoencoder or self.base).resolution
+        if self.diffusion_prior is not None and "image_embedding" not in wanted.columns:
+            least = max(least, self.diffusion_prior.resolution)
+        if wanted.kept < least:
+            raise ValueError(f"precompute.kept_resolution must be at least {least}, what is read of its pictures")
         return self
 
 

@@ -6,6 +6,7 @@ The pictures are those of the rows before diffusion, and the autoencoder of late
 from collections.abc import Callable
 from typing import Any
 
+from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from components.training.classifier_config import ClassifierConfig
@@ -97,7 +98,9 @@ def zero_terminal_snr() -> DiffusionRoadRecipe:
 def latent_diffusion() -> DiffusionRoadRecipe:
     """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² pictures."""
     base = diffusion(in_channels=4, threshold="none", guidance_scale=1.5)
-    return road("latent_diffusion", base, autoencoder=vae_gan_autoencoder())
+    autoencoder = vae_gan_autoencoder()
+    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.resolution, kept_resolution=16)
+    return road("latent_diffusion", base, autoencoder=autoencoder, precompute=once)
 
 
 def imagen() -> DiffusionRoadRecipe:
@@ -111,7 +114,8 @@ def imagen() -> DiffusionRoadRecipe:
         threshold_percentile=0.95,
         total_steps=500,
     )
-    return road("imagen", base, contrastive=contrastive())
+    once = PrecomputeConfig(columns=("text_states",), resolution=16)
+    return road("imagen", base, contrastive=contrastive(), precompute=once)
 
 
 def dalle2() -> DiffusionRoadRecipe:
@@ -137,7 +141,8 @@ def dalle2() -> DiffusionRoadRecipe:
         guidance_scale=1.5,
         total_steps=450,
     )
-    return road("dalle2", base, contrastive=contrastive(), diffusion_prior=prior)
+    once = PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16)
+    return road("dalle2", base, contrastive=contrastive(), diffusion_prior=prior, precompute=once)
 
 
 def depth_diffusion() -> DiffusionRoadRecipe:

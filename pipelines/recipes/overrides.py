@@ -8,8 +8,13 @@ from pydantic import BaseModel, ValidationError
 from pipelines.workflow import UsageError, nearest
 
 
+class Part(dict[str, Any]):
+    """A part that was not there: which fields it may have, the recipe's validation says."""
+
+
 def apply_overrides(tree: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """A copy of a recipe's tree with `a.b=value` assignments applied; list items are addressed by their number.
+    """A copy of a recipe's tree with `a.b=value` assignments applied; list items are addressed by their number, and a
+    part that the recipe left out (`null`) comes into being by its first field.
 
     Raises UsageError for a malformed assignment or a field that does not exist.
     """
@@ -21,8 +26,9 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str]) -> dict[str, A
         node: Any = result
         *parents, leaf = path.strip().split(".")
         for depth, part in enumerate(parents):
-            node = _child(node, part, ".".join(parents[: depth + 1]))
-        _child(node, leaf, path)
+            node = _parent(node, part, ".".join(parents[: depth + 1]))
+        if not isinstance(node, Part):
+            _child(node, leaf, path)
         node[int(leaf) if isinstance(node, list) else leaf] = yaml.safe_load(text)
     return result
 
@@ -51,6 +57,13 @@ def _child(node: Any, part: str, path: str) -> Any:
     if part not in node:
         raise UsageError(f"--set {path}: unknown field {part!r}{nearest(part, node)}")
     return node[part]
+
+
+def _parent(node: Any, part: str, path: str) -> Any:
+    child = _child(node, part, path)
+    if child is None:
+        child = node[int(part) if isinstance(node, list) else part] = Part()
+    return child
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:

@@ -1,10 +1,14 @@
 """DALL-E 2's first two networks and a classifier, stage after stage, on one small cluster."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from components.data.encoded_set import encode_set, part_names
+from components.data.shards import INDEX, load_index, read_bpe
+from components.execution import Resources
 from components.sampling.classifier import class_log_probabilities, classifier_score
 from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_text import contrastive_text
@@ -13,13 +17,18 @@ from components.sampling.requests import Request
 from components.stages.classifier import train_classifier
 from components.stages.contrastive import train_contrastive
 from components.stages.diffusion_prior import train_diffusion_prior
+from components.stages.precompute import Models, PrecomputeConfig, encoders_of, precompute
 from components.storage.artifact import Artifact
+from components.storage.store import Store
+from components.training.frozen import ColumnEncoder
 from components.training.power_ema import WIDTHS, Profile
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles
 from tests.distributed.runs import context_of, images_artifact
 from tests.tiny_text_image import classifier_config, contrastive_config, prior_config
 
 CAPTION = "a red square"
+COLUMNS = ("image_embedding", "text_states", "text_embedding")
+CONFIG = PrecomputeConfig(columns=COLUMNS, resolution=16)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +43,16 @@ def contrastive(ray_cluster: None, folder: Path) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def prior(contrastive: Artifact, folder: Path) -> Artifact:
+def encoded(contrastive: Artifact, folder: Path) -> Artifact:
+    context = context_of(folder, "precompute", workers=1)
+    return precompute(CONFIG, context, images=images_artifact(folder), contrastive=contrastive)
+
+
+@pytest.fixture(scope="module")
+def prior(contrastive: Artifact, encoded: Artifact, folder: Path) -> Artifact:
     config = prior_config(resolution=16, ema="power", ema_sigma_rel=0.07)
     context = context_of(folder, "diffusion_prior", workers=1)
-    return train_diffusion_prior(config, context, images=images_artifact(folder), contrastive=contrastive)
+    return train_diffusion_prior(config, context, images=encoded, contrastive=contrastive)
 
 
 def test_an_encoder_is_kept_with_its_tokenizer_and_says_how_well_pairs_find_each_other(contrastive: Artifact) -> None:
@@ -45,6 +60,23 @@ def test_an_encoder_is_kept_with_its_tokenizer_and_says_how_well_pairs_find_each
     summary = contrastive.metadata["summary"]
     assert 0 <= summary["held_out_image_to_text"] <= 1
     assert summary["held_out_pairs"] > 1
+
+
+def test_shards_that_were_encoded_before_are_not_encoded_again(
+    contrastive: Artifact, encoded: Artifact, folder: Path
+) -> None:
+    made, half = encoded.store.join("files"), Store(str(folder / "half"))
+    assert load_index(encoded.url(INDEX)).array_names == [*COLUMNS]
+    assert {"null_text_states.npy", "null_text_embedding.npy"} <= {*encoded.names()}
+    index, models = load_index(images_artifact(folder).url(INDEX)), Models(None, contrastive, None)
+    load = partial(ColumnEncoder, encoders_of(CONFIG, models, bpe=read_bpe(index)), COLUMNS)
+    kept, *_ = part_names(index)
+    half.write(kept, made.read(kept))
+    done = encode_set(index, load, files=half, resolution=16, kept_resolution=16, resources=Resources())
+    assert list(done) == [1, 2, 3]
+    first, *lost = (shard.url for shard in load_index(encoded.url(INDEX)).shards)
+    assert not half.exists(first)
+    assert all(half.read(name) == made.read(name) for name in lost)
 
 
 def test_a_prior_draws_embeddings_for_prompts(contrastive: Artifact, prior: Artifact, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from ray.data.block import BlockAccessor
 
-from components.data.encoding import ShardEncoder
+from components.data.encoding import TokenEncoder
 from components.data.errors import ShardError
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
 from components.data.pictures import load_depth, load_mask, load_picture
+from components.data.pool import ShardJob
 from components.data.shards import (
     Member,
     ShardEntry,
@@ -130,8 +131,8 @@ def test_a_stage_refuses_a_set_without_the_member_before_anything_trains(tmp_pat
 @pytest.mark.parametrize("member", ["depth", "mask"])
 def test_the_tokens_of_a_member_are_those_of_its_pictures(scenes: ShardIndex, tmp_path: Path, member: Member) -> None:
     folder, files = write_models(tmp_path / "models")["tokenizer"], Store(str(tmp_path / "tokens"))
-    encoder = ShardEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, 1, member)
-    encoder({"name": "x.parquet", "shard": scenes.shards[0].model_dump_json()})
+    encoder = TokenEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, member)
+    encoder(ShardJob(0, "x.parquet", scenes.shards[0]))
     found = parse_tokens(files.read("x.parquet"), "x.parquet")
     pictures = read_whole_shard(scenes, scenes.shards[0], resolution=16, member=member)
     expected = load_bundle(folder).module.tokenize(to_image(torch.from_numpy(pictures.image))).flatten(1)

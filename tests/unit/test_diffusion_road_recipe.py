@@ -42,7 +42,14 @@ VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
         ("dalle2", "base.image_embedding_dim=32", ["base.image_embedding_dim", "contrastive.embedding_dim 64"]),
         ("dalle2", "contrastive.resolution=32 diffusion_prior.resolution=32", ["contrastive.resolution", "16"]),
         ("dalle2", "diffusion_prior.resolution=8", ["diffusion_prior.resolution", "16"]),
-        ("dalle2", "text_encoder.uri=somewhere", ["text_encoder"]),
+        ("dalle2", "text_encoder.uri=somewhere", ["leave text_encoder out"]),
+        ("dalle2", "precompute.columns=[latents]", ["latents among precompute.columns", "no model"]),
+        ("class_guided", "precompute.resolution=16 precompute.columns=[text_states]", ["text_states", "no model"]),
+        ("class_guided", "precompute.resolutoin=16", ["precompute.resolution"]),
+        ("class_guided", "precompute.resolution=128", ["images.resolution 64", "precompute.resolution"]),
+        ("class_guided", "precompute.resolution=8", ["precompute.kept_resolution", "16"]),
+        ("latent_diffusion", "precompute.resolution=32", ["precompute.resolution", "64"]),
+        ("dalle2", "precompute.columns=[text_states] precompute.kept_resolution=8", ["kept_resolution", "16"]),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(recipe: str, assignment: str, words: list[str]) -> None:
@@ -99,3 +106,12 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
     assert done.stderr.startswith(f"error: {tmp_path}/nowhere holds no text encoder")
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("runs/stages/*"))
+
+
+def test_what_is_made_beforehand_is_what_base_and_prior_read() -> None:
+    """Small pictures alone, too, which need no other network."""
+    workflow = build_workflow(load_recipe("dalle2", []))
+    assert {"precompute", "contrastive"} <= workflow.before("base") & workflow.before("diffusion_prior")
+    assert workflow.before("precompute") == {"images", "contrastive"}
+    small = build_workflow(load_recipe("class_guided", ["precompute.resolution=16"]))
+    assert small.before("base") == {"images", "precompute"}

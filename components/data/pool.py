@@ -1,0 +1,77 @@
+"""One file for each shard of a set, made by an actor pool of Ray Data with one copy of a network in each actor.
+
+Files have fixed names, numbered in the order of the index: what exists is not made again, whoever made it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ray.data
+import torch
+
+from components.data.shards import ShardEntry, ShardIndex
+from components.execution import Resources
+from components.storage.store import Store
+
+
+class ShardJob(NamedTuple):
+    """One shard to be worked off."""
+
+    number: int  # in the order of the index
+    name: str  # of the file to write
+    shard: ShardEntry
+
+
+Worker = Callable[[ShardJob], None]  # reads the shard, writes the file whole
+
+
+def work_off(
+    make_worker: Callable[[], Worker], index: ShardIndex, names: list[str], *, files: Store, resources: Resources
+) -> Iterator[int]:
+    """Write the file of each shard that `files` lacks; yields how many there are after each.
+
+    Args:
+        make_worker: picklable; called once in each actor, of which there are resources.num_actors.
+        names: of the files, one for each shard.
+
+    Raises ShardError for a shard that its index does not match.
+    """
+    written = {file.path for file in files.list()}
+    jobs = [
+        ShardJob(number, name, shard)
+        for number, (name, shard) in enumerate(zip(names, index.shards, strict=True))
+        if name not in written
+    ]
+    yield len(names) - len(jobs)
+    if jobs:
+        for done, _ in enumerate(_finished(make_worker, jobs, resources), start=1):
+            yield len(names) - len(jobs) + done
+
+
+class PoolActor:
+    """One actor of the pool. Jobs come as rows of text: Ray Data's blocks hold no objects of ours."""
+
+    def __init__(self, make_worker: Callable[[], Worker], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.work = make_worker()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        job = ShardJob(row["number"], row["name"], ShardEntry.model_validate_json(row["shard"]))
+        self.work(job)
+        return {"name": job.name}
+
+
+def _finished(
+    make_worker: Callable[[], Worker], jobs: list[ShardJob], resources: Resources
+) -> Iterator[dict[str, Any]]:
+    rows = [job._asdict() | {"shard": job.shard.model_dump_json()} for job in jobs]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        PoolActor,
+        fn_constructor_args=(make_worker, resources.threads),
+        compute=ray.data.ActorPoolStrategy(size=min(resources.num_actors, len(rows))),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset.iter_rows()

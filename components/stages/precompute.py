@@ -1,0 +1,103 @@
+"""Do the work of frozen networks once: latents, embeddings and states of captions beside each picture, or smaller
+pictures, one file for each shard. Trainings then read what they would make anew at each step.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from components.configuration import Config
+from components.data.encoded_set import commit_set, encode_set
+from components.data.shards import BPE, INDEX, load_index, read_bpe
+from components.stages.context import StageContext
+from components.storage.artifact import Artifact, FileEntry
+from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns
+
+Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
+
+
+class PrecomputeConfig(Config):
+    """What is made beforehand, and which pictures stay beside it."""
+
+    columns: tuple[Column, ...] = ()  # arrays of each sample
+    resolution: int = Field(ge=1)  # side of the pictures that encoders see
+    kept_resolution: int | None = Field(None, ge=1)  # side of the pictures that are kept; None: resolution
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if len({*self.columns}) < len(self.columns):
+            raise ValueError(f"columns name one twice: {', '.join(self.columns)}")
+        return self
+
+    @property
+    def kept(self) -> int:
+        """Side of the pictures that are kept."""
+        return self.kept_resolution or self.resolution
+
+
+def precompute(
+    config: PrecomputeConfig,
+    context: StageContext,
+    *,
+    images: Artifact,
+    autoencoder: Artifact | None = None,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+) -> Artifact:
+    """Encode the pictures and captions of both splits; shards that a killed try has finished are not made again.
+
+    Returns an artifact of kind `shards`, a set of the same samples in the same order: `index.json`, `bpe.json`, tars,
+    and for arrays of texts what stands for no text (`null_text_states.npy`).
+
+    Raises ValueError, before any work, for a column without its encoder, or one that does not fit.
+    """
+    index, files = load_index(images.url(INDEX)), context.files_store
+    models = Models(autoencoder, contrastive, text_encoder)
+    encoders = encoders_of(config, models, bpe=read_bpe(index))
+    sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
+    load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
+    for done in encode_set(index, load, files=files, resources=context.resources, **sizes):
+        context.recorder.progress(context.stage, step=done, total=len(index.shards), unit="shard")
+    files.write(BPE, read_bpe(index).encode())
+    encoded = commit_set(index, files, kept_resolution=config.kept, made_by=models.makers(config.columns))
+    tars = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in encoded.shards]
+    nulls = [f"null_{name}.npy" for name in config.columns if files.exists(f"null_{name}.npy")]
+    metadata = {
+        "source": encoded.source,
+        "license": encoded.license,
+        "samples": encoded.samples,
+        "train_samples": encoded.train_samples,
+        "classes": list(encoded.classes),
+        "resolution": encoded.resolution,
+        "arrays": {info.name: list(info.shape) for info in encoded.arrays},
+    }
+    paths = [f"files/{name}" for name in (INDEX, BPE, *nulls)]
+    return context.commit("shards", entries=tars, paths=paths, metadata=metadata)
+
+
+class Models(NamedTuple):
+    """The frozen networks that are given."""
+
+    autoencoder: Artifact | None
+    contrastive: Artifact | None
+    text_encoder: Artifact | None
+
+    def makers(self, columns: Sequence[str]) -> dict[str, str]:
+        """Column -> identity of the model that makes it."""
+        of = {"latents": self.autoencoder, "image_embedding": self.contrastive}
+        chosen = {name: of.get(name) or self.text_encoder or self.contrastive for name in columns}
+        return {name: model.identity for name, model in chosen.items() if model is not None}
+
+
+def encoders_of(config: PrecomputeConfig, models: Models, *, bpe: str) -> list[LoadEncoder]:
+    """What makes the columns. Raises ValueError for one without its encoder, or an encoder that does not fit."""
+    others = [name for name in config.columns if name != "latents"]
+    given = {"contrastive": models.contrastive, "text_encoder": models.text_encoder}
+    encoders = list(frozen_encoders(others, resolution=config.resolution, bpe=bpe, **given).load_encoders)
+    if "latents" in config.columns:
+        if models.autoencoder is None:
+            raise ValueError("latents among the columns need an autoencoder")
+        encoders.append(partial(load_latent_columns, autoencoder=models.autoencoder))
+    return encoders

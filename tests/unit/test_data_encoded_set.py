@@ -1,0 +1,225 @@
+"""Laws of what is made beforehand: the same samples in the same order, and what a training would make of them."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ray.data.block import BlockAccessor
+
+from components.data.arrays import ArrayInfo, parse_arrays, write_array
+from components.data.encoded_set import Encode, Rows, SetEncoder, commit_set, part_names
+from components.data.errors import ShardError
+from components.data.held_out import read_split
+from components.data.pool import ShardJob
+from components.data.shards import BPE, ShardIndex, read_bpe
+from components.data.stream import Layout, plan_chunks, read_chunk
+from components.data.tars import iterate_shard, write_shard
+from components.stages.diffusion import measured_latents
+from components.stages.precompute import Models, PrecomputeConfig, encoders_of
+from components.stages.training import check_maker, frozen_networks
+from components.storage.artifact import Artifact, describe_bytes
+from components.storage.store import Store
+from components.training.batches import to_batch, with_positions
+from components.training.frozen import ColumnEncoder, encoded, load_latents, open_autoencoder
+from tests.picture_sets import number_of, write_set
+from tests.tiny_cascade import commit_model, write_model
+from tests.tiny_diffusion_roads import CONTRASTIVE
+from tests.tiny_roads import LONE
+
+RESOLUTION, SIZES = 16, (7, 1, 6, 12)
+TEXT_COLUMNS = ("image_embedding", "text_states", "text_embedding")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ShardIndex:
+    return write_set(Store(str(tmp_path / "set")), sizes=SIZES, resolution=RESOLUTION)
+
+
+def encode(
+    index: ShardIndex,
+    folder: Path,
+    load: Callable[[], Encode] | None = None,
+    *,
+    kept: int = RESOLUTION,
+    made_by: dict[str, str] | None = None,
+) -> ShardIndex:
+    """The set as the stage's actors encode it, without any."""
+    files = Store(str(folder))
+    encoder = SetEncoder(index, load, files, RESOLUTION, kept, 0)
+    for number, (name, shard) in enumerate(zip(part_names(index), index.shards, strict=True)):
+        encoder(ShardJob(number, name, shard))
+    files.write(BPE, read_bpe(index).encode())
+    return commit_set(index, files, kept_resolution=kept, made_by=made_by or {})
+
+
+def stream(index: ShardIndex, *, resolution: int) -> dict[str, np.ndarray]:
+    """Two epochs and more of what rank 1 of 2 reads."""
+    columns = tuple((info.name, info.shape) for info in index.arrays)
+    layout = Layout(resolution, 4, 2, 3, index.text.text_length, arrays=columns)
+    chunks = plan_chunks(index, layout, start_step=1, total_steps=15)
+    made = [block for chunk in chunks for block in read_chunk(index, layout, chunk)]
+    blocks = [BlockAccessor.for_block(block).to_numpy() for block in made]
+    return {name: np.concatenate([np.stack(list(block[name])) for block in blocks[1::2]]) for name in blocks[0]}
+
+
+def brightness() -> Encode:
+    """Two numbers of each picture: its own number, and that of its label."""
+
+    def encode(rows: Rows) -> Rows:
+        return {"latents": np.stack([number_of(rows["image"]), rows["label"]], axis=1)}
+
+    return encode
+
+
+@pytest.mark.parametrize("size", [8, RESOLUTION])
+def test_training_on_smaller_pictures_reads_what_it_would_have_made_of_the_large_ones(
+    index: ShardIndex, tmp_path: Path, size: int
+) -> None:
+    small = encode(index, tmp_path / "small", kept=size)
+    assert small.resolution == size
+    expected, found = stream(index, resolution=8), stream(small, resolution=8)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    for split in ("train", "holdout"):
+        one, other = (read_split(each, split, resolution=8) for each in (index, small))
+        assert one.key == other.key
+        assert one.caption == other.caption
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_an_array_stays_with_its_sample_in_every_order(index: ShardIndex, tmp_path: Path) -> None:
+    made = encode(index, tmp_path / "made", brightness, kept=8, made_by={"latents": "vae/k"})
+    assert made.arrays == (ArrayInfo(name="latents", shape=(2,), made_by="vae/k"),)
+    rows = stream(made, resolution=8)
+    assert rows["latents"].dtype == np.float16
+    np.testing.assert_array_equal(rows["latents"][:, 0], number_of(rows["image"]))
+    np.testing.assert_array_equal(rows["latents"][:, 1], rows["label"])
+    held_out = read_split(made, "holdout", resolution=8, arrays=["latents"])
+    np.testing.assert_array_equal(held_out.arrays["latents"][:, 0], number_of(held_out.image))
+    assert len(held_out.key) > 0
+
+
+def test_the_same_work_gives_the_same_bytes(index: ShardIndex, tmp_path: Path) -> None:
+    one, other = (encode(index, tmp_path / name, brightness, made_by={"latents": "v"}) for name in ("one", "other"))
+    assert one.shards == other.shards
+
+
+def test_numpy_reads_what_is_written() -> None:
+    array = np.random.default_rng(0).normal(size=(3, 4, 5))
+    found = np.load(io.BytesIO(write_array(array)), allow_pickle=False)
+    np.testing.assert_array_equal(found, array.astype(np.float16))
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        saved(np.zeros((2, 3), np.float16)),  # another shape
+        saved(np.zeros((3, 2), np.float32)),
+        saved(np.zeros((3, 2), ">f2")),
+        saved(np.array([{"x": 1}] * 6, dtype=object)),  # a pickle
+        write_array(np.zeros((3, 2)))[:-1],
+        write_array(np.zeros((3, 2))) + b"\0",
+        b"",
+    ],
+)
+def test_a_file_that_is_not_what_the_index_says_is_refused_naming_the_sample(file: bytes) -> None:
+    good = write_array(np.ones((3, 2)))
+    with pytest.raises(ShardError, match=r"here: that of sample b is not float16 of shape \(3, 2\)"):
+        parse_arrays([("a", good), ("b", file)], ArrayInfo(name="x", shape=(3, 2), made_by="x"), "here")
+
+
+def test_a_sample_without_its_array_is_named(index: ShardIndex, tmp_path: Path) -> None:
+    made = encode(index, tmp_path / "made", brightness, made_by={"latents": "v"})
+    entry, store = made.shards[2], Store(str(tmp_path / "made"))
+    groups = list(iterate_shard(store.read(entry.url), entry.url))
+    del groups[1].members["latents.npy"]
+    data = write_shard({"__key__": group.key, **group.members} for group in groups)
+    store.write(entry.url, data)
+    changed = entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    damaged = made.model_copy(update={"shards": (changed,)})
+    with pytest.raises(ShardError, match=rf"shard-000002\.tar, sample {groups[1].key}: no latents\.npy"):
+        read_split(damaged, "train", resolution=8, arrays=["latents"])
+    assert read_split(damaged, "train", resolution=8).key  # who asks for no array needs none
+
+
+@pytest.fixture
+def contrastive(index: ShardIndex, tmp_path: Path) -> Artifact:
+    text = CONTRASTIVE["text"] | {"vocab_size": index.text.vocab_size, "context_length": index.text.text_length}
+    folder = write_model(tmp_path / "contrastive", "contrastive", CONTRASTIVE | {"text": text}, {"resolution": 8})
+    (folder / BPE).write_text(read_bpe(index))
+    return commit_model(tmp_path, "contrastive", "c", folder)
+
+
+def images_of(index: ShardIndex) -> Artifact:
+    store = Store(index.root)
+    entries = tuple(describe_bytes(store.read(file.path), file.path) for file in store.list())
+    return Artifact(kind="shards", stage="images", key="images", files=entries, root=store.uri)
+
+
+def test_a_training_gets_of_the_set_what_its_encoders_would_have_made(
+    index: ShardIndex, contrastive: Artifact, tmp_path: Path
+) -> None:
+    config = PrecomputeConfig(columns=TEXT_COLUMNS, resolution=RESOLUTION)
+    models = Models(None, contrastive, None)
+    load = partial(ColumnEncoder, encoders_of(config, models, bpe=read_bpe(index)), config.columns)
+    made = encode(index, tmp_path / "made", load, made_by=models.makers(config.columns))
+    batches, sizes = [], []
+    for each in (index, made):
+        how = {"resolution": RESOLUTION, "contrastive": contrastive}
+        frozen, given = frozen_networks(TEXT_COLUMNS, images_of(each), each, **how)
+        assert [*given] == each.array_names
+        rows = read_split(each, "train", resolution=RESOLUTION, arrays=given)
+        columns = {"image": rows.image, "label": rows.label, "text": rows.text, **rows.arrays}
+        encoders = [load(torch.device("cpu")) for load in frozen.load_encoders]
+        batches.append(encoded(with_positions(to_batch(columns)), encoders))
+        sizes.append(frozen.sizes)
+    live, read = batches
+    assert sizes[0] == sizes[1]
+    for name in (*TEXT_COLUMNS, "null_text_states", "null_text_embedding"):
+        torch.testing.assert_close(read[name], live[name], rtol=2e-3, atol=2e-3)
+    assert live["text_states"].std() > 0.1  # not equal for being nothing
+
+
+def test_latents_of_the_set_are_the_autoencoder_s_and_no_picture_is_needed_for_them(
+    index: ShardIndex, tmp_path: Path
+) -> None:
+    vae = commit_model(tmp_path, "vae", "v", write_model(tmp_path / "vae", *LONE["vae"]))
+    config, models = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION), Models(vae, None, None)
+    load = partial(ColumnEncoder, encoders_of(config, models, bpe=read_bpe(index)), config.columns)
+    made = encode(index, tmp_path / "made", load, kept=2, made_by=models.makers(config.columns))
+    latents = load_latents(torch.device("cpu"), autoencoder=vae, scale=3.0)
+    large = read_split(index, "train", resolution=RESOLUTION)
+    small = read_split(made, "train", resolution=2, arrays=["latents"])
+    live = latents(to_batch({"image": large.image}))["image"]
+    read = latents(to_batch({"image": small.image, **small.arrays}))["image"]
+    torch.testing.assert_close(read, live, rtol=2e-3, atol=2e-3)
+    network = open_autoencoder(vae)
+    one, other = (measured_latents(each, network, seed=0) for each in (index, made))
+    torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)
+
+
+def test_arrays_of_another_model_are_refused(index: ShardIndex, contrastive: Artifact, tmp_path: Path) -> None:
+    made = encode(index, tmp_path / "made", brightness, made_by={"latents": "vae/other"})
+    with pytest.raises(ValueError, match=r"latents of the set are by vae/other, not by contrastive/c: precompute them"):
+        check_maker(made, "latents", contrastive)
+    with pytest.raises(ValueError, match="not by None"):
+        check_maker(made, "latents", None)
+
+
+def test_a_column_without_its_encoder_is_refused_before_any_work() -> None:
+    config = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION)
+    with pytest.raises(ValueError, match="latents among the columns need an autoencoder"):
+        encoders_of(config, Models(None, None, None), bpe="")
+    with pytest.raises(ValueError, match="columns name one twice"):
+        PrecomputeConfig(columns=("latents", "latents"), resolution=RESOLUTION)
