@@ -2,10 +2,12 @@
 
 import logging
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -138,10 +140,14 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
         ray.get(recorder.actor.stage_started.remote(job.name, config=config, inputs=flat))
         started = time.time()
         provenance = {**job.provenance, "started": started}
-        context = StageContext(
-            job.name, job.key, job.store, job.resources, recorder, inputs=job.input_keys, provenance=provenance
-        )
-        artifact = job.run(job.config, context, **inputs)
+        with tempfile.TemporaryDirectory(prefix=f"cascade-{job.name}-") as scratch:
+            about: dict[str, Any] = {
+                "inputs": job.input_keys,
+                "provenance": provenance,
+                "scratch_folder": Path(scratch),
+            }
+            context = StageContext(job.name, job.key, job.store, job.resources, recorder, **about)
+            artifact = job.run(job.config, context, **inputs)
         ray.get(recorder.actor.stage_finished.remote(job.name, artifact))
         return artifact
     except Exception as error:

@@ -51,7 +51,7 @@ def sample_pictures(
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            cascade = Cascade.load(model_folder(model, tracking))
+            cascade = load_cascade(model, tracking)
             asked = [Request(label=label) for label in labels] + [Request(prompt=prompt) for prompt in prompts]
             asked = asked or [Request()]
             if conditions:
@@ -109,18 +109,19 @@ def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Pa
     return grid
 
 
-def model_folder(model: str, tracking: str | None) -> Path:
-    """A local folder with the cascade: from the registry, from storage, or as it lies on disk."""
+def load_cascade(model: str, tracking: str | None) -> Cascade:
+    """The cascade in the registry, in storage, or as it lies on disk. Raises UsageError if there is none."""
     set_environment(environment())
-    scratch = Path(tempfile.mkdtemp(prefix="cascade-model-"))
     if model.startswith("models:/"):
         registry = tracking_uri(tracking)
         if registry is None:
             raise UsageError(f"{model} is in a registry: name it with --tracking")
-        return download_model(model, scratch, tracking_uri=registry)
+        with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
+            return Cascade.load(download_model(model, Path(folder), tracking_uri=registry))
     if (Path(model) / "cascade.json").is_file():
-        return Path(model)
+        return Cascade.load(model)
     artifact = load_artifact(Store(absolute(model)))
     if artifact is None or "cascade.json" not in artifact.names():
         raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
-    return artifact.download(scratch)
+    with artifact.local_copy() as folder:
+        return Cascade.load(folder)

@@ -9,10 +9,9 @@ from rich.progress import Progress
 
 from components.data.pictures import encode_png
 from components.evaluation.grids import Block, render_blocks
-from components.sampling.cascade import Cascade
 from components.sampling.pictures import open_picture
 from components.sampling.requests import Request
-from pipelines.sample_command import model_folder
+from pipelines.sample_command import load_cascade
 from pipelines.workflow import UsageError
 
 HIDDEN = 127  # gray level of what the mask hides, in the picture that shows before and after
@@ -44,7 +43,7 @@ def translate_picture(
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
             given = {"image": _file("--image", image), "mask": None if mask is None else _file("--mask", mask)}
-            cascade = Cascade.load(model_folder(model, tracking))
+            cascade = load_cascade(model, tracking)
             if "translate" not in cascade.roads:
                 raise ValueError(f"{model} does not work on pictures: it has {' and '.join(cascade.roads)}")
             asked = Request(label=label, prompt=prompt, task=task, road="translate", **given)

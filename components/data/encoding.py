@@ -3,10 +3,8 @@
 Shapes: N samples of a shard, H W pixels, T tokens a picture.
 """
 
-import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,8 +27,8 @@ class TokenEncoder:
     """Reads a shard, writes its token file whole."""
 
     def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, member: Member) -> None:
-        with tempfile.TemporaryDirectory(prefix="cascade-tokenizer-") as folder:
-            bundle = load_bundle(tokenizer.download(Path(folder)))
+        with tokenizer.local_copy() as folder:
+            bundle = load_bundle(folder)
         self.index, self.files, self.member, self.resolution = index, files, member, bundle.settings["resolution"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         assert isinstance(bundle.module, Autoencoder)

@@ -3,9 +3,7 @@
 Whether a picture shows the class that was asked for is judged by a classifier of clean pictures that guides nothing.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -107,10 +105,10 @@ class GuidedSampler:
 
 def load_models(models: Mapping[str, Artifact], *, device: str = "cpu") -> Models:
     """The fields of `Models` from artifacts. Raises ValueError, in one line, if they do not fit the base."""
-    loaded = {
-        name: load_model(name, artifact.download(Path(tempfile.mkdtemp(prefix="cascade-guidance-"))), device=device)
-        for name, artifact in models.items()
-    }
+    loaded = {}
+    for name, artifact in models.items():
+        with artifact.local_copy() as folder:
+            loaded[name] = load_model(name, folder, device=device)
     found = Models(**loaded)
     for name, model in loaded.items():
         takes, makes = model.settings["resolution"], found.base.settings["resolution"]

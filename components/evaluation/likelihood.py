@@ -12,10 +12,8 @@ Shapes: N pictures, K times of a picture (T if the sum is exact). Terms are bits
 """
 
 import io
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,8 +179,8 @@ class BoundWorker:
 
     def __init__(self, model: Artifact, files: Store, *, timesteps_per_picture: int | None, seed: int) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = model.download(Path(tempfile.mkdtemp(prefix="cascade-likelihood-")))
-        self.model, self.files = load_model(model.stage, folder, device=device), files
+        with model.local_copy() as folder:
+            self.model, self.files = load_model(model.stage, folder, device=device), files
         self.count, self.seed = timesteps_per_picture, seed
 
     def __call__(self, job: BoundJob) -> BoundJob:

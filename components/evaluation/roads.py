@@ -7,10 +7,8 @@ Shapes: N pictures of a job, H W their pixels, F frames of a strip.
 """
 
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,8 +128,8 @@ class RoadSampler:
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = cascade.download(Path(tempfile.mkdtemp(prefix="cascade-sampling-")))
-        self.cascade, self.files = Cascade.load(folder, device=device), files
+        with cascade.local_copy() as folder:
+            self.cascade, self.files = Cascade.load(folder, device=device), files
 
     def __call__(self, job: SampleJob) -> SampleJob:
         self.files.write(file_name(job.name), pack_job(sample_job(self.cascade, job)))

@@ -1,9 +1,7 @@
 """Fréchet distance against the number of network evaluations, for every sampler of one trained model."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -59,8 +57,8 @@ class StepsSampler:
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = cascade.download(Path(tempfile.mkdtemp(prefix="cascade-steps-")))
-        self.cascade, self.files = Cascade.load(folder, device=device), files
+        with cascade.local_copy() as folder:
+            self.cascade, self.files = Cascade.load(folder, device=device), files
 
     def __call__(self, job: VariantJob) -> VariantJob:
         write_made(self.files, job, sample_in(self.cascade, job))

@@ -31,6 +31,7 @@ class StageContext:
     recorder: Recorder
     inputs: dict[str, str] = field(default_factory=dict)  # name -> key, for the manifest
     provenance: dict[str, Any] = field(default_factory=dict)
+    scratch_folder: Path | None = None  # on this node, for as long as the stage runs; None: the temporary folder
 
     @property
     def train_store(self) -> Store:
@@ -43,8 +44,8 @@ class StageContext:
         return self.store.join("files")
 
     def scratch(self) -> Path:
-        """A new private folder on this node; the caller leaves it to be removed with the temporary files."""
-        return Path(tempfile.mkdtemp(prefix=f"cascade-{self.stage}-"))
+        """A new private folder on this node; whoever runs the stage removes it."""
+        return Path(tempfile.mkdtemp(prefix=f"cascade-{self.stage}-", dir=self.scratch_folder))
 
     def report_pictures(self, done: int, total: int) -> None:
         """Progress of a stage that works picture by picture."""

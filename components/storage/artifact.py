@@ -7,7 +7,9 @@ Layout of a stage's folder `{root}/stages/{stage}/{key}`:
     manifest.json   written last; its presence is the commit
 """
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +79,12 @@ class Artifact(Config):
             return self.store.read(entry.path, expected=entry.digest)
         except DamagedFileError as error:
             raise ArtifactError(_differs(error)) from error
+
+    @contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """A private folder with all listed files, verified, that is gone afterwards. Raises ArtifactError."""
+        with tempfile.TemporaryDirectory(prefix=f"cascade-{self.stage}-") as folder:
+            yield self.download(Path(folder))
 
     def download(self, folder: Path) -> Path:
         """Copy all listed files into `folder`, several at a time, verified. Returns the folder.

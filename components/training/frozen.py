@@ -8,10 +8,8 @@ Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,8 +207,8 @@ class ColumnEncoder:
 
 def open_autoencoder(autoencoder: Artifact) -> Autoencoder:
     """Raises ValueError for a model of another kind."""
-    with tempfile.TemporaryDirectory(prefix="cascade-encoder-") as folder:
-        bundle = load_bundle(autoencoder.download(Path(folder)))
+    with autoencoder.local_copy() as folder:
+        bundle = load_bundle(folder)
     if not isinstance(bundle.module, Autoencoder):
         raise ValueError(f"latents need an autoencoder, not a model of kind {bundle.kind}")
     return bundle.module.requires_grad_(False)
@@ -218,13 +216,13 @@ def open_autoencoder(autoencoder: Artifact) -> Autoencoder:
 
 def load_image_encoder(device: torch.device, *, contrastive: Artifact) -> Encoder:
     """`image_encoder` of a model of the contrastive stage."""
-    with tempfile.TemporaryDirectory(prefix="cascade-encoder-") as folder:
-        return image_encoder(contrastive_text(contrastive.download(Path(folder)), device=device).network)
+    with contrastive.local_copy() as folder:
+        return image_encoder(contrastive_text(folder, device=device).network)
 
 
 def load_text_encoder(device: torch.device, *, encoder: Artifact, bpe: str) -> Encoder:
     """`text_encoder` of a contrastive model that knows the tokenizer `bpe`, `caption_encoder` of any other encoder."""
-    with tempfile.TemporaryDirectory(prefix="cascade-encoder-") as folder:
-        text = load_frozen_text(encoder.download(Path(folder)), device=device)
-        own = (Path(folder) / BPE).is_file() and (Path(folder) / BPE).read_text() == bpe
+    with encoder.local_copy() as folder:
+        text = load_frozen_text(folder, device=device)
+        own = (folder / BPE).is_file() and (folder / BPE).read_text() == bpe
     return text_encoder(text) if own and isinstance(text, ContrastiveText) else caption_encoder(text, parse_bpe(bpe))

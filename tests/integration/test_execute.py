@@ -1,5 +1,6 @@
 """The engine on a real Ray: parallel branches, failures that stop only what needs them, races, starvation."""
 
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -38,7 +39,7 @@ def work(config: Work, context: StageContext, **inputs: Artifact | list[Artifact
     (folder / "text").write_text(text)
     if config.log:
         Store(config.log).write(f"{context.stage}-{time.time_ns()}", b"")
-    return context.commit("report", folder=folder, metadata={"span": [started, time.time()]})
+    return context.commit("report", folder=folder, metadata={"span": [started, time.time()], "scratch": str(folder)})
 
 
 def run(workflow: Workflow, root: str, selection: Selection | None = None) -> tuple[Outcome, Any]:
@@ -66,6 +67,14 @@ def test_artifacts_flow_along_the_graph_and_a_second_run_is_all_cached(tmp_path:
     again, states = run(workflow, str(tmp_path))
     assert again.artifacts == outcome.artifacts
     assert set(states.values()) == {"cached"}
+
+
+def test_a_stage_leaves_nothing_in_the_temporary_folder(tmp_path: Path):
+    outcome, _ = run(Workflow("w", [Stage("one", work, Work(text="a"))]), str(tmp_path))
+    folder = Path(outcome.artifacts["one"].metadata["scratch"])
+    assert not folder.exists()
+    assert not folder.parent.exists()  # the stage's own
+    assert folder.parent != Path(tempfile.gettempdir())
 
 
 def test_branches_run_at_the_same_time(tmp_path: Path):
