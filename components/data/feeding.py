@@ -16,8 +16,8 @@ from ray.data._internal.execution.operators.input_data_buffer import InputDataBu
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 
-PAUSE_SECONDS = 0.2  # while ranks have blocks to take, each of several steps
-WAIT_SECONDS = 0.005  # while they have none
+SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
+LONGEST_REST = 0.2  # once none has waited for a while: a block holds several steps
 KEPT = 256  # read tasks that Ray could still be asked to run again, for blocks that were lost before they were taken
 
 
@@ -39,7 +39,8 @@ class Feeder(ExecutionCallback):
     """Gives the read operator of a LazySource its tasks one by one, and rests between the steps of the loop.
 
     The loop waits for tasks and not for consumers: it would spin for as long as training is slower than reading (ray
-    2.60, streaming_executor.py). Its input operator counts as finished from the start, which is put off here.
+    2.60, streaming_executor.py). So rests grow while nobody waits, and a rank that waits makes them short again. Its
+    input operator counts as finished from the start, which is put off here.
     """
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
@@ -47,14 +48,15 @@ class Feeder(ExecutionCallback):
         self.input = next(op for op in topology if isinstance(op, InputDataBuffer))
         source = self.input._logical_operators[0].datasource
         assert isinstance(source, LazySource)
-        self.ahead, self.tasks = source.ahead, islice(source.tasks(), 1, None)
+        self.ahead, self.tasks, self.rest = source.ahead, islice(source.tasks(), 1, None), SHORTEST_REST
         self.input._is_execution_marked_finished = self.input._inputs_complete = False
         topology[self.input].inputs_done_called = True
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
         while not self.input.has_execution_finished() and self.waiting() < self.ahead:
             self.feed()
-        time.sleep(WAIT_SECONDS if executor._consumer_idling() else PAUSE_SECONDS)
+        self.rest = SHORTEST_REST if executor._consumer_idling() else min(2 * self.rest, LONGEST_REST)
+        time.sleep(self.rest)
 
     def waiting(self) -> int:
         """Tasks that were handed over and not run."""
