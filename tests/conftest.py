@@ -13,6 +13,22 @@ from pathlib import Path
 import pytest
 
 SERVER_SECONDS = 180
+CLUSTERS = ("distributed", "integration", "browser")  # folders whose tests start clusters, servers and drivers
+
+
+def pytest_configure() -> None:
+    """Where several processes test at once, each computes on one core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `pytest -n 2 --dist loadgroup`: what needs a cluster stays in one process, beside the rest, file by file."""
+    for item in items:
+        needs_cluster = item.path.parent.name in CLUSTERS or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -93,6 +109,16 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in SQLite with nothing in them: a copy costs nothing, making them takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

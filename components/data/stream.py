@@ -30,6 +30,7 @@ GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
+AHEAD_CHUNKS = 4  # beside those that are being read: with fewer, readers of large pictures stop and start
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ def _read_task(header: ShardIndex, layout: Layout, chunk: Chunk, schema: pa.Sche
 
 def _configure(context: DataContext, layout: Layout, readers: int) -> None:
     """What the stream needs from Ray Data: order kept, blocks as they come, memory ahead of training bounded."""
-    ahead = ExecutionResources.for_limits(object_store_memory=(readers + 1) * layout.chunk_rows * layout.row_bytes)
+    chunks = readers + AHEAD_CHUNKS
+    ahead = ExecutionResources.for_limits(object_store_memory=chunks * layout.chunk_rows * layout.row_bytes)
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
     context.custom_execution_callback_classes = [Feeder]
     rows = layout.group_rows // layout.world_size

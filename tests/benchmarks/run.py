@@ -19,6 +19,7 @@ from rich.table import Table
 
 FOLDER = pathlib.Path(__file__).parent
 REPOSITORY = FOLDER.parents[1]
+RESULT = "bench.json"
 
 Row = dict[str, Any]
 
@@ -33,9 +34,11 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The measured commit; `+changes` when the work tree differs from it."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
-    return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
+    """The measured commit; `+changes` when the work tree differs from it in more than what is written here."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    head = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
+    changed = ["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RESULT}"]
+    return head if subprocess.run(changed, cwd=REPOSITORY).returncode == 0 else f"{head}+changes"
 
 
 def table(rows: list[Row]) -> Table:
@@ -53,7 +56,7 @@ def main(rounds: int = 5) -> None:
     rows: list[Row] = []
     for path in sorted(FOLDER.glob("bench_*.py")):
         rows += [row | facts for row in importlib.import_module(f"tests.benchmarks.{path.stem}").rows(rounds)]
-        (REPOSITORY / "bench.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (REPOSITORY / RESULT).write_text(json.dumps(rows, indent=2) + "\n")
     Console().print(table(rows))
 
 

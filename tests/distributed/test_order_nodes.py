@@ -1,6 +1,6 @@
 """The order on one and on two Ray nodes (two raylets on this machine): ranks on both, resumed, with other ranks.
 
-As a program, a driver of its own: `python -m tests.distributed.test_order_nodes FOLDER NODES`.
+As a program, a driver of its own: `python -m tests.distributed.test_order_nodes FOLDER`.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def consume(iterator: ray.data.DataIterator, share: int, steps: int) -> tuple[st
     return node, numbers, [int(batch["position"][0]) for batch in batches]
 
 
-def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop: int) -> dict[str, object]:
+def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop: int) -> dict[str, Any]:
     dataset = training_stream(
         index,
         resolution=8,
@@ -90,12 +91,11 @@ def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(nodes: int, tmp_path: Path) -> None:
+def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(
+    ray_cluster: None, nodes: int, tmp_path: Path
+) -> None:
     index = write_set(Store(str(tmp_path / "set")), sizes=(50, 40, 60, 30, 20, 35, 45))
-    command = [sys.executable, "-m", "tests.distributed.test_order_nodes", str(tmp_path), str(nodes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected, found = law(index), json.loads((tmp_path / "found.json").read_text())
+    expected, found = law(index), all_tries(index) if nodes == 1 else on_two_nodes(tmp_path)
     for (workers, start, stop), seen in zip(tries(), found, strict=True):
         np.testing.assert_array_equal(seen["numbers"], expected[start:stop], err_msg=f"{workers} workers from {start}")
         first = np.arange(start, stop)[:, None] * BATCH + np.arange(workers) * (BATCH // workers)
@@ -103,22 +103,33 @@ def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(nodes: int,
         assert seen["nodes"] == min(nodes, workers)
 
 
-def main(folder: Path, nodes: int) -> None:
+def all_tries(index: ShardIndex) -> list[dict[str, Any]]:
+    """On the nodes of the cluster that this process has joined."""
+    known = [node["NodeID"] for node in ray.nodes()]
+    return [run_try(index, known, *one) for one in tries()]
+
+
+def on_two_nodes(folder: Path) -> list[dict[str, Any]]:
+    """In a process of its own: a second node is no part of the suite's cluster."""
+    command = [sys.executable, "-m", "tests.distributed.test_order_nodes", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from pipelines.session import start_ray
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3 - nodes, "include_dashboard": False})
-    for _ in range(nodes - 1):
-        cluster.add_node(num_cpus=1)  # two reading tasks of one CPU each: one on each node
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)  # two reading tasks of one CPU each: one on each node
     os.environ["RAY_ADDRESS"] = cluster.address
     start_ray(worker_start_timeout=120, verbose=False)
-    known = [node["NodeID"] for node in ray.nodes()]
-    found = [run_try(load_index(str(folder / "set")), known, *one) for one in tries()]
-    (folder / "found.json").write_text(json.dumps(found))
+    (folder / "found.json").write_text(json.dumps(all_tries(load_index(str(folder / "set")))))
     ray.shutdown()
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -1,21 +1,57 @@
 """Bad input at the command: one clear line, exit code 2, nothing started, nothing damaged."""
 
+import logging
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import yaml
 
+from pipelines.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    import os
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
-    command = [str(Path(sys.executable).with_name("cascade")), *arguments]
+
+Cascade = Callable[..., Done]
+
+
+@pytest.fixture
+def cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cascade]:
+    """The command by its entry point, in an empty folder and in this process: a new one imports for seconds."""
+    monkeypatch.chdir(tmp_path)
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["cascade", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, said.out, said.err)
+
+    with mock.patch.dict(os.environ):
+        yield run
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """The installed command in a process of its own."""
+    installed = [str(Path(sys.executable).with_name("cascade")), *arguments]
     settings = {**os.environ, **environment}
-    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=120)
+    return subprocess.run(installed, cwd=cwd, env=settings, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +72,8 @@ def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         (["--set", "tokenizer.perceptual_network=vgg16_lpips"], "perceptual_weights_uri"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path):
-    done = cascade("run", *arguments, cwd=tmp_path)
+def test_bad_input_is_one_line_and_exit_code_2(cascade: Cascade, arguments: list[str], says: str, tmp_path: Path):
+    done = cascade("run", *arguments)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert done.stderr.startswith("error: ")
@@ -46,37 +82,37 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
 
 
 def test_a_missing_bucket_and_missing_credentials_are_refused(s3_server: str, tmp_path: Path):
-    missing = cascade("run", "--storage", "s3://no-such-bucket/runs", cwd=tmp_path)
+    missing = command("run", "--storage", "s3://no-such-bucket/runs", cwd=tmp_path)
     assert missing.returncode == 2, missing.stderr
     assert "s3://no-such-bucket/runs" in missing.stderr
     nobody = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/tmp"}
-    refused = cascade("run", "--storage", "s3://bucket/runs", cwd=tmp_path, **nobody)
+    refused = command("run", "--storage", "s3://bucket/runs", cwd=tmp_path, **nobody)
     assert refused.returncode == 2, refused.stderr
     assert "credentials" in refused.stderr
 
 
-def test_an_empty_source_is_refused(tmp_path: Path):
+def test_an_empty_source_is_refused(cascade: Cascade, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    done = cascade("run", "--set", f"images.source={tmp_path}/empty", cwd=tmp_path)
+    done = cascade("run", "--set", f"images.source={tmp_path}/empty")
     assert done.returncode == 2
     assert "empty" in done.stderr
 
 
-def test_a_printed_recipe_runs_as_a_file_with_the_same_keys(tmp_path: Path):
-    shown = cascade("show", "smoke", cwd=tmp_path)
+def test_a_printed_recipe_runs_as_a_file_with_the_same_keys(cascade: Cascade, tmp_path: Path):
+    shown = cascade("show", "smoke")
     (tmp_path / "mine.yaml").write_text(shown.stdout)
-    by_name = cascade("plan", "--recipe", "smoke", cwd=tmp_path)
-    by_file = cascade("plan", "--recipe", "mine.yaml", cwd=tmp_path)
+    by_name = cascade("plan", "--recipe", "smoke")
+    by_file = cascade("plan", "--recipe", "mine.yaml")
     assert by_name.stdout == by_file.stdout
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml.safe_load(shown.stdout), "extra": 1}))
-    refused = cascade("plan", "--recipe", "mine.yaml", cwd=tmp_path)
+    refused = cascade("plan", "--recipe", "mine.yaml")
     assert refused.returncode == 2
     assert "unknown field 'extra'" in refused.stderr
 
 
-def test_changing_the_base_leaves_the_token_road_cached(tmp_path: Path):
+def test_changing_the_base_leaves_the_token_road_cached(cascade: Cascade):
     def keys(*arguments: str) -> dict[str, str]:
-        lines = cascade("plan", "--recipe", "smoke", *arguments, cwd=tmp_path).stdout.splitlines()[1:]
+        lines = cascade("plan", "--recipe", "smoke", *arguments).stdout.splitlines()[1:]
         return {line.split()[0]: line.split()[1] for line in lines}
 
     before, after = keys(), keys("--set", "base.total_steps=81")
@@ -84,7 +120,7 @@ def test_changing_the_base_leaves_the_token_road_cached(tmp_path: Path):
     assert changed == {"base", "cascade", "samples", "evaluation"}
 
 
-def test_the_script_takes_the_same_options_as_the_command(tmp_path: Path):
+def test_the_script_takes_the_same_options_as_the_command(cascade: Cascade, tmp_path: Path):
     script = subprocess.run(
         [sys.executable, str(ROOT / "pipelines" / "full_cascade.py"), "--recipe", "smoke", "--plan"],
         cwd=tmp_path,
@@ -93,4 +129,4 @@ def test_the_script_takes_the_same_options_as_the_command(tmp_path: Path):
         timeout=120,
     )
     assert script.returncode == 0, script.stderr
-    assert script.stdout == cascade("run", "--recipe", "smoke", "--plan", cwd=tmp_path).stdout
+    assert script.stdout == cascade("run", "--recipe", "smoke", "--plan").stdout

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -33,7 +34,9 @@ def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["server", "sqlite"])
 def tracking_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The cluster's MLflow and the laptop's."""
-    return request.getfixturevalue("mlflow_server") if request.param == "server" else f"sqlite:///{tmp_path}/mlflow.db"
+    if request.param == "server":
+        return request.getfixturevalue("mlflow_server")
+    return f"sqlite:///{shutil.copy(request.getfixturevalue('empty_database'), tmp_path)}"
 
 
 @pytest.fixture

@@ -17,25 +17,13 @@ from components.data.pictures import encode_png
 from components.data.sources.scenes import render, scene
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
-
-FEW = {"total_steps": 6, "warmup_steps": 2, "checkpoint_every": 3, "sample_every": 3, "global_batch_size": 8}
-
-
-def settings(where: str, **numbers: object) -> list[str]:
-    return [f"--set={where}.{name}={value}" for name, value in numbers.items()]
-
-
-DATA = settings("images", source="scenes", limit=128, samples_per_shard=64, resolution=32)
-SHOWN = [
-    *settings("samples", measured_samples=8, pictures_per_class=1, num_prompts=2, pictures_per_prompt=2),
-    *settings("evaluation", feature_network="none"),
-]
+from tests.integration.conftest import FEW, SCENES, SHOWN, Run, settings
 
 
 def run(recipe: str, *arguments: str, folder: Path) -> dict[str, Artifact]:
     """Run a recipe to its end; stage -> artifact."""
     command = [str(Path(sys.executable).with_name("cascade")), "run", "--recipe", recipe, "--storage", str(folder)]
-    command += ["--tracking", f"sqlite:///{folder}/mlflow.db", *DATA, *SHOWN, *arguments]
+    command += ["--tracking", f"sqlite:///{folder}/mlflow.db", *SCENES, *SHOWN, *arguments]
     done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "report: " in done.stdout
@@ -44,8 +32,8 @@ def run(recipe: str, *arguments: str, folder: Path) -> dict[str, Artifact]:
     return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 
-def champion(recipe: str, folder: Path) -> mlflow.pyfunc.PyFuncModel:
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+def champion(recipe: str, tracking_uri: str) -> mlflow.pyfunc.PyFuncModel:
+    mlflow.set_tracking_uri(tracking_uri)
     return mlflow.pyfunc.load_model(f"models:/image-cascade-{recipe}@champion")
 
 
@@ -75,7 +63,7 @@ def test_the_registered_model_answers_to_a_depth_map_by_seed(depth: tuple[dict[s
     inverse = 1 / distances
     grey = np.rint(255 * (inverse - inverse.min()) / (inverse.max() - inverse.min())).astype(np.uint8)
     condition = base64.b64encode(encode_png(np.repeat(grey[..., None], 3, axis=2))).decode()
-    model = champion("depth_transformer", folder)
+    model = champion("depth_transformer", f"sqlite:///{folder}/mlflow.db")
     first, second, other = model.predict([{"condition": condition, "seed": seed} for seed in (1, 1, 2)])
     assert first == second != other
     assert size(first) == (32, 32)
@@ -88,9 +76,10 @@ def test_every_model_of_the_road_is_registered(depth: tuple[dict[str, Artifact],
     assert names == {f"image-cascade-depth_transformer{stage}" for stage in stages}
 
 
-def test_a_gan_by_itself_trains_and_answers_from_the_registry(tmp_path: Path):
-    artifacts = run("gan", *settings("model", **FEW, channels=8, discriminator_channels=8), folder=tmp_path)
-    assert "gan_by_class.png" in artifacts["samples"].names()
-    first, second, other = champion("gan", tmp_path).predict([{"label": "0", "seed": seed} for seed in (1, 1, 2)])
+def test_a_gan_by_itself_trains_and_answers_from_the_registry(gan_run: Run):
+    assert any(name.endswith("gan_by_class.png") for name in gan_run.files)
+    assert "report: s3://secrets/runs/" in gan_run.printed
+    rows = [{"label": "0", "seed": seed} for seed in (1, 1, 2)]
+    first, second, other = champion("gan", gan_run.tracking).predict(rows)
     assert first == second != other
     assert size(first) == (32, 32)

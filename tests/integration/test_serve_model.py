@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served(folder: Path, empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of the champion's invocations."""
     home, port = tmp_path_factory.mktemp("registry"), free_port()
-    tracking_uri = f"sqlite:///{home}/mlflow.db"
+    tracking_uri = f"sqlite:///{shutil.copy(empty_database, home)}"
     tracker = Tracker(tracking_uri, experiment="tiny", spool=home / "spool", flush_seconds=0.3)
     tracker.start_run("run", recipe_yaml="", parameters={}, tags={"recipe": "tiny"})
     tracker.stage_cached("cascade", artifact=commit_model(home, "cascade", "k1", folder))
