@@ -18,7 +18,7 @@ rows: .venv/.stamp-demo  ## every system of the lecture by its own recipe; ROW="
 	$(BIN)/cascade rows $(ROW)
 
 test: .venv/.stamp-test  ## every test but faults and measurements
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not faults and not bench"
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench"
 
 check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 	$(BIN)/ruff check

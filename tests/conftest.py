@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 SERVER_SECONDS = 180
-CLUSTERS = ("distributed", "integration", "browser")  # folders whose tests start clusters, servers and drivers
+SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_roads", "test_execute")
+START_RAY = ("test_rows", "test_secrets", "test_submitted_job", "test_survives")
 
 
 def pytest_configure() -> None:
@@ -24,11 +27,18 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n 2 --dist loadgroup`: what needs a cluster stays in one process, beside the rest, file by file."""
-    for item in items:
-        needs_cluster = item.path.parent.name in CLUSTERS or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """What each of several processes tests: a file at a time, but all that shares the suite's Ray in one of them, and
+    all that starts a Ray of its own in one, or there would be more of them at once than fit into memory."""
+    return ByCluster(config, log)
+
+
+class ByCluster(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if "/distributed/" in file or Path(file).stem in SHARE_RAY:
+            return "the suite's Ray"
+        return "their own Ray" if Path(file).stem in START_RAY else file
 
 
 @pytest.hookimpl(wrapper=True)
