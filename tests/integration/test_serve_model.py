@@ -42,6 +42,7 @@ def served(folder: Path, empty_database: Path, tmp_path_factory: pytest.TempPath
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
     variables = {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
+    variables["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = "300"  # seconds; other tests have the cores too
     process = subprocess.Popen(command, cwd=home, env=os.environ | variables, start_new_session=True)
     wait_for(f"http://127.0.0.1:{port}/health", process)
     yield f"http://127.0.0.1:{port}/invocations"
