@@ -15,7 +15,7 @@ import ray
 from rich.console import Console
 
 from components.execution import Resources
-from components.storage.store import Store, absolute
+from components.storage.store import Store, StoreError, absolute
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
 from pipelines.preflight import beside, branches, check_batches, check_parts, stands_alone
@@ -155,8 +155,13 @@ def _announce(prepared: Prepared) -> None:
 
 
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
-    _save(prepared, outcome, statuses, seconds=seconds)
-    url, html = render_run(prepared.root, prepared.run)
+    """URL of the report. A storage that takes nothing more is a failure of the run, beside those of its stages."""
+    try:
+        _save(prepared, outcome, statuses, seconds=seconds)
+        url, html = render_run(prepared.root, prepared.run)
+    except StoreError as error:
+        outcome.failures["report"] = str(error)
+        return "none"
     ray.get(actor.text.remote("", "report.html", html))
     return url
 
