@@ -13,10 +13,11 @@ from typing import Any, Literal
 import ray
 
 from components.storage.artifact import Artifact
-from components.storage.store import Store
+from components.storage.store import Store, StoreError
 from components.tracking.tracker import Tracker
 
 EXPERIMENT = "image-cascade"
+CURVE_SECONDS = 20.0  # between two saves while a stage trains
 
 
 @dataclass
@@ -62,13 +63,12 @@ class Curve:
 
     def add(self, step: int, values: dict[str, float]) -> None:
         self.points.setdefault(step, {}).update(values)
-        if time.monotonic() - self.saved > 20:
-            self.save()
 
     def save(self) -> None:
+        """Raises StoreError."""
+        self.saved = time.monotonic()
         if self.points:
             self.store.write("curve.json", json.dumps(self.points).encode())
-        self.saved = time.monotonic()
 
 
 class RunRecorder:
@@ -109,8 +109,7 @@ class RunRecorder:
         status = self.stages[name]
         status.state, status.note = ("failed", error) if artifact is None else ("done", "")
         status.finished = time.time()
-        if name in self.curves:
-            self.curves[name].save()
+        self._save_curve(name)
         if self.tracker is not None:
             status_name = "FAILED" if artifact is None else "FINISHED"
             self.tracker.end_stage(name, status=status_name, artifact=artifact, error=error)
@@ -128,6 +127,8 @@ class RunRecorder:
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
         if stage in self.curves and not all(name.startswith("system/") for name in values):
             self.curves[stage].add(step, {name: v for name, v in values.items() if not name.startswith("system/")})
+            if time.monotonic() - self.curves[stage].saved > CURVE_SECONDS:
+                self._save_curve(stage)
         if self.tracker is not None:
             self.tracker.log_metrics(stage, step, values)
 
@@ -154,11 +155,21 @@ class RunRecorder:
 
         If it is FINISHED, MLflow's aliases move to this run's models.
         """
-        for curve in self.curves.values():
-            curve.save()
+        for name in self.curves:
+            self._save_curve(name)
         if self.tracker is None:
             return self.warnings
         return self.warnings + self.tracker.end_run(status)
+
+    def _save_curve(self, name: str) -> None:
+        """A storage that takes nothing more fails the stages; here it only costs the next report its curves."""
+        if name not in self.curves:
+            return
+        try:
+            self.curves[name].save()
+        except StoreError as error:
+            line = f"{name}: its curves are not kept: {error}"
+            self.warnings += [line] if line not in self.warnings else []
 
 
 @dataclass(frozen=True)
