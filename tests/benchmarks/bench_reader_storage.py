@@ -58,7 +58,7 @@ def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str
     web_urls = [shard.url.replace("s3://", f"{address}/") for shard in remote.shards]
     loader = partial(web_loader, steps=whole, buffer=BUFFER[resolution])
     found = [
-        compare(f"reader_{resolution}_{where}", partial(ours, of, 2 * whole), partial(loader, urls), resolution, rounds)
+        compare(f"reader_{resolution}_{where}", partial(ours, of, whole), partial(loader, urls), resolution, rounds)
         for where, of, urls in (("local", index, local_urls), ("s3", remote, web_urls))
     ]
     bare = median(bare_seconds(index, resolution, steps * BATCH) for _ in range(rounds))
@@ -84,8 +84,7 @@ def make_index(source: str, out: str, resolution: int) -> ShardIndex:
 
 
 def compare(name: str, mine: Read, theirs: Read, resolution: int, rounds: int) -> Row:
-    """Both in turn, round by round, between two batches in the middle of a stream: no side nears its end, where one
-    reading process after the other has no work left."""
+    """Both in turn, round by round, between two batches in the middle of a stream."""
     steps, warm_up = STEPS[resolution], WARM_UP[resolution]
     times = [
         [drain(islice(read(), warm_up + steps), steps, warm_up=warm_up) for read in (mine, theirs)]
