@@ -2,9 +2,8 @@
 pictures, one file for each shard. Trainings then read what they would make anew at each step.
 """
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +12,7 @@ from components.data.encoded_set import commit_set, encode_set
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact, FileEntry
-from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns
+from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns, maker_of
 
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
 
@@ -54,14 +53,17 @@ def precompute(
     Raises ValueError, before any work, for a column without its encoder, or one that does not fit.
     """
     index, files = load_index(images.url(INDEX)), context.files_store
-    models = Models(autoencoder, contrastive, text_encoder)
-    encoders = encoders_of(config, models, bpe=read_bpe(index))
+    models = {"autoencoder": autoencoder, "contrastive": contrastive, "text_encoder": text_encoder}
+    makers: dict[str, str] = {
+        name: maker.identity for name in config.columns if (maker := maker_of(name, **models)) is not None
+    }
+    encoders = encoders_of(config, bpe=read_bpe(index), **models)
     sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
     load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
     for done in encode_set(index, load, files=files, resources=context.resources, **sizes):
         context.recorder.progress(context.stage, step=done, total=len(index.shards), unit="shard")
     files.write(BPE, read_bpe(index).encode())
-    encoded = commit_set(index, files, kept_resolution=config.kept, made_by=models.makers(config.columns))
+    encoded = commit_set(index, files, kept_resolution=config.kept, made_by=makers)
     tars = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in encoded.shards]
     nulls = [f"null_{name}.npy" for name in config.columns if files.exists(f"null_{name}.npy")]
     metadata = {
@@ -77,27 +79,14 @@ def precompute(
     return context.commit("shards", entries=tars, paths=paths, metadata=metadata)
 
 
-class Models(NamedTuple):
-    """The frozen networks that are given."""
-
-    autoencoder: Artifact | None
-    contrastive: Artifact | None
-    text_encoder: Artifact | None
-
-    def makers(self, columns: Sequence[str]) -> dict[str, str]:
-        """Column -> identity of the model that makes it."""
-        of = {"latents": self.autoencoder, "image_embedding": self.contrastive}
-        chosen = {name: of.get(name) or self.text_encoder or self.contrastive for name in columns}
-        return {name: model.identity for name, model in chosen.items() if model is not None}
-
-
-def encoders_of(config: PrecomputeConfig, models: Models, *, bpe: str) -> list[LoadEncoder]:
+def encoders_of(
+    config: PrecomputeConfig, *, bpe: str, autoencoder: Artifact | None = None, **others: Artifact | None
+) -> list[LoadEncoder]:
     """What makes the columns. Raises ValueError for one without its encoder, or an encoder that does not fit."""
-    others = [name for name in config.columns if name != "latents"]
-    given = {"contrastive": models.contrastive, "text_encoder": models.text_encoder}
-    encoders = list(frozen_encoders(others, resolution=config.resolution, bpe=bpe, **given).load_encoders)
+    names = [name for name in config.columns if name != "latents"]
+    encoders = list(frozen_encoders(names, resolution=config.resolution, bpe=bpe, **others).load_encoders)
     if "latents" in config.columns:
-        if models.autoencoder is None:
+        if autoencoder is None:
             raise ValueError("latents among the columns need an autoencoder")
-        encoders.append(partial(load_latent_columns, autoencoder=models.autoencoder))
+        encoders.append(partial(load_latent_columns, autoencoder=autoencoder))
     return encoders

@@ -17,7 +17,7 @@ from components.storage.artifact import Artifact
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
-from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls
+from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls, maker_of
 from components.training.launch import train
 from components.training.loop import Task
 from components.training.worker import RayStream
@@ -102,9 +102,8 @@ def frozen_networks(
     Raises ValueError, in one line, for encoders that are missing or do not fit, or others than made the set's arrays.
     """
     given = tuple(name for name in columns if name in index.array_names)
-    makers = {"image_embedding": contrastive} | dict.fromkeys(TEXTS, text_encoder or contrastive)
     for name in given:
-        check_maker(index, name, makers[name])
+        check_maker(index, name, maker_of(name, contrastive=contrastive, text_encoder=text_encoder))
     frozen = frozen_encoders(
         [name for name in columns if name not in given],
         resolution=resolution,

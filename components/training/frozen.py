@@ -149,6 +149,19 @@ def frozen_encoders(
     return Frozen(tuple(loaders), sizes)
 
 
+def maker_of(
+    column: str,
+    *,
+    autoencoder: Artifact | None = None,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+) -> Artifact | None:
+    """Of the models that are given, the one that makes `column`."""
+    if column == "latents":
+        return autoencoder
+    return contrastive if column == "image_embedding" else text_encoder or contrastive
+
+
 def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str) -> dict[str, Any]:
     """Arguments of the encoder's network. Raises ValueError if it is none, or knows other pictures or captions."""
     about = json.loads(contrastive.read(DESCRIPTION))

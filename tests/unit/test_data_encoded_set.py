@@ -20,7 +20,7 @@ from components.data.shards import BPE, ShardIndex, read_bpe
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard
 from components.stages.diffusion import measured_latents
-from components.stages.precompute import Models, PrecomputeConfig, encoders_of
+from components.stages.precompute import PrecomputeConfig, encoders_of
 from components.stages.training import check_maker, frozen_networks
 from components.storage.artifact import Artifact, describe_bytes
 from components.storage.store import Store
@@ -171,9 +171,8 @@ def test_a_training_gets_of_the_set_what_its_encoders_would_have_made(
     index: ShardIndex, contrastive: Artifact, tmp_path: Path
 ) -> None:
     config = PrecomputeConfig(columns=TEXT_COLUMNS, resolution=RESOLUTION)
-    models = Models(None, contrastive, None)
-    load = partial(ColumnEncoder, encoders_of(config, models, bpe=read_bpe(index)), config.columns)
-    made = encode(index, tmp_path / "made", load, made_by=models.makers(config.columns))
+    load = partial(ColumnEncoder, encoders_of(config, bpe=read_bpe(index), contrastive=contrastive), config.columns)
+    made = encode(index, tmp_path / "made", load, made_by=dict.fromkeys(TEXT_COLUMNS, contrastive.identity))
     batches, sizes = [], []
     for each in (index, made):
         how = {"resolution": RESOLUTION, "contrastive": contrastive}
@@ -195,9 +194,9 @@ def test_latents_of_the_set_are_the_autoencoder_s_and_no_picture_is_needed_for_t
     index: ShardIndex, tmp_path: Path
 ) -> None:
     vae = commit_model(tmp_path, "vae", "v", write_model(tmp_path / "vae", *LONE["vae"]))
-    config, models = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION), Models(vae, None, None)
-    load = partial(ColumnEncoder, encoders_of(config, models, bpe=read_bpe(index)), config.columns)
-    made = encode(index, tmp_path / "made", load, kept=2, made_by=models.makers(config.columns))
+    config = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION)
+    load = partial(ColumnEncoder, encoders_of(config, bpe=read_bpe(index), autoencoder=vae), config.columns)
+    made = encode(index, tmp_path / "made", load, kept=2, made_by={"latents": vae.identity})
     latents = load_latents(torch.device("cpu"), autoencoder=vae, scale=3.0)
     large = read_split(index, "train", resolution=RESOLUTION)
     small = read_split(made, "train", resolution=2, arrays=["latents"])
@@ -220,6 +219,6 @@ def test_arrays_of_another_model_are_refused(index: ShardIndex, contrastive: Art
 def test_a_column_without_its_encoder_is_refused_before_any_work() -> None:
     config = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION)
     with pytest.raises(ValueError, match="latents among the columns need an autoencoder"):
-        encoders_of(config, Models(None, None, None), bpe="")
+        encoders_of(config, bpe="")
     with pytest.raises(ValueError, match="columns name one twice"):
         PrecomputeConfig(columns=("latents", "latents"), resolution=RESOLUTION)
