@@ -28,7 +28,7 @@ from tests.benchmarks.bench_reader import BATCH, READERS, drain, ours, web_loade
 from tests.benchmarks.photos import peak_megabytes, s3_server, upload, write_photos
 
 SETS = {64: (8, 1024), 512: (6, 128)}  # resolution -> (shards, samples of each)
-STEPS, WARM_UP = {64: 200, 512: 16}, {64: 200, 512: 14}  # batches; nobody keeps more than WARM_UP of them ahead
+STEPS, WARM_UP = {64: 200, 512: 64}, {64: 200, 512: 16}  # batches; nobody keeps more than WARM_UP of them ahead
 BUFFER = {64: 1000, 512: 64}  # samples that the peer shuffles
 Row = dict[str, object]
 Read = Callable[[], Iterator[np.ndarray]]
@@ -53,7 +53,7 @@ def rows(rounds: int) -> list[Row]:
 
 def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str, rounds: int) -> list[Row]:
     steps, unit = STEPS[resolution], f"s / {STEPS[resolution] * BATCH} pictures"
-    whole = WARM_UP[resolution] + steps
+    whole = WARM_UP[resolution] + steps + WARM_UP[resolution]
     local_urls = [index.url(shard.url) for shard in index.shards]
     web_urls = [shard.url.replace("s3://", f"{address}/") for shard in remote.shards]
     loader = partial(web_loader, steps=whole, buffer=BUFFER[resolution])
@@ -86,10 +86,7 @@ def make_index(source: str, out: str, resolution: int) -> ShardIndex:
 def compare(name: str, mine: Read, theirs: Read, resolution: int, rounds: int) -> Row:
     """Both in turn, round by round, between two batches in the middle of a stream."""
     steps, warm_up = STEPS[resolution], WARM_UP[resolution]
-    times = [
-        [drain(islice(read(), warm_up + steps), steps, warm_up=warm_up) for read in (mine, theirs)]
-        for _ in range(rounds)
-    ]
+    times = [[drain(read(), steps, warm_up=warm_up) for read in (mine, theirs)] for _ in range(rounds)]
     (seconds, cpu), (peer_seconds, peer_cpu) = (np.median([pair[side] for pair in times], axis=0) for side in (0, 1))
     unit = f"s / {steps * BATCH} pictures"
     return row(name, float(seconds), float(peer_seconds), unit, cpu_ours=float(cpu), cpu_peer=float(peer_cpu))
