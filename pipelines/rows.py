@@ -1,5 +1,8 @@
 """Every system of the lecture in turn, each by its own recipe: `cascade rows`, `make rows`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -95,12 +98,7 @@ def what_it_came_to(prepared: driver.Prepared) -> RowResult | None:
         if "bits_per" in name
     }
     for artifact in artifacts.values():
-        figures |= artifact.metadata.get("headline", {})
-    measured = artifacts["evaluation"].metadata
-    made = [found for found in measured["distances"] if found["purpose"] == "model"]
-    figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}
-    use = measured.get("held_out_codebook")
-    figures |= {"codebook_usage": use["codebook_usage"], "perplexity": use["codebook_perplexity"]} if use else {}
+        figures |= figures_of(artifact.metadata)
     name = prepared.recipe.name
     return RowResult(
         row=chosen_rows([])[name],
@@ -115,6 +113,16 @@ def what_it_came_to(prepared: driver.Prepared) -> RowResult | None:
 
 def is_training(config: object) -> bool:
     return isinstance(config, TrainingConfig)
+
+
+def figures_of(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """What an artifact states: a study its headline, an evaluation distances of what models made, and codes in use."""
+    figures = dict(metadata.get("headline", {}))
+    made = [found for found in metadata.get("distances", []) if found["purpose"] == "model"]
+    figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}
+    if use := metadata.get("held_out_codebook"):
+        figures |= {"codebook_usage": use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
+    return figures
 
 
 def rows_table(finished: list[RowResult]) -> Table:
