@@ -26,8 +26,8 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 	$(BIN)/pyrefly check --summary=none
 	$(BIN)/lint-imports --no-logo
 
-bench: .venv/.stamp-test  ## measure against peers; prints a table, writes bench.json
-	$(BIN)/python -m tests.benchmarks.run
+bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
+	$(BIN)/python -m tests.benchmarks.run $(ONLY)
 
 faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data or services for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)

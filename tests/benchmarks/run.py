@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,13 +50,22 @@ def table(rows: list[Row]) -> Table:
     return result
 
 
-def main(rounds: int = 5) -> None:
-    """Measure everything, print the table, write bench.json."""
-    facts = {"commit": commit(), "machine": machine()}
-    rows: list[Row] = []
-    for path in sorted(FOLDER.glob("bench_*.py")):
-        rows += [row | facts for row in importlib.import_module(f"tests.benchmarks.{path.stem}").rows(rounds)]
-        (REPOSITORY / RESULT).write_text(json.dumps(rows, indent=2) + "\n")
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="unet reader_storage …; all if left out")] = None,
+    rounds: int = 5,
+) -> None:
+    """Measure, print the table, and keep it in bench.json, where a row replaces what was measured of it before."""
+    every = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
+    chosen = [f"bench_{name}" for name in names or []] or every
+    if unknown := {*chosen} - {*every}:
+        raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(every)}")
+    path, facts, rows = REPOSITORY / RESULT, {"commit": commit(), "machine": machine()}, []
+    kept = {row["name"]: row for row in json.loads(path.read_text())} if names and path.exists() else {}
+    for module in chosen:
+        found = importlib.import_module(f"tests.benchmarks.{module}").rows(rounds)
+        rows += found
+        kept |= {row["name"]: row | facts for row in found}
+        path.write_text(json.dumps([*kept.values()], indent=2) + "\n")
     Console().print(table(rows))
 
 
