@@ -20,6 +20,7 @@ class Resources(Config):
     gpus_per_worker: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads
     yields: bool = False  # a training that lets others go first on cores that they share: nothing waits for it
+    readers: int = Field(2, ge=1)  # tasks of a training's stream that read and decode at a time
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are accumulated in parts

@@ -18,7 +18,8 @@ from pipelines.workflow import UsageError, nearest
 class Profile(Config):
     """Execution choices. `stages` overrides `resources` for the stages it names.
 
-    Without `gpus_per_worker` or `num_workers` they follow from the cluster that is found.
+    Without `gpus_per_worker` or `num_workers` they follow from the cluster that is found; without `readers` there are
+    two for each worker.
     """
 
     name: str = "auto"
@@ -27,6 +28,7 @@ class Profile(Config):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
+    readers: int | None = Field(None, ge=1)
     reader_cpus: float = Field(0.5, gt=0)
     max_failures: int = 3
     max_batch_per_device: int | None = None
@@ -78,7 +80,8 @@ class Profile(Config):
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,
         }
-        return Resources.model_validate({**shared, **self.stages.get(stage, {})})
+        share = shared | self.stages.get(stage, {})
+        return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
 
 
 def load_profile(name_or_file: str) -> Profile:

@@ -73,6 +73,7 @@ def train_on_pictures(
         seed=config.seed,
         total_steps=config.total_steps,
         reader_cpus=resources.reader_cpus,
+        readers=resources.readers,
     )
     return train(
         partial(make_task, config, **arguments, max_batch_per_device=resources.max_batch_per_device),

@@ -17,7 +17,7 @@ from components.sampling.requests import Request
 from components.stages.classifier import train_classifier
 from components.stages.contrastive import train_contrastive
 from components.stages.diffusion_prior import train_diffusion_prior
-from components.stages.precompute import Models, PrecomputeConfig, encoders_of, precompute
+from components.stages.precompute import PrecomputeConfig, encoders_of, precompute
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from components.training.frozen import ColumnEncoder
@@ -68,8 +68,8 @@ def test_shards_that_were_encoded_before_are_not_encoded_again(
     made, half = encoded.store.join("files"), Store(str(folder / "half"))
     assert load_index(encoded.url(INDEX)).array_names == [*COLUMNS]
     assert {"null_text_states.npy", "null_text_embedding.npy"} <= {*encoded.names()}
-    index, models = load_index(images_artifact(folder).url(INDEX)), Models(None, contrastive, None)
-    load = partial(ColumnEncoder, encoders_of(CONFIG, models, bpe=read_bpe(index)), COLUMNS)
+    index = load_index(images_artifact(folder).url(INDEX))
+    load = partial(ColumnEncoder, encoders_of(CONFIG, bpe=read_bpe(index), contrastive=contrastive), COLUMNS)
     kept, *_ = part_names(index)
     half.write(kept, made.read(kept))
     done = encode_set(index, load, files=half, resolution=16, kept_resolution=16, resources=Resources())

@@ -26,6 +26,14 @@ def test_gpus_are_used_where_there_are_some_and_shared_by_the_branches():
     assert Profile().resources("base", cluster={"CPU": 8}, branches=3).gpus_per_worker == 0
 
 
+def test_readers_follow_the_workers_of_each_stage_unless_they_are_given():
+    workers = {"base": {"num_workers": 4}, "prior": {"readers": 1}}
+    for readers, found in ((None, (6, 8, 1)), (5, (5, 5, 1))):
+        profile = Profile(num_workers=3, readers=readers, stages=workers)
+        shares = [profile.resources(stage, cluster={"CPU": 8}, branches=1) for stage in ("tokenizer", "base", "prior")]
+        assert tuple(share.readers for share in shares) == found
+
+
 def test_a_file_gives_one_stage_another_share_than_the_rest(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("num_workers: 2\nstages:\n  base: {num_workers: 4, gpus_per_worker: 1}\n")
     profile = load_profile(str(tmp_path / "mine.yaml"))
