@@ -71,5 +71,6 @@ class Feeder(ExecutionCallback):
         metadata = BlockMetadata(num_rows=1, size_bytes=1024, exec_stats=None, input_files=None)
         tasks: list[RefBundle | None] = self.input._input_data
         tasks.append(RefBundle((BlockEntry(ray.put(task), metadata),), owns_blocks=False, schema=None))
-        if len(tasks) > KEPT:
-            tasks[-KEPT - 1] = None
+        kept = KEPT + self.ahead  # those that wait to be run are not to be forgotten, however many readers there are
+        if len(tasks) > kept:
+            tasks[-kept - 1] = None
