@@ -35,7 +35,7 @@ def fashion_guidance() -> DiffusionStudiesRecipe:
     return studies(
         "fashion_guidance",
         base=unet(),
-        weaker=unet(total_steps=150, checkpoint_every=150, sample_every=150),
+        weaker=unet(total_steps=300, checkpoint_every=300, sample_every=300),
         classifier=classifier(noisy=True),
         judge=classifier(noisy=False),
         guidance_study=GuidanceStudyConfig(
@@ -113,13 +113,13 @@ def unet(**changes: Any) -> DiffusionConfig:
         "channel_mult": (1, 2, 4),  # 28 -> 7
         "num_res_blocks": 1,
         "attention_resolutions": (7,),
-        "total_steps": 900,
-        "global_batch_size": 64,
-        "learning_rate": 2e-3,
+        "total_steps": 1600,
+        "global_batch_size": 24,
+        "learning_rate": 1.5e-3,
         "ema_decay": 0.995,
         "precision": "bf16",
-        "checkpoint_every": 225,
-        "sample_every": 450,
+        "checkpoint_every": 400,
+        "sample_every": 800,
     }
     return DiffusionConfig(**(numbers | changes))
 
