@@ -15,6 +15,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dvae": {
         **SMALL,
         "bottleneck": "gumbel",
+        "codebook_dim": 8,
         "reconstruction": "logit_laplace",
         "kl_warmup_steps": 5,
         "temperature_steps": 15,

@@ -51,6 +51,8 @@ class GumbelQuantizer(nn.Module):
     `kl_loss` is KL(q(code|x) || uniform) in nats a picture: sum over positions of sum_k q_k (log q_k + log K).
     """
 
+    sharpness = 20.0  # of logits that start as distances: the mean squared distance between two codes, in nats
+
     def __init__(self, *, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
         self.codebook_size = self.in_channels = codebook_size
@@ -72,6 +74,22 @@ class GumbelQuantizer(nn.Module):
         log_q = logits.log_softmax(dim=1)
         kl = (log_q.exp() * (log_q + math.log(self.codebook_size))).sum(dim=(1, 2, 3))
         return Encoded(z=z, losses={"kl_loss": kl.mean()}, indices=indices)
+
+    @torch.no_grad()
+    def start_at(self, centers: Tensor, *, to_logits: nn.Conv2d) -> None:
+        """Make the codes of `centers` (K, C), features that `to_logits` (C -> K, 1 x 1) makes logits of.
+
+        logit_k = -beta ||f - c_k||^2, of which a softmax does not see the part beta ||f||^2, so that it is linear in f:
+        the relaxation starts as soft vector quantization. From random logits all features have much the same code, and
+        most codes are never used again.
+        """
+        mean = centers.mean(dim=0)
+        codes = centers - mean
+        beta = self.sharpness / torch.cdist(codes, codes).square().mean()
+        to_logits.weight.copy_(2 * beta * codes[:, :, None, None])
+        assert to_logits.bias is not None
+        to_logits.bias.copy_(-beta * codes.square().sum(dim=1) - 2 * beta * codes @ mean)
+        self.codebook.copy_(codes / codes.square().mean().sqrt())
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of `indices` (B, h, w): (B, C, h, w)."""

@@ -159,7 +159,7 @@ class EMAQuantizer(nn.Module):
         num_dead = int(dead.sum())
         if num_dead == 0:
             return
-        pool = _gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
+        pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
         # More codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
         order = torch.randperm(len(pool), generator=generator)[torch.arange(num_dead) % len(pool)]
         chosen = pool[order.to(pool.device)]
@@ -210,7 +210,8 @@ def _totals_by_code(latents: Tensor, indices: Tensor, *, codebook_size: int) -> 
     return totals.index_add_(0, indices, torch.cat([ones, latents.double()], dim=1))
 
 
-def _gather_over_ranks(latents: Tensor) -> Tensor:
+def gather_over_ranks(latents: Tensor) -> Tensor:
+    """Latents (N, C) of each rank, the same N on all: (N * world_size, C), rank 0's first, the same on every rank."""
     if not distributed.is_initialized():
         return latents
     parts = [torch.empty_like(latents) for _ in range(distributed.get_world_size())]

@@ -64,7 +64,7 @@ class AutoencoderConfig(TrainingConfig):
     codebook_size: int | None = Field(None, ge=2)  # of vq_ema, vq and gumbel, as the next
     codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
     codebook_decay: float = Field(0.99, gt=0, lt=1)  # EMA of the codes; this and the next of vq_ema
-    codebook_init: Literal["data", "kmeans"] = "data"
+    codebook_init: Literal["data", "kmeans", "random"] = "data"  # data: of vq_ema and gumbel; random: of gumbel
     l2_normalize: bool = True  # codes of vq_ema and vq
     commitment_cost: float = Field(0.25, ge=0)
     fsq_levels: tuple[int, ...] = ()  # one a channel; their product is the number of codes
@@ -102,7 +102,19 @@ class AutoencoderConfig(TrainingConfig):
             raise ValueError(f"fsq_levels must be at least 2, not {min(self.fsq_levels)}")
         if self.codebook_init == "kmeans" and self.bottleneck != "vq_ema":
             raise ValueError(f"codebook_init kmeans belongs to bottleneck vq_ema, not {self.bottleneck}")
+        if self.codebook_init == "random" and self.bottleneck != "gumbel":
+            raise ValueError(f"codebook_init random belongs to bottleneck gumbel, not {self.bottleneck}")
+        if self.starts_from_features and self.codebook_dim not in (None, self.latent_channels):
+            raise ValueError(
+                f"codebook_init data of gumbel needs codebook_dim {self.latent_channels}, that of latent_channels, not "
+                f"{self.codebook_dim}; or take codebook_init random"
+            )
         return self
+
+    @property
+    def starts_from_features(self) -> bool:
+        """Whether relaxed codes start as features of the first batch."""
+        return self.bottleneck == "gumbel" and self.codebook_init == "data"
 
 
 class TokenNetworkConfig(TrainingConfig):

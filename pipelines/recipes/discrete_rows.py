@@ -285,8 +285,8 @@ def vae_gan_autoencoder() -> AutoencoderConfig:
         adversarial_weight=0.4,
         discriminator_channels=16,
         discriminator_layers=2,
-        discriminator_start=200,
-        total_steps=400,
+        discriminator_start=300,
+        total_steps=650,
     )
 
 

@@ -154,6 +154,7 @@ def dalle_dvae_f8_8192() -> AutoencoderConfig:
         latent_channels=128,
         bottleneck="gumbel",
         codebook_size=8192,
+        codebook_init="random",
         reconstruction="logit_laplace",
         kl_weight=6.6,
         kl_warmup_steps=5000,

@@ -12,7 +12,7 @@ from vector_quantize_pytorch import FSQ, VectorQuantize
 
 from components.losses.pixel_likelihood import discretized_logistic_nll
 from components.models.bottleneck import GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
-from components.models.quantizer import VectorQuantizer
+from components.models.quantizer import VectorQuantizer, nearest_codes
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
 LEVELS = (8, 5, 5, 5)
@@ -90,6 +90,19 @@ def test_gumbel_noise_draws_codes_with_the_probabilities_of_the_logits():
     noise = -torch.empty(40_000, 3).exponential_().log()
     counts = torch.bincount((logits + noise).argmax(dim=1), minlength=3)
     torch.testing.assert_close(counts / 40_000, logits.softmax(dim=0), atol=0.01, rtol=0)
+
+
+def test_a_relaxation_that_starts_at_features_is_soft_vector_quantization():
+    quantizer, to_logits = GumbelQuantizer(codebook_size=16, codebook_dim=4), torch.nn.Conv2d(4, 16, 1)
+    centers, features = 3 + 0.1 * torch.randn(16, 4), 3 + 0.1 * torch.randn(2, 4, 5, 5)
+    quantizer.start_at(centers, to_logits=to_logits)
+    distances = (features[:, None] - centers[None, :, :, None, None]).square().sum(dim=2)  # (B, K, h, w)
+    beta = GumbelQuantizer.sharpness / torch.cdist(centers, centers).square().mean()
+    logits = to_logits(features)
+    torch.testing.assert_close(logits.softmax(dim=1), (-beta * distances).softmax(dim=1), atol=1e-4, rtol=0)
+    assert torch.equal(quantizer(logits).indices, nearest_codes(features.permute(0, 2, 3, 1), centers))
+    scale = (centers - centers.mean(dim=0)).square().mean().sqrt()
+    torch.testing.assert_close(quantizer.codebook * scale + centers.mean(dim=0), centers)
 
 
 def test_the_relaxation_reaches_logits_and_codes_by_gradient():

@@ -80,6 +80,19 @@ def test_accumulation_equals_no_accumulation(name: str) -> None:
     assert_close(weights_of(parts), weights_of(whole))
 
 
+def test_relaxed_codes_start_as_features_of_the_first_batch_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With updates too small to see, the codes in use after a step are those of an untrained encoder's neighbors."""
+    config = config_of("dvae", learning_rate=1e-12, warmup_steps=0)
+    task, batch = AutoencoderTask(config), next(batches(config, to_batch))
+    before = task.generator.network.tokenize(batch["image"]).unique()
+    task.train_step(batch, 1)
+    network = task.generator.network
+    started, after = network.bottleneck.codebook.clone(), network.tokenize(batch["image"]).unique()
+    task.train_step(batch, 2)
+    assert len(after) > len(before)
+    torch.testing.assert_close(network.bottleneck.codebook, started, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_without_an_adversarial_weight_there_is_no_discriminator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(name)
@@ -185,6 +198,8 @@ def test_kl_is_weighted_so_that_the_loss_of_a_vae_is_its_bound_a_dimension() -> 
         ({"fsq_levels": (8, 5)}, "belong to bottleneck fsq"),
         ({**NO_CODES, "bottleneck": "fsq", "fsq_levels": (8, 1)}, "at least 2"),
         ({"bottleneck": "gumbel", "codebook_init": "kmeans"}, "belongs to bottleneck vq_ema"),
+        ({"codebook_init": "random"}, "belongs to bottleneck gumbel"),
+        ({"bottleneck": "gumbel", "latent_channels": 8, "codebook_dim": 4}, "needs codebook_dim 8"),
     ],
 )
 def test_a_bottleneck_without_its_numbers_is_refused(changes: dict[str, Any], message: str) -> None:

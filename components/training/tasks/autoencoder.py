@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from components.losses.adversarial import (
@@ -20,9 +21,15 @@ from components.losses.adversarial import (
 )
 from components.losses.reconstruction import picture_of, reconstruction_loss
 from components.models.autoencoder import Autoencoder
-from components.models.bottleneck import Encoded
+from components.models.bottleneck import Encoded, GumbelQuantizer
 from components.models.discriminator import PatchDiscriminator
-from components.models.quantizer import EMAQuantizer, codebook_histogram, codebook_perplexity, codebook_usage
+from components.models.quantizer import (
+    EMAQuantizer,
+    codebook_histogram,
+    codebook_perplexity,
+    codebook_usage,
+    gather_over_ranks,
+)
 from components.training.annealing import kl_weight_at, temperature_at
 from components.training.batches import to_batch, with_positions
 from components.training.config import AutoencoderConfig
@@ -104,6 +111,8 @@ class AutoencoderTask:
         when the generator begins to hear it ruins reconstructions (taming-transformers issue 93).
         """
         learners = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
+        if step == 1 and self.config.starts_from_features:
+            self.start_codes(batch)
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
         ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None
         totals: Metrics = {}
@@ -218,6 +227,18 @@ class AutoencoderTask:
 
     def picture(self, output: Tensor) -> Tensor:
         return picture_of(output, kind=self.config.reconstruction)
+
+    @torch.no_grad()
+    def start_codes(self, batch: Batch) -> None:
+        """Relaxed codes start as features of the first batch of all ranks."""
+        network, own = self.generator.network, []
+        for part in split(batch, self.max_batch or len(batch["position"])):
+            own.append(rearrange(network.encoder(part["image"]), "b c h w -> (b h w) c"))
+        features = gather_over_ranks(torch.cat(own))
+        generator = step_generator(self.config.seed, 1, stream="codebook")
+        order = torch.randperm(len(features), generator=generator)[torch.arange(network.codebook_size) % len(features)]
+        assert isinstance(network.bottleneck, GumbelQuantizer)
+        network.bottleneck.start_at(features[order.to(features.device)], to_logits=network.project_in)
 
     def update_codebook(self, made: list[Encoded], step: int) -> Metrics:
         """Move an EMA codebook by the latents of the whole batch; other bottlenecks have nothing to move."""
