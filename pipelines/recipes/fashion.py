@@ -59,7 +59,7 @@ def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
             min_snr_gamma=None,
             variance="fixed_large",
         ),
-        likelihood=LikelihoodConfig(samples=256),
+        likelihood=LikelihoodConfig(samples=256, timesteps_per_picture=250),  # all 1,000: four times the minutes
     )
 
 
@@ -75,7 +75,7 @@ def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
             variance="learned_range",
             loss="hybrid",
         ),
-        likelihood=LikelihoodConfig(samples=256),
+        likelihood=LikelihoodConfig(samples=256, timesteps_per_picture=250),  # all 1,000: four times the minutes
     )
 
 
