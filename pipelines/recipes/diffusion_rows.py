@@ -266,7 +266,7 @@ def restored(name: str, model: ImageToImageConfig) -> ImageToImageRecipe:
 
 def restoring(**changes: Any) -> ImageToImageConfig:
     """A U-Net at 32² that is given a degraded picture."""
-    return ImageToImageConfig(**(diffusion_numbers(conditions=(), **SIZE_32) | changes))
+    return ImageToImageConfig(**(diffusion_numbers(conditions=(), num_inference_steps=10, **SIZE_32) | changes))
 
 
 def diffusion(**changes: Any) -> DiffusionConfig:
@@ -274,7 +274,7 @@ def diffusion(**changes: Any) -> DiffusionConfig:
 
 
 def diffusion_numbers(**changes: Any) -> dict[str, Any]:
-    """The demo's base by class with fewer steps: v-prediction, min-SNR, cosine schedule, DPM-Solver++ at sampling."""
+    """The demo's base by class with fewer steps: v-prediction, min-SNR, cosine schedule, ancestral sampling."""
     numbers: dict[str, Any] = {
         "resolution": 16,
         "model_channels": 32,
@@ -286,8 +286,8 @@ def diffusion_numbers(**changes: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "ema_decay": 0.995,
         "precision": "bf16",
-        "sampler": "dpm_solver_pp",
-        "num_inference_steps": 20,
+        "sampler": "ddpm",  # briefly trained models leave grain, and noise cures it: distance 69; DPM-Solver++ 78
+        "num_inference_steps": 15,
         "checkpoint_every": 330,
         "sample_every": 660,
     }
