@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from components.diffusion.degradation import HOLE_TASKS
 from components.training.batches import to_batch
-from components.training.conditioning import dropped_conditions
+from components.training.conditioning import conditions_of, dropped_conditions
+from components.training.cropping import draw_windows
 from components.training.image_to_image_config import TASKS
 from components.training.tasks.image_to_image import ImageToImageTask
 from tests.tiny_training import OFFERS, diffusion_config, image_to_image_config, make_task, rows_at
@@ -109,16 +110,31 @@ def test_windows_and_condition_pictures_that_do_not_fit_are_refused(changes: dic
         diffusion_config(**changes)
 
 
-def test_training_sees_windows_and_the_trained_network_whole_pictures() -> None:
+def test_training_evaluation_and_previews_see_windows_and_the_trained_network_whole_pictures() -> None:
     config = diffusion_config(low_res_resolution=4, crop_size=4, attention_resolutions=())
-    task, batch = make_task(config), to_batch(rows_at(config, range(6)))
-    sizes: list[tuple[int, ...]] = []
-    task.learner.network.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    task, rows = make_task(config), rows_at(config, range(6))
+    batch, sizes = to_batch(rows), []
+    for network in (task.learner.network, task.learner.snapshot()):
+        network.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
     task.train_step(batch, 1)
-    assert sizes == [(4, 4)]
-    assert task.sample(batch).shape == batch["image"].shape
+    task.evaluate(rows)
+    task.preview(rows, 1)
+    assert set(sizes) == {(4, 4)}
+    low_res, level = task.given_pictures(batch)["low_res"], torch.zeros(6, dtype=torch.int64)
+    conditions = conditions_of(batch, config.conditions) | {"low_res": low_res, "noise_level": level}
+    whole = task.learner.snapshot()(batch["image"], level, **conditions)
+    assert whole.shape == batch["image"].shape
     names = [type(module).__name__ for module in task.learner.network.modules()]
     assert not [name for name in names if "Attention" in name]
+
+
+def test_windows_are_those_of_the_whole_pictures_before_noise_is_added() -> None:
+    config = diffusion_config(low_res_resolution=4, crop_size=4, attention_resolutions=())
+    task, batch = make_task(config), to_batch(rows_at(config, range(6)))
+    seen, given = task.seen(batch, noise_level=0)  # no noise
+    windows = draw_windows(config.seed, batch["position"], resolution=8, size=4)
+    assert torch.equal(seen["image"], windows.cut(batch["image"]))
+    assert torch.equal(given["low_res"], windows.cut(task.given_pictures(batch)["low_res"]))
 
 
 def test_a_condition_picture_is_dropped_to_zeros_sample_by_sample() -> None:

@@ -82,11 +82,8 @@ class DiffusionTask:
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware steps are weighed back."""
-        conditions = dropped_conditions(batch, self.config, self.offers) | self.given_pictures(batch)
-        config = self.config
-        if config.crop_size is not None:
-            windows = draw_windows(config.seed, batch["position"], resolution=config.resolution, size=config.crop_size)
-            batch, conditions = cropped(batch, windows), cropped(conditions, windows)
+        batch, given = self.seen(batch)
+        conditions = dropped_conditions(batch, self.config, self.offers) | given
         time, weight = self.draw(batch["position"])
         losses = self.losses(self.learner.forward, batch, conditions, time)
         if weight is None:
@@ -122,23 +119,37 @@ class DiffusionTask:
             output = self.objective.apply(network, x_t, time, **conditions)
         return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time)
 
-    def given_pictures(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
-        """The upsampler's condition with noise conditioning augmentation; nothing for a base model.
+    def seen(self, batch: Batch, noise_level: int | None = None) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch and the pictures that the network is given with it: windows of both where it learns from windows,
+        cut before any noise is drawn."""
+        config, given = self.config, self.given_pictures(batch)
+        if config.crop_size is not None:
+            windows = draw_windows(config.seed, batch["position"], resolution=config.resolution, size=config.crop_size)
+            batch, given = cropped(batch, windows), cropped(given, windows)
+        return batch, self.augmented(given, batch["position"], noise_level)
+
+    def given_pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The upsampler's low-res pictures, enlarged; nothing for a base model."""
+        if self.config.low_res_resolution is None:
+            return {}
+        small = quantize_8_bit(downsample(batch["image"], self.config.low_res_resolution))
+        return {"low_res": upsample(small, self.config.resolution)}
+
+    def augmented(self, given: dict[str, Tensor], position: Tensor, noise_level: int | None) -> dict[str, Tensor]:
+        """Noise conditioning augmentation of `low_res`, where there is one.
 
         Each sample draws its own level in training (the level of one sample never depends on its batch); at sampling
         it is given.
         """
-        config, position = self.config, batch["position"]
-        if config.low_res_resolution is None:
-            return {}
-        small = quantize_8_bit(downsample(batch["image"], config.low_res_resolution))
-        low_res = upsample(small, config.resolution)
+        if "low_res" not in given:
+            return given
+        config, low_res = self.config, given["low_res"]
         if noise_level is None:
             level = sample_integers(config.seed, position, stream="noise_level", high=config.max_noise_level + 1)
         else:
             level = torch.full_like(position, noise_level)
         noise = sample_normal(config.seed, position, stream="low_res_noise", shape=tuple(low_res.shape[1:]))
-        return {"low_res": augment_low_res(self.low_res_schedule, low_res, noise, level), "noise_level": level}
+        return given | {"low_res": augment_low_res(self.low_res_schedule, low_res, noise, level), "noise_level": level}
 
     def state_dict(self) -> dict[str, Any]:
         history = {} if self.history is None else {"history": self.history._asdict()}
@@ -155,14 +166,14 @@ class DiffusionTask:
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, total = self.learner.snapshot(), 0.0
         for plain in split(batch, self.max_batch or EVALUATION_BATCH):
-            part = encoded(plain, self.encoders)
-            conditions = conditions_of(part, self.config.conditions) | self.given_pictures(part)
+            part, given = self.seen(encoded(plain, self.encoders))
+            conditions = conditions_of(part, self.config.conditions) | given
             total += float(self.losses(network, part, conditions, self.times(part["position"])).sum())
         return {"held_out_loss": total / len(batch["position"])}
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out pictures; for an upsampler low-res, sample and original in rows."""
+        """Samples under the conditions of held-out pictures; an upsampler's below what it was given."""
         first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
         batch = encoded(with_positions(to_batch(first, self.worker.device)), self.encoders)
         samples = self.sample(batch)
@@ -170,21 +181,21 @@ class DiffusionTask:
             samples = encoder.pictures(samples) if isinstance(encoder, Latents) else samples
         if self.config.low_res_resolution is None:
             return {"samples": png_grid(samples, columns=len(samples))}
-        small = upsample(downsample(batch["image"], self.config.low_res_resolution), self.config.resolution)
-        return {"samples": png_grid(torch.cat([small, samples, batch["image"]]), columns=len(samples))}
+        batch, given = self.seen(batch, self.config.noise_level)
+        return {"samples": png_grid(torch.cat([given["low_res"], samples, batch["image"]]), columns=len(samples))}
 
     def sample(self, batch: Batch) -> Tensor:
         """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""
         config, names = self.config, self.config.conditions
-        shape = tuple(batch["image"].shape[1:])
-        condition = conditions_of(batch, names) | self.given_pictures(batch, config.noise_level)
+        batch, given = self.seen(batch, config.noise_level)
+        condition = conditions_of(batch, names) | given
         # What was never dropped has no null to guide away from; the table of labels then lacks its row.
         null = null_conditions(batch, names, num_classes=self.offers.num_classes) if config.cond_drop_prob > 0 else {}
         scale = PREVIEW_SCALE if config.low_res_resolution is None else 1.0
         return sample(
             guide(self.objective, self.learner.snapshot(), condition, null, scale),
             self.objective,
-            sample_normal(config.seed, batch["position"], stream="preview", shape=shape),
+            sample_normal(config.seed, batch["position"], stream="preview", shape=tuple(batch["image"].shape[1:])),
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, config.num_inference_steps),
             threshold=config.threshold,

@@ -54,7 +54,7 @@ class ImageToImageTask(DiffusionTask):
             factors=config.super_resolution_factors,
         )
 
-    def given_pictures(self, batch: Batch, noise_level: int | None = None) -> dict[str, Tensor]:
+    def given_pictures(self, batch: Batch) -> dict[str, Tensor]:
         """`condition_image` (B, 4, S, S), never dropped: without it there is nothing to work on."""
         return {"condition_image": self.degraded(batch).condition}
 
