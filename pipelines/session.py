@@ -10,6 +10,7 @@ import psutil
 import ray
 
 from components.tracking.environment import environment
+from pipelines.workflow import UsageError
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -35,6 +36,8 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
     """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns the cluster's resources.
 
+    Raises UsageError, in one line, if there is no such cluster or this machine is too busy to start Ray in time.
+
     A Ray started here gets more logical CPUs than there are cores: they are tokens, and several branches with their
     reading tasks must run at once on a laptop.
     """
@@ -43,11 +46,16 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
     set_environment(settings)
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if on_cluster():
-        ray.init(address="auto", runtime_env={"env_vars": settings}, **common)
+        where: dict[str, Any] = {"address": "auto", "runtime_env": {"env_vars": settings}}
     else:
-        tokens = TOKENS_A_CORE * max(2, psutil.cpu_count() or 1)
         _protect_token()
-        ray.init(address="local", num_cpus=tokens, include_dashboard=False, **common)
+        tokens = TOKENS_A_CORE * max(2, psutil.cpu_count() or 1)
+        where = {"address": "local", "num_cpus": tokens, "include_dashboard": False}
+    try:
+        ray.init(**where, **common)
+    except Exception as error:  # Ray raises plain ones
+        what = f"can't join {os.environ.get('RAY_ADDRESS', 'the cluster')}" if on_cluster() else "can't start here"
+        raise UsageError(f"Ray {what}: {error} Nothing was started; the same command tries again") from error
     return ray.cluster_resources()
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import session
 from pipelines.session import _protect_token
+from pipelines.workflow import UsageError
 
 
 def test_ray_s_token_is_private_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -26,3 +28,16 @@ def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path, monkeypa
     _protect_token()
     assert token.read_text() == "given"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_a_machine_too_busy_to_start_ray_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def late(**kwargs: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as ray/_private/node.py does
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(session, "set_environment", lambda settings: None)
+    monkeypatch.setattr(session.ray, "init", late)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=r"timed out during startup\. Nothing was started") as caught:
+        session.start_ray(worker_start_timeout=10, verbose=False)
+    assert "\n" not in str(caught.value)
