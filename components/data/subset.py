@@ -8,7 +8,7 @@ from components.data.shards import ShardIndex
 
 
 def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
-    """Whole shards, drawn by the seed, until they hold `samples` training samples; in canonical order.
+    """Whole shards, at least one, drawn by the seed, until they hold `samples` training samples; in canonical order.
 
     The set itself if it holds no more. Its shards are expected to be shuffled within, as those that are ingested here.
     """
@@ -16,7 +16,7 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     random.Random(seed).shuffle(order)
     chosen, found = [], 0
     for number in order:
-        if found >= samples:
+        if chosen and found >= samples:
             break
         chosen.append(number)
         found += index.shards[number].train_samples

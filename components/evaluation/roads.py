@@ -86,7 +86,7 @@ def measured_requests(
     Two models that know the same conditions are then compared on the same distribution of them.
     """
     generator = np.random.default_rng(seed)
-    rounds = -(-count // len(labels))
+    rounds = max(1, -(-count // len(labels)))  # none are asked for where count is 0
     chosen = np.concatenate([generator.permutation(len(labels)) for _ in range(rounds)])[:count]
     asked = [
         Request(

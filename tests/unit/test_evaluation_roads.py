@@ -156,6 +156,13 @@ def test_the_samples_stage_leaves_grids_and_all_measured_pictures(run: Fixture, 
         assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
 
 
+def test_pictures_are_shown_where_none_are_measured(run: Fixture) -> None:
+    shown = run.samples(key="shown", measured=0)
+    assert "cascade_side_by_side.png" in shown.names()
+    assert shown.metadata["measured"]
+    assert not any(shown.metadata["measured"].values())
+
+
 def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) -> None:
     """A stage that was killed goes on: the file of a finished job is taken as it is."""
     context = run.context("samples", key="killed")
