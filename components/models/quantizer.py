@@ -161,8 +161,7 @@ class EMAQuantizer(nn.Module):
             return
         pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
         # More codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
-        order = torch.randperm(len(pool), generator=generator)[torch.arange(num_dead) % len(pool)]
-        chosen = pool[order.to(pool.device)]
+        chosen = draw_latents(pool, num_dead, generator=generator)
         if kmeans:
             chosen = self._cluster(pool, centers=chosen)
         self.codebook[dead] = chosen
@@ -217,6 +216,12 @@ def gather_over_ranks(latents: Tensor) -> Tensor:
     parts = [torch.empty_like(latents) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, latents.contiguous())
     return torch.cat(parts)
+
+
+def draw_latents(pool: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
+    """`count` latents of (N, C), each once before any comes twice: (count, C)."""
+    order = torch.randperm(len(pool), generator=generator)[torch.arange(count) % len(pool)]
+    return pool[order.to(pool.device)]
 
 
 def codebook_histogram(indices: Tensor, *, codebook_size: int) -> Tensor:

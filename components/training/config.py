@@ -52,6 +52,7 @@ class TrainingConfig(Config):
 class AutoencoderConfig(TrainingConfig):
     """Autoencoder: network, bottleneck and losses. A VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN by its weights."""
 
+    stage_version = 2  # codes of gumbel start as features
     network: Literal["autoencoder"] = "autoencoder"
     ema: Literal["exponential"] = "exponential"  # codebooks can't be combined afterwards
     resolution: int = Field(ge=8)  # pixels
@@ -170,7 +171,7 @@ class MaskedPriorConfig(TokenNetworkConfig):
 class DiffusionConfig(TrainingConfig):
     """U-Net or DiT, objective and how it is sampled by default; `low_res_resolution` makes it an upsampler."""
 
-    stage_version = 2  # a bundle's settings hold the whole objective
+    stage_version = 3  # windows are cut before noise is drawn
 
     resolution: int = Field(ge=4)  # pixels
     low_res_resolution: int | None = Field(None, ge=4)  # pixels of the condition; None: a base model

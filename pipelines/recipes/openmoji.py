@@ -79,7 +79,7 @@ def prior() -> PriorConfig:
 
 
 def base() -> DiffusionConfig:
-    """The sketch that reached a distance of 198 in four minutes, with class and caption."""
+    """The sketch, asked by class and caption."""
     return DiffusionConfig(
         resolution=16,
         model_channels=32,

@@ -28,6 +28,7 @@ from components.models.quantizer import (
     codebook_histogram,
     codebook_perplexity,
     codebook_usage,
+    draw_latents,
     gather_over_ranks,
 )
 from components.training.annealing import kl_weight_at, temperature_at
@@ -236,9 +237,9 @@ class AutoencoderTask:
             own.append(rearrange(network.encoder(part["image"]), "b c h w -> (b h w) c"))
         features = gather_over_ranks(torch.cat(own))
         generator = step_generator(self.config.seed, 1, stream="codebook")
-        order = torch.randperm(len(features), generator=generator)[torch.arange(network.codebook_size) % len(features)]
+        centers = draw_latents(features, network.codebook_size, generator=generator)
         assert isinstance(network.bottleneck, GumbelQuantizer)
-        network.bottleneck.start_at(features[order.to(features.device)], to_logits=network.project_in)
+        network.bottleneck.start_at(centers, to_logits=network.project_in)
 
     def update_codebook(self, made: list[Encoded], step: int) -> Metrics:
         """Move an EMA codebook by the latents of the whole batch; other bottlenecks have nothing to move."""
