@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from components.configuration import Config
 from components.sampling.frozen_text import (
@@ -15,13 +16,14 @@ from components.sampling.frozen_text import (
 )
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.store import Store, StoreError, list_url
+from components.storage.store import Store, StoreError, absolute, list_url
 
 
 class TextEncoderConfig(Config):
     """Which encoder."""
 
-    uri: str = Field(min_length=1)  # folder, local or in object storage, that transformers' save_pretrained wrote
+    # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
+    uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
     length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
 
 

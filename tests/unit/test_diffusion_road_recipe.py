@@ -90,6 +90,14 @@ def test_a_text_encoder_is_looked_for_before_anything_starts(tmp_path: Path) -> 
         assert "\n" not in str(caught.value)
 
 
+def test_a_text_encoder_in_a_local_folder_is_the_same_for_a_worker_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TextEncoderConfig(uri="encoder").uri == str(tmp_path / "encoder")
+    assert TextEncoderConfig(uri="s3://bucket/encoder").uri == "s3://bucket/encoder"
+
+
 def test_a_text_encoder_needs_the_library_that_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workflow = asked_by(str(pretrained_folder(tmp_path, "bert", length=None)))
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
