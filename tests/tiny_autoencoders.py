@@ -10,7 +10,7 @@ NO_CODES = {"codebook_size": None, "codebook_dim": None}
 RECIPES: dict[str, dict[str, Any]] = {
     "vae": {**SMALL, **NO_CODES, "bottleneck": "gaussian", "reconstruction": "discretized_logistic"},
     "vae_gan": {**SMALL, **NO_CODES, "bottleneck": "gaussian", "kl_weight": 1e-2, "adversarial_weight": 0.8},
-    "vq_vae": {**SMALL, "bottleneck": "vq", "l2_normalize": False, "reconstruction": "mse"},
+    "vq_vae": {**SMALL, "patch_shortcut": True, "bottleneck": "vq", "l2_normalize": False, "reconstruction": "mse"},
     "vq_vae_ema": {**SMALL, "codebook_init": "kmeans", "reconstruction": "discretized_logistic"},
     "dvae": {
         **SMALL,

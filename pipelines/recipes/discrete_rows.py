@@ -228,6 +228,7 @@ def autoencoder(**changes: Any) -> AutoencoderConfig:
         "channel_mult": (1, 2, 4, 4),
         "num_res_blocks": 1,
         "latent_channels": 64,
+        "patch_shortcut": True,
         "reconstruction": "mse",  # a mean keeps more color than l1's median
         "perceptual_network": "none",
         "perceptual_weight": 0.0,

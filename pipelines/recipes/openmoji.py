@@ -36,6 +36,7 @@ def tokenizer() -> AutoencoderConfig:
         channel_mult=(1, 2, 4, 4),
         num_res_blocks=1,
         latent_channels=64,
+        patch_shortcut=True,
         codebook_size=512,
         codebook_dim=8,
         perceptual_network="efficientnet_lite1",

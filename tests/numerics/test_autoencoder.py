@@ -174,8 +174,22 @@ def test_detokenize_of_tokenize_is_the_reconstruction():
     torch.testing.assert_close(autoencoder.detokenize(indices), reconstruction, atol=1e-6, rtol=0)
 
 
-def test_every_parameter_takes_part_in_training():
-    autoencoder = make_autoencoder().train()
+@torch.no_grad()
+def test_with_a_patch_shortcut_encoder_and_decoder_start_as_linear_maps_of_each_patch():
+    autoencoder = make_autoencoder(patch_shortcut=True)
+    first, second = torch.randn(2, 1, 3, 16, 16)
+    encode, decode = autoencoder.encoder, autoencoder.decoder
+    torch.testing.assert_close(encode(first - 2 * second), encode(first) - 2 * encode(second))
+    features = encode(first)
+    torch.testing.assert_close(decode(3 * features), 3 * decode(features))
+    second[:, :, 2:4, 6:8] = first[:, :, 2:4, 6:8]
+    torch.testing.assert_close(encode(second)[:, :, 1, 3], features[:, :, 1, 3])
+    torch.testing.assert_close(decode(encode(second))[:, :, 2:4, 6:8], decode(features)[:, :, 2:4, 6:8])
+
+
+@pytest.mark.parametrize("patch_shortcut", [False, True])
+def test_every_parameter_takes_part_in_training(patch_shortcut: bool):
+    autoencoder = make_autoencoder(patch_shortcut=patch_shortcut).train()
     randomize(autoencoder)
     image = torch.rand(2, 3, 16, 16) * 2 - 1
     reconstruction, encoded = autoencoder(image)

@@ -78,6 +78,7 @@ def autoencoder_arguments(config: AutoencoderConfig) -> dict[str, Any]:
         "l2_normalize": config.l2_normalize,
         "fsq_levels": list(config.fsq_levels),
         "reconstruction": config.reconstruction,
+        "patch_shortcut": config.patch_shortcut,
     }
 
 
