@@ -100,7 +100,7 @@ def _middle(channels: int) -> nn.Sequential:
 class Encoder(nn.Module):
     """Image (B, 3, H, W) -> features (B, out_channels, h, w), out_channels D or for a Gaussian 2D.
 
-    With `patch_shortcut` a linear map of each patch is added, and the network starts as that map alone.
+    With `patch_shortcut` a linear map of each patch is added, and the encoder starts as that map alone.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features (B, D, h, w) -> output (B, O, H, W); one block more a level than the encoder, as published.
 
-    `patch_shortcut` as in `Encoder`.
+    With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts as that.
     """
 
     def __init__(
@@ -173,8 +173,8 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.shortcut = None
         if patch_shortcut:
-            side = 2 ** (len(widths) - 1)
-            self.shortcut = nn.ConvTranspose2d(latent_channels, out_channels, side, stride=side, bias=False)
+            color = nn.Conv2d(latent_channels, out_channels, 1, bias=False)
+            self.shortcut = nn.Sequential(color, nn.Upsample(scale_factor=2 ** (len(widths) - 1), mode="bilinear"))
             zeroed(self.conv_out)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -200,9 +200,9 @@ class Autoencoder(nn.Module):
         ema_decay, dead_code_threshold, codebook_init: see `EMAQuantizer`; l2_normalize: of it and "vq".
         fsq_levels: see `ScalarQuantizer`.
         reconstruction: what the decoder's output means, see `components.losses.reconstruction`.
-        patch_shortcut: whether a linear map of each patch goes around encoder and decoder, each (residual autoencoding,
-            Chen et al., 2024, section 3.1, with one learned map in place of an average a level). What is linear, colors
-            first, is learned in minutes; the published networks have none.
+        patch_shortcut: whether one linear map goes around the encoder and one around the decoder (residual autoencoding,
+            Chen et al., 2024, section 3.1, with a learned map of all levels in place of an average of each): what is
+            linear, colors first, is learned in minutes. The published networks have none.
 
     Raises:
         ValueError: when the resolution cannot be halved that often, or the bottleneck is unknown or lacks its numbers.

@@ -61,7 +61,7 @@ class AutoencoderConfig(TrainingConfig):
     num_res_blocks: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     latent_channels: int = Field(ge=1)
-    patch_shortcut: bool = False  # a linear map of each patch around encoder and decoder: colors in minutes
+    patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     bottleneck: Literal["vq_ema", "vq", "gumbel", "fsq", "gaussian"] = "vq_ema"
     codebook_size: int | None = Field(None, ge=2)  # of vq_ema, vq and gumbel, as the next
     codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
