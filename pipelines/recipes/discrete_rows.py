@@ -297,6 +297,7 @@ def dvae_tokenizer() -> AutoencoderConfig:
         bottleneck="gumbel",
         codebook_size=512,
         codebook_dim=64,
+        patch_shortcut=False,  # with it 8 % of the codes are in use in place of 73 %
         reconstruction="logit_laplace",
         kl_weight=6.6,  # as published; after 150 steps 98 codes' worth are in use, and 51 with 1
         kl_warmup_steps=300,
