@@ -200,7 +200,7 @@ class Autoencoder(nn.Module):
         ema_decay, dead_code_threshold, codebook_init: see `EMAQuantizer`; l2_normalize: of it and "vq".
         fsq_levels: see `ScalarQuantizer`.
         reconstruction: what the decoder's output means, see `components.losses.reconstruction`.
-        patch_shortcut: whether one linear map goes around the encoder and one around the decoder (residual autoencoding,
+        patch_shortcut: whether a linear map goes around the encoder and one around the decoder (residual autoencoding,
             Chen et al., 2024, section 3.1, with a learned map of all levels in place of an average of each): what is
             linear, colors first, is learned in minutes. The published networks have none.
 
