@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         self.middle = _middle(widths[-1])
         self.norm_out = _group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-        self.shortcut = None
+        self.shortcut: nn.Module | None = None
         if patch_shortcut:
             side = 2 ** (len(widths) - 1)
             self.shortcut = nn.Conv2d(3, out_channels, side, stride=side, bias=False)
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
             self.levels.append(nn.Sequential(*level, *([] if last else [Upsample(c_out)])))
         self.norm_out = _group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-        self.shortcut = None
+        self.shortcut: nn.Module | None = None
         if patch_shortcut:
             color = nn.Conv2d(latent_channels, out_channels, 1, bias=False)
             self.shortcut = nn.Sequential(color, nn.Upsample(scale_factor=2 ** (len(widths) - 1), mode="bilinear"))
