@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from components.data.arrays import parse_arrays
 from components.data.errors import ShardError
 from components.data.order import WINDOW_SHARDS
-from components.data.pictures import load_depth, load_mask, load_picture
+from components.data.pictures import load_depth, load_into, load_mask
 from components.data.shards import (
     Member,
     ShardEntry,
@@ -36,10 +36,10 @@ class Pictures:
     """One picture of each sample, decoded when it is asked for, and kept where `keep` says so."""
 
     def __init__(
-        self, files: Sequence[bytes], decode: Callable[[int, bytes], np.ndarray], *, resolution: int, keep: bool
+        self, files: Sequence[bytes], decode: Callable[[np.ndarray, int, bytes], None], *, resolution: int, keep: bool
     ) -> None:
         self.files, self.resolution = files, resolution
-        self._decode = decode  # number of the sample, its file -> (H, W, 3) uint8
+        self._decode = decode  # into (H, W, 3) uint8, the sample of this number, from its file
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
         if keep:  # else each picture is needed once before it is evicted
             self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)
@@ -53,10 +53,10 @@ class Pictures:
         """
         if self._kept is None:
             for place, ordinal in zip(where, ordinals, strict=True):
-                out[place] = self._decode(ordinal, self.files[ordinal])
+                self._decode(out[place], ordinal, self.files[ordinal])
             return
         for ordinal in ordinals[~self._decoded[ordinals]]:
-            self._kept[ordinal] = self._decode(ordinal, self.files[ordinal])
+            self._decode(self._kept[ordinal], ordinal, self.files[ordinal])
             self._decoded[ordinal] = True
         out[where] = self._kept[ordinals]
 
@@ -140,19 +140,19 @@ class DecodedShard:
 
 def _decoder(
     index: ShardIndex, keys: Sequence[str], *, url: str, member: Member, resolution: int
-) -> Callable[[int, bytes], np.ndarray]:
-    """(number of the sample, its file) -> (H, W, 3) uint8. No method: a shard must be in no cycle of references, which
-    would keep its bytes until Python looks for cycles."""
+) -> Callable[[np.ndarray, int, bytes], None]:
+    """Sets (H, W, 3) uint8 to the sample of this number, of this file. No method: a shard must be in no cycle of
+    references, which would keep its bytes until Python looks for cycles."""
 
-    def decode(ordinal: int, file: bytes) -> np.ndarray:
+    def decode(out: np.ndarray, ordinal: int, file: bytes) -> None:
         try:
             match member:
                 case "image":
-                    return load_picture(file, resolution=resolution)
+                    load_into(out, file)
                 case "depth":
-                    return load_depth(file, resolution=resolution)
+                    out[...] = load_depth(file, resolution=resolution)
                 case "mask":
-                    return load_mask(file, resolution=resolution, mask_values=index.mask_values)
+                    out[...] = load_mask(file, resolution=resolution, mask_values=index.mask_values)
         except Exception as error:
             said = "picture" if member == "image" else f"{member}.png"
             raise ShardError(f"shard {url}, sample {keys[ordinal]}: {said} can't be decoded: {error}") from error

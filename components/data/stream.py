@@ -30,7 +30,7 @@ GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
-AHEAD_CHUNKS = 4  # beside those that are being read: with fewer, readers of large pictures stop and start
+AHEAD_CHUNKS = 6  # beside those that are being read: with fewer, readers of large pictures stop and start
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ training's stream is started once, and waits for the loop ever after.
 Two sets of the same real pictures: one that a reading process keeps decoded, and one that it decodes in each epoch.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from components.data.stream import rank_batches, split_stream, training_stream
 from components.storage.store import Store
 from pipelines.session import start_ray
 
-BATCH, READERS = 64, 2
-WARM_UP = 200  # batches; more than either reader keeps ahead
+BATCH = 64
+READERS = (os.cpu_count() or 1) + 1  # one works while another waits for its next task
+WARM_UP = 600  # batches; more than either reader keeps ahead
 
 
 def rows(rounds: int) -> list[dict[str, object]]:

@@ -1,8 +1,10 @@
 """The reader on 64 x 64 and 512 x 512 JPEGs from a folder and from an S3 server, with every shard's sha256 looked at,
 against webdataset's WebLoader, which looks at none, and against bare decoding: the same number of processes that have
-the files in memory and hand the pictures to nobody.
+the files in memory and hand the pictures to nobody, by Pillow, as WebLoader decodes (`_bare`), and by what the reader
+itself decodes with (`_bare_own`).
 """
 
+import io
 import re
 import tempfile
 import time
@@ -17,6 +19,7 @@ from statistics import median
 import numpy as np
 import psutil
 import ray
+from PIL import Image
 
 from components.data.ingest import IngestConfig, ingest
 from components.data.pictures import load_picture
@@ -28,10 +31,11 @@ from tests.benchmarks.bench_reader import BATCH, READERS, drain, ours, web_loade
 from tests.benchmarks.photos import peak_megabytes, s3_server, upload, write_photos
 
 SETS = {64: (8, 1024), 512: (6, 128)}  # resolution -> (shards, samples of each)
-STEPS, WARM_UP = {64: 200, 512: 64}, {64: 200, 512: 16}  # batches; nobody keeps more than WARM_UP of them ahead
+STEPS, WARM_UP = {64: 200, 512: 64}, {64: 600, 512: 32}  # batches; nobody keeps more than WARM_UP of them ahead
 BUFFER = {64: 1000, 512: 64}  # samples that the peer shuffles
 Row = dict[str, object]
 Read = Callable[[], Iterator[np.ndarray]]
+Decode = Callable[[bytes], np.ndarray]
 
 
 def rows(rounds: int) -> list[Row]:
@@ -61,8 +65,9 @@ def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str
         compare(f"reader_{resolution}_{where}", partial(ours, of, whole), partial(loader, urls), resolution, rounds)
         for where, of, urls in (("local", index, local_urls), ("s3", remote, web_urls))
     ]
-    bare = median(bare_seconds(index, resolution, steps * BATCH) for _ in range(rounds))
-    found += [row(f"{one['name']}_bare", float(str(one["ours"])), bare, unit) for one in found]
+    for name, decode in (("bare", by_pillow), ("bare_own", partial(load_picture, resolution=resolution))):
+        bare = median(bare_seconds(index, decode, steps * BATCH) for _ in range(rounds))
+        found += [row(f"{one['name']}_{name}", float(str(one["ours"])), bare, unit) for one in found[:2]]
     first = [first_batch(partial(ours, index, 1)), first_batch(partial(loader, local_urls))]
     found.append(row(f"first_batch_{resolution}", *first, "s to the first batch"))
     found.append(memory(partial(ours, index, steps), partial(loader, local_urls), resolution))
@@ -92,19 +97,22 @@ def compare(name: str, mine: Read, theirs: Read, resolution: int, rounds: int) -
     return row(name, float(seconds), float(peer_seconds), unit, cpu_ours=float(cpu), cpu_peer=float(peer_cpu))
 
 
-def bare_seconds(index: ShardIndex, resolution: int, pictures: int) -> float:
+def bare_seconds(index: ShardIndex, decode: Decode, pictures: int) -> float:
     """READERS processes decode pictures that they hold in memory."""
     files = [sample.picture for sample in read_shard(index, index.shards[0])]
     with ProcessPoolExecutor(READERS, mp_context=get_context("forkserver")) as pool:
-        work = [pictures // READERS] * READERS
-        list(pool.map(decode, [files] * READERS, [resolution] * READERS, [2] * READERS))
+        list(pool.map(decode_all, [decode] * READERS, [files] * READERS, [2] * READERS))
         start = time.perf_counter()
-        list(pool.map(decode, [files] * READERS, [resolution] * READERS, work))
+        list(pool.map(decode_all, [decode] * READERS, [files] * READERS, [pictures // READERS] * READERS))
         return time.perf_counter() - start
 
 
-def decode(files: list[bytes], resolution: int, pictures: int) -> int:
-    return sum(int(load_picture(files[n % len(files)], resolution=resolution)[0, 0, 0]) for n in range(pictures))
+def decode_all(decode: Decode, files: list[bytes], pictures: int) -> int:
+    return sum(int(decode(files[number % len(files)])[0, 0, 0]) for number in range(pictures))
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def first_batch(read: Read) -> float:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from components.data.pictures import decode_picture, encode_png, fit_square, load_depth, load_mask, load_picture
 
@@ -109,6 +110,59 @@ def test_a_truncated_file_raises_instead_of_giving_half_a_picture() -> None:
     data = file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
     with pytest.raises(OSError, match="truncated"):
         decode_picture(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"quality": 30, "optimize": True}, {"keep_rgb": True}])
+def test_a_jpeg_that_is_decoded_into_its_place_has_the_pixels_that_pillow_gives(
+    subsampling: str, how: dict[str, object]
+) -> None:
+    data = file_of(photo(), "JPEG", **({"subsampling": subsampling} | how if "keep_rgb" not in how else how))
+    np.testing.assert_array_equal(load_picture(data, resolution=48), np.asarray(decode_picture(data)))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_jpeg_that_is_not_rgb_is_read_as_any_other_file(mode: str) -> None:
+    data = file_of(photo().convert(mode), "JPEG")
+    np.testing.assert_array_equal(load_picture(data, resolution=48), np.asarray(decode_picture(data)))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_square_jpeg_that_lies_on_its_side_is_turned(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(photo(), "JPEG", exif=exif)
+    lying = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(load_picture(data, resolution=48), np.rot90(lying, {3: 2, 6: 3}[orientation]))
+
+
+def test_a_jpeg_of_another_size_is_cropped_and_resized() -> None:
+    data = file_of(photo().resize((96, 60)), "JPEG")
+    expected = np.asarray(fit_square(decode_picture(data), 48))
+    np.testing.assert_array_equal(load_picture(data, resolution=48), expected)
+
+
+def test_a_jpeg_with_bytes_too_many_is_mended_as_pillow_mends_it() -> None:
+    data = file_of(photo(), "JPEG", restart_marker_blocks=4)
+    damaged = data.replace(b"\xff\xd1", b"\x00\x00\xff\xd1", 1)  # libjpeg warns of them and goes on
+    with pytest.raises(ValueError, match="extraneous"):
+        decode_jpeg(damaged)
+    np.testing.assert_array_equal(load_picture(damaged, resolution=48), np.asarray(decode_picture(damaged)))
+
+
+def test_a_truncated_jpeg_is_refused_at_any_size() -> None:
+    data = file_of(photo(), "JPEG")
+    for resolution in (48, 32):
+        with pytest.raises(OSError, match="truncated"):
+            load_picture(data[: len(data) // 2], resolution=resolution)
+
+
+def photo() -> Image.Image:
+    """48² of colors that run into each other, and noise: every coefficient of a JPEG is in use."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    fine = np.random.default_rng(1).integers(-20, 20, (48, 48, 3))
+    smooth = np.asarray(Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray((smooth + fine).clip(0, 255).astype(np.uint8))
 
 
 def test_a_depth_map_becomes_relative_inverse_depth() -> None:
