@@ -117,6 +117,7 @@ def unet(**changes: Any) -> DiffusionConfig:
         "global_batch_size": 24,
         "learning_rate": 1.5e-3,
         "ema_decay": 0.995,
+        "prediction_type": "sample",  # half the distance of v_prediction after 15 steps of DPM-Solver++
         "precision": "bf16",
         "checkpoint_every": 400,
         "sample_every": 800,
