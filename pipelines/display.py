@@ -32,6 +32,7 @@ class Display:
         self.console = console or Console()
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.states: dict[str, str] = {}
+        self.warned: dict[str, int] = {}  # warnings that were shown
         self.last = 0.0
 
     def __enter__(self) -> "Display":
@@ -44,10 +45,21 @@ class Display:
             self.live.stop()
 
     def __call__(self, statuses: list[StageStatus]) -> None:
+        self._warn(statuses)
         if self.live is not None:
             self.live.update(stage_table(statuses))
         else:
             self._lines(statuses)
+
+    def _warn(self, statuses: list[StageStatus]) -> None:
+        """A line for each warning when it comes: a driver that is killed prints none at its end."""
+        for status in statuses:
+            for line in status.warnings[self.warned.get(status.name, 0) :]:
+                if self.live is not None:
+                    self.console.print(f"{status.name}: {line}", style="yellow", highlight=False, soft_wrap=True)
+                else:
+                    logger.warning("%s: %s", status.name, line)
+            self.warned[status.name] = len(status.warnings)
 
     def _lines(self, statuses: list[StageStatus]) -> None:
         """A line whenever a stage changes its state, and one for each running stage now and then."""

@@ -35,6 +35,7 @@ class StageStatus:
     started: float | None = None
     finished: float | None = None
     note: str = ""
+    warnings: tuple[str, ...] = ()  # all that came
 
     @property
     def seconds(self) -> float | None:
@@ -144,7 +145,7 @@ class RunRecorder:
     def warning(self, stage: str, line: str) -> None:
         """What the user is to know though the run goes on: shown now, printed at the end, kept as a text."""
         self.warnings.append(f"{stage}: {line}")
-        self.stages[stage].note = line
+        self.stages[stage].warnings += (line,)
         self.text(stage, "warnings.txt", "\n".join(w for w in self.warnings if w.startswith(f"{stage}: ")))
 
     def snapshot(self) -> list[StageStatus]:

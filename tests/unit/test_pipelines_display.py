@@ -1,0 +1,45 @@
+"""What the user sees while stages run: each warning once, when it comes, on a terminal and in a log."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from pipelines.display import Display
+from pipelines.recorder import RunRecorder
+
+
+@pytest.fixture
+def recorder() -> RunRecorder:
+    recorder = RunRecorder(root="memory://display", run="run", tracking=None)
+    recorder.expect("base", "0123")
+    recorder.stage_started("base", config={}, inputs={})
+    return recorder
+
+
+def warn_twice(recorder: RunRecorder, display: Display) -> None:
+    """Progress follows each warning before anything is shown, as where steps are fast."""
+    for line in ("room for 1 of 2 workers", "room for 2 of 2 workers"):
+        recorder.warning("base", line)
+        recorder.progress("base", step=1, total=2)
+        display(recorder.snapshot())
+        display(recorder.snapshot())
+
+
+def test_a_log_has_a_line_for_each_warning_though_progress_followed_it(
+    recorder: RunRecorder, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, logger="cascade")
+    warn_twice(recorder, Display(Console(file=io.StringIO())))
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
+
+
+def test_a_terminal_has_each_warning_once_above_the_table(recorder: RunRecorder):
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, width=100))
+    with display:
+        warn_twice(recorder, display)
+    assert out.getvalue().count("base: room for 1 of 2 workers") == 1
+    assert recorder.close("FINISHED") == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
