@@ -185,7 +185,7 @@ def sample(
     count: Annotated[int, typer.Option(help="Pictures for each label or prompt.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="Of the base model: ddpm, ddim, dpm_solver_pp, heun or euler.")
+        str | None, typer.Option(help="Of the base model: ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler.")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     classifier_scale: Annotated[
@@ -247,7 +247,9 @@ def translate(
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Pictures to make of it.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm_solver_pp, heun or euler.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler.")
+    ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("translated"),

@@ -1,11 +1,11 @@
 """From noise to pictures: ancestral sampling (Ho et al., 2020, algorithm 2), DDIM (Song et al., 2021), DPM-Solver++(2M)
-(Lu et al., 2022), Heun and Euler (Karras et al., 2022), on any number of steps of any objective.
+and its SDE (Lu et al., 2022), Heun and Euler (Karras et al., 2022), on any number of steps of any objective.
 
 Shapes: B batch; pictures and latents are (B, C, H, W).
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ from components.diffusion.steps import (
     ddim_step,
     ddpm_log_variances,
     ddpm_step,
-    dpm_solver_pp_step,
+    extrapolated,
     heun_step,
     threshold_dynamically,
 )
 from components.diffusion.trajectory import Spacing, Step, Trajectory
 
-SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
-SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpm_solver_pp", "heun", "euler")
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 Threshold = Literal["static", "dynamic", "none"]
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> output
 Score = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> gradient of a log probability at x_t, like x_t
@@ -64,7 +64,8 @@ def sample(
 
     Args:
         denoise: the network with its conditions bound and guidance applied.
-        sampler: "ddpm" has the objective's variance; "heun" runs the network twice in every step but the last.
+        sampler: "ddpm" has the objective's variance; "heun" runs the network twice in every step but the last;
+            "sde_dpm_solver_pp" draws noise in every step as "ddpm" does, "dpm_solver_pp" draws none.
         noise: standard normal noise like x_T for each step from 0; asked for in order, only where it is used.
         eta: DDIM only, in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".
         spacing: of a discrete objective's steps; None is "linspace" for "ddpm" and "ddim", "karras" for the others,
@@ -94,19 +95,21 @@ def sample(
 
     x_t, before, previous_x_0 = trajectory.initial_scale * noise_x_T, None, None
     scaled = bool((trajectory.signal > 0).all())
+    eta = {"ddim": eta, "sde_dpm_solver_pp": 1.0}.get(sampler, 0.0)
     for index in range(len(trajectory)):
         step, x_t = trajectory.step(index), x_t if known is None else _put(known, x_t, trajectory.step(index))
         output, x_0, gradient = predict(x_t, index)
         if on_step is not None:
             on_step(index, trajectory.times[index].item(), x_t, x_0)
-        draws = sampler == "ddpm" or (sampler == "ddim" and eta > 0)
+        draws = sampler == "ddpm" or eta > 0
         random = noise(index) if draws and step.next_sigma > 0 else None  # the last step adds none
         if sampler == "ddpm":
             x_next = _ancestral(objective, step, before, x_t, x_0, output, gradient, random)
-        elif sampler == "dpm_solver_pp":
-            x_next = dpm_solver_pp_step(step, x_t=x_t, x_0=x_0, before=before, previous_x_0=previous_x_0)
+        elif sampler in ("dpm_solver_pp", "sde_dpm_solver_pp"):
+            ahead = extrapolated(step, x_0=x_0, before=before, previous_x_0=previous_x_0)
+            x_next = ddim_step(step, x_t=x_t, x_0=ahead, noise=random, eta=eta)
         else:
-            x_next = ddim_step(step, x_t=x_t, x_0=x_0, noise=random, eta=eta if sampler == "ddim" else 0.0)
+            x_next = ddim_step(step, x_t=x_t, x_0=x_0, noise=random, eta=eta)
         if sampler == "heun" and step.next_sigma > 0:
             again = predict(x_next, index + 1).x_0
             x_next = heun_step(step, x_t=x_t, x_0=x_0, x_next=x_next, x_0_next=again, scaled=scaled)

@@ -44,19 +44,15 @@ def predicted_noise(step: Step, *, x_t: Tensor, x_0: Tensor) -> Tensor:
     return (x_t - step.signal * x_0) / step.sigma
 
 
-def dpm_solver_pp_step(
-    step: Step, *, x_t: Tensor, x_0: Tensor, before: Step | None, previous_x_0: Tensor | None
-) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2): DDIM with x_0 extrapolated from the step before.
+def extrapolated(step: Step, *, x_0: Tensor, before: Step | None, previous_x_0: Tensor | None) -> Tensor:
+    """The x_0 of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), from this step and the one before.
 
-    Without a step before, and in the last one, where the extrapolation would go to infinity, it is of order 1.
+    `ddim_step` with it in the place of x_0 is the solver's step at eta 0 and that of SDE-DPM-Solver++(2M) at eta 1.
+    Without a step before, and in the last one, where it would go to infinity, it is x_0: a step of order 1.
     """
     if before is None or previous_x_0 is None or math.isinf(step.log_snr_gain):
-        return ddim_step(step, x_t=x_t, x_0=x_0)
-    weight = step.log_snr_gain / (2 * before.log_snr_gain)
-    extrapolated = x_0 + weight * (x_0 - previous_x_0)
-    keep = step.next_sigma / step.sigma
-    return keep * x_t + (step.next_signal - keep * step.signal) * extrapolated
+        return x_0
+    return x_0 + step.log_snr_gain / (2 * before.log_snr_gain) * (x_0 - previous_x_0)
 
 
 def heun_step(step: Step, *, x_t: Tensor, x_0: Tensor, x_next: Tensor, x_0_next: Tensor, scaled: bool) -> Tensor:

@@ -12,9 +12,9 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
+from components.diffusion.samplers import SamplerName
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.steps_study import SamplerName
 from components.evaluation.variants import HELD_OUT, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import to_uint8
 from components.sampling.classifier import check_guides, class_log_probabilities

@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from components.diffusion.samplers import SamplerName
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.variants import HELD_OUT, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import Cascade
 from components.storage.artifact import Artifact
 from components.storage.store import Store
-
-SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
 
 
 class StepsStudyConfig(VariantsConfig):

@@ -59,7 +59,7 @@ class Row(pydantic.BaseModel):
     road: str | None = None  # diffusion, tokens, pixels, gan, vae or translate
     guidance_scale: float | None = None
     steps: int | None = None
-    sampler: str | None = None  # ddpm, ddim, dpm_solver_pp, heun or euler
+    sampler: str | None = None  # ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler
     classifier_scale: float | None = None
     temperature: float | None = None
     top_k: int | None = None

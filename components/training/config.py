@@ -8,7 +8,7 @@ from components.configuration import Config
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
-SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
 DISCRETE_ONLY = (  # fields of a diffusion that other objectives have no use for
     "zero_terminal_snr",
     "prediction_type",

@@ -6,6 +6,7 @@ All at the pictures' own 28², each training minutes on two cores.
 from collections.abc import Callable
 from typing import Any
 
+from components.diffusion.samplers import SAMPLERS
 from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
 from components.stages.evaluate import EvaluationConfig
@@ -24,9 +25,7 @@ def fashion_steps() -> DiffusionStudiesRecipe:
     return studies(
         "fashion_steps",
         base=unet(),
-        steps_study=StepsStudyConfig(
-            samplers=("ddpm", "ddim", "dpm_solver_pp", "heun", "euler"), reference_samples=REFERENCE
-        ),
+        steps_study=StepsStudyConfig(samplers=SAMPLERS, reference_samples=REFERENCE),
     )
 
 

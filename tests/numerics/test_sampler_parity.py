@@ -143,6 +143,22 @@ def test_dpm_solver_pp_equals_that_of_diffusers(prediction_type, num_inference_s
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("num_inference_steps", [2, 10, 20])
+def test_sde_dpm_solver_pp_equals_that_of_diffusers(num_inference_steps):
+    peer = DPMSolverMultistepScheduler(**LINEAR, algorithm_type="sde-dpmsolver++", timestep_spacing="trailing")
+    peer.set_timesteps(num_inference_steps)
+    objective = discrete()
+    peer.sigmas = ratios(objective.trajectory(num_inference_steps, spacing="trailing"))
+    x_t = theirs = start()
+    noise = seeded_noise(SHAPE)
+    for index, timestep in enumerate(peer.timesteps):
+        random = noise(index) if index < num_inference_steps - 1 else torch.zeros(SHAPE)  # at the end it is times 0
+        theirs = peer.step(gentle(theirs, timestep.repeat(4)), timestep, theirs, variance_noise=random).prev_sample
+    how = {"sampler": "sde_dpm_solver_pp", "num_inference_steps": num_inference_steps, "spacing": "trailing"}
+    ours = sample(gentle, objective, x_t, noise=seeded_noise(SHAPE), threshold="none", **how)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("num_inference_steps", [2, 7, 18])
 def test_heun_with_karras_levels_equals_that_of_diffusers(num_inference_steps):
     """Theirs works on x_t / signal, and tells its network a time between training steps."""

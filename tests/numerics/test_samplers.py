@@ -10,13 +10,13 @@ from torch import Tensor
 from components.diffusion.edm import EDMObjective
 from components.diffusion.flow import FlowObjective
 from components.diffusion.objective import Objective
-from components.diffusion.samplers import Known, sample
+from components.diffusion.samplers import SAMPLERS, Known, sample
 from components.diffusion.steps import ddim_step, ddpm_step
 from components.diffusion.trajectory import spaced_timesteps, with_clean_end
 from tests.known_denoisers import best_denoiser, discrete, moments, output_for, seeded_noise, wavy
 
 MODES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0)]
-ALL_SAMPLERS = ["ddpm", "ddim", "dpm_solver_pp", "heun", "euler"]
+DRAWING = ("ddpm", "sde_dpm_solver_pp")  # noise in every step
 SHAPE = (4, 3, 4, 4)
 MEAN = torch.tensor([0.2, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.04, 0.02], [0.02, 0.05]], dtype=torch.float64)
@@ -42,38 +42,43 @@ PROCESSES: dict[str, Objective] = {
     "edm": EDMObjective(),
     "flow": FlowObjective(),
 }
+SMOOTH = ("linear", "cosine", "edm")  # where log(signal / sigma) is finite until the last step
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_recovers_gaussian_data_from_every_process(process, sampler):
-    mean, covariance = moments(PROCESSES[process], 300, MEAN, COVARIANCE, sampler=sampler, draws=sampler == "ddpm")
+    mean, covariance = moments(PROCESSES[process], 300, MEAN, COVARIANCE, sampler=sampler, draws=sampler in DRAWING)
     torch.testing.assert_close(mean, MEAN, atol=2e-3, rtol=0)
-    torch.testing.assert_close(covariance, COVARIANCE, atol=1e-2 if sampler == "ddpm" else 4e-3, rtol=0)
+    torch.testing.assert_close(covariance, COVARIANCE, atol=1e-2 if sampler in DRAWING else 4e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("process", "sampler"),
-    [*((process, "heun") for process in PROCESSES), *((name, "dpm_solver_pp") for name in ("linear", "cosine", "edm"))],
+    [
+        *((process, "heun") for process in PROCESSES),
+        *((process, solver) for process in SMOOTH for solver in ("dpm_solver_pp", "sde_dpm_solver_pp")),
+    ],
 )
 def test_the_solvers_of_second_order_are_of_second_order(process, sampler):
     """Twice the steps, about a quarter of what is missing; steps are compared among themselves, the ends aside."""
 
     def spread(steps: int) -> Tensor:
-        return moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=False)[1]
+        return moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=sampler in DRAWING)[1]
 
     coarse, middle, fine = spread(80), spread(160), spread(320)
     assert 2.7 < ((coarse - middle).norm() / (middle - fine).norm()).item() < 6
 
 
-@pytest.mark.parametrize("process", ["linear", "cosine", "edm"])
-def test_ten_to_fifteen_steps_of_dpm_solver_pp_miss_less_than_as_many_of_ddim(process):
+@pytest.mark.parametrize("process", SMOOTH)
+@pytest.mark.parametrize(("solver", "other"), [("dpm_solver_pp", "ddim"), ("sde_dpm_solver_pp", "ddpm")])
+def test_ten_to_fifteen_steps_of_a_solver_miss_less_than_as_many_of_first_order(process, solver, other):
     for steps in (10, 15):
         second, first = (
-            moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=False)[1]
-            for sampler in ("dpm_solver_pp", "ddim")
+            moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=sampler in DRAWING)[1]
+            for sampler in (solver, other)
         )
-        assert (second - COVARIANCE).norm() < 0.6 * (first - COVARIANCE).norm()
+        assert (second - COVARIANCE).norm() < 0.65 * (first - COVARIANCE).norm()
 
 
 @pytest.mark.parametrize(("sampler", "eta"), MODES)
@@ -137,6 +142,13 @@ def test_euler_is_ddim_at_eta_0_and_dpm_solver_pp_starts_and_ends_as_ddim():
         torch.testing.assert_close(shown["ddim"], shown["dpm_solver_pp"])
 
 
+def test_the_stochastic_solver_starts_and_ends_as_the_ancestral_sampler():
+    assert torch.equal(run("sde_dpm_solver_pp", num_inference_steps=1), run("dpm_solver_pp", num_inference_steps=1))
+    torch.testing.assert_close(
+        run("sde_dpm_solver_pp", num_inference_steps=2), run("ddpm", num_inference_steps=2, spacing="karras")
+    )
+
+
 def test_only_samplers_that_draw_ask_for_noise_and_none_asks_at_the_last_step():
     def asked(sampler: str, eta: float = 0.0) -> list[int]:
         steps: list[int] = []
@@ -144,7 +156,7 @@ def test_only_samplers_that_draw_ask_for_noise_and_none_asks_at_the_last_step():
         return steps
 
     assert all(asked(sampler) == [] for sampler in ("ddim", "dpm_solver_pp", "heun", "euler"))
-    assert asked("ddpm") == asked("ddim", eta=0.1) == list(range(9))
+    assert asked("ddpm") == asked("sde_dpm_solver_pp") == asked("ddim", eta=0.1) == list(range(9))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver_pp"])
@@ -174,7 +186,7 @@ def test_on_step_shows_each_x_t_with_the_clipped_image_that_was_predicted_from_i
 
 
 @pytest.mark.parametrize("threshold", ["static", "dynamic"])
-@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_wild_denoiser_cannot_leave_the_range_of_pictures(sampler, threshold):
     wild = run(sampler, denoise=lambda x_t, t: 1e4 * torch.sin(x_t + 1), threshold=threshold)
     assert wild.abs().max() <= 1 + 1e-6
@@ -192,7 +204,7 @@ def test_dynamic_thresholding_scales_a_picture_by_its_own_quantile_and_none_leav
     torch.testing.assert_close(at(threshold="static"), x_0.clamp(-1, 1))
 
 
-@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("threshold", ["static", "dynamic", "none"])
 def test_a_sample_depends_on_its_own_noise_and_not_on_its_batch(sampler, threshold):
     x_t, steps = torch.randn(SHAPE, dtype=torch.float64), torch.randn(10, *SHAPE, dtype=torch.float64)
@@ -204,7 +216,7 @@ def test_a_sample_depends_on_its_own_noise_and_not_on_its_batch(sampler, thresho
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("sampler", ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_is_known_stays_and_is_noised_to_each_level(process, sampler):
     objective = PROCESSES[process]
     image, noise = torch.rand(2, *SHAPE, dtype=torch.float64).unbind()
