@@ -249,4 +249,8 @@ def _starved(status: StageStatus, resources: Resources) -> str:
         for name, amount in needs.items()
         if amount and free.get(name, 0) < amount
     ]
-    return f"waits for {' and '.join(short)}" if short else "starting slowly; the machine is busy"
+    if short:
+        return f"waits for {' and '.join(short)}"
+    # Its placement group is invisible here: after `kill -9` of a driver Ray gives it back only then.
+    held = "; Ray keeps the room of a killed run for 3 minutes" if resources.min_workers else ""
+    return f"starting slowly: the machine is busy{held}"
