@@ -97,7 +97,7 @@ def base() -> DiffusionConfig:
         prediction_type="sample",  # flat colors after minutes, where v_prediction leaves grain: 177 in place of 192
         precision="bf16",
         guidance_scale=1.5,
-        sampler="ddpm",
+        sampler="sde_dpm_solver_pp",
         num_inference_steps=14,
         checkpoint_every=325,
         sample_every=650,
@@ -120,7 +120,7 @@ def upsampler() -> DiffusionConfig:
         precision="bf16",
         max_noise_level=400,
         noise_level=80,
-        sampler="ddpm",
+        sampler="sde_dpm_solver_pp",
         num_inference_steps=8,
         checkpoint_every=230,
         sample_every=575,
