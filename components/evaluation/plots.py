@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 PANEL = (4.6, 3.2)  # inches of one panel
 LEGEND_ROW = 0.22  # inches
-LEGEND_COLUMNS = 3  # for each panel
+LEGEND_MARK, LEGEND_LETTER = 0.55, 0.075  # inches: what one entry needs besides its letters, and for each
 # Of one lightness in the middle, so that they stand out on light and dark; the marker tells them apart too.
 LINES = (("#2f6fd6", "o"), ("#d9661f", "s"), ("#1f9d63", "^"), ("#a34fd0", "D"), ("#d63d7c", "v"), ("#0c95a8", "P"))
 DASHES = ("--", ":", "-.")
@@ -47,9 +47,10 @@ def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
     """
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     levels = list(dict.fromkeys(name for panel in panels for name in panel.levels))
-    columns = LEGEND_COLUMNS * len(panels)
+    width, longest = PANEL[0] * len(panels), max(map(len, [*names, *levels]))
+    columns = max(1, int(width / (LEGEND_MARK + LEGEND_LETTER * longest)))
     legend = LEGEND_ROW * -(-(len(names) + len(levels)) // columns)
-    width, height = PANEL[0] * len(panels), PANEL[1] + legend
+    height = PANEL[1] + legend
 
     def draw(figure: "Figure") -> None:
         for number, panel in enumerate(panels):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from components.evaluation.plots import LINES, Panel, Series, plot_svg
+from components.evaluation.plots import LINES, Panel, Series, _legend, plot_svg
 from components.evaluation.report import ReportData, Study, render_report
 from tests.unit.test_evaluation_report import Page
 
@@ -31,6 +31,23 @@ def test_a_name_has_one_color_in_all_panels_and_stands_once_in_the_legend() -> N
     assert both.count(">ddim &amp; co<") == 1
     assert len(re.findall(f"stroke: {LINES[0][0]}; stroke-width: 1.8", both)) == 3
     assert len(re.findall(f"stroke: {LINES[1][0]}; stroke-width: 1.8", both)) == 2
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "b", "c", "d"], ["sde_dpm_solver_pp", *"abcdef"], ["W" * 30, "classifier, unguided"]]
+)
+def test_the_legend_stays_inside_the_picture(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def legend(figure: Any, *given: Any) -> None:
+        _legend(figure, *given)
+        seen.append((figure.legends[0].get_window_extent(), figure.bbox, figure.axes[0].bbox))
+
+    monkeypatch.setattr("components.evaluation.plots._legend", legend)
+    plot_svg([Panel("x", "y", [LINE._replace(name=name) for name in names])], salt="d")
+    ((words, picture, axes),) = seen
+    assert picture.x0 <= words.x0 < words.x1 <= picture.x1
+    assert axes.y1 <= words.y0 < words.y1 <= picture.y1
 
 
 def test_a_plot_is_a_file_of_its_own_too() -> None:
