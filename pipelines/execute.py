@@ -251,6 +251,6 @@ def _starved(status: StageStatus, resources: Resources) -> str:
     ]
     if short:
         return f"waits for {' and '.join(short)}"
-    # Its placement group is invisible here: after `kill -9` of a driver Ray gives it back only then.
-    held = "; Ray keeps the room of a killed run for 3 minutes" if resources.min_workers else ""
+    # Elastic trainings reserve room beforehand, which does not count as taken here and outlives a driver's `kill -9`.
+    held = ", or Ray keeps the room of a killed run (3 minutes)" if resources.min_workers else ""
     return f"starting slowly: the machine is busy{held}"

@@ -105,11 +105,10 @@ def sample(
         random = noise(index) if draws and step.next_sigma > 0 else None  # the last step adds none
         if sampler == "ddpm":
             x_next = _ancestral(objective, step, before, x_t, x_0, output, gradient, random)
-        elif sampler in ("dpm_solver_pp", "sde_dpm_solver_pp"):
-            ahead = extrapolated(step, x_0=x_0, before=before, previous_x_0=previous_x_0)
-            x_next = ddim_step(step, x_t=x_t, x_0=ahead, noise=random, eta=eta)
         else:
-            x_next = ddim_step(step, x_t=x_t, x_0=x_0, noise=random, eta=eta)
+            multistep = sampler in ("dpm_solver_pp", "sde_dpm_solver_pp")
+            ahead = extrapolated(step, x_0=x_0, before=before, previous_x_0=previous_x_0) if multistep else x_0
+            x_next = ddim_step(step, x_t=x_t, x_0=ahead, noise=random, eta=eta)
         if sampler == "heun" and step.next_sigma > 0:
             again = predict(x_next, index + 1).x_0
             x_next = heun_step(step, x_t=x_t, x_0=x_0, x_next=x_next, x_0_next=again, scaled=scaled)

@@ -50,7 +50,7 @@ SMOOTH = ("linear", "cosine", "edm")  # where log(signal / sigma) is finite unti
 def test_every_sampler_recovers_gaussian_data_from_every_process(process, sampler):
     mean, covariance = moments(PROCESSES[process], 300, MEAN, COVARIANCE, sampler=sampler, draws=sampler in DRAWING)
     torch.testing.assert_close(mean, MEAN, atol=2e-3, rtol=0)
-    torch.testing.assert_close(covariance, COVARIANCE, atol=1e-2 if sampler in DRAWING else 4e-3, rtol=0)
+    torch.testing.assert_close(covariance, COVARIANCE, atol=1e-2 if sampler == "ddpm" else 4e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,16 @@ def test_the_solvers_of_second_order_are_of_second_order(process, sampler):
 
 
 @pytest.mark.parametrize("process", SMOOTH)
-@pytest.mark.parametrize(("solver", "other"), [("dpm_solver_pp", "ddim"), ("sde_dpm_solver_pp", "ddpm")])
-def test_ten_to_fifteen_steps_of_a_solver_miss_less_than_as_many_of_first_order(process, solver, other):
+@pytest.mark.parametrize(
+    ("solver", "other", "share"), [("dpm_solver_pp", "ddim", 0.6), ("sde_dpm_solver_pp", "ddpm", 0.65)]
+)
+def test_ten_to_fifteen_steps_of_a_solver_miss_less_than_as_many_of_first_order(process, solver, other, share):
     for steps in (10, 15):
         second, first = (
             moments(PROCESSES[process], steps, MEAN, COVARIANCE, sampler=sampler, draws=sampler in DRAWING)[1]
             for sampler in (solver, other)
         )
-        assert (second - COVARIANCE).norm() < 0.65 * (first - COVARIANCE).norm()
+        assert (second - COVARIANCE).norm() < share * (first - COVARIANCE).norm()
 
 
 @pytest.mark.parametrize(("sampler", "eta"), MODES)

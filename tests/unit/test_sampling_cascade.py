@@ -12,6 +12,8 @@ from components.sampling.cascade import Cascade, compose, to_uint8
 from components.sampling.requests import Request, random_stream
 from tests.tiny_cascade import write_cascade, write_models
 
+UNKNOWN_SAMPLER = "unknown sampler 'plms': choose ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"
+
 
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
@@ -90,7 +92,7 @@ def test_each_stage_of_the_road_shows_its_picture_and_its_steps(cascade: Cascade
         (Request(label=0, road="air"), "unknown road 'air': choose diffusion or tokens"),
         (Request(label=0, steps=0), r"steps must be in \[1, 50\], not 0"),
         (Request(label=0, steps=51), r"steps must be in \[1, 50\], not 51"),
-        (Request(label=0, sampler="plms"), "unknown sampler 'plms': choose ddpm, ddim, .* heun or euler"),
+        (Request(label=0, sampler="plms"), UNKNOWN_SAMPLER),
         (Request(label=0, sampler="ddim", road="tokens"), "the tokens road takes no sampler"),
         (Request(label=0, steps=4, road="tokens"), "the token road takes no steps"),
         (Request(label=0, top_k=4), "the diffusion road takes no top_k"),
