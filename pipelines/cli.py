@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 WRONG_USE = 2
+SAMPLERS = "ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"  # here, so that --help imports no torch
 
 Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override one number: base.total_steps=2000. Repeatable.")]
@@ -184,9 +185,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Pictures for each label or prompt.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="Of the base model: ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler.")
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     classifier_scale: Annotated[
         float | None,
@@ -247,9 +246,7 @@ def translate(
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Pictures to make of it.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler.")
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("translated"),

@@ -2,12 +2,16 @@
 
 import io
 import logging
+import re
 
 import pytest
+import ray
 from rich.console import Console
 
+from components.execution import Resources
 from pipelines.display import Display
-from pipelines.recorder import RunRecorder
+from pipelines.execute import WAIT_WARNING_SECONDS, _starved
+from pipelines.recorder import RunRecorder, StageStatus
 
 
 @pytest.fixture
@@ -43,3 +47,23 @@ def test_a_terminal_has_each_warning_once_above_the_table(recorder: RunRecorder)
         warn_twice(recorder, display)
     assert out.getvalue().count("base: room for 1 of 2 workers") == 1
     assert recorder.close("FINISHED") == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
+
+
+@pytest.mark.parametrize(
+    ("free", "min_workers", "note"),
+    [
+        (0.5, None, r"waits for 2 x 1 CPU \(free 0.5 of 2\)"),
+        (2, None, "the machine is busy$"),
+        (2, 1, "or Ray keeps the room of a killed run"),
+    ],
+)
+def test_a_stage_without_a_first_step_says_what_it_waits_for(
+    free: float, min_workers: int | None, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
+    resources = Resources(num_workers=2, min_workers=min_workers)
+    status = StageStatus("base", "0123", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
+    assert re.search(note, _starved(status, resources))
+    status.step = 1
+    assert _starved(status, resources) == ""

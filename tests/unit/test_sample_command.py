@@ -11,11 +11,12 @@ from rich.console import Console
 
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
+from pipelines.cli import SAMPLERS
 from pipelines.sample_command import sample_pictures
 from pipelines.workflow import UsageError
 from tests.tiny_diffusion_roads import classifier_guided, imagen
 
-UNKNOWN_SAMPLER = "unknown sampler 'plms': choose ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"
+UNKNOWN_SAMPLER = f"unknown sampler 'plms': choose {SAMPLERS}$"  # all that --help names
 
 
 @pytest.fixture(scope="module")
