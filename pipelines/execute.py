@@ -19,7 +19,7 @@ from components.execution import Resources
 from components.stages.context import StageContext
 from components.storage.artifact import MANIFEST, Artifact, load_artifact
 from components.storage.lease import Lease
-from components.storage.store import Store
+from components.storage.store import SCRATCH, Store
 from pipelines.recorder import ActorRecorder, StageStatus
 from pipelines.workflow import PlannedStage
 
@@ -140,7 +140,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
         ray.get(recorder.actor.stage_started.remote(job.name, config=config, inputs=flat))
         started = time.time()
         provenance = {**job.provenance, "started": started}
-        with tempfile.TemporaryDirectory(prefix=f"cascade-{job.name}-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
             about: dict[str, Any] = {
                 "inputs": job.input_keys,
                 "provenance": provenance,

@@ -22,9 +22,9 @@ from components.data.pool import ShardJob, work_off
 from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
 from components.data.tars import PICTURE_SUFFIXES, Group, write_shard
 from components.execution import Resources
+from components.sampling.model import most_at_once
 from components.storage.store import Store, in_parallel
 
-BATCH = 64  # pictures at a time
 Rows = dict[str, np.ndarray]
 Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arrays (N, ...), each with its name
 
@@ -82,9 +82,9 @@ class SetEncoder:
         count = len(shard.samples)
         if self.encode is None or not count:
             return {}
-        made = []
-        for start in range(0, count, BATCH):
-            chosen = np.arange(start, min(start + BATCH, count))
+        made, size = [], most_at_once(self.resolution)
+        for start in range(0, count, size):
+            chosen = np.arange(start, min(start + size, count))
             image = np.empty((len(chosen), self.resolution, self.resolution, 3), np.uint8)
             shard.image.fill(image, np.arange(len(chosen)), chosen)
             made.append(self.encode({"image": image, "label": shard.labels[chosen], "text": shard.text[chosen]}))

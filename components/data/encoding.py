@@ -15,30 +15,26 @@ from components.data.pool import ShardJob, work_off
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
-from components.models.autoencoder import Autoencoder
+from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
-from components.storage.bundle import load_bundle
+from components.storage.networks import open_autoencoder
 from components.storage.store import Store
-
-BATCH = 64  # pictures at a time; decides no token
 
 
 class TokenEncoder:
     """Reads a shard, writes its token file whole."""
 
     def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, member: Member) -> None:
-        with tokenizer.local_copy() as folder:
-            bundle = load_bundle(folder)
-        self.index, self.files, self.member, self.resolution = index, files, member, bundle.settings["resolution"]
+        self.index, self.files, self.member = index, files, member
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        assert isinstance(bundle.module, Autoencoder)
-        self.network = bundle.module
+        self.network = open_autoencoder(tokenizer)
         self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def __call__(self, job: ShardJob) -> None:
-        samples = read_whole_shard(self.index, job.shard, resolution=self.resolution, member=self.member)
-        starts = range(0, len(samples.key), BATCH)
-        tokens = np.concatenate([self.encode(samples.image[start : start + BATCH]) for start in starts])
+        samples = read_whole_shard(self.index, job.shard, resolution=self.network.resolution, member=self.member)
+        size = most_at_once(self.network.resolution)
+        starts = range(0, len(samples.key), size)
+        tokens = np.concatenate([self.encode(samples.image[start : start + size]) for start in starts])
         split = np.array(samples.split, dtype=str)
         self.files.write(job.name, write_tokens(TokenSet(samples.key, tokens, samples.label, samples.text, split)))
 

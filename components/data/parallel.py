@@ -6,6 +6,7 @@ from typing import Any
 import ray.data
 
 from components.data.errors import DataError, ShardError, SourceError
+from components.pool import portable
 from components.storage.store import StoreError
 
 OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceError, StoreError)}
@@ -24,6 +25,7 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
         except tuple(OWN_ERRORS.values()) as error:
             return {"number": row["number"], "error": type(error).__name__, "content": str(error)}
 
+    portable(work, what="what reads the source")
     rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_row, num_cpus=num_cpus)
     dataset.context.enable_progress_bars = False

@@ -11,6 +11,7 @@ import torch
 
 from components.data.shards import ShardEntry, ShardIndex
 from components.execution import Resources
+from components.pool import portable
 from components.storage.store import Store
 
 
@@ -64,6 +65,7 @@ class PoolActor:
 def _finished(
     make_worker: Callable[[], Worker], jobs: list[ShardJob], resources: Resources
 ) -> Iterator[dict[str, Any]]:
+    portable(make_worker, what="what encodes shards")
     rows = [job._asdict() | {"shard": job.shard.model_dump_json()} for job in jobs]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         PoolActor,

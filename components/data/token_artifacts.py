@@ -36,14 +36,16 @@ def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]
         )
 
 
-def check_condition(tokens: Artifact, condition: Artifact | None, *, wanted: bool) -> None:
-    """Raise TokensError, in one line, if condition tokens are missing, not asked for, or of other pictures."""
+def check_condition(condition: Artifact | None, *, wanted: bool) -> None:
+    """Raise TokensError, in one line, if condition tokens are missing or not asked for."""
     if wanted and condition is None:
         raise TokensError("the recipe conditions on another picture, but no condition tokens are given")
-    if condition is None:
-        return
-    if not wanted:
+    if condition is not None and not wanted:
         raise TokensError("condition tokens are given, but condition is not among the recipe's conditions")
+
+
+def check_aligned(tokens: Artifact, condition: Artifact) -> None:
+    """Raise TokensError, in one line, if condition tokens are of other pictures. Reads both sets whole."""
     aligned_tokens(read_tokens(tokens), read_tokens(condition))
 
 

@@ -1,8 +1,10 @@
-"""What an autoencoder keeps of pictures, and how it uses its codebook.
+"""What an autoencoder keeps of images, and how it uses its codebook.
 
-Shapes: N pictures, H W pixels, h w tokens, K codes.
+Shapes: N images, H W pixels, K codes, D features.
 """
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +13,16 @@ from einops import rearrange
 from torch import Tensor
 
 from components.configuration import Config
+from components.evaluation.features import FeatureExtractor
+from components.evaluation.gallery import RECONSTRUCTIONS, draw_reconstructions
+from components.evaluation.image_sets import ShardImages
+from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
-
-BATCH = 64
+from components.sampling.cascade import to_uint8
+from components.sampling.model import most_at_once
+from components.storage.artifact import Artifact
+from components.storage.networks import open_autoencoder
 
 
 class CodebookUse(Config):
@@ -27,36 +35,78 @@ class CodebookUse(Config):
     pictures: int
 
 
-class Reconstruction(NamedTuple):
-    pictures: np.ndarray  # (N, H, W, 3) uint8
-    tokens: np.ndarray | None  # (N, h, w) int64; None where a Gaussian stands in place of codes
+class Kept(NamedTuple):
+    """What an autoencoder keeps of a part of a set."""
+
+    features: np.ndarray | None  # (N, D) float32 of the reconstructions; None without a feature network
+    histogram: Tensor | None  # (K,) int64, how often each code occurs; None where a Gaussian stands in place of codes
+    count: int  # N
+    side: int  # H = W of the reconstructions
 
 
-def codebook_use(tokens: np.ndarray, *, codebook_size: int) -> CodebookUse:
-    """Use of the codebook by the tokens (N, ...) of a whole set."""
-    histogram = codebook_histogram(torch.from_numpy(tokens), codebook_size=codebook_size)
+def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
+    """Use of the codebook by a whole set of so many images, from its histogram (K,)."""
     return CodebookUse(
-        codebook_size=codebook_size,
+        codebook_size=len(histogram),
         codebook_usage=float(codebook_usage(histogram)),
         codebook_perplexity=float(codebook_perplexity(histogram)),
         dead_codes=int((histogram == 0).sum()),
-        pictures=len(tokens),
+        pictures=images,
+    )
+
+
+class ReconstructionMeasurer:
+    """One worker of the pool: what an autoencoder keeps of a part's images."""
+
+    def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
+        self.network = open_autoencoder(autoencoder).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.features: FeatureExtractor | None = None
+        if config.feature_network != "none":
+            self.features = FeatureExtractor(config.feature_network, precision=config.precision)
+
+    def __call__(self, part: ShardImages) -> Kept:
+        features, histogram = [], None
+        for images in part.batches():
+            made, codes = reconstruct(self.network, images)
+            if self.features is not None:
+                features.append(self.features(made))
+            if codes is not None:
+                histogram = codes if histogram is None else histogram + codes
+        return Kept(np.concatenate(features) if features else None, histogram, part.num_images, part.resolution)
+
+
+def joined(parts: Sequence[Kept]) -> Kept:
+    """Of several parts, that of all."""
+    features = [part.features for part in parts if part.features is not None]
+    histograms = [part.histogram for part in parts if part.histogram is not None]
+    return Kept(
+        np.concatenate(features) if features else None,
+        torch.stack(histograms).sum(dim=0) if histograms else None,
+        sum(part.count for part in parts),
+        parts[0].side,
     )
 
 
 @torch.inference_mode()
-def reconstruct(autoencoder: Autoencoder, pictures: np.ndarray) -> Reconstruction:
-    """Pictures (N, H, W, 3) uint8, of the autoencoder's resolution, through tokens or a Gaussian's mean and back."""
-    tokens, made = [], []
-    for start in range(0, len(pictures), BATCH):
-        image = rearrange(torch.from_numpy(pictures[start : start + BATCH]), "n h w c -> n c h w").float() / 127.5 - 1
-        encoded = autoencoder.encode(image)
-        made.append(_to_uint8(autoencoder.decode(encoded.z)))
+def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
+    """Images (N, H, W, 3) uint8, of the network's resolution, through codes or a Gaussian's mean and back.
+
+    Returns the reconstructions, uint8 (N, H, W, 3), and how often each code occurs, (K,) int64, if there are codes.
+    """
+    device, made, codes = next(network.parameters()).device, [], []
+    for part in torch.from_numpy(images).split(most_at_once(network.resolution)):
+        image = rearrange(part.to(device), "n h w c -> n c h w").float() / 127.5 - 1
+        encoded = network.encode(image)
+        made += to_uint8(network.decode(encoded.z))
         if encoded.indices is not None:
-            tokens.append(encoded.indices.numpy())
-    return Reconstruction(np.concatenate(made), np.concatenate(tokens) if tokens else None)
+            codes.append(encoded.indices)
+    histogram = codebook_histogram(torch.cat(codes), codebook_size=network.codebook_size).cpu() if codes else None
+    return np.stack(made), histogram
 
 
-def _to_uint8(image: Tensor) -> np.ndarray:
-    levels = ((image.float() + 1) * 127.5).round().clamp(0, 255).byte()
-    return rearrange(levels, "n c h w -> n h w c").numpy()
+def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> bytes:
+    """The first images of the parts with their reconstructions, as PNG. Runs in a worker."""
+    network = open_autoencoder(autoencoder).to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = (images for part in parts for images in part.batches())
+    originals = np.concatenate(list(islice(batches, RECONSTRUCTIONS)))[:RECONSTRUCTIONS]
+    return draw_reconstructions(originals, reconstruct(network, originals)[0])

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from components.configuration import Config
 from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
-from components.evaluation.parallel import file_name
 from components.evaluation.roads import (
     SampledPictures,
     SampleJob,
@@ -22,12 +21,14 @@ from components.evaluation.roads import (
     read_job,
     shown_requests,
 )
+from components.pool import file_name
 from components.sampling.cascade import Cascade, to_uint8
 from components.sampling.pictures import read_picture
 from components.sampling.requests import Request
 from components.storage.store import Store
 
 STRIP = "strip"
+ORIGINALS = "originals_and_reconstructions"
 SIDE_BY_SIDE = 6  # conditions of which the cascade's stages are shown beside each other
 SEED_APART = 1_000_000  # shown pictures have other seeds than measured ones
 RECONSTRUCTIONS = 24

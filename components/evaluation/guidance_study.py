@@ -12,15 +12,19 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
+from components.data.held_out import held_out_arrays
+from components.data.shards import ShardIndex
+from components.data.subset import read_random_part
 from components.diffusion.samplers import SamplerName
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.variants import HELD_OUT, Made, VariantJob, VariantsConfig, counted, write_made
-from components.sampling.cascade import to_uint8
+from components.evaluation.roads import measured_requests
+from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
+from components.sampling.cascade import Cascade, to_uint8
 from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.guided import sample_guided
 from components.sampling.model import SamplingModel, load_model
-from components.sampling.requests import class_id
+from components.sampling.requests import Request, class_id
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 
@@ -33,6 +37,7 @@ TITLES: dict[Method, str] = {
     "autoguidance": "autoguidance",
 }
 JUDGED = 256  # pictures at a time
+SMALL = 8  # pixels: only labels are wanted
 
 
 class GuidanceStudyConfig(VariantsConfig):
@@ -103,6 +108,27 @@ class GuidedSampler:
         return job
 
 
+class Plan(NamedTuple):
+    """What a study starts from."""
+
+    requests: list[Request]
+    resolution: int
+    held_out_accuracy: float  # of the judge
+
+
+def plan_study(config: GuidanceStudyConfig, index: ShardIndex, models: Mapping[str, Artifact]) -> Plan:
+    """Requests with the labels of training pictures, and what the judge sees in held-out ones. Runs in a worker. Raises
+    ValueError for models that do not fit each other."""
+    loaded = load_models(models, device="cuda" if torch.cuda.is_available() else "cpu")
+    size = loaded.base.settings["resolution"]
+    labels = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=SMALL).label
+    asked: dict[str, Any] = {"labels": labels, "captions": [""] * len(labels), "count": config.samples}
+    requests = measured_requests(Cascade(base=loaded.base), "diffusion", **asked, seed=config.seed)
+    held_out = held_out_arrays(index, resolution=size, limit=config.samples)
+    accuracy = float(np.mean(judge(loaded.judge, held_out["image"]) == held_out["label"]))
+    return Plan(requests, size, accuracy)
+
+
 def load_models(models: Mapping[str, Artifact], *, device: str = "cpu") -> Models:
     """The fields of `Models` from artifacts. Raises ValueError, in one line, if they do not fit the base."""
     loaded = {}
@@ -161,7 +187,7 @@ class Point(NamedTuple):
 
 
 def points_of(
-    settings: Mapping[str, Setting], made: Mapping[str, Made], rows: Sequence[DistanceRow]
+    settings: Mapping[str, Setting], made: Mapping[str, Figures], rows: Sequence[DistanceRow]
 ) -> dict[str, Point]:
     """Name of the setting -> point."""
     distances, points = {row.name: row.distance for row in rows}, {}

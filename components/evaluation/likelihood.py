@@ -24,9 +24,8 @@ from torch import Tensor
 from components.diffusion.discrete import DiscreteObjective
 from components.diffusion.likelihood import prior_bits
 from components.diffusion.objective import make_objective
-from components.evaluation.parallel import file_name, finish_jobs
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.execution import Resources
+from components.pool import Pool, file_name
 from components.sampling.model import SamplingModel, encode_conditions, load_model
 from components.sampling.requests import Request, random_stream
 from components.storage.artifact import Artifact
@@ -260,11 +259,11 @@ def measure_bounds(
     timesteps_per_picture: int | None,
     seed: int,
     files: Store,
-    resources: Resources,
+    pool: Pool,
 ) -> Iterator[BoundJob]:
     """Measure the jobs whose files are missing; yields each job once its file is there."""
     worker = partial(BoundWorker, model, files, timesteps_per_picture=timesteps_per_picture, seed=seed)
-    yield from finish_jobs(worker, jobs, files=files, resources=resources)
+    yield from pool.finish(worker, jobs, files=files)
 
 
 def is_gray(image: np.ndarray) -> bool:

@@ -16,7 +16,6 @@ from components.diffusion.corruption import downsample
 from components.diffusion.degradation import HOLE_TASKS, blurred, gray
 from components.diffusion.holes import NUMBERS, border_hole, inpainting_hole
 from components.evaluation.grids import Block, png_bytes, readable, render_blocks
-from components.evaluation.measure import PictureSet
 from components.sampling.cascade import to_uint8
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, random_stream
@@ -110,11 +109,6 @@ def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
         name = each.name.replace(" ", "_")
         figures |= {f"psnr_{name}": each.psnr, f"psnr_{name}_degraded": each.degraded_psnr}
     return figures
-
-
-def restored_sets(found: Sequence[Restoration]) -> dict[str, PictureSet]:
-    """What to measure distances of, by name."""
-    return {each.name: PictureSet(each.restored, "model") for each in found}
 
 
 def restoration_table(found: Sequence[Restoration], distances: Mapping[str, float]) -> dict[str, Any]:

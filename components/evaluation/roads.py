@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.evaluation.parallel import file_name, finish_jobs
-from components.execution import Resources
+from components.evaluation.image_sets import FileImages
+from components.evaluation.measure import MadeStage
+from components.pool import Pool, file_name
 from components.sampling.cascade import Cascade, to_uint8
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
@@ -116,11 +117,9 @@ def jobs_of(name: str, requests: Sequence[Request]) -> list[SampleJob]:
     ]
 
 
-def sample_jobs(
-    jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, resources: Resources
-) -> Iterator[SampleJob]:
+def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:
     """Sample the jobs whose files are missing; yields each job once its file is there."""
-    yield from finish_jobs(partial(RoadSampler, cascade, files), jobs, files=files, resources=resources)
+    yield from pool.finish(partial(RoadSampler, cascade, files), jobs, files=files)
 
 
 class RoadSampler:
@@ -180,12 +179,21 @@ def joined(parts: Sequence[SampledPictures]) -> SampledPictures:
     return SampledPictures({stage: np.concatenate([part.stages[stage] for part in parts]) for stage in names}, {})
 
 
-def read_measured(samples: Artifact) -> dict[str, dict[str, np.ndarray]]:
-    """Road -> stage -> pictures (N, H, W, 3), from an artifact whose metadata lists the files of each road."""
-    return {
-        road: joined([unpack_job(samples.read(file)) for file in files]).stages
-        for road, files in samples.metadata["measured"].items()
-    }
+def measured_stages(samples: Artifact) -> list[MadeStage]:
+    """The stages of each road with their files, from an artifact whose metadata lists the files of each road. Opens the
+    files, so it runs in a worker."""
+    found = []
+    for road, files in samples.metadata["measured"].items():
+        parts: dict[str, list[FileImages]] = {}
+        sides: dict[str, int] = {}
+        for file in files:
+            entry = samples.entry(file)
+            for stage, images in unpack_job(samples.read(file)).stages.items():
+                part = FileImages(samples.store, entry.path, f"picture.{stage}", len(images), entry.digest)
+                parts.setdefault(stage, []).append(part)
+                sides[stage] = images.shape[1]
+        found += [MadeStage(road, stage, sides[stage], tuple(own)) for stage, own in parts.items()]
+    return found
 
 
 def _strip(steps: Sequence[tuple[float, np.ndarray, np.ndarray]], frames: int) -> Strip:

@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from components.data.shards import ShardIndex
+from components.data.subset import read_random_part
 from components.diffusion.samplers import SamplerName
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.variants import HELD_OUT, Made, VariantJob, VariantsConfig, counted, write_made
+from components.evaluation.roads import measured_requests
+from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
 from components.storage.artifact import Artifact
 from components.storage.store import Store
+
+SMALL = 8  # pixels: only labels and captions are wanted
 
 
 class StepsStudyConfig(VariantsConfig):
@@ -51,6 +57,26 @@ def reference_of(config: StepsStudyConfig) -> Setting:
     return Setting(config.reference_sampler, config.reference_steps)
 
 
+class Plan(NamedTuple):
+    """What a study starts from."""
+
+    requests: list[Request]
+    resolution: int
+
+
+def plan_study(config: StepsStudyConfig, index: ShardIndex, cascade: Artifact) -> Plan:
+    """Requests with the conditions of training pictures. Runs in a worker. Raises ValueError for a cascade without a
+    diffusion model."""
+    with cascade.local_copy() as folder:
+        models = Cascade.load(folder)
+    if models.base is None:
+        raise ValueError("this cascade has no diffusion model whose samplers could be compared")
+    trained = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=SMALL)
+    asked: dict[str, Any] = {"labels": trained.label, "captions": trained.caption, "count": config.samples}
+    requests = measured_requests(models, "diffusion", **asked, seed=config.seed)
+    return Plan(requests, models.base.settings["resolution"])
+
+
 class StepsSampler:
     """One actor of the pool: the base model of a cascade, sampled in any way."""
 
@@ -82,7 +108,7 @@ class Point(NamedTuple):
     distance: float
 
 
-def points_of(settings: Mapping[str, Setting], made: Mapping[str, Made], rows: Sequence[DistanceRow]) -> list[Point]:
+def points_of(settings: Mapping[str, Setting], made: Mapping[str, Figures], rows: Sequence[DistanceRow]) -> list[Point]:
     distances = {row.name: row.distance for row in rows}
     return [Point(setting, made[name].evaluations, distances[name]) for name, setting in settings.items()]
 

@@ -12,12 +12,14 @@ import numpy as np
 from pydantic import Field, field_validator
 from torch import nn
 
+from components.data.shards import ShardIndex
+from components.data.subset import random_part
 from components.evaluation.features import FeatureNetwork
 from components.evaluation.grids import Block, render_blocks
-from components.evaluation.measure import REFERENCE, DistanceRow, MeasureConfig, PictureSet, measure_distances
-from components.evaluation.parallel import file_name
+from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
+from components.evaluation.measure import REFERENCE, DistanceRow, MeasureConfig, measure_distances
 from components.evaluation.roads import jobs_of
-from components.execution import Resources
+from components.pool import Pool, file_name
 from components.sampling.requests import Request
 from components.storage.store import Store
 
@@ -54,6 +56,14 @@ class Made(NamedTuple):
     correct: np.ndarray  # (N,) bool: whether an independent classifier sees the class that was asked for; or (0,)
 
 
+class Figures(NamedTuple):
+    """What is known of what was made in one way."""
+
+    evaluations: float  # of the sampled network, for each picture
+    correct: np.ndarray  # as in `Made`
+    first: list[np.ndarray]  # SHOWN pictures (H, W, 3) uint8
+
+
 def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> dict[str, list[VariantJob]]:
     """Name of the way -> its jobs, called name-000, name-001, …"""
     return {
@@ -83,38 +93,43 @@ def write_made(files: Store, job: VariantJob, made: Made) -> None:
     files.write(file_name(job.name), buffer.getvalue())
 
 
-def read_made(files: Store, jobs: Sequence[VariantJob]) -> Made:
-    """What the jobs of one way left, one after another."""
-    parts = []
+def read_figures(files: Store, jobs: Sequence[VariantJob]) -> Figures:
+    """What the jobs of one way left beside their pictures, and the first of these."""
+    evaluations, correct, first = [], [], []
     for job in jobs:
         with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
-            parts.append(Made(arrays["pictures"], float(arrays["evaluations"]), arrays["correct"]))
-    pictures, evaluations, correct = zip(*parts, strict=True)
-    return Made(np.concatenate(pictures), float(np.mean(evaluations)), np.concatenate(correct))
+            evaluations.append(float(arrays["evaluations"]))
+            correct.append(arrays["correct"])
+            first = first or list(arrays["pictures"][:SHOWN])
+    return Figures(float(np.mean(evaluations)), np.concatenate(correct), first)
+
+
+def read_all_figures(files: Store, jobs: Mapping[str, Sequence[VariantJob]]) -> dict[str, Figures]:
+    """`read_figures` of every way by its name. Opens all files, so it runs in a worker."""
+    return {name: read_figures(files, group) for name, group in jobs.items()}
 
 
 def measure_made(
-    made: Mapping[str, Made],
-    config: MeasureConfig,
+    jobs: Mapping[str, Sequence[VariantJob]],
+    config: VariantsConfig,
+    index: ShardIndex,
     *,
-    trained: np.ndarray,
-    held_out: np.ndarray,
-    resources: Resources,
+    resolution: int,
+    files: Store,
+    pool: Pool,
     progress: Callable[[int, int], None],
 ) -> list[DistanceRow]:
-    """Distances to training pictures of what was made in each way, and of held-out pictures; all (N, H, W, 3)."""
-    sets = {REFERENCE: PictureSet(trained, "scale"), HELD_OUT: PictureSet(held_out, "scale")}
-    rows, _ = measure_distances(
-        sets | {name: PictureSet(found.pictures, "model") for name, found in made.items()},
-        network=config.feature_network,
-        precision=config.precision,
-        seed=config.seed,
-        resources=resources,
-        progress=progress,
-    )
-    return rows
+    """Distances to training pictures of what was made in each way, and of held-out pictures."""
+    part = random_part(index, samples=config.reference_samples, seed=config.seed)
+    trained = split_parts(part, "train", resolution=resolution, limit=config.reference_samples)
+    held_out = held_out_parts(index, resolution=resolution, limit=config.samples)
+    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
+    for name, group in jobs.items():
+        parts = [FileImages(files, file_name(job.name), "pictures", len(job.requests)) for job in group]
+        sets[name] = ImageSet(tuple(parts), "model")
+    return measure_distances(sets, config, pool=pool, progress=progress)[0]
 
 
-def variants_grid(made: Mapping[str, Made]) -> bytes:
+def variants_grid(made: Mapping[str, Figures]) -> bytes:
     """The first pictures of each way, in a row of their own: one column has one seed and one condition. PNG."""
-    return render_blocks([Block(name, list(found.pictures[:SHOWN])) for name, found in made.items()], columns=SHOWN)
+    return render_blocks([Block(name, list(found.first)) for name, found in made.items()], columns=SHOWN)

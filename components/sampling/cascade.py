@@ -38,6 +38,7 @@ from components.sampling.model import (
     check_conditions,
     check_prompt_length,
     load_model,
+    most_at_once,
     road_of,
     takes_condition_picture,
 )
@@ -47,7 +48,6 @@ from components.sampling.requests import Request, check_request, class_id
 from components.sampling.vae import sample_vae
 
 DESCRIPTION = "cascade.json"
-MOST_PIXELS = 2**20  # of a batch
 SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use beside the model only
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Pictures = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
@@ -133,10 +133,10 @@ class Cascade:
 
     @property
     def most_at_once(self) -> int:
-        """Pictures of one batch: as many as a network's maps of them fit into a few gigabytes."""
+        """Images of one batch."""
         models = [model for model in (*self.first_models.values(), self.autoencoder, *self.upsamplers) if model]
         sides = [model.settings.get("resolution") or 1 for model in models]
-        return max(1, MOST_PIXELS // max(sides) ** 2)
+        return most_at_once(max(sides))
 
     @property
     def condition_pictures(self) -> ConditionPictures | None:

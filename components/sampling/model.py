@@ -17,6 +17,7 @@ from components.sampling.text_encoding import encode_text, load_bpe
 from components.storage.bundle import load_bundle
 
 BPE = "bpe.json"
+MOST_PIXELS = 2**20  # of a batch
 
 
 class TextCondition(NamedTuple):
@@ -67,6 +68,11 @@ def load_model(name: str, folder: Path, *, device: str = "cpu") -> SamplingModel
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         text = TextCondition(load_bpe(folder / BPE), text_length)
     return SamplingModel(name, kind, network, settings, module.to(device), text)
+
+
+def most_at_once(resolution: int) -> int:
+    """Images of a batch: as many as a network's maps of them fit into a few gigabytes, at most 64."""
+    return max(1, min(64, MOST_PIXELS // resolution**2))
 
 
 def road_of(model: SamplingModel) -> str | None:

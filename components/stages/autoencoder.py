@@ -6,7 +6,7 @@ from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import AutoencoderConfig
 from components.training.perceptual_weights import check_perceptual_network
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.autoencoder import AutoencoderTask, autoencoder_arguments
 
 
@@ -20,14 +20,6 @@ def train_autoencoder(config: AutoencoderConfig, context: StageContext, *, image
         check_perceptual_network(config.perceptual_network)
     index = load_index(images.url("index.json"))
     check_member(index, config.member)
-    state = train_on_pictures(AutoencoderTask, config, context, index, member=config.member)
-    folder = context.scratch()
-    summary = write_model(
-        state,
-        folder,
-        kind="autoencoder",
-        network=autoencoder_arguments(config),
-        settings={"resolution": config.resolution, "member": config.member},
-        learner="generator.",
-    )
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    settings = {"resolution": config.resolution, "member": config.member}
+    model = ModelDescription("autoencoder", autoencoder_arguments(config), settings, learner="generator.")
+    return train_on_pictures(AutoencoderTask, config, context, index, model=model, member=config.member)

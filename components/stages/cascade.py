@@ -1,9 +1,14 @@
 """Compose: one self-contained folder that holds every trained network of both roads."""
 
+import tempfile
+from functools import partial
+from pathlib import Path
+
 from components.configuration import Config
 from components.sampling.cascade import compose
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
+from components.storage.artifact import Artifact, FileEntry, upload_attempt
+from components.storage.store import SCRATCH, Store
 
 
 class CascadeConfig(Config):
@@ -22,13 +27,16 @@ def compose_cascade(
     Returns an artifact of kind `model` that `Cascade.load` opens anywhere, without the storage it came from.
     """
     larger = {artifact.stage: artifact for artifact in upsamplers or []}
-    total, folders = len(parts) + len(larger), {}
-    for done, (name, artifact) in enumerate({**parts, **larger}.items(), start=1):
-        folders[name] = artifact.download(context.scratch())
-        context.recorder.progress(context.stage, step=done, total=total, unit="model")
-    folder = compose(
-        context.scratch(),
-        upsamplers={name: folders.pop(name) for name in larger},
-        **folders,
-    )
-    return context.commit("model", folder=folder, metadata={"parts": [*parts, *larger]})
+    with context.pool() as pool:
+        entries = pool.call(partial(copy_parts, parts, larger, context.store))
+    return context.commit("model", entries=entries, metadata={"parts": [*parts, *larger]})
+
+
+def copy_parts(parts: dict[str, Artifact], upsamplers: dict[str, Artifact], store: Store) -> list[FileEntry]:
+    """Compose the models in a folder and upload it to the stage's store. Runs in a worker."""
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
+        folders = {
+            name: artifact.download(Path(place) / "parts" / name) for name, artifact in {**parts, **upsamplers}.items()
+        }
+        larger = {name: folders.pop(name) for name in upsamplers}
+        return upload_attempt(store, compose(Path(place) / "composed", upsamplers=larger, **folders))

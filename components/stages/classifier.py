@@ -6,7 +6,7 @@ from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.classifier import ClassifierTask, classifier_arguments, classifier_objective
 
 
@@ -17,7 +17,6 @@ def train_classifier(config: ClassifierConfig, context: StageContext, *, images:
     """
     index = load_index(images.url("index.json"))
     offers = Conditions(num_classes=len(index.classes))
-    state = train_on_pictures(ClassifierTask, config, context, index, offers=offers)
     settings = {
         "role": "classifier",
         "resolution": config.resolution,
@@ -26,6 +25,5 @@ def train_classifier(config: ClassifierConfig, context: StageContext, *, images:
         "objective": classifier_objective(config),
         "classes": list(index.classes),
     }
-    folder, network = context.scratch(), classifier_arguments(config, offers)
-    summary = write_model(state, folder, kind="noisy_classifier", network=network, settings=settings)
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    model = ModelDescription("noisy_classifier", classifier_arguments(config, offers), settings)
+    return train_on_pictures(ClassifierTask, config, context, index, model=model, offers=offers)

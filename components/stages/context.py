@@ -2,22 +2,22 @@
 
 import tempfile
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from components.execution import Recorder, Resources
+from components.pool import HandoverError, Pool
 from components.storage.artifact import (
     Artifact,
     ArtifactKind,
     FileEntry,
     commit_artifact,
     describe_bytes,
-    describe_file,
+    upload_attempt,
 )
-from components.storage.store import Store, in_parallel
+from components.storage.store import SCRATCH, Store, in_parallel
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,14 @@ class StageContext:
 
     def scratch(self) -> Path:
         """A new private folder on this node; whoever runs the stage removes it."""
-        return Path(tempfile.mkdtemp(prefix=f"cascade-{self.stage}-", dir=self.scratch_folder))
+        return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{self.stage}-", dir=self.scratch_folder))
+
+    def pool(self) -> Pool:
+        """The workers that do this stage's work: `with context.pool() as pool`."""
+        return Pool(self.resources)
+
+    def __reduce__(self) -> NoReturn:
+        raise HandoverError(f"the context of stage {self.stage} is of this node only; pass what is needed of it")
 
     def report_pictures(self, done: int, total: int) -> None:
         """Progress of a stage that works picture by picture."""
@@ -71,7 +78,7 @@ class StageContext:
         """
         listed = [*entries, *in_parallel(lambda path: describe_bytes(self.store.read(path), path), paths)]
         if folder is not None:
-            listed += self._upload(folder)
+            listed += upload_attempt(self.store, folder)
         artifact = Artifact(
             kind=kind,
             stage=self.stage,
@@ -116,13 +123,3 @@ class StageContext:
     def _duration(self) -> dict[str, float]:
         started = self.provenance.get("started")
         return {} if started is None else {"seconds": time.time() - started}
-
-    def _upload(self, folder: Path) -> list[FileEntry]:
-        attempt = f"attempt-{uuid.uuid4().hex[:12]}"
-
-        def send(local: Path) -> FileEntry:
-            path = f"{attempt}/{local.relative_to(folder).as_posix()}"
-            self.store.upload(local, path)
-            return describe_file(local, path)
-
-        return in_parallel(send, sorted(path for path in folder.rglob("*") if path.is_file()))

@@ -6,7 +6,7 @@ from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions
 from components.training.contrastive_config import ContrastiveConfig
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
 
 
@@ -19,9 +19,6 @@ def train_contrastive(config: ContrastiveConfig, context: StageContext, *, image
     offers = Conditions(
         num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
     )
-    network = contrastive_arguments(config, offers)
-    state = train_on_pictures(ContrastiveTask, config, context, index, offers=offers)
-    folder, settings = context.scratch(), {"role": "contrastive", "resolution": config.resolution}
-    summary = write_model(state, folder, kind="contrastive", network=network, settings=settings)
-    (folder / BPE).write_text(read_bpe(index))
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    network, settings = contrastive_arguments(config, offers), {"role": "contrastive", "resolution": config.resolution}
+    model = ModelDescription("contrastive", network, settings, texts={BPE: read_bpe(index)})
+    return train_on_pictures(ContrastiveTask, config, context, index, model=model, offers=offers)

@@ -4,25 +4,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from components.data.degradations import Degradation
+from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
-from components.data.subset import read_random_part
-from components.models.autoencoder import Autoencoder
+from components.data.subset import random_part
+from components.sampling.model import most_at_once
 from components.stages.context import StageContext
 from components.stages.training import check_maker, frozen_networks, train_on_pictures
 from components.storage.artifact import Artifact
+from components.storage.networks import describe_autoencoder, open_autoencoder
 from components.training.batches import to_image
 from components.training.config import Conditions, DiffusionConfig
 from components.training.diffusion_settings import network_arguments, network_kind, sampling_settings
-from components.training.frozen import Frozen, load_latents, open_autoencoder
+from components.training.frozen import Frozen, LoadEncoder, load_latents
 from components.training.image_to_image_config import ImageToImageConfig
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.image_to_image import ImageToImageTask
 
-MEASURED = 256  # pictures that the deviation of latents is measured on
+MEASURED = 256  # training images that the deviation of latents is measured on
 
 
 def train_diffusion(
@@ -50,7 +51,8 @@ def train_diffusion(
     check_sizes(config, frozen.sizes)
     learned = sampling_settings(config, index.classes)
     if autoencoder is not None:
-        frozen, learned = with_latents(frozen, learned, config, index, autoencoder)
+        load, scale = latents_of(config, context, index, autoencoder)
+        frozen, learned = Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}
         arrays = (*arrays, *({"latents"} & {*index.array_names}))
     offers = Conditions(
         num_classes=len(index.classes),
@@ -60,40 +62,39 @@ def train_diffusion(
     )
     how: dict[str, Any] = {"condition_member": config.condition_member, "offers": offers, "resolution": resolution}
     how |= {"load_encoders": frozen.load_encoders, "arrays": arrays}
+    texts = {BPE: read_bpe(index)} if "text" in config.conditions else {}
+    how["model"] = ModelDescription(network_kind(config), network_arguments(config, offers), learned, texts=texts)
     if isinstance(config, ImageToImageConfig):
         degradation = Degradation(config.seed, config.tasks, config.jpeg_qualities)
-        state = train_on_pictures(ImageToImageTask, config, context, index, degradation=degradation, **how)
-    else:
-        state = train_on_pictures(DiffusionTask, config, context, index, **how)
-    folder, kind, network = context.scratch(), network_kind(config), network_arguments(config, offers)
-    summary = write_model(state, folder, kind=kind, network=network, settings=learned)
-    if "text" in config.conditions:
-        (folder / BPE).write_text(read_bpe(index))
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+        return train_on_pictures(ImageToImageTask, config, context, index, degradation=degradation, **how)
+    return train_on_pictures(DiffusionTask, config, context, index, **how)
 
 
-def with_latents(
-    frozen: Frozen, learned: dict[str, Any], config: DiffusionConfig, index: ShardIndex, autoencoder: Artifact
-) -> tuple[Frozen, dict[str, Any]]:
-    """The encoders with that of latents, and the settings with its scale: one over the deviation of the latents of
-    training pictures (Rombach et al., 2022, appendix G). Raises ValueError if the recipe's sizes are not theirs."""
-    network = open_autoencoder(autoencoder)
-    shape, wanted = network.diffused_shape, (config.in_channels, config.resolution, config.resolution)
+def latents_of(
+    config: DiffusionConfig, context: StageContext, index: ShardIndex, autoencoder: Artifact
+) -> tuple[LoadEncoder, float]:
+    """The encoder of latents and its scale: one over the deviation of the latents of training images (Rombach et al.,
+    2022, appendix G). Raises ValueError if the recipe's sizes are not theirs."""
+    shape = describe_autoencoder(autoencoder).diffused_shape
+    wanted = (config.in_channels, config.resolution, config.resolution)
     if shape != wanted:
         raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {wanted}")
-    scale = 1 / float(measured_latents(index, network, seed=config.seed).std())
-    load = partial(load_latents, autoencoder=autoencoder, scale=scale)
-    return Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}
+    part = random_part(index, samples=MEASURED, seed=config.seed)
+    with context.pool() as pool:
+        scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
+    return partial(load_latents, autoencoder=autoencoder, scale=scale), scale
 
 
-def measured_latents(index: ShardIndex, network: Autoencoder, *, seed: int) -> Tensor:
-    """(MEASURED, C, h, w) of training pictures drawn by the seed, read where the set has them."""
-    how: dict[str, Any] = {"samples": MEASURED, "seed": seed}
+def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: int) -> float:
+    """Standard deviation of the latents of the first training images, read where the set has them. Runs in a worker."""
+    network, device = open_autoencoder(autoencoder), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "latents" in index.array_names:
-        part = read_random_part(index, **how, resolution=network.grid[0], arrays=["latents"])
-        return torch.from_numpy(part.arrays["latents"]).float()
-    part = read_random_part(index, **how, resolution=network.resolution)
-    return network.to_latents(to_image(torch.from_numpy(part.image)))
+        made = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
+        return float(torch.from_numpy(made.arrays["latents"]).float().std())
+    image = to_image(torch.from_numpy(read_split(index, "train", resolution=network.resolution, limit=samples).image))
+    network = network.to(device)
+    batches = image.split(most_at_once(network.resolution))
+    return float(torch.cat([network.to_latents(batch.to(device)).cpu() for batch in batches]).std())
 
 
 def resolution_of_latents(index: ShardIndex, autoencoder: Artifact) -> int:
@@ -102,7 +103,7 @@ def resolution_of_latents(index: ShardIndex, autoencoder: Artifact) -> int:
     Raises ValueError if the set's latents are of another autoencoder.
     """
     if "latents" not in index.array_names:
-        return open_autoencoder(autoencoder).resolution
+        return describe_autoencoder(autoencoder).resolution
     check_maker(index, "latents", autoencoder)
     assert index.resolution is not None  # precompute decided it
     return index.resolution

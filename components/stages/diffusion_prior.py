@@ -8,7 +8,7 @@ from components.stages.training import frozen_networks, train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions
 from components.training.contrastive_config import DiffusionPriorConfig
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.diffusion_prior import DiffusionPriorTask, diffusion_prior_arguments, prior_objective
 
 SAMPLING = {"sampler", "num_inference_steps", "guidance_scale", "candidates"}
@@ -27,9 +27,7 @@ def train_diffusion_prior(
     frozen, given = frozen_networks(columns, images, index, resolution=config.resolution, contrastive=contrastive)
     offers = Conditions(num_classes=len(index.classes), **frozen.sizes)
     how: dict[str, Any] = {"offers": offers, "load_encoders": frozen.load_encoders, "arrays": given}
-    state = train_on_pictures(DiffusionPriorTask, config, context, index, **how)
-    folder, network = context.scratch(), diffusion_prior_arguments(config, offers)
     settings = {"role": "diffusion_prior", "objective": prior_objective(config), **config.model_dump(include=SAMPLING)}
-    summary = write_model(state, folder, kind="diffusion_prior", network=network, settings=settings)
-    (folder / BPE).write_text(read_bpe(index))
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    network = diffusion_prior_arguments(config, offers)
+    model = ModelDescription("diffusion_prior", network, settings, texts={BPE: read_bpe(index)})
+    return train_on_pictures(DiffusionPriorTask, config, context, index, model=model, **how)

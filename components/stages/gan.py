@@ -5,7 +5,7 @@ from components.stages.context import StageContext
 from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions, GANConfig
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.gan import GANTask, generator_arguments
 
 
@@ -16,14 +16,6 @@ def train_gan(config: GANConfig, context: StageContext, *, images: Artifact) -> 
     """
     index = load_index(images.url("index.json"))
     offers = Conditions(num_classes=len(index.classes))
-    state = train_on_pictures(GANTask, config, context, index, offers=offers)
-    folder = context.scratch()
-    summary = write_model(
-        state,
-        folder,
-        kind="gan",
-        network=generator_arguments(config, offers),
-        settings={"resolution": config.resolution, "classes": list(index.classes)},
-        learner="generator.",
-    )
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    settings = {"resolution": config.resolution, "classes": list(index.classes)}
+    model = ModelDescription("gan", generator_arguments(config, offers), settings, learner="generator.")
+    return train_on_pictures(GANTask, config, context, index, model=model, offers=offers)

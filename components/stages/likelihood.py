@@ -1,11 +1,15 @@
 """Likelihood: the variational bound of a trained diffusion model on held-out pictures, in bits a dimension."""
 
+from functools import partial
+from typing import NamedTuple
+
 from pydantic import Field
 
 from components.configuration import Config
 from components.data.held_out import read_split
-from components.data.shards import load_index
+from components.data.shards import ShardIndex, load_index
 from components.evaluation.likelihood import (
+    BoundJob,
     bound_jobs,
     bound_table,
     check_model,
@@ -36,28 +40,36 @@ def measure_likelihood(
     Returns an artifact of kind `report`: plots over t, a table with standard errors over pictures, and the figures.
     Raises ValueError for a model that has no such bound, or a set that holds no picture out.
     """
-    index, loaded = load_index(images.url("index.json")), load_model(model.stage, model.download(context.scratch()))
-    check_model(loaded)
-    held_out = read_split(index, "holdout", resolution=loaded.settings["resolution"], limit=config.samples)
-    if not held_out.key:
-        raise ValueError(f"{index.source} holds no picture out; set images.holdout_fraction")
-    jobs, done = bound_jobs(held_out.image, held_out.label, held_out.caption), 0
-    measured = measure_bounds(
-        jobs,
-        model,
-        timesteps_per_picture=config.timesteps_per_picture,
-        seed=config.seed,
-        files=context.files_store,
-        resources=context.resources,
-    )
-    for job in measured:
-        done += len(job.image)
-        context.recorder.progress(context.stage, step=done, total=len(held_out.key), unit="picture")
-    found = read_bound(context.files_store, jobs)
-    summary = summarize(found, gray=is_gray(held_out.image))
+    files, done = context.files_store, 0
+    with context.pool() as pool:
+        plan = pool.call(partial(plan_bound, config, load_index(images.url("index.json")), model))
+        total = sum(len(job.image) for job in plan.jobs)
+        how = {"timesteps_per_picture": config.timesteps_per_picture, "seed": config.seed}
+        for job in measure_bounds(plan.jobs, model, **how, files=files, pool=pool):
+            context.report_pictures(done := done + len(job.image), total)
+    found = read_bound(files, plan.jobs)
+    summary = summarize(found, gray=plan.gray)
     return context.commit_study(
         plots={"Terms of the bound over t": draw_terms(found, salt=context.stage)},
         tables={"Bits a dimension of held-out pictures": bound_table(found)},
         summary=summary,
         headline={name: value for name, value in summary.items() if not name.endswith("standard_error")},
     )
+
+
+class BoundPlan(NamedTuple):
+    """What is measured."""
+
+    jobs: list[BoundJob]
+    gray: bool  # all pictures
+
+
+def plan_bound(config: LikelihoodConfig, index: ShardIndex, model: Artifact) -> BoundPlan:
+    """Held-out pictures cut into jobs. Runs in a worker. Raises ValueError as `measure_likelihood`."""
+    with model.local_copy() as folder:
+        loaded = load_model(model.stage, folder)
+    check_model(loaded)
+    held_out = read_split(index, "holdout", resolution=loaded.settings["resolution"], limit=config.samples)
+    if not held_out.key:
+        raise ValueError(f"{index.source} holds no picture out; set images.holdout_fraction")
+    return BoundPlan(bound_jobs(held_out.image, held_out.label, held_out.caption), is_gray(held_out.image))

@@ -7,7 +7,7 @@ from components.stages.context import StageContext
 from components.stages.training import train_on_pictures
 from components.storage.artifact import Artifact
 from components.training.config import Conditions, PixelConfig
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.pixels import PixelTask, pixel_arguments
 
 
@@ -21,10 +21,9 @@ def train_pixels(config: PixelConfig, context: StageContext, *, images: Artifact
         raise ValueError("a model of pixels needs a resolution; only one of tokens goes without")
     index = load_index(images.url("index.json"))
     offers = Conditions(num_classes=len(index.classes))
-    state = train_on_pictures(PixelTask, config, context, index, offers=offers)
-    folder, network = context.scratch(), pixel_arguments(config, offers, None)
-    summary = write_model(state, folder, kind=config.network, network=network, settings=settings(config, index.classes))
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    network = pixel_arguments(config, offers, None)
+    model = ModelDescription(config.network, network, settings(config, index.classes))
+    return train_on_pictures(PixelTask, config, context, index, model=model, offers=offers)
 
 
 def settings(config: PixelConfig, classes: tuple[str, ...]) -> dict[str, Any]:

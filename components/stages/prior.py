@@ -6,15 +6,20 @@ from typing import Any
 
 from components.data.errors import TokensError
 from components.data.shards import BPE
-from components.data.token_artifacts import check_condition, check_tokenizer, held_out_tokens, rank_tokens
-from components.models.autoencoder import Autoencoder
+from components.data.token_artifacts import (
+    check_aligned,
+    check_condition,
+    check_tokenizer,
+    held_out_tokens,
+    rank_tokens,
+)
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.bundle import load_bundle
+from components.storage.networks import describe_autoencoder, open_autoencoder
 from components.training.config import Conditions, MaskedPriorConfig, PixelConfig, PriorConfig, TokenGrid
 from components.training.launch import train
 from components.training.loop import Task
-from components.training.results import write_model
+from components.training.results import ModelDescription
 from components.training.tasks.masked_prior import MaskedPriorTask
 from components.training.tasks.pixels import PixelTask, pixel_arguments
 from components.training.tasks.prior import PriorTask, transformer_arguments
@@ -45,7 +50,10 @@ def train_prior(
     if the inputs don't fit each other; TrainingError if the losses stop being finite or workers fail too often.
     """
     about, grid = tokens.metadata, grid_of(tokens)
-    check_condition(tokens, condition, wanted="condition" in config.conditions)
+    check_condition(condition, wanted="condition" in config.conditions)
+    if condition is not None:
+        with context.pool() as pool:
+            pool.call(partial(check_aligned, tokens, condition))
     offers = Conditions(
         num_classes=len(about["classes"]), condition=None if condition is None else grid_of(condition), **about["text"]
     )
@@ -54,16 +62,19 @@ def train_prior(
             f"num_inference_steps {config.num_inference_steps} is more than the {grid.height * grid.width} tokens"
         )
     if tokenizer is not None:
-        network = open_tokenizer(tokenizer, context)
+        network = describe_autoencoder(tokenizer)
         check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
     numbers = config.model_dump(include={"global_batch_size", "seed", "total_steps"})
-    state = train(
+    settings = {"role": "prior", "grid": about["grid"], "classes": about["classes"]}
+    settings |= config.model_dump(include=SAMPLING)
+    texts = {BPE: tokens.read(BPE).decode()} if "text" in config.conditions else {}
+    trained = train(
         partial(
             TASKS[config.network],
             config,
             offers=offers,
             grid=grid,
-            load_tokenizer=None if tokenizer is None else partial(open_tokenizer, tokenizer, context),
+            load_tokenizer=None if tokenizer is None else partial(open_autoencoder, tokenizer),
             max_batch_per_device=context.resources.max_batch_per_device,
         ),
         config=config,
@@ -74,15 +85,10 @@ def train_prior(
         held_out=partial(held_out_tokens, tokens, condition),
         recorder=context.recorder,
         resources=context.resources,
-        scratch=context.scratch(),
+        store=context.store,
+        model=ModelDescription(KINDS[config.network], network_arguments(config, offers, grid), settings, texts=texts),
     )
-    settings = {"role": "prior", "grid": about["grid"], "classes": about["classes"]}
-    settings |= config.model_dump(include=SAMPLING)
-    folder, arguments = context.scratch(), network_arguments(config, offers, grid)
-    summary = write_model(state, folder, kind=KINDS[config.network], network=arguments, settings=settings)
-    if "text" in config.conditions:
-        (folder / BPE).write_bytes(tokens.read(BPE))
-    return context.commit("model", folder=folder, metadata={"summary": summary})
+    return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
 def network_arguments(config: AnyPrior, offers: Conditions, grid: TokenGrid) -> dict[str, Any]:
@@ -94,9 +100,3 @@ def network_arguments(config: AnyPrior, offers: Conditions, grid: TokenGrid) -> 
 def grid_of(tokens: Artifact) -> TokenGrid:
     height, width = tokens.metadata["grid"]
     return TokenGrid(codebook_size=tokens.metadata["codebook_size"], height=height, width=width)
-
-
-def open_tokenizer(tokenizer: Artifact, context: StageContext) -> Autoencoder:
-    network = load_bundle(tokenizer.download(context.scratch())).module
-    assert isinstance(network, Autoencoder)
-    return network

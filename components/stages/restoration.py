@@ -1,26 +1,34 @@
 """Restoration: what an image-to-image model makes of held-out pictures that were degraded, task by task."""
 
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
 from pydantic import Field
 
 from components.data.degradations import jpeg_compressed
 from components.data.held_out import read_split
-from components.data.shards import load_index
-from components.data.subset import read_random_part
+from components.data.shards import ShardIndex, load_index
+from components.data.subset import random_part
 from components.evaluation.features import check_feature_network
-from components.evaluation.measure import REFERENCE, MeasureConfig, PictureSet, measure_distances
+from components.evaluation.image_sets import FileImages, ImageSet, split_parts
+from components.evaluation.measure import REFERENCE, MeasureConfig, measure_distances
 from components.evaluation.restoration import (
+    Damaged,
     asked_of,
     damage,
     draw_restorations,
     restoration_figures,
     restoration_table,
     restorations,
-    restored_sets,
 )
-from components.evaluation.roads import jobs_of, joined, read_job, sample_jobs
+from components.evaluation.roads import SampleJob, jobs_of, joined, read_job, sample_jobs
+from components.pool import file_name
 from components.sampling.cascade import Cascade
+from components.sampling.model import SamplingModel
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
+from components.storage.store import Store
 
 
 class RestorationConfig(MeasureConfig):
@@ -39,8 +47,53 @@ def measure_restoration(
     installed, ValueError for a cascade that does not work on pictures or a set that holds no picture out.
     """
     check_feature_network(config.feature_network)
-    index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
-    model = models.first_models.get("translate")
+    index, files, done = load_index(images.url("index.json")), context.files_store, 0
+    with context.pool() as pool:
+        plan = pool.call(partial(plan_restoration, config, index, cascade))
+        every = [job for group in plan.jobs.values() for job in group]
+        total = sum(len(job.requests) for job in every)
+        for job in sample_jobs(every, cascade, files=files, pool=pool):
+            context.report_pictures(done := done + len(job.requests), total)
+        distances: dict[str, float] = {}
+        if config.feature_network != "none":
+            sets = sets_of(config, index, plan, files)
+            rows, _ = measure_distances(sets, config, pool=pool, progress=context.report_pictures)
+            distances = {row.name: row.distance for row in rows}
+        found = pool.call(partial(read_restorations, config, index, cascade, plan, files, distances))
+    return context.commit_study(
+        plots={},
+        tables={"Restored held-out pictures": found.table},
+        summary=found.figures,
+        headline={name: value for name, value in found.figures.items() if not name.endswith("degraded")},
+        pictures={"restored": found.picture},
+    )
+
+
+class Plan(NamedTuple):
+    """What is asked of the model."""
+
+    jobs: dict[str, list[SampleJob]]  # degradation -> its jobs
+    model: str  # name of its stage
+    resolution: int
+
+
+class Found(NamedTuple):
+    """What came of it."""
+
+    table: dict[str, Any]
+    figures: dict[str, float]
+    picture: bytes  # PNG
+
+
+def degraded(
+    config: RestorationConfig, index: ShardIndex, cascade: Artifact
+) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
+    """The model, held-out images (N, H, W, 3), and every degradation of them; always the same. Runs in a worker.
+
+    Raises ValueError as `measure_restoration`.
+    """
+    with cascade.local_copy() as folder:
+        model = Cascade.load(folder).first_models.get("translate")
     if model is None:
         raise ValueError("this cascade has no image-to-image model whose restorations could be measured")
     size = model.settings["resolution"]
@@ -50,32 +103,38 @@ def measure_restoration(
     how = {"hole_area": model.settings["hole_area"], "factors": model.settings["factors"], "seed": config.seed}
     asked = asked_of(model, held_out.label, held_out.caption)
     damaged = damage(held_out.image, tasks=model.settings["tasks"], compress=jpeg_compressed, asked=asked, **how)
+    return model, held_out.image, damaged
 
+
+def plan_restoration(config: RestorationConfig, index: ShardIndex, cascade: Artifact) -> Plan:
+    """The jobs of every degradation. Runs in a worker."""
+    model, _, damaged = degraded(config, index, cascade)
     jobs = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
-    every, done, files = [job for group in jobs.values() for job in group], 0, context.files_store
-    total = sum(len(job.requests) for job in every)
-    for job in sample_jobs(every, cascade, files=files, resources=context.resources):
-        context.report_pictures(done := done + len(job.requests), total)
-    made = {name: joined([read_job(job.name, files) for job in group]).finished for name, group in jobs.items()}
-    found = restorations(damaged, made, held_out.image)
+    return Plan(jobs, model.name, model.settings["resolution"])
 
-    distances: dict[str, float] = {}
-    if config.feature_network != "none":
-        trained = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=size)
-        rows, _ = measure_distances(
-            {REFERENCE: PictureSet(trained.image, "scale")} | restored_sets(found),
-            network=config.feature_network,
-            precision=config.precision,
-            seed=config.seed,
-            resources=context.resources,
-            progress=context.report_pictures,
-        )
-        distances = {row.name: row.distance for row in rows}
-    summary = restoration_figures(found)
-    return context.commit_study(
-        plots={},
-        tables={"Restored held-out pictures": restoration_table(found, distances)},
-        summary=summary,
-        headline={name: value for name, value in summary.items() if not name.endswith("degraded")},
-        pictures={"restored": draw_restorations(found)},
-    )
+
+def sets_of(config: RestorationConfig, index: ShardIndex, plan: Plan, files: Store) -> dict[str, ImageSet]:
+    """What to measure distances of: training images, and what was made of each degradation."""
+    part, limit = random_part(index, samples=config.reference_samples, seed=config.seed), config.reference_samples
+    trained = split_parts(part, "train", resolution=plan.resolution, limit=limit)
+    sets = {REFERENCE: ImageSet(tuple(trained), "scale")}
+    for name, jobs in plan.jobs.items():
+        array = f"picture.{plan.model}"
+        parts = [FileImages(files, file_name(job.name), array, len(job.requests)) for job in jobs]
+        sets[name] = ImageSet(tuple(parts), "model")
+    return sets
+
+
+def read_restorations(
+    config: RestorationConfig,
+    index: ShardIndex,
+    cascade: Artifact,
+    plan: Plan,
+    files: Store,
+    distances: dict[str, float],
+) -> Found:
+    """Figures, table and picture of what the jobs left in `files`. Runs in a worker."""
+    _, originals, damaged = degraded(config, index, cascade)
+    made = {name: joined([read_job(job.name, files) for job in jobs]).finished for name, jobs in plan.jobs.items()}
+    found = restorations(damaged, made, originals)
+    return Found(restoration_table(found, distances), restoration_figures(found), draw_restorations(found))

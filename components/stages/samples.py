@@ -1,5 +1,6 @@
 """Samples: both roads of the composed cascade at work, to be looked at and to be measured."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -9,11 +10,13 @@ from components.data.pictures import encode_png
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
-from components.evaluation.parallel import file_name
 from components.evaluation.roads import jobs_of, measured_requests, sample_jobs
+from components.pool import file_name
 from components.sampling.cascade import Cascade, ConditionPictures
+from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
+from components.storage.store import Store
 
 READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
@@ -30,7 +33,34 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
 
     Returns an artifact of kind `samples`: PNG grids, and an npz of raw pictures for each job.
     """
-    index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
+    index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
+    with context.pool() as pool:
+        plan = pool.call(partial(plan_samples, config, index, cascade))
+        measured = {road: jobs_of(f"measured_{road}", requests) for road, requests in plan.measured.items()}
+        jobs = gallery_jobs(plan.shown, strip_frames=config.strip_frames)
+        jobs += [job for group in measured.values() for job in group]
+        total = sum(len(job.requests) for job in jobs)
+        for job in sample_jobs(jobs, cascade, files=files, pool=pool):
+            context.report_pictures(done := done + len(job.requests), total)
+        for name, png in pool.call(partial(draw_samples, plan.shown, files, index.classes)).items():
+            (folder / f"{name}.png").write_bytes(png)
+            context.recorder.image(context.stage, 0, name, png)
+    metadata = {"measured": {road: [file_name(job.name) for job in group] for road, group in measured.items()}}
+    paths = [f"files/{file_name(job.name)}" for job in jobs]
+    return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
+
+
+class SamplesPlan(NamedTuple):
+    """What is asked of the cascade."""
+
+    shown: dict[str, list[Request]]  # name of the picture -> its requests
+    measured: dict[str, list[Request]]  # road -> its requests
+
+
+def plan_samples(config: SamplesConfig, index: ShardIndex, cascade: Artifact) -> SamplesPlan:
+    """The requests of what is shown and measured, as far as the models take them. Runs in a worker."""
+    with cascade.local_copy() as place:
+        models = Cascade.load(place)
     found = conditions(config, index, models.condition_pictures)
     shown = gallery_requests(config, models, captions=found.captions, pictures=found.shown, seed=config.seed)
     measured = {
@@ -45,24 +75,12 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
         )
         for road in models.roads
     }
-    measured_jobs = {road: jobs_of(f"measured_{road}", requests) for road, requests in measured.items()}
-    jobs = gallery_jobs(shown, strip_frames=config.strip_frames) + [
-        job for group in measured_jobs.values() for job in group
-    ]
+    return SamplesPlan(shown, measured)
 
-    total, done = sum(len(job.requests) for job in jobs), 0
-    for job in sample_jobs(jobs, cascade, files=context.files_store, resources=context.resources):
-        context.report_pictures(done := done + len(job.requests), total)
 
-    folder = context.scratch()
-    for name, png in draw_gallery(shown, read_gallery(shown, context.files_store), classes=index.classes).items():
-        (folder / f"{name}.png").write_bytes(png)
-        context.recorder.image(context.stage, 0, name, png)
-    metadata = {
-        "measured": {road: [file_name(job.name) for job in group] for road, group in measured_jobs.items()},
-    }
-    paths = [f"files/{file_name(job.name)}" for job in jobs]
-    return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
+def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, bytes]:
+    """The grids of what was sampled, PNG by name. Runs in a worker."""
+    return draw_gallery(shown, read_gallery(shown, files), classes=classes)
 
 
 class Found(NamedTuple):

@@ -3,24 +3,20 @@
 from functools import partial
 from typing import Any
 
-from components.data.held_out import held_out_arrays
 from components.data.shards import load_index
-from components.data.subset import read_random_part
 from components.evaluation.features import check_feature_network
-from components.evaluation.parallel import finish_jobs
-from components.evaluation.roads import measured_requests
 from components.evaluation.steps_study import (
     StepsSampler,
     StepsStudyConfig,
     draw_steps,
+    plan_study,
     points_of,
     settings_of,
     steps_headline,
     steps_summary,
     steps_table,
 )
-from components.evaluation.variants import measure_made, read_made, variant_jobs, variants_grid
-from components.sampling.cascade import Cascade
+from components.evaluation.variants import measure_made, read_all_figures, variant_jobs, variants_grid
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 
@@ -32,29 +28,17 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
     check_feature_network(config.feature_network)
-    index, models = load_index(images.url("index.json")), Cascade.load(cascade.download(context.scratch()))
-    if models.base is None:
-        raise ValueError("this cascade has no diffusion model whose samplers could be compared")
-    size = models.base.settings["resolution"]
-    trained = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=size)
-    asked: dict[str, Any] = {"labels": trained.label, "captions": trained.caption, "count": config.samples}
-    settings = settings_of(config)
-    jobs = variant_jobs(settings, measured_requests(models, "diffusion", **asked, seed=config.seed))
-
-    every = [job for group in jobs.values() for job in group]
-    total, done, files = sum(len(job.requests) for job in every), 0, context.files_store
-    for job in finish_jobs(partial(StepsSampler, cascade, files), every, files=files, resources=context.resources):
-        context.report_pictures(done := done + len(job.requests), total)
-    made = {name: read_made(files, group) for name, group in jobs.items()}
-
-    rows = measure_made(
-        made,
-        config,
-        trained=trained.image,
-        held_out=held_out_arrays(index, resolution=size, limit=config.samples)["image"],
-        resources=context.resources,
-        progress=context.report_pictures,
-    )
+    index, settings, files, done = load_index(images.url("index.json")), settings_of(config), context.files_store, 0
+    with context.pool() as pool:
+        plan = pool.call(partial(plan_study, config, index, cascade))
+        jobs = variant_jobs(settings, plan.requests)
+        every = [job for group in jobs.values() for job in group]
+        total = sum(len(job.requests) for job in every)
+        for job in pool.finish(partial(StepsSampler, cascade, files), every, files=files):
+            context.report_pictures(done := done + len(job.requests), total)
+        how: dict[str, Any] = {"resolution": plan.resolution, "files": files, "pool": pool}
+        rows = measure_made(jobs, config, index, **how, progress=context.report_pictures)
+        made = pool.call(partial(read_all_figures, files, jobs))
     points = points_of(settings, made, rows)
     return context.commit_study(
         plots=draw_steps(points, rows, config, salt=context.stage),

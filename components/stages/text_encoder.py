@@ -1,6 +1,8 @@
 """Bring a pretrained text encoder into the store, so that trainings and samples find it where all models are."""
 
 import json
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +17,8 @@ from components.sampling.frozen_text import (
     load_frozen_text,
 )
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.store import Store, StoreError, absolute, list_url
+from components.storage.artifact import Artifact, FileEntry, upload_attempt
+from components.storage.store import SCRATCH, Store, StoreError, absolute, list_url
 
 
 class TextEncoderConfig(Config):
@@ -32,10 +34,20 @@ def bring_text_encoder(config: TextEncoderConfig, context: StageContext) -> Arti
 
     Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded.
     """
-    folder = fetch(config.uri, context.scratch())
-    (folder / LENGTH).write_text(json.dumps({"length": config.length}))
-    length, width = load_frozen_text(folder).states_shape
-    return context.commit("model", folder=folder, metadata={"text_states_length": length, "text_states_dim": width})
+    with context.pool() as pool:
+        entries, (length, width) = pool.call(partial(copy_text_encoder, config, context.store))
+    return context.commit("model", entries=entries, metadata={"text_states_length": length, "text_states_dim": width})
+
+
+def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[FileEntry], tuple[int, int]]:
+    """Copy the encoder's files to the stage's store and load it once. Runs in a worker.
+
+    Returns the entries of the files and the shape of a text's states. Raises FrozenTextError.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}text-encoder-") as place:
+        folder = fetch(config.uri, Path(place))
+        (folder / LENGTH).write_text(json.dumps({"length": config.length}))
+        return upload_attempt(store, folder), load_frozen_text(folder).states_shape
 
 
 def fetch(uri: str, folder: Path) -> Path:

@@ -1,16 +1,18 @@
 """Turn pictures into tokens, one file for each shard."""
 
+from functools import partial
+
 import torch
 
 from components.configuration import Config
 from components.data.encoding import encode_shards, token_names
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import parse_tokens
-from components.models.autoencoder import Autoencoder
-from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
+from components.evaluation.codebook import codebook_use
+from components.models.quantizer import codebook_histogram
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.bundle import load_bundle
+from components.storage.networks import describe_autoencoder
 from components.storage.store import Store
 
 
@@ -28,22 +30,21 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
 
     Raises, before any work, ValueError for an autoencoder without codes, ShardError for a set without the member.
     """
-    bundle = load_bundle(tokenizer.download(context.scratch()))
-    assert isinstance(bundle.module, Autoencoder)
-    codebook_size = bundle.module.codebook_size
+    network = describe_autoencoder(tokenizer)
     index, files = load_index(images.url("index.json")), context.files_store
     check_member(index, config.member)
     names = token_names(index)
     for done in encode_shards(index, tokenizer, files=files, resources=context.resources, member=config.member):
         context.recorder.progress(context.stage, step=done, total=len(names), unit="shard")
     files.write(BPE, read_bpe(index).encode())
-    summary = codebook_use(files, names, codebook_size=codebook_size)
+    with context.pool() as pool:
+        summary = pool.call(partial(use_of_codes, files, names, codebook_size=network.codebook_size))
     context.recorder.metrics(context.stage, len(names), summary)
     metadata = {
         "names": names,
         "member": config.member,
-        "grid": list(bundle.module.grid),
-        "codebook_size": codebook_size,
+        "grid": list(network.grid),
+        "codebook_size": network.codebook_size,
         "classes": list(index.classes),
         "text": {"vocab_size": index.text.vocab_size, "text_length": index.text.text_length},
         "summary": summary,
@@ -51,16 +52,12 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
     return context.commit("tokens", paths=[f"files/{name}" for name in [*names, BPE]], metadata=metadata)
 
 
-def codebook_use(files: Store, names: list[str], *, codebook_size: int) -> dict[str, float]:
-    """Share of codes in use, their perplexity, and counts, over all pictures of the set."""
+def use_of_codes(files: Store, names: list[str], *, codebook_size: int) -> dict[str, float]:
+    """Share of codes in use, their perplexity, and counts, over all pictures of the set. Runs in a worker."""
     histogram, pictures = torch.zeros(codebook_size, dtype=torch.int64), 0
     for name in names:
         tokens = parse_tokens(files.read(name), name).tokens
         histogram += codebook_histogram(torch.from_numpy(tokens), codebook_size=codebook_size)
         pictures += len(tokens)
-    return {
-        "codebook_usage": float(codebook_usage(histogram)),
-        "codebook_perplexity": float(codebook_perplexity(histogram)),
-        "dead_codes": float((histogram == 0).sum()),
-        "pictures": float(pictures),
-    }
+    found = codebook_use(histogram, pictures).model_dump(exclude={"codebook_size"})
+    return {name: float(value) for name, value in found.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from components.training.contrastive_config import ContrastiveConfig, DiffusionP
 from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls, maker_of
 from components.training.launch import train
 from components.training.loop import Task
+from components.training.results import ModelDescription
 from components.training.worker import RayStream
 
 PictureConfig = (
@@ -42,22 +42,24 @@ def train_on_pictures(
     index: ShardIndex,
     *,
     resolution: int | None = None,
+    model: ModelDescription,
     member: Member = "image",
     condition_member: Member | None = None,
     degradation: Degradation | None = None,
     arrays: Sequence[str] = (),
     **arguments: Any,
-) -> Path:
+) -> Artifact:
     """Train the task `make_task(config, **arguments)` on the pictures of `index`.
 
     Args:
         resolution: of the pictures; None: that of `config`.
+        model: what describes the model beside its weights.
         member: what of each sample is its `image`.
         condition_member: what of each sample is its `condition_image`, where the task is given one.
         degradation: makes the `condition_image` of the `image` instead.
         arrays: names of arrays of the set that the task is given too.
 
-    Returns the folder of the final state, see `components.training.launch.train`, which raises TrainingError. Raises
+    Returns the committed model artifact: bundle, metrics and preview. Raises as `components.training.launch.train`, and
     ShardError, before anything is started, for a set without the condition member.
     """
     if condition_member is not None:
@@ -75,7 +77,7 @@ def train_on_pictures(
         reader_cpus=resources.reader_cpus,
         readers=resources.readers,
     )
-    return train(
+    trained = train(
         partial(make_task, config, **arguments, max_batch_per_device=resources.max_batch_per_device),
         config=config,
         stage=context.stage,
@@ -85,8 +87,10 @@ def train_on_pictures(
         held_out=partial(held_out_arrays, index, **how, limit=HELD_OUT),
         recorder=context.recorder,
         resources=resources,
-        scratch=context.scratch(),
+        store=context.store,
+        model=model,
     )
+    return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
 def frozen_networks(

@@ -8,6 +8,7 @@ Layout of a stage's folder `{root}/stages/{stage}/{key}`:
 """
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from components.configuration import Config
-from components.storage.store import DamagedFileError, Digest, Store, digest_of, in_parallel
+from components.storage.store import SCRATCH, DamagedFileError, Digest, Store, digest_of, in_parallel
 
 MANIFEST = "manifest.json"
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
@@ -83,7 +84,7 @@ class Artifact(Config):
     @contextmanager
     def local_copy(self) -> Iterator[Path]:
         """A private folder with all listed files, verified, that is gone afterwards. Raises ArtifactError."""
-        with tempfile.TemporaryDirectory(prefix=f"cascade-{self.stage}-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{self.stage}-") as folder:
             yield self.download(Path(folder))
 
     def download(self, folder: Path) -> Path:
@@ -100,6 +101,18 @@ class Artifact(Config):
         except DamagedFileError as error:
             raise ArtifactError(_differs(error)) from error
         return folder
+
+
+def upload_attempt(store: Store, folder: Path) -> list[FileEntry]:
+    """Upload all files of a local folder to a new `attempt-…` folder of a stage's store. Returns their entries."""
+    attempt = f"attempt-{uuid.uuid4().hex[:12]}"
+
+    def send(local: Path) -> FileEntry:
+        path = f"{attempt}/{local.relative_to(folder).as_posix()}"
+        store.upload(local, path)
+        return describe_file(local, path)
+
+    return in_parallel(send, sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
 def describe_file(local: Path, path: str) -> FileEntry:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -53,6 +54,14 @@ def save_bundle(folder: Path, bundle: ModelBundle) -> None:
     save_file(weights, folder / WEIGHTS)
     description = {"kind": bundle.kind, "network": bundle.network, "settings": bundle.settings}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def describe_bundle(description: bytes) -> ModelBundle:
+    """The model of a DESCRIPTION file, its network without weights (on the meta device): shapes and no memory."""
+    about = json.loads(description)
+    with torch.device("meta"):
+        module = NETWORKS[about["kind"]](**about["network"])
+    return ModelBundle(about["kind"], about["network"], about["settings"], module)
 
 
 def load_bundle(folder: Path) -> ModelBundle:

@@ -26,6 +26,7 @@ S = TypeVar("S")
 
 TRANSFERS = 8  # files of one artifact on their way at a time
 BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
+SCRATCH = "cascade-scratch-"  # starts the names of folders on one node's disk that no other node can see
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 

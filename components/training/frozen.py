@@ -29,7 +29,8 @@ from components.sampling.frozen_text import (
 )
 from components.sampling.text_encoding import parse_bpe
 from components.storage.artifact import Artifact
-from components.storage.bundle import DESCRIPTION, load_bundle
+from components.storage.bundle import DESCRIPTION
+from components.storage.networks import open_autoencoder
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch
 
@@ -216,15 +217,6 @@ class ColumnEncoder:
     def __call__(self, rows: Arrays) -> Arrays:
         batch = encoded(with_positions(to_batch(rows, self.device)), self.encoders)
         return {name: batch[name].float().cpu().numpy() for name in self.names & batch.keys()}
-
-
-def open_autoencoder(autoencoder: Artifact) -> Autoencoder:
-    """Raises ValueError for a model of another kind."""
-    with autoencoder.local_copy() as folder:
-        bundle = load_bundle(folder)
-    if not isinstance(bundle.module, Autoencoder):
-        raise ValueError(f"latents need an autoencoder, not a model of kind {bundle.kind}")
-    return bundle.module.requires_grad_(False)
 
 
 def load_image_encoder(device: torch.device, *, contrastive: Artifact) -> Encoder:

@@ -7,7 +7,6 @@ folder, restarted workers load the last one, and the data stream is rebuilt from
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -18,21 +17,17 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from components.execution import Recorder, Resources
-from components.storage.store import DamagedFileError, Store
+from components.pool import portable
+from components.storage.store import Store
 from components.training.config import TrainingConfig
 from components.training.loop import Arrays, Task
-from components.training.run_folder import (
-    download_folder,
-    fetch_checkpoint,
-    forget_checkpoint,
-    last_checkpoint,
-    storage_of,
-)
-from components.training.snapshots import SNAPSHOTS
+from components.training.results import ModelDescription, Trained, read_finished
+from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
 from components.training.worker import Job, RayStream, Stream, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
+MakeDataset = Callable[..., "ray.data.Dataset | None"]  # called with world_size=
 
 
 class TrainingError(RuntimeError):
@@ -50,21 +45,24 @@ def train(
     held_out: Callable[[], Arrays],
     recorder: Recorder,
     resources: Resources,
-    scratch: Path,
-) -> Path:
-    """Train until config.total_steps, resuming what is in `folder`, and return a local copy of the final state.
+    store: Store,
+    model: ModelDescription,
+) -> Trained:
+    """Train until config.total_steps, resuming what is in `folder`, and leave the model's files in `store`.
 
     Args:
         make_task: called in each worker as make_task(worker=...).
         key: the run's name below `folder`; equal keys resume each other.
         stream: the ordered data of the whole run, from any step on.
         held_out: called in rank 0; what previews and the final evaluation see.
-        scratch: local folder for the copy.
+        store: the stage's folder.
+        model: what describes the model beside its weights.
 
-    Returns the folder of the last checkpoint: its files, `summary.json`, the last previews as PNG, and the snapshots of
-    a power EMA.
+    Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
+    weights never pass through this process.
 
     Raises:
+        HandoverError: what workers are given holds a path of this node.
         TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, or
             workers failed more than resources.max_failures times.
     """
@@ -74,27 +72,13 @@ def train(
             "set num_workers in the profile, or another global_batch_size"
         )
     run = folder.join(key)
-    job = Job(make_task, config, stage, run, stream, held_out, recorder, resources)
-    while (state := final_state(job, scratch)) is None:
-        again = run_trainer(job, key=key, folder=folder)
-        done = last_checkpoint(run)
-        if not again and (done is None or done.step < config.total_steps):
+    job = Job(make_task, config, stage, run, stream, held_out, recorder, resources, store, model)
+    while (trained := read_finished(run)) is None:
+        again = run_trainer(portable(job, what=f"the job of stage {stage}"), key=key, folder=folder)
+        if not again and read_finished(run) is None:
+            done = last_checkpoint(run)
             raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
-    return state
-
-
-def final_state(job: Job, scratch: Path) -> Path | None:
-    """A local copy of the run's last checkpoint with its snapshots; None if training has not come to its end."""
-    done = last_checkpoint(job.run)
-    if done is None or done.step < job.config.total_steps:
-        return None
-    try:
-        state = fetch_checkpoint(job.run, done.name, scratch / done.name)
-    except DamagedFileError as error:
-        fall_back(job, done.name, str(error))
-        return None
-    download_folder(job.run, SNAPSHOTS, state / SNAPSHOTS)
-    return state
+    return trained
 
 
 def fall_back(job: Job, name: str, why: str) -> None:
@@ -130,7 +114,7 @@ def run_trainer(job: Job, *, key: str, folder: Store) -> bool:
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
-        datasets={"train": partial(resumed, job.stream, job.run)} if isinstance(job.stream, RayStream) else None,
+        datasets={"train": partial(resumed, job)} if isinstance(job.stream, RayStream) else None,
         dataset_config=OrderedShards(),
     )
     try:
@@ -192,24 +176,37 @@ def worker_resources(resources: Resources) -> dict[str, float]:
     return wanted | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
-def resumed(stream: RayStream, run: Store) -> Callable[..., "ray.data.Dataset"]:
+def resumed(job: Job) -> MakeDataset:
     """What makes the stream from the checkpoint that workers are about to load; called whenever workers start.
 
-    It goes to `OrderedShards` in the place of a dataset: only that is told how many workers there are this time.
+    It goes to `OrderedShards` in the place of a dataset: only that is told how many workers there are this time. There
+    is no stream where all steps are taken, and only the evaluation is not done.
     """
-    done = last_checkpoint(run)
-    return partial(stream.make, start_step=done.step if done else 0)
+    done = last_checkpoint(job.run)
+    if done is not None and done.step == job.config.total_steps:
+        return nothing
+    return partial(job.stream.make, start_step=done.step if done else 0)
+
+
+def nothing(*, world_size: int) -> None:
+    """The stream of a training that has taken all its steps."""
 
 
 class OrderedShards(ray.train.DataConfig):
     """Block i goes to rank i modulo the number of ranks: the order that makes a global batch (ray-notes, item 13)."""
 
     def configure(
-        self, datasets: dict[str, Callable[..., "ray.data.Dataset"]], world_size: int, *unused: Any, **also_unused: Any
+        self,
+        datasets: dict[str, MakeDataset],
+        world_size: int,
+        *unused: Any,
+        **also_unused: Any,
     ) -> list[dict[str, "ray.data.DataIterator"]]:
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, make in datasets.items():
             dataset = make(world_size=world_size)
+            if dataset is None:
+                continue
             dataset.context.execution_options.preserve_order = True
             for shard, split in zip(shards, dataset.streaming_split(world_size, equal=False), strict=True):
                 shard[name] = split

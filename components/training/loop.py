@@ -44,20 +44,22 @@ def fit(
 ) -> int:
     """Train from `start_step` (steps already taken) to `config.total_steps`; `batches` must start there too.
 
-    `log` is called at every step and decides what to read; `save` and `show` at their intervals and at the end. `leave`
-    is asked after every step: if it says so, the state is saved and training ends. Returns the steps taken.
+    `log` is called at every step and decides what to read, `save` and `show` at their intervals: first `save`, so that
+    nothing is lost by what is shown. The last step is saved and not shown: the caller shows and evaluates the finished
+    model. `leave` is asked after every step: if it says so, the state is saved and training ends. Returns the steps
+    taken.
     """
     step = start_step
     for step in range(start_step + 1, config.total_steps + 1):
         metrics = task.train_step(next(batches), step)
         log(step, metrics)
-        if step % config.sample_every == 0 or step == config.total_steps:
-            show(step, task)
         leaving = leave()
         if is_scheduled(step, config) or leaving:
             save(step, task)
         if leaving:
             break
+        if step % config.sample_every == 0 and step < config.total_steps:
+            show(step, task)
     return step
 
 

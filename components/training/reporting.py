@@ -71,11 +71,13 @@ class Reporter:
         return pictures
 
     def summary(self, seconds_before: float, step: int) -> dict[str, float]:
-        """Steps, seconds of training in all tries, and pictures a second of this one."""
-        seconds = time.monotonic() - self.started
-        steps = step - self.start_step
+        """Steps, seconds of training in all tries, and samples/s: of this try, or of all if it took no step."""
+        seconds, steps = time.monotonic() - self.started, step - self.start_step
+        if not steps:
+            seconds, steps = 0.0, step
+        rate = steps * self.config.global_batch_size / max(seconds or seconds_before, 1e-9)
         return {
             "steps": float(step),
             "train_seconds": round(seconds_before + seconds, 2),
-            "samples_per_second": round(steps * self.config.global_batch_size / max(seconds, 1e-9), 2),
+            "samples_per_second": round(rate, 2),
         }

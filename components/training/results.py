@@ -1,45 +1,90 @@
-"""From a run's final state to the folder that a stage commits: a bundle, its summary and its pictures."""
+"""What a finished training leaves: a model's files in the stage's folder, and in the run folder the list of them."""
 
 import json
-import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
+from torch import Tensor
 
+from components.storage.artifact import FileEntry, upload_attempt
 from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
-from components.training.checkpoint import WEIGHTS
+from components.storage.store import SCRATCH, Store
 from components.training.learner import below
+from components.training.run_folder import download_folder
 from components.training.snapshots import SNAPSHOTS, reconstruct
 
-SUMMARY = "summary.json"
 METRICS = "metrics.json"
+FINISHED = "finished.json"  # in the run folder: the training has come to its end, and this is what it left
+
+
+class ModelDescription(NamedTuple):
+    """What a model's files say beside its weights."""
+
+    kind: str  # a key of NETWORKS
+    network: dict[str, Any]  # arguments of the network's constructor
+    settings: dict[str, Any]  # what sampling needs to know
+    learner: str = ""  # prefix of the learner whose network it is, for a task that has several
+    texts: dict[str, str] | None = None  # file name -> content of further files, such as the text tokenizer
+
+
+class Trained(NamedTuple):
+    """A finished training."""
+
+    entries: tuple[FileEntry, ...]  # the model's files, in the stage's folder
+    summary: dict[str, float]  # steps, seconds, samples/s, parameters and the task's metrics on held-out data
 
 
 def write_model(
-    state: Path, folder: Path, *, kind: str, network: dict[str, Any], settings: dict[str, Any], learner: str = ""
+    folder: Path,
+    description: ModelDescription,
+    *,
+    weights: Mapping[str, Tensor],
+    summary: Mapping[str, float],
+    previews: Mapping[str, bytes],
 ) -> dict[str, float]:
-    """Write the averaged weights of a final state, with what rebuilds and describes them, to `folder`.
-
-    A power EMA leaves its snapshots there too; see `components.training.snapshots.choose_average`.
+    """Write the averaged weights of a task's state to `folder`, with what rebuilds and describes them.
 
     Args:
-        state: what `launch.train` returned.
-        kind, network, settings: of the bundle.
-        learner: prefix of the learner whose network it is, for a task that has several.
+        folder: holds the snapshots of a power EMA already, where there are any; the average is then chosen from them
+            (`components.training.snapshots.choose_average`).
+        weights: of the task's state, flat names.
+        previews: name -> PNG; the last one is kept.
 
-    Returns the summary: steps, seconds, pictures a second, parameters and the task's metrics on held-out data.
+    Returns the summary with the number of parameters.
     """
-    weights, summary = below(learner, load_file(state / WEIGHTS)), json.loads((state / SUMMARY).read_text())
-    module = NETWORKS[kind](**network)
-    if (state / SNAPSHOTS).is_dir():
-        shutil.copytree(state / SNAPSHOTS, folder / SNAPSHOTS)
-        module.load_state_dict(reconstruct(state / SNAPSHOTS, summary["ema_sigma_rel"]))
+    module = NETWORKS[description.kind](**description.network)
+    if (folder / SNAPSHOTS).is_dir():
+        module.load_state_dict(reconstruct(folder / SNAPSHOTS, summary["ema_sigma_rel"]))
     else:
-        module.load_state_dict(below("ema.", weights) or below("network.", weights))
-    save_bundle(folder, ModelBundle(kind, network, settings, module))
-    summary["parameters"] = sum(parameter.numel() for parameter in module.parameters())
-    (folder / METRICS).write_text(json.dumps(summary, indent=1))
-    for picture in state.glob("*.png"):
-        shutil.copy(picture, folder / "preview.png")
-    return summary
+        own = below(description.learner, dict(weights))
+        module.load_state_dict(below("ema.", own) or below("network.", own))
+    save_bundle(folder, ModelBundle(description.kind, description.network, description.settings, module))
+    written = {**summary, "parameters": sum(parameter.numel() for parameter in module.parameters())}
+    (folder / METRICS).write_text(json.dumps(written, indent=1))
+    for name, text in (description.texts or {}).items():
+        (folder / name).write_text(text)
+    for png in previews.values():
+        (folder / "preview.png").write_bytes(png)
+    return written
+
+
+def finish(run: Store, stage_store: Store, description: ModelDescription, **model: Any) -> None:
+    """Upload the files of `write_model` (see there for `model`) to the stage's folder, and say so in the run folder."""
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}model-") as place:
+        folder = Path(place)
+        download_folder(run, SNAPSHOTS, folder / SNAPSHOTS)
+        summary = write_model(folder, description, **model)
+        entries = upload_attempt(stage_store, folder)
+    listed = {"entries": [entry.model_dump() for entry in entries], "summary": summary}
+    run.write(FINISHED, json.dumps(listed).encode())
+
+
+def read_finished(run: Store) -> Trained | None:
+    """What the training in this run folder left; None if it has not come to its end."""
+    try:
+        listed = json.loads(run.read(FINISHED))
+    except FileNotFoundError:
+        return None
+    return Trained(tuple(FileEntry(**entry) for entry in listed["entries"]), listed["summary"])

@@ -1,6 +1,5 @@
 """One rank of a training on Ray Train: build the task, restore it, train, report."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.v2._internal.execution.context import get_train_context
 
 from components.execution import Recorder, Resources
-from components.storage.store import DamagedFileError, Store
+from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
 from components.training.config import TrainingConfig
@@ -25,7 +24,7 @@ from components.training.guard import NonFiniteError
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
-from components.training.results import SUMMARY
+from components.training.results import ModelDescription, finish
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, upload_folder
 from components.training.snapshots import SNAPSHOTS, write_snapshots
 
@@ -62,6 +61,8 @@ class Job(NamedTuple):
     held_out: Callable[[], Arrays]
     recorder: Recorder
     resources: Resources
+    store: Store  # the stage's folder, where the model's files go
+    model: ModelDescription
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
@@ -100,7 +101,10 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         if worker.world_size > 1 or not is_own(error.cause):
             raise
         return {"stopped": str(error.cause)}
-    return {} if reached == job.config.total_steps else {"preempted": str(reached)}
+    if reached < job.config.total_steps:
+        return {"preempted": str(reached)}
+    saver.finish(task)
+    return {}
 
 
 def let_others_go_first() -> None:
@@ -133,6 +137,11 @@ def read_held_out(job: Job, worker: Worker) -> Arrays:
     return arrays
 
 
+def has_snapshots(config: TrainingConfig) -> bool:
+    """Whether averages are kept to choose from; see `components.training.snapshots`."""
+    return config.ema == "power" and config.ema_decay > 0
+
+
 def is_own(error: Exception | None) -> bool:
     """Whether an error was raised by this package, with a message of one line for the user."""
     return type(error).__module__.startswith("components.")
@@ -148,7 +157,7 @@ def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[
         return 0, 0.0
     name, why, found = PurePosixPath(checkpoint.path).name, "", None
     try:
-        with tempfile.TemporaryDirectory(prefix="cascade-restore-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}restore-") as folder:
             found = read_checkpoint(fetch_checkpoint(run, name, Path(folder)))
     except DamagedFileError as error:
         why = str(error)
@@ -178,43 +187,54 @@ def rank_batches(job: Job, worker: Worker, *, start_step: int) -> Iterator[Batch
 
 
 class Saver:
-    """Checkpoints (every rank reports, rank 0 writes) and pictures (rank 0)."""
+    """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0)."""
 
     def __init__(self, job: Job, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
-        self.pictures: dict[str, bytes] = {}
 
     def show(self, step: int, task: Task) -> None:
         if self.reporter.worker.rank == 0:
-            self.pictures = self.reporter.show(task, self.held_out, step)
+            self.reporter.show(task, self.held_out, step)
+
+    def finish(self, task: Task) -> None:
+        """Evaluate the finished model and write its files. The last checkpoint is in the store by now, so whatever
+        fails here loses no step."""
+        if self.reporter.worker.rank > 0:
+            return
+        summary = self.summary(self.job.config.total_steps) | task.evaluate(self.held_out)
+        previews = self.reporter.show(task, self.held_out, self.job.config.total_steps)
+        weights = task.state_dict()["weights"]
+        model = {"weights": weights, "summary": summary, "previews": previews}
+        finish(self.job.run, self.job.store, self.job.model, **model)
+
+    def summary(self, step: int) -> dict[str, float]:
+        config, summary = self.job.config, self.reporter.summary(self.seconds_before, step)
+        return summary | ({"ema_sigma_rel": config.ema_sigma_rel} if has_snapshots(config) else {})
 
     def save(self, step: int, task: Task) -> None:
-        """A barrier over the ranks. The upload goes on in the background; Train deletes the local copy after it.
+        """A barrier over the ranks. The upload goes on in the background, but for the last checkpoint, which is whole
+        in the store before anything else is done; Train deletes the local copy after it.
 
         All ranks look at their weights, which are equal, so that all stop if these are not finite.
         """
         refuse_non_finite(task.state_dict()["weights"], step=step)
         checkpoint = self.write(step, task) if self.reporter.worker.rank == 0 else None
+        last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
             checkpoint=checkpoint,
             checkpoint_dir_name=checkpoint_name(step),
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
             checkpoint_upload_fn=partial(self.upload, storage=ray.train.get_context().get_storage()),
         )
 
     def write(self, step: int, task: Task) -> Checkpoint:
-        folder, config = Path(tempfile.mkdtemp(prefix="cascade-checkpoint-")), self.job.config
-        summary = self.reporter.summary(self.seconds_before, step)
-        state = task.state_dict() | {"seconds": summary["train_seconds"]}
+        folder, config = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-")), self.job.config
+        state = task.state_dict() | {"seconds": self.summary(step)["train_seconds"]}
         write_checkpoint(folder, state, step=step)
-        if config.ema == "power" and config.ema_decay > 0 and is_scheduled(step, config):
+        if has_snapshots(config) and is_scheduled(step, config):
             write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.ema_sigma_rel)
-            summary["ema_sigma_rel"] = config.ema_sigma_rel
-        if step == config.total_steps:
-            (folder / SUMMARY).write_text(json.dumps(summary | task.evaluate(self.held_out)))
-            for name, png in self.pictures.items():
-                (folder / f"{name}.png").write_bytes(png)
         return Checkpoint.from_directory(str(folder))
 
     def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:

@@ -10,7 +10,11 @@ class FileRecorder:
     """Appends one JSON line a call; picklable."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._file = str(path)  # no path may cross to a worker, though these share a disk
+
+    @property
+    def path(self) -> Path:
+        return Path(self._file)
 
     def progress(self, stage: str, **values: Any) -> None:
         self._write("progress", stage, values)

@@ -19,10 +19,12 @@ from components.data.stream import training_stream
 from components.execution import Resources
 from components.storage.store import Store
 from components.training.checkpoint import WEIGHTS
+from components.training.diffusion_settings import network_arguments
 from components.training.launch import TrainingError, train
 from components.training.loop import Batch, Metrics
 from components.training.parallel import Worker
-from components.training.run_folder import checkpoint_name, last_checkpoint
+from components.training.results import ModelDescription, Trained, read_finished
+from components.training.run_folder import fetch_checkpoint, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RayStream
 from tests.distributed.recording import FileRecorder
@@ -40,9 +42,9 @@ class KilledTask(DiffusionTask):
     It waits for the checkpoint before to be there, so that it is a resumed run that is looked at.
     """
 
-    def __init__(self, config: Any, *, place: Path, worker: Worker, **options: Any) -> None:
+    def __init__(self, config: Any, *, place: str, worker: Worker, **options: Any) -> None:
         super().__init__(config, worker=worker, **options)
-        self.target, self.run = place / "target", Store(str(place / "train" / "key"))
+        self.target, self.run = Path(place) / "target", Store(f"{place}/train/key")
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         metrics = super().train_step(batch, step)
@@ -62,8 +64,8 @@ class PoisonedTask(DiffusionTask):
         return super().loss(batch) * float("nan")
 
 
-def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS, **options: Any) -> Path:
-    """Train in `folder`, resuming what is there. Returns the final state."""
+def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS, **options: Any) -> Trained:
+    """Train in `folder`, resuming what is there."""
     index = load_index(images_artifact(folder).url("index.json"))
     make_stream = partial(
         training_stream,
@@ -87,8 +89,18 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
         held_out=partial(dict, held_out),
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2),
-        scratch=folder / "scratch",
+        store=Store(str(folder)),
+        model=ModelDescription("diffusion", network_arguments(CONFIG, offers), settings={}),
     )
+
+
+def last_weights(folder: Path) -> dict[str, Tensor]:
+    """Of the last checkpoint, with those of the EMA."""
+    train = Store(str(folder / "train" / "key"))
+    done = last_checkpoint(train)
+    assert done is not None
+    assert done.step == CONFIG.total_steps
+    return load_file(fetch_checkpoint(train, done.name, folder / "fetched") / WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +113,15 @@ def complete(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def undisturbed(complete: Path) -> dict[str, Tensor]:
-    return load_file(complete / "scratch" / checkpoint_name(CONFIG.total_steps) / WEIGHTS)
+    return last_weights(complete)
 
 
 def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "target").write_text("0")  # the worker itself
-    state = run(tmp_path, KilledTask, place=tmp_path)
+    run(tmp_path, KilledTask, place=str(tmp_path))
     started = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
     assert len(started) == 2  # rank 0 before and after
-    assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
+    assert_equal_bits(last_weights(tmp_path), undisturbed)
 
 
 def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
@@ -120,13 +132,13 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
-    state = run(tmp_path)
-    assert_equal_bits(load_file(state / WEIGHTS), undisturbed)
+    run(tmp_path)
+    assert_equal_bits(last_weights(tmp_path), undisturbed)
 
 
 def test_run_that_is_complete_is_not_started_again(complete: Path) -> None:
-    log = (complete / "log.jsonl").read_text()
-    assert run(complete) == complete / "scratch" / checkpoint_name(CONFIG.total_steps)
+    log, finished = (complete / "log.jsonl").read_text(), read_finished(Store(str(complete / "train" / "key")))
+    assert run(complete) == finished
     assert (complete / "log.jsonl").read_text() == log
 
 
@@ -157,4 +169,4 @@ if __name__ == "__main__":
     start_ray(worker_start_timeout=120, verbose=False)
     place = Path(sys.argv[1])
     (place / "target").write_text(str(os.getpid()))
-    run(place, KilledTask, place=place)
+    run(place, KilledTask, place=str(place))

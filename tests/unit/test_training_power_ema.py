@@ -1,11 +1,10 @@
 """Laws of a training with averages by a power of time, without Ray."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from components.storage.bundle import load_bundle
 from components.training.batches import to_batch
@@ -14,7 +13,7 @@ from components.training.config import GANConfig
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.power_ema import Profile
-from components.training.results import SUMMARY, write_model
+from components.training.results import ModelDescription, write_model
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, write_snapshots
 from tests.tiny_training import (
     GRID,
@@ -73,14 +72,13 @@ def model_of(folder: Path) -> Path:
     from components.training.tasks.prior import transformer_arguments
 
     trained(folder / "run")
-    state, model = folder / "state", folder / "model"
-    state.mkdir()
+    model = folder / "model"
     model.mkdir()
-    (folder / "run" / SNAPSHOTS).rename(state / SNAPSHOTS)
-    save_file(load_file(folder / "run" / "20" / WEIGHTS), state / WEIGHTS)
-    (state / SUMMARY).write_text(json.dumps({"steps": 20.0, "ema_sigma_rel": 0.07}))
-    arguments = transformer_arguments(prior_config(), OFFERS, GRID)
-    write_model(state, model, kind="prior", network=arguments, settings={})
+    (folder / "run" / SNAPSHOTS).rename(model / SNAPSHOTS)
+    description = ModelDescription("prior", transformer_arguments(prior_config(), OFFERS, GRID), settings={})
+    summary = {"steps": 20.0, "ema_sigma_rel": 0.07}
+    weights = load_file(folder / "run" / "20" / WEIGHTS)
+    write_model(model, description, weights=weights, summary=summary, previews={})
     return model
 
 

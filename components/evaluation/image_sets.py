@@ -1,0 +1,160 @@
+"""Sets of images to measure, described part by part: a worker opens a part, nobody holds a whole set.
+
+Shapes: n images of a batch, H W their pixels.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from components.data.decoded import DecodedShard
+from components.data.shards import ShardEntry, ShardIndex, Split
+from components.storage.store import Digest, Store
+
+BATCH = 32  # images in memory at a time
+Purpose = Literal["model", "scale"]
+
+
+class ImagePart(Protocol):
+    """Some images of a set; small and picklable."""
+
+    @property
+    def num_images(self) -> int: ...
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """uint8 (n, H, W, 3), at most BATCH at a time."""
+
+
+class ImageSet(NamedTuple):
+    """Images to measure."""
+
+    parts: tuple[ImagePart, ...]
+    purpose: Purpose  # what a model made, or what tells how to read the distances
+
+    @property
+    def num_images(self) -> int:
+        return sum(part.num_images for part in self.parts)
+
+
+class ShardImages(NamedTuple):
+    """Samples of one split of one shard."""
+
+    index: ShardIndex  # with this shard alone
+    split: Split
+    resolution: int  # they are resized to it
+    rows: tuple[int, ...]  # numbers among the split's samples of this shard
+
+    @property
+    def num_images(self) -> int:
+        return len(self.rows)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Raises ShardError."""
+        (entry,) = self.index.shards
+        shard = DecodedShard(self.index, entry, resolution=self.resolution, split=self.split)
+        for rows in in_batches(np.array(self.rows, dtype=np.int64)):
+            out = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
+            shard.image.fill(out, np.arange(len(rows)), rows)
+            yield out
+
+
+class ShrunkImages(NamedTuple):
+    """Images reduced to another size: what a base model could reach at best."""
+
+    images: ShardImages
+    side: int
+
+    @property
+    def num_images(self) -> int:
+        return self.images.num_images
+
+    def batches(self) -> Iterator[np.ndarray]:
+        for images in self.images.batches():
+            yield shrink(images, self.side)
+
+
+class NoiseImages(NamedTuple):
+    """Independent uniform pixels: what an untrained model may look like."""
+
+    num_images: int
+    resolution: int
+    seed: tuple[int, int]  # of the set, and number of the part
+
+    def batches(self) -> Iterator[np.ndarray]:
+        generator = np.random.default_rng(self.seed)
+        for rows in in_batches(np.arange(self.num_images)):
+            shape = (len(rows), self.resolution, self.resolution, 3)
+            yield generator.integers(0, 256, shape, dtype=np.uint8)
+
+
+class FileImages(NamedTuple):
+    """An array (N, H, W, 3) of an npz file in a store."""
+
+    store: Store
+    path: str
+    array: str
+    num_images: int
+    digest: Digest | None = None  # where it is known
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Raises DamagedFileError."""
+        with np.load(io.BytesIO(self.store.read(self.path, expected=self.digest)), allow_pickle=False) as arrays:
+            yield from in_batches(arrays[self.array])
+
+
+def in_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+
+
+def split_parts(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> list[ShardImages]:
+    """The first `limit` samples of a split in the order of the index, a part for each shard."""
+    parts, left = [], limit
+    for entry in index.shards:
+        count = samples_of(entry, split) if left is None else min(left, samples_of(entry, split))
+        if count:
+            alone = index.model_copy(update={"shards": (entry,)})
+            parts.append(ShardImages(alone, split, resolution, tuple(range(count))))
+        left = None if left is None else left - count
+    return parts
+
+
+def held_out_parts(index: ShardIndex, *, resolution: int, limit: int) -> list[ShardImages]:
+    """The first held-out samples; training samples where a set holds nothing out, as `held_out_arrays` has it."""
+    held_out = split_parts(index, "holdout", resolution=resolution, limit=limit)
+    return held_out or split_parts(index, "train", resolution=resolution, limit=limit)
+
+
+def samples_of(entry: ShardEntry, split: Split) -> int:
+    return entry.train_samples if split == "train" else entry.samples - entry.train_samples
+
+
+def spread(parts: Sequence[ShardImages], count: int, *, seed: int) -> list[ShardImages]:
+    """At most `count` of the images, drawn at random, in their order."""
+    total = sum(part.num_images for part in parts)
+    chosen, first, found = np.sort(np.random.default_rng(seed).permutation(total)[:count]), 0, []
+    for part in parts:
+        own = chosen[(chosen >= first) & (chosen < first + part.num_images)] - first
+        if len(own):
+            found.append(part._replace(rows=tuple(part.rows[row] for row in own)))
+        first += part.num_images
+    return found
+
+
+def noise_parts(count: int, *, resolution: int, seed: int) -> list[NoiseImages]:
+    """`count` images of noise."""
+    starts = range(0, count, 4 * BATCH)
+    return [
+        NoiseImages(min(4 * BATCH, count - start), resolution, (seed, number)) for number, start in enumerate(starts)
+    ]
+
+
+def shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """Area-averaged uint8 (n, H, W, 3) -> (n, side, side, 3), rounded."""
+    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
+    small = F.interpolate(image, size=(side, side), mode="area").round().clamp(0, 255).byte()
+    return rearrange(small, "n c h w -> n h w c").numpy()

@@ -1,0 +1,313 @@
+"""Laws of what crosses from the head to workers: nothing of one node's disk, and no network is loaded on the head.
+
+Every stage runs here with workers that are simulated in this process: what they are given is pickled and unpickled as
+Ray would, after the same check, and only they may load weights.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import cloudpickle
+from torch import nn
+
+import components.stages
+from components.data import pool as shard_pool
+from components.execution import Resources, SilentRecorder
+from components.pool import HandoverError, Pool, file_name, portable
+from components.stages.autoencoder import train_autoencoder
+from components.stages.cascade import CascadeConfig, compose_cascade
+from components.stages.classifier import train_classifier
+from components.stages.context import StageContext
+from components.stages.contrastive import train_contrastive
+from components.stages.diffusion import train_diffusion
+from components.stages.diffusion_prior import train_diffusion_prior
+from components.stages.evaluate import EvaluationConfig, evaluate
+from components.stages.gan import train_gan
+from components.stages.guidance_study import study_guidance
+from components.stages.images import ImagesConfig, ingest_images
+from components.stages.likelihood import LikelihoodConfig, measure_likelihood
+from components.stages.pixels import train_pixels
+from components.stages.precompute import PrecomputeConfig, precompute
+from components.stages.prior import train_prior
+from components.stages.restoration import RestorationConfig, measure_restoration
+from components.stages.samples import SamplesConfig, sample_roads
+from components.stages.steps_study import study_steps
+from components.stages.text_encoder import TextEncoderConfig, bring_text_encoder
+from components.stages.tokens import TokensConfig, tokenize_images
+from components.storage.artifact import Artifact, load_artifact
+from components.storage.store import SCRATCH, Store
+from components.training import launch
+from components.training.parallel import ALONE
+from components.training.results import finish
+from components.training.worker import Job, RankStream
+from tests.tiny_text_image import classifier_config, contrastive_config
+from tests.tiny_text_image import prior_config as diffusion_prior_config
+from tests.tiny_training import (
+    autoencoder_config,
+    diffusion_config,
+    gan_config,
+    image_to_image_config,
+    masked_prior_config,
+    pixel_config,
+    prior_config,
+)
+from tests.unit.test_evaluation_studies import GUIDANCE, STEPS
+from tests.unit.test_frozen_text import pretrained_folder
+
+SIDE = 16
+SET = {"resolution": SIDE, "samples_per_shard": 24, "holdout_fraction": 0.2, "vocab_size": 300, "text_length": 16}
+VAE = {"bottleneck": "gaussian", "channel_mult": (1, 2, 2), "codebook_size": None, "codebook_dim": None}
+LATENT = {"resolution": 4, "in_channels": 8, "attention_resolutions": (), "conditions": ("label",)}
+at_work = False  # whether a simulated worker is
+
+
+class LoadedOnTheHeadError(AssertionError):
+    """Weights were loaded where no worker is."""
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    global at_work
+    at_work = True
+    try:
+        yield
+    finally:
+        at_work = False
+
+
+def sent(value: Any, what: str = "a value") -> Any:
+    """As it comes out on another node."""
+    return cloudpickle.loads(cloudpickle.dumps(portable(value, what=what)))
+
+
+class SimulatedPool(Pool):
+    def map(self, make_worker: Callable[[], Callable[[Any], Any]], parts: Sequence[Any]) -> Iterator[Any]:
+        with working():
+            work = sent(make_worker)()
+            made = [sent(work(sent(part))) for part in parts]
+        yield from made
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        with working():
+            return sent(sent(function)())
+
+
+def process_shards(make_worker: Any, jobs: list[Any], resources: Resources) -> Iterator[Any]:
+    del resources
+    with working():
+        work = sent(make_worker)()
+        for job in jobs:
+            work(sent(job))
+    yield from jobs
+
+
+def read_pieces(work: Any, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
+    del num_cpus
+    with working():
+        made = [sent(work)(number, piece) for number, piece in enumerate(pieces)]
+    yield from enumerate(made)
+
+
+def run_trainer(job: Job, *, key: str, folder: Store) -> bool:
+    """A training of no steps: the real task with its data, and the files of its model."""
+    del key, folder
+    job = sent(job, "the job")
+    with working():
+        task = job.make_task(worker=ALONE)
+        held_out = job.held_out()
+        assert len(next(iter(held_out.values()))) > 0
+        if isinstance(job.stream, RankStream):
+            next(job.stream.make(rank=0, world_size=1, start_step=0))
+        summary = {"steps": 0.0, "ema_sigma_rel": 0.1} | task.evaluate({n: rows[:2] for n, rows in held_out.items()})
+        previews = task.preview(held_out, 0)
+        finish(job.run, job.store, job.model, weights=task.state_dict()["weights"], summary=summary, previews=previews)
+    return False
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Iterator[None]:
+    load_state_dict = nn.Module.load_state_dict
+
+    def load(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if not at_work:
+            raise LoadedOnTheHeadError(type(self).__name__)
+        return load_state_dict(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", load)
+        patch.setattr(StageContext, "pool", lambda self: SimulatedPool(self.resources))
+        patch.setattr(shard_pool, "_finished", process_shards)
+        patch.setattr("components.data.ingest.run_pieces", read_pieces)
+        patch.setattr(launch, "run_trainer", run_trainer)
+        yield
+
+
+class House:
+    """Runs each stage once, with what it needs before it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.made = root, dict[str, Artifact]()
+        (root / "scratch").mkdir()
+
+    def context(self, name: str) -> StageContext:
+        resources = Resources(num_workers=1, num_actors=2)
+        store = Store(str(self.root / "stages" / name / "key"))
+        return StageContext(name, "key", store, resources, SilentRecorder(), scratch_folder=self.root / "scratch")
+
+    def __call__(self, name: str) -> Artifact:
+        if name not in self.made:
+            run, config, inputs = STAGES[name]
+            given = {field: self.given(other) for field, other in inputs.items()}
+            if name == "text_encoder":
+                config = TextEncoderConfig(
+                    uri=str(pretrained_folder(self.root / "bert", "bert", length=None)), length=5
+                )
+            self.made[name] = run(config, self.context(name), **given)
+        return self.made[name]
+
+    def given(self, other: str | list[str]) -> Artifact | list[Artifact]:
+        return [self(each) for each in other] if isinstance(other, list) else self(other)
+
+
+@pytest.fixture(scope="module")
+def house(simulated: None, tmp_path_factory: pytest.TempPathFactory) -> House:
+    return House(tmp_path_factory.mktemp("house"))
+
+
+IMAGES = {"images": "images"}
+STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
+    "images": (ingest_images, ImagesConfig(source="scenes", limit=72, **SET), {}),
+    "tokenizer": (train_autoencoder, autoencoder_config(), IMAGES),
+    "vae": (train_autoencoder, autoencoder_config(**VAE), IMAGES),
+    "tokens": (tokenize_images, TokensConfig(), {**IMAGES, "tokenizer": "tokenizer"}),
+    "depth_tokens": (tokenize_images, TokensConfig(member="depth"), {**IMAGES, "tokenizer": "tokenizer"}),
+    "prior": (train_prior, prior_config(), {"tokens": "tokens", "tokenizer": "tokenizer"}),
+    "conditional_prior": (
+        train_prior,
+        prior_config(conditions=("label", "condition")),
+        {"tokens": "tokens", "tokenizer": "tokenizer", "condition": "depth_tokens"},
+    ),
+    "masked_prior": (train_prior, masked_prior_config(), {"tokens": "tokens", "tokenizer": "tokenizer"}),
+    "pixel_prior": (train_prior, pixel_config(resolution=None), {"tokens": "tokens", "tokenizer": "tokenizer"}),
+    "base": (train_diffusion, diffusion_config(conditions=("label",)), IMAGES),
+    "weaker": (train_diffusion, diffusion_config(conditions=("label",), seed=8), IMAGES),
+    "upsampler_16": (train_diffusion, diffusion_config(resolution=16, low_res_resolution=8), IMAGES),
+    "latents": (
+        precompute,
+        PrecomputeConfig(columns=("latents", "image_embedding", "text_states"), resolution=16),
+        {**IMAGES, "autoencoder": "vae", "contrastive": "contrastive"},
+    ),
+    "latent_base": (train_diffusion, diffusion_config(**LATENT), {**IMAGES, "autoencoder": "vae"}),
+    "precomputed_base": (train_diffusion, diffusion_config(**LATENT), {"images": "latents", "autoencoder": "vae"}),
+    "contrastive": (train_contrastive, contrastive_config(), IMAGES),
+    "diffusion_prior": (train_diffusion_prior, diffusion_prior_config(), {**IMAGES, "contrastive": "contrastive"}),
+    "text_encoder": (bring_text_encoder, None, {}),
+    "imagen": (
+        train_diffusion,
+        diffusion_config(conditions=("text_states",), ema="power", ema_sigma_rel=0.1),
+        {**IMAGES, "text_encoder": "text_encoder"},
+    ),
+    "classifier": (train_classifier, classifier_config(), IMAGES),
+    "judge": (train_classifier, classifier_config(noisy=False), IMAGES),
+    "gan": (train_gan, gan_config(), IMAGES),
+    "pixels": (train_pixels, pixel_config(), IMAGES),
+    "palette": (train_diffusion, image_to_image_config(), IMAGES),
+    "cascade": (
+        compose_cascade,
+        CascadeConfig(),
+        {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_16"]},
+    ),
+    "restoring": (compose_cascade, CascadeConfig(), {"model": "palette"}),
+    "samples": (
+        sample_roads,
+        SamplesConfig(measured_samples=2, pictures_per_class=1, max_classes=2, num_prompts=1, pictures_per_prompt=1),
+        {**IMAGES, "cascade": "cascade"},
+    ),
+    "evaluation": (
+        evaluate,
+        EvaluationConfig(reference_samples=4, held_out_samples=2),
+        {**IMAGES, "tokenizer": "tokenizer", "samples": "samples"},
+    ),
+    "restoration": (
+        measure_restoration,
+        RestorationConfig(samples=2, feature_network="none"),
+        {**IMAGES, "cascade": "restoring"},
+    ),
+    "likelihood": (
+        measure_likelihood,
+        LikelihoodConfig(samples=2, timesteps_per_picture=3),
+        {**IMAGES, "model": "base"},
+    ),
+    "steps_study": (
+        study_steps,
+        STEPS.model_copy(update={"samples": 2, "reference_samples": 4}),
+        {**IMAGES, "cascade": "cascade"},
+    ),
+    "guidance_study": (
+        study_guidance,
+        GUIDANCE.model_copy(update={"samples": 2, "reference_samples": 4}),
+        {**IMAGES, "base": "base", "judge": "judge", "weaker": "weaker", "classifier": "classifier"},
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_sends_nothing_of_its_disk_to_workers_and_loads_no_network_itself(house: House, stage: str) -> None:
+    artifact = house(stage)
+    assert load_artifact(artifact.store) == artifact
+    assert all(not entry.path.startswith("/") for entry in artifact.files)
+
+
+def stages_in(module: ModuleType) -> set[Callable[..., Artifact]]:
+    """The run functions of a module: those that return an artifact from a configuration, a context and artifacts."""
+    found = set()
+    for _, function in inspect.getmembers(module, inspect.isfunction):
+        signature = inspect.signature(function)
+        first, rest = list(signature.parameters.values())[:2], list(signature.parameters.values())[2:]
+        by_name = all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in rest)
+        if function.__module__ == module.__name__ and by_name and signature.return_annotation is Artifact:
+            found |= {function} if [parameter.name for parameter in first] == ["config", "context"] else set()
+    return found
+
+
+def test_every_stage_is_among_them() -> None:
+    names = [f"components.stages.{info.name}" for info in pkgutil.iter_modules(components.stages.__path__)]
+    stages = set().union(*(stages_in(importlib.import_module(name)) for name in names))
+    assert len(stages) > 15
+    assert stages == {run for run, _, _ in STAGES.values()}
+
+
+def test_what_is_on_one_node_only_is_refused_by_name(tmp_path: Path) -> None:
+    store, context = Store("s3://bucket/runs"), House(tmp_path).context("prior")
+    for local in (tmp_path, [{"deep": tmp_path}], partial(print, tmp_path), lambda: tmp_path, f"/tmp/{SCRATCH}a/b"):
+        with pytest.raises(HandoverError, match=r"the job of stage prior holds .* on this node only"):
+            portable(local, what="the job of stage prior")
+    for kept in (context, [context], lambda: context, context.report_pictures):
+        with pytest.raises(HandoverError, match="context of stage prior is of this node only"):
+            portable(kept, what="the job")
+    with pytest.raises(HandoverError, match="a part of the pool's work holds"):
+        list(Pool(Resources()).map(lambda: print, [1, tmp_path]))
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    for sendable in (store, str(tmp_path / "storage"), images, partial(print, store, images), file_name):
+        assert portable(sendable, what="a value") is sendable
+
+
+def test_weights_are_not_loaded_on_the_head(house: House) -> None:
+    from components.storage.networks import describe_autoencoder, open_autoencoder
+
+    with pytest.raises(LoadedOnTheHeadError):
+        open_autoencoder(house("tokenizer"))
+    described = describe_autoencoder(house("tokenizer"))
+    assert {parameter.device.type for parameter in described.parameters()} == {"meta"}
+    with working():
+        network = open_autoencoder(house("tokenizer"))
+    assert (described.grid, described.diffused_shape) == (network.grid, network.diffused_shape)
