@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayTaskError
-from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.v2._internal.execution.context import get_train_context
 
 from components.execution import Recorder, Resources
@@ -197,10 +197,11 @@ class Saver:
             self.reporter.show(task, self.held_out, step)
 
     def finish(self, task: Task) -> None:
-        """Evaluate the finished model and write its files. The last checkpoint is in the store by now, so whatever
-        fails here loses no step."""
+        """Evaluate the finished model and write its files, once the last checkpoint is in the store and in Train's list:
+        whatever fails here then loses no step."""
         if self.reporter.worker.rank > 0:
             return
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         summary = self.summary(self.job.config.total_steps) | task.evaluate(self.held_out)
         previews = self.reporter.show(task, self.held_out, self.job.config.total_steps)
         weights = task.state_dict()["weights"]

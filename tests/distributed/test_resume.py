@@ -21,7 +21,7 @@ from components.storage.store import Store
 from components.training.checkpoint import WEIGHTS
 from components.training.diffusion_settings import network_arguments
 from components.training.launch import TrainingError, train
-from components.training.loop import Batch, Metrics
+from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import fetch_checkpoint, last_checkpoint
@@ -55,6 +55,22 @@ class KilledTask(DiffusionTask):
             self.target.unlink()
             os.kill(victim, signal.SIGKILL)
         return metrics
+
+
+class DisturbedAtTheEnd(DiffusionTask):
+    """Its final evaluation fails once, by an exception or by `kill -9`."""
+
+    def __init__(self, config: Any, *, place: str, how: str, worker: Worker, **options: Any) -> None:
+        super().__init__(config, worker=worker, **options)
+        self.mark, self.how = Path(place) / "failed", how
+
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        if not self.mark.exists():
+            self.mark.write_text(self.how)
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("no space left on the device")
+        return super().evaluate(held_out)
 
 
 class PoisonedTask(DiffusionTask):
@@ -133,6 +149,16 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
     run(tmp_path)
+    assert_equal_bits(last_weights(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("how", ["raised", "killed"])
+def test_a_failing_evaluation_loses_no_step(undisturbed: dict[str, Tensor], tmp_path: Path, how: str) -> None:
+    trained = run(tmp_path, DisturbedAtTheEnd, place=str(tmp_path), how=how)
+    assert (tmp_path / "failed").read_text() == how
+    logged = [line["step"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")]
+    assert logged == [5, 10, 15, 20, 25, 30]  # no step was taken twice
+    assert trained.summary["held_out_loss"] > 0
     assert_equal_bits(last_weights(tmp_path), undisturbed)
 
 
