@@ -23,7 +23,7 @@ class Resources(Config):
     readers: int = Field(2, ge=1)  # tasks of a training's stream that read and decode at a time
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
-    max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are accumulated in parts
+    max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
 
     def worker_counts(self, global_batch_size: int) -> list[int]:
         """Numbers of workers that a training may have, ascending: those that share its batch equally."""

@@ -42,7 +42,9 @@ def contrastive_config(**changes: Any) -> ContrastiveConfig:
 def contrastive_task(
     config: ContrastiveConfig, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
 ) -> ContrastiveTask:
-    return ContrastiveTask(config, offers=OFFERS, worker=worker, max_batch_per_device=max_batch_per_device)
+    task = ContrastiveTask(config, offers=OFFERS, worker=worker)
+    task.max_batch = max_batch_per_device
+    return task
 
 
 def tiny_bpe() -> Tokenizer:
@@ -82,9 +84,11 @@ def prior_config(**changes: Any) -> DiffusionPriorConfig:
 PRIOR_OFFERS = Conditions(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
 
 
-def prior_task(config: DiffusionPriorConfig, **options: Any) -> DiffusionPriorTask:
+def prior_task(config: DiffusionPriorConfig, *, max_batch_per_device: int | None = None) -> DiffusionPriorTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
-    return DiffusionPriorTask(config, offers=PRIOR_OFFERS, load_encoders=loaders, **options)
+    task = DiffusionPriorTask(config, offers=PRIOR_OFFERS, load_encoders=loaders)
+    task.max_batch = max_batch_per_device
+    return task
 
 
 def classifier_config(**changes: Any) -> ClassifierConfig:
@@ -102,5 +106,7 @@ def classifier_config(**changes: Any) -> ClassifierConfig:
     return ClassifierConfig(**(SHARED | numbers | changes))
 
 
-def classifier_task(config: ClassifierConfig, **options: Any) -> ClassifierTask:
-    return ClassifierTask(config, offers=OFFERS, **options)
+def classifier_task(config: ClassifierConfig, *, max_batch_per_device: int | None = None) -> ClassifierTask:
+    task = ClassifierTask(config, offers=OFFERS)
+    task.max_batch = max_batch_per_device
+    return task

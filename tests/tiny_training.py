@@ -171,7 +171,12 @@ def config_of(kind: str, **changes: Any) -> Any:
 
 def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None) -> Task:
     """The real task of a configuration."""
-    placed = {"worker": worker, "max_batch_per_device": max_batch_per_device}
+    task = task_of(config, worker=worker)
+    task.max_batch = max_batch_per_device
+    return task
+
+
+def task_of(config: Any, **placed: Any) -> Any:
     if isinstance(config, AutoencoderConfig):
         return AutoencoderTask(config, **placed)
     if isinstance(config, PriorConfig):

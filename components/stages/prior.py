@@ -75,7 +75,6 @@ def train_prior(
             offers=offers,
             grid=grid,
             load_tokenizer=None if tokenizer is None else partial(open_autoencoder, tokenizer),
-            max_batch_per_device=context.resources.max_batch_per_device,
         ),
         config=config,
         stage=context.stage,

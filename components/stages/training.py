@@ -78,7 +78,7 @@ def train_on_pictures(
         readers=resources.readers,
     )
     trained = train(
-        partial(make_task, config, **arguments, max_batch_per_device=resources.max_batch_per_device),
+        partial(make_task, config, **arguments),
         config=config,
         stage=context.stage,
         key=context.key,

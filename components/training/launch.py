@@ -5,6 +5,7 @@ folder, restarted workers load the last one, and the data stream is rebuilt from
 """
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from components.training.worker import Job, RayStream, Stream, train_worker
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
 MakeDataset = Callable[..., "ray.data.Dataset | None"]  # called with world_size=
+OWN_ERROR = re.compile(r"^components\.[\w.]+: ")  # in front of a message that is written for the user
 
 
 class TrainingError(RuntimeError):
@@ -47,6 +49,7 @@ def train(
     resources: Resources,
     store: Store,
     model: ModelDescription,
+    tries_memory: bool | None = None,
 ) -> Trained:
     """Train until config.total_steps, resuming what is in `folder`, and leave the model's files in `store`.
 
@@ -57,14 +60,16 @@ def train(
         held_out: called in rank 0; what previews and the final evaluation see.
         store: the stage's folder.
         model: what describes the model beside its weights.
+        tries_memory: whether workers find out how many samples they have room for at a time, where the resources have
+            no max_batch_per_device; None: on GPUs.
 
     Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
     weights never pass through this process.
 
     Raises:
         HandoverError: what workers are given holds a path of this node.
-        TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, or
-            workers failed more than resources.max_failures times.
+        TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, a
+            device has too little memory, or workers failed more than resources.max_failures times.
     """
     if not resources.worker_counts(config.global_batch_size):
         raise TrainingError(
@@ -72,7 +77,9 @@ def train(
             "set num_workers in the profile, or another global_batch_size"
         )
     run = folder.join(key)
-    job = Job(make_task, config, stage, run, stream, held_out, recorder, resources, store, model)
+    tries = resources.gpus_per_worker > 0 if tries_memory is None else tries_memory
+    tries = tries and resources.max_batch_per_device is None
+    job = Job(make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries)
     while (trained := read_finished(run)) is None:
         again = run_trainer(portable(job, what=f"the job of stage {stage}"), key=key, folder=folder)
         if not again and read_finished(run) is None:
@@ -217,4 +224,4 @@ def last_line(error: Exception) -> str:
     """The line of a worker's traceback that says what happened."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()
+    return OWN_ERROR.sub("", lines[-1].strip())

@@ -17,6 +17,8 @@ from components.training.parallel import Worker, data_parallel, synchronized
 from components.training.power_ema import PowerEMA
 from components.training.randomness import derive_seed
 
+EVALUATION_BATCH = 64
+
 
 class Learner(Generic[Network]):
     """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one."""
@@ -87,6 +89,8 @@ class Learner(Generic[Network]):
         }
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Be as `weights()` and `progress()` say; gradients of a step that broke off are forgotten."""
+        self.optimizer.zero_grad(set_to_none=True)
         self.network.load_state_dict(below("network.", weights))
         self.optimizer.load_state_dict(progress["optimizer"])
         self.guard.consecutive = progress["non_finite"]
@@ -127,6 +131,15 @@ def accumulated(
                 stack.enter_context(synchronized(learner.forward, last=index == len(parts) - 1))
             stack.enter_context(seeded(config.seed, step, worker.rank, index))
             yield part, len(part["position"]) / len(batch["position"])
+
+
+def held_out_parts(
+    batch: Batch, learner: Learner[Any], *, max_batch: int | None, most: int = EVALUATION_BATCH
+) -> Iterator[Batch]:
+    """The samples of an evaluation or a preview in parts of at most `most`, and never more than a step of training
+    takes at a time: what trains also evaluates."""
+    share = learner.worker.share(learner.config.global_batch_size)
+    return split(batch, min(max_batch or share, share, most))
 
 
 def split(batch: Batch, max_batch: int | None) -> Iterator[Batch]:

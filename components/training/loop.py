@@ -16,13 +16,17 @@ Metrics = dict[str, Tensor]
 class Task(Protocol):
     """One trained model: its networks, optimizers, EMA, and the step that moves them."""
 
+    max_batch: int | None  # samples that it takes at a time, set before `fit`; None: its whole share of a batch
+    parts_matter: bool  # whether a batch that is taken in parts trains another model
+
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Move the weights by one step (1-based). Returns scalar tensors on the device, `loss` among them."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on: {"weights": flat name -> tensor, ...plain values and optimizer states}."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as another task was when it gave `state`, bit for bit, also after a step that broke off halfway."""
 
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Summary metrics of the finished (EMA) model on held-out data; touches nothing that training depends on."""

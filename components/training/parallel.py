@@ -44,12 +44,31 @@ def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
 
 @contextmanager
 def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
-    """Average gradients only in the last part of an accumulated step."""
-    if isinstance(network, DistributedDataParallel) and not last:
+    """Average gradients only in the last part of an accumulated step; never in a rank by itself."""
+    if isinstance(network, DistributedDataParallel) and (not last or dist.get_world_size() == 1):
         with network.no_sync():
             yield
     else:
         yield
+
+
+@contextmanager
+def by_itself(worker: Worker) -> Iterator[None]:
+    """Inside, every collective of this rank, also those of networks and losses, is over itself alone.
+
+    It waits for no other rank and none waits for it, so it may fail at any place.
+    """
+    if worker.world_size == 1:
+        yield
+        return
+    everyone, itself = dist.group.WORLD, dist.new_group([worker.rank], use_local_synchronization=True)
+    assert isinstance(itself, dist.ProcessGroup)  # ranks that are not in it get a number
+    dist.group.WORLD = itself
+    try:
+        yield
+    finally:
+        dist.group.WORLD = everyone
+        dist.destroy_process_group(itself)
 
 
 def average(tensor: Tensor, worker: Worker) -> Tensor:
@@ -58,13 +77,18 @@ def average(tensor: Tensor, worker: Worker) -> Tensor:
         return tensor
     total = tensor.detach().clone()
     dist.all_reduce(total)
-    return total / worker.world_size
+    return total / dist.get_world_size()
 
 
 def gather(tensor: Tensor, worker: Worker) -> Tensor:
-    """(B, ...) of every rank, of one shape -> (world_size * B, ...) in the order of ranks; without gradient."""
+    """(B, ...) of every rank, of one shape -> (world_size * B, ...) in the order of ranks; without gradient.
+
+    A rank by itself takes its own in the place of the others': shapes, and the memory they take, stay.
+    """
     if worker.world_size == 1:
         return tensor
+    if dist.get_world_size() == 1:
+        return torch.cat([tensor] * worker.world_size)
     parts = [torch.empty_like(tensor) for _ in range(worker.world_size)]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
@@ -76,6 +100,15 @@ def average_metrics(metrics: dict[str, Tensor], worker: Worker) -> dict[str, flo
         return {}
     values = torch.stack([value.detach().float() for value in metrics.values()])
     return dict(zip(metrics, average(values, worker).tolist(), strict=True))
+
+
+def lowest(number: int, worker: Worker) -> int:
+    """The smallest of all ranks' numbers; all ranks get the same answer."""
+    if worker.world_size == 1:
+        return number
+    told = torch.tensor(number, device=worker.device)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    return int(told)
 
 
 def any_rank(flag: bool, worker: Worker) -> bool:

@@ -22,6 +22,7 @@ from components.training.checkpoint import read_checkpoint, refuse_non_finite, w
 from components.training.config import TrainingConfig
 from components.training.guard import NonFiniteError
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
+from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
@@ -29,6 +30,7 @@ from components.training.run_folder import checkpoint_name, fetch_checkpoint, up
 from components.training.snapshots import SNAPSHOTS, write_snapshots
 
 PREFETCHED_BATCHES = 4
+RUN_AGAIN = "run again: it goes on from its last checkpoint"
 
 
 class UnreadableError(RuntimeError):
@@ -63,13 +65,15 @@ class Job(NamedTuple):
     resources: Resources
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
+    tries_memory: bool  # workers find out how many samples they have room for at a time
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     """One rank: build the task, restore it, train, report.
 
-    Returns how it ended before its time: {"stopped": why} if the guard stopped it, {"preempted": step} if a node is
-    taken away, {"damaged": name of the checkpoint, "why": …} if its state can't be read.
+    Returns how it ended before its time: {"stopped": why} if a restart would not help (numbers that are not finite,
+    data, memory), {"preempted": step} if a node is taken away, {"damaged": name of the checkpoint, "why": …} if its
+    state can't be read.
     """
     job: Job = arguments["job"]
     torch.set_num_threads(job.resources.threads)
@@ -80,6 +84,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if worker.rank == 0 and worker.world_size < job.resources.num_workers:
         job.recorder.warning(job.stage, f"room for {worker.world_size} of {job.resources.num_workers} workers")
     task = job.make_task(worker=worker)
+    task.max_batch = job.resources.max_batch_per_device
     restored = restore(task, job.run, worker)
     if isinstance(restored, dict):
         return restored
@@ -93,17 +98,27 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     batches = reporter.timed(rank_batches(job, worker, start_step=start_step))
     acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show}
     try:
+        if job.tries_memory:
+            batches = with_room(task, batches, reporter, job.run)
         reached = fit(task, batches, job.config, start_step=start_step, leave=partial(is_leaving, worker), **acts)
-    except NonFiniteError as error:  # would only happen again: not a fault that a restart heals
+    except (NonFiniteError, NoRoomError) as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
     except RayTaskError as error:
         # Neither does a restart heal a bad shard. Several ranks must fail together, so there Train restarts them.
         if worker.world_size > 1 or not is_own(error.cause):
             raise
         return {"stopped": str(error.cause)}
+    except RuntimeError as error:
+        line = out_of_memory(error, task, job.config, worker)
+        if worker.world_size > 1:  # the others wait for this rank: Train must end them
+            raise NoRoomError(f"{line}, and {RUN_AGAIN}") from error
+        return {"stopped": f"{line}, and {RUN_AGAIN}"}
     if reached < job.config.total_steps:
         return {"preempted": str(reached)}
-    saver.finish(task)
+    try:
+        saver.finish(task)
+    except RuntimeError as error:  # in rank 0, for which no other waits any more
+        return {"stopped": f"{out_of_memory(error, task, job.config, worker)}, and {RUN_AGAIN}"}
     return {}
 
 
@@ -192,9 +207,16 @@ class Saver:
     def __init__(self, job: Job, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
 
-    def show(self, step: int, task: Task) -> None:
-        if self.reporter.worker.rank == 0:
-            self.reporter.show(task, self.held_out, step)
+    def show(self, step: int, task: Task) -> dict[str, bytes]:
+        """Previews, in rank 0. Where the device has no room for them there are none, and training goes on."""
+        if self.reporter.worker.rank > 0:
+            return {}
+        try:
+            return self.reporter.show(task, self.held_out, step)
+        except RuntimeError as error:
+            line = out_of_memory(error, task, self.job.config, self.reporter.worker)
+            self.job.recorder.warning(self.job.stage, f"no preview at step {step}: {line}")
+            return {}
 
     def finish(self, task: Task) -> None:
         """Evaluate the finished model and write its files, once the last checkpoint is in the store and in Train's list:
@@ -203,7 +225,7 @@ class Saver:
             return
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         summary = self.summary(self.job.config.total_steps) | task.evaluate(self.held_out)
-        previews = self.reporter.show(task, self.held_out, self.job.config.total_steps)
+        previews = self.show(self.job.config.total_steps, task)
         weights = task.state_dict()["weights"]
         model = {"weights": weights, "summary": summary, "previews": previews}
         finish(self.job.run, self.job.store, self.job.model, **model)

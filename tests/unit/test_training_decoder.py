@@ -33,9 +33,11 @@ def config_of(**changes: Any) -> DiffusionConfig:
     return diffusion_config(**(numbers | changes))
 
 
-def task_of(config: DiffusionConfig, **options: Any) -> DiffusionTask:
+def task_of(config: DiffusionConfig, *, max_batch_per_device: int | None = None) -> DiffusionTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
-    return DiffusionTask(config, offers=PRIOR_OFFERS, load_encoders=loaders, **options)
+    task = DiffusionTask(config, offers=PRIOR_OFFERS, load_encoders=loaders)
+    task.max_batch = max_batch_per_device
+    return task
 
 
 def trained(config: DiffusionConfig, **options: Any) -> DiffusionTask:

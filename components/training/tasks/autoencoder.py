@@ -34,7 +34,7 @@ from components.models.quantizer import (
 from components.training.annealing import kl_weight_at, temperature_at
 from components.training.batches import to_batch, with_positions
 from components.training.config import AutoencoderConfig
-from components.training.learner import Learner, accumulated, below, seeded, split
+from components.training.learner import Learner, accumulated, below, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, average
 from components.training.perceptual_weights import load_perceptual_loss
@@ -42,7 +42,6 @@ from components.training.previews import png_grid
 from components.training.randomness import sample_gumbel, sample_normal, step_generator
 
 PREVIEW_SAMPLES = 8
-EVALUATION_BATCH = 64
 
 
 class Losses(NamedTuple):
@@ -88,10 +87,11 @@ class AutoencoderTask:
     An EMA codebook moves after each step taken.
     """
 
-    def __init__(
-        self, config: AutoencoderConfig, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
-    ) -> None:
-        self.config, self.worker, self.max_batch = config, worker, max_batch_per_device
+    max_batch: int | None = None
+    parts_matter: bool = False
+
+    def __init__(self, config: AutoencoderConfig, *, worker: Worker = ALONE) -> None:
+        self.config, self.worker = config, worker
         with seeded(config.seed):
             autoencoder = Autoencoder(**autoencoder_arguments(config))
             self.discriminator = self.make_discriminator() if config.adversarial_weight > 0 else None
@@ -277,7 +277,7 @@ class AutoencoderTask:
         network = self.generator.snapshot()
         totals: dict[str, float] = {}
         indices = []
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for part in held_out_parts(batch, self.generator, max_batch=self.max_batch):
             losses = self.losses(part, network, self.draws(part, step=None))
             share = len(part["position"]) / len(batch["position"])
             for name, value in losses.terms.items():
@@ -309,11 +309,15 @@ class AutoencoderTask:
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
         """Held-out pictures above their reconstructions; for a Gaussian, pictures of its prior below."""
-        image = to_batch({"image": held_out["image"][:PREVIEW_SAMPLES]}, self.worker.device)["image"]
-        network = self.generator.snapshot()
-        rows = [image, network.reconstruct(image)]
+        batch = with_positions(to_batch({"image": held_out["image"][:PREVIEW_SAMPLES]}, self.worker.device))
+        network, parts = self.generator.snapshot(), held_out_parts(batch, self.generator, max_batch=self.max_batch)
+        rows = [torch.cat(row) for row in zip(*(self.shown(network, part) for part in parts), strict=True)]
+        return {"reconstructions": png_grid(torch.cat(rows), columns=len(batch["image"]))}
+
+    def shown(self, network: Autoencoder, part: Batch) -> list[Tensor]:
+        """The rows of a preview, each (B, 3, H, W)."""
+        rows = [part["image"], network.reconstruct(part["image"])]
         if self.config.bottleneck == "gaussian":
-            position = torch.arange(len(image), device=self.worker.device)
-            z = sample_normal(self.config.seed, position, stream="preview", shape=network.latent_shape)
+            z = sample_normal(self.config.seed, part["position"], stream="preview", shape=network.latent_shape)
             rows.append(network.decode(z))
-        return {"reconstructions": png_grid(torch.cat(rows), columns=len(image))}
+        return rows

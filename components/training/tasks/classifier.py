@@ -16,12 +16,11 @@ from components.training.batches import to_batch, with_positions
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import Conditions
 from components.training.diffusion_settings import process_settings
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
 
-EVALUATION_BATCH = 64
 LEVELS = (0, 25, 50, 75)  # percent of the way from the picture to noise, where accuracy is measured
 
 
@@ -48,15 +47,16 @@ def classifier_objective(config: ClassifierConfig) -> dict[str, Any]:
 class ClassifierTask:
     """One network that learns the class of the picture behind x_t."""
 
+    max_batch: int | None = None
+
     def __init__(
         self,
         config: ClassifierConfig,
         *,
         offers: Conditions,
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
-        self.config, self.worker, self.max_batch = config, worker, max_batch_per_device
+        self.config, self.worker, self.parts_matter = config, worker, config.dropout > 0
         self.objective = make_objective(classifier_objective(config))
         with seeded(config.seed):
             network = NoisyClassifier(**classifier_arguments(config, offers))
@@ -106,7 +106,7 @@ class ClassifierTask:
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, levels = self.learner.snapshot(), LEVELS if self.config.noisy else LEVELS[:1]
         totals = torch.zeros(1 + len(levels))
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             loss = F.cross_entropy(self.logits(network, part["image"], part), part["label"])
             right = [accuracy(self.logits(network, part["image"], part, level=p / 100), part) for p in levels]
             totals += torch.stack([loss, *right]).cpu() * len(part["position"])

@@ -17,11 +17,9 @@ from components.training.augmentation import shifted
 from components.training.batches import to_batch, with_positions
 from components.training.config import Conditions
 from components.training.contrastive_config import ContrastiveConfig
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
-
-EVALUATION_BATCH = 64
 
 
 def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict[str, Any]:
@@ -51,15 +49,17 @@ def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict
 class ContrastiveTask:
     """Two encoders, of pictures and of texts, that learn to agree."""
 
+    max_batch: int | None = None
+    parts_matter: bool = False
+
     def __init__(
         self,
         config: ContrastiveConfig,
         *,
         offers: Conditions,
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
-        self.config, self.worker, self.max_batch = config, worker, max_batch_per_device
+        self.config, self.worker = config, worker
         with seeded(config.seed):
             network = ContrastiveEncoder(**contrastive_arguments(config, offers))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
@@ -120,7 +120,8 @@ class ContrastiveTask:
         """Loss of the averaged weights over all held-out pairs at once, and how many find each other first."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network = self.learner.snapshot()
-        parts = [network(part["image"], part["text"]) for part in split(batch, self.max_batch or EVALUATION_BATCH)]
+        taken = held_out_parts(batch, self.learner, max_batch=self.max_batch)
+        parts = [network(part["image"], part["text"]) for part in taken]
         image, text = torch.cat([part.image for part in parts]), torch.cat([part.text for part in parts])
         same = (batch["text"][:, None] == batch["text"]).all(dim=-1)  # (N, N) pairs with one and the same caption
         return {

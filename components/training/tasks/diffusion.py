@@ -27,14 +27,13 @@ from components.training.diffusion_settings import (
     objective_settings,
 )
 from components.training.frozen import Latents, LoadEncoder, encoded
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
 PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
-EVALUATION_BATCH = 64
 
 
 class DiffusionTask:
@@ -43,6 +42,8 @@ class DiffusionTask:
     `load_encoders` add the conditions that come from networks trained before, or put latents in the place of pictures.
     """
 
+    max_batch: int | None = None
+
     def __init__(
         self,
         config: DiffusionConfig,
@@ -50,9 +51,9 @@ class DiffusionTask:
         offers: Conditions,
         load_encoders: Sequence[LoadEncoder] = (),
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
-        self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        self.config, self.offers, self.worker = config, offers, worker
+        self.parts_matter = config.dropout > 0
         self.encoders = [load(worker.device) for load in load_encoders]
         self.objective = make_objective(objective_settings(config))
         self.low_res_schedule = make_schedule(**low_res_schedule_settings(config))
@@ -158,14 +159,14 @@ class DiffusionTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.restore(state["weights"], state["learner"])
         if self.history is not None:
-            self.history = LossHistory(**state["history"])
+            self.history, self.drawn = LossHistory(**state["history"]), []
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Loss of the averaged weights on held-out pictures with all conditions, at timesteps that never change."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, total = self.learner.snapshot(), 0.0
-        for plain in split(batch, self.max_batch or EVALUATION_BATCH):
+        for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             part, given = self.seen(encoded(plain, self.encoders))
             conditions = conditions_of(part, self.config.conditions) | given
             total += float(self.losses(network, part, conditions, self.times(part["position"])).sum())
@@ -175,14 +176,20 @@ class DiffusionTask:
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
         """Samples under the conditions of held-out pictures; an upsampler's below what it was given."""
         first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
-        batch = encoded(with_positions(to_batch(first, self.worker.device)), self.encoders)
+        batch = with_positions(to_batch(first, self.worker.device))
+        parts = held_out_parts(batch, self.learner, max_batch=self.max_batch)
+        rows = [torch.cat(row) for row in zip(*(self.shown(encoded(p, self.encoders)) for p in parts), strict=True)]
+        return {"samples": png_grid(torch.cat(rows), columns=len(rows[0]))}
+
+    def shown(self, batch: Batch) -> list[Tensor]:
+        """The rows of a preview, each (B, 3, H, W)."""
         samples = self.sample(batch)
         for encoder in self.encoders:
             samples = encoder.pictures(samples) if isinstance(encoder, Latents) else samples
         if self.config.low_res_resolution is None:
-            return {"samples": png_grid(samples, columns=len(samples))}
+            return [samples]
         batch, given = self.seen(batch, self.config.noise_level)
-        return {"samples": png_grid(torch.cat([given["low_res"], samples, batch["image"]]), columns=len(samples))}
+        return [given["low_res"], samples, batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
         """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""

@@ -18,12 +18,10 @@ from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.config import Conditions
 from components.training.contrastive_config import DiffusionPriorConfig
 from components.training.frozen import LoadEncoder, encoded
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
-
-EVALUATION_BATCH = 64
 
 
 def prior_objective(config: DiffusionPriorConfig) -> dict[str, Any]:
@@ -55,6 +53,8 @@ class DiffusionPriorTask:
     `load_encoders` add the columns image_embedding, text_states and text_embedding, and the null of the last two.
     """
 
+    max_batch: int | None = None
+
     def __init__(
         self,
         config: DiffusionPriorConfig,
@@ -62,9 +62,9 @@ class DiffusionPriorTask:
         offers: Conditions,
         load_encoders: Sequence[LoadEncoder],
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
-        self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        self.config, self.offers, self.worker = config, offers, worker
+        self.parts_matter = config.dropout > 0
         self.objective = make_objective(prior_objective(config))
         self.encoders = [load(worker.device) for load in load_encoders]
         with seeded(config.seed):
@@ -110,7 +110,7 @@ class DiffusionPriorTask:
         from pure noise is to the picture's embedding, beside how near the text's is (cosines)."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, rows = self.learner.snapshot(), []
-        for plain in split(batch, self.max_batch or EVALUATION_BATCH):
+        for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             part = encoded(plain, self.encoders)
             conditions, x_0 = conditions_of(part, self.config.conditions), part["image_embedding"]
             guess = self.guess(network, part, conditions)

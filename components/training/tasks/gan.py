@@ -17,14 +17,13 @@ from components.losses.augmentation import DRAWS, augment
 from components.models.gan import Generator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
 from components.training.batches import to_batch, with_positions
 from components.training.config import Conditions, GANConfig
-from components.training.learner import Learner, accumulated, below, seeded, split
+from components.training.learner import Learner, accumulated, below, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
 PREVIEW_SAMPLES, PREVIEW_ROWS = 8, 10
-EVALUATION_BATCH = 64
 STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, that the statistics of batch norms are estimated with
 
 
@@ -55,9 +54,12 @@ class GANTask:
     """Generator against discriminator. Only the averaged generator is kept.
 
     Batch norm sees the batches of all ranks together, so two ranks equal one. It sees a batch that is taken in parts
-    part by part: with `max_batch_per_device` below the rank's share the statistics are those of a smaller batch, and
-    accumulation does not equal none.
+    part by part: with `max_batch` below the rank's share the statistics are those of a smaller batch, and accumulation
+    does not equal none.
     """
+
+    max_batch: int | None = None
+    parts_matter: bool = True
 
     def __init__(
         self,
@@ -65,10 +67,9 @@ class GANTask:
         *,
         offers: Conditions,
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
         """Raises ValueError if a rank's share of the batch does not divide by the steps of the discriminator."""
-        self.config, self.offers, self.worker, self.max_batch = config, offers, worker, max_batch_per_device
+        self.config, self.offers, self.worker = config, offers, worker
         if worker.share(config.global_batch_size) % config.discriminator_steps:
             raise ValueError(
                 f"global_batch_size {config.global_batch_size} must be a multiple of discriminator_steps "
@@ -210,7 +211,7 @@ class GANTask:
         """
         batch = with_positions(to_batch(held_out, self.worker.device))
         generator, discriminator, logits = self.finish(), self.discriminator.snapshot(), []
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for part in held_out_parts(batch, self.generator, max_batch=self.max_batch):
             fake = self.generate(generator, part, stream="evaluation_noise")
             logits.append(self.judge(discriminator, torch.cat([part["image"], fake]), part).chunk(2))
         real_logits, fake_logits = (torch.cat(side) for side in zip(*logits, strict=True))
@@ -230,5 +231,9 @@ class GANTask:
         position = torch.arange(PREVIEW_SAMPLES, device=device)
         noise = sample_normal(config.seed, position, stream="preview", shape=(config.noise_dim,))
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
-        images = self.finish()(noise.repeat(classes, 1), label if config.conditions else None)
-        return {"samples": png_grid(images, columns=PREVIEW_SAMPLES)}
+        batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
+        images = [
+            self.finish()(part["noise"], part["label"] if config.conditions else None)
+            for part in held_out_parts(batch, self.generator, max_batch=self.max_batch)
+        ]
+        return {"samples": png_grid(torch.cat(images), columns=PREVIEW_SAMPLES)}

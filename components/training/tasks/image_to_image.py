@@ -19,15 +19,12 @@ from components.diffusion.guidance import guide
 from components.diffusion.holes import NUMBERS
 from components.diffusion.objective import Network
 from components.diffusion.samplers import sample
-from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, null_conditions
 from components.training.config import Conditions
-from components.training.frozen import encoded
 from components.training.image_to_image_config import ImageToImageConfig
-from components.training.loop import Arrays, Batch
-from components.training.previews import png_grid
+from components.training.loop import Batch
 from components.training.randomness import sample_normal, sample_uniforms
-from components.training.tasks.diffusion import PREVIEW_SAMPLES, PREVIEW_SCALE, PREVIEW_STEPS, DiffusionTask
+from components.training.tasks.diffusion import PREVIEW_SCALE, PREVIEW_STEPS, DiffusionTask
 
 
 class ImageToImageTask(DiffusionTask):
@@ -67,13 +64,9 @@ class ImageToImageTask(DiffusionTask):
             output = self.objective.apply(network, x_t, time, **conditions)
         return loss_in_hole(self.objective, output, x_0=x_0, noise=noise, x_t=x_t, time=time, hole=hole)
 
-    @torch.no_grad()
-    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """What was given, what was made of it, and the originals, in rows."""
-        first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
-        batch = encoded(with_positions(to_batch(first, self.worker.device)), self.encoders)
-        rows = [self.degraded(batch).picture, self.sample(batch), batch["image"]]
-        return {"samples": png_grid(torch.cat(rows), columns=len(batch["image"]))}
+    def shown(self, batch: Batch) -> list[Tensor]:
+        """What was given, what was made of it, and the originals."""
+        return [self.degraded(batch).picture, self.sample(batch), batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
         """The pictures of the batch restored, (B, 3, S, S), from noise that is the same at each preview."""

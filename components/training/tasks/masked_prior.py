@@ -17,17 +17,12 @@ from components.sampling.maskgit import maskgit
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.config import Conditions, MaskedPriorConfig, TokenGrid
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
+from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
-from components.training.tasks.prior import (
-    EVALUATION_BATCH,
-    preview_batch,
-    preview_generators,
-    token_pictures,
-    transformer_arguments,
-)
+from components.training.tasks.prior import preview_batch, preview_generators, token_images, transformer_arguments
 
 EVALUATION_DRAWS = 4  # masks that each held-out picture is judged by
 
@@ -58,6 +53,8 @@ def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int
 class MaskedPriorTask:
     """One transformer that learns what stands behind masked tokens, under the pictures' conditions."""
 
+    max_batch: int | None = None
+
     def __init__(
         self,
         config: MaskedPriorConfig,
@@ -66,11 +63,10 @@ class MaskedPriorTask:
         grid: TokenGrid,
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
         """`load_tokenizer` gives the network that turns tokens into pictures, for previews; None: no previews."""
         self.config, self.offers, self.grid = config, offers, grid
-        self.load_tokenizer, self.worker, self.max_batch = load_tokenizer, worker, max_batch_per_device
+        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
         with seeded(config.seed):
             network = MaskedTransformer(**transformer_arguments(config, offers, grid))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
@@ -120,7 +116,7 @@ class MaskedPriorTask:
         """Averaged weights on held-out pictures: upper bound of the bits a token, drawn one by one in random order."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats, seed = self.learner.snapshot(), 0.0, self.config.seed
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             conditions = conditions_of(part, self.config.conditions)
             for draw in range(EVALUATION_DRAWS):
                 masked = evaluation_masks(seed, part["position"], num_tokens=self.num_tokens, draw=draw)
@@ -133,15 +129,20 @@ class MaskedPriorTask:
         """Samples under the conditions of held-out pictures, made visible by the tokenizer."""
         if self.load_tokenizer is None:
             return {}
-        batch = preview_batch(held_out, self.worker)
-        conditions = conditions_of(batch, self.config.conditions)
-        tokens = maskgit(
-            self.learner.snapshot(),
-            generators=preview_generators(self.config.seed, len(batch["tokens"])),
+        batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)
+        network, parts = self.learner.snapshot(), held_out_parts(batch, self.learner, max_batch=self.max_batch)
+        images = [token_images(self.sampled(network, part), tokenizer, self.grid) for part in parts]
+        return {"samples": png_grid(torch.cat(images), columns=len(batch["position"]))}
+
+    def sampled(self, network: MaskedTransformer, part: Batch) -> Tensor:
+        """Tokens (B, N) under the part's conditions."""
+        conditions = conditions_of(part, self.config.conditions)
+        return maskgit(
+            network,
+            generators=preview_generators(self.config.seed, part["position"]),
             steps=self.config.num_inference_steps,
             choice_temperature=self.config.choice_temperature,
             label=conditions.get("label"),
             text=conditions.get("text"),
             condition=conditions.get("condition"),
         )
-        return token_pictures(tokens, self.load_tokenizer().to(self.worker.device), self.grid)

@@ -21,13 +21,12 @@ from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.config import Conditions, PixelConfig, TokenGrid
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.previews import png_grid
-from components.training.randomness import derive_seed
+from components.training.tasks.prior import preview_batch, preview_generators
 
-PREVIEW_SAMPLES = 8
 EVALUATION_BATCH = 16  # the logits of 32² RGB pictures take 3 MB each
 
 
@@ -65,6 +64,8 @@ def to_image(levels: Tensor) -> Tensor:
 class PixelTask:
     """One network that learns the values of pictures, each from those before it, under a class or nothing."""
 
+    max_batch: int | None = None
+
     def __init__(
         self,
         config: PixelConfig,
@@ -73,13 +74,12 @@ class PixelTask:
         grid: TokenGrid | None = None,
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
         """Learns tokens where `grid` is given, else pixels. `load_tokenizer` gives the network that turns tokens into
         pictures, for previews; tokens without it have none.
         """
         self.config, self.offers, self.grid = config, offers, grid
-        self.load_tokenizer, self.worker, self.max_batch = load_tokenizer, worker, max_batch_per_device
+        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
         self.unit = "dim" if grid is None else "token"
         with seeded(config.seed):
             network = make_network(config, pixel_arguments(config, offers, grid))
@@ -121,7 +121,7 @@ class PixelTask:
         """Bits a dimension, or a token, of the averaged weights on held-out pictures under their own conditions."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats = self.learner.snapshot(), torch.zeros((), dtype=torch.float64)
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for part in held_out_parts(batch, self.learner, max_batch=self.max_batch, most=EVALUATION_BATCH):
             conditions = conditions_of(part, self.config.conditions)
             nats += self.loss(network, part, conditions).cpu() * len(part["position"])
         return {f"held_out_bits_per_{self.unit}": float(bits(nats / len(batch["position"])))}
@@ -131,21 +131,19 @@ class PixelTask:
         """Samples under the classes of held-out pictures; those of tokens made visible by the tokenizer."""
         if self.grid is not None and self.load_tokenizer is None:
             return {}
-        batch = to_batch({name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}, self.worker.device)
-        height, width = self.values(batch).shape[2:]
-        generators = [
-            torch.Generator().manual_seed(derive_seed(self.config.seed, "preview", sample))
-            for sample in range(len(self.values(batch)))
-        ]
-        label = conditions_of(batch, self.config.conditions).get("label")
-        values = generate_grid(self.learner.snapshot(), generators=generators, height=height, width=width, label=label)
-        images = to_image(values) if self.load_tokenizer is None else self.detokenized(values)
-        return {"samples": png_grid(images, columns=len(images))}
+        batch, load = preview_batch(held_out, self.worker), self.load_tokenizer
+        tokenizer = None if load is None else load().to(self.worker.device)
+        network, parts = self.learner.snapshot(), held_out_parts(batch, self.learner, max_batch=self.max_batch)
+        values = [self.sampled(network, part) for part in parts]  # each (B, C, H, W)
+        images = [to_image(v) if tokenizer is None else tokenizer.detokenize(v[:, 0]) for v in values]
+        return {"samples": png_grid(torch.cat(images), columns=len(batch["position"]))}
 
-    def detokenized(self, tokens: Tensor) -> Tensor:
-        """(B, 1, h, w) -> images (B, 3, H, W)."""
-        assert self.load_tokenizer is not None
-        return self.load_tokenizer().to(self.worker.device).detokenize(tokens[:, 0])
+    def sampled(self, network: PixelNetwork, part: Batch) -> Tensor:
+        """Values (B, C, H, W) under the part's classes."""
+        height, width = self.values(part).shape[2:]
+        generators = preview_generators(self.config.seed, part["position"])
+        label = conditions_of(part, self.config.conditions).get("label")
+        return generate_grid(network, generators=generators, height=height, width=width, label=label)
 
 
 def bits(nats: Tensor) -> Tensor:

@@ -19,14 +19,13 @@ from components.sampling.autoregressive import generate
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.config import Conditions, PriorConfig, TokenGrid, TokenNetworkConfig
-from components.training.learner import Learner, accumulated, seeded, split
+from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.previews import png_grid
 from components.training.randomness import derive_seed, sample_uniforms
 
 PREVIEW_SAMPLES = 8
-EVALUATION_BATCH = 64
 
 
 class PriorLosses(NamedTuple):
@@ -60,6 +59,8 @@ def transformer_arguments(config: TokenNetworkConfig, offers: Conditions, grid: 
 class PriorTask:
     """One transformer that learns the tokens of pictures under their conditions."""
 
+    max_batch: int | None = None
+
     def __init__(
         self,
         config: PriorConfig,
@@ -68,11 +69,10 @@ class PriorTask:
         grid: TokenGrid,
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
-        max_batch_per_device: int | None = None,
     ) -> None:
         """`load_tokenizer` gives the network that turns tokens into pictures, for previews; None: no previews."""
         self.config, self.offers, self.grid = config, offers, grid
-        self.load_tokenizer, self.worker, self.max_batch = load_tokenizer, worker, max_batch_per_device
+        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
         with seeded(config.seed):
             network = Transformer(**transformer_arguments(config, offers, grid))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
@@ -132,7 +132,7 @@ class PriorTask:
         """Bits a token of the averaged weights on held-out pictures under their own conditions, and of their texts."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats, of_texts, words = self.learner.snapshot(), 0.0, 0.0, 0.0
-        for part in split(batch, self.max_batch or EVALUATION_BATCH):
+        for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             with self.learner.autocast():
                 logits = network(part["tokens"], **conditions_of(part, self.config.conditions), **self.wanted_logits)
             if isinstance(logits, JointLogits):
@@ -147,16 +147,21 @@ class PriorTask:
         """Samples under the conditions of held-out pictures, made visible by the tokenizer."""
         if self.load_tokenizer is None:
             return {}
-        batch = preview_batch(held_out, self.worker)
-        conditions = conditions_of(batch, self.config.conditions)
-        tokens = generate(
-            self.learner.snapshot(),
-            generators=preview_generators(self.config.seed, len(batch["tokens"])),
+        batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)
+        network, parts = self.learner.snapshot(), held_out_parts(batch, self.learner, max_batch=self.max_batch)
+        images = [token_images(self.sampled(network, part), tokenizer, self.grid) for part in parts]
+        return {"samples": png_grid(torch.cat(images), columns=len(batch["position"]))}
+
+    def sampled(self, network: Transformer, part: Batch) -> Tensor:
+        """Tokens (B, N) under the part's conditions."""
+        conditions = conditions_of(part, self.config.conditions)
+        return generate(
+            network,
+            generators=preview_generators(self.config.seed, part["position"]),
             label=conditions.get("label"),
             text=conditions.get("text"),
             condition=conditions.get("condition"),
         )
-        return token_pictures(tokens, self.load_tokenizer().to(self.worker.device), self.grid)
 
 
 def learned_text(text: Tensor, *, original: Tensor) -> Tensor:
@@ -165,15 +170,15 @@ def learned_text(text: Tensor, *, original: Tensor) -> Tensor:
 
 
 def preview_batch(held_out: Arrays, worker: Worker) -> Batch:
-    return to_batch({name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}, worker.device)
+    first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
+    return with_positions(to_batch(first, worker.device))
 
 
-def preview_generators(seed: int, count: int) -> list[torch.Generator]:
-    """The same random numbers at each preview."""
-    return [torch.Generator().manual_seed(derive_seed(seed, "preview", sample)) for sample in range(count)]
+def preview_generators(seed: int, position: Tensor) -> list[torch.Generator]:
+    """One for each of the positions (B,): the same random numbers at each preview."""
+    return [torch.Generator().manual_seed(derive_seed(seed, "preview", place)) for place in position.tolist()]
 
 
-def token_pictures(tokens: Tensor, tokenizer: Autoencoder, grid: TokenGrid) -> dict[str, bytes]:
-    """Tokens (B, N) as one row of pictures."""
-    images = tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=grid.height))
-    return {"samples": png_grid(images, columns=len(images))}
+def token_images(tokens: Tensor, tokenizer: Autoencoder, grid: TokenGrid) -> Tensor:
+    """Tokens (B, N) -> images (B, 3, H, W)."""
+    return tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=grid.height))

@@ -1,0 +1,187 @@
+"""How many samples a device has room for at a time: tried before the first step, and kept in the run folder.
+
+Each rank tries its share of the first batch by itself, and takes it in parts of half the size for as long as its device
+is out of memory; all ranks then take the smallest size that was found, and what the tries moved is put back. Where
+parts train another model (batch norm, dropout) the share is tried whole, and a size is asked for if it does not fit.
+
+What is kept is a number of samples at a time, whatever share they are a part of. Every restart takes it, one with other
+workers too: its share is cut into parts as equal as can be, of at most as many. Only a share that must not be cut is
+tried again when it has grown.
+"""
+
+import gc
+import json
+import logging
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.storage.store import Store
+from components.training.checkpoint import generator_states, restore_generators
+from components.training.config import TrainingConfig
+from components.training.loop import Batch, Task
+from components.training.parallel import Worker, by_itself, lowest
+from components.training.reporting import Reporter
+
+logger = logging.getLogger(__name__)
+
+KEPT = "memory.json"  # in the run folder: {"max_batch_per_device": ...}
+# Share of a device's memory that a try leaves free: for what a rank by itself does not need (buffers of collectives,
+# codes gathered from all ranks), for previews without an EMA (a copy of the network), and for fragments of many steps.
+RESERVE = 0.05
+SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
+
+
+class NoRoomError(RuntimeError):
+    """A device's memory does not hold what training needs; one line that says what to set."""
+
+
+def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Store) -> Iterator[Batch]:
+    """Set `task.max_batch` to what the devices of all ranks have room for. Returns the same batches, from the first.
+
+    Called by every rank. Raises NoRoomError on all of them where there is no such number.
+    """
+    worker, steps = reporter.worker, reporter.config.total_steps
+    kept = lowest(kept_max_batch(run), worker)
+    if reporter.start_step == steps:  # nothing is left but to evaluate, and no batch either
+        task.max_batch = kept or None
+        return batches
+    first = next(batches)
+    share = len(first["position"])
+    if kept == 0 or (task.parts_matter and kept < share):
+        kept = lowest(most_that_fits(task, first, step=steps, worker=worker), worker)
+        refuse_none(kept, task, share=share, worker=worker)
+        if worker.rank == 0:
+            run.write(KEPT, json.dumps({"max_batch_per_device": kept}).encode())
+            tell(kept, share, reporter)
+    task.max_batch = even_part(share, most=kept)
+    return chain([first], batches)
+
+
+def kept_max_batch(run: Store) -> int:
+    """The number that a start before this one found; 0: none did."""
+    try:
+        return json.loads(run.read(KEPT))["max_batch_per_device"]
+    except FileNotFoundError:
+        return 0
+
+
+def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> int:
+    """Samples at a time with which this rank trains on `batch` within its memory: its share or, where parts do not
+    matter, the first of its halves; 0 if none fits.
+
+    No other rank takes part. The task and all generators are afterwards as they were, bit for bit.
+    """
+    before, generators = on_host(task.state_dict()), generator_states()
+    share = len(batch["position"])
+    with by_itself(worker):
+        for samples in [share] if task.parts_matter else halves(share):
+            task.max_batch = samples
+            room = fits(task, batch, step=step, device=worker.device)
+            task.load_state_dict(on_host(before))  # a copy: on a CPU the optimizer goes on with what it is given
+            restore_generators(generators)
+            free(worker.device)
+            if room:
+                return samples
+    return 0
+
+
+def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
+    """Whether two steps leave RESERVE of the device free. The second has the optimizer's state in memory from its
+    beginning; `step` is the run's last, when every loss has begun."""
+    try:
+        reserve = torch.empty(reserved_bytes(device), dtype=torch.uint8, device=device)
+        for _ in range(2):
+            task.train_step(batch, step)
+        del reserve
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def reserved_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(RESERVE * torch.cuda.get_device_properties(device).total_memory)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or a library on it, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
+def halves(share: int) -> Iterator[int]:
+    """`share`, its half, the half of that, ... down to 1; rounded up."""
+    yield share
+    while share > 1:
+        share = -(-share // 2)
+        yield share
+
+
+def even_part(share: int, *, most: int) -> int:
+    """Size of the parts when `share` is cut into as few as can be of at most `most`, all equal but perhaps the last."""
+    parts = -(-share // most)
+    return -(-share // parts)
+
+
+def on_host(state: Any) -> Any:
+    """A copy of a task's state in the host's memory."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: on_host(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [on_host(value) for value in state]
+    return state
+
+
+def free(device: torch.device) -> None:
+    """Give back what tries left behind, so that the next one, and training, start from an empty cache.
+
+    So it is with compiled networks: after a second size they would be compiled for any size, and round otherwise.
+    """
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def refuse_none(found: int, task: Task, *, share: int, worker: Worker) -> None:
+    """Raise NoRoomError if nothing was found that fits."""
+    if found > 0:
+        return
+    if task.parts_matter:
+        raise NoRoomError(
+            f"the {share} samples of a worker do not fit into the memory of {worker.device}, and parts of it would "
+            "train another model (batch norm and dropout see one at a time): set max_batch_per_device in the profile "
+            "if you want that, or more num_workers"
+        )
+    raise NoRoomError(
+        f"not even one sample at a time fits into the memory of {worker.device}: "
+        "take a smaller model, or a device with more memory"
+    )
+
+
+def tell(found: int, share: int, reporter: Reporter) -> None:
+    """Say what was found; a line for the user where a step is taken in parts."""
+    line = f"memory for {min(found, share)} of a worker's {share} samples at a time"
+    logger.info("%s: %s", reporter.stage, line)
+    reporter.recorder.metrics(reporter.stage, reporter.start_step, {"max_batch_per_device": float(found)})
+    if found < share:
+        reporter.recorder.warning(reporter.stage, f"{line}: each step takes them in {-(-share // found)} parts")
+
+
+def out_of_memory(error: RuntimeError, task: Task, config: TrainingConfig, worker: Worker) -> str:
+    """The line for a device that ran out of memory after all, with what to set. Raises any other `error`."""
+    if not is_out_of_memory(error):
+        raise error
+    share = worker.share(config.global_batch_size)
+    samples = min(task.max_batch or share, share)
+    smaller = f"set max_batch_per_device: {samples // 2} in the profile"
+    remedy = smaller if samples > 1 else "take a smaller model, or a device with more memory"
+    return f"{worker.device} of worker {worker.rank} is out of memory with {samples} samples at a time: {remedy}"

@@ -1,0 +1,109 @@
+"""Ranks agree on how many samples they have room for, whichever of them runs out, and where: real gloo processes."""
+
+import json
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from components.storage.store import Store
+from components.training.batches import to_batch
+from components.training.loop import Task, fit
+from components.training.memory import KEPT, NoRoomError, with_room
+from components.training.parallel import Worker
+from components.training.reporting import Reporter
+from tests.distributed.recording import FileRecorder
+from tests.limited_memory import limit_memory, limit_memory_of_backward
+from tests.tiny_text_image import contrastive_config, contrastive_task
+from tests.tiny_training import assert_equal_bits, batches, config_of, make_task, weights_of
+
+STEPS, ROOM, SHARE = 6, 2, 4
+# Steps with collectives of their own: codes and adaptive weight, losses drawn by, pairs of all ranks.
+FORWARD, BACKWARD = ("tokenizer", "hybrid", "contrastive", "base"), ("base", "hybrid")
+CASES = [*(f"{kind}-forward" for kind in FORWARD), *(f"{kind}-backward" for kind in BACKWARD)]
+
+
+def made(kind: str, worker: Worker) -> tuple[Any, Task]:
+    if kind == "contrastive":
+        config = contrastive_config(total_steps=STEPS)
+        return config, contrastive_task(config, worker=worker)
+    config = config_of(kind, total_steps=STEPS)
+    return config, make_task(config, worker=worker)
+
+
+def rows_in(folder: Path, task: Task, config: Any, worker: Worker) -> Any:
+    recorder = FileRecorder(folder / f"log-{worker.rank}.jsonl")
+    reporter = Reporter(config, stage="base", worker=worker, recorder=recorder, start_step=0)
+    return with_room(task, batches(config, to_batch, worker=worker), reporter, Store(str(folder)))
+
+
+def train_rank(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    worker = Worker(rank, 2, torch.device("cpu"))
+    for case in CASES:
+        kind, where = case.split("-")
+        config, task = made(kind, worker)
+        if rank == 1:
+            (limit_memory if where == "forward" else limit_memory_of_backward)(task, ROOM)
+        fit(task, rows_in(folder / case, task, config, worker), config)
+        save(task, folder / f"{case}-{rank}.safetensors")
+    for kind in FORWARD:
+        config, task = made(kind, worker)
+        task.max_batch = ROOM
+        fit(task, batches(config, to_batch, worker=worker), config)
+        save(task, folder / f"{kind}-told-{rank}.safetensors")
+    (folder / f"refused-{rank}").write_text(refused(folder / "gan", worker))
+    dist.destroy_process_group()
+
+
+def save(task: Task, path: Path) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in weights_of(task).items()}
+    save_file({**weights, "room": torch.tensor(task.max_batch)}, path)
+
+
+def refused(folder: Path, worker: Worker) -> str:
+    """What a rank says where only the last one has no room for the whole share of a GAN."""
+    config, task = made("gan", worker)
+    if worker.rank == 1:
+        limit_memory(task, ROOM)
+    try:
+        rows_in(folder, task, config, worker)
+    except NoRoomError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    for name in (*CASES, "gan"):
+        (folder / name).mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(train_rank, args=(port, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_take_what_the_fullest_device_has_room_for_bit_for_bit(case: str, trained_by_two: Path) -> None:
+    for rank in (0, 1):
+        found = load_file(trained_by_two / f"{case}-{rank}.safetensors")
+        assert int(found["room"]) == ROOM
+        assert_equal_bits(found, load_file(trained_by_two / f"{case.split('-')[0]}-told-{rank}.safetensors"))
+    assert json.loads((trained_by_two / case / KEPT).read_text()) == {"max_batch_per_device": ROOM}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_refuse_what_does_not_fit_on_one(rank: int, trained_by_two: Path) -> None:
+    line = (trained_by_two / f"refused-{rank}").read_text()
+    assert line.startswith(f"the {SHARE} samples of a worker do not fit into the memory of cpu")
+    assert not (trained_by_two / "gan" / KEPT).exists()

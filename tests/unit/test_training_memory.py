@@ -1,0 +1,264 @@
+"""Laws of finding how many samples a device has room for, without Ray; `limited_memory` plays the device."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from components.storage.store import Store
+from components.training.batches import to_batch
+from components.training.checkpoint import generator_states
+from components.training.loop import Task, fit
+from components.training.memory import KEPT, NoRoomError, even_part, halves, with_room
+from components.training.parallel import ALONE
+from components.training.reporting import Reporter
+from tests.distributed.recording import FileRecorder
+from tests.limited_memory import forwards, limit_memory, limit_memory_of_backward, network_of, out_of_memory
+from tests.tiny_text_image import (
+    classifier_config,
+    classifier_task,
+    contrastive_config,
+    contrastive_task,
+    prior_config,
+    prior_task,
+)
+from tests.tiny_training import KINDS, assert_equal_bits, batches, config_of, make_task, rows_at, weights_of
+
+OTHERS = {
+    "contrastive": (contrastive_config, contrastive_task),
+    "diffusion_prior": (prior_config, prior_task),
+    "classifier": (classifier_config, classifier_task),
+}
+ROOM = 2  # samples at a time, of 8
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def made(kind: str, **changes: Any) -> tuple[Any, Any]:
+    """(configuration without dropout, task)."""
+    if kind in OTHERS:
+        make_config, make = OTHERS[kind]
+        config = make_config(total_steps=6, **changes)
+        return config, make(config)
+    plain = {} if kind in ("tokenizer", "gan") else {"dropout": 0.0}
+    config = config_of(kind, **{"total_steps": 6, **plain, **changes})
+    return config, make_task(config)
+
+
+def with_room_in(folder: Path, task: Task, config: Any, *, start_step: int = 0) -> Iterator[dict[str, Tensor]]:
+    """The batches of a start in the run folder `folder`, after the task was set to what it has room for."""
+    recorder = FileRecorder(folder / "log.jsonl")
+    reporter = Reporter(config, stage="base", worker=ALONE, recorder=recorder, start_step=start_step)
+    rows = batches(config, to_batch, start_step=start_step)
+    return with_room(task, rows, reporter, Store(str(folder)))
+
+
+def is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+def test_a_number_that_was_found_trains_as_one_that_was_told_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    config, told = made(kind)
+    told.max_batch = ROOM
+    fit(told, batches(config, to_batch), config)
+    task = made(kind)[1]
+    limit_memory(task, ROOM)
+    rows = with_room_in(tmp_path, task, config)
+    assert task.max_batch == ROOM
+    fit(task, rows, config)
+    assert_equal_bits(weights_of(task), weights_of(told))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, "gan"])
+def test_tries_leave_task_and_generators_as_they_were(kind: str, tmp_path: Path) -> None:
+    """Those of a run that goes on after 3 steps; some tries break off halfway, and the last ones succeed."""
+    config, first = made(kind)
+    fit(first, batches(config, to_batch), config.model_copy(update={"total_steps": 3}))
+    loaded, task = made(kind)[1], made(kind)[1]
+    for other in (loaded, task):
+        other.load_state_dict(torch.load(saved(first, tmp_path), weights_only=True))
+    if kind != "gan":
+        limit_memory(task, ROOM)
+    generators = generator_states()
+    with_room_in(tmp_path, task, config, start_step=3)
+    assert is_same(generator_states(), generators)
+    assert is_same(task.state_dict(), loaded.state_dict())
+    assert all(parameter.grad is None for parameter in network_of(task).parameters())
+
+
+def saved(task: Task, folder: Path) -> Path:
+    torch.save(task.state_dict(), folder / "state.pt")
+    return folder / "state.pt"
+
+
+def test_a_try_that_ends_in_the_backward_pass_is_no_other(tmp_path: Path) -> None:
+    config, fresh = made("hybrid")
+    task = made("hybrid")[1]
+    limit_memory_of_backward(task, ROOM)
+    with_room_in(tmp_path, task, config)
+    assert task.max_batch == ROOM
+    assert is_same(task.state_dict(), fresh.state_dict())
+
+
+def test_a_compiled_network_is_compiled_for_the_size_that_was_found(tmp_path: Path) -> None:
+    config, task = made("base", num_res_blocks=1, attention_resolutions=())
+    symbols, losses = [], task.losses
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        symbols.append([number for number in inputs if isinstance(number, torch.SymInt)])
+        return graph.forward
+
+    def refused(network: Any, batch: Any, *rest: Any) -> Tensor:
+        found = losses(network, batch, *rest)
+        if len(found) > ROOM:
+            raise out_of_memory()
+        return found
+
+    task.losses = refused
+    task.learner.network.compile(backend=backend)
+    fit(task, with_room_in(tmp_path, task, config), config.model_copy(update={"total_steps": 1}))
+    assert task.max_batch == ROOM
+    assert symbols
+    assert not any(symbols)  # none for a size that may change
+
+
+def test_generators_that_a_step_draws_from_are_put_back(tmp_path: Path) -> None:
+    config, task = made("base")
+    train_step = task.train_step
+    task.train_step = lambda batch, step: (
+        (torch.rand(3), np.random.rand(3), random.random()) and train_step(batch, step)
+    )
+    generators = generator_states()
+    with_room_in(tmp_path, task, config)
+    assert is_same(generator_states(), generators)
+
+
+def test_tries_take_two_steps_as_the_last_one_is(tmp_path: Path) -> None:
+    """The optimizer's state is there in the second; a discriminator that is heard late is heard."""
+    config, task = made("tokenizer", discriminator_start=5)
+    steps, train_step = [], task.train_step
+    task.train_step = lambda batch, step: steps.append((step, task.is_heard(step))) or train_step(batch, step)
+    with_room_in(tmp_path, task, config)
+    assert steps == [(6, True), (6, True)]
+    assert task.max_batch == 8
+
+
+def test_a_restart_takes_the_number_that_was_found_and_tries_nothing(tmp_path: Path) -> None:
+    config, task = made("base")
+    limit_memory(task, ROOM)
+    with_room_in(tmp_path, task, config)
+    assert json.loads((tmp_path / KEPT).read_text()) == {"max_batch_per_device": ROOM}
+    again = made("base")[1]  # with room for all now
+    with forwards(again) as sizes:
+        with_room_in(tmp_path, again, config, start_step=3)
+    assert again.max_batch == ROOM
+    assert not sizes
+    recorder = FileRecorder(tmp_path / "log.jsonl")
+    (found,) = recorder.lines("metrics")
+    assert found["max_batch_per_device"] == ROOM
+    (warning,) = recorder.lines("warning")
+    assert warning["line"] == "memory for 2 of a worker's 8 samples at a time: each step takes them in 4 parts"
+
+
+def test_a_restart_with_nothing_left_to_train_evaluates_with_the_number(tmp_path: Path) -> None:
+    config, task = made("base")
+    (tmp_path / KEPT).write_text('{"max_batch_per_device": 2}')
+    recorder = FileRecorder(tmp_path / "log.jsonl")
+    reporter = Reporter(config, stage="base", worker=ALONE, recorder=recorder, start_step=6)
+    assert not list(with_room(task, iter(()), reporter, Store(str(tmp_path))))
+    assert task.max_batch == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "share", "taken"),
+    [(4, 8, 4), (4, 6, 3), (4, 9, 3), (8, 6, 6), (8, 8, 8), (3, 14, 3), (5, 7, 4)],
+)
+def test_another_share_is_cut_into_as_few_and_equal_parts_as_can_be(kept: int, share: int, taken: int) -> None:
+    assert even_part(share, most=kept) == taken
+
+
+@pytest.mark.parametrize("share", range(1, 70))
+def test_a_step_takes_no_larger_parts_than_were_tried_and_no_more_of_them(share: int) -> None:
+    tried = list(halves(share))
+    assert (tried[0], tried[-1]) == (share, 1)
+    for most in tried:
+        taken = even_part(share, most=most)
+        assert taken <= most
+        assert math.ceil(share / taken) == math.ceil(share / most)
+
+
+def test_with_fewer_workers_a_larger_share_is_taken_in_parts_of_the_number(tmp_path: Path) -> None:
+    (tmp_path / KEPT).write_text('{"max_batch_per_device": 8}')
+    config, task = made("base", global_batch_size=12)
+    with_room_in(tmp_path, task, config)
+    assert task.max_batch == 6
+
+
+@pytest.mark.parametrize("kind", ["gan", "prior", "base"])
+def test_where_parts_train_another_model_the_number_is_asked_for(kind: str, tmp_path: Path) -> None:
+    config, task = made(kind, **({} if kind == "gan" else {"dropout": 0.1}))
+    limit_memory(task, 7)
+    with pytest.raises(NoRoomError, match=r"the 8 samples of a worker do not fit .* set max_batch_per_device"):
+        with_room_in(tmp_path, task, config)
+    assert not (tmp_path / KEPT).exists()
+
+
+def test_where_parts_train_another_model_a_share_that_has_grown_is_tried_again_whole(tmp_path: Path) -> None:
+    (tmp_path / KEPT).write_text('{"max_batch_per_device": 4}')
+    config, task = made("gan")
+    with_room_in(tmp_path, task, config)
+    assert task.max_batch == 8
+    smaller, task = made("gan", global_batch_size=4)
+    with forwards(task) as sizes:
+        with_room_in(tmp_path, task, smaller)
+    assert task.max_batch == 4
+    assert not sizes
+
+
+def test_a_device_without_room_for_one_sample_is_named(tmp_path: Path) -> None:
+    config, task = made("base")
+    limit_memory(task, 0)
+    with pytest.raises(NoRoomError, match="not even one sample at a time fits into the memory of cpu: "):
+        with_room_in(tmp_path, task, config)
+
+
+def test_an_error_that_is_not_of_memory_is_no_answer(tmp_path: Path) -> None:
+    config, task = made("base")
+    network_of(task).register_forward_pre_hook(lambda network, inputs: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        with_room_in(tmp_path, task, config)
+
+
+@pytest.mark.parametrize(("told", "share"), [(2, 8), (None, 4)])
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, "gan"])
+def test_evaluation_and_previews_take_no_more_at_a_time_than_training(kind: str, told: int | None, share: int) -> None:
+    config, task = made(kind, global_batch_size=share)
+    task.max_batch = told
+    held_out, most = rows_at(config, range(1000, 1012)), min(told or share, share)
+    task.state_dict()  # a GAN estimates its statistics here, which are of 64 samples at a time by their meaning
+    with forwards(task) as sizes:
+        task.evaluate(held_out)
+    assert max(sizes) == most
+    if kind in ("prior", "masked_prior"):
+        return  # no previews without a tokenizer
+    with forwards(task) as sizes:
+        task.preview(held_out, 1)
+    guided = 2 if kind in ("base", "dit", "hybrid", "image_to_image") else 1  # both predictions of a guided step
+    assert max(sizes, default=0) <= guided * most
