@@ -142,9 +142,12 @@ def test_a_compiled_network_is_compiled_for_the_size_that_was_found(tmp_path: Pa
 def test_generators_that_a_step_draws_from_are_put_back(tmp_path: Path) -> None:
     config, task = made("base")
     train_step = task.train_step
-    task.train_step = lambda batch, step: (
-        (torch.rand(3), np.random.rand(3), random.random()) and train_step(batch, step)
-    )
+
+    def drawing(batch: Any, step: int) -> Any:
+        torch.rand(3), np.random.rand(3), random.random()
+        return train_step(batch, step)
+
+    task.train_step = drawing
     generators = generator_states()
     with_room_in(tmp_path, task, config)
     assert is_same(generator_states(), generators)
