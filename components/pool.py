@@ -17,6 +17,7 @@ from ray import cloudpickle
 from ray.util import ActorPool
 
 from components.execution import Resources
+from components.node import node_threads
 from components.storage.store import SCRATCH, Store
 
 
@@ -126,7 +127,7 @@ class Pool:
             max_restarts=resources.max_failures,
             max_task_retries=resources.max_failures,
         )(PoolWorker)
-        self.actors += [remote.remote(threads=resources.threads) for _ in range(count - len(self.actors))]
+        self.actors += [remote.remote(resources) for _ in range(count - len(self.actors))]
 
 
 def file_name(job: str) -> str:
@@ -136,10 +137,10 @@ def file_name(job: str) -> str:
 class PoolWorker:
     """Body of an actor. It keeps what the last `map` made, such as a loaded network, for the parts that follow."""
 
-    def __init__(self, *, threads: int) -> None:
+    def __init__(self, resources: Resources) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(node_threads(resources))
         self.made: tuple[str, Callable[[Any], Any]] | None = None
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], part: Any) -> Any:

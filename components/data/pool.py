@@ -11,6 +11,7 @@ import torch
 
 from components.data.shards import ShardEntry, ShardIndex
 from components.execution import Resources
+from components.node import node_threads
 from components.pool import portable
 from components.storage.store import Store
 
@@ -52,8 +53,8 @@ def work_off(
 class PoolActor:
     """One actor of the pool. Jobs come as rows of text: Ray Data's blocks hold no objects of ours."""
 
-    def __init__(self, make_worker: Callable[[], Worker], threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, make_worker: Callable[[], Worker], resources: Resources) -> None:
+        torch.set_num_threads(node_threads(resources))
         self.work = make_worker()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
@@ -69,7 +70,7 @@ def _finished(
     rows = [job._asdict() | {"shard": job.shard.model_dump_json()} for job in jobs]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         PoolActor,
-        fn_constructor_args=(make_worker, resources.threads),
+        fn_constructor_args=(make_worker, resources),
         compute=ray.data.ActorPoolStrategy(size=min(resources.num_actors, len(rows))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,

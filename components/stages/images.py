@@ -34,8 +34,8 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     def report(done: int, total: int) -> None:
         context.recorder.progress(context.stage, step=done, total=total, unit="picture")
 
-    whole_core = 4 * context.resources.reader_cpus  # these tasks draw and compress; the training's readers mostly wait
-    index = ingest(name, path, out=context.files_store, config=settings, num_cpus=whole_core, progress=report)
+    core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
+    index = ingest(name, path, out=context.files_store, config=settings, num_cpus=core, progress=report)
     own = [shard for shard in index.shards if "/" not in shard.url]
     entries = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in own]
     metadata = {

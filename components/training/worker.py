@@ -16,6 +16,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 from ray.train.v2._internal.execution.context import get_train_context
 
 from components.execution import Recorder, Resources
+from components.node import node_threads
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
@@ -76,7 +77,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     state can't be read.
     """
     job: Job = arguments["job"]
-    torch.set_num_threads(job.resources.threads)
+    torch.set_num_threads(node_threads(job.resources))
     if job.resources.yields:
         let_others_go_first()
     context = ray.train.get_context()
