@@ -3,14 +3,11 @@
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-
-if TYPE_CHECKING:
-    from pipelines.workflow import PlannedStage
 
 app = typer.Typer(
     help="Train, sample and report the systems of the lecture as one resumable workflow.",
@@ -45,6 +42,9 @@ def run(
     until: Annotated[str | None, typer.Option(help="Run this stage and what it needs.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log lines of all workers.")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="What its autoscaler will make of the cluster that is joined: gpus=8,cpus=64.")
+    ] = None,
 ) -> None:
     """Train the whole cascade, sample it, register it and write a report.
 
@@ -58,6 +58,7 @@ def run(
     - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
     """
     from pipelines import driver
+    from pipelines.plan_command import show_plan
 
     options = driver.RunOptions(
         recipe=recipe,
@@ -71,9 +72,10 @@ def run(
         until=until,
         force=force,
         verbose=verbose,
+        cluster=cluster,
     )
     if plan:
-        show_plan(driver.prepare(options).planned)
+        show_plan(options, [], Console())
         return
     raise typer.Exit(driver.run(options, Console()))
 
@@ -83,18 +85,34 @@ def plan_command(
     recipe: Recipe = "openmoji",
     set_: Set = [],  # noqa: B006
     storage: Storage = None,
+    profile: ProfileName = "auto",
+    cluster: Annotated[
+        list[str],
+        typer.Option(help="How this cluster would be shared, though it is not here: gpus=64,cpus=512. Repeatable."),
+    ] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="Only this stage. Repeatable.")] = [],  # noqa: B006
     from_: Annotated[str | None, typer.Option("--from", help="This stage and what follows it.")] = None,
     until: Annotated[str | None, typer.Option(help="This stage and what it needs.")] = None,
     force: Annotated[bool, typer.Option("--force", help="As if nothing were cached.")] = False,
 ) -> None:
-    """Show each stage, its key, and whether it is cached; run nothing. Example: `cascade plan --set base.seed=1`"""
+    """Show each stage, its key, and whether it is cached; run nothing.
+
+    With --cluster: workers and GPUs of each stage on a cluster that is not here; neither the pictures' source nor
+    storage is asked. The recipe `published` then stands for all those of papers.
+
+    **Examples**
+
+    - `cascade plan --set base.seed=1`
+    - `cascade plan --recipe adm_imagenet_64_256 --cluster gpus=64,cpus=512`
+    - `cascade plan --recipe published --cluster gpus=8 --cluster gpus=64`
+    """
     from pipelines import driver
+    from pipelines.plan_command import show_plan
 
     options = driver.RunOptions(
-        recipe=recipe, set=set_, storage=storage, only=only, from_=from_, until=until, force=force
+        recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force
     )
-    show_plan(driver.prepare(options).planned)
+    show_plan(options, cluster, Console())
 
 
 @app.command()
@@ -330,13 +348,6 @@ def gc(
     if yes:
         collect(root, garbage)
     typer.echo(f"{len(garbage)} folders, {total:.1f} MB {'deleted' if yes else '(delete them with --yes)'}")
-
-
-def show_plan(planned: "list[PlannedStage]") -> None:
-    """Print a plan as a table."""
-    from pipelines.display import plan_table
-
-    Console().print(plan_table(planned))
 
 
 def run_script() -> None:

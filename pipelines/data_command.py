@@ -16,7 +16,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     check_source(source, path)
     store = Store(absolute(out))
     store.check_writable()
-    start_ray(worker_start_timeout=600, verbose=False)
+    cluster = start_ray(worker_start_timeout=600, verbose=False)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
@@ -26,6 +26,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
                 path,
                 out=store,
                 config=config,
+                num_cpus=cluster.cpus_per_core,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     finally:

@@ -16,15 +16,18 @@ from rich.console import Console
 
 from components.execution import Resources
 from components.storage.store import Store, StoreError, absolute
+from pipelines.cluster import parse_cluster
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
-from pipelines.preflight import beside, branches, check_batches, check_parts, stands_alone
+from pipelines.preflight import check_batches, check_parts
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.reporting import render_run, save_run
+from pipelines.resource_table import resource_table
 from pipelines.session import on_cluster, start_ray
-from pipelines.workflow import PlannedStage, Selection, Workflow
+from pipelines.shares import share_cluster
+from pipelines.workflow import PlannedStage, Selection, UsageError, Workflow
 from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
@@ -46,6 +49,7 @@ class RunOptions:
     until: str | None = None
     force: bool = False
     verbose: bool = False
+    cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,25 @@ def prepare(options: RunOptions) -> Prepared:
     workflow = build_workflow(recipe)
     check_parts(workflow)
     root.check_writable()
-    selection = Selection(tuple(options.only), options.from_, options.until, options.force)
-    planned = workflow.plan(root, selection)
+    planned = workflow.plan(root, selection_of(options))
     run = options.run or f"{recipe.name}-{planned[-1].key[:6]}"
     return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), run, planned)
+
+
+def selection_of(options: RunOptions) -> Selection:
+    return Selection(tuple(options.only), options.from_, options.until, options.force)
 
 
 def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to its end. Returns the exit code: 0 done, 1 failed, 130 interrupted."""
     prepared = prepare(options)
     started = time.time()
-    cluster = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
-    check_batches(prepared.workflow, prepared.profile, cluster=cluster)
+    shares = _share(prepared, options, console)
     signal.signal(signal.SIGTERM, _interrupt)
     actor = _start_recorder(prepared)
     _announce(prepared)
     try:
-        outcome = _execute(prepared, options, actor, cluster, console)
+        outcome = _execute(prepared, options, actor, shares, console)
         statuses = ray.get(actor.snapshot.remote())
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
         warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED"))
@@ -103,6 +109,22 @@ def run(options: RunOptions, console: Console) -> int:
         ray.shutdown()
     console.print(stage_table(statuses))
     return _conclude(prepared, outcome, warnings, report, time.time() - started, console)
+
+
+def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[str, Resources]:
+    """Start or join Ray, and share what it has among the stages that are to run. Raises UsageError."""
+    told = None if options.cluster is None else parse_cluster(options.cluster)
+    if told is not None and not on_cluster():
+        raise UsageError(
+            "--cluster says what a cluster will have, and none is joined here; `cascade plan` takes it too"
+        )
+    found = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
+    cluster, running = told or found, [entry.stage.name for entry in prepared.planned if entry.wanted]
+    shares = share_cluster(prepared.workflow, prepared.profile, cluster, running=running)
+    check_batches(prepared.workflow, shares)
+    if cluster.gpus and shares:
+        console.print(resource_table(prepared.workflow, prepared.profile, cluster, shares))
+    return shares
 
 
 def _start_recorder(prepared: Prepared) -> Any:
@@ -124,23 +146,13 @@ def _start_recorder(prepared: Prepared) -> Any:
 
 
 def _execute(
-    prepared: Prepared, options: RunOptions, actor: Any, cluster: dict[str, float], console: Console
+    prepared: Prepared, options: RunOptions, actor: Any, shares: dict[str, Resources], console: Console
 ) -> Outcome:
-    def resources(stage: str) -> Resources:
-        workflow = prepared.workflow
-        return prepared.profile.resources(
-            stage,
-            cluster=cluster,
-            branches=branches(workflow),
-            beside=beside(workflow, stage),
-            yields=stands_alone(workflow, stage) and not on_cluster(),
-        )
-
     with Display(console) as show:
         return execute(
             prepared.planned,
             actor=actor,
-            resources=resources,
+            resources=lambda stage: shares.get(stage, Resources()),  # of what is cached nobody asks more
             provenance={"git_commit": git_commit(), "run": prepared.run},
             force=options.force,
             show=show,

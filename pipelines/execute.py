@@ -243,11 +243,12 @@ def _starved(status: StageStatus, resources: Resources) -> str:
     if not slow:
         return ""
     free, total = ray.available_resources(), ray.cluster_resources()
-    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    needs, workers = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}, resources.num_workers
+    least = resources.min_workers or workers  # a gang starts together, or not at all
     short = [
-        f"{resources.num_workers} x {amount:g} {name} (free {free.get(name, 0):g} of {total.get(name, 0):g})"
+        f"{workers} x {amount:g} {name} (free {free.get(name, 0):g} of {total.get(name, 0):g})"
         for name, amount in needs.items()
-        if amount and free.get(name, 0) < amount
+        if amount and (free.get(name, 0) < amount or total.get(name, 0) < least * amount)
     ]
     if short:
         return f"waits for {' and '.join(short)}"

@@ -1,12 +1,14 @@
 """What a workflow needs of this machine, asked before anything starts."""
 
+from collections.abc import Mapping
+
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig
+from components.execution import Resources
 from components.sampling.frozen_text import FrozenTextError
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
-from pipelines.profiles import Profile
 from pipelines.workflow import UsageError, Workflow
 
 
@@ -24,11 +26,11 @@ def check_parts(workflow: Workflow) -> None:
         raise UsageError(str(error)) from error
 
 
-def check_batches(workflow: Workflow, profile: Profile, *, cluster: dict[str, float]) -> None:
+def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
     """Raise UsageError if the workers of a training can't share its global batch equally."""
     for name, config in trainings(workflow).items():
-        resources = profile.resources(name, cluster=cluster, branches=branches(workflow))
-        if not resources.worker_counts(config.global_batch_size):
+        resources = shares.get(name)
+        if resources is not None and not resources.worker_counts(config.global_batch_size):
             least, most, size = resources.min_workers, resources.num_workers, config.global_batch_size
             workers = most if least is None else f"{least} to {most}"
             raise UsageError(

@@ -11,15 +11,14 @@ from components.configuration import Config
 from components.execution import Resources
 from components.storage.store import absolute
 from pipelines.recipes.overrides import explain
-from pipelines.session import TOKENS_A_CORE
 from pipelines.workflow import UsageError, nearest
 
 
 class Profile(Config):
     """Execution choices. `stages` overrides `resources` for the stages it names.
 
-    Without `gpus_per_worker` or `num_workers` they follow from the cluster that is found; without `readers` there are
-    two for each worker.
+    What is None follows from the cluster: workers from its GPUs and the batch that they share (`pipelines.shares`),
+    threads from the node that works (`components.node`), readers from the workers, two for each.
     """
 
     name: str = "auto"
@@ -44,44 +43,24 @@ class Profile(Config):
         """
         return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
-    def resources(
-        self,
-        stage: str,
-        *,
-        cluster: dict[str, float],
-        branches: int,
-        beside: int | None = None,
-        yields: bool = False,
-    ) -> Resources:
-        """The share of `cluster` that one stage gets when up to `branches` stages run at once.
+    def resources(self, stage: str, **found: Any) -> Resources:
+        """What was found for a stage (`pipelines.shares`), and what this profile says of it in its place.
 
-        Args:
-            beside: trainings that are expected to run while this stage does, itself included; they share the cores of
-                the machine. None: `branches`.
-            yields: where cores are shared, the others go first.
-
-        All training workers together claim at most half of the logical CPUs, so the tasks that read the shards always
-        find some: two trainings can't starve each other (ray-notes, item 11).
+        Raises ValidationError for a field that there is not, or a value that does not fit.
         """
-        gpus = self.gpus_per_worker if self.gpus_per_worker is not None else float(cluster.get("GPU", 0) > 0)
-        workers = self.num_workers or max(1, int(cluster.get("GPU", 0) // max(1, branches)) if gpus else 1)
-        fair = cluster.get("CPU", 1) / 2 / (branches * workers)
-        threads = self.threads or max(1, (os.cpu_count() or 1) // min(2, beside or branches))
-        actors = workers if gpus else max(workers, int(cluster.get("CPU", 1)) // TOKENS_A_CORE // threads)
-        shared: dict[str, Any] = {
-            "num_workers": workers,
+        said = {
             "min_workers": self.min_workers,
-            "num_actors": actors,
-            "cpus_per_worker": max(0.01, round(min(self.cpus_per_worker, fair), 2)),
-            "gpus_per_worker": gpus,
-            "threads": threads,
-            "yields": yields,
+            "threads": self.threads,
             "reader_cpus": self.reader_cpus,
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,
         }
-        share = shared | self.stages.get(stage, {})
+        share: dict[str, Any] = {"num_workers": 1} | found | said | self.stages.get(stage, {})
         return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
+
+    def given(self, stage: str, name: str) -> Any:
+        """What the profile itself says of a field, for this stage or for all; None: it is to be found."""
+        return getattr(self.resources(stage) if name in self.stages.get(stage, {}) else self, name)
 
 
 def load_profile(name_or_file: str) -> Profile:
@@ -89,7 +68,7 @@ def load_profile(name_or_file: str) -> Profile:
     known = {
         "auto": Profile(),
         "laptop": Profile(name="laptop", num_workers=1, gpus_per_worker=0),
-        "kuberay": Profile(name="kuberay", num_workers=4, gpus_per_worker=1, cpus_per_worker=4, reader_cpus=1),
+        "kuberay": Profile(name="kuberay", gpus_per_worker=1, cpus_per_worker=4, reader_cpus=1),
     }
     if name_or_file in known:
         return known[name_or_file]
@@ -99,7 +78,7 @@ def load_profile(name_or_file: str) -> Profile:
     try:
         profile = Profile.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
         for stage in profile.stages:
-            profile.resources(stage, cluster={"CPU": 1}, branches=1)
+            profile.resources(stage)
     except (ValidationError, TypeError, yaml.YAMLError) as error:
         raise UsageError(f"profile {path}: {explain(error, Profile)}") from error
     return profile

@@ -6,10 +6,10 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from components.tracking.environment import environment
+from pipelines.cluster import Cluster, found_cluster, local_cpus
 from pipelines.workflow import UsageError
 
 ENVIRONMENT = {
@@ -29,17 +29,13 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
         f"glibc.malloc.trim_threshold={2**30}:glibc.malloc.mmap_threshold={2**25}:glibc.malloc.hugetlb=1"
     ),
 }
-TOKENS_A_CORE = 4  # logical CPUs of a Ray that is started here
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
-    """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns the cluster's resources.
+def start_ray(*, worker_start_timeout: int, verbose: bool) -> Cluster:
+    """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns what the cluster has.
 
     Raises UsageError, in one line, if there is no such cluster or this machine is too busy to start Ray in time.
-
-    A Ray started here gets more logical CPUs than there are cores: they are tokens, and several branches with their
-    reading tasks must run at once on a laptop.
     """
     waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
     settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL)
@@ -49,14 +45,13 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> dict[str, float]:
         where: dict[str, Any] = {"address": "auto", "runtime_env": {"env_vars": settings}}
     else:
         _protect_token()
-        tokens = TOKENS_A_CORE * max(2, psutil.cpu_count() or 1)
-        where = {"address": "local", "num_cpus": tokens, "include_dashboard": False}
+        where = {"address": "local", "num_cpus": local_cpus(), "include_dashboard": False}
     try:
         ray.init(**where, **common)
     except Exception as error:  # Ray raises plain ones
         what = f"can't join {os.environ.get('RAY_ADDRESS', 'the cluster')}" if on_cluster() else "can't start here"
         raise UsageError(f"Ray {what}: {error} Nothing was started; the same command tries again") from error
-    return ray.cluster_resources()
+    return found_cluster(here=not on_cluster())
 
 
 def set_environment(settings: dict[str, str]) -> None:

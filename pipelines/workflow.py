@@ -84,7 +84,7 @@ class Workflow:
     def plan(self, root: Store, selection: Selection | None = None) -> list[PlannedStage]:
         """Keys, caches and what has to run. Raises UsageError for an unknown stage or a missing input."""
         selection = selection or Selection()
-        selected = self._selected(selection)
+        selected = self.selected(selection)
         keys: dict[str, str] = {}
         planned = []
         for stage in self.stages:
@@ -97,7 +97,8 @@ class Workflow:
         self._check_inputs(planned)
         return planned
 
-    def _selected(self, selection: Selection) -> set[str]:
+    def selected(self, selection: Selection) -> set[str]:
+        """Names of the stages that a selection names. Raises UsageError for an unknown one."""
         for name in (*selection.only, selection.from_, selection.until):
             if name is not None and name not in self.by_name:
                 raise UsageError(f"no stage {name!r} in {self.name}{nearest(name, self.by_name)}")

@@ -130,3 +130,51 @@ def test_the_script_takes_the_same_options_as_the_command(cascade: Cascade, tmp_
     )
     assert script.returncode == 0, script.stderr
     assert script.stdout == cascade("run", "--recipe", "smoke", "--plan").stdout
+
+
+def test_a_plan_for_a_cluster_that_is_not_here_asks_neither_source_nor_storage(cascade: Cascade, tmp_path: Path):
+    """Nothing is at the published recipes' source, their weights are not here, and storage can't be written to."""
+    arguments = ("--recipe", "imagenet_class_prior", "--cluster", "gpus=64,cpus=512", "--storage", "/proc/nowhere")
+    done = cascade("plan", *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert lines["tokenizer"].split()[1:6] == ["24", "24", "40", "1", "–"]
+    assert "24 of 64 GPUs" in done.stdout
+    assert lines["prior"].split()[1:4] == lines["samples"].split()[1:4] == ["64", "64", "0"]
+    assert not list(tmp_path.iterdir())
+    chosen = cascade("plan", *arguments, "--only", "prior", "--profile", "laptop")
+    assert "prior" in chosen.stdout
+    assert "tokenizer" not in chosen.stdout
+
+
+def test_several_clusters_are_compared_in_one_table(cascade: Cascade):
+    both = cascade("plan", "--recipe", "ldm_ffhq_f4", "--cluster", "gpus=8", "--cluster", "gpus=24")
+    assert "| `ldm_ffhq_f4` | base | 42 | 7 × 6, 1 idle | 21 × 2, 3 idle |" in both.stdout.splitlines()
+    every = cascade("plan", "--recipe", "published", "--cluster", "gpus=64")
+    assert "| `ldm_ffhq_f4` | base | 42 | 42 × 1, 22 idle |" in every.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "--cluster", "gpus=all"], "gpus needs one whole number, not 'all'"),
+        (["plan", "--cluster", "gpus=8", "--cluster", "gpu=8"], "did you mean 'gpus'"),
+        (["plan", "--cluster", "gpus=8", "--recipe", "openmojy"], "did you mean 'openmoji'"),
+        (["plan", "--cluster", "gpus=8", "--until", "tokenzier"], "did you mean 'tokenizer'"),
+        (["plan", "--cluster", "gpus=8", "--profile", "kuberey"], "did you mean 'kuberay'"),
+        (["plan", "--cluster", "cpus=8", "--profile", "kuberay"], "the cluster has 0"),
+        (["plan", "--cluster", "gpus=8", "--profile", "three.yaml"], "can't be shared by 3 workers"),
+        (["plan", "--cluster", "gpus=8", "--recipe", "published", "--set", "prior.seed=1"], "--set"),
+        (["plan", "--recipe", "published"], "no recipe 'published'"),
+        (["run", "--cluster", "gpus=8"], "none is joined here"),
+    ],
+)
+def test_a_cluster_that_can_not_be_planned_for_is_one_line_and_exit_code_2(
+    cascade: Cascade, arguments: list[str], says: str, tmp_path: Path
+):
+    (tmp_path / "three.yaml").write_text("num_workers: 3")
+    done = cascade(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/stages/*"))

@@ -67,3 +67,13 @@ def test_a_stage_without_a_first_step_says_what_it_waits_for(
     assert re.search(note, _starved(status, resources))
     status.step = 1
     assert _starved(status, resources) == ""
+
+
+def test_a_gang_that_the_cluster_can_not_hold_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four GPUs are free, but eight workers start together or not at all."""
+    for asked in ("available_resources", "cluster_resources"):
+        monkeypatch.setattr(ray, asked, lambda: {"CPU": 32, "GPU": 4})
+    status = StageStatus("base", "0123", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
+    asking = Resources(num_workers=8, gpus_per_worker=1)
+    assert _starved(status, asking) == "waits for 8 x 1 GPU (free 4 of 4)"
+    assert "GPU" not in _starved(status, asking.model_copy(update={"min_workers": 4}))

@@ -1,0 +1,151 @@
+"""Threads on a cluster whose driver is on another node than its workers: each worker has those of its own node.
+
+As a program, a driver of its own: `python -m tests.distributed.test_nodes FOLDER`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from components.data.pool import ShardJob, work_off
+from components.evaluation.parallel import map_parts
+from components.execution import Resources, SilentRecorder
+from components.node import node_threads
+from components.storage.store import Store
+from components.training.launch import train
+from components.training.loop import Arrays
+from components.training.parallel import Worker
+from components.training.tasks.diffusion import DiffusionTask
+from components.training.worker import RankStream
+from tests.picture_sets import write_set
+from tests.tiny_training import OFFERS, diffusion_config, rows_at
+
+CORES = os.cpu_count() or 1
+SMALL, LARGE, WITH_GPUS = 1, 3, 4  # logical CPUs of the three nodes that work; the head's has none
+RESOURCES = Resources(num_workers=2, num_actors=2, cpus_per_worker=1, threads=None)  # one of them finds room on SMALL
+CONFIG = diffusion_config(total_steps=2, checkpoint_every=2, sample_every=2, warmup_steps=1)
+
+
+def threads_here() -> dict[str, int]:
+    """Logical CPUs of the node, by which the test knows it, and torch's threads in this process."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == here)
+    return {"cpus": int(cpus), "threads": torch.get_num_threads()}
+
+
+class TellingTask(DiffusionTask):
+    """Leaves a file that says with how many threads its rank works."""
+
+    def __init__(self, *arguments: Any, place: str, worker: Worker, **options: Any) -> None:
+        super().__init__(*arguments, worker=worker, **options)
+        Store(place).write(f"rank-{worker.rank}", json.dumps(threads_here()).encode())
+
+
+def rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
+    share = CONFIG.global_batch_size // world_size
+    for step in range(start_step, CONFIG.total_steps):
+        first = step * CONFIG.global_batch_size + rank * share
+        yield rows_at(CONFIG, range(first, first + share))
+
+
+def trained(place: Store, scratch: Path) -> list[dict[str, int]]:
+    train(
+        partial(TellingTask, CONFIG, offers=OFFERS, place=place.uri),
+        config=CONFIG,
+        stage="base",
+        key="key",
+        folder=place.join("train"),
+        stream=RankStream(rows),
+        held_out=partial(rows_at, CONFIG, range(1000, 1008)),
+        recorder=SilentRecorder(),
+        resources=RESOURCES,
+        scratch=scratch,
+    )
+    return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
+
+
+def shard_worker(place: Store) -> Callable[[ShardJob], None]:
+    return lambda job: place.write(job.name, json.dumps(threads_here()).encode())
+
+
+def part_worker() -> Callable[[int], dict[str, int]]:
+    return lambda part: threads_here()
+
+
+def main(folder: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    from pipelines.session import start_ray
+
+    torch.set_num_threads(1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for given in ({"num_cpus": SMALL}, {"num_cpus": LARGE}, {"num_cpus": WITH_GPUS, "num_gpus": 2}):
+        cluster.add_node(**given)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    place = Store(str(folder / "place"))
+    found: dict[str, Any] = {"cluster": start_ray(worker_start_timeout=120, verbose=False)._asdict()}
+    for node in ray.nodes():
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ask = ray.remote(num_cpus=0, scheduling_strategy=where)(node_threads)
+        resources = Resources(threads=None, gpus_per_worker=float("GPU" in node["Resources"]))
+        cpus = int(node["Resources"].get("CPU", 0))
+        found[f"node of {cpus}"] = ray.get([ask.remote(resources), ask.remote(Resources(threads=7))])
+    index, names = write_set(Store(str(folder / "set")), sizes=(4, 4, 4)), ["shard-0", "shard-1", "shard-2"]
+    assert list(work_off(partial(shard_worker, place), index, names, files=place, resources=RESOURCES))[-1] == 3
+    found["working"] = [
+        *(json.loads(place.read(name)) for name in names),
+        *map_parts(part_worker, [0, 1, 2], resources=RESOURCES),
+        *trained(place, folder / "scratch"),
+    ]
+    (folder / "found.json").write_text(json.dumps(found))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the program found, in a process of its own: these nodes are no part of the suite's cluster."""
+    folder = tmp_path_factory.mktemp("nodes")
+    command = [sys.executable, "-m", "tests.distributed.test_nodes", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_what_there_is_to_share_is_counted_over_the_nodes(found: dict[str, Any]) -> None:
+    assert found["cluster"] == {
+        "cpus": SMALL + LARGE + WITH_GPUS,
+        "gpus": 2,
+        "cpus_per_gpu": WITH_GPUS / 2,
+        "nodes": 3,
+        "cpus_per_core": 1,
+        "here": False,
+    }
+
+
+def test_a_node_says_itself_how_many_threads_a_worker_has_there(found: dict[str, Any]) -> None:
+    assert found[f"node of {SMALL}"] == [1, 7]
+    assert found[f"node of {LARGE}"] == [min(CORES, LARGE), 7]
+    assert found[f"node of {WITH_GPUS}"] == [max(1, min(CORES, WITH_GPUS) // 2), 7]  # by its GPUs
+
+
+def test_workers_of_trainings_and_of_both_pools_have_the_threads_of_their_node(found: dict[str, Any]) -> None:
+    working = found["working"]
+    assert len(working) == 3 + 3 + 2
+    for worker in working:
+        assert worker["threads"] == min(CORES, worker["cpus"])
+    assert all(max(worker["cpus"] for worker in kind) > SMALL for kind in (working[:3], working[3:6], working[6:]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
