@@ -14,10 +14,11 @@ import ray
 
 from components.storage.artifact import Artifact
 from components.storage.store import Store, StoreError
-from components.tracking.tracker import Tracker
+from components.tracking.tracker import Point, Tracker, now
 
 EXPERIMENT = "image-cascade"
 CURVE_SECONDS = 20.0  # between two saves while a stage trains
+TIME = "time"  # of a point of a curve in storage, milliseconds since 1970: no metric
 
 
 @dataclass
@@ -62,8 +63,17 @@ class Curve:
         with contextlib.suppress(FileNotFoundError):
             self.points = {int(step): values for step, values in json.loads(self.store.read("curve.json")).items()}
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self.points.setdefault(step, {}).update(values)
+    def add(self, step: int, values: dict[str, float], *, time_ms: int) -> None:
+        self.points.setdefault(step, {}).update(values | {TIME: time_ms})
+
+    def known(self) -> list[Point]:
+        """All points, as a tracker takes them: one that arrives twice has the time that it had, so it is one point."""
+        return [
+            (name, step, value, int(values.get(TIME, now())))
+            for step, values in self.points.items()
+            for name, value in values.items()
+            if name != TIME
+        ]
 
     def save(self) -> None:
         """Raises StoreError."""
@@ -91,8 +101,12 @@ class RunRecorder:
 
     def stage_cached(self, name: str, artifact: Artifact) -> None:
         self.stages[name].state = "cached"
-        if self.tracker is not None:
-            self.tracker.stage_cached(name, artifact=artifact)
+        if self.tracker is None:
+            return
+        curve = Curve(self.root.join("stages", name, artifact.key))
+        if artifact.provenance.get("run") == self.run:  # by a driver that may be gone, with what it had not sent
+            curve.load()
+        self.tracker.stage_cached(name, artifact=artifact, points=curve.known())
 
     def stage_queued(self, name: str, note: str) -> None:
         status = self.stages[name]
@@ -104,7 +118,8 @@ class RunRecorder:
         self.curves[name] = Curve(self.root.join("stages", name, status.key))
         self.curves[name].load()
         if self.tracker is not None:
-            self.tracker.start_stage(name, status.key, config=config, inputs=inputs)
+            points = self.curves[name].known()
+            self.tracker.start_stage(name, status.key, config=config, inputs=inputs, points=points)
 
     def stage_finished(self, name: str, artifact: Artifact | None, error: str = "") -> None:
         status = self.stages[name]
@@ -124,14 +139,18 @@ class RunRecorder:
         for name, value in values.items():
             if value is not None:
                 setattr(status, name, value)
+        if status.unit == "step" and status.step == status.total:  # before the stage commits, and may be cached
+            self._save_curve(stage)
 
     def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
+        time_ms = now()
         if stage in self.curves and not all(name.startswith("system/") for name in values):
-            self.curves[stage].add(step, {name: v for name, v in values.items() if not name.startswith("system/")})
+            kept = {name: value for name, value in values.items() if not name.startswith("system/")}
+            self.curves[stage].add(step, kept, time_ms=time_ms)
             if time.monotonic() - self.curves[stage].saved > CURVE_SECONDS:
                 self._save_curve(stage)
         if self.tracker is not None:
-            self.tracker.log_metrics(stage, step, values)
+            self.tracker.log_metrics(stage, step, values, time_ms=time_ms)
 
     def image(self, stage: str, step: int, name: str, png: bytes) -> None:
         if self.tracker is not None:

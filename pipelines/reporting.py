@@ -12,7 +12,7 @@ from components.evaluation.report import DataFacts, ReportData, StageRow, Study,
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
 from pipelines.execute import Outcome
-from pipelines.recorder import StageStatus
+from pipelines.recorder import TIME, StageStatus
 from pipelines.workflow import PlannedStage, UsageError
 
 
@@ -123,7 +123,7 @@ def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
 def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, float]], ...]:
     path = f"stages/{stage['name']}/{stage['key']}/curve.json"
     points = json.loads(root.read(path)) if root.exists(path) else {}
-    ordered = sorted((int(step), values) for step, values in points.items())
+    ordered = sorted((int(step), {n: v for n, v in values.items() if n != TIME}) for step, values in points.items())
     return tuple(ordered) if len(ordered) > 1 else ()
 
 

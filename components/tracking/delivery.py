@@ -18,6 +18,7 @@ from components.storage.artifact import Artifact
 from components.tracking import registry
 from components.tracking.journal import Event, Journal
 from components.tracking.lineage import record_inputs, record_output
+from components.tracking.missing import what_is_missing
 from components.tracking.runs import (
     CACHED,
     KEY,
@@ -50,6 +51,7 @@ class Delivery:
         location = artifact_location(tracking_uri, experiment)
         self.experiment_id = find_or_create_experiment(self.client, experiment, artifact_location=location)
         self.runs: dict[tuple[str, str], TrackedRun] = {}
+        self.warnings: list[str] = []  # for the user
 
     def deliver(self, event: Event, journal: Journal) -> None:
         """Send one event of `journal`."""
@@ -67,20 +69,32 @@ class Delivery:
     def _start_stage(self, event: Event, journal: Journal) -> None:
         tracked = self._take_up_stage(event, {CACHED: "false"})
         self._log_params(tracked, event["config"])
+        self._send(tracked, event.get("points", []))
         inputs = [as_artifact(document) for document in event["inputs"]]
         self._record_inputs(tracked.run_id, inputs)
 
     def _stage_cached(self, event: Event, journal: Journal) -> None:
         run, artifact = event["run"], as_artifact(event["artifact"])
-        maker = find_maker(self.client, self.experiment_id, key=event["key"])
         existing = find_run(self.client, self.experiment_id, run=run, key=event["key"])
-        if existing is None:
-            tracked = self._take_up_stage(event, {CACHED: "true"} | ({MADE_BY: maker.info.run_id} if maker else {}))
-            self.client.set_tag(tracked.run_id, MLFLOW_RUN_NOTE, self._cached_note(event, maker, artifact))
-        else:  # made earlier in this same workflow run: it stays the run that made it
+        made_here = artifact.provenance.get("run") == run  # though MLflow may have been away, and the journal is lost
+        if existing is not None:  # it stays the run that made it
             tracked = self.runs[run, event["key"]] = as_tracked(self.client, existing)
+        elif made_here:
+            tracked = self._take_up_stage(event, {CACHED: "false"})
+            self._log_params(tracked, artifact.provenance["config"])
+        else:
+            tracked = self._show_cached(event, artifact)
+        if made_here:
+            self._send(tracked, event.get("points", []))
+            self._say_what_is_missing(event, tracked, artifact)
         self._register(tracked.run_id, event, artifact)
         self.client.set_terminated(tracked.run_id, "FINISHED", end_time=_end_of(existing) or event["time"])
+
+    def _show_cached(self, event: Event, artifact: Artifact) -> TrackedRun:
+        maker = find_maker(self.client, self.experiment_id, key=event["key"])
+        tracked = self._take_up_stage(event, {CACHED: "true"} | ({MADE_BY: maker.info.run_id} if maker else {}))
+        self.client.set_tag(tracked.run_id, MLFLOW_RUN_NOTE, self._cached_note(event, maker, artifact))
+        return tracked
 
     def _cached_note(self, event: Event, maker: Any, artifact: Artifact) -> str:
         made_by = "by a run that this MLflow does not know"
@@ -90,10 +104,13 @@ class Delivery:
         return f"Cached: `{event['stage']}` with this key was made {made_by}.\n\nArtifact: `{artifact.root}`"
 
     def _metrics(self, event: Event, journal: Journal) -> None:
-        tracked = self._tracked(event)
+        self._send(self._tracked(event), event["points"])
+
+    def _send(self, tracked: TrackedRun, named: list[list[Any]]) -> None:
+        """Those of the points [name, step, value, time] that MLflow lacks."""
         points = [
             Metric(name, value, time, self._step(tracked, name, step, time))
-            for name, step, value, time in event["points"]
+            for name, step, value, time in named
             if step not in tracked.steps.get(name, ())
         ]
         for start in range(0, len(points), MAX_METRICS):
@@ -131,8 +148,14 @@ class Delivery:
         if event["artifact"] is not None:
             artifact = as_artifact(event["artifact"])
             self.client.set_tag(tracked.run_id, "cascade.artifact", artifact.root)
+            self._say_what_is_missing(event, tracked, artifact)
             self._register(tracked.run_id, event, artifact)
         self.client.set_terminated(tracked.run_id, event["status"], end_time=event["time"])
+
+    def _say_what_is_missing(self, event: Event, tracked: TrackedRun, artifact: Artifact) -> None:
+        if missing := what_is_missing(artifact, tracked):
+            why = "they were in the journal of a driver that is gone, or has yet to send them"
+            self.warnings.append(f"{event['stage']}: MLflow lacks {missing}: {why}")
 
     def _end_run(self, event: Event, journal: Journal) -> None:
         run_id = self._tracked(event).run_id

@@ -8,7 +8,7 @@ run ends is sent by the next tracker that opens the same spool folder for the sa
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from components.tracking.system import SystemMonitor
 
 logger = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Point = tuple[str, int, float, int]  # name, step, value, milliseconds since 1970
 EVENTS_AT_ONCE = 5000
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
@@ -60,17 +61,29 @@ class Tracker:
         self._run, self._recipe = run, tags["recipe"]
         self._write("start_run", recipe_yaml=recipe_yaml, parameters=dict(parameters), tags=dict(tags))
 
-    def start_stage(self, stage: str, key: str, *, config: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> None:
-        """Begin a stage's child run; a retry with the same key goes on in the one that is there."""
+    def start_stage(
+        self,
+        stage: str,
+        key: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        points: Iterable[Point] = (),
+    ) -> None:
+        """Begin a stage's child run; a retry with the same key goes on in the one that is there.
+
+        Args:
+            points: those of earlier tries; what MLflow has not got, because a journal was lost, is sent again.
+        """
         self._keys[stage] = self._open[stage] = key
         documents = [as_document(artifact) for artifact in inputs.values()]
-        self._write("start_stage", stage, config=dict(config), inputs=documents)
+        self._write("start_stage", stage, config=dict(config), inputs=documents, points=list(points))
 
-    def stage_cached(self, stage: str, *, artifact: Artifact) -> None:
-        """Show a stage that was not run, with a link to the run that made it."""
+    def stage_cached(self, stage: str, *, artifact: Artifact, points: Iterable[Point] = ()) -> None:
+        """Show a stage that was not run, with a link to the run that made it. `points` as `start_stage` takes them."""
         self._open.pop(stage, None)
         self._keys[stage] = artifact.key
-        self._write("stage_cached", stage, artifact=as_document(artifact))
+        self._write("stage_cached", stage, artifact=as_document(artifact), points=list(points))
 
     def end_stage(self, stage: str, *, status: Status, artifact: Artifact | None = None, error: str = "") -> None:
         """End a stage's child run, if it was begun; a model artifact is registered as candidate."""
@@ -80,9 +93,9 @@ class Tracker:
         document = as_document(artifact) if artifact is not None else None
         self._write("end_stage", stage, status=status, artifact=document, error=error)
 
-    def log_metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+    def log_metrics(self, stage: str, step: int, values: Mapping[str, float], *, time_ms: int | None = None) -> None:
         """Points of a stage's curves; with stage "" of the workflow run. A step that was logged before is dropped."""
-        time_ms = _now()
+        time_ms = now() if time_ms is None else time_ms
         points = [[name, step, float(value), time_ms] for name, value in values.items()]
         self._write("metrics", stage, points=points)
 
@@ -110,16 +123,18 @@ class Tracker:
         with self._lock:
             self._closed = True
         problem = self._sender.finish(timeout_seconds)
+        warnings = [] if self._sender.delivery is None else list(self._sender.delivery.warnings)
         if problem is None:
-            return []
+            return warnings
         return [
+            *warnings,
             f"MLflow did not take everything ({problem}); the rest waits in {self._journal.folder.parent} "
-            "and is sent by the next run"
+            "and is sent by the next run",
         ]
 
     def _write(self, event: str, stage: str = "", **values: Any) -> None:
         key = self._keys.get(stage, "")
-        about = {"event": event, "time": _now(), "run": self._run, "recipe": self._recipe, "stage": stage, "key": key}
+        about = {"event": event, "time": now(), "run": self._run, "recipe": self._recipe, "stage": stage, "key": key}
         with self._lock:
             if not self._closed:  # a worker's last word may come after the end
                 self._journal.append(about | values)
@@ -233,7 +248,8 @@ def end_killed(journal: Journal) -> None:
         journal.append(about | {"event": name, "time": last, "status": "KILLED", "artifact": None, "error": ""})
 
 
-def _now() -> int:
+def now() -> int:
+    """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 

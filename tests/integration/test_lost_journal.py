@@ -1,0 +1,173 @@
+"""A driver's machine goes with the journal of what MLflow had not got: the curve in storage makes up for it, and what
+is in neither is said."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric, Run
+from mlflow.tracking import MlflowClient
+
+from components.storage.artifact import Artifact
+from components.tracking.environment import environment
+from pipelines import recorder
+from pipelines.recorder import EXPERIMENT, RunRecorder
+
+TOTAL, LOST = 30, 20  # steps of the training, and of the driver that is lost
+CONFIG = {"total_steps": TOTAL, "log_every": 1, "sample_every": 10}
+
+
+@pytest.fixture(autouse=True)
+def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(timeout_s=10, retries=0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(recorder, "CURVE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return f"lost-{time.time_ns()}"
+
+
+@pytest.fixture
+def start(mlflow_server: str, tmp_path: Path, run: str) -> Callable[..., RunRecorder]:
+    def started(machine: str) -> RunRecorder:
+        return start_recorder(tmp_path, machine, mlflow_server, run)
+
+    return started
+
+
+def start_recorder(place: Path, machine: str, tracking: str, run: str) -> RunRecorder:
+    """The recorder of a driver on `machine`, whose disk the spool is on; storage is common."""
+    made = RunRecorder(root=str(place / "storage"), run=run, tracking=tracking, spool=str(place / machine))
+    made.start(recipe_yaml="", parameters={}, tags={"recipe": "tiny", "git_commit": ""})
+    made.expect("base", run)  # the run's name is as good a key as any, and no other run's
+    return made
+
+
+def log(recorder: RunRecorder, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        recorder.metrics("base", step, {"loss": 1 / step, "rate": 5.0})
+        recorder.progress("base", step=step, total=TOTAL)
+
+
+def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int, mlflow: str = "there") -> None:
+    """A driver trains so many steps, of which `kept` are in storage, and is gone with its machine before any but those
+    of its first second have been sent."""
+    address = tracking if mlflow == "there" else "http://127.0.0.1:9"
+    program = f"""
+        import os, signal, time
+        from pathlib import Path
+        from pipelines import recorder
+        from tests.integration.test_lost_journal import log, start_recorder
+        recorder.CURVE_SECONDS = 0.0
+        lost = start_recorder(Path("{place}"), "lost", "{address}", "{run}")
+        lost.stage_started("base", config={{}}, inputs={{}})
+        log(lost, 1, 5)
+        time.sleep(4)
+        log(lost, 6, {kept})
+        lost.curves["base"].save = lambda: None
+        log(lost, {kept + 1}, {steps})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    shutil.rmtree(place / "lost")
+
+
+def artifact(run: str) -> Artifact:
+    provenance = {"run": run, "config": CONFIG}
+    return Artifact(kind="report", stage="base", key=run, files=(), provenance=provenance, root="s3://bucket/base")
+
+
+def history(tracking: str, run: str) -> tuple[Run, list[Metric]]:
+    """The one child run, and the points of its loss in the order in which they came."""
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    wanted = f"tags.`cascade.run` = '{run}' and tags.`cascade.stage` = 'base'"
+    (child,) = client.search_runs([experiment.experiment_id], wanted)
+    return child, client.get_metric_history(child.info.run_id, "loss")
+
+
+def steps(points: list[Metric]) -> list[int]:
+    return sorted(point.step for point in points)
+
+
+def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
+    start: Callable, mlflow_server: str, run: str, tmp_path: Path
+):
+    lose_a_driver(tmp_path, mlflow_server, run, steps=LOST, kept=LOST)
+    _, acknowledged = history(mlflow_server, run)
+    assert steps(acknowledged) == list(range(1, 6)), "the rest was in the journal"
+    found = start("new")
+    found.stage_started("base", config={}, inputs={})
+    log(found, 16, TOTAL)  # from the checkpoint of step 15
+    found.stage_finished("base", artifact(run))
+    assert found.close("FINISHED") == []
+    child, points = history(mlflow_server, run)
+    assert steps(points) == list(range(1, TOTAL + 1))
+    kept = {(point.step, point.value, point.timestamp) for point in points}
+    assert kept >= {(point.step, point.value, point.timestamp) for point in acknowledged}
+    assert child.info.status == "FINISHED"
+
+
+def test_what_is_in_neither_is_said(start: Callable, mlflow_server: str, run: str, tmp_path: Path):
+    lose_a_driver(tmp_path, mlflow_server, run, steps=LOST, kept=12)
+    found = start("new")
+    found.stage_started("base", config={}, inputs={})
+    log(found, 16, TOTAL)
+    found.stage_finished("base", artifact(run))
+    (warning,) = found.close("FINISHED")
+    assert warning.startswith("base: MLflow lacks points of 3 steps from 13 to 15: ")
+    _, points = history(mlflow_server, run)
+    assert steps(points) == [*range(1, 13), *range(16, TOTAL + 1)]
+
+
+@pytest.mark.parametrize("mlflow", ["there", "away"])
+def test_the_curve_of_a_stage_that_is_cached_since_is_sent_too(
+    start: Callable, mlflow_server: str, run: str, tmp_path: Path, mlflow: str
+):
+    lose_a_driver(tmp_path, mlflow_server, run, steps=TOTAL, kept=TOTAL, mlflow=mlflow)
+    found = start("new")
+    found.stage_cached("base", artifact(run))
+    assert found.close("FINISHED") == []
+    child, points = history(mlflow_server, run)
+    assert steps(points) == list(range(1, TOTAL + 1))
+    assert (child.info.status, child.data.tags["cascade.cached"]) == ("FINISHED", "false")
+
+
+def test_a_point_that_a_driver_sends_late_is_not_doubled(start: Callable, mlflow_server: str, run: str):
+    """Not lost after all: another driver finds the stage finished before the one that trained has sent its last."""
+    late = start("late")
+    late.stage_started("base", config={}, inputs={})
+    log(late, 1, 5)
+    time.sleep(4)  # sends every ten seconds from here on
+    log(late, 6, TOTAL)
+    found = start("new")
+    found.stage_cached("base", artifact(run))
+    assert found.close("FINISHED") == []
+    late.stage_finished("base", artifact(run))
+    assert late.close("FINISHED") == []
+    _, points = history(mlflow_server, run)
+    assert steps(points) == list(range(1, TOTAL + 1))
+
+
+def test_the_curve_is_whole_in_storage_before_its_stage_can_be_found_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recorder, "CURVE_SECONDS", 1e9)
+    training = RunRecorder(root=str(tmp_path), run="r", tracking=None)
+    training.expect("base", "k")
+    training.stage_started("base", config={}, inputs={})
+    log(training, 1, TOTAL)
+    curve = json.loads((tmp_path / "stages" / "base" / "k" / "curve.json").read_text())
+    assert sorted(map(int, curve)) == list(range(1, TOTAL + 1))

@@ -1,0 +1,34 @@
+"""What MLflow lacks of a finished training is named by its steps; what the recipe never wanted is not missed."""
+
+import pytest
+
+from components.storage.artifact import Artifact, FileEntry
+from components.tracking.missing import what_is_missing
+from components.tracking.runs import TrackedRun
+
+TRAINING = {"total_steps": 50, "log_every": 20, "sample_every": 25}
+
+
+def artifact(config: dict, *names: str) -> Artifact:
+    files = tuple(FileEntry(path=name, bytes=1, sha256="0" * 64) for name in names)
+    return Artifact(kind="model", stage="base", key="k", files=files, provenance={"config": config})
+
+
+def arrived(points: set[int], pictures: set[int] = frozenset()) -> TrackedRun:
+    return TrackedRun("r", 0, False, {"loss": set(points)}, {("grid", step) for step in pictures})
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "tracked", "words"),
+    [
+        (TRAINING, [], arrived({20, 40, 50}), ""),
+        (TRAINING, [], arrived({20, 50}), "points of step 40"),
+        (TRAINING, [], arrived(set()), "points of 3 steps from 20 to 50"),
+        (TRAINING, ["preview.png"], arrived({20, 40, 50}, {25, 50}), ""),
+        (TRAINING, ["preview.png"], arrived({20, 40, 50}), "pictures of 2 steps from 25 to 50"),
+        (TRAINING, [], arrived({20, 50}, {50}), "points of step 40 and pictures of step 25"),
+        ({"limit": 5}, [], arrived(set()), ""),
+    ],
+)
+def test_what_is_missing_is_named(config: dict, names: list[str], tracked: TrackedRun, words: str):
+    assert what_is_missing(artifact(config, *names), tracked) == words
