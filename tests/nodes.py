@@ -84,8 +84,8 @@ class Node:
         return [process for process in found if title_of(process).startswith(title)]
 
     def files(self) -> list[str]:
-        """What lies on the node's disk, relative to it; sockets and links too."""
-        return sorted(str(path.relative_to(self.disk)) for path in self.disk.rglob("*") if not path.is_dir())
+        """The files on the node's disk, relative to it; no sockets."""
+        return sorted(str(path.relative_to(self.disk)) for path in self.disk.rglob("*") if path.is_file())
 
     def kill(self) -> None:
         """`kill -9` of all of its processes at once; its disk is gone with it."""

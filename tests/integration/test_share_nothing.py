@@ -20,7 +20,7 @@ SMALL = [
     *settings("samples", measured_samples=8, pictures_per_class=1, num_prompts=1, pictures_per_prompt=1),
     *settings("evaluation", reference_samples=32, held_out_samples=8),
 ]
-LOGS = "tmp/ray/"  # of Ray, and its sockets
+LOGS = "tmp/ray/"  # of Ray
 
 
 class Ran(NamedTuple):
