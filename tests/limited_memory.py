@@ -1,5 +1,6 @@
 """Devices that are out of memory above a number of samples at a time, played on a CPU."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,17 @@ def limit_memory_of_backward(task: Any, samples: int) -> None:
 
     parts = [module for module in network_of(task).modules() if isinstance(module, nn.Conv2d)]
     parts[len(parts) // 2].register_full_backward_pre_hook(refuse)
+
+
+def break_off(task: Any, *, at: int) -> None:
+    """Let the task's next step be out of memory once, in forward pass number `at` of its network."""
+    calls = itertools.count(1)
+
+    def refuse(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if network.training and next(calls) == at:
+            raise out_of_memory()
+
+    network_of(task).register_forward_pre_hook(refuse)
 
 
 def network_of(task: Any) -> nn.Module:

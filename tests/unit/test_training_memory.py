@@ -20,7 +20,7 @@ from components.training.memory import KEPT, NoRoomError, even_part, halves, wit
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
 from tests.distributed.recording import FileRecorder
-from tests.limited_memory import forwards, limit_memory, limit_memory_of_backward, network_of, out_of_memory
+from tests.limited_memory import break_off, forwards, limit_memory, limit_memory_of_backward, network_of, out_of_memory
 from tests.tiny_text_image import (
     classifier_config,
     classifier_task,
@@ -106,6 +106,19 @@ def test_tries_leave_task_and_generators_as_they_were(kind: str, tmp_path: Path)
 def saved(task: Task, folder: Path) -> Path:
     torch.save(task.state_dict(), folder / "state.pt")
     return folder / "state.pt"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, "gan"])
+def test_nothing_stays_of_a_step_that_broke_off_between_its_parts(kind: str) -> None:
+    (config, undisturbed), task, other = made(kind), made(kind)[1], made(kind)[1]
+    undisturbed.max_batch = task.max_batch = 4
+    break_off(task, at=4 if kind in ("contrastive", "gan") else 2)  # the second part that goes backward
+    with pytest.raises(torch.OutOfMemoryError):
+        task.train_step(next(batches(config, to_batch)), 1)
+    task.load_state_dict(other.state_dict())
+    for either in (task, undisturbed):
+        either.train_step(next(batches(config, to_batch)), 1)
+    assert is_same(task.state_dict(), undisturbed.state_dict())
 
 
 def test_a_try_that_ends_in_the_backward_pass_is_no_other(tmp_path: Path) -> None:
