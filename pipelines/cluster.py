@@ -41,9 +41,15 @@ def found_cluster(*, here: bool) -> Cluster:
 
 def this_machine() -> Cluster:
     """What a Ray that is started here would have; Ray isn't asked."""
-    import torch
+    return Cluster(local_cpus(), gpus=usable_gpus(), cpus_per_core=CPUS_PER_CORE, here=True)
 
-    return Cluster(local_cpus(), gpus=torch.cuda.device_count(), cpus_per_core=CPUS_PER_CORE, here=True)
+
+def usable_gpus() -> int:
+    """GPUs of this machine that torch can use. Ray's own count has Apple's too, and those that a torch without CUDA
+    leaves idle: trainings would ask CUDA for them and fail."""
+    import torch  # here, for `--help` and `cascade data` work without it
+
+    return torch.cuda.device_count()
 
 
 def local_cpus() -> int:

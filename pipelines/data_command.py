@@ -16,7 +16,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     check_source(source, path)
     store = Store(absolute(out))
     store.check_writable()
-    cluster = start_ray(worker_start_timeout=600, verbose=False)
+    cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:

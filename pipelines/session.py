@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from components.tracking.environment import environment
-from pipelines.cluster import Cluster, found_cluster, local_cpus
+from pipelines.cluster import Cluster, found_cluster, local_cpus, usable_gpus
 from pipelines.workflow import UsageError
 
 ENVIRONMENT = {
@@ -32,8 +32,11 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def start_ray(*, worker_start_timeout: int, verbose: bool) -> Cluster:
+def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None = None) -> Cluster:
     """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns what the cluster has.
+
+    Args:
+        num_gpus: GPUs of a Ray that is started here; None: those that torch can use.
 
     Raises UsageError, in one line, if there is no such cluster or this machine is too busy to start Ray in time.
     """
@@ -45,7 +48,8 @@ def start_ray(*, worker_start_timeout: int, verbose: bool) -> Cluster:
         where: dict[str, Any] = {"address": "auto", "runtime_env": {"env_vars": settings}}
     else:
         _protect_token()
-        where = {"address": "local", "num_cpus": local_cpus(), "include_dashboard": False}
+        gpus = usable_gpus() if num_gpus is None else num_gpus
+        where = {"address": "local", "num_cpus": local_cpus(), "num_gpus": gpus, "include_dashboard": False}
     try:
         ray.init(**where, **common)
     except Exception as error:  # Ray raises plain ones

@@ -68,8 +68,11 @@ start mlflow mlflow server --host 127.0.0.1 --port "$mlflow" --workers 1 --serve
 answers mlflow "$MLFLOW_TRACKING_URI/health"
 
 # More logical CPUs than cores: they are tokens, and several stages and their readers must run at once.
+# GPUs are those that torch can use: Ray itself also counts Apple's.
 cores=$(getconf _NPROCESSORS_ONLN)
-start ray ray start --head --block --disable-usage-stats --num-cpus $((4 * cores > 8 ? 4 * cores : 8)) \
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+start ray ray start --head --block --disable-usage-stats \
+  --num-cpus $((4 * cores > 8 ? 4 * cores : 8)) --num-gpus "$gpus" \
   --node-ip-address 127.0.0.1 --port "$gcs" --ray-client-server-port "$client" \
   --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --dashboard-agent-listen-port "$agent"
 answers ray "$RAY_API_SERVER_ADDRESS/api/version"

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines import session
 from pipelines.session import _protect_token
@@ -41,3 +42,18 @@ def test_a_machine_too_busy_to_start_ray_is_said_in_one_line(tmp_path: Path, mon
     with pytest.raises(UsageError, match=r"timed out during startup\. Nothing was started") as caught:
         session.start_ray(worker_start_timeout=10, verbose=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("asked", "started_with"), [(None, 2), (0, 0)])
+def test_a_ray_of_one_machine_has_the_gpus_that_torch_can_use_or_as_many_as_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, started_with: int
+):
+    given: dict[str, object] = {}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(session, "set_environment", lambda settings: None)
+    monkeypatch.setattr(session.ray, "init", lambda **arguments: given.update(arguments))
+    monkeypatch.setattr(session.ray, "cluster_resources", dict)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    session.start_ray(worker_start_timeout=10, verbose=False, num_gpus=asked)
+    assert given["num_gpus"] == started_with
