@@ -90,7 +90,7 @@ def run(options: RunOptions, console: Console) -> int:
     prepared = prepare(options)
     started = time.time()
     shares = _share(prepared, options, console)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)  # `kill` is Ctrl-C to a run that a shell started with `&`
     actor = _start_recorder(prepared)
     _announce(prepared)
     try:

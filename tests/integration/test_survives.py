@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,17 +75,31 @@ def test_a_truncated_tar_stops_the_run_and_is_named(tmp_path: Path, shards: Path
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("started_with", "stopped_by"),
+    [(signal.SIG_DFL, signal.SIGINT), (signal.SIG_IGN, signal.SIGTERM)],
+    ids=["Ctrl-C", "kill, of a run that a shell started with &"],
+)
+def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(
+    tmp_path: Path, started_with: signal.Handlers, stopped_by: signal.Signals
+):
+    """A shell's `&` makes a program deaf to Ctrl-C, which is meant for the one in front: the suite itself may be run so,
+    and its children inherit that."""
     command = [CASCADE, "run", "--recipe", "smoke", "--until", "images", "--set", "images.limit=200000"]
     process = subprocess.Popen(
-        [*command, "--tracking", "none"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--tracking", "none"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, started_with),
     )
     assert process.stdout is not None
     for line in process.stdout:
         if "images: running" in line:
             break
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stopped_by)
     rest = process.communicate(timeout=90)[0]
     assert process.returncode == 130
     assert "Run the same command again to go on" in rest
