@@ -8,25 +8,28 @@
                     lock            held by the process that writes or sends it
 """
 
-import fcntl
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+HEADER, LOCK = "journal.json", "lock"
 Event = dict[str, Any]  # "event" names it, "time" is in milliseconds since 1970
 
 
 class Journal:
     """One journal, held by one process; any thread may append, one thread sends."""
 
-    def __init__(self, folder: Path, *, destination: dict[str, str], lock: TextIO) -> None:
+    def __init__(self, folder: Path, *, destination: dict[str, str], lock: FileLock) -> None:
         self.folder = folder
         self.destination = destination
-        self._lock = lock  # kept open: the lock lives as long as the file
+        self._lock = lock
         self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
 
     def append(self, event: Event) -> None:
@@ -74,11 +77,19 @@ class Journal:
         """Let go of the journal; remove it from disk if everything in it has arrived."""
         self._events.close()
         arrived = self._shipped() >= (self.folder / "events.jsonl").stat().st_size
-        if arrived and not (self.folder / "rejected.jsonl").exists():
-            for path in sorted(self.folder.rglob("*"), reverse=True):
+        emptied = arrived and not (self.folder / "rejected.jsonl").exists()
+        if emptied:
+            self._empty()
+        self._lock.release()
+        if emptied:
+            _remove(self.folder)
+
+    def _empty(self) -> None:
+        """The header goes last: a process that is killed here leaves a journal which the next one ends."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.name not in (HEADER, LOCK):
                 path.rmdir() if path.is_dir() else path.unlink()
-            self.folder.rmdir()
-        self._lock.close()
+        (self.folder / HEADER).unlink()
 
     def _shipped(self) -> int:
         path = self.folder / "shipped"
@@ -103,7 +114,7 @@ def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
     folder.mkdir(parents=True, mode=0o700)  # an address may carry a password
     lock = _locked(folder)
     assert lock is not None
-    (folder / "journal.json").write_text(json.dumps(destination))
+    (folder / HEADER).write_text(json.dumps(destination))
     return Journal(folder, destination=destination, lock=lock)
 
 
@@ -111,27 +122,43 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
     """Journals for `destination` that other processes left behind, oldest first; those still in use are left alone."""
     journals = []
     for folder in sorted(spool.glob("*/")):
-        header = folder / "journal.json"
-        if not header.is_file() or json.loads(header.read_text()) != destination:
+        header = folder / HEADER
+        if _destination(header) != destination:
             continue
         lock = _locked(folder)
-        if lock is not None and header.is_file():  # whoever held it may just have removed it
-            _end_last_line(folder / "events.jsonl")
-            journals.append(Journal(folder, destination=destination, lock=lock))
+        if lock is None:
+            continue
+        if not header.is_file():  # whoever held it has just removed it, and to lock it made its folder again
+            lock.release()
+            _remove(folder)
+            continue
+        _end_last_line(folder / "events.jsonl")
+        journals.append(Journal(folder, destination=destination, lock=lock))
     return journals
 
 
-def _locked(folder: Path) -> TextIO | None:
+def _destination(header: Path) -> dict[str, str] | None:
     try:
-        lock = open(folder / "lock", "w")  # noqa: SIM115 - the lock lives as long as the file is open
-    except FileNotFoundError:
+        return json.loads(header.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # removed, or being written, just now
         return None
+
+
+def _locked(folder: Path) -> FileLock | None:
+    """The journal's lock, held; None if another process holds it. A process that is killed lets go of it."""
+    lock = FileLock(folder / LOCK, thread_local=False)  # the thread that sends is not the one that began
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+        lock.acquire(blocking=False)
+    except (Timeout, FileNotFoundError):  # held, or its folder was removed just now
         return None
     return lock
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is left of an empty journal, after its lock is let go: on Windows no open file can be removed."""
+    with suppress(OSError):  # another process looks at it just now, and removes it then
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _end_last_line(path: Path) -> None:

@@ -54,6 +54,12 @@ def test_formulas_import_torch_einops_and_the_standard_library_only(repository, 
             assert {name.partition(".")[0] for name in imported_names(path)} <= allowed, path
 
 
+def test_nothing_is_imported_that_only_unix_has(sources):
+    only_unix = {"fcntl", "grp", "pwd", "pty", "resource", "syslog", "termios", "tty"}
+    found = {path: {name.partition(".")[0] for name in imported_names(path)} & only_unix for path in sources}
+    assert not any(found.values()), found
+
+
 def test_components_never_read_the_environment(repository, sources):
     for path in sources:
         if path.relative_to(repository).parts[0] == "components":

@@ -1,4 +1,4 @@
-"""Laws of Ray on a laptop, started here by the program itself."""
+"""Laws of a laptop: Ray started by the program itself, and commands that answer at once."""
 
 import json
 import subprocess
@@ -32,3 +32,17 @@ def test_apple_s_gpu_is_not_counted_so_no_training_asks_cuda_for_it():
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said == {"by ray": 1, "counted": 0, "asked for": 0}
+
+
+def test_help_and_cascade_data_wait_for_no_torch():
+    program = """
+        import sys
+        from typer.testing import CliRunner
+        from pipelines.cli import app
+
+        assert CliRunner().invoke(app, ["run", "--help"]).exit_code == 0
+        import pipelines.data_command
+        assert "torch" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr

@@ -83,8 +83,8 @@ def test_a_truncated_tar_stops_the_run_and_is_named(tmp_path: Path, shards: Path
 def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(
     tmp_path: Path, started_with: signal.Handlers, stopped_by: signal.Signals
 ):
-    """A shell's `&` makes a program deaf to Ctrl-C, which is meant for the one in front: the suite itself may be run so,
-    and its children inherit that."""
+    """A shell's `&` makes a program deaf to Ctrl-C, which is meant for the one in front. The suite may be run so, and
+    its children would inherit that."""
     command = [CASCADE, "run", "--recipe", "smoke", "--until", "images", "--set", "images.limit=200000"]
     process = subprocess.Popen(
         [*command, "--tracking", "none"],

@@ -5,8 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
+import pytest
+
+from components.tracking import journal as journal_module
 from components.tracking.delivery import coalesce, flatten
 from components.tracking.journal import left_journals, new_journal
 
@@ -52,6 +56,29 @@ def test_a_journal_is_taken_up_only_for_its_own_destination_and_not_while_in_use
     journal.close()
     assert left_journals(tmp_path, destination=HERE | {"tracking_uri": "http://there"}) == []
     assert len(left_journals(tmp_path, destination=HERE)) == 1
+
+
+def test_the_thread_that_sends_lets_go_of_a_journal_that_another_thread_began(tmp_path: Path):
+    journal = new_journal(tmp_path, destination=HERE)
+    journal.append(event("metrics", points=[]))
+    sender = threading.Thread(target=journal.close)
+    sender.start()
+    sender.join()
+    assert [left.folder for left in left_journals(tmp_path, destination=HERE)] == [journal.folder]
+
+
+def test_who_comes_upon_a_journal_that_is_just_being_removed_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    journal, locked = new_journal(tmp_path, destination=HERE), journal_module._locked
+
+    def removed_meanwhile(folder: Path):
+        journal.close()
+        return locked(folder)
+
+    monkeypatch.setattr(journal_module, "_locked", removed_meanwhile)
+    assert left_journals(tmp_path, destination=HERE) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path):
