@@ -7,14 +7,13 @@ objects in its store. Here it is given the first, and each further one when thos
 import time
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import ray
 from ray.data import Datasource, ReadTask
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
-from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
+
+from components.ray_internals import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
 
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
 LONGEST_REST = 0.2  # once none has waited for a while: a block holds several steps
@@ -43,7 +42,7 @@ class Feeder(ExecutionCallback):
     input operator counts as finished from the start, which is put off here.
     """
 
-    def before_execution_starts(self, executor: StreamingExecutor) -> None:
+    def before_execution_starts(self, executor: Any) -> None:  # Ray's StreamingExecutor
         topology = executor._topology or {}
         self.input = next(op for op in topology if isinstance(op, InputDataBuffer))
         source = self.input._logical_operators[0].datasource
@@ -52,7 +51,7 @@ class Feeder(ExecutionCallback):
         self.input._is_execution_marked_finished = self.input._inputs_complete = False
         topology[self.input].inputs_done_called = True
 
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
+    def on_execution_step(self, executor: Any) -> None:
         while not self.input.has_execution_finished() and self.waiting() < self.ahead:
             self.feed()
         self.rest = SHORTEST_REST if executor._consumer_idling() else min(2 * self.rest, LONGEST_REST)

@@ -12,13 +12,15 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray._private.services import get_webui_url_from_internal_kv
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from components.execution import Recorder, Resources
 from components.pool import portable
+from components.ray_internals import (
+    ElasticScalingPolicy,
+    PlacementGroupCleanerCallback,
+    get_webui_url_from_internal_kv,
+)
 from components.storage.store import Store
 from components.training.config import TrainingConfig
 from components.training.loop import Arrays, Task

@@ -13,10 +13,10 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
-from ray.train.v2._internal.execution.context import get_train_context
 
 from components.execution import Recorder, Resources
 from components.node import node_threads
+from components.ray_internals import get_train_context
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 
 FORMULAS = ("models", "diffusion", "losses")
+RAY_INTERNALS = "components/ray_internals.py"
 
 
 def imported_names(path: pathlib.Path) -> Iterator[str]:
@@ -44,7 +45,15 @@ def test_ray_train_enters_by_one_door_for_drivers_and_one_for_workers(repository
         return any(name == "ray.train" or name.startswith("ray.train.") for name in names)
 
     doors = [path.relative_to(repository).as_posix() for path in sources if uses_train(path)]
-    assert doors == ["components/training/launch.py", "components/training/worker.py"]
+    assert doors == [RAY_INTERNALS, "components/training/launch.py", "components/training/worker.py"]
+
+
+def test_ray_s_private_parts_enter_by_one_door(repository, sources):
+    def uses_private(path: pathlib.Path) -> bool:
+        names = {*imported_names(path), *attributes(path)}
+        return any(name.startswith("ray.") and "._" in name for name in names)
+
+    assert [path.relative_to(repository).as_posix() for path in sources if uses_private(path)] == [RAY_INTERNALS]
 
 
 def test_formulas_import_torch_einops_and_the_standard_library_only(repository, sources):
