@@ -13,6 +13,7 @@ from rich.progress import Progress
 from components.data.pictures import encode_png, load_depth, load_picture
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
+from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
@@ -110,18 +111,22 @@ def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Pa
 
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:
-    """The cascade in the registry, in storage, or as it lies on disk. Raises UsageError if there is none."""
+    """The cascade in the registry, in storage, or as it lies on disk, on the best device that there is.
+
+    Raises UsageError if there is none.
+    """
     set_environment(environment())
+    device = best_device()
     if model.startswith("models:/"):
         registry = tracking_uri(tracking)
         if registry is None:
             raise UsageError(f"{model} is in a registry: name it with --tracking")
         with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
-            return Cascade.load(download_model(model, Path(folder), tracking_uri=registry))
+            return Cascade.load(download_model(model, Path(folder), tracking_uri=registry), device=device)
     if (Path(model) / "cascade.json").is_file():
-        return Cascade.load(model)
+        return Cascade.load(model, device=device)
     artifact = load_artifact(Store(absolute(model)))
     if artifact is None or "cascade.json" not in artifact.names():
         raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
     with artifact.local_copy() as folder:
-        return Cascade.load(folder)
+        return Cascade.load(folder, device=device)

@@ -15,6 +15,7 @@ from components.data.pool import ShardJob, work_off
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
+from components.sampling.device import best_device
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.networks import open_autoencoder
@@ -26,7 +27,7 @@ class TokenEncoder:
 
     def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, member: Member) -> None:
         self.index, self.files, self.member = index, files, member
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         self.network = open_autoencoder(tokenizer)
         self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 

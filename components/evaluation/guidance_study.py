@@ -22,6 +22,7 @@ from components.evaluation.roads import measured_requests
 from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import Cascade, to_uint8
 from components.sampling.classifier import check_guides, class_log_probabilities
+from components.sampling.device import best_device
 from components.sampling.guided import sample_guided
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request, class_id
@@ -100,7 +101,7 @@ class GuidedSampler:
     """One actor of the pool."""
 
     def __init__(self, config: GuidanceStudyConfig, models: Mapping[str, Artifact], files: Store) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         self.config, self.files, self.models = config, files, load_models(models, device=device)
 
     def __call__(self, job: VariantJob) -> VariantJob:
@@ -119,7 +120,7 @@ class Plan(NamedTuple):
 def plan_study(config: GuidanceStudyConfig, index: ShardIndex, models: Mapping[str, Artifact]) -> Plan:
     """Requests with the labels of training pictures, and what the judge sees in held-out ones. Runs in a worker. Raises
     ValueError for models that do not fit each other."""
-    loaded = load_models(models, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_models(models, device=best_device())
     size = loaded.base.settings["resolution"]
     labels = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=SMALL).label
     asked: dict[str, Any] = {"labels": labels, "captions": [""] * len(labels), "count": config.samples}
@@ -129,7 +130,7 @@ def plan_study(config: GuidanceStudyConfig, index: ShardIndex, models: Mapping[s
     return Plan(requests, size, accuracy)
 
 
-def load_models(models: Mapping[str, Artifact], *, device: str = "cpu") -> Models:
+def load_models(models: Mapping[str, Artifact], *, device: str | torch.device = "cpu") -> Models:
     """The fields of `Models` from artifacts. Raises ValueError, in one line, if they do not fit the base."""
     loaded = {}
     for name, artifact in models.items():

@@ -26,6 +26,7 @@ from components.diffusion.likelihood import prior_bits
 from components.diffusion.objective import make_objective
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.pool import Pool, file_name
+from components.sampling.device import best_device
 from components.sampling.model import SamplingModel, encode_conditions, load_model
 from components.sampling.requests import Request, random_stream
 from components.storage.artifact import Artifact
@@ -177,7 +178,7 @@ class BoundWorker:
     """One actor of the pool."""
 
     def __init__(self, model: Artifact, files: Store, *, timesteps_per_picture: int | None, seed: int) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         with model.local_copy() as folder:
             self.model, self.files = load_model(model.stage, folder, device=device), files
         self.count, self.seed = timesteps_per_picture, seed

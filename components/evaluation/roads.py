@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from components.evaluation.image_sets import FileImages
 from components.evaluation.measure import MadeStage
 from components.pool import Pool, file_name
 from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.device import best_device
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
 from components.storage.store import Store
@@ -126,9 +126,8 @@ class RoadSampler:
     """One actor of the pool."""
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         with cascade.local_copy() as folder:
-            self.cascade, self.files = Cascade.load(folder, device=device), files
+            self.cascade, self.files = Cascade.load(folder, device=best_device()), files
 
     def __call__(self, job: SampleJob) -> SampleJob:
         self.files.write(file_name(job.name), pack_job(sample_job(self.cascade, job)))

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from components.data.shards import ShardIndex
@@ -16,6 +15,7 @@ from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.roads import measured_requests
 from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import Cascade
+from components.sampling.device import best_device
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
 from components.storage.store import Store
@@ -81,7 +81,7 @@ class StepsSampler:
     """One actor of the pool: the base model of a cascade, sampled in any way."""
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         with cascade.local_copy() as folder:
             self.cascade, self.files = Cascade.load(folder, device=device), files
 

@@ -104,7 +104,7 @@ class Cascade:
             check_guides(self.classifier, self.base)
 
     @classmethod
-    def load(cls, folder: Path | str, *, device: str = "cpu") -> "Cascade":
+    def load(cls, folder: Path | str, *, device: str | torch.device = "cpu") -> "Cascade":
         """Load a composed cascade. Raises ValueError if `folder` holds none."""
         path = Path(folder) / DESCRIPTION
         if not path.is_file():
@@ -300,7 +300,7 @@ def to_uint8(images: Tensor) -> list[np.ndarray]:
     return list(rearrange(levels, "b c h w -> b h w c").cpu().numpy())
 
 
-def load_part(name: str, folder: Path, *, device: str) -> Any:
+def load_part(name: str, folder: Path, *, device: str | torch.device) -> Any:
     """One part of a cascade by its field: a frozen text encoder, or a model."""
     if name == "contrastive":
         return contrastive_text(folder, device=device)

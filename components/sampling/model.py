@@ -58,7 +58,7 @@ class Conditions(NamedTuple):
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
 
-def load_model(name: str, folder: Path, *, device: str = "cpu") -> SamplingModel:
+def load_model(name: str, folder: Path, *, device: str | torch.device = "cpu") -> SamplingModel:
     """Load the bundle in `folder`, in fp32. Raises ValueError if it is none, or lacks its text tokenizer."""
     kind, network, settings, module = load_bundle(folder)
     text_length = network["text"]["context_length"] if network.get("text") else network.get("text_length")

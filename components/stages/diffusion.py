@@ -9,6 +9,7 @@ from components.data.degradations import Degradation
 from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
 from components.data.subset import random_part
+from components.sampling.device import best_device
 from components.sampling.model import most_at_once
 from components.stages.context import StageContext
 from components.stages.training import check_maker, frozen_networks, train_on_pictures
@@ -87,7 +88,7 @@ def latents_of(
 
 def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: int) -> float:
     """Standard deviation of the latents of the first training images, read where the set has them. Runs in a worker."""
-    network, device = open_autoencoder(autoencoder), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, device = open_autoencoder(autoencoder), best_device()
     if "latents" in index.array_names:
         made = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
         return float(torch.from_numpy(made.arrays["latents"]).float().std())

@@ -32,6 +32,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.cascade import DESCRIPTION, Cascade, to_uint8
 from components.sampling.classifier import class_log_probabilities
+from components.sampling.device import best_device
 from components.sampling.diffusion import sample_upsampler
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.model import (
@@ -110,20 +111,26 @@ class Painter(PythonModel):
 
 
 def painter_of(folder: Path) -> Paint:
-    """What a trained model in `folder` does with rows."""
+    """What a trained model in `folder` does with rows, on the best device that there is."""
+    device = best_device()
     if (folder / DESCRIPTION).is_file():
-        return _sample(Cascade.load(folder))
+        return _sample(Cascade.load(folder, device=device))
     if not (folder / MODEL).is_file():
-        text = load_frozen_text(folder)
+        text = load_frozen_text(folder, device=device)
         return lambda rows: [json.dumps(states.tolist()) for states in text.encode([row.text() for row in rows]).states]
-    model = load_model(_stage_of(folder), folder)
+    model = load_model(_stage_of(folder), folder, device=device)
     lone = lone_cascade(model)
     if lone is not None:
         return _sample(lone)
     paint = _refuse
     if works_alone(model.kind, model.network, model.settings):
         paint = ANSWERS.get(model.kind, _draw_tokens)
-    return lambda rows: [paint(model, row) for row in rows]
+
+    def answer(rows: list[Row]) -> list[str]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
+            return [paint(model, row) for row in rows]
+
+    return answer
 
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:
@@ -147,7 +154,7 @@ def _sample(cascade: Cascade) -> Paint:
 
 
 def _reconstruct(model: SamplingModel, row: Row) -> str:
-    image = row.picture(model.settings["resolution"])[None]
+    image = row.picture(model.settings["resolution"])[None].to(model.device)
     assert isinstance(model.module, Autoencoder)
     return png(to_uint8(model.module.reconstruct(image))[0])
 
@@ -161,9 +168,10 @@ def _embed(model: SamplingModel, row: Row) -> str:
     if (row.prompt is None) == (row.image is None):
         raise ValueError("this model needs either a prompt or an image")
     if row.prompt is None:
-        return json.dumps(network.encode_image(row.picture(network.resolution)[None])[0].tolist())
+        image = row.picture(network.resolution)[None].to(model.device)
+        return json.dumps(network.encode_image(image)[0].tolist())
     check_prompt_length(text, row.prompt)
-    return json.dumps(network.encode_text(text.encode([row.prompt])).embedding[0].tolist())
+    return json.dumps(network.encode_text(text.encode([row.prompt]).to(model.device)).embedding[0].tolist())
 
 
 def _classify(model: SamplingModel, row: Row) -> str:

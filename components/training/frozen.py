@@ -20,6 +20,7 @@ from torch import Tensor
 from components.diffusion.corruption import downsample
 from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder, unit_variance
+from components.sampling.device import best_device
 from components.sampling.frozen_text import (
     BPE,
     ContrastiveText,
@@ -210,7 +211,7 @@ class ColumnEncoder:
     """
 
     def __init__(self, load_encoders: Sequence[LoadEncoder], columns: Sequence[str]) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         self.encoders = [load(self.device) for load in load_encoders]
         self.names = {*columns, *(f"null_{name}" for name in columns)}
 

@@ -69,6 +69,13 @@ def test_nothing_is_imported_that_only_unix_has(sources):
     assert not any(found.values()), found
 
 
+def test_where_models_work_is_decided_in_one_place(repository, sources):
+    asks = {"torch.cuda.is_available"}
+    found = [path.relative_to(repository).as_posix() for path in sources if asks & attributes(path)]
+    reports = ["components/training/checkpoint.py", "components/training/system_metrics.py"]  # what a GPU's state is
+    assert found == ["components/sampling/device.py", *reports]
+
+
 def test_components_never_read_the_environment(repository, sources):
     for path in sources:
         if path.relative_to(repository).parts[0] == "components":

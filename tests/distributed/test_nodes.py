@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import ray
 import torch
+from components.evaluation.parallel import map_parts
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.data.pool import ShardJob, work_off
-from components.evaluation.parallel import map_parts
 from components.execution import Resources, SilentRecorder
 from components.node import node_threads
 from components.storage.store import Store

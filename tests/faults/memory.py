@@ -49,7 +49,7 @@ class Memory(threading.Thread):
             rss, pss = rss + sizes[0], pss + sizes[1]
             self.peaks[process.pid] = max(self.peaks.get(process.pid, 0), sizes[0])
             title = short(title_of(process))
-            if title and title != IDLE or process.pid not in self.titles:  # a worker of Ray between two tasks
+            if (title and title != IDLE) or process.pid not in self.titles:  # a worker of Ray between two tasks
                 self.titles[process.pid] = title
         self.total, self.total_rss = max(self.total, pss), max(self.total_rss, rss)
 
