@@ -220,8 +220,8 @@ class Saver:
             return {}
 
     def finish(self, task: Task) -> None:
-        """Evaluate the finished model and write its files, once the last checkpoint is in the store and in Train's list:
-        whatever fails here then loses no step."""
+        """Evaluate the finished model and write its files, once the last checkpoint is in the store and in Train's
+        list: whatever fails here then loses no step."""
         if self.reporter.worker.rank > 0:
             return
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
