@@ -97,7 +97,7 @@ def plan_command(
 ) -> None:
     """Show each stage, its key, and whether it is cached; run nothing.
 
-    With --cluster: workers and GPUs of each stage on a cluster that is not here; neither the pictures' source nor
+    With --cluster: workers and GPUs of each stage on a cluster that is not here; neither the source of the images nor
     storage is asked. The recipe `published` then stands for all those of papers.
 
     **Examples**

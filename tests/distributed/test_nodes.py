@@ -15,16 +15,18 @@ from typing import Any
 import pytest
 import ray
 import torch
-from components.evaluation.parallel import map_parts
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.data.pool import ShardJob, work_off
 from components.execution import Resources, SilentRecorder
 from components.node import node_threads
+from components.pool import Pool
 from components.storage.store import Store
+from components.training.diffusion_settings import network_arguments
 from components.training.launch import train
 from components.training.loop import Arrays
 from components.training.parallel import Worker
+from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RankStream
 from tests.picture_sets import write_set
@@ -58,7 +60,7 @@ def rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
         yield rows_at(CONFIG, range(first, first + share))
 
 
-def trained(place: Store, scratch: Path) -> list[dict[str, int]]:
+def trained(place: Store) -> list[dict[str, int]]:
     train(
         partial(TellingTask, CONFIG, offers=OFFERS, place=place.uri),
         config=CONFIG,
@@ -69,13 +71,19 @@ def trained(place: Store, scratch: Path) -> list[dict[str, int]]:
         held_out=partial(rows_at, CONFIG, range(1000, 1008)),
         recorder=SilentRecorder(),
         resources=RESOURCES,
-        scratch=scratch,
+        store=place,
+        model=ModelDescription("diffusion", network_arguments(CONFIG, OFFERS), settings={}),
     )
     return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
 
 
 def shard_worker(place: Store) -> Callable[[ShardJob], None]:
     return lambda job: place.write(job.name, json.dumps(threads_here()).encode())
+
+
+def pool_of_parts() -> list[dict[str, int]]:
+    with Pool(RESOURCES) as pool:
+        return list(pool.map(part_worker, [0, 1, 2]))
 
 
 def part_worker() -> Callable[[int], dict[str, int]]:
@@ -104,8 +112,8 @@ def main(folder: Path) -> None:
     assert list(work_off(partial(shard_worker, place), index, names, files=place, resources=RESOURCES))[-1] == 3
     found["working"] = [
         *(json.loads(place.read(name)) for name in names),
-        *map_parts(part_worker, [0, 1, 2], resources=RESOURCES),
-        *trained(place, folder / "scratch"),
+        *pool_of_parts(),
+        *trained(place),
     ]
     (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()

@@ -159,7 +159,7 @@ def test_all_that_trains_at_once_leaves_half_of_the_logical_cpus_to_the_readers(
         assert sum(shares[name].num_workers * shares[name].cpus_per_worker for name in found) <= cpus / 2
 
 
-def test_a_worker_claims_no_more_cpus_than_there_are_beside_its_gpu():
+def test_a_worker_claims_no_more_cpus_than_its_gpu_s_node_has_for_it():
     cluster = Cluster(cpus=16 + 100, gpus=8, cpus_per_gpu=2)  # one node with GPUs, and many that only read
     shares = share_cluster(build_workflow(imagenet_class_prior()), load_profile("kuberay"), cluster)
     assert (shares["tokenizer"].num_workers, shares["tokenizer"].cpus_per_worker) == (8, 2)
