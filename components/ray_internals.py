@@ -7,6 +7,10 @@
 # there even if none was started (ray 2.60).
 from ray._private.services import get_webui_url_from_internal_kv
 
+# The messages of two calls that a cluster's head answers to whoever has its token: is it there, which Ray is it, which
+# nodes has it. Everything public joins the cluster first, and says in twenty lines of native code that it can't.
+from ray.core.generated import gcs_pb2, gcs_service_pb2
+
 # The only way into the loop that runs a dataset: no public hook is called at each of its steps.
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -32,6 +36,8 @@ __all__ = [
     "InputDataBuffer",
     "PlacementGroupCleanerCallback",
     "RefBundle",
+    "gcs_pb2",
+    "gcs_service_pb2",
     "get_train_context",
     "get_webui_url_from_internal_kv",
 ]

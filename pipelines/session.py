@@ -38,13 +38,16 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
     Args:
         num_gpus: GPUs of a Ray that is started here; None: those that torch can use.
 
-    Raises UsageError, in one line, if there is no such cluster or this machine is too busy to start Ray in time.
+    Raises UsageError, in one line, if the cluster can't be joined or this machine is too busy to start Ray in time.
     """
     waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
     settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL)
     set_environment(settings)
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if on_cluster():
+        from pipelines.joining import check_cluster  # the protocol's library, which nobody needs on a laptop
+
+        check_cluster(os.environ.get("RAY_ADDRESS") or "auto")
         where: dict[str, Any] = {"address": "auto", "runtime_env": {"env_vars": settings}}
     else:
         _protect_token()
@@ -52,9 +55,12 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
         where = {"address": "local", "num_cpus": local_cpus(), "num_gpus": gpus, "include_dashboard": False}
     try:
         ray.init(**where, **common)
-    except Exception as error:  # Ray raises plain ones
-        what = f"can't join {os.environ.get('RAY_ADDRESS', 'the cluster')}" if on_cluster() else "can't start here"
-        raise UsageError(f"Ray {what}: {error} Nothing was started; the same command tries again") from error
+    except Exception as error:  # Ray raises plain ones, some of several lines
+        reason = " ".join(str(error).split())
+        if on_cluster():
+            joined = os.environ.get("RAY_ADDRESS", "the cluster")
+            raise UsageError(f"Ray can't join {joined}: {reason} Nothing was started") from error
+        raise UsageError(f"Ray can't start here: {reason} Nothing was started; the same command tries again") from error
     return found_cluster(here=not on_cluster())
 
 

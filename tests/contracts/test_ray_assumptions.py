@@ -296,6 +296,19 @@ def the_access_token_is_where_it_is_made_private() -> bool:
     return setup._get_default_token_path() == Path.home() / ".ray" / "auth_token"
 
 
+def a_head_says_its_version_and_its_nodes() -> bool:
+    """a head answers two calls with its version, and its nodes' states and sockets (pipelines/joining.py)"""
+    protocol, nodes = part("ray.core.generated.gcs_service_pb2"), part("ray.core.generated.gcs_pb2")
+    calls = protocol.DESCRIPTOR.services_by_name["NodeInfoGcsService"].methods_by_name
+    node = nodes.GcsNodeInfo(state=nodes.GcsNodeInfo.ALIVE, raylet_socket_name="/tmp/raylet")
+    asked = [calls[name].input_type.fields for name in ("CheckAlive", "GetAllNodeInfo")]
+    return (
+        all(not field.is_required for fields in asked for field in fields)
+        and protocol.CheckAliveReply(ray_version="2").ray_version == "2"
+        and protocol.GetAllNodeInfoReply(node_info_list=[node]).node_info_list[0] == node
+    )
+
+
 def private_imports() -> list[tuple[str, str]]:
     """Module and name of each import of the door."""
     nodes = [node for node in ast.parse(DOOR.read_text()).body if isinstance(node, ast.ImportFrom)]
