@@ -25,6 +25,13 @@ Storage = Annotated[
 ]
 Tracking = Annotated[str | None, typer.Option(help="MLflow: http://… or sqlite:///…  [MLFLOW_TRACKING_URI or ./runs]")]
 ProfileName = Annotated[str, typer.Option(help="Workers and GPUs: auto, laptop, kuberay, or a YAML file.")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="What the run and its models (image-cascade-NAME) are called. Left out: the recipe's name, or with images "
+        "of your own that of their folder or bucket: pictures, class_guided_on_pictures with another than the demo."
+    ),
+]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
 
 
@@ -35,6 +42,7 @@ def run(
     storage: Storage = None,
     tracking: Tracking = None,
     profile: ProfileName = "auto",
+    name: Name = None,
     run_name: RunName = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
     only: Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")] = [],  # noqa: B006
@@ -55,6 +63,7 @@ def run(
     - `cascade run` — the demo, real pictures, about a quarter of an hour on two cores
     - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
     - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
+    - `cascade run --set images.source=~/pictures` — your own images; the models are `image-cascade-pictures`
     - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
     """
     from pipelines import driver
@@ -66,6 +75,7 @@ def run(
         storage=storage,
         tracking=tracking,
         profile=profile,
+        name=name,
         run=run_name,
         only=only,
         from_=from_,

@@ -16,9 +16,11 @@ from rich.console import Console
 
 from components.execution import Resources
 from components.storage.store import Store, StoreError, absolute
+from components.tracking.names import registered_name
 from pipelines.cluster import parse_cluster
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
+from pipelines.naming import cascade_name
 from pipelines.preflight import check_batches, check_parts
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
@@ -43,6 +45,7 @@ class RunOptions:
     storage: str | None = None
     tracking: str | None = None
     profile: str = "auto"
+    name: str | None = None
     run: str | None = None
     only: list[str] = field(default_factory=list)
     from_: str | None = None
@@ -61,6 +64,7 @@ class Prepared:
     profile: Profile
     root: Store
     tracking: str | None
+    name: str  # of the models, in MLflow's registry
     run: str
     planned: list[PlannedStage]
 
@@ -71,14 +75,15 @@ def prepare(options: RunOptions) -> Prepared:
     Raises UsageError, StoreError or SourceError, each one line, before anything starts.
     """
     recipe = load_recipe(options.recipe, options.set)
+    name = cascade_name(recipe, options.name)
     profile = load_profile(options.profile)
     root = Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
     check_parts(workflow)
     root.check_writable()
     planned = workflow.plan(root, selection_of(options))
-    run = options.run or f"{recipe.name}-{planned[-1].key[:6]}"
-    return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), run, planned)
+    run = options.run or f"{name}-{planned[-1].key[:6]}"
+    return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned)
 
 
 def selection_of(options: RunOptions) -> Selection:
@@ -139,7 +144,12 @@ def _start_recorder(prepared: Prepared) -> Any:
         actor.start.remote(
             recipe_yaml=resolved_yaml(prepared.recipe),
             parameters=prepared.recipe.model_dump(mode="json"),
-            tags={"recipe": prepared.recipe.name, "git_commit": git_commit(), "storage": prepared.root.uri},
+            tags={
+                "name": prepared.name,
+                "recipe": prepared.recipe.name,
+                "git_commit": git_commit(),
+                "storage": prepared.root.uri,
+            },
         )
     )
     return actor
@@ -179,7 +189,8 @@ def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], a
 
 
 def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, seconds: float) -> None:
-    facts = {
+    facts = {"models": registered_name(prepared.name)} if prepared.tracking else {}
+    facts |= {
         "recipe": prepared.recipe.name,
         "git commit": git_commit()[:12],
         "machine": f"{os.cpu_count()} cores; Ray counts {', '.join(f'{n:g} {kind}' for kind, n in _cluster().items())}",
@@ -214,6 +225,8 @@ def _conclude(
             f"details: {prepared.root.url(f'runs/{prepared.run}/errors.txt')}; the same command goes on from here"
         )
     console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
+    if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures:
+        console.print(f"model: models:/{registered_name(prepared.name)}@champion", highlight=False, soft_wrap=True)
     return FAILED if outcome.failures else DONE
 
 

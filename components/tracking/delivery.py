@@ -170,8 +170,9 @@ class Delivery:
         if artifact.kind != "model":
             return
         parent = self._tracked(event | {"key": ""}).run_id
+        models = event.get("models") or event["recipe"]  # a journal of before has the recipe's name alone
         registered = registry.register_artifact(
-            self.client, artifact, recipe=event["recipe"], experiment_id=self.experiment_id, run_id=run_id
+            self.client, artifact, models=models, experiment_id=self.experiment_id, run_id=run_id
         )
         record_output(self.client, run_id, model_id=registered.model_id)
         self.client.set_tag(parent, MODEL_TAG + registered.name, registered.version)

@@ -30,6 +30,7 @@ from components.sampling.frozen_text import LENGTH
 from components.sampling.model import works_alone
 from components.storage.artifact import Artifact
 from components.storage.bundle import DESCRIPTION as MODEL
+from components.tracking.names import registered_name
 from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -45,23 +46,23 @@ class Registered(NamedTuple):
     model_id: str
 
 
-def model_name(artifact: Artifact, *, recipe: str) -> str:
-    """`image-cascade-{recipe}` for the composed cascade, with the stage behind it for a single model."""
-    composed = DESCRIPTION in artifact.names()
-    return f"image-cascade-{recipe}" if composed else f"image-cascade-{recipe}-{artifact.stage}"
+def model_name(artifact: Artifact, *, models: str) -> str:
+    """The registered name of one of a run's `models`: theirs for the composed cascade, with its stage for another."""
+    return registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
 
 
 def register_artifact(
-    client: MlflowClient, artifact: Artifact, *, recipe: str, experiment_id: str, run_id: str
+    client: MlflowClient, artifact: Artifact, *, models: str, experiment_id: str, run_id: str
 ) -> Registered:
     """Register a model artifact as candidate, unless its stage key is there already.
 
     Args:
+        models: what the models of the run are called.
         run_id: the run that shows as its source.
 
     Raises ArtifactError if the stored files differ from the manifest.
     """
-    name = model_name(artifact, recipe=recipe)
+    name = model_name(artifact, models=models)
     version = find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)

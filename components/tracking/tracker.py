@@ -47,7 +47,7 @@ class Tracker:
         self._journal = new_journal(spool, destination=destination)
         self._lock = threading.Lock()
         self._closed = False
-        self._run, self._recipe = "", ""
+        self._run, self._models = "", ""
         self._open: dict[str, str] = {}  # stages that run now -> key
         self._keys: dict[str, str] = {}  # every stage ever named -> key
         self._sender = Sender([*left, self._journal], flush_seconds=flush_seconds, before=self._sample_system)
@@ -55,10 +55,10 @@ class Tracker:
         self._sender.start()
 
     def start_run(self, run: str, *, recipe_yaml: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Begin the workflow run `run`, or take it up again. `tags` holds `recipe` and `git_commit`."""
+        """Begin the workflow run `run`, or take it up again. `tags` holds `name`, its models', and `git_commit`."""
         if "'" in run or "`" in run:
             raise ValueError(f"a run's name can't hold quotes: {run}")
-        self._run, self._recipe = run, tags["recipe"]
+        self._run, self._models = run, tags["name"]
         self._write("start_run", recipe_yaml=recipe_yaml, parameters=dict(parameters), tags=dict(tags))
 
     def start_stage(
@@ -134,7 +134,7 @@ class Tracker:
 
     def _write(self, event: str, stage: str = "", **values: Any) -> None:
         key = self._keys.get(stage, "")
-        about = {"event": event, "time": now(), "run": self._run, "recipe": self._recipe, "stage": stage, "key": key}
+        about = {"event": event, "time": now(), "run": self._run, "models": self._models, "stage": stage, "key": key}
         with self._lock:
             if not self._closed:  # a worker's last word may come after the end
                 self._journal.append(about | values)
@@ -244,7 +244,7 @@ def end_killed(journal: Journal) -> None:
             open_.pop(event["key"], None)
     for event in reversed(open_.values()):  # the parent, begun first, ends last
         name = "end_stage" if event["key"] else "end_run"
-        about = {name: event[name] for name in ("run", "recipe", "stage", "key")}
+        about = {name: event[name] for name in ("run", "models", "recipe", "stage", "key") if name in event}
         journal.append(about | {"event": name, "time": last, "status": "KILLED", "artifact": None, "error": ""})
 
 

@@ -50,7 +50,7 @@ def test_a_server_killed_at_any_moment_loses_no_point_and_doubles_none(
     server = start_server(tmp_path, port)
     uri = f"http://127.0.0.1:{port}"
     tracker = Tracker(uri, experiment="killed", spool=tmp_path / "spool", flush_seconds=0.1)
-    tracker.start_run("run", recipe_yaml="", parameters={}, tags={"recipe": "tiny"})
+    tracker.start_run("run", recipe_yaml="", parameters={}, tags={"name": "tiny"})
     tracker.start_stage("base", "k1", config={}, inputs={})
 
     def say() -> None:

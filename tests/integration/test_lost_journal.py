@@ -48,7 +48,7 @@ def start(mlflow_server: str, tmp_path: Path, run: str) -> Callable[..., RunReco
 def start_recorder(place: Path, machine: str, tracking: str, run: str) -> RunRecorder:
     """The recorder of a driver on `machine`, whose disk the spool is on; storage is common."""
     made = RunRecorder(root=str(place / "storage"), run=run, tracking=tracking, spool=str(place / machine))
-    made.start(recipe_yaml="", parameters={}, tags={"recipe": "tiny", "git_commit": ""})
+    made.start(recipe_yaml="", parameters={}, tags={"name": "tiny", "git_commit": ""})
     made.expect("base", run)  # the run's name is as good a key as any, and no other run's
     return made
 

@@ -45,7 +45,7 @@ def track(mlflow_server: str, experiment: str, tmp_path: Path) -> Callable[..., 
             run,
             recipe_yaml="name: tiny\n",
             parameters={"name": "tiny", "base": {"total_steps": 30, "betas": [0.9, 0.99]}},
-            tags={"recipe": "tiny", "git_commit": "abc123"},
+            tags={"name": "tiny", "git_commit": "abc123"},
         )
         return tracker
 
@@ -258,7 +258,7 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
         from components.tracking.tracker import Tracker
         spool = Path("{tmp_path}/spool")
         tracker = Tracker("{mlflow_server}", experiment="{experiment}", spool=spool, flush_seconds=0.3)
-        tracker.start_run("killed", recipe_yaml="", parameters={{}}, tags={{"recipe": "tiny"}})
+        tracker.start_run("killed", recipe_yaml="", parameters={{}}, tags={{"name": "tiny"}})
         tracker.start_stage("base", "k1", config={{}}, inputs={{}})
         tracker.log_metrics("base", 1, {{"loss": 1.0}})
         time.sleep(4)

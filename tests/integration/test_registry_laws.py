@@ -48,7 +48,7 @@ def recipe() -> str:
 def track(tracking_uri: str, recipe: str, tmp_path: Path) -> Callable[[str], Tracker]:
     def start(run: str) -> Tracker:
         tracker = Tracker(tracking_uri, experiment=recipe, spool=tmp_path / "spool", flush_seconds=0.3)
-        tracker.start_run(run, recipe_yaml="", parameters={}, tags={"recipe": recipe, "git_commit": "abc123"})
+        tracker.start_run(run, recipe_yaml="", parameters={}, tags={"name": recipe, "git_commit": "abc123"})
         return tracker
 
     return start

@@ -35,7 +35,7 @@ def served(folder: Path, empty_database: Path, tmp_path_factory: pytest.TempPath
     home, port = tmp_path_factory.mktemp("registry"), free_port()
     tracking_uri = f"sqlite:///{shutil.copy(empty_database, home)}"
     tracker = Tracker(tracking_uri, experiment="tiny", spool=home / "spool", flush_seconds=0.3)
-    tracker.start_run("run", recipe_yaml="", parameters={}, tags={"recipe": "tiny"})
+    tracker.start_run("run", recipe_yaml="", parameters={}, tags={"name": "tiny"})
     tracker.stage_cached("cascade", artifact=commit_model(home, "cascade", "k1", folder))
     assert tracker.end_run("FINISHED") == []
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/image-cascade-tiny@champion"]

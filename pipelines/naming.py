@@ -1,0 +1,54 @@
+"""What a run and its models are called: the name of the recipe, or of the images where they are one's own."""
+
+import re
+
+from components.data.sources.webdataset import GLOB, TARS
+from components.storage.store import absolute
+from pipelines.recipes.catalog import DEMO, RECIPES, Recipe
+from pipelines.workflow import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+COMMON = {  # folders that say nothing of what is in them, where one above them does
+    *("data", "dataset", "datasets", "files", "image", "images", "shard", "shards", "tar", "tars", "train", "training"),
+}
+
+
+def cascade_name(recipe: Recipe, given: str | None) -> str:
+    """`given`, or the recipe's own name, or, of a recipe of the package on other images than its own, that of these.
+
+    The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'; the
+    name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_pictures`, and
+    `pictures` for the demo's.
+
+    Raises UsageError for a name that MLflow's registry or a folder can't have.
+    """
+    name = given if given is not None else _name_of(recipe)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"name {name!r} can't be that of a model: letters, digits, - and _, at most 100; set --name")
+    return name
+
+
+def _name_of(recipe: Recipe) -> str:
+    packaged = RECIPES.get(recipe.name)
+    if packaged is None or recipe.images.source == packaged().images.source:
+        return recipe.name
+    images = source_name(recipe.images.source)
+    if recipe.name != DEMO:
+        return f"{recipe.name}_on_{images}"
+    return f"{images}_images" if images in RECIPES else images  # a folder that has the name of a recipe
+
+
+def source_name(source: str) -> str:
+    """The last part of a source's address that says what the images are, in letters, digits and underscores.
+
+    s3://bucket/imagenet/train/*.tar -> imagenet; ~/pictures -> pictures; cats.tar -> cats.
+    """
+    parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
+    plain = [re.sub(r"\W+", "_", _without_suffix(part), flags=re.ASCII).strip("_") for part in parts]
+    named = [part for part in plain if part]
+    telling = [part for part in named if part.lower() not in COMMON]
+    return (telling or named or ["images"])[-1][:60]
+
+
+def _without_suffix(part: str) -> str:
+    return next((part.removesuffix(suffix) for suffix in TARS if part.endswith(suffix)), part)
