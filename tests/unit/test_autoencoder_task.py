@@ -35,8 +35,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(config: AutoencoderConfig, **options: Any) -> AutoencoderTask:
-    task = AutoencoderTask(config, **options)
+def trained(config: AutoencoderConfig, *, max_batch_per_device: int | None = None) -> AutoencoderTask:
+    task = AutoencoderTask(config)
+    task.max_batch = max_batch_per_device
     fit(task, batches(config, to_batch), config)
     return task
 
