@@ -202,15 +202,12 @@ def nothing(*, world_size: int) -> None:
 
 
 class OrderedShards(ray.train.DataConfig):
-    """Block i goes to rank i modulo the number of ranks: the order that makes a global batch (ray-notes, item 13)."""
+    """Block i goes to rank i modulo the number of ranks: the order that makes a global batch."""
 
     def configure(
-        self,
-        datasets: dict[str, MakeDataset],
-        world_size: int,
-        *unused: Any,
-        **also_unused: Any,
+        self, datasets: dict[str, MakeDataset], world_size: int, *unused: Any, **also_unused: Any
     ) -> list[dict[str, "ray.data.DataIterator"]]:
+        """The iterators of each rank, with order preserved; none where `resumed` gave no stream."""
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, make in datasets.items():
             dataset = make(world_size=world_size)

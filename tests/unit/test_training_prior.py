@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from components.data.errors import TokensError
-from components.data.token_artifacts import check_condition, check_tokenizer, held_out_tokens, rank_tokens
+from components.data.token_artifacts import (
+    check_aligned,
+    check_condition,
+    check_tokenizer,
+    held_out_tokens,
+    rank_tokens,
+)
 from components.data.tokens import TokenSet, write_tokens
 from components.models.transformer import Transformer
 from components.storage.artifact import Artifact, commit_artifact, describe_bytes
@@ -181,7 +187,8 @@ def tokens_artifact(root: Path, *, keys: range, width: int, first: int = 0) -> A
 def test_condition_tokens_come_with_their_own_picture_whatever_their_order(tmp_path: Path) -> None:
     tokens = tokens_artifact(tmp_path / "tokens", keys=range(30), width=4)
     condition = tokens_artifact(tmp_path / "condition", keys=range(40, -1, -1), width=2, first=1000)
-    check_condition(tokens, condition, wanted=True)
+    check_condition(condition, wanted=True)
+    check_aligned(tokens, condition)
     place = {"global_batch_size": 8, "world_size": 2, "seed": 5, "start_step": 2, "total_steps": 6}
     for rank in range(2):
         for batch in rank_tokens(tokens, condition, rank=rank, **place):
@@ -196,11 +203,11 @@ def test_inputs_that_do_not_fit_are_named_in_one_line(tmp_path: Path) -> None:
     tokens = tokens_artifact(tmp_path / "tokens", keys=range(30), width=4)
     other = tokens_artifact(tmp_path / "other", keys=range(10, 40), width=2)
     with pytest.raises(TokensError, match="10 of 30 pictures have no condition tokens, 000 among them"):
-        check_condition(tokens, other, wanted=True)
+        check_aligned(tokens, other)
     with pytest.raises(TokensError, match="no condition tokens are given"):
-        check_condition(tokens, None, wanted=True)
+        check_condition(None, wanted=True)
     with pytest.raises(TokensError, match="not among the recipe's conditions"):
-        check_condition(tokens, other, wanted=False)
+        check_condition(other, wanted=False)
     check_tokenizer(tokens, codebook_size=512, grid=(2, 2))
     with pytest.raises(TokensError, match="the tokens have a codebook of 512, the tokenizer one of 1024"):
         check_tokenizer(tokens, codebook_size=1024, grid=(2, 2))
