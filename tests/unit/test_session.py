@@ -52,7 +52,7 @@ def test_a_ray_of_one_machine_has_the_gpus_that_torch_can_use_or_as_many_as_are_
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(session, "set_environment", lambda settings: None)
     monkeypatch.setattr(session.ray, "init", lambda **arguments: given.update(arguments))
-    monkeypatch.setattr(session.ray, "cluster_resources", dict)
+    monkeypatch.setattr(session, "found_cluster", lambda here: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     session.start_ray(worker_start_timeout=10, verbose=False, num_gpus=asked)
