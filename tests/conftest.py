@@ -16,7 +16,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 SERVER_SECONDS = 180
 SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_roads", "test_execute")
-START_RAY = ("test_cluster_checks", "test_laptop", "test_rows", "test_secrets", "test_submitted_job", "test_survives")
+START_RAY = (
+    "test_cluster_checks",
+    "test_laptop",
+    "test_rows",
+    "test_secrets",
+    "test_share_nothing",
+    "test_submitted_job",
+    "test_survives",
+)
 
 
 def pytest_configure() -> None:

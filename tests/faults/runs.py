@@ -1,4 +1,4 @@
-"""Whole runs of the command on a tiny recipe, to be disturbed, and what they leave, as hashes."""
+"""Whole runs of the command, to be disturbed, and what they leave, as hashes."""
 
 import hashlib
 import json
@@ -34,38 +34,14 @@ PROFILE = {"cpus_per_worker": 1, "threads": 1, "reader_cpus": 0.25}
 TIMED = ("metrics.json",)  # holds seconds
 
 
-class Run:
-    """One storage, and the drivers that work on it one after another or at once."""
+class Stored:
+    """One storage, the drivers that work on it one after another or at once, and what they leave there."""
 
-    def __init__(
-        self,
-        place: Path,
-        *,
-        steps: int,
-        storage: str | None = None,
-        workers: int = 2,
-        max_failures: int = 20,
-        **profile: Any,
-    ) -> None:
+    def __init__(self, place: Path, *, storage: str | None = None) -> None:
         place.mkdir(parents=True, exist_ok=True)
-        profile = PROFILE | {"num_workers": workers, "max_failures": max_failures} | profile
-        (place / "profile.yaml").write_text(json.dumps(profile))  # JSON is YAML
-        self.place, self.steps, self.storage = place, steps, storage or str(place / "runs")
+        self.place, self.storage = place, storage or str(place / "runs")
         self.log = place / "driver.log"
         self.drivers: list[subprocess.Popen] = []
-
-    def start(self, *, until: str = "base", **environment: str) -> subprocess.Popen:
-        """A driver in a process group of its own."""
-        settings = TINY | {"base.total_steps": self.steps}
-        command = [CASCADE, "run", "--recipe", "smoke", "--until", until, "--storage", self.storage]
-        command += ["--tracking", "none", "--profile", "profile.yaml"]
-        command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-        with open(self.log, "ab") as log:
-            driver = subprocess.Popen(
-                command, cwd=self.place, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
-            )
-        self.drivers.append(driver)
-        return driver
 
     def finish(self, driver: subprocess.Popen) -> None:
         assert driver.wait(DEADLINE) == 0, self.said()[-4000:]
@@ -81,43 +57,77 @@ class Run:
     def said(self) -> str:
         return self.log.read_text()
 
+    def stages(self) -> list[str]:
+        return Store(self.storage).folders("stages")
+
     def stage(self, name: str) -> Store:
         """The one folder of a stage."""
         root = Store(self.storage)
         (key,) = root.folders(f"stages/{name}")
         return root.join("stages", name, key)
 
-    def train(self) -> Store:
-        """Ray Train's run folder of the base model."""
-        stage = self.stage("base")
+    def train(self, name: str = "base") -> Store:
+        """Ray Train's run folder of a stage."""
+        stage = self.stage(name)
         return stage.join("train", stage.uri.rpartition("/")[2])
 
-    def step(self) -> int:
-        """Steps of the last checkpoint."""
-        if not Store(self.storage).folders("stages/base"):
+    def step(self, name: str = "base") -> int:
+        """Steps of a stage's last checkpoint."""
+        if name not in self.stages():
             return 0
-        done = last_checkpoint(self.train())
+        done = last_checkpoint(self.train(name))
         return done.step if done else 0
 
-    def weights(self) -> dict[str, Tensor]:
-        """Of the base model."""
-        artifact = load_artifact(self.stage("base"))
+    def weights(self, name: str = "base") -> dict[str, Tensor]:
+        artifact = load_artifact(self.stage(name))
         assert artifact is not None
         return load_file(artifact.download(self.place / "model") / "model.safetensors")
 
     def hashes(self) -> dict[str, str]:
         """Stage -> sha256 of what its manifest lists: names, sizes, sha256."""
         found = {}
-        for name in ("images", "base"):
-            artifact = load_artifact(self.stage(name))
+        for stage in self.stages():
+            artifact = load_artifact(self.stage(stage))
             assert artifact is not None
             kept = zip(artifact.names(), artifact.files, strict=True)
-            lines = sorted([public, entry.bytes, entry.sha256] for public, entry in kept if public not in TIMED)
-            found[name] = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+            lines = [[name, entry.bytes, entry.sha256] for name, entry in kept if Path(name).name not in TIMED]
+            found[stage] = hashlib.sha256(json.dumps(sorted(lines)).encode()).hexdigest()
         return found
 
 
-def wait_until(condition: Callable[[], bool], run: Run, *, seconds: float = DEADLINE, poll: float = 0.1) -> None:
+class Run(Stored):
+    """The tiny recipe, with a Ray of its own or on a cluster of this machine."""
+
+    def __init__(
+        self,
+        place: Path,
+        *,
+        steps: int,
+        storage: str | None = None,
+        workers: int = 2,
+        max_failures: int = 20,
+        **profile: Any,
+    ) -> None:
+        super().__init__(place, storage=storage)
+        profile = PROFILE | {"num_workers": workers, "max_failures": max_failures} | profile
+        (place / "profile.yaml").write_text(json.dumps(profile))  # JSON is YAML
+        self.steps = steps
+
+    def start(self, *, until: str = "base", **environment: str) -> subprocess.Popen:
+        """A driver in a process group of its own."""
+        settings = TINY | {"base.total_steps": self.steps}
+        command = [CASCADE, "run", "--recipe", "smoke", "--until", until, "--storage", self.storage]
+        command += ["--tracking", "none", "--profile", "profile.yaml"]
+        command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        with open(self.log, "ab") as log:
+            driver = subprocess.Popen(
+                command, cwd=self.place, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.drivers.append(driver)
+        return driver
+
+
+def wait_until(condition: Callable[[], bool], run: Stored, *, seconds: float = DEADLINE, poll: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         at_work = any(driver.poll() is None for driver in run.drivers)
