@@ -23,7 +23,7 @@ class Row(NamedTuple):
     gpus: float  # that it takes
     idle: float  # GPUs that nobody works on while it runs with all that may run at the same time
     share: int | None  # samples of a step for each worker; None: nothing is trained
-    parts: int | None  # in which it computes them; None: the profile sets no bound
+    parts: int | None  # in which it computes them; None: the profile sets no bound, and a GPU finds its own
     why: str
 
 
@@ -103,6 +103,7 @@ def resource_table(workflow: Workflow, profile: Profile, cluster: Cluster, share
         table.add_column(column, justify="right")
     table.add_column("why")
     for row in resource_rows(workflow, profile, cluster, shares):
-        cells = (row.workers, f"{row.gpus:g}", f"{row.idle:g}", row.share or "", row.parts or "–")
+        parts = row.parts or ("found" if row.share and row.gpus else "–")
+        cells = (row.workers, f"{row.gpus:g}", f"{row.idle:g}", row.share or "", parts)
         table.add_row(row.stage, *map(str, cells), f"{row.resources.cpus_per_worker:g}", row.why)
     return table

@@ -138,7 +138,7 @@ def test_a_plan_for_a_cluster_that_is_not_here_asks_neither_source_nor_storage(c
     done = cascade("plan", *arguments)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
-    assert lines["tokenizer"].split()[1:6] == ["24", "24", "40", "1", "–"]
+    assert lines["tokenizer"].split()[1:6] == ["24", "24", "40", "1", "found"]
     assert "24 of 64 GPUs" in done.stdout
     assert lines["prior"].split()[1:4] == lines["samples"].split()[1:4] == ["64", "64", "0"]
     assert not list(tmp_path.iterdir())
