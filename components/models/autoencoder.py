@@ -22,12 +22,12 @@ from components.models.quantizer import EMAQuantizer, VectorQuantizer
 Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer
 
 
-def _group_norm(channels: int) -> GroupNorm:
-    return GroupNorm(channels, eps=1e-6)
+def _group_norm(channels: int, norm_groups: int | None) -> GroupNorm:
+    return GroupNorm(channels, norm_groups=norm_groups, eps=1e-6)
 
 
-def _attention(channels: int) -> SelfAttention2d:
-    return SelfAttention2d(channels, num_heads=1, eps=1e-6)
+def _attention(channels: int, norm_groups: int | None) -> SelfAttention2d:
+    return SelfAttention2d(channels, num_heads=1, norm_groups=norm_groups, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -37,11 +37,11 @@ class ResBlock(nn.Module):
     steps.
     """
 
-    def __init__(self, in_channels: int, *, out_channels: int) -> None:
+    def __init__(self, in_channels: int, *, out_channels: int, norm_groups: int | None = None) -> None:
         super().__init__()
-        self.norm_1 = _group_norm(in_channels)
+        self.norm_1 = _group_norm(in_channels, norm_groups)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm_2 = _group_norm(out_channels)
+        self.norm_2 = _group_norm(out_channels, norm_groups)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -82,18 +82,22 @@ class Upsample(nn.Module):
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
-def _blocks(in_channels: int, *, out_channels: int, num_blocks: int, attention: bool) -> list[nn.Module]:
+def _blocks(
+    in_channels: int, *, out_channels: int, num_blocks: int, attention: bool, norm_groups: int | None
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for i in range(num_blocks):
-        layers.append(ResBlock(in_channels if i == 0 else out_channels, out_channels=out_channels))
+    for before in [in_channels, *[out_channels] * (num_blocks - 1)]:
+        layers.append(ResBlock(before, out_channels=out_channels, norm_groups=norm_groups))
         if attention:
-            layers.append(_attention(out_channels))
+            layers.append(_attention(out_channels, norm_groups))
     return layers
 
 
-def _middle(channels: int) -> nn.Sequential:
+def _middle(channels: int, norm_groups: int | None) -> nn.Sequential:
     return nn.Sequential(
-        ResBlock(channels, out_channels=channels), _attention(channels), ResBlock(channels, out_channels=channels)
+        ResBlock(channels, out_channels=channels, norm_groups=norm_groups),
+        _attention(channels, norm_groups),
+        ResBlock(channels, out_channels=channels, norm_groups=norm_groups),
     )
 
 
@@ -113,6 +117,7 @@ class Encoder(nn.Module):
         attention_resolutions: Sequence[int],
         out_channels: int,
         patch_shortcut: bool = False,
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         widths = [channels * mult for mult in channel_mult]
@@ -120,11 +125,12 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([channels, *widths], widths, strict=False)):
             attention = resolution >> i in attention_resolutions
-            level = _blocks(c_in, out_channels=c_out, num_blocks=num_res_blocks, attention=attention)
+            about = {"out_channels": c_out, "attention": attention, "norm_groups": norm_groups}
+            level = _blocks(c_in, num_blocks=num_res_blocks, **about)
             last = i == len(widths) - 1
             self.levels.append(nn.Sequential(*level, *([] if last else [Downsample(c_out)])))
-        self.middle = _middle(widths[-1])
-        self.norm_out = _group_norm(widths[-1])
+        self.middle = _middle(widths[-1], norm_groups)
+        self.norm_out = _group_norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.shortcut: nn.Module | None = None
         if patch_shortcut:
@@ -158,18 +164,20 @@ class Decoder(nn.Module):
         latent_channels: int,
         out_channels: int,
         patch_shortcut: bool = False,
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         widths = [channels * mult for mult in reversed(channel_mult)]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0])
+        self.middle = _middle(widths[0], norm_groups)
         self.levels = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
             last = i == len(widths) - 1
             attention = resolution >> (len(widths) - 1 - i) in attention_resolutions
-            level = _blocks(c_in, out_channels=c_out, num_blocks=num_res_blocks + 1, attention=attention)
+            about = {"out_channels": c_out, "attention": attention, "norm_groups": norm_groups}
+            level = _blocks(c_in, num_blocks=num_res_blocks + 1, **about)
             self.levels.append(nn.Sequential(*level, *([] if last else [Upsample(c_out)])))
-        self.norm_out = _group_norm(widths[-1])
+        self.norm_out = _group_norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.shortcut: nn.Module | None = None
         if patch_shortcut:
@@ -203,6 +211,7 @@ class Autoencoder(nn.Module):
         patch_shortcut: whether a linear map goes around the encoder and one around the decoder (residual autoencoding,
             Chen et al., 2024, section 3.1, with a learned map of all levels in place of an average of each): what is
             linear, colors first, is learned in minutes. The published networks have none.
+        norm_groups: of every group norm; see `groups_of`.
 
     Raises:
         ValueError: when the resolution cannot be halved that often, or the bottleneck is unknown or lacks its numbers.
@@ -227,6 +236,7 @@ class Autoencoder(nn.Module):
         fsq_levels: Sequence[int] = (),
         reconstruction: str = "l1",
         patch_shortcut: bool = False,
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         factor = 2 ** (len(channel_mult) - 1)
@@ -242,6 +252,7 @@ class Autoencoder(nn.Module):
             "num_res_blocks": num_res_blocks,
             "attention_resolutions": attention_resolutions,
             "patch_shortcut": patch_shortcut,
+            "norm_groups": norm_groups,
         }
         width = 2 * latent_channels if bottleneck == "gaussian" else latent_channels
         self.encoder = Encoder(**ends, out_channels=width)

@@ -44,6 +44,7 @@ class ContrastiveEncoder(nn.Module):
         patch_size: side of the patches that the first convolution makes one position each of.
         embedding_dim: E.
         text: arguments of the TextTransformer.
+        norm_groups: of every group norm; see `groups_of`.
 
     Raises:
         ValueError: the resolution can't be divided so.
@@ -59,6 +60,7 @@ class ContrastiveEncoder(nn.Module):
         patch_size: int,
         embedding_dim: int,
         text: dict[str, Any],
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         factor = patch_size * 2 ** (len(channel_mult) - 1)
@@ -71,8 +73,8 @@ class ContrastiveEncoder(nn.Module):
             if level > 0:
                 layers.append(Downsample(widths[level - 1]))
             before = [widths[max(level - 1, 0)], *[width] * (num_res_blocks - 1)]
-            layers += [ResBlock(channels_in, out_channels=width) for channels_in in before]
-        self.image_encoder = nn.Sequential(*layers, GroupNorm(widths[-1]), nn.SiLU())
+            layers += [ResBlock(channels_in, out_channels=width, norm_groups=norm_groups) for channels_in in before]
+        self.image_encoder = nn.Sequential(*layers, GroupNorm(widths[-1], norm_groups=norm_groups), nn.SiLU())
         self.image_projection = nn.Linear(widths[-1], embedding_dim, bias=False)
         self.text_encoder = TextTransformer(**text)
         self.text_projection = nn.Linear(text["model_dim"], embedding_dim, bias=False)

@@ -19,10 +19,10 @@ class TextAttention2d(nn.Module):
         context_dim: E.
     """
 
-    def __init__(self, channels: int, *, num_heads: int, context_dim: int) -> None:
+    def __init__(self, channels: int, *, num_heads: int, context_dim: int, norm_groups: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, norm_groups=norm_groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.context_kv = nn.Linear(context_dim, 2 * channels)
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))
@@ -48,9 +48,11 @@ class SpatialTransformer(nn.Module):
         depth: number of blocks.
     """
 
-    def __init__(self, channels: int, *, num_heads: int, context_dim: int, depth: int = 1) -> None:
+    def __init__(
+        self, channels: int, *, num_heads: int, context_dim: int, depth: int = 1, norm_groups: int | None = None
+    ) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels, eps=1e-6)
+        self.norm = GroupNorm(channels, norm_groups=norm_groups, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(
             [ContextBlock(channels, num_heads=num_heads, context_dim=context_dim) for _ in range(depth)]

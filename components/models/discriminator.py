@@ -6,15 +6,19 @@ over ranks, and real and generated pictures may share a batch.
 Shapes: B batch, H W pixels, h w patches.
 """
 
-import math
-
 from torch import Tensor, nn
+
+from components.models.layers import groups_of
 
 
 class PatchDiscriminator(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1] -> one logit a patch (B, 1, h, w), higher for real."""
+    """Image (B, 3, H, W) in [-1, 1] -> one logit a patch (B, 1, h, w), higher for real.
 
-    def __init__(self, *, channels: int = 64, num_layers: int = 3) -> None:
+    Args:
+        norm_groups: of every group norm; see `groups_of`.
+    """
+
+    def __init__(self, *, channels: int = 64, num_layers: int = 3, norm_groups: int | None = None) -> None:
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
@@ -22,7 +26,7 @@ class PatchDiscriminator(nn.Module):
             stride = 1 if i == num_layers - 1 else 2
             layers += [
                 nn.Conv2d(widths[i], widths[i + 1], 4, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(math.gcd(widths[i + 1], min(32, max(1, widths[i + 1] // 4))), widths[i + 1]),
+                nn.GroupNorm(groups_of(widths[i + 1], norm_groups), widths[i + 1]),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))

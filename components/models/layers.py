@@ -22,15 +22,27 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group norm with 32 groups, or fewer so that each keeps four channels (Karras et al., 2022).
+def groups_of(channels: int, norm_groups: int | None) -> int:
+    """Groups of a group norm: `norm_groups` where it is given, as published networks have 32 at any width; else 32, or
+    fewer so that each keeps four channels (Karras et al., 2022).
 
-    One channel a group, as 32 groups of 32 channels would have, erases every channel's mean. Runs in the dtype of its
-    weights, so in fp32 under autocast: safer, and on CPUs the bf16 kernel for channels_last is several times slower.
+    One channel a group, as 32 groups of 32 channels would have, erases every channel's mean.
+    """
+    return norm_groups or math.gcd(channels, min(32, channels // 4))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm that runs in the dtype of its weights, so in fp32 under autocast: safer, and on CPUs the bf16 kernel
+    for channels_last is several times slower.
+
+    Args:
+        norm_groups: see `groups_of`.
+
+    Raises ValueError if they don't divide the channels.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
-        super().__init__(math.gcd(channels, min(32, channels // 4)), channels, eps=eps)
+    def __init__(self, channels: int, *, norm_groups: int | None = None, eps: float = 1e-5) -> None:
+        super().__init__(groups_of(channels, norm_groups), channels, eps=eps)
 
     def forward(self, input: Tensor) -> Tensor:  # (B, C, ...) of any dtype -> the dtype of the weights
         return super().forward(input.to(self.weight.dtype))
@@ -64,12 +76,13 @@ class SelfAttention2d(nn.Module):
     Args:
         channels: a multiple of num_heads.
         num_heads: queries, keys and values are outermost in the projection ("new attention order"), heads inside.
+        norm_groups: see `groups_of`.
     """
 
-    def __init__(self, channels: int, *, num_heads: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, num_heads: int, norm_groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = GroupNorm(channels, eps=eps)
+        self.norm = GroupNorm(channels, norm_groups=norm_groups, eps=eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)  # pointwise: on CPUs faster than nn.Linear in fp32
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))
 

@@ -26,7 +26,7 @@ class NoisyClassifier(nn.Module):
         num_classes: K.
         head_dim: channels of one attention head, in the pool too; give either this or num_heads.
         model_channels, channel_mult, num_res_blocks, attention_resolutions, dropout, scale_shift_norm,
-            resample_in_blocks: as those of `UNet`.
+            resample_in_blocks, norm_groups: as those of `UNet`.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -46,6 +46,7 @@ class NoisyClassifier(nn.Module):
         dropout: float = 0.0,
         scale_shift_norm: bool = True,
         resample_in_blocks: bool = True,
+        norm_groups: int | None = None,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -53,17 +54,23 @@ class NoisyClassifier(nn.Module):
         self.resolution, self.model_channels, self.num_classes = resolution, model_channels, num_classes
         embedding_dim, channels = 4 * model_channels, levels[-1].channels
         heads = partial(heads_of, head_dim=head_dim, num_heads=num_heads)
-        residual = partial(ResBlock, embedding_dim=embedding_dim, dropout=dropout, scale_shift_norm=scale_shift_norm)
+        residual = partial(
+            ResBlock,
+            embedding_dim=embedding_dim,
+            dropout=dropout,
+            scale_shift_norm=scale_shift_norm,
+            norm_groups=norm_groups,
+        )
 
         def attention(channels: int) -> nn.Module:
-            return SelfAttention2d(channels, num_heads=heads(channels))
+            return SelfAttention2d(channels, num_heads=heads(channels), norm_groups=norm_groups)
 
         self.time_mlp = embedding_mlp(model_channels, embedding_dim)
         self.conv_in = nn.Conv2d(in_channels, levels[0].channels, 3, padding=1)
         resampler = resampler_of(residual, in_blocks=resample_in_blocks)
         self.down, _ = down_path(levels, num_res_blocks, residual, attention, resampler)
         self.middle = middle(channels, residual, attention)
-        self.norm_out = GroupNorm(channels)
+        self.norm_out = GroupNorm(channels, norm_groups=norm_groups)
         size = resolution >> (len(levels) - 1)
         self.pool = AttentionPool2d(channels, size=size, num_heads=heads(channels), out_features=num_classes)
         # Convolutions then keep their maps so, which is up to twice as fast.

@@ -46,6 +46,7 @@ class UNet(ConditionedNetwork):
         transformer_depth: blocks of each such transformer.
         scale_shift_norm: adaptive group norm; otherwise the embedding is added to the features.
         resample_in_blocks: resampling inside residual blocks; otherwise a strided and an upsampled convolution.
+        norm_groups: of every group norm; see `groups_of`.
         gradient_checkpointing: compute what is between two skip connections again in the backward pass instead of
             keeping it; the same gradients for less memory and a third more time.
         middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
@@ -71,6 +72,7 @@ class UNet(ConditionedNetwork):
         transformer_depth: int = 1,
         scale_shift_norm: bool = True,
         resample_in_blocks: bool = True,
+        norm_groups: int | None = None,
         gradient_checkpointing: bool = False,
         middle_attention: bool = True,
         class_token_dim: int | None = None,
@@ -87,20 +89,27 @@ class UNet(ConditionedNetwork):
         )
         self.resolution, self.model_channels = resolution, model_channels
         self.gradient_checkpointing = gradient_checkpointing
-        residual = partial(ResBlock, embedding_dim=embedding_dim, dropout=dropout, scale_shift_norm=scale_shift_norm)
+        residual = partial(
+            ResBlock,
+            embedding_dim=embedding_dim,
+            dropout=dropout,
+            scale_shift_norm=scale_shift_norm,
+            norm_groups=norm_groups,
+        )
         resampler = resampler_of(residual, in_blocks=resample_in_blocks)
         attention = attention_of(
             text_conditioning,
             heads=partial(heads_of, head_dim=head_dim, num_heads=num_heads),
             context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim),
             depth=transformer_depth,
+            norm_groups=norm_groups,
         )
 
         self.conv_in = nn.Conv2d(self.input_channels, levels[0].channels, 3, padding=1)
         self.down, skips = down_path(levels, num_res_blocks, residual, attention, resampler)
         self.middle = middle(levels[-1].channels, residual, attention if middle_attention else nn.Identity)
         self.up = up_path(levels, skips, num_res_blocks, residual, attention, resampler)
-        self.norm_out = GroupNorm(levels[0].channels)
+        self.norm_out = GroupNorm(levels[0].channels, norm_groups=norm_groups)
         self.conv_out = zeroed(nn.Conv2d(levels[0].channels, self.output_channels, 3, padding=1))
         # Convolutions then keep their maps so, which is up to twice as fast.
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
@@ -162,15 +171,21 @@ def context_dim_of(
 
 
 def attention_of(
-    text_conditioning: TextConditioning, *, heads: Callable[[int], int], context_dim: int | None, depth: int
+    text_conditioning: TextConditioning,
+    *,
+    heads: Callable[[int], int],
+    context_dim: int | None,
+    depth: int,
+    norm_groups: int | None,
 ) -> Attention:
     """Makes the attention for a number of channels, of the kind that `text_conditioning` names."""
 
     def attention(channels: int) -> nn.Module:
+        shared: dict[str, Any] = {"num_heads": heads(channels), "norm_groups": norm_groups}
         if context_dim is None:
-            return SelfAttention2d(channels, num_heads=heads(channels))
+            return SelfAttention2d(channels, **shared)
         if text_conditioning == "cross_attention":
-            return TextAttention2d(channels, num_heads=heads(channels), context_dim=context_dim)
-        return SpatialTransformer(channels, num_heads=heads(channels), context_dim=context_dim, depth=depth)
+            return TextAttention2d(channels, context_dim=context_dim, **shared)
+        return SpatialTransformer(channels, context_dim=context_dim, depth=depth, **shared)
 
     return attention

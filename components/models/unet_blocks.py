@@ -36,15 +36,16 @@ class ResBlock(nn.Module):
         embedding_dim: int,
         dropout: float,
         scale_shift_norm: bool,
+        norm_groups: int | None = None,
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift_norm = scale_shift_norm
         self.resample = resample
-        self.norm_1 = GroupNorm(channels)
+        self.norm_1 = GroupNorm(channels, norm_groups=norm_groups)
         self.conv_1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embedding_projection = nn.Linear(embedding_dim, out_channels * (2 if scale_shift_norm else 1))
-        self.norm_2 = GroupNorm(out_channels)
+        self.norm_2 = GroupNorm(out_channels, norm_groups=norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)

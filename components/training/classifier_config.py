@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.training.config import DiffusionConfig, TrainingConfig
+from components.training.norm_groups import check_norm_groups
 
 PROCESS = (  # what a classifier must share with the model that it guides
     *("objective", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data"),
@@ -22,6 +23,7 @@ class ClassifierConfig(TrainingConfig):
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     head_dim: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     conditions: tuple[Literal["label"], ...] = ("label",)
     noisy: bool = True  # False: it sees clean pictures only, and guides nothing
     objective: Literal["discrete", "edm", "flow"] = "discrete"  # this and the next seven: those of the diffusion model
@@ -41,6 +43,7 @@ class ClassifierConfig(TrainingConfig):
     def _sizes_fit(self) -> Self:
         if self.resolution % 2 ** (len(self.channel_mult) - 1):
             raise ValueError(f"resolution {self.resolution} can't be halved between the levels of channel_mult")
+        check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
         return self
 
 

@@ -5,18 +5,13 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.configuration import Config
+from components.training.norm_groups import check_norm_groups
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
 DISCRETE_ONLY = (  # fields of a diffusion that other objectives have no use for
-    "zero_terminal_snr",
-    "prediction_type",
-    "variance",
-    "loss",
-    "timestep_sampling",
-    "min_snr_gamma",
-    "spacing",
+    *("zero_terminal_snr", "prediction_type", "variance", "loss", "timestep_sampling", "min_snr_gamma", "spacing"),
 )
 TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another picture, by their own tokenizer
 
@@ -62,6 +57,7 @@ class AutoencoderConfig(TrainingConfig):
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     latent_channels: int = Field(ge=1)
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
+    norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     bottleneck: Literal["vq_ema", "vq", "gumbel", "fsq", "gaussian"] = "vq_ema"
     codebook_size: int | None = Field(None, ge=2)  # of vq_ema, vq and gumbel, as the next
     codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
@@ -92,7 +88,8 @@ class AutoencoderConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
-    def _bottleneck_has_its_numbers(self) -> Self:
+    def _network_and_bottleneck_have_their_numbers(self) -> Self:
+        check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
         has_codebook = self.bottleneck in ("vq_ema", "vq", "gumbel")
         if has_codebook and self.codebook_size is None:
             raise ValueError(f"bottleneck {self.bottleneck} needs codebook_size")
@@ -186,8 +183,9 @@ class DiffusionConfig(TrainingConfig):
     num_heads: int | None = Field(None, ge=1)  # instead of head_dim, which is None then
     num_layers: int = Field(12, ge=1)  # of a DiT, as the next
     patch_size: int = Field(2, ge=1)
-    scale_shift_norm: bool = True  # of a U-Net, as the next: adaptive group norm, or time by addition
+    scale_shift_norm: bool = True  # of a U-Net, as the next two: adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
+    norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     in_channels: int = Field(3, ge=1)  # and out; other than 3 where the picture is a latent
     text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
     transformer_depth: int = Field(1, ge=1)  # of spatial transformers
@@ -271,9 +269,10 @@ class DiffusionConfig(TrainingConfig):
         if self.backbone == "unet":
             if not self.channel_mult:
                 raise ValueError("backbone unet needs channel_mult, as (1, 2, 4)")
+            check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
             return self
         unknown = {"channel_mult": (), "dropout": 0.0, "text_conditioning": "pooled", "class_token_dim": None}
-        for name, nothing in unknown.items():
+        for name, nothing in (unknown | {"norm_groups": None}).items():
             if getattr(self, name) != nothing:
                 raise ValueError(f"backbone dit takes no {name}")
         return self

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.training.config import TrainingConfig
+from components.training.norm_groups import check_norm_groups
 
 
 class ContrastiveConfig(TrainingConfig):
@@ -17,6 +18,7 @@ class ContrastiveConfig(TrainingConfig):
     num_res_blocks: int = Field(ge=1)
     patch_size: int = Field(4, ge=1)  # pixels; the first level has resolution / patch_size positions on a side
     embedding_dim: int = Field(ge=2)
+    norm_groups: int | None = Field(None, ge=1)  # None: 32, or fewer so that each keeps four channels
     text_dim: int = Field(ge=8)  # the text transformer
     text_layers: int = Field(ge=1)
     text_heads: int = Field(ge=1)
@@ -30,6 +32,7 @@ class ContrastiveConfig(TrainingConfig):
             raise ValueError(f"resolution {self.resolution} must be a multiple of {factor}, of its patches and levels")
         if self.text_dim % self.text_heads:
             raise ValueError(f"text_dim {self.text_dim} must be a multiple of text_heads {self.text_heads}")
+        check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
         return self
 
 

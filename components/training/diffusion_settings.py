@@ -33,6 +33,7 @@ def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
         "class_token_dim": config.class_token_dim if "label" in config.conditions else None,
         "scale_shift_norm": config.scale_shift_norm,
         "resample_in_blocks": config.resample_in_blocks,
+        "norm_groups": config.norm_groups,
         "gradient_checkpointing": config.gradient_checkpointing,
         "middle_attention": config.crop_size is None,
     }

@@ -11,6 +11,7 @@ from components.training.config import AutoencoderConfig
 GPUS = 8
 RATE_PER_PICTURE = 4.5e-6
 STEPS = 500_000
+NORM_GROUPS = 32  # `Normalize` of both in modules/diffusionmodules/model.py
 LPIPS_WEIGHTS = "vgg16_lpips.safetensors"
 F4, F8, F8_VQ, F16 = (1, 2, 4), (1, 2, 4, 4), (1, 2, 2, 4), (1, 1, 2, 2, 4)
 
@@ -195,6 +196,7 @@ def _codes(
         num_res_blocks=2,
         attention_resolutions=attention_resolutions,
         latent_channels=latent_channels,
+        norm_groups=NORM_GROUPS,
         bottleneck="vq",
         codebook_size=codebook_size,
         l2_normalize=False,
@@ -230,6 +232,7 @@ def _gaussian(
         num_res_blocks=2,
         attention_resolutions=attention_resolutions,
         latent_channels=latent_channels,
+        norm_groups=NORM_GROUPS,
         bottleneck="gaussian",
         kl_weight=1e-6,
         perceptual_network="vgg16_lpips",

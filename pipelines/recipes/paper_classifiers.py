@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.training.classifier_config import ClassifierConfig
-from pipelines.recipes.paper_diffusion import ADM_64, ADM_128, ADM_256, ADM_512, LOGGED
+from pipelines.recipes.paper_diffusion import ADM_64, ADM_128, ADM_256, ADM_512, LOGGED, NORM_GROUPS
 
 
 def adm_classifier_64() -> ClassifierConfig:
@@ -46,6 +46,7 @@ def _classifier(resolution: int, **numbers: Any) -> ClassifierConfig:
         "num_res_blocks": 2,
         "attention_resolutions": (32, 16, 8),
         "head_dim": 64,
+        "norm_groups": NORM_GROUPS,
         "schedule": "linear",
         "total_steps": 300_000,
         "global_batch_size": 256,

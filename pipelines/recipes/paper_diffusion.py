@@ -16,6 +16,7 @@ from components.training.config import DiffusionConfig
 from components.training.image_to_image_config import ImageToImageConfig
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+NORM_GROUPS = 32  # everywhere: `normalization` of OpenAI's and LDM's code, the default of DDPM's group norm
 # Of ADM, IDDPM and GLIDE: noise and a variance are predicted and the bound is a small part of the loss.
 LEARNED_VARIANCE: dict[str, Any] = {
     "prediction_type": "epsilon",
@@ -300,6 +301,7 @@ def palette() -> ImageToImageConfig:
         num_res_blocks=2,
         attention_resolutions=(32, 16, 8),
         head_dim=64,
+        norm_groups=NORM_GROUPS,
         tasks=("inpainting", "uncropping", "colorization", "jpeg"),
         total_steps=1_000_000,
         global_batch_size=1024,
@@ -340,7 +342,7 @@ PAPER_DIFFUSION: tuple[Callable[[], DiffusionConfig], ...] = (
 
 def _published(**numbers: Any) -> DiffusionConfig:
     heads: dict[str, Any] = {"head_dim": None} if "num_heads" in numbers else {}
-    return DiffusionConfig(**(CONSTANT_RATE | LOGGED | heads | numbers))
+    return DiffusionConfig(**(CONSTANT_RATE | LOGGED | heads | {"norm_groups": NORM_GROUPS} | numbers))
 
 
 def _adm(**numbers: Any) -> DiffusionConfig:

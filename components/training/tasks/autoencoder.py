@@ -78,6 +78,7 @@ def autoencoder_arguments(config: AutoencoderConfig) -> dict[str, Any]:
         "fsq_levels": list(config.fsq_levels),
         "reconstruction": config.reconstruction,
         "patch_shortcut": config.patch_shortcut,
+        "norm_groups": config.norm_groups,
     }
 
 

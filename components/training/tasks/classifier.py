@@ -35,6 +35,7 @@ def classifier_arguments(config: ClassifierConfig, offers: Conditions) -> dict[s
         "attention_resolutions": list(config.attention_resolutions),
         "head_dim": config.head_dim,
         "dropout": config.dropout,
+        "norm_groups": config.norm_groups,
     }
 
 

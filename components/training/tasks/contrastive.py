@@ -36,6 +36,7 @@ def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict
         "num_res_blocks": config.num_res_blocks,
         "patch_size": config.patch_size,
         "embedding_dim": config.embedding_dim,
+        "norm_groups": config.norm_groups,
         "text": {
             "vocab_size": offers.vocab_size,
             "context_length": offers.text_length,
