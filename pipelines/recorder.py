@@ -8,13 +8,15 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
 from components.storage.artifact import Artifact
 from components.storage.store import Store, StoreError
-from components.tracking.tracker import Point, Tracker, now
+
+if TYPE_CHECKING:
+    from components.tracking.tracker import Point, Tracker
 
 EXPERIMENT = "image-cascade"
 CURVE_SECONDS = 20.0  # between two saves while a stage trains
@@ -66,7 +68,7 @@ class Curve:
     def add(self, step: int, values: dict[str, float], *, time_ms: int) -> None:
         self.points.setdefault(step, {}).update(values | {TIME: time_ms})
 
-    def known(self) -> list[Point]:
+    def known(self) -> "list[Point]":
         """All points, as a tracker takes them: one that arrives twice has the time that it had, so it is one point."""
         return [
             (name, step, value, int(values.get(TIME, now())))
@@ -87,7 +89,7 @@ class RunRecorder:
 
     def __init__(self, *, root: str, run: str, tracking: str | None, spool: str = "") -> None:
         self.root, self.run = Store(root), run
-        self.tracker = None if tracking is None else Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool))
+        self.tracker = None if tracking is None else new_tracker(tracking, spool)
         self.stages: dict[str, StageStatus] = {}
         self.curves: dict[str, Curve] = {}
         self.warnings: list[str] = []
@@ -190,6 +192,18 @@ class RunRecorder:
         except StoreError as error:
             line = f"{name}: its curves are not kept: {error}"
             self.warnings += [line] if line not in self.warnings else []
+
+
+def new_tracker(tracking: str, spool: str) -> "Tracker":
+    # Not at the top: stages and workers import this module too, and MLflow costs each of them 45 MB and a second.
+    from components.tracking.tracker import Tracker
+
+    return Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool))
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Tracker:
 
     def log_metrics(self, stage: str, step: int, values: Mapping[str, float], *, time_ms: int | None = None) -> None:
         """Points of a stage's curves; with stage "" of the workflow run. A step that was logged before is dropped."""
-        time_ms = now() if time_ms is None else time_ms
+        time_ms = _now() if time_ms is None else time_ms
         points = [[name, step, float(value), time_ms] for name, value in values.items()]
         self._write("metrics", stage, points=points)
 
@@ -134,7 +134,7 @@ class Tracker:
 
     def _write(self, event: str, stage: str = "", **values: Any) -> None:
         key = self._keys.get(stage, "")
-        about = {"event": event, "time": now(), "run": self._run, "models": self._models, "stage": stage, "key": key}
+        about = {"event": event, "time": _now(), "run": self._run, "models": self._models, "stage": stage, "key": key}
         with self._lock:
             if not self._closed:  # a worker's last word may come after the end
                 self._journal.append(about | values)
@@ -248,8 +248,7 @@ def end_killed(journal: Journal) -> None:
         journal.append(about | {"event": name, "time": last, "status": "KILLED", "artifact": None, "error": ""})
 
 
-def now() -> int:
-    """Milliseconds since 1970."""
+def _now() -> int:
     return time.time_ns() // 1_000_000
 
 

@@ -26,10 +26,11 @@ from tests.nodes import Cluster, Node, nodes
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 POOL = "ray::PoolWorker"
-STEPS, INTERVAL = 400, 20
-LOGGED, SHOWN = 5, 100  # steps between points, and between pictures
-LONG = {"total_steps": STEPS, "checkpoint_every": INTERVAL, "log_every": LOGGED, "sample_every": SHOWN}
-WHOLE = [*settings("base", **LONG), *settings("prior", **LONG)]  # long enough to be hit
+STEPS, INTERVAL = {"base": 800, "prior": 400}, 20  # long enough to be hit
+SHORT = 100
+LOGGED, SHOWN = 5, 200  # steps between points, and between pictures
+OFTEN = {"checkpoint_every": INTERVAL, "log_every": LOGGED, "sample_every": SHOWN}
+WHOLE = [setting for stage, steps in STEPS.items() for setting in settings(stage, total_steps=steps, **OFTEN)]
 MEASURED = settings("samples", measured_samples=64)
 EVALUATED = settings("evaluation", reference_samples=256, held_out_samples=64)
 MIB = 2**20
@@ -102,9 +103,9 @@ def test_workers_lost_with_their_disks_change_no_byte(
     run = smoke(cluster, tmp_path, "workers")
     driver = run.start()
     lose(cluster, TRAINER, run, lambda: run.step("base") >= 2 * INTERVAL)
-    assert run.step("base") < STEPS
+    assert run.step("base") < STEPS["base"]
     lose(cluster, TRAINER, run, lambda: run.step("prior") >= 2 * INTERVAL, every=True)
-    assert run.step("prior") < STEPS
+    assert run.step("prior") < STEPS["prior"]
     lose(cluster, POOL, run, lambda: "samples" in run.stages() and bool(run.stage("samples").list("files")))
     assert "evaluation" not in run.stages()
     run.finish(driver)
@@ -126,15 +127,15 @@ def test_a_head_lost_with_its_journal_loses_nothing_that_mlflow_had_and_says_wha
     assert any(name.endswith("events.jsonl") for name in cluster.head.files())
     cluster.end()
     os.killpg(tracking.pid, signal.SIGCONT)
-    assert run.step("base") < STEPS
+    assert run.step("base") < STEPS["base"]
     cluster.start_head()
     cluster.add(2)
     run.finish(run.start())
     assert run.hashes() == undisturbed
     points = history("head", "base")
     assert had.items() <= points.items()
-    lost = {"points": {*range(LOGGED, STEPS + 1, LOGGED)} - points.keys()}
-    lost["pictures"] = {*range(SHOWN, STEPS + 1, SHOWN)} - pictures("head", "base")
+    lost = {"points": {*range(LOGGED, STEPS["base"] + 1, LOGGED)} - points.keys()}
+    lost["pictures"] = {*range(SHOWN, STEPS["base"] + 1, SHOWN)} - pictures("head", "base")
     said = next((line for line in run.said().splitlines() if line.startswith("warning: base: MLflow lacks")), "")
     for kind, steps in lost.items():
         assert (kind in said) == bool(steps), f"{kind} of {sorted(steps)} are lost; said: {said!r}"
@@ -144,19 +145,19 @@ def test_a_head_lost_with_its_journal_loses_nothing_that_mlflow_had_and_says_wha
 
 
 def test_a_worker_killed_while_it_evaluates_repeats_no_step(cluster: Cluster, tmp_path: Path, record: Record):
-    options = ["--until", "base", *settings("base", num_inference_steps=1000)]  # previews that take their time
-    run = smoke(cluster, tmp_path, "evaluation", *options)
+    options = ["--until", "base", *settings("base", total_steps=SHORT, num_inference_steps=1000)]
+    run = smoke(cluster, tmp_path, "evaluation", *options)  # with previews that take their time
     driver = run.start()
-    wait_until(lambda: run.step() == STEPS, run, poll=0.02)
+    wait_until(lambda: run.step() == SHORT, run, poll=0.02)
     (trainer,) = [process for node in cluster.workers for process in node.processes(TRAINER)]
     trainer.kill()
     killed = time.time()
     assert read_finished(run.train()) is None, "too late: evaluation had ended"
     run.finish(driver)
     curve = json.loads(run.stage("base").read("curve.json"))
-    assert sorted(map(int, curve)) == list(range(LOGGED, STEPS + 1, LOGGED))
-    assert curve[str(STEPS)]["time"] / 1000 < killed
-    record("kill -9 of a worker while it evaluates the finished model", 1, f"step {STEPS} was not taken again")
+    assert sorted(map(int, curve)) == list(range(LOGGED, SHORT + 1, LOGGED))
+    assert curve[str(SHORT)]["time"] / 1000 < killed
+    record("kill -9 of a worker while it evaluates the finished model", 1, f"step {SHORT} was not taken again")
 
 
 class Brief(NamedTuple):
