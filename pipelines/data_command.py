@@ -8,7 +8,10 @@ from components.data.ingest import IngestConfig, ingest
 from components.data.preflight import check_source
 from components.data.shards import INDEX
 from components.storage.store import Store, absolute
-from pipelines.session import start_ray
+from pipelines.nodes import check_nodes
+from pipelines.preflight import check_needs, needs_of_source
+from pipelines.session import on_cluster, start_ray
+from pipelines.space import Space
 
 
 def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
@@ -16,7 +19,11 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     check_source(source, path)
     store = Store(absolute(out))
     store.check_writable()
+    needs = needs_of_source(source, path)
+    check_needs(needs)
     cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
+    if on_cluster():
+        check_nodes(needs, store, Space())
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:

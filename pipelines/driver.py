@@ -21,7 +21,8 @@ from pipelines.cluster import parse_cluster
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
 from pipelines.naming import cascade_name
-from pipelines.preflight import check_batches, check_parts
+from pipelines.nodes import check_nodes
+from pipelines.preflight import Needs, check_batches, check_needs, needs_of
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
@@ -29,6 +30,7 @@ from pipelines.reporting import render_run, save_run
 from pipelines.resource_table import resource_table
 from pipelines.session import on_cluster, start_ray
 from pipelines.shares import share_cluster
+from pipelines.space import space_of
 from pipelines.workflow import PlannedStage, Selection, UsageError, Workflow
 from pipelines.workflows import build_workflow
 
@@ -67,6 +69,7 @@ class Prepared:
     name: str  # of the models, in MLflow's registry
     run: str
     planned: list[PlannedStage]
+    needs: Needs
 
 
 def prepare(options: RunOptions) -> Prepared:
@@ -79,11 +82,12 @@ def prepare(options: RunOptions) -> Prepared:
     profile = load_profile(options.profile)
     root = Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
-    check_parts(workflow)
     root.check_writable()
     planned = workflow.plan(root, selection_of(options))
+    needs = needs_of(planned)
+    check_needs(needs)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
-    return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned)
+    return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned, needs)
 
 
 def selection_of(options: RunOptions) -> Selection:
@@ -123,10 +127,14 @@ def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[st
         raise UsageError(
             "--cluster says what a cluster will have, and none is joined here; `cascade plan` takes it too"
         )
+    space = space_of(prepared.workflow, prepared.planned)
+    space.check(root=prepared.root, works=not on_cluster())
     found = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
     cluster, running = told or found, [entry.stage.name for entry in prepared.planned if entry.wanted]
     shares = share_cluster(prepared.workflow, prepared.profile, cluster, running=running)
     check_batches(prepared.workflow, shares)
+    if on_cluster():
+        check_nodes(prepared.needs, prepared.root, space)
     if cluster.gpus and shares:
         console.print(resource_table(prepared.workflow, prepared.profile, cluster, shares))
     return shares

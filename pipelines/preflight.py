@@ -1,27 +1,69 @@
-"""What a workflow needs of this machine, asked before anything starts."""
+"""What a workflow needs of this machine and of the nodes that work, asked before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from components.configuration import Config
+from components.data.ingest import PACKAGED
+from components.data.listing import FileVersion
+from components.data.preflight import check_file, check_source, detect_source, file_to_try
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig
 from components.execution import Resources
 from components.sampling.frozen_text import FrozenTextError
+from components.stages.images import ImagesConfig
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import PlannedStage, UsageError, Workflow
 
 
-def check_parts(workflow: Workflow) -> None:
-    """Raise UsageError if a network that the recipe names can't be had here."""
+class Needs(NamedTuple):
+    """What stages need wherever they work."""
+
+    configs: tuple[Config, ...] = ()
+    packaged: str | None = None  # the source that is read, where packages make it
+    source: FileVersion | None = None  # a file of any other source, by its absolute URL
+
+    def addresses(self) -> list[str]:
+        """Where they say that something is, as it is written there."""
+        found = [] if self.source is None else [self.source.path]
+        for config in self.configs:
+            if isinstance(config, AutoencoderConfig) and config.perceptual_weights_uri:
+                found.append(config.perceptual_weights_uri)
+            if isinstance(config, TextEncoderConfig):
+                found.append(config.uri)
+        return found
+
+
+def needs_of(planned: Sequence[PlannedStage]) -> Needs:
+    """What the stages need that are to run; what is cached needs nothing any more."""
+    configs = tuple(entry.stage.config for entry in planned if entry.wanted)
+    images = next((config for config in configs if isinstance(config, ImagesConfig)), None)
+    needs = Needs() if images is None else needs_of_source(*detect_source(images.source))
+    return needs._replace(configs=configs)
+
+
+def needs_of_source(source: str, path: str | None) -> Needs:
+    """What whoever reads a source needs."""
+    return Needs(packaged=source) if source in PACKAGED else Needs(source=file_to_try(source, path))
+
+
+def check_needs(needs: Needs) -> None:
+    """Raise UsageError or SourceError, in one line, if something is not here: a package, weights, a text encoder, or
+    the source."""
+    if needs.packaged is not None:
+        check_source(needs.packaged, None)
+    if needs.source is not None:
+        check_file(needs.source)
     try:
-        for stage in workflow.stages:
-            if isinstance(stage.config, AutoencoderConfig) and stage.config.perceptual_weight > 0:
-                check_perceptual_network(stage.config.perceptual_network)
-            if isinstance(stage.config, MeasureConfig):
-                check_feature_network(stage.config.feature_network)
-            if isinstance(stage.config, TextEncoderConfig):
-                check_text_encoder(stage.config)
+        for config in needs.configs:
+            if isinstance(config, AutoencoderConfig) and config.perceptual_weight > 0:
+                check_perceptual_network(config.perceptual_network, weights_uri=config.perceptual_weights_uri)
+            if isinstance(config, MeasureConfig):
+                check_feature_network(config.feature_network)
+            if isinstance(config, TextEncoderConfig):
+                check_text_encoder(config)
     except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError) as error:
         raise UsageError(str(error)) from error
 

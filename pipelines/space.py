@@ -1,0 +1,83 @@
+"""The room that a run's checkpoints need, asked before anything starts."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from components.stages.images import ImagesConfig
+from components.storage.space import check_room, is_local
+from components.storage.store import Store
+from components.training.config import AutoencoderConfig, Conditions, TokenGrid, TrainingConfig
+from components.training.contrastive_config import ContrastiveConfig
+from components.training.launch import CHECKPOINTS_KEPT
+from components.training.sizes import Sizes, autoencoder_grid, training_sizes
+from pipelines.preflight import branches
+from pipelines.workflow import PlannedStage, Stage, Workflow
+
+IN_FLIGHT = 1  # written while those that are kept are still there
+AT_ONCE = 2  # in a worker's temporary folder: one on its way to storage, one being written
+MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
+FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
+
+
+class Space(NamedTuple):
+    """Bytes."""
+
+    storage: int = 0  # what checkpoints add to storage, and models in the end
+    temporary: int = 0  # what checkpoints may take in one node's temporary folder
+    trainings: tuple[str, ...] = ()
+
+    def check(self, *, root: Store | None, works: bool) -> None:
+        """Raise StoreError, in one line, if there is no room for it here.
+
+        Args:
+            root: storage; None: it is not asked. An object store has room.
+            works: whether trainings may write their checkpoints on this node.
+        """
+        places = {} if root is None else {root.uri: self.storage}
+        places |= {tempfile.gettempdir(): self.temporary} if works else {}
+        check_room(places, purpose=f"the checkpoints of {', '.join(self.trainings)}")
+
+
+def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
+    """The room that the trainings need that are to run, but for what earlier tries left in storage.
+
+    All of them may write at once on one node, as far as none waits for another.
+    """
+    storage, checkpoints = 0, {}
+    for entry in planned:
+        if entry.wanted and isinstance(entry.stage.config, TrainingConfig):
+            sizes = _sizes(entry.stage, entry.stage.config, planned)
+            there = sum(info.bytes for info in entry.store.list("train")) if is_local(entry.store.uri) else 0
+            storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * sizes.checkpoint + sizes.model - there)
+            checkpoints[entry.stage.name] = sizes.checkpoint
+    largest = sorted(checkpoints.values(), reverse=True)[: branches(workflow)]
+    return Space(storage, AT_ONCE * sum(largest), tuple(checkpoints))
+
+
+def _sizes(stage: Stage, config: TrainingConfig, planned: Sequence[PlannedStage]) -> Sizes:
+    return training_sizes(config, _offers(stage, planned), grid=_tokens_of(stage, "tokens"))
+
+
+def _tokens_of(stage: Stage, name: str) -> TokenGrid | None:
+    tokens = stage.inputs.get(name)
+    tokenizer = tokens.inputs.get("tokenizer") if isinstance(tokens, Stage) else None
+    config = tokenizer.config if isinstance(tokenizer, Stage) else None
+    return autoencoder_grid(config) if isinstance(config, AutoencoderConfig) else None
+
+
+def _offers(stage: Stage, planned: Sequence[PlannedStage]) -> Conditions:
+    """What the set conditions on, as far as it is known: where it is not, more than it will be."""
+    images = next(entry for entry in planned if isinstance(entry.stage.config, ImagesConfig))
+    assert isinstance(images.stage.config, ImagesConfig)
+    contrastive = next((e.stage.config for e in planned if isinstance(e.stage.config, ContrastiveConfig)), None)
+    text_length = images.stage.config.text_length
+    return Conditions(
+        num_classes=MANY_CLASSES if images.cached is None else len(images.cached.metadata["classes"]),
+        vocab_size=images.stage.config.vocab_size,
+        text_length=text_length,
+        condition=_tokens_of(stage, "condition"),
+        image_embedding_dim=FROZEN_DIM if contrastive is None else contrastive.embedding_dim,
+        text_states_dim=FROZEN_DIM if contrastive is None else contrastive.text_dim,
+        text_states_length=FROZEN_LENGTH if contrastive is None else text_length,
+    )

@@ -1,0 +1,97 @@
+"""Laws of room: a disk without room for the checkpoints is refused before anything starts, and nothing else is."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from components.storage import space
+from components.storage.connection import StoreError
+from components.storage.space import check_room, readable_bytes
+from components.storage.store import Store
+from pipelines import driver
+from pipelines.cli import main
+from pipelines.driver import RunOptions, prepare
+from pipelines.space import space_of
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def disks(monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - free, free))
+
+
+def test_a_disk_with_room_is_passed_and_one_without_is_said_with_what_is_needed_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    disks(monkeypatch, free=5_000_000)
+    check_room({str(tmp_path / "not" / "yet"): 5_000_000}, purpose="checkpoints")
+    with pytest.raises(StoreError) as caught:
+        check_room({str(tmp_path / "not" / "yet"): 5_200_000}, purpose="checkpoints")
+    said = str(caught.value)
+    assert said.startswith(f"checkpoints need 5.2 MB in {tmp_path}/not/yet, where 5.0 MB are free; make room")
+    assert "\n" not in said
+
+
+def test_folders_of_one_disk_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    disks(monkeypatch, free=100)
+    with pytest.raises(StoreError, match=f"need 120 B in {tmp_path}/a and {tmp_path}/b, where 100 B are free"):
+        check_room({str(tmp_path / "a"): 60, str(tmp_path / "b"): 60}, purpose="checkpoints")
+
+
+@pytest.mark.parametrize("url", ["memory://there", "s3://bucket/there"])
+def test_an_object_store_is_not_asked(url: str, monkeypatch: pytest.MonkeyPatch):
+    disks(monkeypatch, free=0)
+    check_room({url: 10**15}, purpose="checkpoints")
+
+
+def test_a_run_that_needs_nothing_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    disks(monkeypatch, free=0)
+    check_room({str(tmp_path): 0}, purpose="checkpoints")
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1234567, "1.2 MB"), (45.2e9, "45.2 GB")])
+def test_bytes_are_readable(count: float, text: str):
+    assert readable_bytes(count) == text
+
+
+def test_what_an_earlier_try_left_counts_as_room(tmp_path: Path):
+    prepared = prepare(RunOptions(recipe="smoke", storage=str(tmp_path), tracking="none", until="tokenizer"))
+    needed = space_of(prepared.workflow, prepared.planned)
+    assert needed.trainings == ("tokenizer",)
+    (entry,) = [entry for entry in prepared.planned if entry.stage.name == "tokenizer"]
+    entry.store.write("train/step-000000040/weights.safetensors", bytes(3_000_000))
+    assert space_of(prepared.workflow, prepared.planned).storage == needed.storage - 3_000_000
+    assert Store(str(tmp_path)).exists(f"stages/tokenizer/{entry.key}/train/step-000000040/weights.safetensors")
+
+
+def test_a_full_disk_ends_the_command_in_one_line_before_ray_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def never(**options: object) -> None:
+        raise AssertionError("Ray was started")
+
+    disks(monkeypatch, free=20_000_000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(driver, "start_ray", never)
+    monkeypatch.setattr(sys, "argv", ["cascade", "run", "--recipe", "smoke", "--tracking", "none"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: the checkpoints of tokenizer, prior, base, upsampler_32 need ")
+    assert f"in {tmp_path}/runs and " in line
+    assert "where 20.0 MB are free" in line
+    assert not list(tmp_path.glob("runs/stages/*"))
+
+
+def test_the_nearest_folder_that_exists_tells_the_disk(tmp_path: Path):
+    assert space._local_folder(str(tmp_path / "a" / "b")) == tmp_path
+    assert space._local_folder("memory://a") is None

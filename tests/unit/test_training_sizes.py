@@ -1,0 +1,114 @@
+"""Laws of sizes: what a training is said to write is what it writes, told without memory and for every recipe."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from components.storage.bundle import NETWORKS
+from components.storage.store import Store
+from components.training.batches import to_batch
+from components.training.results import ModelDescription, write_model
+from components.training.sizes import autoencoder_grid, training_sizes
+from components.training.snapshots import write_snapshots
+from components.training.tasks.autoencoder import autoencoder_arguments
+from pipelines.recipes.catalog import RECIPES
+from pipelines.space import space_of
+from pipelines.workflow import PlannedStage
+from pipelines.workflows import build_workflow
+from tests.tiny_text_image import contrastive_config, contrastive_task
+from tests.tiny_training import GRID, KINDS, OFFERS, autoencoder_config, batches, config_of, diffusion_config, make_task
+
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+def moments(state: Any) -> Iterator[Tensor]:
+    """The tensors of every optimizer in a task's state."""
+    if isinstance(state, dict):
+        for name, value in state.items():
+            yield from [value] if name in ADAM else moments(value)
+
+
+def written(task: Any, config: Any) -> int:
+    """Bytes of weights, averages and moments after a step."""
+    task.train_step(next(batches(config, to_batch)), 1)
+    state = task.state_dict()
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*state["weights"].values(), *moments(state)])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gan"])
+def test_a_checkpoint_takes_what_is_said(kind: str):
+    config = config_of(kind)
+    grid = GRID if kind in ("prior", "masked_prior") else None
+    assert training_sizes(config, OFFERS, grid=grid).checkpoint == written(make_task(config), config)
+
+
+@pytest.mark.parametrize("changes", [{"ema": "power"}, {"ema_decay": 0.0}])
+def test_averages_count_as_many_times_as_they_are_kept(changes: dict[str, Any]):
+    config = diffusion_config(**changes)
+    assert training_sizes(config, OFFERS).checkpoint == written(make_task(config), config)
+
+
+def test_an_autoencoder_without_adversary_has_none_in_its_checkpoint():
+    config = autoencoder_config(adversarial_weight=0.0)
+    assert training_sizes(config, OFFERS).checkpoint == written(make_task(config), config)
+
+
+def test_a_contrastive_encoder_counts_too():
+    config = contrastive_config()
+    assert training_sizes(config, OFFERS).checkpoint == written(contrastive_task(config), config)
+
+
+def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
+    config = diffusion_config(ema="power", total_steps=20, checkpoint_every=8)  # at 8, 16 and 20
+    state = make_task(config).state_dict()
+    for updates in (8, 16, 20):
+        state["learner"]["ema_updates"] = updates
+        write_snapshots(tmp_path / "snapshots", state, sigma_rel=config.ema_sigma_rel)
+    files = sum(path.stat().st_size for path in (tmp_path / "snapshots").iterdir())
+    weights = training_sizes(diffusion_config(), OFFERS).model
+    assert training_sizes(config, OFFERS).model == 7 * weights
+    assert 6 * weights <= files < 6.5 * weights
+
+
+def test_a_model_takes_what_is_said(tmp_path):
+    config = autoencoder_config()
+    network = autoencoder_arguments(config)
+    weights = {f"network.{name}": t for name, t in NETWORKS["autoencoder"](**network).state_dict().items()}
+    description = ModelDescription("autoencoder", network, {})
+    write_model(tmp_path, description, weights=weights, summary={}, previews={})
+    said = training_sizes(config, OFFERS).model
+    assert said <= (tmp_path / "model.safetensors").stat().st_size < 1.2 * said
+
+
+def test_the_grid_of_tokens_is_known_without_the_tokenizer():
+    grid = autoencoder_grid(autoencoder_config())
+    assert (grid.codebook_size, grid.height, grid.width) == (16, 2, 2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_room_for_every_recipe_is_known(name: str):
+    workflow = build_workflow(RECIPES[name]())
+    planned = [PlannedStage(stage, "key", Store("/nowhere"), None, True, {}) for stage in workflow.stages]
+    space = space_of(workflow, planned)
+    assert space.storage > space.temporary > 2**20
+    assert space_of(workflow, [entry._replace(wanted=False) for entry in planned]).trainings == ()
+
+
+def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
+    """torch imports sympy, a second's worth, for the first normal number without memory."""
+    program = """
+import sys
+from pipelines.recipes.openmoji import base, tokenizer
+from components.training.config import Conditions
+from components.training.sizes import training_sizes
+before = "sympy" in sys.modules
+for config in (base(), tokenizer()):
+    training_sizes(config, Conditions(num_classes=9, vocab_size=1024, text_length=16))
+print(before, "sympy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "False"], done.stderr
