@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.data.errors import SourceError
 from components.data.ingest import open_source
-from components.data.preflight import check_source, detect_source, source_digest
+from components.data.preflight import check_file, check_source, detect_source, file_to_try, source_digest
 from components.data.sources import fashion_mnist
 from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder
@@ -239,6 +239,50 @@ def test_a_source_that_needs_a_path_says_so() -> None:
 def test_a_missing_bucket_is_one_clear_line(s3_server: str) -> None:
     with pytest.raises(SourceError, match="s3://no-such-bucket/x"):
         check_source("webdataset", "s3://no-such-bucket/x")
+
+
+def test_of_every_source_with_files_one_is_tried_that_is_read(tmp_path: Path, pets: Path) -> None:
+    write_set(Store(str(tmp_path / "set")), sizes=(2, 2))
+    shutil.copytree(tmp_path / "set", tmp_path / "tars", ignore=shutil.ignore_patterns("*.json"))
+    write_idx(tmp_path / "idx", np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8), compress=True)
+    write_files(pets, {"about.txt": "no picture", "cat/about.txt": "none either"})
+    tried = {
+        str(tmp_path / "set"): f"{tmp_path}/set/shard-000000.tar",
+        f"{tmp_path}/tars/*1.tar": f"{tmp_path}/tars/shard-000001.tar",
+        f"{tmp_path}/tars/shard-000000.tar": f"{tmp_path}/tars/shard-000000.tar",
+        str(tmp_path / "idx"): f"{tmp_path}/idx/train-images-idx3-ubyte.gz",
+    }
+    for uri, path in tried.items():
+        file = file_to_try(*detect_source(uri))
+        assert file is not None
+        assert (file.path, file.bytes) == (path, Path(path).stat().st_size)
+        check_file(file)
+    file = file_to_try("folder", str(pets))  # whichever folder comes first
+    assert file is not None
+    assert file.path in [str(path) for path in pets.rglob("*.png")]
+    check_file(file)
+
+
+def test_a_file_that_is_not_here_or_is_another_is_refused_in_one_line(tmp_path: Path, pets: Path) -> None:
+    file = file_to_try("folder", str(pets))
+    assert file is not None
+    Path(file.path).write_bytes(b"another")
+    with pytest.raises(SourceError, match=r"1\.png has 7 bytes here and"):
+        check_file(file)
+    Path(file.path).unlink()
+    with pytest.raises(SourceError, match=r"1\.png can't be read .*No such file") as caught:
+        check_file(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tar_in_a_bucket_is_tried_too(s3_bucket: str) -> None:
+    write_set(Store(f"{s3_bucket}/set"), sizes=(2,))
+    file = file_to_try("webdataset", f"{s3_bucket}/set/*.tar")
+    assert file is not None
+    assert file.path == f"{s3_bucket}/set/shard-000000.tar"
+    check_file(file)
+    with pytest.raises(SourceError, match="can't be read"):
+        check_file(file._replace(path=f"{s3_bucket}/set/none.tar"))
 
 
 def test_the_digest_is_of_what_lies_there_never_of_the_address(tmp_path: Path, pets: Path) -> None:

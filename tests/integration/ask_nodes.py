@@ -1,0 +1,28 @@
+"""A driver that starts none of the runs that it is told of: it asks the nodes whether they could, and says why not.
+
+python -m tests.integration.ask_nodes '{"name": {"storage": "…", "set": […]}}' -> {"name": "why not, or nothing"}
+"""
+
+import json
+import sys
+
+from pipelines.driver import RunOptions, prepare
+from pipelines.nodes import check_nodes
+from pipelines.session import start_ray
+from pipelines.space import space_of
+from pipelines.workflow import UsageError
+
+
+def ask(options: RunOptions) -> str:
+    prepared = prepare(options)
+    try:
+        check_nodes(prepared.needs, prepared.root, space_of(prepared.workflow, prepared.planned))
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    start_ray(worker_start_timeout=120, verbose=False)
+    runs = json.loads(sys.argv[1])
+    print(json.dumps({name: ask(RunOptions("smoke", tracking="none", **options)) for name, options in runs.items()}))
