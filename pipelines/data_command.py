@@ -4,14 +4,20 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from components.data.ingest import IngestConfig, ingest
-from components.data.preflight import check_source
+from components.data.ingest import PACKAGED, IngestConfig, ingest
+from components.data.preflight import check_file, check_source, file_to_try
 from components.data.shards import INDEX
 from components.storage.store import Store, absolute
-from pipelines.nodes import check_nodes
-from pipelines.preflight import check_needs, needs_of_source
 from pipelines.session import on_cluster, start_ray
-from pipelines.space import Space
+
+
+def check_workers(source: str, path: str | None, store: Store) -> None:
+    """Raise UsageError or SourceError, in one line, if the nodes that work can't read the source or write shards."""
+    from pipelines.nodes import check_nodes  # with torch, which `cascade data` does without on one machine
+    from pipelines.preflight import needs_of_source
+    from pipelines.space import Space
+
+    check_nodes(needs_of_source(source, path), store, Space())
 
 
 def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
@@ -19,11 +25,12 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     check_source(source, path)
     store = Store(absolute(out))
     store.check_writable()
-    needs = needs_of_source(source, path)
-    check_needs(needs)
+    file = None if source in PACKAGED else file_to_try(source, path)
+    if file is not None:
+        check_file(file)
     cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
     if on_cluster():
-        check_nodes(needs, store, Space())
+        check_workers(source, path, store)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:

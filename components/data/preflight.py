@@ -102,7 +102,10 @@ def check_file(file: FileVersion) -> None:
             f"the source's {file.path} can't be read ({reason(error)}); check the address and the rights"
         ) from error
     if found is not None and found.bytes != file.bytes:
-        raise SourceError(f"{file.path} has {found.bytes} bytes here and {file.bytes} where it was listed: two files")
+        raise SourceError(
+            f"{file.path} has {found.bytes} bytes here and {file.bytes} where it was listed: it was cut short, or is "
+            "another file; copy it again"
+        )
 
 
 def _is_tar(pattern: str) -> Callable[[str], bool]:
