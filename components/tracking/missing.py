@@ -9,16 +9,16 @@ PREVIEW = "preview.png"
 
 
 def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
-    """In words, the steps at which the recipe wants points and pictures and `tracked` has none; empty if it has all."""
+    """In words, the steps at which the recipe wants points and images and `tracked` has none; empty if it has all."""
     config = artifact.provenance.get("config", {})
     if not {"total_steps", "log_every", "sample_every"} <= config.keys():
         return ""  # no training
     total = config["total_steps"]
     points = scheduled(config["log_every"], total) - set().union(*tracked.steps.values())
     shown = {step for _, step in tracked.images}
-    shows = bool(shown) or PREVIEW in artifact.names()  # not every model makes pictures
-    pictures = scheduled(config["sample_every"], total) - shown if shows else set()
-    found = {"points": points, "pictures": pictures}
+    shows = bool(shown) or PREVIEW in artifact.names()  # not every model makes images
+    images = scheduled(config["sample_every"], total) - shown if shows else set()
+    found = {"points": points, "images": images}
     return " and ".join(f"{kind} of {in_words(steps)}" for kind, steps in found.items() if steps)
 
 

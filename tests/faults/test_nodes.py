@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 POOL = "ray::PoolWorker"
 STEPS, INTERVAL = {"base": 800, "prior": 400}, 20  # long enough to be hit
 SHORT = 100
-LOGGED, SHOWN = 5, 200  # steps between points, and between pictures
+LOGGED, SHOWN = 5, 200  # steps between points, and between images
 OFTEN = {"checkpoint_every": INTERVAL, "log_every": LOGGED, "sample_every": SHOWN}
 WHOLE = [setting for stage, steps in STEPS.items() for setting in settings(stage, total_steps=steps, **OFTEN)]
 MEASURED = settings("samples", measured_samples=64)
@@ -135,7 +135,7 @@ def test_a_head_lost_with_its_journal_loses_nothing_that_mlflow_had_and_says_wha
     points = history("head", "base")
     assert had.items() <= points.items()
     lost = {"points": {*range(LOGGED, STEPS["base"] + 1, LOGGED)} - points.keys()}
-    lost["pictures"] = {*range(SHOWN, STEPS["base"] + 1, SHOWN)} - pictures("head", "base")
+    lost["images"] = {*range(SHOWN, STEPS["base"] + 1, SHOWN)} - shown("head", "base")
     said = next((line for line in run.said().splitlines() if line.startswith("warning: base: MLflow lacks")), "")
     for kind, steps in lost.items():
         assert (kind in said) == bool(steps), f"{kind} of {sorted(steps)} are lost; said: {said!r}"
@@ -214,8 +214,8 @@ def history(run: str, stage: str) -> dict[int, tuple[float, int]]:
     return {point.step: (point.value, point.timestamp) for point in points}
 
 
-def pictures(run: str, stage: str) -> set[int]:
-    """Steps of the pictures of a stage that MLflow has."""
+def shown(run: str, stage: str) -> set[int]:
+    """steps of the images of a stage that MLflow has."""
     client, runs = tracked(run, stage)
     names = [file.path for found in runs for file in client.list_artifacts(found.info.run_id, "images")]
     return {int(name.split("+step+")[1].split("+")[0]) for name in names}

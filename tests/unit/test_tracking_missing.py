@@ -14,8 +14,8 @@ def artifact(config: dict, *names: str) -> Artifact:
     return Artifact(kind="model", stage="base", key="k", files=files, provenance={"config": config})
 
 
-def arrived(points: set[int], pictures: set[int] = frozenset()) -> TrackedRun:
-    return TrackedRun("r", 0, False, {"loss": set(points)}, {("grid", step) for step in pictures})
+def arrived(points: set[int], images: set[int] = frozenset()) -> TrackedRun:
+    return TrackedRun("r", 0, False, {"loss": set(points)}, {("grid", step) for step in images})
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ def arrived(points: set[int], pictures: set[int] = frozenset()) -> TrackedRun:
         (TRAINING, [], arrived({20, 50}), "points of step 40"),
         (TRAINING, [], arrived(set()), "points of 3 steps from 20 to 50"),
         (TRAINING, ["preview.png"], arrived({20, 40, 50}, {25, 50}), ""),
-        (TRAINING, ["preview.png"], arrived({20, 40, 50}), "pictures of 2 steps from 25 to 50"),
-        (TRAINING, [], arrived({20, 50}, {50}), "points of step 40 and pictures of step 25"),
+        (TRAINING, ["preview.png"], arrived({20, 40, 50}), "images of 2 steps from 25 to 50"),
+        (TRAINING, [], arrived({20, 50}, {50}), "points of step 40 and images of step 25"),
         ({"limit": 5}, [], arrived(set()), ""),
     ],
 )
