@@ -33,7 +33,7 @@ def work_off(
     """Write the file of each shard that `files` lacks; yields how many there are after each.
 
     Args:
-        make_worker: picklable; called once in each actor, of which there are resources.num_actors.
+        make_worker: picklable; called in each actor before its first shard, in at most resources.num_actors.
         names: of the files, one for each shard.
 
     Raises ShardError for a shard that its index does not match.
@@ -55,9 +55,10 @@ class PoolActor:
 
     def __init__(self, make_worker: Callable[[], Worker], resources: Resources) -> None:
         torch.set_num_threads(node_threads(resources))
-        self.work = make_worker()
+        self.make_worker, self.work = make_worker, None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        self.work = self.work or self.make_worker()  # not before: Ray Data kills actors that start when all is done
         job = ShardJob(row["number"], row["name"], ShardEntry.model_validate_json(row["shard"]))
         self.work(job)
         return {"name": job.name}
