@@ -55,10 +55,12 @@ class PoolActor:
 
     def __init__(self, make_worker: Callable[[], Worker], resources: Resources) -> None:
         torch.set_num_threads(node_threads(resources))
-        self.make_worker, self.work = make_worker, None
+        self.make_worker = make_worker
+        self.work: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        self.work = self.work or self.make_worker()  # not before: Ray Data kills actors that start when all is done
+        if self.work is None:  # not before the first shard: Ray Data kills actors that still start when all is done
+            self.work = self.make_worker()
         job = ShardJob(row["number"], row["name"], ShardEntry.model_validate_json(row["shard"]))
         self.work(job)
         return {"name": job.name}
