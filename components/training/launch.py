@@ -24,13 +24,13 @@ from components.ray_internals import (
 from components.storage.store import Store
 from components.training.config import TrainingConfig
 from components.training.loop import Arrays, Task
+from components.training.ordered_shards import MakeDataset, OrderedShards, nothing
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
 from components.training.worker import Job, RayStream, Stream, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
-MakeDataset = Callable[..., "ray.data.Dataset | None"]  # called with world_size=
 OWN_ERROR = re.compile(r"^components\.[\w.]+: ")  # in front of a message that is written for the user
 
 
@@ -195,28 +195,6 @@ def resumed(job: Job) -> MakeDataset:
     if done is not None and done.step == job.config.total_steps:
         return nothing
     return partial(job.stream.make, start_step=done.step if done else 0)
-
-
-def nothing(*, world_size: int) -> None:
-    """The stream of a training that has taken all its steps."""
-
-
-class OrderedShards(ray.train.DataConfig):
-    """Block i goes to rank i modulo the number of ranks: the order that makes a global batch."""
-
-    def configure(
-        self, datasets: dict[str, MakeDataset], world_size: int, *unused: Any, **also_unused: Any
-    ) -> list[dict[str, "ray.data.DataIterator"]]:
-        """The iterators of each rank, with order preserved; none where `resumed` gave no stream."""
-        shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
-        for name, make in datasets.items():
-            dataset = make(world_size=world_size)
-            if dataset is None:
-                continue
-            dataset.context.execution_options.preserve_order = True
-            for shard, split in zip(shards, dataset.streaming_split(world_size, equal=False), strict=True):
-                shard[name] = split
-        return shards
 
 
 def last_line(error: Exception) -> str:
