@@ -39,13 +39,14 @@ def test_every_module_of_components_has_its_place_in_the_layers(repository):
     assert found - {"components.__init__"} <= placed
 
 
-def test_ray_train_enters_by_one_door_for_drivers_and_one_for_workers(repository, sources):
+def test_ray_train_enters_by_one_door_for_drivers_one_for_their_data_and_one_for_workers(repository, sources):
     def uses_train(path: pathlib.Path) -> bool:
         names = {*imported_names(path), *attributes(path)}
         return any(name == "ray.train" or name.startswith("ray.train.") for name in names)
 
     doors = [path.relative_to(repository).as_posix() for path in sources if uses_train(path)]
-    assert doors == [RAY_INTERNALS, "components/training/launch.py", "components/training/worker.py"]
+    rooms = ("launch", "ordered_shards", "worker")
+    assert doors == [RAY_INTERNALS, *(f"components/training/{name}.py" for name in rooms)]
 
 
 def test_ray_s_private_parts_enter_by_one_door(repository, sources):
