@@ -15,14 +15,14 @@ class Resources(Config):
 
     num_workers: int = Field(1, ge=1)
     min_workers: int | None = Field(None, ge=1)  # where there is no room for all; None: never fewer
-    num_actors: int = Field(1, ge=1)  # of a pool that works shards or pictures off one by one
+    num_actors: int = Field(1, ge=1)  # of a pool that works shards or images off one by one
     cpus_per_worker: float = Field(1, gt=0)  # logical CPUs (Ray's tokens), not cores
     gpus_per_worker: float = Field(0, ge=0)
     threads: int | None = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads. None: as many
     # as the node that works has for it (`components.node`), where `workers_per_node` such workers may share its cores
     workers_per_node: int = Field(1, ge=1)
     cpus_per_core: int = Field(1, ge=1)  # logical CPUs that Ray counts for one core
-    yields: bool = False  # a training that lets others go first on cores that they share: nothing waits for it
+    low_priority: bool = False  # a training that lets others go first on cores that they share: nothing waits for it
     readers: int = Field(2, ge=1)  # tasks of a training's stream that read and decode at a time
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
@@ -44,7 +44,7 @@ class Recorder(Protocol):
         step: int,
         total: int,
         unit: str = "step",
-        rate: float | None = None,  # units a second
+        rate: float | None = None,  # units/s
         loss: float | None = None,
     ) -> None: ...
 

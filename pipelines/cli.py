@@ -29,7 +29,7 @@ Name = Annotated[
     str | None,
     typer.Option(
         help="What the run and its models (image-cascade-NAME) are called. Left out: the recipe's name, or with images "
-        "of your own that of their folder or bucket: pictures, class_guided_on_pictures with another than the demo."
+        "of your own that of their folder or bucket: photos, class_guided_on_photos with another than the demo."
     ),
 ]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
@@ -60,10 +60,10 @@ def run(
 
     **Examples**
 
-    - `cascade run` — the demo, real pictures, about a quarter of an hour on two cores
+    - `cascade run` — the demo, real images, about a quarter of an hour on two cores
     - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
     - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
-    - `cascade run --set images.source=~/pictures` — your own images; the models are `image-cascade-pictures`
+    - `cascade run --set images.source=~/photos` — your own images; the models are `image-cascade-photos`
     - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
     """
     from pipelines import driver
@@ -167,12 +167,12 @@ def rows(
 @app.command()
 def data(
     source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, fashion_mnist or webdataset.")],
-    path: Annotated[str | None, typer.Argument(help="Where the pictures are: a folder, a glob or a URL.")] = None,
+    path: Annotated[str | None, typer.Argument(help="Where the images are: a folder, a glob or a URL.")] = None,
     *,
     out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")],
-    resolution: Annotated[int, typer.Option(help="Height and width of the stored pictures, pixels.", min=8)] = 64,
-    samples_per_shard: Annotated[int, typer.Option(help="Pictures in one tar.", min=1)] = 512,
-    limit: Annotated[int | None, typer.Option(help="At most so many pictures; for scenes their number.", min=1)] = None,
+    resolution: Annotated[int, typer.Option(help="Height and width of the stored images, pixels.", min=8)] = 64,
+    samples_per_shard: Annotated[int, typer.Option(help="Images in one tar.", min=1)] = 512,
+    limit: Annotated[int | None, typer.Option(help="At most so many images; for scenes their number.", min=1)] = None,
     holdout_fraction: Annotated[float, typer.Option(help="Share that training never sees.", min=0, max=0.9)] = 0.1,
     max_corrupt_fraction: Annotated[float, typer.Option(help="Share that may be corrupt.", min=0, max=1)] = 0.01,
     vocab_size: Annotated[int, typer.Option(help="Ids of the caption tokenizer.", min=260)] = 1024,
@@ -183,7 +183,7 @@ def data(
     **Examples**
 
     - `cascade data openmoji --out data/openmoji --resolution 256`
-    - `cascade data folder ~/pictures --out s3://bucket/shards`
+    - `cascade data folder ~/photos --out s3://bucket/shards`
     - `cascade data webdataset 's3://bucket/tars/*.tar' --out data/index` (tars stay where they are)
     """
     from components.data.ingest import IngestConfig
@@ -206,12 +206,12 @@ def sample(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
     prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
-    condition: Annotated[list[Path], typer.Option(help="Condition picture, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
-    road: Annotated[
+    condition: Annotated[list[Path], typer.Option(help="Condition image, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
+    generator: Annotated[
         str | None, typer.Option(help="diffusion, tokens, pixels, gan or vae; the model's first one if left out.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="Pictures for each label or prompt.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Images for each label or prompt.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
@@ -219,30 +219,30 @@ def sample(
         float | None,
         typer.Option(help="How much a classifier pulls, where the cascade has one; 0 turns it off.", min=0),
     ] = None,
-    best_of: Annotated[int | None, typer.Option(help="Token road: keep the best of so many.", min=1)] = None,
-    size: Annotated[str | None, typer.Option(help="Token road: a larger picture, HEIGHTxWIDTH in pixels.")] = None,
+    best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
+    size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
     tracking: Tracking = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and the grid.")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="Folder for the images and the grid.")] = Path("samples"),
 ) -> None:
-    """Sample a trained model: pictures and a labelled grid.
+    """Sample a trained model: images and a labelled grid.
 
     **Examples**
 
     - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --road tokens --prompt "red heart" --best-of 8`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
     """
-    from pipelines.sample_command import sample_pictures
+    from pipelines.sample_command import sample_images
 
-    written = sample_pictures(
+    written = sample_images(
         model,
         labels=label,
         prompts=prompt,
         conditions=condition,
-        road=road,
+        generator=generator,
         seed=seed,
         count=count,
         steps=steps,
@@ -261,8 +261,8 @@ def sample(
 @app.command()
 def translate(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
-    image: Annotated[Path, typer.Option(help="The picture to work on, of the model's size.")],
-    mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the picture's size.")] = None,
+    image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
+    mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -271,27 +271,27 @@ def translate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
     label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the others count on.", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="Pictures to make of it.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Images to make of it.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     tracking: Tracking = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("translated"),
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
 ) -> None:
-    """Work on a picture: fill holes, extend it, color it, restore it, enlarge it.
+    """Work on an image: fill masks, extend it, color it, restore it, enlarge it.
 
     Pixels that the mask leaves black stay exactly as they are.
 
     **Examples**
 
-    - `cascade translate --model models:/palette@champion --image photo.png --mask hole.png --task inpainting`
+    - `cascade translate --model models:/palette@champion --image photo.png --mask mask.png --task inpainting`
     - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
-    - `cascade translate --model models:/glide@champion --image photo.png --mask hole.png --prompt "red heart"`
+    - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
     """
-    from pipelines.translate_command import translate_picture
+    from pipelines.translate_command import translate_image
 
-    written = translate_picture(
+    written = translate_image(
         model,
         image=image,
         mask=mask,

@@ -1,4 +1,4 @@
-"""`cascade data`: pictures into shards, with a progress bar."""
+"""`cascade data`: images into shards, with a progress bar."""
 
 import ray
 from rich.console import Console
@@ -46,7 +46,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     finally:
         ray.shutdown()
     console.print(
-        f"{index.samples} pictures of {len(index.classes)} classes in {len(index.shards)} shards"
+        f"{index.samples} images of {len(index.classes)} classes in {len(index.shards)} shards"
         f" ({index.quarantined} quarantined): {store.url(INDEX)}",
         highlight=False,
         soft_wrap=True,

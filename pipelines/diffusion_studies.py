@@ -9,7 +9,7 @@ from components.stages.evaluate import evaluate
 from components.stages.guidance_study import study_guidance
 from components.stages.images import images_identity, ingest_images
 from components.stages.likelihood import measure_likelihood
-from components.stages.samples import sample_roads
+from components.stages.samples import sample_generators
 from components.stages.steps_study import study_steps
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.workflow import Stage, Workflow
@@ -29,7 +29,7 @@ def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
         if config is not None
     }
     cascade = Stage("cascade", compose_cascade, recipe.cascade, base=base)
-    samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+    samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
 
     wanted: dict[str, tuple[Any, Any, dict[str, Any]]] = {

@@ -185,7 +185,7 @@ def _announce(prepared: Prepared) -> None:
 
 
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
-    """URL of the report. A storage that takes nothing more is a failure of the run, beside those of its stages."""
+    """URL of the report. A storage that takes nothing more is a failure of the run, next to those of its stages."""
     try:
         _save(prepared, outcome, statuses, seconds=seconds)
         url, html = render_run(prepared.root, prepared.run)

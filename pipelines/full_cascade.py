@@ -6,14 +6,14 @@ from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
 from components.stages.prior import train_prior
-from components.stages.samples import sample_roads
+from components.stages.samples import sample_generators
 from components.stages.tokens import tokenize_images
 from pipelines.recipes.cascade import CascadeRecipe
 from pipelines.workflow import Stage, Workflow
 
 
 def full_cascade(recipe: CascadeRecipe) -> Workflow:
-    """Two roads from the same pictures: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
+    """Two generators from the same images: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
 
     tokenizer = Stage("tokenizer", train_autoencoder, recipe.tokenizer, images=images)
@@ -25,7 +25,7 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
 
     models = {"tokenizer": tokenizer, "prior": prior, "base": base, "upsamplers": upsamplers}
     cascade = Stage("cascade", compose_cascade, recipe.cascade, **models)
-    samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+    samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
 
     return Workflow(recipe.name, [images, tokenizer, tokens, prior, base, *upsamplers, cascade, samples, evaluation])

@@ -1,4 +1,4 @@
-"""A picture in, a picture out: one model for several degradations, and held-out pictures restored by it."""
+"""An image in, an image out: one model for several degradations, and held-out images restored by it."""
 
 from components.stages.cascade import compose_cascade
 from components.stages.diffusion import train_diffusion

@@ -17,8 +17,8 @@ def cascade_name(recipe: Recipe, given: str | None) -> str:
     """`given`, or the recipe's own name, or, of a recipe of the package on other images than its own, that of these.
 
     The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'; the
-    name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_pictures`, and
-    `pictures` for the demo's.
+    name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_photos`, and
+    `photos` for the demo's.
 
     Raises UsageError for a name that MLflow's registry or a folder can't have.
     """
@@ -41,7 +41,7 @@ def _name_of(recipe: Recipe) -> str:
 def source_name(source: str) -> str:
     """The last part of a source's address that says what the images are, in letters, digits and underscores.
 
-    s3://bucket/imagenet/train/*.tar -> imagenet; ~/pictures -> pictures; cats.tar -> cats.
+    s3://bucket/imagenet/train/*.tar -> imagenet; ~/photos -> photos; cats.tar -> cats.
     """
     parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
     plain = [re.sub(r"\W+", "_", _without_suffix(part), flags=re.ASCII).strip("_") for part in parts]

@@ -1,4 +1,4 @@
-"""One model trained on the pictures themselves: an autoencoder, a PixelCNN, a PixelRNN or a GAN."""
+"""One model trained on the images themselves: an autoencoder, a PixelCNN, a PixelRNN or a GAN."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from components.stages.evaluate import evaluate
 from components.stages.gan import train_gan
 from components.stages.images import images_identity, ingest_images
 from components.stages.pixels import train_pixels
-from components.stages.samples import sample_roads
+from components.stages.samples import sample_generators
 from components.storage.artifact import Artifact
 from components.training.config import AutoencoderConfig
 from pipelines.recipes.one_model import OneModelRecipe
@@ -24,21 +24,21 @@ TRAININGS: dict[str, Callable[..., Artifact]] = {
 
 
 def one_model(recipe: OneModelRecipe) -> Workflow:
-    """An autoencoder is shown by what it keeps of held-out pictures, all that can make pictures by what they make."""
+    """An autoencoder is shown by what it keeps of held-out images, all that can make images by what they make."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     model = Stage(stage_name(recipe), TRAININGS[recipe.model.network], recipe.model, images=images)
     stages, shown = [images, model], dict[str, Any]()
     if isinstance(recipe.model, AutoencoderConfig):
         shown["tokenizer"] = model
-    if recipe.makes_pictures:
+    if recipe.makes_images:
         cascade = Stage("cascade", compose_cascade, recipe.cascade, model=model)
-        shown["samples"] = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+        shown["samples"] = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
         stages += [cascade, shown["samples"]]
     return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
 
 
 def stage_name(recipe: OneModelRecipe) -> str:
-    """The same in every workflow, so that a road with the same numbers finds the model trained."""
+    """The same in every workflow, so that a generator with the same numbers finds the model trained."""
     return autoencoder_name(recipe.model) if isinstance(recipe.model, AutoencoderConfig) else recipe.model.network
 
 

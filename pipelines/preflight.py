@@ -102,7 +102,7 @@ def branches(workflow: Workflow) -> int:
     return max(1, sum(not workflow.before(name) & names.keys() for name in names))
 
 
-def beside(workflow: Workflow, stage: str) -> int:
+def concurrent_trainings(workflow: Workflow, stage: str) -> int:
     """How many trainings may run while a stage does, itself included: those that it neither needs nor makes wait.
 
     What is no training works in several processes of a training's size instead of in one with all cores.

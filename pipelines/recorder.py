@@ -54,7 +54,7 @@ class StageStatus:
 
 @dataclass
 class Curve:
-    """Points of one training stage, kept beside its manifest so that a later run can draw them."""
+    """Points of one training stage, kept next to its manifest so that a later run can draw them."""
 
     store: Store
     points: dict[int, dict[str, float]] = field(default_factory=dict)

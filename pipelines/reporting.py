@@ -91,7 +91,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
         curves={stage["name"]: _curve(root, stage) for stage in plan["stages"]},
-        pictures=run_pictures(artifacts),
+        images=run_images(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
@@ -127,7 +127,7 @@ def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, flo
     return tuple(ordered) if len(ordered) > 1 else ()
 
 
-def run_pictures(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
+def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
     """The grids of the samples, the evaluation and all studies, by name."""
     shown = [artifact for kind in ("samples", "report") for artifact in artifacts.values() if artifact.kind == kind]
     return {
@@ -155,7 +155,7 @@ def _data_facts(images: Artifact) -> DataFacts:
 
 def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
     count = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
-    left_out = [f"{count} corrupt pictures were left out, see {INDEX}"] if count else []
+    left_out = [f"{count} corrupt images were left out, see {INDEX}"] if count else []
     return tuple(left_out)
 
 

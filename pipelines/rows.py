@@ -13,7 +13,7 @@ from pipelines import driver
 from pipelines.display import duration
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.rows import ROWS
-from pipelines.reporting import run_pictures
+from pipelines.reporting import run_images
 from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"
@@ -23,13 +23,13 @@ PAGE = "rows.html"
 def run_rows(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
     """Run the recipes of the rows in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
 
-    Rows whose pictures are not on this machine are left out, and said so. Leaves `rows.html` in storage: every row that
-    is finished there, with its figures and pictures.
+    Rows whose images are not on this machine are left out, and said so. Leaves `rows.html` in storage: every row that
+    is finished there, with its figures and images.
 
     Args:
         names: rows or recipes to run; empty: all.
 
-    Raises UsageError for a name that is neither, SourceError for a row that is named but has no pictures here.
+    Raises UsageError for a name that is neither, SourceError for a row that is named but has no images here.
     """
     chosen = chosen_rows(names)
     known, missing = sources_here(storage, tracking, profile)
@@ -46,7 +46,7 @@ def run_rows(names: list[str], *, storage: str | None, tracking: str | None, pro
             return code
         failed += [recipe] if code != driver.DONE else []
     prepared = [driver.prepare(options(recipe, storage, tracking, profile)) for recipe in known]
-    finished = [result for one in prepared if (result := what_it_came_to(one)) is not None]
+    finished = [result for one in prepared if (result := collect_result(one)) is not None]
     root = prepared[0].root
     root.write(PAGE, render_rows(finished).encode())
     console.print(rows_table([result for result in finished if result.recipe in chosen]))
@@ -57,7 +57,7 @@ def run_rows(names: list[str], *, storage: str | None, tracking: str | None, pro
 
 
 def sources_here(storage: str | None, tracking: str | None, profile: str) -> tuple[list[str], dict[str, str]]:
-    """Recipes of rows whose pictures are here, and why those of the others are not."""
+    """Recipes of rows whose images are here, and why those of the others are not."""
     here, missing = [], {}
     for recipe in chosen_rows([]):
         try:
@@ -82,8 +82,8 @@ def chosen_rows(names: list[str]) -> dict[str, str]:
     return {recipe: row for recipe, row in rows.items() if not names or recipe in names or row in names}
 
 
-def what_it_came_to(prepared: driver.Prepared) -> RowResult | None:
-    """Likelihoods that the models of a row state on held-out pictures, distances of what they made, and pictures.
+def collect_result(prepared: driver.Prepared) -> RowResult | None:
+    """Likelihoods that the models of a row state on held-out images, distances of what they made, and images.
 
     None for a row that is not finished.
     """
@@ -106,7 +106,7 @@ def what_it_came_to(prepared: driver.Prepared) -> RowResult | None:
         about=(RECIPES[name].__doc__ or "").strip().splitlines()[0].partition(": ")[2],
         seconds=sum(artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in trained) or None,
         figures=figures,
-        pictures=run_pictures(artifacts),
+        images=run_images(artifacts),
         report=prepared.root.url(f"runs/{prepared.run}/report.html"),
     )
 
@@ -126,7 +126,7 @@ def figures_of(metadata: Mapping[str, Any]) -> dict[str, float]:
 
 
 def rows_table(finished: list[RowResult]) -> Table:
-    table = Table("row", "recipe", "trained", "figures on held-out pictures", title="The rows", title_justify="left")
+    table = Table("row", "recipe", "trained", "figures on held-out images", title="The rows", title_justify="left")
     for row in finished:
         figures = "\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in row.figures.items())
         table.add_row(row.row, row.recipe, duration(row.seconds), figures)

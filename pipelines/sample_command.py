@@ -1,4 +1,4 @@
-"""`cascade sample`: pictures and a labelled grid from a registered model or a cascade artifact."""
+"""`cascade sample`: images and a labelled grid from a registered model or a cascade artifact."""
 
 import re
 import tempfile
@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from components.data.pictures import encode_png, load_depth, load_picture
+from components.data.images import encode_png, load_depth, load_image
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
@@ -25,13 +25,13 @@ from pipelines.session import set_environment
 from pipelines.workflow import UsageError
 
 
-def sample_pictures(
+def sample_images(
     model: str,
     *,
     labels: list[str],
     prompts: list[str],
     conditions: list[Path],
-    road: str | None,
+    generator: str | None,
     seed: int,
     count: int,
     steps: int | None,
@@ -44,7 +44,7 @@ def sample_pictures(
     out: Path,
     console: Console,
 ) -> Path:
-    """Sample `count` pictures for each label or prompt, and each condition picture; returns the path of the grid.
+    """Sample `count` images for each label or prompt, and each condition image; returns the path of the grid.
 
     Raises UsageError for a model that is not there or a request that it can't serve.
     """
@@ -57,16 +57,16 @@ def sample_pictures(
             asked = asked or [Request()]
             if conditions:
                 given = [_condition(path, cascade) for path in conditions]
-                asked = [request._replace(condition=picture) for request in asked for picture in given]
-            how = {"road": road, "guidance_scale": guidance_scale, "steps": steps, "best_of": best_of}
+                asked = [request._replace(condition=image) for request in asked for image in given]
+            how = {"generator": generator, "guidance_scale": guidance_scale, "steps": steps, "best_of": best_of}
             guided = {"sampler": sampler, "classifier_scale": classifier_scale}
-            asked = [cascade.on_road(request._replace(**how, **guided, size=_size(size))) for request in asked]
+            asked = [cascade.with_generator(request._replace(**how, **guided, size=_size(size))) for request in asked]
             requests = [request._replace(seed=seed + i) for request in asked for i in range(count)]
-            pictures = cascade.sample(requests)
+            images = cascade.sample(requests)
     except (ValueError, FrozenTextError) as error:
         raise UsageError(str(error)) from error
-    grid = _write(pictures, requests, out)
-    console.print(f"{len(pictures)} pictures in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
+    grid = _write(images, requests, out)
+    console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     return grid
 
 
@@ -81,32 +81,32 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _condition(path: Path, cascade: Cascade) -> bytes:
-    """A file as the condition picture that the tokenizer of conditions, or the base, was trained on: a depth map of 16
-    bits becomes one, a picture is taken as it is. Raises ValueError."""
-    wanted = cascade.condition_pictures
+    """A file as the condition image that the tokenizer of conditions, or the base, was trained on: a depth map of 16
+    bits becomes one, an image is taken as it is. Raises ValueError."""
+    wanted = cascade.condition_images
     if wanted is None:
-        raise ValueError("this model takes no condition picture; leave --condition out")
+        raise ValueError("this model takes no condition image; leave --condition out")
     if not path.is_file():
         raise ValueError(f"--condition {path}: no such file")
     data, resolution = path.read_bytes(), wanted.resolution
     try:
         with Image.open(path) as image:
             raw_depth = wanted.member == "depth" and image.mode.startswith(("I", "F"))
-        return encode_png((load_depth if raw_depth else load_picture)(data, resolution=resolution))
+        return encode_png((load_depth if raw_depth else load_image)(data, resolution=resolution))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"--condition {path} can't be read as a picture ({error})") from error
+        raise ValueError(f"--condition {path} can't be read as an image ({error})") from error
 
 
-def _write(pictures: list[np.ndarray], requests: list[Request], out: Path) -> Path:
+def _write(images: list[np.ndarray], requests: list[Request], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     seen = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {seen.index(r.condition)}" if r.condition else "unconditional" for r in requests]
     names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
-    for picture, name, request in zip(pictures, names, requests, strict=True):
+    for image, name, request in zip(images, names, requests, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
-        Image.fromarray(picture).save(out / f"{slug}-{request.road}-{request.seed:04d}.png")
+        Image.fromarray(image).save(out / f"{slug}-{request.generator}-{request.seed:04d}.png")
     grid = out / "grid.png"
-    grid.write_bytes(labelled_grid(pictures, names))
+    grid.write_bytes(labelled_grid(images, names))
     return grid
 
 

@@ -15,7 +15,7 @@ from components.stages.images import ImagesConfig
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.config import TrainingConfig
 from pipelines.cluster import Cluster
-from pipelines.preflight import beside, stands_alone
+from pipelines.preflight import concurrent_trainings, stands_alone
 from pipelines.profiles import Profile
 from pipelines.workflow import Stage, UsageError, Workflow
 
@@ -166,7 +166,7 @@ def stage_resources(
         crowd: workers and actors that may work at once, its own included.
     """
     is_training = isinstance(stage.config, TrainingConfig)
-    sharing = min(2, beside(workflow, stage.name))  # stages that work on the cores of one node
+    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
     cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)
     if gpus and cluster.cpus_per_gpu is not None:  # where its GPU is
         cpus = min(cpus, cluster.cpus_per_gpu * gpus)
@@ -178,7 +178,7 @@ def stage_resources(
         cpus_per_worker=max(0.01, math.floor(100 * cpus) / 100),
         workers_per_node=sharing * (count if is_training else 1),
         cpus_per_core=cluster.cpus_per_core,
-        yields=cluster.here and stands_alone(workflow, stage.name),
+        low_priority=cluster.here and stands_alone(workflow, stage.name),
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from components.stages.images import ImagesConfig
 from components.storage.space import check_room, is_local
 from components.storage.store import Store
-from components.training.config import AutoencoderConfig, Conditions, TokenGrid, TrainingConfig
+from components.training.config import AutoencoderConfig, DatasetInfo, TokenGrid, TrainingConfig
 from components.training.contrastive_config import ContrastiveConfig
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.sizes import Sizes, autoencoder_grid, training_sizes
@@ -66,13 +66,13 @@ def _tokens_of(stage: Stage, name: str) -> TokenGrid | None:
     return autoencoder_grid(config) if isinstance(config, AutoencoderConfig) else None
 
 
-def _offers(stage: Stage, planned: Sequence[PlannedStage]) -> Conditions:
+def _offers(stage: Stage, planned: Sequence[PlannedStage]) -> DatasetInfo:
     """What the set conditions on, as far as it is known: where it is not, more than it will be."""
     images = next(entry for entry in planned if isinstance(entry.stage.config, ImagesConfig))
     assert isinstance(images.stage.config, ImagesConfig)
     contrastive = next((e.stage.config for e in planned if isinstance(e.stage.config, ContrastiveConfig)), None)
     text_length = images.stage.config.text_length
-    return Conditions(
+    return DatasetInfo(
         num_classes=MANY_CLASSES if images.cached is None else len(images.cached.metadata["classes"]),
         vocab_size=images.stage.config.vocab_size,
         text_length=text_length,

@@ -3,20 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.diffusion_road import diffusion_road
+from pipelines.diffusion_branch import diffusion_branch
 from pipelines.diffusion_studies import diffusion_studies
 from pipelines.full_cascade import full_cascade
 from pipelines.image_to_image import image_to_image
 from pipelines.one_model import one_model
 from pipelines.recipes.catalog import Recipe
-from pipelines.token_road import token_road
+from pipelines.token_branch import token_branch
 from pipelines.workflow import Workflow
 
 WORKFLOWS: dict[str, Callable[[Any], Workflow]] = {
     "full_cascade": full_cascade,
-    "token_road": token_road,
+    "token_branch": token_branch,
     "one_model": one_model,
-    "diffusion_road": diffusion_road,
+    "diffusion_branch": diffusion_branch,
     "image_to_image": image_to_image,
     "diffusion_studies": diffusion_studies,
 }

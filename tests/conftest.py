@@ -15,7 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 SERVER_SECONDS = 180
-SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_roads", "test_execute")
+SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute")
 START_RAY = (
     "test_cluster_checks",
     "test_laptop",

@@ -44,7 +44,7 @@ def output_for(objective: Objective, *, x_0: Tensor, x_t: Tensor, time: Tensor) 
 
 
 def best_denoiser(objective: Objective, mean: Tensor, covariance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The output for E[x_0 | x_t] of Gaussian data; pictures are (B, 1, 1, D)."""
+    """The output for E[x_0 | x_t] of Gaussian data; images are (B, 1, 1, D)."""
 
     def denoise(x_t: Tensor, time: Tensor) -> Tensor:
         signal, sigma = (level[0, 0, 0, 0] for level in objective.levels(time, x_t))

@@ -1,4 +1,4 @@
-"""Tiny exact models of pictures that several tests share, and what a logit of theirs can see."""
+"""Tiny exact models of images that several tests share, and what a logit of theirs can see."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def random_values(model: PixelNetwork, *, batch_size: int, height: int, width: i
 def seen_places(model: PixelNetwork, *, height: int, width: int) -> dict[Place, set[Place]]:
     """For each value the places whose values its logits depend on: where the gradient is not exactly zero.
 
-    Of four pictures, because in a single one all of a color's units in the head can be off.
+    Of four images, because in a single one all of a color's units in the head can be off.
     """
     embedded = {}
     hook = model.embedding.register_forward_hook(

@@ -97,7 +97,7 @@ def write_model(folder: Path, kind: str, network: dict[str, Any], settings: dict
     torch.manual_seed(len(folder.name))
     module = NETWORKS[kind](**network)
     for name, parameter in module.named_parameters():
-        if "conv_out" in name or "conv_2" in name or "head" in name:  # zero at first: every picture would be the same
+        if "conv_out" in name or "conv_2" in name or "head" in name:  # zero at first: every image would be the same
             nn.init.normal_(parameter, std=0.3)
     save_bundle(folder, ModelBundle(kind, network, settings, module))
     if kind != "autoencoder":

@@ -1,4 +1,4 @@
-"""Tiny real networks of DALL-E 2's and Imagen's roads, their tasks, and a caption tokenizer that fits them."""
+"""Tiny real networks of DALL-E 2's and Imagen's generators, their tasks, and a caption tokenizer that fits them."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
 from components.training.classifier_config import ClassifierConfig
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.frozen import Encoder, image_encoder, text_encoder
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.classifier import ClassifierTask
 from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
 from components.training.tasks.diffusion_prior import DiffusionPriorTask
-from tests.tiny_training import OFFERS, SHARED
+from tests.tiny_training import DATASET_INFO, SHARED
 
 CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square")
 
@@ -42,7 +42,7 @@ def contrastive_config(**changes: Any) -> ContrastiveConfig:
 def contrastive_task(
     config: ContrastiveConfig, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
 ) -> ContrastiveTask:
-    task = ContrastiveTask(config, offers=OFFERS, worker=worker)
+    task = ContrastiveTask(config, dataset_info=DATASET_INFO, worker=worker)
     task.max_batch = max_batch_per_device
     return task
 
@@ -55,8 +55,8 @@ def frozen_contrastive() -> ContrastiveText:
     """An untrained encoder of 8 pixels, with its tokenizer."""
     torch.manual_seed(3)
     bpe = tiny_bpe()
-    offers = Conditions(num_classes=3, vocab_size=bpe.get_vocab_size(), text_length=6)
-    network = ContrastiveEncoder(**contrastive_arguments(contrastive_config(), offers)).eval()
+    dataset_info = DatasetInfo(num_classes=3, vocab_size=bpe.get_vocab_size(), text_length=6)
+    network = ContrastiveEncoder(**contrastive_arguments(contrastive_config(), dataset_info)).eval()
     return ContrastiveText(network, TextCondition(bpe, 6))
 
 
@@ -81,12 +81,12 @@ def prior_config(**changes: Any) -> DiffusionPriorConfig:
     return DiffusionPriorConfig(**(SHARED | numbers | changes))
 
 
-PRIOR_OFFERS = Conditions(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
+PRIOR_DATASET_INFO = DatasetInfo(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
 
 
 def prior_task(config: DiffusionPriorConfig, *, max_batch_per_device: int | None = None) -> DiffusionPriorTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
-    task = DiffusionPriorTask(config, offers=PRIOR_OFFERS, load_encoders=loaders)
+    task = DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
     task.max_batch = max_batch_per_device
     return task
 
@@ -107,6 +107,6 @@ def classifier_config(**changes: Any) -> ClassifierConfig:
 
 
 def classifier_task(config: ClassifierConfig, *, max_batch_per_device: int | None = None) -> ClassifierTask:
-    task = ClassifierTask(config, offers=OFFERS)
+    task = ClassifierTask(config, dataset_info=DATASET_INFO)
     task.max_batch = max_batch_per_device
     return task

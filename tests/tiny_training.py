@@ -9,7 +9,7 @@ from torch import Tensor
 
 from components.training.config import (
     AutoencoderConfig,
-    Conditions,
+    DatasetInfo,
     DiffusionConfig,
     GANConfig,
     MaskedPriorConfig,
@@ -29,7 +29,7 @@ from components.training.tasks.pixels import PixelTask
 from components.training.tasks.prior import PriorTask
 
 CONDITION = TokenGrid(codebook_size=6, height=1, width=2)
-OFFERS = Conditions(num_classes=3, vocab_size=20, text_length=6, condition=CONDITION)
+DATASET_INFO = DatasetInfo(num_classes=3, vocab_size=20, text_length=6, condition=CONDITION)
 GRID = TokenGrid(codebook_size=16, height=2, width=2)
 SHARED = {
     "total_steps": 20,
@@ -132,7 +132,7 @@ def dit_config(**changes: Any) -> DiffusionConfig:
 
 def image_to_image_config(**changes: Any) -> ImageToImageConfig:
     plain = diffusion_config().model_dump() | {"conditions": ("label",), "condition_image_channels": 4}
-    return ImageToImageConfig(**(plain | {"hole_area": (0.2, 0.5)} | changes))
+    return ImageToImageConfig(**(plain | {"mask_area": (0.2, 0.5)} | changes))
 
 
 def gan_config(**changes: Any) -> GANConfig:
@@ -180,16 +180,16 @@ def task_of(config: Any, **placed: Any) -> Any:
     if isinstance(config, AutoencoderConfig):
         return AutoencoderTask(config, **placed)
     if isinstance(config, PriorConfig):
-        return PriorTask(config, offers=OFFERS, grid=GRID, **placed)
+        return PriorTask(config, dataset_info=DATASET_INFO, grid=GRID, **placed)
     if isinstance(config, PixelConfig):
-        return PixelTask(config, offers=OFFERS, grid=GRID if config.resolution is None else None, **placed)
+        return PixelTask(config, dataset_info=DATASET_INFO, grid=GRID if config.resolution is None else None, **placed)
     if isinstance(config, MaskedPriorConfig):
-        return MaskedPriorTask(config, offers=OFFERS, grid=GRID, **placed)
+        return MaskedPriorTask(config, dataset_info=DATASET_INFO, grid=GRID, **placed)
     if isinstance(config, GANConfig):
-        return GANTask(config, offers=OFFERS, **placed)
+        return GANTask(config, dataset_info=DATASET_INFO, **placed)
     if isinstance(config, ImageToImageConfig):
-        return ImageToImageTask(config, offers=OFFERS, **placed)
-    return DiffusionTask(config, offers=OFFERS, **placed)
+        return ImageToImageTask(config, dataset_info=DATASET_INFO, **placed)
+    return DiffusionTask(config, dataset_info=DATASET_INFO, **placed)
 
 
 def rows_at(config: Any, positions: range) -> Arrays:
@@ -201,8 +201,8 @@ def rows_at(config: Any, positions: range) -> Arrays:
         rows.append(
             {
                 "image": numbers.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8),
-                "label": numbers.integers(0, OFFERS.num_classes),
-                "text": np.array([1, *numbers.integers(4, OFFERS.vocab_size, 3), 2, 0]),
+                "label": numbers.integers(0, DATASET_INFO.num_classes),
+                "text": np.array([1, *numbers.integers(4, DATASET_INFO.vocab_size, 3), 2, 0]),
                 "tokens": numbers.integers(0, GRID.codebook_size, GRID.height * GRID.width),
                 "condition": numbers.integers(0, CONDITION.codebook_size, CONDITION.height * CONDITION.width),
                 "condition_image": numbers.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8),

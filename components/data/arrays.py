@@ -1,4 +1,4 @@
-"""Arrays that lie beside the picture of a sample, made of it beforehand: latents, embeddings, states of its caption.
+"""Arrays that lie next to the image of a sample, made of it beforehand: latents, embeddings, states of its caption.
 
 They are float16 in numpy's own format (`latents.npy`), so that any reader of WebDataset understands them. What a file
 may say of itself is known from the index, so nothing of it is believed, and nothing can be unpickled.

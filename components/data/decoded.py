@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from components.data.arrays import parse_arrays
 from components.data.errors import ShardError
+from components.data.images import load_depth, load_into, load_mask
 from components.data.order import WINDOW_SHARDS
-from components.data.pictures import load_depth, load_into, load_mask
 from components.data.shards import (
     Member,
     ShardEntry,
@@ -32,8 +32,8 @@ from components.sampling.text_encoding import encode_text, parse_bpe
 CACHE_BYTES = 96 * 2**20  # of one reading process
 
 
-class Pictures:
-    """One picture of each sample, decoded when it is asked for, and kept where `keep` says so."""
+class Images:
+    """One image of each sample, decoded when it is asked for, and kept where `keep` says so."""
 
     def __init__(
         self, files: Sequence[bytes], decode: Callable[[np.ndarray, int, bytes], None], *, resolution: int, keep: bool
@@ -41,15 +41,15 @@ class Pictures:
         self.files, self.resolution = files, resolution
         self._decode = decode  # into (H, W, 3) uint8, the sample of this number, from its file
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
-        if keep:  # else each picture is needed once before it is evicted
+        if keep:  # else each image is needed once before it is evicted
             self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)
         self._decoded = np.zeros(len(files), dtype=bool)
         self.nbytes = sum(map(len, files)) + (0 if self._kept is None else self._kept.nbytes)  # held
 
     def fill(self, out: np.ndarray, where: np.ndarray, ordinals: np.ndarray) -> None:
-        """Set out[where], uint8 (n, H, W, 3), to the pictures of the samples `ordinals`, (n,).
+        """Set out[where], uint8 (n, H, W, 3), to the images of the samples `ordinals`, (n,).
 
-        Raises ShardError naming shard and sample if a picture can't be decoded.
+        Raises ShardError naming shard and sample if an image can't be decoded.
         """
         if self._kept is None:
             for place, ordinal in zip(where, ordinals, strict=True):
@@ -61,16 +61,16 @@ class Pictures:
         out[where] = self._kept[ordinals]
 
     def first(self, count: int) -> np.ndarray:  # (count, H, W, 3) uint8
-        """The pictures of the first samples. Raises ShardError."""
+        """The images of the first samples. Raises ShardError."""
         out = np.empty((count, self.resolution, self.resolution, 3), np.uint8)
         self.fill(out, np.arange(count), np.arange(count))
         return out
 
 
 class DecodedShard:
-    """The samples of one split (None: of all) of a verified shard, in tar order; pictures are decoded when they are
-    asked for, and kept if those of the whole set fit into CACHE_BYTES. `member` is what of a sample is its picture,
-    `condition_member` what is its condition picture, where there is one, `arrays` the names of arrays that are wanted;
+    """The samples of one split (None: of all) of a verified shard, in tar order; images are decoded when they are
+    asked for, and kept if those of the whole set fit into CACHE_BYTES. `member` is what of a sample is its image,
+    `condition_member` what is its condition image, where there is one, `arrays` the names of arrays that are wanted;
     `data` is the tar, if it is there already.
 
     Raises ShardError on construction if the shard is not what the index says, or a sample lacks a member.
@@ -102,11 +102,11 @@ class DecodedShard:
         how = {"resolution": resolution, "keep": index.samples * each <= CACHE_BYTES}
         keys = [sample.key for sample in self.samples]
         decoder = partial(_decoder, index, keys, url=index.url(entry.url), resolution=resolution)
-        self.image = Pictures([sample.picture for sample in self.samples], decoder(member=member), **how)
-        self.condition: Pictures | None = None
+        self.image = Images([sample.image for sample in self.samples], decoder(member=member), **how)
+        self.condition: Images | None = None
         if condition_member is not None:
             files = [sample.condition or b"" for sample in self.samples]  # reading made sure that there is one
-            self.condition = Pictures(files, decoder(member=condition_member), **how)
+            self.condition = Images(files, decoder(member=condition_member), **how)
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +117,7 @@ class DecodedShard:
     def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
         """Set rows[column][where] to the samples `ordinals`, (n,), in every column that a shard knows.
 
-        Raises ShardError naming shard and sample for a picture or an array that is none.
+        Raises ShardError naming shard and sample for an image or an array that is none.
         """
         self.image.fill(rows["image"], where, ordinals)
         if self.condition is not None:
@@ -154,7 +154,7 @@ def _decoder(
                 case "mask":
                     out[...] = load_mask(file, resolution=resolution, mask_values=index.mask_values)
         except Exception as error:
-            said = "picture" if member == "image" else f"{member}.png"
+            said = "image" if member == "image" else f"{member}.png"
             raise ShardError(f"shard {url}, sample {keys[ordinal]}: {said} can't be decoded: {error}") from error
 
     return decode

@@ -1,7 +1,7 @@
-"""Which degradation each sample goes through, and the one that needs an encoder: JPEG, made where pictures are read.
+"""Which degradation each sample goes through, and the one that needs an encoder: JPEG, made where images are read.
 
-The others (holes, borders, gray, fewer pixels) are made of tensors, see components/diffusion/degradation.py.
-Palette, Saharia et al. (2022), section 4: one model for all tasks. Shapes: N pictures, uint8 (N, H, W, 3).
+The others (masks, borders, gray, fewer pixels) are made of tensors, see components/diffusion/degradation.py.
+Palette, Saharia et al. (2022), section 4: one model for all tasks. Shapes: N images, uint8 (N, H, W, 3).
 """
 
 import io
@@ -22,30 +22,30 @@ class Degradation(NamedTuple):
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest
 
 
-def degrade(pictures: np.ndarray, position: np.ndarray, how: Degradation) -> dict[str, np.ndarray]:
+def degrade(images: np.ndarray, position: np.ndarray, how: Degradation) -> dict[str, np.ndarray]:
     """Two more columns of a batch: `task`, int64 (N,), places in how.tasks; `condition_image`, uint8 (N, H, W, 3), the
-    pictures after JPEG where that is the task, and as they are elsewhere.
+    images after JPEG where that is the task, and as they are elsewhere.
 
-    What is drawn for a picture is a function of (seed, position), so it depends neither on the batch nor on the ranks.
+    What is drawn for an image is a function of (seed, position), so it depends neither on the batch nor on the ranks.
 
     Args:
-        pictures: (N, H, W, 3).
+        images: (N, H, W, 3).
         position: (N,) places in the stream, >= 0.
     """
     lowest, highest = how.jpeg_qualities
     draws = np.stack([_draws(how.seed, place) for place in position.tolist()])  # (N, 2) uint64
     task = (draws[:, 0] % np.uint64(len(how.tasks))).astype(np.int64)
-    condition = pictures.copy()
+    condition = images.copy()
     for row in np.flatnonzero(np.array(how.tasks)[task] == JPEG):
         quality = lowest + int(draws[row, 1]) % (highest - lowest + 1)
-        condition[row] = jpeg_compressed(pictures[row], quality=quality)
+        condition[row] = jpeg_compressed(images[row], quality=quality)
     return {"task": task, "condition_image": condition}
 
 
-def jpeg_compressed(picture: np.ndarray, *, quality: int) -> np.ndarray:
-    """A picture (H, W, 3) after JPEG of a quality in [1, 95], with the encoder's usual halved color resolution."""
+def jpeg_compressed(image: np.ndarray, *, quality: int) -> np.ndarray:
+    """An image (H, W, 3) after JPEG of a quality in [1, 95], with the encoder's usual halved color resolution."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=quality)
+    Image.fromarray(image).save(file, format="JPEG", quality=quality)
     return np.asarray(Image.open(file).convert("RGB"))
 
 

@@ -1,8 +1,8 @@
-"""A set of pictures with the work of frozen networks done beforehand: one tar for each tar, with arrays beside each
-picture, which may be smaller.
+"""A set of images with the work of frozen networks done beforehand: one tar for each tar, with arrays next to each
+image, which may be smaller.
 
 It is a set like any other, with the same samples in the same shards: so the order of training is the same, and whoever
-reads pictures reads these.
+reads images reads these.
 
 Shapes: N samples of a shard, H = W = resolution.
 """
@@ -16,11 +16,11 @@ import numpy as np
 from components.configuration import Config
 from components.data.arrays import ArrayInfo, write_array
 from components.data.decoded import DecodedShard
+from components.data.images import encode_png, load_image
 from components.data.parts import sidecar
-from components.data.pictures import encode_png, load_picture
-from components.data.pool import ShardJob, work_off
+from components.data.pool import ShardJob, process_shards
 from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
-from components.data.tars import PICTURE_SUFFIXES, Group, write_shard
+from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.execution import Resources
 from components.sampling.model import most_at_once
 from components.storage.store import Store, in_parallel
@@ -40,9 +40,9 @@ class SetEncoder:
     """Reads a shard, writes its tar and sidecar whole; that of the first shard writes the nulls too.
 
     Args:
-        load_encode: called once; makes the function that is given batches of pictures; None: no arrays.
-        resolution: of the pictures that it is given.
-        kept_resolution: of the pictures that the new set holds.
+        load_encode: called once; makes the function that is given batches of images; None: no arrays.
+        resolution: of the images that it is given.
+        kept_resolution: of the images that the new set holds.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class SetEncoder:
         return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
 
     def sample(self, group: Group, arrays: Rows) -> dict[str, bytes | str]:
-        """The members of a sample as they were, but for the picture's size, and the arrays."""
+        """The members of a sample as they were, but for the image's size, and the arrays."""
         members: dict[str, bytes | str] = dict(group.members)
         if self.index.resolution != self.kept:
-            assert group.picture is not None  # or it were no sample
-            members = {suffix: member for suffix, member in members.items() if suffix not in PICTURE_SUFFIXES}
-            members["png"] = encode_png(load_picture(group.picture, resolution=self.kept))
+            assert group.image is not None  # or it were no sample
+            members = {suffix: member for suffix, member in members.items() if suffix not in IMAGE_SUFFIXES}
+            members["png"] = encode_png(load_image(group.image, resolution=self.kept))
         return {"__key__": group.key, **members, **{f"{name}.npy": write_array(row) for name, row in arrays.items()}}
 
 
@@ -114,7 +114,7 @@ def encode_set(
     first = next((number for number, shard in enumerate(index.shards) if shard.samples), 0)
     header = index.model_copy(update={"shards": ()})
     make_encoder = partial(SetEncoder, header, load_encode, files, resolution, kept_resolution, first)
-    return work_off(make_encoder, index, part_names(index), files=files, resources=resources)
+    return process_shards(make_encoder, index, part_names(index), files=files, resources=resources)
 
 
 def commit_set(index: ShardIndex, files: Store, *, kept_resolution: int, made_by: dict[str, str]) -> ShardIndex:

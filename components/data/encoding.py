@@ -1,6 +1,6 @@
-"""Shards of pictures into shards of tokens.
+"""Shards of images into shards of tokens.
 
-Shapes: N samples of a shard, H W pixels, T tokens a picture.
+Shapes: N samples of a shard, H W pixels, T tokens an image.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 
 from components.data.held_out import read_whole_shard
-from components.data.pool import ShardJob, work_off
+from components.data.pool import ShardJob, process_shards
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
@@ -55,9 +55,9 @@ def encode_shards(
     """Write the token files of all shards that `files` lacks; yields how many there are after each.
 
     Args:
-        member: what of each sample is its picture.
+        member: what of each sample is its image.
 
     Raises ShardError for a shard that its index does not match.
     """
     make_encoder = partial(TokenEncoder, index.model_copy(update={"shards": ()}), tokenizer, files, member)
-    return work_off(make_encoder, index, token_names(index), files=files, resources=resources)
+    return process_shards(make_encoder, index, token_names(index), files=files, resources=resources)

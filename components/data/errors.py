@@ -1,4 +1,4 @@
-"""What can be wrong with pictures, each as one clear line: the value, its place, and what to do."""
+"""What can be wrong with images, each as one clear line: the value, its place, and what to do."""
 
 
 class SourceError(ValueError):
@@ -10,8 +10,8 @@ class ShardError(RuntimeError):
 
 
 class TokensError(ValueError):
-    """Tokens that don't fit what they are to be used with: another codebook, another grid, other pictures."""
+    """Tokens that don't fit what they are to be used with: another codebook, another grid, other images."""
 
 
 class DataError(RuntimeError):
-    """The pictures themselves are not fit for use: more of them are corrupt than the setting allows."""
+    """The images themselves are not fit for use: more of them are corrupt than the setting allows."""

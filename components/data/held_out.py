@@ -1,4 +1,4 @@
-"""A split read in canonical order, for measures and pictures that must not depend on the training order.
+"""A split read in canonical order, for measures and images that must not depend on the training order.
 
 Shapes: N samples, H = W = resolution, L text_length.
 """
@@ -41,8 +41,8 @@ def read_split(
     """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError.
 
     Args:
-        member: what of each sample is its picture, here and below.
-        condition_member: what of each sample is its condition picture, where there is one, here and below.
+        member: what of each sample is its image, here and below.
+        condition_member: what of each sample is its condition image, where there is one, here and below.
         arrays: names of arrays of the set that are wanted too, here and below.
     """
     how: dict[str, Any] = {"resolution": resolution, "member": member, "condition_member": condition_member}
@@ -107,13 +107,13 @@ def held_out_arrays(
 
     With a condition member also `condition_image`, uint8 (N, H, W, 3); with a degradation this and `task`, int64 (N,),
     drawn by the samples' own numbers; with arrays these, float16 (N, ...). A set that holds nothing out (a choice of
-    its `holdout_fraction`, or too few pictures) shows training samples, and says so in the log. Raises ShardError.
+    its `holdout_fraction`, or too few images) shows training samples, and says so in the log. Raises ShardError.
     """
     how: dict[str, Any] = {"resolution": resolution, "limit": limit, "member": member}
     how |= {"condition_member": condition_member, "arrays": arrays}
     samples = read_split(index, "holdout", **how)
     if not samples.key:
-        logger.warning("%s holds no picture out: previews and evaluation use training pictures", index.source)
+        logger.warning("%s holds no image out: previews and evaluation use training images", index.source)
         samples = read_split(index, "train", **how)
     rows = {"image": samples.image, "label": samples.label, "text": samples.text, **samples.arrays}
     if samples.condition_image is not None:

@@ -1,4 +1,4 @@
-"""Pictures of any source into shards with an index, one Ray Data task for each shard.
+"""Images of any source into shards with an index, one Ray Data task for each shard.
 
 Shards have fixed names and a small sidecar each in `parts/`: a run that was killed redoes no finished shard.
 `bpe.json` and `index.json` are written last: without an index there is no set.
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 
 SOURCES = ("openmoji", "scenes", "folder", "fashion_mnist", "webdataset", "shards")
 PACKAGED = ("openmoji", "scenes")  # sources without a path
-Progress = Callable[[int, int], None]  # done, in all: pictures, or tars of a webdataset
+Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 
 
 class IngestConfig(Config):
     """Every number that decides the set."""
 
-    resolution: int  # side of the stored pictures, pixels
+    resolution: int  # side of the stored images, pixels
     samples_per_shard: int  # a reading task holds three shards at a time
-    holdout_fraction: float  # share of the pictures, by hash of the key, that training never sees; [0, 1)
+    holdout_fraction: float  # share of the images, by hash of the key, that training never sees; [0, 1)
     vocab_size: int  # ids of the caption tokenizer, at least 260
     text_length: int  # ids of one caption
-    limit: int | None = None  # at most so many pictures, by hash of the key; for scenes their number
-    max_corrupt_fraction: float = 0.01  # share of the pictures that may be corrupt: quarantined and counted
+    limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
+    max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
 
 
 def ingest(
@@ -62,7 +62,7 @@ def ingest(
         progress: called as shards are finished.
 
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
-    corrupt pictures (no index has been written).
+    corrupt images (no index has been written).
     """
     path = None if path is None else absolute(path)
     report = progress or (lambda done, total: None)
@@ -75,7 +75,7 @@ def ingest(
 
 def open_source(source: str, path: str | None, *, limit: int | None = None) -> Source:
     """The listing of a source in its canonical order: by hash of the key, so that each shard is a fair sample of the
-    set and a limit keeps the same pictures. Raises SourceError."""
+    set and a limit keeps the same images. Raises SourceError."""
     match source:
         case "openmoji":
             listing = list_openmoji()
@@ -89,7 +89,7 @@ def open_source(source: str, path: str | None, *, limit: int | None = None) -> S
             listing = list_fashion_mnist(path)
         case _:
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
-    # Another hash than that of the split, or the first shards would hold all the held-out pictures.
+    # Another hash than that of the split, or the first shards would hold all the held-out images.
     items = sorted(listing.items, key=lambda item: hashlib.sha256(f"order {item.key}".encode()).digest())
     return Source(listing.name, listing.license, listing.classes, tuple(items[:limit]), listing.reader)
 
@@ -154,7 +154,7 @@ def _commit(index: ShardIndex, captions: Sequence[str], out: Store, config: Inge
     _check_corrupt(index, config.max_corrupt_fraction)
     if not index.train_samples:
         raise DataError(
-            f"{index.samples} pictures leave none to train on with holdout_fraction {index.holdout_fraction}; lower it"
+            f"{index.samples} images leave none to train on with holdout_fraction {index.holdout_fraction}; lower it"
         )
     bpe = train_bpe(captions, vocab_size=config.vocab_size)
     out.write(BPE, bpe.encode())
@@ -173,7 +173,7 @@ def _check_corrupt(index: ShardIndex, max_fraction: float) -> None:
         return
     total, first = index.samples + len(quarantined), quarantined[0]
     said = (
-        f"{len(quarantined)} of {total} pictures ({len(quarantined) / total:.1%}) are corrupt, "
+        f"{len(quarantined)} of {total} images ({len(quarantined) / total:.1%}) are corrupt, "
         f"such as {first.key} in {first.shard} ({first.reason})"
     )
     if len(quarantined) > max_fraction * total:

@@ -9,15 +9,15 @@ from pydantic import ValidationError
 
 from components.configuration import Config
 from components.data.errors import SourceError
-from components.data.pictures import encode_png
+from components.data.images import encode_png
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader
 from components.data.tars import write_shard
 from components.storage.store import Store
 
 
-class CorruptPictureError(Exception):
-    """One picture can't be drawn; it is quarantined, not fatal."""
+class CorruptImageError(Exception):
+    """One image can't be drawn; it is quarantined, not fatal."""
 
 
 class Part(Config):
@@ -60,7 +60,7 @@ class PartWriter:
         for item in items:
             try:
                 samples.append(self._sample(item))
-            except CorruptPictureError as error:
+            except CorruptImageError as error:
                 quarantined.append(Quarantined(key=item.key, shard=name, reason=str(error)))
                 continue
             if split_of(item.key, self.holdout_fraction) == "train":
@@ -87,7 +87,7 @@ class PartWriter:
         try:
             drawing = self.reader.draw(item, data, resolution=self.resolution)
         except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
-            raise CorruptPictureError(f"{type(error).__name__}: {str(error)[:120]}") from error
+            raise CorruptImageError(f"{type(error).__name__}: {str(error)[:120]}") from error
         return {
             "__key__": item.key,
             "png": encode_png(drawing.image),

@@ -27,7 +27,7 @@ class ShardJob(NamedTuple):
 Worker = Callable[[ShardJob], None]  # reads the shard, writes the file whole
 
 
-def work_off(
+def process_shards(
     make_worker: Callable[[], Worker], index: ShardIndex, names: list[str], *, files: Store, resources: Resources
 ) -> Iterator[int]:
     """Write the file of each shard that `files` lacks; yields how many there are after each.

@@ -14,7 +14,7 @@ from components.data.listing import FileVersion, first_file, list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import openmoji, scenes
 from components.data.sources.fashion_mnist import IMAGES, idx_urls, installed_folder
-from components.data.sources.folder import PICTURES, list_folder
+from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
 from components.storage.connection import StoreError, reason
 from components.storage.store import absolute, read_range
@@ -51,7 +51,7 @@ def detect_source(uri: str) -> SourceName:
 
 
 def check_source(source: str, path: str | None) -> list[FileVersion]:
-    """Raise SourceError, in one line, for a source that can't be used: by a listing only, no picture is read.
+    """Raise SourceError, in one line, for a source that can't be used: by a listing only, no image is read.
 
     Returns what was listed: tars by absolute URLs, other files by their paths below `path`, nothing of a source without
     files or with an index.
@@ -89,7 +89,7 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
     if source == "fashion_mnist":
         return first_file(idx_urls(location)[0], lambda path: True)
     folder, pattern = split_glob(location)
-    return first_file(folder, _is_tar(pattern or "*") if source == "webdataset" else _is_picture)
+    return first_file(folder, _is_tar(pattern or "*") if source == "webdataset" else _is_image)
 
 
 def check_file(file: FileVersion) -> None:
@@ -112,8 +112,8 @@ def _is_tar(pattern: str) -> Callable[[str], bool]:
     return lambda path: fnmatch.fnmatchcase(path, pattern) and path.endswith(TARS)
 
 
-def _is_picture(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in PICTURES
+def _is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def source_digest(source: str, path: str | None) -> str:

@@ -1,11 +1,11 @@
 """Shards: WebDataset tars, and the index that says what each of them must be.
 
-A sample is a group of members with one key: a picture (`png`, `jpg`, ...), `cls` (label), `txt` (caption), `json`
+A sample is a group of members with one key: an image (`png`, `jpg`, ...), `cls` (label), `txt` (caption), `json`
 (where it comes from), and whatever else a source adds (`depth.png`, `mask.png`). A truncated tar reads without any
 error in every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
 
 Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,);
-where a second picture of each sample is asked for, `condition_image` uint8 (B, H, W, 3). A set that was encoded
+where a second image of each sample is asked for, `condition_image` uint8 (B, H, W, 3). A set that was encoded
 beforehand has arrays too (`latents.npy`, ...), float16 (B, ...) under their own names.
 """
 
@@ -27,7 +27,7 @@ Split = Literal["train", "holdout"]
 
 
 class Quarantined(Config):
-    """A sample that is left out of every split because its picture can't be read."""
+    """A sample that is left out of every split because its image can't be read."""
 
     key: str
     shard: str
@@ -60,7 +60,7 @@ class ShardIndex(Config):
     version: Literal[1] = 1
     source: str
     license: str
-    resolution: int | None  # side of the stored pictures; None: of any size, resized when they are read
+    resolution: int | None  # side of the stored images; None: of any size, resized when they are read
     classes: tuple[str, ...]
     labels: Literal["index", "name"] = "index"  # what `cls` holds: the label itself, or a name listed in `classes`
     holdout_fraction: float = Field(ge=0, lt=1)
@@ -69,7 +69,7 @@ class ShardIndex(Config):
     quarantined: int
     mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
-    arrays: tuple[ArrayInfo, ...] = ()  # that each sample has beside its picture
+    arrays: tuple[ArrayInfo, ...] = ()  # that each sample has next to its image
     shards: tuple[ShardEntry, ...]
     root: str = Field(default="", exclude=True)  # URL of the folder that holds the index: where, never part of what
 
@@ -90,7 +90,7 @@ class ShardSample(NamedTuple):
     """One sample as it is stored: nothing decoded."""
 
     key: str
-    picture: bytes  # of the member that was asked for
+    image: bytes  # of the member that was asked for
     label: int
     caption: str
     condition: bytes | None = None  # of the condition member, where one was asked for
@@ -158,8 +158,8 @@ def read_shard(
     """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError.
 
     Args:
-        member: what of each sample is its picture; which samples there are does not depend on it.
-        condition_member: what of each sample is its condition picture; None for no such picture.
+        member: what of each sample is its image; which samples there are does not depend on it.
+        condition_member: what of each sample is its condition image; None for no such image.
         arrays: names of the arrays to read.
         data: what `fetch_shard` gave, if it was called already.
     """
@@ -177,10 +177,10 @@ def read_shard(
 
 
 def usable_groups(index: ShardIndex, entry: ShardEntry, data: bytes | None = None) -> Iterator[Group]:
-    """The groups of a shard that are samples: with a picture, and not quarantined. Raises ShardError."""
+    """The groups of a shard that are samples: with an image, and not quarantined. Raises ShardError."""
     refused = {quarantined.key for quarantined in entry.quarantined}
     for group in iterate_shard(data or fetch_shard(index, entry), index.url(entry.url)):
-        if group.picture is not None and group.key not in refused:
+        if group.image is not None and group.key not in refused:
             yield group
 
 
@@ -189,18 +189,18 @@ def check_member(index: ShardIndex, member: Member) -> None:
     if member == "image":  # without one it would be no sample
         return
     for group in usable_groups(index, index.shards[0]):
-        _picture(group, member, index.url(index.shards[0].url))
+        _image(group, member, index.url(index.shards[0].url))
         return
 
 
-def _picture(group: Group, member: Member, url: str) -> bytes:
-    picture = group.member(member)
-    if picture is None:
+def _image(group: Group, member: Member, url: str) -> bytes:
+    image = group.member(member)
+    if image is None:
         raise ShardError(
-            f"shard {url}, sample {group.key}: no {member}.png beside the picture; ingest a source whose samples have "
+            f"shard {url}, sample {group.key}: no {member}.png next to the image; ingest a source whose samples have "
             "one, such as scenes, or set member to image"
         )
-    return picture
+    return image
 
 
 def _sample(
@@ -211,8 +211,8 @@ def _sample(
     index: ShardIndex,
     url: str,
 ) -> ShardSample:
-    picture = _picture(group, member, url)
-    condition = None if condition_member is None else _picture(group, condition_member, url)
+    image = _image(group, member, url)
+    condition = None if condition_member is None else _image(group, condition_member, url)
     raw = group.text("cls") if "cls" in group.members else "0"
     try:
         label = int(raw) if index.labels == "index" or "cls" not in group.members else index.classes.index(raw)
@@ -223,7 +223,7 @@ def _sample(
     if missing := [name for name in arrays if f"{name}.npy" not in group.members]:
         raise ShardError(f"shard {url}, sample {group.key}: no {missing[0]}.npy, which the index lists; make it again")
     files = tuple(group.members[f"{name}.npy"] for name in arrays)
-    return ShardSample(group.key, picture, label, group.text("txt"), condition, files)
+    return ShardSample(group.key, image, label, group.text("txt"), condition, files)
 
 
 def _fetch(url: str, expected: Digest | None = None) -> bytes:

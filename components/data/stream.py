@@ -30,7 +30,7 @@ GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
-AHEAD_CHUNKS = 6  # beside those that are being read: with fewer, readers of large pictures stop and start
+AHEAD_CHUNKS = 6  # next to those that are being read: with fewer, readers of large images stop and start
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        pictures = 2 if self.has_condition else 1
+        images = 2 if self.has_condition else 1
         task = 8 if self.degradation is not None else 0
         arrays = sum(2 * math.prod(shape) for _, shape in self.arrays)
-        return pictures * 3 * self.resolution**2 + 8 * self.text_length + 16 + task + arrays
+        return images * 3 * self.resolution**2 + 8 * self.text_length + 16 + task + arrays
 
     @property
     def has_condition(self) -> bool:
@@ -104,7 +104,7 @@ def training_stream(
 
     Args:
         index: the set; its training split is read.
-        resolution: side of the pictures, pixels; stored pictures of other sizes are resized when they are read.
+        resolution: side of the images, pixels; stored images of other sizes are resized when they are read.
         global_batch_size: samples a step over all ranks; a multiple of `world_size`.
         seed: of the order, >= 0.
         start_step, total_steps: the steps to read; start_step < total_steps.
@@ -115,7 +115,7 @@ def training_stream(
         reader_cpus: logical CPUs that one reading task asks for.
         readers: reading tasks at a time.
 
-    Raises ValueError for a batch that does not divide, a set without training samples, or two condition pictures.
+    Raises ValueError for a batch that does not divide, a set without training samples, or two condition images.
     Reading raises ShardError.
     """
     if global_batch_size % world_size:
@@ -123,7 +123,7 @@ def training_stream(
     if not index.train_samples:
         raise ValueError(f"{index.source} has no training samples: lower holdout_fraction ({index.holdout_fraction})")
     if condition_member is not None and degradation is not None:
-        raise ValueError(f"condition_image is either {condition_member} or a degraded picture, not both")
+        raise ValueError(f"condition_image is either {condition_member} or a degraded image, not both")
     text_length = index.text.text_length
     columns = tuple((name, index.array(name).shape) for name in arrays)
     layout = Layout(

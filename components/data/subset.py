@@ -1,4 +1,4 @@
-"""A random part of a set, for measures that need some thousand pictures of it and not all."""
+"""A random part of a set, for measures that need some thousand images of it and not all."""
 
 import random
 from collections.abc import Sequence

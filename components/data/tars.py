@@ -1,4 +1,4 @@
-"""Tars as strangers write them: groups of members, with everything refused that a picture set has no need of.
+"""Tars as strangers write them: groups of members, with everything refused that an image set has no need of.
 
 Nothing is ever written to a disk and nothing unpickled. Sizes are looked at before a byte is read: a sparse member says
 that it is as large as it likes, and a compressed tar may hold a thousand times its size.
@@ -16,14 +16,14 @@ from typing import Any, Literal, NamedTuple
 
 from components.data.errors import ShardError
 
-PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm")
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm")
 PICKLE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar
 GZIP = b"\x1f\x8b"
 END = bytes(1024)  # of every tar that was written to its end
 OWN_NOTES = re.compile(r"__[^/]*__($|/)")  # webdataset's notes about a tar: no samples
-Member = Literal["image", "depth", "mask"]  # what of a sample is read as its picture
+Member = Literal["image", "depth", "mask"]  # what of a sample is read as its image
 
 
 class Group(NamedTuple):
@@ -33,13 +33,13 @@ class Group(NamedTuple):
     members: dict[str, bytes]  # by suffix
 
     @property
-    def picture(self) -> bytes | None:
-        """The picture; a group without one is no sample."""
-        return next((self.members[suffix] for suffix in PICTURE_SUFFIXES if suffix in self.members), None)
+    def image(self) -> bytes | None:
+        """The image; a group without one is no sample."""
+        return next((self.members[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
 
     def member(self, member: Member) -> bytes | None:
-        """What is read as the picture: the picture itself, or `depth.png`, `mask.png` beside it; None if it lacks."""
-        return self.picture if member == "image" else self.members.get(f"{member}.png")
+        """What is read as the image: the image itself, or `depth.png`, `mask.png` next to it; None if it lacks."""
+        return self.image if member == "image" else self.members.get(f"{member}.png")
 
     def text(self, suffix: str) -> str:
         """A member as text, whatever its bytes; empty if it lacks."""
@@ -126,5 +126,5 @@ def _refuse_unsafe(info: tarfile.TarInfo, names: set[str], url: str) -> None:
         raise ShardError(f"shard {url} holds a name that is not UTF-8 ({name!a}); write the tar again")
     if name in names:
         raise ShardError(f"shard {url} holds {name} twice (duplicate); write the tar again")
-    if info.size > MAX_MEMBER_BYTES:  # of a sparse member: with all its holes
+    if info.size > MAX_MEMBER_BYTES:  # of a sparse member: with all its gaps
         raise ShardError(f"shard {url}: {name} is larger than {MAX_MEMBER_BYTES:,} bytes; leave it out")

@@ -1,7 +1,7 @@
 """Tokens artifacts at work: read whole, held against what they are used with, and served by rank.
 
-A set of pictures may come with a second one, the condition: tokens of other pictures of the same keys (depth maps,
-small pictures), made by a tokenizer of their own.
+A set of images may come with a second one, the condition: tokens of other images of the same keys (depth maps,
+small images), made by a tokenizer of their own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from components.data.errors import TokensError
 from components.data.tokens import TokenSet, aligned_tokens, join_tokens, parse_tokens, select_split, token_batches
 from components.storage.artifact import Artifact
 
-HELD_OUT = 2048  # pictures for previews and the final evaluation
+HELD_OUT = 2048  # images for previews and the final evaluation
 
 
 def read_tokens(tokens: Artifact) -> TokenSet:
@@ -39,13 +39,13 @@ def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]
 def check_condition(condition: Artifact | None, *, wanted: bool) -> None:
     """Raise TokensError, in one line, if condition tokens are missing or not asked for."""
     if wanted and condition is None:
-        raise TokensError("the recipe conditions on another picture, but no condition tokens are given")
+        raise TokensError("the recipe conditions on another image, but no condition tokens are given")
     if condition is not None and not wanted:
         raise TokensError("condition tokens are given, but condition is not among the recipe's conditions")
 
 
 def check_aligned(tokens: Artifact, condition: Artifact) -> None:
-    """Raise TokensError, in one line, if condition tokens are of other pictures. Reads both sets whole."""
+    """Raise TokensError, in one line, if condition tokens are of other images. Reads both sets whole."""
     aligned_tokens(read_tokens(tokens), read_tokens(condition))
 
 
@@ -57,7 +57,7 @@ def rank_tokens(tokens: Artifact, condition: Artifact | None = None, **place: An
 
 
 def held_out_tokens(tokens: Artifact, condition: Artifact | None = None) -> dict[str, np.ndarray]:
-    """The held-out split; the first pictures of the whole set if there is none."""
+    """The held-out split; the first images of the whole set if there is none."""
     samples = read_tokens(tokens)
     held_out = select_split(samples, "holdout")
     chosen = held_out if held_out.key else samples

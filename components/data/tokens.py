@@ -1,6 +1,6 @@
-"""Token shards: one Parquet file for each shard of pictures, held in memory and served by the same law of order.
+"""Token shards: one Parquet file for each shard of images, held in memory and served by the same law of order.
 
-Shapes: N samples, T tokens a picture, L text_length, M tokens of a condition picture, m = global batch / ranks.
+Shapes: N samples, T tokens an image, L text_length, M tokens of a condition image, m = global batch / ranks.
 """
 
 import io
@@ -29,7 +29,7 @@ class TokenSet(NamedTuple):
 
 
 def token_name(shard_url: str) -> str:
-    """Name of the token shard made from a shard of pictures: one input, one output."""
+    """Name of the token shard made from a shard of images: one input, one output."""
     return f"{shard_url.rpartition('/')[2].partition('.')[0]}.parquet"
 
 
@@ -63,7 +63,7 @@ def parse_tokens(data: bytes, name: str) -> TokenSet:
 
 
 def join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
-    """Several token shards as one set, in the order given: that of the index of pictures."""
+    """Several token shards as one set, in the order given: that of the index of images."""
     keys = tuple(key for part in parts for key in part.key)
     return TokenSet(keys, *(np.concatenate([part[field] for part in parts]) for field in range(1, 5)))
 
@@ -75,16 +75,16 @@ def select_split(samples: TokenSet, split: Split) -> TokenSet:
 
 
 def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
-    """Tokens (N, M) of the condition pictures `other`, in the order of `samples`, picture by picture of the same key.
+    """Tokens (N, M) of the condition images `other`, in the order of `samples`, image by image of the same key.
 
-    Raises TokensError, naming one, if a picture has none.
+    Raises TokensError, naming one, if an image has none.
     """
     places = {key: place for place, key in enumerate(other.key)}
     missing = [key for key in samples.key if key not in places]
     if missing:
         raise TokensError(
-            f"{len(missing)} of {len(samples.key)} pictures have no condition tokens, {missing[0]} among them: "
-            "make both from the same pictures"
+            f"{len(missing)} of {len(samples.key)} images have no condition tokens, {missing[0]} among them: "
+            "make both from the same images"
         )
     return other.tokens[[places[key] for key in samples.key]]
 

@@ -33,5 +33,5 @@ def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_le
 
 
 def quantize_8_bit(image: Tensor) -> Tensor:
-    """Round to the 256 values that a stored picture can have, as the upsampler saw them in training."""
+    """Round to the 256 values that a stored image can have, as the upsampler saw them in training."""
     return ((image + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1

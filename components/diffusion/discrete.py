@@ -78,7 +78,7 @@ class DiscreteObjective:
         return network(x_t, time, **conditions)
 
     def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """As in `Objective`. The bound counts T times, in bits a dimension; in "hybrid" a thousandth of that.
+        """As in `Objective`. The bound counts T times, in bits/dim; in "hybrid" a thousandth of that.
 
         Nichol and Dhariwal's lambda of 0.001, as their code has it: T of the terms of which one is drawn.
         """
@@ -98,7 +98,7 @@ class DiscreteObjective:
         return simple + total / 1000 * self.bits(stopped, x_0=x_0, x_t=x_t, time=time)
 
     def bits(self, output: Tensor, *, x_0: Tensor, x_t: Tensor, time: Tensor, clip: bool = False) -> Tensor:
-        """One term of the variational bound in bits a dimension, (B,): Ho et al. (2020), equation 5.
+        """One term of the variational bound in bits/dim, (B,): Ho et al. (2020), equation 5.
 
         At time 0 what it costs to say the 8-bit x_0, elsewhere the divergence from the true posterior.
 

@@ -26,9 +26,9 @@ class EDMObjective:
     """Objective whose times are sigmas.
 
     Args:
-        sigma_data: deviation of the data, over all pictures and pixels.
+        sigma_data: deviation of the data, over all images and pixels.
         log_mean, log_std: of log sigma in training, P_mean and P_std.
-        sigma_min, sigma_max: where sampling ends, before the clean picture, and where it starts.
+        sigma_min, sigma_max: where sampling ends, before the clean image, and where it starts.
     """
 
     sigma_data: float = 0.5

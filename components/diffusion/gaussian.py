@@ -6,7 +6,7 @@ All tensors are broadcast to (B, ...); everything is in nats and differentiable.
 import torch
 from torch import Tensor
 
-DATA_STEP = 2 / 255  # between two of the 256 values of a picture in [-1, 1]
+DATA_STEP = 2 / 255  # between two of the 256 values of an image in [-1, 1]
 
 
 def interpolated_log_variance(values: Tensor, *, small: Tensor, large: Tensor) -> Tensor:

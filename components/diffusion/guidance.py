@@ -79,7 +79,7 @@ def classifier_score(objective: Objective, classifier: Network, label: Tensor, s
     """The gradient at x_t of scale * log p(label | x_t), for `sample` (Dhariwal and Nichol, 2021, section 4).
 
     Args:
-        classifier: called by the objective as a network is, without conditions: noisy pictures -> logits (B, classes).
+        classifier: called by the objective as a network is, without conditions: noisy images -> logits (B, classes).
         label: (B,) int64.
         scale: 0 is no guidance.
     """

@@ -1,4 +1,4 @@
-"""The variational bound of discrete diffusion, in bits a dimension (Ho et al., 2020, equation 5).
+"""The variational bound of discrete diffusion, in bits/dim (Ho et al., 2020, equation 5).
 
     -log p(x_0) <=   KL(q(x_T | x_0) | p(x_T))                                         prior
                    + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) | p(x_{t-1} | x_t))    denoising
@@ -22,7 +22,7 @@ from components.diffusion.trajectory import spaced_timesteps
 
 
 class Bound(NamedTuple):
-    """Bits a dimension of each picture."""
+    """Bits/dim of each image."""
 
     prior: Tensor  # (B,)
     terms: Tensor  # (B, N) by ascending time: index 0 is the reconstruction, the others are denoising terms
@@ -75,7 +75,7 @@ def bound(
 
 
 def prior_bits(schedule: Schedule, x_0: Tensor) -> Tensor:
-    """KL divergence of q(x_T | x_0) from a standard normal in bits a dimension, (B,)."""
+    """KL divergence of q(x_T | x_0) from a standard normal in bits/dim, (B,)."""
     last = torch.full((len(x_0),), len(schedule) - 1, device=x_0.device)
     signal, _ = schedule.signal_and_noise(last, x_0)
     log_variance = gather((1 - schedule.alphas_cumprod).log(), last, x_0)

@@ -1,7 +1,7 @@
-"""From noise to pictures: ancestral sampling (Ho et al., 2020, algorithm 2), DDIM (Song et al., 2021), DPM-Solver++(2M)
+"""From noise to images: ancestral sampling (Ho et al., 2020, algorithm 2), DDIM (Song et al., 2021), DPM-Solver++(2M)
 and its SDE (Lu et al., 2022), Heun and Euler (Karras et al., 2022), on any number of steps of any objective.
 
-Shapes: B batch; pictures and latents are (B, C, H, W).
+Shapes: B batch; images and latents are (B, C, H, W).
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ OnStep = Callable[[int, float, Tensor, Tensor], None]  # (step from 0, time, x_t
 
 
 class Known(NamedTuple):
-    """What of the pictures is given: it is noised to each level and put in the place of what was made there."""
+    """What of the images is given: it is noised to each level and put in the place of what was made there."""
 
     image: Tensor  # (B, C, H, W)
     mask: Tensor  # (B, 1, H, W) bool, true where the image is known
@@ -70,11 +70,11 @@ def sample(
         eta: DDIM only, in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".
         spacing: of a discrete objective's steps; None is "linspace" for "ddpm" and "ddim", "karras" for the others,
             which need it to be near at few steps.
-        threshold: of each predicted x_0: "static" clips to [-1, 1], "dynamic" to the percentile of each picture,
+        threshold: of each predicted x_0: "static" clips to [-1, 1], "dynamic" to the percentile of each image,
             "none" is for latents.
         score: of a classifier, times its scale (Dhariwal and Nichol, 2021): algorithm 1 for "ddpm", algorithm 2, which
             shifts the predicted noise, for the others.
-        known: where the picture is given, for models that were not trained to fill in.
+        known: where the image is given, for models that were not trained to fill in.
         on_step: called after each denoising with the step, its time, x_t before it and the thresholded x_0.
 
     Raises:

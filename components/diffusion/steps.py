@@ -73,7 +73,7 @@ def heun_step(step: Step, *, x_t: Tensor, x_0: Tensor, x_next: Tensor, x_0_next:
 
 
 def threshold_dynamically(x_0: Tensor, *, percentile: float) -> Tensor:
-    """Clip each picture to its own quantile of |x_0| and scale that to 1 (Saharia et al., 2022, Imagen, section 2.3).
+    """Clip each image to its own quantile of |x_0| and scale that to 1 (Saharia et al., 2022, Imagen, section 2.3).
 
     Args:
         percentile: in (0, 1]; where the quantile is below 1 this is clipping to [-1, 1].

@@ -14,7 +14,7 @@ Spacing = Literal["linspace", "leading", "trailing", "karras"]
 
 class Trajectory(NamedTuple):
     times: Tensor  # (N,) of the objective; int64 where they are training steps
-    signal: Tensor  # (N + 1,) float64, from noise to picture; ends with 1
+    signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1
     sigma: Tensor  # (N + 1,) float64; ends with 0
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
     @property
     def log_snr_gain(self) -> float:
-        """Growth of log(signal / sigma), h of Lu et al. (2022); infinite from pure noise or to a clean picture."""
+        """Growth of log(signal / sigma), h of Lu et al. (2022); infinite from pure noise or to a clean image."""
         before, after = self.signal * self.next_sigma, self.next_signal * self.sigma
         return math.inf if before == 0 else math.log(after / before)
 
@@ -92,5 +92,5 @@ def karras_sigmas(num_inference_steps: int, *, sigma_min: float, sigma_max: floa
 
 
 def with_clean_end(times: Tensor, signal: Tensor, sigma: Tensor) -> Trajectory:
-    """The trajectory through these levels, each (N,), to the clean picture."""
+    """The trajectory through these levels, each (N,), to the clean image."""
     return Trajectory(times, torch.cat([signal, signal.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))

@@ -33,7 +33,7 @@ class CodebookUse(Config):
     codebook_usage: float  # share of codes that occur at all, in [0, 1]
     codebook_perplexity: float  # exp of the entropy of their frequencies, in [1, K]
     dead_codes: int
-    pictures: int
+    images: int
 
 
 class Kept(NamedTuple):
@@ -52,7 +52,7 @@ def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
         codebook_usage=float(codebook_usage(histogram)),
         codebook_perplexity=float(codebook_perplexity(histogram)),
         dead_codes=int((histogram == 0).sum()),
-        pictures=images,
+        images=images,
     )
 
 

@@ -35,7 +35,7 @@ def curve_svg(points: Points, metric: str, *, salt: str) -> str:
     """One metric over the steps as an `<svg>` element, with a text for screen readers.
 
     Args:
-        salt: makes the ids of this picture its own; two inline pictures may not share any.
+        salt: makes the ids of this image its own; two inline images may not share any.
     """
     steps, values = _line(points, metric)
 
@@ -126,13 +126,13 @@ def _spans_decades(values: Sequence[float]) -> bool:
 
 
 def _inline(svg: str, text: str, salt: str) -> str:
-    """Keep the drawing only; let the page give colors, font and size; describe the picture in words."""
+    """Keep the drawing only; let the page give colors, font and size; describe the image in words."""
     for drawn, shown in COLORS.items():
         svg = svg.replace(drawn, shown)
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     assert view_box is not None
     drawing = svg[svg.index("</defs>") + len("</defs>") :]  # behind matplotlib's metadata and page-wide style
-    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in each picture: two on one page would clash
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in each image: two on one page would clash
     drawing = re.sub(r"font-family: [^;]+;", "", drawing)
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     opening = f'<svg {spaces} viewBox="{view_box[1]}" role="img" class="curve"'

@@ -1,9 +1,9 @@
-"""Fréchet distance between two sets of pictures, as Gaussians in a feature space (Heusel et al., 2017, equation 6).
+"""Fréchet distance between two sets of images, as Gaussians in a feature space (Heusel et al., 2017, equation 6).
 
-Always named with its feature network and the number of pictures (`fd_efficientnet_lite0`, N = 512): distances in other
-features, or of other numbers of pictures, are other quantities.
+Always named with its feature network and the number of images (`fd_efficientnet_lite0`, N = 512): distances in other
+features, or of other numbers of images, are other quantities.
 
-Shapes: N pictures, D features.
+Shapes: N images, D features.
 """
 
 import io
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Gaussian(NamedTuple):
-    """What the distance knows of a set of pictures."""
+    """What the distance knows of a set of images."""
 
     mean: np.ndarray  # (D,) float64
     covariance: np.ndarray  # (D, D) float64
@@ -21,11 +21,11 @@ class Gaussian(NamedTuple):
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:
-    """Mean and unbiased covariance of features (N, D). Raises ValueError below two pictures or if not finite."""
+    """Mean and unbiased covariance of features (N, D). Raises ValueError below two images or if not finite."""
     if len(features) < 2:
-        raise ValueError(f"a distance needs at least two pictures, not {len(features)}")
+        raise ValueError(f"a distance needs at least two images, not {len(features)}")
     if not np.isfinite(features).all():
-        raise ValueError("features are not finite: the pictures or the feature network are damaged")
+        raise ValueError("features are not finite: the images or the feature network are damaged")
     values = features.astype(np.float64)
     return Gaussian(values.mean(axis=0), np.cov(values, rowvar=False).reshape(values.shape[1], -1), len(values))
 
@@ -45,7 +45,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def distance_of_halves(features: np.ndarray, *, seed: int) -> float:
-    """The distance between two random halves of one set (N, D): what "the same pictures" measures at N / 2."""
+    """The distance between two random halves of one set (N, D): what "the same images" measures at N / 2."""
     order = np.random.default_rng(seed).permutation(len(features))
     middle = len(order) // 2
     return frechet_distance(gaussian_of(features[order[:middle]]), gaussian_of(features[order[middle : 2 * middle]]))

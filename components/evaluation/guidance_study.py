@@ -1,6 +1,6 @@
 """Class accuracy and Fréchet distance against the guidance scale, for each kind of guidance of one trained model.
 
-Whether a picture shows the class that was asked for is judged by a classifier of clean pictures that guides nothing.
+Whether an image shows the class that was asked for is judged by a classifier of clean images that guides nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from components.data.held_out import held_out_arrays
 from components.data.shards import ShardIndex
 from components.data.subset import read_random_part
 from components.diffusion.samplers import SamplerName
+from components.evaluation.generated import measured_requests
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.roads import measured_requests
 from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import Cascade, to_uint8
 from components.sampling.classifier import check_guides, class_log_probabilities
@@ -37,7 +37,7 @@ TITLES: dict[Method, str] = {
     "classifier_free": "classifier-free",
     "autoguidance": "autoguidance",
 }
-JUDGED = 256  # pictures at a time
+JUDGED = 256  # images at a time
 SMALL = 8  # pixels: only labels are wanted
 
 
@@ -118,7 +118,7 @@ class Plan(NamedTuple):
 
 
 def plan_study(config: GuidanceStudyConfig, index: ShardIndex, models: Mapping[str, Artifact]) -> Plan:
-    """Requests with the labels of training pictures, and what the judge sees in held-out ones. Runs in a worker. Raises
+    """Requests with the labels of training images, and what the judge sees in held-out ones. Runs in a worker. Raises
     ValueError for models that do not fit each other."""
     loaded = load_models(models, device=best_device())
     size = loaded.base.settings["resolution"]
@@ -140,14 +140,14 @@ def load_models(models: Mapping[str, Artifact], *, device: str | torch.device = 
     for name, model in loaded.items():
         takes, makes = model.settings["resolution"], found.base.settings["resolution"]
         if takes != makes:
-            raise ValueError(f"the {name} is a model of {takes}² pictures, the guided one makes {makes}²")
+            raise ValueError(f"the {name} is a model of {takes}² images, the guided one makes {makes}²")
     if found.classifier is not None:
         check_guides(found.classifier, found.base)
     return found
 
 
 def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> Made:
-    """Pictures under the guidance of the job, judged."""
+    """Images under the guidance of the job, judged."""
     method, scale = job.variant
     asked = [request._replace(sampler=config.sampler, steps=config.num_inference_steps) for request in job.requests]
     with counted(models.base.module) as sizes:
@@ -159,8 +159,8 @@ def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> M
             classifier=models.classifier if off(method) == 0 else None,
             unconditional=method == "classifier_unconditional",
         )
-    pictures = np.stack(to_uint8(images))
-    return Made(pictures, sum(sizes) / len(pictures), judge(models.judge, pictures) == labels_of(models.base, job))
+    images = np.stack(to_uint8(images))
+    return Made(images, sum(sizes) / len(images), judge(models.judge, images) == labels_of(models.base, job))
 
 
 def labels_of(model: SamplingModel, job: VariantJob) -> np.ndarray:  # (N,)
@@ -168,11 +168,11 @@ def labels_of(model: SamplingModel, job: VariantJob) -> np.ndarray:  # (N,)
     return np.array([class_id(label, model.classes) for label in labels])
 
 
-def judge(classifier: SamplingModel, pictures: np.ndarray) -> np.ndarray:
-    """The class (N,) that a classifier sees in pictures (N, H, W, 3) uint8."""
+def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
+    """The class (N,) that a classifier sees in images (N, H, W, 3) uint8."""
     seen: list[Tensor] = []
-    for start in range(0, len(pictures), JUDGED):
-        image = rearrange(torch.from_numpy(pictures[start : start + JUDGED]).float() / 127.5 - 1, "n h w c -> n c h w")
+    for start in range(0, len(images), JUDGED):
+        image = rearrange(torch.from_numpy(images[start : start + JUDGED]).float() / 127.5 - 1, "n h w c -> n c h w")
         seen.append(class_log_probabilities(classifier, image).argmax(dim=1).cpu())
     return torch.cat(seen).numpy()
 
@@ -248,7 +248,7 @@ def guidance_table(points: Mapping[str, Point], config: GuidanceStudyConfig) -> 
 def guidance_summary(
     points: Mapping[str, Point], config: GuidanceStudyConfig, *, held_out_accuracy: float
 ) -> dict[str, float]:
-    """Metrics: accuracy and distance of each setting, and what the judge sees in held-out pictures."""
+    """Metrics: accuracy and distance of each setting, and what the judge sees in held-out images."""
     found = {"accuracy_held_out": held_out_accuracy}
     for name, point in points.items():
         found |= {f"accuracy_{name}": point.accuracy, f"fd_{config.feature_network}_{name}": point.distance}

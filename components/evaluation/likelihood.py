@@ -1,14 +1,14 @@
-"""Held-out bits a dimension of a diffusion model: the variational bound, term by term (Ho et al., 2020, equation 5).
+"""Held-out bits/dim of a diffusion model: the variational bound, term by term (Ho et al., 2020, equation 5).
 
     prior           KL(q(x_T | x_0) || N(0, I)), which no network decides
     denoising       sum over t of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
     reconstruction  -log2 p(x_0 | x_1) of the 8-bit values, the term of index 0
 
-The sum over all T terms takes T passes for each picture. With fewer times a picture it is estimated without bias:
+The sum over all T terms takes T passes for each image. With fewer times an image it is estimated without bias:
 [0, T) is cut into as many strata, finer where the terms are larger, and one time drawn from each stands for its
 stratum. Index 0 is always a stratum of its own.
 
-Shapes: N pictures, K times of a picture (T if the sum is exact). Terms are bits a dimension.
+Shapes: N images, K times of an image (T if the sum is exact). Terms are bits/dim.
 """
 
 import io
@@ -32,16 +32,16 @@ from components.sampling.requests import Request, random_stream
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 
-JOB_PICTURES = 8
-BATCH = 64  # times of one picture at once
+JOB_IMAGES = 8
+BATCH = 64  # times of one image at once
 STREAM = "likelihood"  # of the noise
 CURVE_POINTS = 200  # of the plot
 
-Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits a dimension (B,)
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 
 
 class BoundTerms(NamedTuple):
-    """The terms of some pictures."""
+    """The terms of some images."""
 
     prior: np.ndarray  # (N,)
     terms: np.ndarray  # (N, K): index 0 of each row is the reconstruction
@@ -50,10 +50,10 @@ class BoundTerms(NamedTuple):
 
 
 class BoundJob(NamedTuple):
-    """Pictures of which one worker takes all terms."""
+    """Images of which one worker takes all terms."""
 
     name: str  # of its file, without `.npz`
-    first: int  # place of the first picture among the held-out ones: names its random stream
+    first: int  # place of the first image among the held-out ones: names its random stream
     image: np.ndarray  # (N, H, W, 3) uint8
     label: np.ndarray  # (N,) int64
     caption: tuple[str, ...]
@@ -65,17 +65,17 @@ def strata(num_timesteps: int, count: int) -> np.ndarray:
     Raises ValueError if count is not in [2, num_timesteps], or 1 for a single timestep.
     """
     if not min(2, num_timesteps) <= count <= num_timesteps:
-        raise ValueError(f"timesteps_per_picture must be in [2, {num_timesteps}], not {count}")
+        raise ValueError(f"timesteps_per_image must be in [2, {num_timesteps}], not {count}")
     number = np.arange(count + 1)
     edges = np.maximum(number, np.rint(num_timesteps * (number / count) ** 2).astype(np.int64))
     edges[1] = 1
     return edges
 
 
-def picture_terms(
+def image_terms(
     term: Term, x_0: Tensor, *, edges: np.ndarray, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps (K,), one of each stratum, and their terms (K,), of one picture x_0 (C, H, W) in [-1, 1]."""
+    """Timesteps (K,), one of each stratum, and their terms (K,), of one image x_0 (C, H, W) in [-1, 1]."""
     widths = torch.from_numpy(np.diff(edges))
     drawn = (torch.rand(len(widths), generator=generator, dtype=torch.float64) * widths).long()
     timesteps = torch.from_numpy(edges[:-1]) + drawn
@@ -92,7 +92,7 @@ def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
 
 
 def bound_parts(found: BoundTerms) -> dict[str, np.ndarray]:
-    """The bound of each picture and what it consists of, (N,) each."""
+    """The bound of each image and what it consists of, (N,) each."""
     weighted = found.terms * found.weights
     denoising, reconstruction = weighted[:, 1:].sum(axis=1), weighted[:, 0]
     return {
@@ -109,10 +109,10 @@ def is_exact(found: BoundTerms) -> bool:
 
 
 def summarize(found: BoundTerms, *, gray: bool) -> dict[str, float]:
-    """Metrics: the bound and its three parts, means over pictures, each with its standard error.
+    """Metrics: the bound and its three parts, means over images, each with its standard error.
 
     `held_out_bits_per_dim` is the exact sum over t, `estimated_held_out_bits_per_dim` the stratified estimate. Of gray
-    pictures three equal values are told; what they cost together is `..._bits_per_gray_pixel`.
+    images three equal values are told; what they cost together is `..._bits_per_gray_pixel`.
     """
     prefix = "held_out" if is_exact(found) else "estimated_held_out"
     metrics = {}
@@ -128,7 +128,7 @@ def bound_table(found: BoundTerms) -> dict[str, Any]:
     """Columns and rows for the report."""
     terms = "all t" if is_exact(found) else f"{found.terms.shape[1]} strata of t"
     return {
-        "columns": ["term", "bits a dimension", "standard error", "pictures", "sum over"],
+        "columns": ["term", "bits/dim", "standard error", "images", "sum over"],
         "rows": [
             [part or "bound", float(values.mean()), standard_error(values), len(values), terms]
             for part, values in bound_parts(found).items()
@@ -155,19 +155,19 @@ def draw_terms(found: BoundTerms, *, salt: str) -> str:
     places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1
     rest = Series("bound from t on", (x[places] + 1).tolist(), cumulated[places].tolist())
     terms = term_curve(found)
-    each = Panel("t + 1", "bits a dimension of one step", [terms._replace(x=[t + 1 for t in terms.x])])
+    each = Panel("t + 1", "bits/dim of one step", [terms._replace(x=[t + 1 for t in terms.x])])
     return plot_svg(
         [
             each._replace(log_x=True, log_y=True, markers=False),
-            Panel("t + 1", "bits a dimension", [rest], log_x=True, markers=False),
+            Panel("t + 1", "bits/dim", [rest], log_x=True, markers=False),
         ],
         salt=salt,
     )
 
 
 def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> list[BoundJob]:
-    """Pictures (N, H, W, 3) with their conditions cut into jobs called bound-000, bound-001, …"""
-    parts = [slice(start, start + JOB_PICTURES) for start in range(0, len(image), JOB_PICTURES)]
+    """Images (N, H, W, 3) with their conditions cut into jobs called bound-000, bound-001, …"""
+    parts = [slice(start, start + JOB_IMAGES) for start in range(0, len(image), JOB_IMAGES)]
     return [
         BoundJob(f"bound-{number:03d}", part.start, image[part], label[part], tuple(caption[part]))
         for number, part in enumerate(parts)
@@ -177,14 +177,14 @@ def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> 
 class BoundWorker:
     """One actor of the pool."""
 
-    def __init__(self, model: Artifact, files: Store, *, timesteps_per_picture: int | None, seed: int) -> None:
+    def __init__(self, model: Artifact, files: Store, *, timesteps_per_image: int | None, seed: int) -> None:
         device = best_device()
         with model.local_copy() as folder:
             self.model, self.files = load_model(model.stage, folder, device=device), files
-        self.count, self.seed = timesteps_per_picture, seed
+        self.count, self.seed = timesteps_per_image, seed
 
     def __call__(self, job: BoundJob) -> BoundJob:
-        found = measure_bound(self.model, job, timesteps_per_picture=self.count, seed=self.seed)
+        found = measure_bound(self.model, job, timesteps_per_image=self.count, seed=self.seed)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **found._asdict())
         self.files.write(file_name(job.name), buffer.getvalue())
@@ -192,22 +192,22 @@ class BoundWorker:
 
 
 @torch.no_grad()
-def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_picture: int | None, seed: int) -> BoundTerms:
-    """The terms of a job's pictures under their own conditions; None takes all timesteps.
+def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: int | None, seed: int) -> BoundTerms:
+    """The terms of a job's images under their own conditions; None takes all timesteps.
 
-    Neither the job nor the batch moves them: each picture has its own random stream.
+    Neither the job nor the batch moves them: each image has its own random stream.
     """
     objective = make_objective(model.settings["objective"])
     assert isinstance(objective, DiscreteObjective)
     total = len(objective.schedule)
-    edges = strata(total, timesteps_per_picture or total)
+    edges = strata(total, timesteps_per_image or total)
     x_0 = rearrange(torch.from_numpy(job.image).float() / 127.5 - 1, "n h w c -> n c h w").to(model.device)
     rows = []
-    for place, picture in enumerate(x_0):
+    for place, image in enumerate(x_0):
         condition = condition_of(model, label=int(job.label[place]), caption=job.caption[place])
         generator = random_stream(seed + job.first + place, STREAM)
         term = partial(term_of, model, objective, condition)
-        rows.append(picture_terms(term, picture, edges=edges, generator=generator))
+        rows.append(image_terms(term, image, edges=edges, generator=generator))
     timesteps, terms = (np.stack(column) for column in zip(*rows, strict=True))
     prior = prior_bits(objective.schedule, x_0.double()).cpu().numpy()
     return BoundTerms(prior, terms, timesteps, np.diff(edges))
@@ -257,13 +257,13 @@ def measure_bounds(
     jobs: Sequence[BoundJob],
     model: Artifact,
     *,
-    timesteps_per_picture: int | None,
+    timesteps_per_image: int | None,
     seed: int,
     files: Store,
     pool: Pool,
 ) -> Iterator[BoundJob]:
     """Measure the jobs whose files are missing; yields each job once its file is there."""
-    worker = partial(BoundWorker, model, files, timesteps_per_picture=timesteps_per_picture, seed=seed)
+    worker = partial(BoundWorker, model, files, timesteps_per_image=timesteps_per_image, seed=seed)
     yield from pool.finish(worker, jobs, files=files)
 
 

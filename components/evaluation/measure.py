@@ -25,15 +25,15 @@ from components.evaluation.image_sets import (
 )
 from components.pool import Pool
 
-REFERENCE = "training pictures"
+REFERENCE = "training images"
 
 
 class MeasureConfig(Config):
-    """By what distances are measured, and to how many pictures."""
+    """By what distances are measured, and to how many images."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
     precision: FeaturePrecision = "fp32"  # bf16 changes distances by less than 1 %, and is faster where it is native
-    reference_samples: int = Field(10_000, ge=2)  # at most so many training pictures
+    reference_samples: int = Field(10_000, ge=2)  # at most so many training images
     seed: int = Field(0, ge=0)
 
 
@@ -102,9 +102,9 @@ def distance_rows(
 
 
 class MadeStage(NamedTuple):
-    """What one stage of a road made."""
+    """What one stage of a generator made."""
 
-    road: str
+    generator: str
     stage: str
     side: int  # H = W
     parts: tuple[ImagePart, ...]
@@ -118,15 +118,15 @@ def compared_sets(
     Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
     """
     side = trained[0].resolution
-    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), "held-out pictures": ImageSet(tuple(held_out), "scale")}
+    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), "held-out images": ImageSet(tuple(held_out), "scale")}
     counts = [ImageSet(stage.parts, "model").num_images for stage in made]
-    count = max(counts, default=sets["held-out pictures"].num_images)
+    count = max(counts, default=sets["held-out images"].num_images)
     for small in sorted({stage.side for stage in made if stage.side < side}):
         parts = tuple(ShrunkImages(part, small) for part in spread(trained, count, seed=seed))
         sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
     sets["noise"] = ImageSet(tuple(noise_parts(count, resolution=side, seed=seed)), "scale")
     for stage in made:
         about = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
-        name = f"{stage.road.removesuffix('s')} road{about}, {stage.side}²"
+        name = f"{stage.generator.removesuffix('s')} branch{about}, {stage.side}²"
         sets[name] = ImageSet(stage.parts, "model")
     return sets

@@ -1,4 +1,4 @@
-"""Plots of several measured lines in one picture, as SVG that reads alike in the report and as a file of its own."""
+"""Plots of several measured lines in one image, as SVG that reads alike in the report and as a file of its own."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,12 +38,12 @@ class Panel(NamedTuple):
 
 
 def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
-    """Panels beside each other under one legend, as an `<svg>` element whose title tells every number.
+    """Panels next to each other under one legend, as an `<svg>` element whose title tells every number.
 
     A name has one color in all panels.
 
     Args:
-        salt: makes the ids of this picture its own; two on one page may not share any.
+        salt: makes the ids of this image its own; two on one page may not share any.
     """
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     levels = list(dict.fromkeys(name for panel in panels for name in panel.levels))

@@ -25,12 +25,12 @@ State = Literal["done", "cached", "failed", "running", "queued", "waiting", "ski
 SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
 CURVES_IN_A_ROW = 3
 HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
-GROUPS = {  # section of the page -> pictures in it: name -> (caption, what a screen reader says)
+GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)
     "samples": {
-        f"{road}_{name}": (f"{title}, {words}", f"Pictures of {whose}, {arranged}")
-        for road, title, whose in (
-            ("diffusion", "Diffusion", "the diffusion road"),
-            ("tokens", "Tokens", "the token road"),
+        f"{generator}_{name}": (f"{title}, {words}", f"Images of {whose}, {arranged}")
+        for generator, title, whose in (
+            ("diffusion", "Diffusion", "the diffusion branch"),
+            ("tokens", "Tokens", "the token branch"),
             ("pixels", "Pixel by pixel", "the autoregressive model of pixels"),
             ("gan", "Generator", "the generator"),
             ("vae", "Decoder", "the decoder"),
@@ -38,16 +38,16 @@ GROUPS = {  # section of the page -> pictures in it: name -> (caption, what a sc
         for name, words, arranged in (
             ("by_class", "by class", "a row for each class"),
             ("by_prompt", "by prompt", "a row for each prompt"),
-            ("by_condition", "by condition picture", "a row for each condition picture, which stands first"),
+            ("by_condition", "by condition image", "a row for each condition image, which stands first"),
             ("unconditional", "asked for nothing", "without any condition"),
         )
     },
     "cascade": {
-        "cascade_side_by_side": ("From small to large", "The picture that each stage made, one row for each stage"),
+        "cascade_side_by_side": ("From small to large", "The image that each stage made, one row for each stage"),
     },
     "tokenizer": {
         "originals_and_reconstructions": (
-            "Held-out pictures, never trained on, and what is left of them after tokenizing",
+            "Held-out images, never trained on, and what is left of them after tokenizing",
             "Rows of originals, each above the row of their reconstructions",
         ),
     },
@@ -77,7 +77,7 @@ class DataFacts(Config):
     train_samples: int
     resolution: int | None
     classes: tuple[str, ...]
-    quarantined: tuple[str, ...] = ()  # one line for each picture that was left out: which and why
+    quarantined: tuple[str, ...] = ()  # one line for each image that was left out: which and why
 
 
 class Table(Config):
@@ -110,12 +110,12 @@ class ReportData(Config):
     curves: dict[str, tuple[tuple[int, dict[str, float]], ...]] = Field(
         default_factory=dict
     )  # stage -> (step, {metric: value})
-    pictures: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
+    images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
     feature_network: str | None = None
     distances: tuple[DistanceRow, ...] = ()
     codebook: dict[str, float] = Field(
         default_factory=dict
-    )  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, pictures
+    )  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
     studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()
@@ -152,10 +152,10 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "number": number, "readable": readable, "moment": moment}
-    groups = {group: figures(data, pictures) for group, pictures in GROUPS.items()}
+    groups = {group: figures(data, images) for group, images in GROUPS.items()}
     groups["strips"] = strips(data)
     known = {figure.name for group in groups.values() for figure in group}
-    others = {name: (readable(name), readable(name)) for name in data.pictures if name not in known}
+    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
     return environment.get_template("report.html.j2").render(
         data=data,
         groups=groups | {"others": figures(data, others)},
@@ -169,17 +169,17 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def figures(data: ReportData, pictures: dict[str, tuple[str, str]]) -> list[Figure]:
-    """Those of the pictures that there are."""
-    return [figure(name, data.pictures[name], *words) for name, words in pictures.items() if name in data.pictures]
+def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
+    """Those of the images that there are."""
+    return [figure(name, data.images[name], *words) for name, words in images.items() if name in data.images]
 
 
 def strips(data: ReportData) -> list[Figure]:
     """The denoising strip of each diffusion stage, smallest stage first."""
-    names = sorted((name for name in data.pictures if name.startswith("strip_")), key=_strip_order)
+    names = sorted((name for name in data.images if name.startswith("strip_")), key=_strip_order)
     stages = {name: readable(name.removeprefix("strip_")) for name in names}
     words = {
-        name: (stage.capitalize(), f"Denoising by {stage}: noisy pictures above the clean ones that it predicts")
+        name: (stage.capitalize(), f"Denoising by {stage}: noisy images above the clean ones that it predicts")
         for name, stage in stages.items()
     }
     return figures(data, words)
@@ -236,8 +236,8 @@ def tiles(data: ReportData) -> list[Tile]:
     """The few figures that come first."""
     found = [] if data.seconds is None else [Tile(duration(data.seconds), "for everything")]
     if data.data is not None:
-        found.append(Tile(f"{data.data.train_samples:,}", "pictures to train on"))
-    made = [row for row in data.distances if row.purpose == "model" and "road" in row.name]
+        found.append(Tile(f"{data.data.train_samples:,}", "images to train on"))
+    made = [row for row in data.distances if row.purpose == "model" and "branch" in row.name]
     found += [Tile(number(row.distance), f"distance, {row.name}") for row in made]
     if "codebook_usage" in data.codebook:
         found.append(Tile(f"{100 * data.codebook['codebook_usage']:.0f} %", "of the codebook in use"))

@@ -1,6 +1,6 @@
-"""How well an image-to-image model restores degraded held-out pictures, task by task (Palette; Saharia et al., 2022).
+"""How well an image-to-image model restores degraded held-out images, task by task (Palette; Saharia et al., 2022).
 
-Shapes: N pictures, H W their pixels; pictures are uint8.
+Shapes: N images, H W their pixels; images are uint8.
 """
 
 import math
@@ -13,8 +13,8 @@ from einops import rearrange
 from torch import Tensor
 
 from components.diffusion.corruption import downsample
-from components.diffusion.degradation import HOLE_TASKS, blurred, gray
-from components.diffusion.holes import NUMBERS, border_hole, inpainting_hole
+from components.diffusion.degradation import MASK_TASKS, blurred, gray
+from components.diffusion.masks import NUMBERS, border_mask, inpainting_mask
 from components.evaluation.grids import Block, png_bytes, readable, render_blocks
 from components.sampling.cascade import to_uint8
 from components.sampling.model import SamplingModel
@@ -27,11 +27,11 @@ SHOWN = 8
 
 
 class Damaged(NamedTuple):
-    """Pictures after one degradation, and what a model is asked to make of them."""
+    """Images after one degradation, and what a model is asked to make of them."""
 
     name: str  # "inpainting", "jpeg quality 5", "super resolution 4 times"
     shown: np.ndarray  # (N, H, W, 3) what is left, gray where nothing is
-    hole: np.ndarray  # (N, H, W) bool, True where pixels are to be made
+    mask: np.ndarray  # (N, H, W) bool, True where pixels are to be made
     requests: tuple[Request, ...]
 
 
@@ -42,17 +42,17 @@ class Restoration(NamedTuple):
     degraded: np.ndarray  # (N, H, W, 3)
     restored: np.ndarray  # (N, H, W, 3)
     original: np.ndarray  # (N, H, W, 3)
-    hole: np.ndarray  # (N, H, W) bool
+    mask: np.ndarray  # (N, H, W) bool
 
     @property
     def psnr(self) -> float:
-        """Of what was made in the hole, dB."""
-        return psnr(self.restored, self.original, self.hole)
+        """Of what was made in the mask, dB."""
+        return psnr(self.restored, self.original, self.mask)
 
     @property
     def degraded_psnr(self) -> float:
         """The same of what was given: what doing nothing would reach."""
-        return psnr(self.degraded, self.original, self.hole)
+        return psnr(self.degraded, self.original, self.mask)
 
 
 def damage(
@@ -60,37 +60,37 @@ def damage(
     *,
     tasks: Sequence[str],
     compress: Callable[..., np.ndarray],
-    hole_area: tuple[float, float],
+    mask_area: tuple[float, float],
     factors: Sequence[int],
     asked: Sequence[Request] | None = None,
     seed: int = 0,
 ) -> list[Damaged]:
-    """Degrade each picture in every way that the model was trained for; always the same for the same seed.
+    """Degrade each image in every way that the model was trained for; always the same for the same seed.
 
     Args:
         originals: (N, H, W, 3).
-        compress: JPEG of one picture (H, W, 3), called with quality=; at the qualities of the paper's evaluation.
-        hole_area, factors: as in training; each factor of super-resolution is a row of its own.
-        asked: N requests with the label or prompt of each picture, where the model takes one.
-        seed: of holes and of what fills them.
+        compress: JPEG of one image (H, W, 3), called with quality=; at the qualities of the paper's evaluation.
+        mask_area, factors: as in training; each factor of super-resolution is a row of its own.
+        asked: N requests with the label or prompt of each image, where the model takes one.
+        seed: of masks and of what fills them.
     """
     asked = [Request()] * len(originals) if asked is None else asked
-    asked = [request._replace(road="translate", seed=seed + i) for i, request in enumerate(asked)]
+    asked = [request._replace(generator="translate", seed=seed + i) for i, request in enumerate(asked)]
     image = rearrange(torch.from_numpy(originals), "n h w c -> n c h w").float() / 127.5 - 1
     found = []
     for task in tasks:
-        if task in HOLE_TASKS:
-            found.append(_with_holes(task, originals, hole_area, asked, seed))
+        if task in MASK_TASKS:
+            found.append(_with_masks(task, originals, mask_area, asked, seed))
         elif task == "colorization":
-            found.append(_changed(task, task, _pictures(gray(image)), asked))
+            found.append(_changed(task, task, _images(gray(image)), asked))
         elif task == "jpeg":
             for quality in JPEG_QUALITIES:
-                left = np.stack([compress(picture, quality=quality) for picture in originals])
+                left = np.stack([compress(image, quality=quality) for image in originals])
                 found.append(_changed(f"jpeg quality {quality}", task, left, asked))
         else:
             for factor in factors:
-                small = _pictures(downsample(image, image.shape[-1] // factor))
-                left = _pictures(blurred(image, factor))
+                small = _images(downsample(image, image.shape[-1] // factor))
+                left = _images(blurred(image, factor))
                 found.append(_changed(f"super resolution {factor} times", task, left, asked, given=small))
     return found
 
@@ -98,8 +98,8 @@ def damage(
 def restorations(
     damaged: Sequence[Damaged], made: Mapping[str, np.ndarray], originals: np.ndarray
 ) -> list[Restoration]:
-    """What was made of each degradation, by its name, beside the originals."""
-    return [Restoration(each.name, each.shown, made[each.name], originals, each.hole) for each in damaged]
+    """What was made of each degradation, by its name, next to the originals."""
+    return [Restoration(each.name, each.shown, made[each.name], originals, each.mask) for each in damaged]
 
 
 def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
@@ -127,7 +127,7 @@ def restoration_table(found: Sequence[Restoration], distances: Mapping[str, floa
 
 
 def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) -> list[Request]:
-    """Requests with what each picture is of, as far as the model takes it; labels (N,)."""
+    """Requests with what each image is of, as far as the model takes it; labels (N,)."""
     bare = [Request()] * len(captions)
     if model.classes:
         bare = [request._replace(label=int(label)) for request, label in zip(bare, labels, strict=True)]
@@ -148,35 +148,35 @@ def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> 
     return render_blocks([*blocks, Block("original", list(found[0].original[:columns]))], columns=columns)
 
 
-def psnr(made: np.ndarray, original: np.ndarray, hole: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of the mean squared error over the hole's pixels (N, H, W) of all pictures, dB."""
-    errors = np.square(made.astype(np.float64) - original)[hole]
+def psnr(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of the mean squared error over the mask's pixels (N, H, W) of all images, dB."""
+    errors = np.square(made.astype(np.float64) - original)[mask]
     return 10 * math.log10(255**2 / max(float(errors.mean()), ROUNDING))
 
 
-def _with_holes(
+def _with_masks(
     task: str, originals: np.ndarray, area: tuple[float, float], asked: Sequence[Request], seed: int
 ) -> Damaged:
-    make, side = inpainting_hole if task == "inpainting" else border_hole, originals.shape[1]
-    holes, requests = [], []
-    for number, (picture, request) in enumerate(zip(originals, asked, strict=True)):
-        numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of picture {number}")).tolist()
-        holes.append(make(numbers, side, area=area).numpy())
-        mask = png_bytes(np.repeat(holes[-1][:, :, None], 3, axis=2).astype(np.uint8) * 255)
-        requests.append(request._replace(task=task, image=png_bytes(picture), mask=mask))
-    hole = np.stack(holes)
-    shown = np.where(hole[..., None], np.uint8(HIDDEN), originals)
-    return Damaged(task, shown, hole, tuple(requests))
+    make, side = inpainting_mask if task == "inpainting" else border_mask, originals.shape[1]
+    masks, requests = [], []
+    for number, (image, request) in enumerate(zip(originals, asked, strict=True)):
+        numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of image {number}")).tolist()
+        masks.append(make(numbers, side, area=area).numpy())
+        mask = png_bytes(np.repeat(masks[-1][:, :, None], 3, axis=2).astype(np.uint8) * 255)
+        requests.append(request._replace(task=task, image=png_bytes(image), mask=mask))
+    mask = np.stack(masks)
+    shown = np.where(mask[..., None], np.uint8(HIDDEN), originals)
+    return Damaged(task, shown, mask, tuple(requests))
 
 
 def _changed(
     name: str, task: str, left: np.ndarray, asked: Sequence[Request], *, given: np.ndarray | None = None
 ) -> Damaged:
     """A degradation of every pixel; `given` is what the model gets, where that is smaller than what is shown."""
-    pictures = left if given is None else given
-    requests = tuple(r._replace(task=task, image=png_bytes(p)) for r, p in zip(asked, pictures, strict=True))
+    images = left if given is None else given
+    requests = tuple(r._replace(task=task, image=png_bytes(p)) for r, p in zip(asked, images, strict=True))
     return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)
 
 
-def _pictures(image: Tensor) -> np.ndarray:  # (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8
+def _images(image: Tensor) -> np.ndarray:  # (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8
     return np.stack(to_uint8(image))

@@ -1,4 +1,4 @@
-"""One page with every system that was run by its own recipe: what it came to, and pictures of it."""
+"""One page with every system that was run by its own recipe: what it came to, and images of it."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -15,7 +15,7 @@ class RowResult(Config):
     about: str  # the recipe in one line
     seconds: float | None  # of training
     figures: dict[str, float]  # likelihoods and distances by name
-    pictures: dict[str, bytes]  # name -> PNG
+    images: dict[str, bytes]  # name -> PNG
     report: str  # URL
 
 
@@ -31,14 +31,14 @@ def render_rows(rows: list[RowResult]) -> str:
     environment.filters |= {"duration": duration, "number": number, "readable": readable}
     shown = {
         row.recipe: [
-            figure(name, png, readable(name), f"{readable(name)}, {row.recipe}") for name, png in picture_of(row)
+            figure(name, png, readable(name), f"{readable(name)}, {row.recipe}") for name, png in image_of(row)
         ]
         for row in rows
     }
     return environment.get_template("rows.html.j2").render(rows=rows, shown=shown)
 
 
-def picture_of(row: RowResult) -> list[tuple[str, bytes]]:
-    """What a row is known by: pictures that it makes, or, if it makes none, what it keeps of others."""
-    made = [(name, png) for name, png in row.pictures.items() if name != "originals_and_reconstructions"]
-    return made[:1] or list(row.pictures.items())[:1]
+def image_of(row: RowResult) -> list[tuple[str, bytes]]:
+    """What a row is known by: images that it makes, or, if it makes none, what it keeps of others."""
+    made = [(name, png) for name, png in row.images.items() if name != "originals_and_reconstructions"]
+    return made[:1] or list(row.images.items())[:1]

@@ -10,9 +10,9 @@ from pydantic import Field
 from components.data.shards import ShardIndex
 from components.data.subset import read_random_part
 from components.diffusion.samplers import SamplerName
+from components.evaluation.generated import measured_requests
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.roads import measured_requests
 from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 
 def plan_study(config: StepsStudyConfig, index: ShardIndex, cascade: Artifact) -> Plan:
-    """Requests with the conditions of training pictures. Runs in a worker. Raises ValueError for a cascade without a
+    """Requests with the conditions of training images. Runs in a worker. Raises ValueError for a cascade without a
     diffusion model."""
     with cascade.local_copy() as folder:
         models = Cascade.load(folder)
@@ -91,13 +91,13 @@ class StepsSampler:
 
 
 def sample_in(cascade: Cascade, job: VariantJob) -> Made:
-    """Pictures of the base alone by the job's sampler and steps. Raises ValueError if its objective has no such way."""
+    """Images of the base alone by the job's sampler and steps. Raises ValueError if its objective has no such way."""
     base, setting = cascade.base, job.variant
     assert base is not None
-    asked = [request._replace(**setting._asdict(), road="diffusion") for request in job.requests]
+    asked = [request._replace(**setting._asdict(), generator="diffusion") for request in job.requests]
     with counted(base.module) as sizes:
-        pictures = replace(cascade, upsamplers=()).sample(asked, batch_size=len(asked))
-    return Made(np.stack(pictures), sum(sizes) / len(pictures), np.zeros(0, bool))
+        images = replace(cascade, upsamplers=()).sample(asked, batch_size=len(asked))
+    return Made(np.stack(images), sum(sizes) / len(images), np.zeros(0, bool))
 
 
 class Point(NamedTuple):
@@ -123,7 +123,7 @@ def draw_steps(
         for sampler in config.samplers
     }
     panel = Panel(
-        "network evaluations a picture",
+        "network evaluations an image",
         f"fd_{config.feature_network}",
         [
             Series(sampler, [point.evaluations for point in line], [point.distance for point in line])

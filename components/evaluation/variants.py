@@ -1,6 +1,6 @@
-"""Pictures of one trained model made in several ways, each way from the same seeds and conditions, in resumable jobs.
+"""Images of one trained model made in several ways, each way from the same seeds and conditions, in resumable jobs.
 
-Shapes: N pictures, H W their pixels.
+Shapes: N images, H W their pixels.
 """
 
 import io
@@ -15,22 +15,22 @@ from torch import nn
 from components.data.shards import ShardIndex
 from components.data.subset import random_part
 from components.evaluation.features import FeatureNetwork
+from components.evaluation.generated import jobs_of
 from components.evaluation.grids import Block, render_blocks
 from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
 from components.evaluation.measure import REFERENCE, DistanceRow, MeasureConfig, measure_distances
-from components.evaluation.roads import jobs_of
 from components.pool import Pool, file_name
 from components.sampling.requests import Request
 from components.storage.store import Store
 
-HELD_OUT = "held-out pictures"
-SHOWN = 8  # pictures of each way
+HELD_OUT = "held-out images"
+SHOWN = 8  # images of each way
 
 
 class VariantsConfig(MeasureConfig):
     """What is sampled in each way."""
 
-    samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out pictures to compare with
+    samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out images to compare with
 
     @field_validator("feature_network")
     @classmethod
@@ -51,17 +51,17 @@ class VariantJob(NamedTuple):
 class Made(NamedTuple):
     """What was made in one way."""
 
-    pictures: np.ndarray  # (N, H, W, 3) uint8
-    evaluations: float  # of the sampled network, for each picture
+    images: np.ndarray  # (N, H, W, 3) uint8
+    evaluations: float  # of the sampled network, for each image
     correct: np.ndarray  # (N,) bool: whether an independent classifier sees the class that was asked for; or (0,)
 
 
 class Figures(NamedTuple):
     """What is known of what was made in one way."""
 
-    evaluations: float  # of the sampled network, for each picture
+    evaluations: float  # of the sampled network, for each image
     correct: np.ndarray  # as in `Made`
-    first: list[np.ndarray]  # SHOWN pictures (H, W, 3) uint8
+    first: list[np.ndarray]  # SHOWN images (H, W, 3) uint8
 
 
 def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> dict[str, list[VariantJob]]:
@@ -94,13 +94,13 @@ def write_made(files: Store, job: VariantJob, made: Made) -> None:
 
 
 def read_figures(files: Store, jobs: Sequence[VariantJob]) -> Figures:
-    """What the jobs of one way left beside their pictures, and the first of these."""
+    """What the jobs of one way left next to their images, and the first of these."""
     evaluations, correct, first = [], [], []
     for job in jobs:
         with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
             evaluations.append(float(arrays["evaluations"]))
             correct.append(arrays["correct"])
-            first = first or list(arrays["pictures"][:SHOWN])
+            first = first or list(arrays["images"][:SHOWN])
     return Figures(float(np.mean(evaluations)), np.concatenate(correct), first)
 
 
@@ -119,17 +119,17 @@ def measure_made(
     pool: Pool,
     progress: Callable[[int, int], None],
 ) -> list[DistanceRow]:
-    """Distances to training pictures of what was made in each way, and of held-out pictures."""
+    """Distances to training images of what was made in each way, and of held-out images."""
     part = random_part(index, samples=config.reference_samples, seed=config.seed)
     trained = split_parts(part, "train", resolution=resolution, limit=config.reference_samples)
     held_out = held_out_parts(index, resolution=resolution, limit=config.samples)
     sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
     for name, group in jobs.items():
-        parts = [FileImages(files, file_name(job.name), "pictures", len(job.requests)) for job in group]
+        parts = [FileImages(files, file_name(job.name), "images", len(job.requests)) for job in group]
         sets[name] = ImageSet(tuple(parts), "model")
     return measure_distances(sets, config, pool=pool, progress=progress)[0]
 
 
 def variants_grid(made: Mapping[str, Figures]) -> bytes:
-    """The first pictures of each way, in a row of their own: one column has one seed and one condition. PNG."""
+    """The first images of each way, in a row of their own: one column has one seed and one condition. PNG."""
     return render_blocks([Block(name, list(found.first)) for name, found in made.items()], columns=SHOWN)

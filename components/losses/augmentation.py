@@ -1,6 +1,6 @@
 """Differentiable augmentation (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training").
 
-The discriminator sees real and generated pictures augmented alike, in all of its losses: a small set of pictures can't
+The discriminator sees real and generated images augmented alike, in all of its losses: a small set of images can't
 be learned by heart then, and the augmentation does not show in what is generated. As published: color, translation by
 up to an eighth of the side, cutout of half the side.
 
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DRAWS = ("brightness", "saturation", "contrast", "shift_y", "shift_x", "cut_y", "cut_x")  # of each picture
+DRAWS = ("brightness", "saturation", "contrast", "shift_y", "shift_x", "cut_y", "cut_x")  # of each image
 SHIFT, CUT = 1 / 8, 1 / 2  # of the side
 
 
 def augment(image: Tensor, *, draws: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] -> the same shape, with gradient; each is a function of its own draws alone.
+    """Images (B, 3, H, W) in [-1, 1] -> the same shape, with gradient; each is a function of its own draws alone.
 
     Args:
         draws: uniform numbers in [0, 1), (B, 7), in the order of DRAWS.
@@ -29,7 +29,7 @@ def augment(image: Tensor, *, draws: Tensor) -> Tensor:
 
 
 def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Add `brightness`, then scale the distance to each pixel's grey, then that to the picture's mean; all (B,)."""
+    """Add `brightness`, then scale the distance to each pixel's grey, then that to the image's mean; all (B,)."""
     image = image + brightness[:, None, None, None]
     grey = image.mean(dim=1, keepdim=True)
     image = grey + (image - grey) * saturation[:, None, None, None]
@@ -38,12 +38,12 @@ def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contr
 
 
 def shift(image: Tensor, *, down: Tensor, right: Tensor) -> Tensor:
-    """Move each picture by whole pixels (B,) int64, at most an eighth of its side; what comes in is 0."""
+    """Move each image by whole pixels (B,) int64, at most an eighth of its side; what comes in is 0."""
     height, width = image.shape[2:]
     pad_y, pad_x = _largest(height), _largest(width)
     padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y))
     places = zip(padded.unbind(), (pad_y - down).tolist(), (pad_x - right).tolist(), strict=True)
-    return torch.stack([picture[:, top : top + height, left : left + width] for picture, top, left in places])
+    return torch.stack([each[:, top : top + height, left : left + width] for each, top, left in places])
 
 
 def cut_out(image: Tensor, *, top: Tensor, left: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def cut_out(image: Tensor, *, top: Tensor, left: Tensor) -> Tensor:
     for start, side in ((top, image.shape[2]), (left, image.shape[3])):
         place = torch.arange(side, device=image.device)
         inside.append((place >= start[:, None]) & (place < start[:, None] + int(side * CUT)))
-    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (B, 1, H, W)
-    return image.masked_fill(hole, 0)
+    mask = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (B, 1, H, W)
+    return image.masked_fill(mask, 0)
 
 
 def _largest(side: int) -> int:
@@ -66,5 +66,5 @@ def _shift(draw: Tensor, side: int) -> Tensor:
 
 
 def _cut(draw: Tensor, side: int) -> Tensor:
-    """Uniform in [0, 1) -> first row of a hole whose center is uniform over the picture."""
+    """Uniform in [0, 1) -> first row of a mask whose center is uniform over the image."""
     return (draw * side).long() - int(side * CUT) // 2

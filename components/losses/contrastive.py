@@ -1,4 +1,4 @@
-"""Contrastive loss of pictures and their texts (Radford et al. 2021, figure 3).
+"""Contrastive loss of images and their texts (Radford et al. 2021, figure 3).
 
 Shapes: B batch over all ranks, E embedding_dim.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 def contrastive_loss(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over the batch, () in nats, fp32: log B for embeddings that know nothing.
 
-    Each picture chooses its text among those of the batch, and each text its picture.
+    Each image chooses its text among those of the batch, and each text its image.
 
     Args:
         image, text: (B, E) of length 1; row i of one belongs to row i of the other.
         log_scale: (), the logarithm of what cosine similarities are multiplied by.
     """
-    logits = log_scale.float().exp() * image.float() @ text.float().T  # (B, B), a row for each picture
+    logits = log_scale.float().exp() * image.float() @ text.float().T  # (B, B), a row for each image
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

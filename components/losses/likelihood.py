@@ -1,6 +1,6 @@
 """Likelihood of tokens under the prior.
 
-Shapes: B batch, N tokens a picture, K codebook_size, L text_length, V vocab_size.
+Shapes: B batch, N tokens an image, K codebook_size, L text_length, V vocab_size.
 """
 
 import torch.nn.functional as F
@@ -40,9 +40,9 @@ def text_loss(logits: Tensor, *, text: Tensor) -> Tensor:
 
 
 def masked_token_loss(logits: Tensor, *, tokens: Tensor, masked: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the batch of each picture's cross-entropy a masked token, () in fp32 (Chang et al. 2022, equation 1).
+    """Mean over the batch of each image's cross-entropy a masked token, () in fp32 (Chang et al. 2022, equation 1).
 
-    Each picture is averaged over its own masked tokens. Without smoothing, and with the number of masked tokens drawn
+    Each image is averaged over its own masked tokens. Without smoothing, and with the number of masked tokens drawn
     evenly from 1..N, this is an upper bound of the nats a token when tokens are drawn one by one in random order
     (Hoogeboom et al. 2022, "Autoregressive Diffusion Models", section 3).
 

@@ -1,4 +1,4 @@
-"""Likelihoods of pictures: the decoder's output are a location and a log-scale for each value of each pixel.
+"""Likelihoods of images: the decoder's output are a location and a log-scale for each value of each pixel.
 
 Sources: Salimans et al. 2017, "PixelCNN++", equation 2 (logistic on 256 levels, one component); Ramesh et al. 2021,
 "Zero-Shot Text-to-Image Generation", appendix A.3 (logit-Laplace).
@@ -39,7 +39,7 @@ def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
     return -log_probability
 
 
-def discretized_logistic_picture(output: Tensor) -> Tensor:
+def discretized_logistic_image(output: Tensor) -> Tensor:
     """The means of `output` (B, 6, H, W): (B, 3, H, W), near [-1, 1]."""
     return output.chunk(2, dim=1)[0]
 
@@ -49,7 +49,7 @@ def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
 
         log f(y) = -log(2b) - log(y (1 - y)) - |logit(y) - mu| / b,
 
-    where y = (1 - 2 eps) x + eps and x is the picture in [0, 1]. A density may exceed one, so nats may be negative.
+    where y = (1 - 2 eps) x + eps and x is the image in [0, 1]. A density may exceed one, so nats may be negative.
 
     Args:
         output: (B, 6, H, W), mu and log b.
@@ -61,7 +61,7 @@ def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
     return math.log(2) + log_scale + (y * (1 - y)).log() + distance
 
 
-def logit_laplace_picture(output: Tensor) -> Tensor:
-    """The picture at mu, sigmoid and map undone: (B, 6, H, W) -> (B, 3, H, W), within [-1.25, 1.25]."""
+def logit_laplace_image(output: Tensor) -> Tensor:
+    """The image at mu, sigmoid and map undone: (B, 6, H, W) -> (B, 3, H, W), within [-1.25, 1.25]."""
     mean = output.chunk(2, dim=1)[0]
     return 2 * (mean.sigmoid() - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS) - 1

@@ -1,4 +1,4 @@
-"""Reconstruction loss of an autoencoder, and the picture in its decoder's output.
+"""Reconstruction loss of an autoencoder, and the image in its decoder's output.
 
     l1                    mean absolute difference, as in the published code of VQ-GAN (Esser et al. 2021)
     mse                   mean squared difference (van den Oord et al. 2017)
@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.losses.pixel_likelihood import (
+    discretized_logistic_image,
     discretized_logistic_nll,
-    discretized_logistic_picture,
+    logit_laplace_image,
     logit_laplace_nll,
-    logit_laplace_picture,
 )
 
 KINDS = ("l1", "mse", "logit_laplace", "discretized_logistic")
 
 
 def reconstruction_loss(output: Tensor, *, image: Tensor, kind: str = "l1") -> Tensor:
-    """Mean over all values of all pictures, as () in fp32.
+    """Mean over all values of all images, as () in fp32.
 
     Args:
         output: (B, O, H, W), what the decoder returned.
@@ -44,8 +44,8 @@ def output_channels(*, kind: str) -> int:
     return 6 if kind in ("logit_laplace", "discretized_logistic") else 3
 
 
-def picture_of(output: Tensor, *, kind: str = "l1") -> Tensor:
-    """Output (B, O, H, W) -> picture (B, 3, H, W), near [-1, 1] and not clipped."""
+def image_of(output: Tensor, *, kind: str = "l1") -> Tensor:
+    """Output (B, O, H, W) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
     if kind == "logit_laplace":
-        return logit_laplace_picture(output)
-    return discretized_logistic_picture(output) if kind == "discretized_logistic" else output
+        return logit_laplace_image(output)
+    return discretized_logistic_image(output) if kind == "discretized_logistic" else output

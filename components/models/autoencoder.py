@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.losses.reconstruction import output_channels, picture_of
+from components.losses.reconstruction import image_of, output_channels
 from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
 from components.models.quantizer import EMAQuantizer, VectorQuantizer
@@ -197,7 +197,7 @@ class Autoencoder(nn.Module):
     """Encoder, bottleneck and decoder, a 1x1 projection on each side of the bottleneck.
 
     Args:
-        resolution: pixels on a side of the pictures; a multiple of 2 ** (len(channel_mult) - 1).
+        resolution: pixels on a side of the images; a multiple of 2 ** (len(channel_mult) - 1).
         channels: width of the first level.
         channel_mult: width of each level in units of `channels`; each level but the last halves the resolution.
         num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
@@ -301,7 +301,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
-        return picture_of(self.decode_raw(z), kind=self.reconstruction)
+        return image_of(self.decode_raw(z), kind=self.reconstruction)
 
     def forward(self, image: Tensor, **draws: Tensor | float) -> tuple[Tensor, Encoded]:
         """Image (B, 3, H, W) in [-1, 1] -> raw output (B, O, H, W) of the decoder and what the bottleneck made."""

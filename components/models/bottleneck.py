@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
 class GaussianBottleneck(nn.Module):
     """A diagonal Gaussian for each position: mean and log-variance (B, 2C, h, w) -> a sample (B, C, h, w).
 
-    `kl_loss` is KL(q(z|x) || N(0, I)) in nats a picture: 1/2 sum(mean^2 + s^2 - 1 - log s^2).
+    `kl_loss` is KL(q(z|x) || N(0, I)) in nats an image: 1/2 sum(mean^2 + s^2 - 1 - log s^2).
     """
 
     def __init__(self, *, channels: int) -> None:
@@ -48,7 +48,7 @@ class GaussianBottleneck(nn.Module):
 class GumbelQuantizer(nn.Module):
     """A categorical over K codes for each position, relaxed while it trains: logits (B, K, h, w) -> z (B, C, h, w).
 
-    `kl_loss` is KL(q(code|x) || uniform) in nats a picture: sum over positions of sum_k q_k (log q_k + log K).
+    `kl_loss` is KL(q(code|x) || uniform) in nats an image: sum over positions of sum_k q_k (log q_k + log K).
     """
 
     sharpness = 20.0  # of logits that start as distances: the mean squared distance between two codes, in nats

@@ -14,7 +14,7 @@ from components.models.text import TextTransformer
 
 
 class Context(NamedTuple):
-    """Tokens beside the picture that its attention sees."""
+    """Tokens next to the image that its attention sees."""
 
     states: Tensor  # (B, L, E)
     visible: Tensor  # (B, L)  bool, True where a token may be seen; in every row at least one
@@ -43,11 +43,11 @@ class ConditionedNetwork(nn.Module):
         text_states_dim: E of the states that an encoder outside makes; instead of `text`.
         pool_text: add the projected text to the embedding: the pooled state of the own encoder, the mean of the states
             of one outside (Saharia et al., 2022).
-        image_embedding_dim: size of an embedding of a picture, projected and added to the embedding (Ramesh et al.,
+        image_embedding_dim: size of an embedding of an image, projected and added to the embedding (Ramesh et al.,
             2022).
-        condition_image_channels: channels of a picture that is concatenated to x_t, 0 for none.
-        low_res: concatenates a low-resolution picture to x_t.
-        embed_noise_level: embed the noise level of that picture. Without, the network takes it and doesn't look at it,
+        condition_image_channels: channels of an image that is concatenated to x_t, 0 for none.
+        low_res: concatenates a low-resolution image to x_t.
+        embed_noise_level: embed the noise level of that image. Without, the network takes it and doesn't look at it,
             as the upsamplers of ADM and GLIDE, which know no noise.
 
     Raises:
@@ -112,7 +112,7 @@ class ConditionedNetwork(nn.Module):
         """The conditions that are given, by name.
 
         Raises:
-            ValueError: one is missing, is one that the network was not built for, or is a picture of another size.
+            ValueError: one is missing, is one that the network was not built for, or is an image of another size.
         """
         given = {name: value for name, value in conditions.items() if value is not None}
         for name in self.conditions:
@@ -123,25 +123,25 @@ class ConditionedNetwork(nn.Module):
                 raise ValueError(f"this network is not conditioned on {name}")
         for name in ("low_res", "condition_image"):
             if name in given and given[name].shape[2:] != x_t.shape[2:]:
-                sizes = [" x ".join(map(str, picture.shape[2:])) for picture in (given[name], x_t)]
+                sizes = [" x ".join(map(str, image.shape[2:])) for image in (given[name], x_t)]
                 raise ValueError(f"{name} has {sizes[0]} pixels, x_t has {sizes[1]}")
         return given
 
     def concatenated(self, x_t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """x_t with the pictures among its conditions, (B, input_channels, H, W).
+        """x_t with the images among its conditions, (B, input_channels, H, W).
 
         Raises:
             ValueError: together they have other channels than the network was built for.
         """
-        pictures = [conditions[name] for name in ("low_res", "condition_image") if name in conditions]
-        x = torch.cat([x_t, *pictures], dim=1) if pictures else x_t
+        images = [conditions[name] for name in ("low_res", "condition_image") if name in conditions]
+        x = torch.cat([x_t, *images], dim=1) if images else x_t
         if x.shape[1] != self.input_channels:
-            channels = " + ".join(str(picture.shape[1]) for picture in (x_t, *pictures))
-            raise ValueError(f"x_t and its pictures have {channels} channels, this network takes {self.input_channels}")
+            channels = " + ".join(str(image.shape[1]) for image in (x_t, *images))
+            raise ValueError(f"x_t and its images have {channels} channels, this network takes {self.input_channels}")
         return x
 
     def embed(self, time: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Context | None]:
-        """Sum of the embeddings of the time and of all that is no picture, (B, D); and the tokens for attention."""
+        """Sum of the embeddings of the time and of all that is no image, (B, D); and the tokens for attention."""
         embedding = self.time_mlp(self.frequencies(time))
         label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
         if label is not None and not self.class_is_token:

@@ -1,7 +1,7 @@
 """Contrastive text-image encoder (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", CLIP): pictures and texts on one sphere, near each other where they belong together.
+Supervision", CLIP): images and texts on one sphere, near each other where they belong together.
 
-A residual convolutional network sees pictures, because it learns from thousands of pictures where a transformer wants
+A residual convolutional network sees images, because it learns from thousands of images where a transformer wants
 millions; texts are seen by the text transformer of this house.
 
 Shapes: B batch, E embedding_dim, L text length, D model_dim of the text transformer, C channels, H W pixels.
@@ -35,7 +35,7 @@ class Embeddings(NamedTuple):
 
 
 class ContrastiveEncoder(nn.Module):
-    """Pictures and texts as unit vectors, and the learned temperature of their similarities.
+    """Images and texts as unit vectors, and the learned temperature of their similarities.
 
     Args:
         resolution: H = W; a multiple of patch_size * 2 ** (len(channel_mult) - 1).

@@ -1,4 +1,4 @@
-"""Attention of a picture to tokens beside it: that of GLIDE, and the spatial transformer of latent diffusion.
+"""Attention of an image to tokens next to it: that of GLIDE, and the spatial transformer of latent diffusion.
 
 Shapes: B batch, C channels, H W height and width, N = H * W positions, L tokens, E features of a token.
 """

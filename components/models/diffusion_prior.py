@@ -1,4 +1,4 @@
-"""Diffusion prior of DALL-E 2: from a text to the embedding of a picture of it (Ramesh et al. 2022, "Hierarchical
+"""Diffusion prior of DALL-E 2: from a text to the embedding of an image of it (Ramesh et al. 2022, "Hierarchical
 Text-Conditional Image Generation with CLIP Latents", section 2.2).
 
 Shapes: B batch, E embedding_dim, L text_length, T text_dim, D model_dim.
@@ -18,7 +18,7 @@ class DiffusionPrior(nn.Module):
     it says what the image embedding is: x_0, or whatever else the objective asks for.
 
     Args:
-        embedding_dim: E, of text and picture.
+        embedding_dim: E, of text and image.
         text_length: L, of every text.
         text_dim: T, of the states of its tokens; a state of zeros is padding and is not looked at.
         model_dim: D, even and a multiple of num_heads.

@@ -1,7 +1,7 @@
 """Patch discriminator (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", 3.2).
 
 Group normalization in place of batch normalization: no statistics over a batch, so none that depend on its split
-over ranks, and real and generated pictures may share a batch.
+over ranks, and real and generated images may share a batch.
 
 Shapes: B batch, H W pixels, h w patches.
 """

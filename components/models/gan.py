@@ -209,10 +209,10 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise and class -> picture.
+    """Noise and class -> image.
 
     Args:
-        resolution: side of the pictures, pixels; a multiple of 2 ** len(channel_mult).
+        resolution: side of the images, pixels; a multiple of 2 ** len(channel_mult).
         channel_mult: one block each; width of the level at `resolution`, at half of it, and so on, over `channels`. The
             first feature map has the last width and side resolution / 2 ** len(channel_mult).
         num_classes: None for a generator without classes.
@@ -277,10 +277,10 @@ class DiscriminatorBlock(nn.Module):
 
 
 class ProjectionDiscriminator(nn.Module):
-    """Picture and class -> one logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
+    """Image and class -> one logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
 
     Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. No statistics over a
-    batch, so real and generated pictures may share one.
+    batch, so real and generated images may share one.
 
     Args:
         resolution, channel_mult, attention_resolutions: as those of the generator; each level halves the sides, and one

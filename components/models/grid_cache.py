@@ -1,4 +1,4 @@
-"""Drawing a picture value by value without computing any position twice.
+"""Drawing an image value by value without computing any position twice.
 
 What a layer takes from the rows above is computed once a row; what it takes from the row itself, for one color of one
 position at a time, by matrices that hold the masked weights. All buffers but those of whole rows are allocated once.
@@ -90,7 +90,7 @@ class CachedLayer(Protocol):
 
 
 class GridCache:
-    """A picture that is being drawn: `index` of its C * H * W values are known."""
+    """An image that is being drawn: `index` of its C * H * W values are known."""
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class GridCache:
         self.index = 0
 
     def append(self, values: Tensor) -> None:
-        """Make the next value of each picture, (B,), known.
+        """Make the next value of each image, (B,), known.
 
         Raises IndexError when nothing depends on it: it is the last one.
         """
         total = self.num_channels * self.height * self.width
         if self.index + 1 >= total:
-            raise IndexError(f"the cache is full: a picture has {total} values")
+            raise IndexError(f"the cache is full: an image has {total} values")
         column, color = self._place()
         self.layers[0].conv.write(self.embedding.lookup(values), column=column, color=color)
         self.index += 1

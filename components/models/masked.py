@@ -1,4 +1,4 @@
-"""Convolutions that see only what comes before, for models that draw pictures value by value.
+"""Convolutions that see only what comes before, for models that draw images value by value.
 
 The order is that of van den Oord et al. 2016, "Pixel Recurrent Neural Networks": row by row, from left to right, and at
 each position color by color. Every feature channel belongs to one color. At a position, channels of color o see of the
@@ -18,7 +18,7 @@ Groups = tuple[int, ...]  # the color of each channel
 Embedding = Literal["intensity", "table"]
 
 FIRST_KERNEL_SIZE = 7  # of the layer with mask A, in both papers
-NO_COLOR = -1  # a channel that says nothing of the picture; all may see it
+NO_COLOR = -1  # a channel that says nothing of the image; all may see it
 
 
 def color_groups(channels: int, *, num_channels: int, parts: int = 1) -> Groups:
@@ -71,14 +71,14 @@ def shift_down(x: Tensor) -> Tensor:
 
 
 class ValueEmbedding(nn.Module):
-    """Values of a picture as channels that each belong to one color.
+    """Values of an image as channels that each belong to one color.
 
     Args:
         num_values: K.
         num_channels: C.
         channels: of a table's vectors for all colors together.
         kind: "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros
-            outside the picture (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value.
+            outside the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value.
     """
 
     weight: Tensor  # (K, I / C)
@@ -130,11 +130,11 @@ class LabelBias(nn.Embedding):
 
 
 def label_or_null(label: Tensor | None, *, batch_size: int, null_label: int, device: torch.device) -> Tensor:
-    """`label`, or where that is None the null label for each picture, (B,) int64."""
+    """`label`, or where that is None the null label for each image, (B,) int64."""
     return torch.full((batch_size,), null_label, device=device) if label is None else label
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Raise ValueError unless there is a middle and something beside it."""
+    """Raise ValueError unless there is a middle and something next to it."""
     if kernel_size < 3 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")

@@ -1,4 +1,4 @@
-"""Transformer over the tokens of a picture, some of them masked (MaskGIT; Chang et al. 2022, 3.1).
+"""Transformer over the tokens of an image, some of them masked (MaskGIT; Chang et al. 2022, 3.1).
 
 The same tables and blocks as the causal prior without its mask: every position sees all conditions and all tokens, and
 the head says what stands behind the masked ones.
@@ -15,7 +15,7 @@ from components.models.token_network import TokenNetwork
 
 
 class MaskedTransformer(TokenNetwork):
-    """Distribution of every token of a picture given the conditions and the tokens that are not masked.
+    """Distribution of every token of an image given the conditions and the tokens that are not masked.
 
     Args: see `TokenNetwork`. Row i of a table of positions belongs to token i; the class token has none.
     """

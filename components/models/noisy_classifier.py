@@ -1,4 +1,4 @@
-"""Classifier of noisy pictures for classifier guidance: ADM's U-Net down to its middle, and an attention pool.
+"""Classifier of noisy images for classifier guidance: ADM's U-Net down to its middle, and an attention pool.
 
 Source: Dhariwal and Nichol (2021), section 4 and appendix I; the pool is that of CLIP (Radford et al., 2021, 2.4).
 
@@ -19,7 +19,7 @@ from components.models.unet_blocks import ResBlock, down_path, heads_of, levels_
 
 
 class NoisyClassifier(nn.Module):
-    """Class of the picture behind x_t, given the time.
+    """Class of the image behind x_t, given the time.
 
     Args:
         resolution: H = W of x_t; divisible by 2 ** (len(channel_mult) - 1).

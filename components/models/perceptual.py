@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class PerceptualLoss(nn.Module):
-    """Distance of two pictures in the unit-normalized features of a frozen network.
+    """Distance of two images in the unit-normalized features of a frozen network.
 
     Args:
         features: image (B, 3, H, W) in [-1, 1] -> list of (B, C_l, H_l, W_l); scales its input itself. It is frozen
@@ -31,7 +31,7 @@ class PerceptualLoss(nn.Module):
         return self
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        """Distance of each pair of pictures (B, 3, H, W) in [-1, 1]: (B,) fp32. No gradient reaches `image`."""
+        """Distance of each pair of images (B, 3, H, W) in [-1, 1]: (B,) fp32. No gradient reaches `image`."""
         with torch.no_grad():
             targets = [_unit(f) for f in self.features(image)]
         outputs = self.features(reconstruction)

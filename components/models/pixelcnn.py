@@ -60,7 +60,7 @@ def gate(x: Tensor) -> Tensor:
 
 
 class GatedPixelCNN(nn.Module):
-    """Exact distribution of a picture, given a class or nothing.
+    """Exact distribution of an image, given a class or nothing.
 
     Args:
         num_values: different values K of a color: 256, or the size of a codebook.
@@ -128,7 +128,7 @@ class GatedPixelCNN(nn.Module):
     def start(
         self, batch_size: int, *, height: int, width: int, label: Tensor | None = None
     ) -> tuple[Tensor, GridCache]:
-        """The logits (B, K) of a picture's first value, and the cache for `step`."""
+        """The logits (B, K) of an image's first value, and the cache for `step`."""
         label = self._label(batch_size, label)
         cache = GridCache(
             [CachedGatedLayer(layer, label=label, width=width) for layer in self._gated_layers()],
@@ -142,10 +142,10 @@ class GatedPixelCNN(nn.Module):
 
     @torch.no_grad()
     def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
-        """Append `values` (B,) to the pictures in `cache`: the logits (B, K) of the next ones.
+        """Append `values` (B,) to the images in `cache`: the logits (B, K) of the next ones.
 
         Raises:
-            IndexError: when the pictures are complete.
+            IndexError: when the images are complete.
         """
         cache.append(values)
         return cache.logits()

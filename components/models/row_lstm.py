@@ -1,6 +1,6 @@
 """Row LSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1).
 
-It reads a picture row by row: the state of a position is made of the three states above it and of the row so far. What
+It reads an image row by row: the state of a position is made of the three states above it and of the row so far. What
 it can see is therefore a triangle that opens upwards; far to the right in near rows stays out of reach.
 
 Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I channels in, D channels, S = D / 2 of
@@ -73,7 +73,7 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RowLSTM(nn.Module):
-    """Exact distribution of a picture, given a class or nothing.
+    """Exact distribution of an image, given a class or nothing.
 
     Args:
         num_values: different values K of a color: 256, or the size of a codebook.
@@ -144,7 +144,7 @@ class RowLSTM(nn.Module):
     def start(
         self, batch_size: int, *, height: int, width: int, label: Tensor | None = None
     ) -> tuple[Tensor, GridCache]:
-        """The logits (B, K) of a picture's first value, and the cache for `step`."""
+        """The logits (B, K) of an image's first value, and the cache for `step`."""
         label = self._label(batch_size, label)
         layers: list[CachedLayer] = [CachedEntryLayer(self.entry, batch_size=batch_size, width=width)]
         for layer in self.layers:
@@ -157,10 +157,10 @@ class RowLSTM(nn.Module):
 
     @torch.no_grad()
     def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
-        """Append `values` (B,) to the pictures in `cache`: the logits (B, K) of the next ones.
+        """Append `values` (B,) to the images in `cache`: the logits (B, K) of the next ones.
 
         Raises:
-            IndexError: when the pictures are complete.
+            IndexError: when the images are complete.
         """
         cache.append(values)
         return cache.logits()

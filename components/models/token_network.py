@@ -1,8 +1,8 @@
-"""What the causal and the masked transformer over a picture's tokens share: tables, positions, blocks and head.
+"""What the causal and the masked transformer over an image's tokens share: tables, positions, blocks and head.
 
 The sequence is [text tokens][condition tokens][class token] + image tokens. The class token is always there: without
-classes it is the start token. Conditions have tables of their own, so no class, word or token of another picture ever
-shares a vector with a picture token.
+classes it is the start token. Conditions have tables of their own, so no class, word or token of another image ever
+shares a vector with an image token.
 
 Shapes: B batch, N num_tokens, L text_length, M condition tokens, P = L + M + 1 tokens of the conditions together,
 S sequence, D model_dim, E head_dim, K codebook_size.
@@ -26,19 +26,19 @@ class TokenNetwork(nn.Module):
 
     Args:
         codebook_size: number of different tokens.
-        num_tokens: tokens of a picture, in raster order.
+        num_tokens: tokens of an image, in raster order.
         model_dim, num_layers, num_heads: model_dim is a multiple of num_heads.
-        grid: (height, width) of a picture in tokens. None: one row.
-        positions: of the picture's tokens. "learned": one table with a row for each place of the sequence;
+        grid: (height, width) of an image in tokens. None: one row.
+        positions: of the image's tokens. "learned": one table with a row for each place of the sequence;
             "learned_2d": a table of rows and one of columns, added; "rotary_2d": queries and keys are turned by row and
             column, those of conditions are not, and head_dim is a multiple of 4. Text and condition tokens always have
             learned positions of their own.
         num_classes: classes; their table has one row more, the null label `num_classes`. None: no classes.
         vocab_size: number of text tokens, 0 being the pad. None: no text.
         text_length: tokens of every text, pads at the end included; given with vocab_size.
-        condition_codebook_size: number of different tokens of the condition picture, made by a tokenizer of its own;
-            their table has one row more, the null token `condition_codebook_size`. None: no condition picture.
-        condition_grid: (height, width) of the condition picture in tokens; given with condition_codebook_size.
+        condition_codebook_size: number of different tokens of the condition image, made by a tokenizer of its own;
+            their table has one row more, the null token `condition_codebook_size`. None: no condition image.
+        condition_grid: (height, width) of the condition image in tokens; given with condition_codebook_size.
         dropout: probability, in [0, 1), after the embedding and on each residual branch.
 
     Raises:
@@ -133,7 +133,7 @@ class TokenNetwork(nn.Module):
         return self.head.weight.device
 
     def _place(self, x: Tensor, first: int) -> Tensor:
-        """Add to x (B, n, D) what is learned of the places first..first+n of the picture."""
+        """Add to x (B, n, D) what is learned of the places first..first+n of the image."""
         last = first + x.shape[1]
         if self.positions == "learned":
             return x + self.position[first:last]

@@ -1,6 +1,6 @@
-"""Decoder-only, pre-norm transformer over the tokens of a picture (Esser et al. 2021, 3.2; Radford et al. 2019).
+"""Decoder-only, pre-norm transformer over the tokens of an image (Esser et al. 2021, 3.2; Radford et al. 2019).
 
-The sequence is [text][condition picture][class] + image tokens, see `token_network.py`. With `predict_text` the text is
+The sequence is [text][condition image][class] + image tokens, see `token_network.py`. With `predict_text` the text is
 modelled too, in the same sequence with a head of its own (DALL-E; Ramesh et al. 2021, 2.2).
 
 Shapes: B batch, N num_tokens, L text_length, P tokens of the conditions together, S sequence, D model_dim, H heads,
@@ -22,7 +22,7 @@ class JointLogits(NamedTuple):
 
 
 class Transformer(TokenNetwork):
-    """Prior over the tokens of a picture, given a class, a text, another picture, several of them or nothing.
+    """Prior over the tokens of an image, given a class, a text, another image, several of them or nothing.
 
     Args:
         predict_text: whether there is a head for the text tokens; needs vocab_size.
@@ -112,7 +112,7 @@ class Transformer(TokenNetwork):
         """
         index = cache.length - self.num_conditions + 1  # of the token to predict
         if index >= self.num_tokens:
-            raise IndexError(f"the cache is full: a picture has {self.num_tokens} tokens")
+            raise IndexError(f"the cache is full: an image has {self.num_tokens} tokens")
         x = self._place(self.token_embedding(tokens[:, None]), index)  # (B, 1, D)
         mask = None if cache.visible is None else cache.visible[..., : cache.length + 1]
         return self._decode(x, cache=cache, mask=mask)

@@ -50,7 +50,7 @@ class UNet(ConditionedNetwork):
         gradient_checkpointing: compute what is between two skip connections again in the backward pass instead of
             keeping it; the same gradients for less memory and a third more time.
         middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
-            applied to whole pictures.
+            applied to whole images.
         conditions: see `ConditionedNetwork`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""From trained models to pictures."""
+"""From trained models to images."""

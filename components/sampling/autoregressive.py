@@ -1,10 +1,10 @@
-"""Draw the tokens of pictures from the prior, one after another.
+"""Draw the tokens of images from the prior, one after another.
 
 Order of the filters: temperature, top-k, softmax, top-p. Tokens as likely as the k-th all survive top-k; top-p keeps
 the most likely tokens until their mass reaches p, the one that reaches it included, so at least one survives.
 Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", equation 6 on logits, with guidance_scale = 1 + w.
 
-Shapes: B pictures, N num_tokens, L text_length, M condition tokens, K codebook_size.
+Shapes: B images, N num_tokens, L text_length, M condition tokens, K codebook_size.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,14 +35,14 @@ def generate(
 ) -> Tensor:
     """Sample one token sequence for each generator.
 
-    A picture's tokens depend on its own generator and conditions, not on the rest of the batch.
+    An image's tokens depend on its own generator and conditions, not on the rest of the batch.
 
     Args:
         transformer: in eval mode.
-        generators: one CPU generator a picture, B in all; each gives N uniform numbers.
+        generators: one CPU generator an image, B in all; each gives N uniform numbers.
         label: (B,) int64; None stands for the null label.
         text: (B, L) int64, for a model with text.
-        condition: (B, M) int64, for a model with a condition picture.
+        condition: (B, M) int64, for a model with a condition image.
         null_text: (L,) int64, the encoding of the empty text; needed when a text is guided.
         guidance_scale: 1 is off; otherwise conditional and null logits are combined, in a batch of 2B.
         temperature: > 0, or 0 for the most likely token each time.

@@ -3,7 +3,7 @@
 DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6). Without a second network the prior can say
 how much the condition explains: log p(tokens | condition) - log p(tokens), the pointwise mutual information.
 
-Shapes: B pictures, N num_tokens, K codebook_size.
+Shapes: B images, N num_tokens, K codebook_size.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ from components.models.transformer import Transformer
 
 
 class Best(NamedTuple):
-    chosen: Tensor  # (B, …)  the best candidate of each picture
+    chosen: Tensor  # (B, …)  the best candidate of each image
     candidate: Tensor  # (B,)  its number, int64 in [0, n)
     scores: Tensor  # (B, n)  of all candidates, fp32
 
 
 def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Best:
-    """Draw n candidates of each of B pictures and keep those of the highest score; the first of equal ones.
+    """Draw n candidates of each of B images and keep those of the highest score; the first of equal ones.
 
     Args:
-        sample: called with the candidate's number k from 0, gives (B, …): tokens or pictures. Where candidate k of a
-            picture is a function of (its seed, k), so is the choice.
+        sample: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a
+            image is a function of (its seed, k), so is the choice.
         score: (B, …) -> (B,), the higher the better; NaN is never better.
         n: candidates, at least 1.
 
@@ -52,7 +52,7 @@ def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], 
 def mutual_information(
     transformer: Transformer, tokens: Tensor, *, condition: Mapping[str, Tensor], null: Mapping[str, Tensor]
 ) -> Tensor:
-    """log p(tokens | condition) - log p(tokens | null) of each picture under the prior itself, in nats.
+    """log p(tokens | condition) - log p(tokens | null) of each image under the prior itself, in nats.
 
     Args:
         transformer: in eval mode, trained with dropped conditions.

@@ -1,6 +1,6 @@
-"""What a classifier says to a sampler, and about finished pictures.
+"""What a classifier says to a sampler, and about finished images.
 
-Shapes: B pictures, K classes, H W pixels.
+Shapes: B images, K classes, H W pixels.
 """
 
 import torch
@@ -18,14 +18,14 @@ def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Scor
     """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, 4.1).
 
     Args:
-        model: a classifier of noisy pictures, trained with the schedule of the model that it guides.
+        model: a classifier of noisy images, trained with the schedule of the model that it guides.
         labels: (B,) int64, class ids of the classifier; its num_classes is the null label, which pulls nowhere.
         scale: 0 is no guidance; 1 samples from the product of both models.
 
-    Raises ValueError for a classifier of clean pictures.
+    Raises ValueError for a classifier of clean images.
     """
     if not model.settings["noisy"]:
-        raise ValueError(f"the classifier of stage {model.name} knows clean pictures only and can't guide")
+        raise ValueError(f"the classifier of stage {model.name} knows clean images only and can't guide")
     objective, num_classes = make_objective(model.settings["objective"]), int(model.network["num_classes"])
     labels = labels.to(model.device)
     each = scale * (labels < num_classes)  # (B,)
@@ -33,12 +33,12 @@ def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Scor
 
 
 def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, if the classifier can't guide the diffusion model: other noise, pictures, classes.
+    """Raise ValueError, in one line, if the classifier can't guide the diffusion model: other noise, images, classes.
 
     Training may draw their times differently, and what the network predicts is its own affair.
     """
     if not classifier.settings["noisy"]:
-        raise ValueError(f"the classifier of stage {classifier.name} knows clean pictures only and can't guide")
+        raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
     seen, made = ({name: about.settings["objective"].get(name) for name in PROCESS} for about in (classifier, model))
     for settings, about in ((seen, classifier), (made, model)):
         settings["resolution"] = about.settings["resolution"]
@@ -52,7 +52,7 @@ def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
 
 @torch.no_grad()
 def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
-    """log p(class | picture), (B, K) fp32, of finished pictures (B, 3, H, W) in [-1, 1]."""
+    """log p(class | image), (B, K) fp32, of finished images (B, 3, H, W) in [-1, 1]."""
     objective, images = make_objective(model.settings["objective"]), images.to(model.device)
     first = objective.times(torch.zeros(len(images), device=model.device))
     return objective.apply(model.module, images, first).float().log_softmax(dim=1)

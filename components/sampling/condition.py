@@ -1,4 +1,4 @@
-"""Pictures that a prior is given: the tokens that stand in front of its sequence. Shapes: B requests."""
+"""Images that a prior is given: the tokens that stand in front of its sequence. Shapes: B requests."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from einops import rearrange
 from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
+from components.sampling.images import read_image
 from components.sampling.model import SamplingModel
-from components.sampling.pictures import read_picture
 from components.sampling.requests import Request
 
 
 def condition_tokens(tokenizer: SamplingModel, requests: Sequence[Request]) -> Tensor:
-    """Tokens (B, M) of the requests' condition pictures, all of which must have one, on the tokenizer's device."""
+    """Tokens (B, M) of the requests' condition images, all of which must have one, on the tokenizer's device."""
     resolution = tokenizer.settings["resolution"]
-    pictures = [read_picture(request.condition or b"", resolution=resolution) for request in requests]
+    images = [read_image(request.condition or b"", resolution=resolution) for request in requests]
     assert isinstance(tokenizer.module, Autoencoder)
-    return rearrange(tokenizer.module.tokenize(torch.stack(pictures).to(tokenizer.device)), "b h w -> b (h w)")
+    return rearrange(tokenizer.module.tokenize(torch.stack(images).to(tokenizer.device)), "b h w -> b (h w)")

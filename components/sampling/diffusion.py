@@ -1,6 +1,6 @@
-"""The diffusion road's stages: base and upsamplers, in fp32, each picture with its own random stream.
+"""The diffusion branch's stages: base and upsamplers, in fp32, each image with its own random stream.
 
-Shapes: B pictures, H = W resolution. Images are float32 (B, 3, H, W) in [-1, 1].
+Shapes: B images, H = W resolution. Images are float32 (B, 3, H, W) in [-1, 1].
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +30,12 @@ def sample_base(
     classifier: SamplingModel | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Pictures (B, 3, H, W) of requests that share guidance_scale, classifier_scale, steps and sampler (those of the
+    """Images (B, 3, H, W) of requests that share guidance_scale, classifier_scale, steps and sampler (those of the
     first one count).
 
     Args:
         frozen: what `frozen_conditions` makes of them, for a model that takes such.
-        classifier: of noisy pictures; its gradient towards each request's label guides.
+        classifier: of noisy images; its gradient towards each request's label guides.
 
     Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
@@ -81,7 +81,7 @@ def sample_upsampler(
 ) -> Tensor:
     """Enlarge low_res (B, 3, h, w) to (B, 3, H, W), with the model's own guidance scale, steps and noise level.
 
-    The pictures of the stage before are rounded to 8 bits first, as those that the upsampler was trained on, and then
+    The images of the stage before are rounded to 8 bits first, as those that the upsampler was trained on, and then
     noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2).
     """
     noise = noise_of(model, requests)
@@ -120,7 +120,7 @@ def denoise(
     score: Score | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
-    """Pictures (B, 3, H, W) of requests by the model's own settings.
+    """Images (B, 3, H, W) of requests by the model's own settings.
 
     Args:
         extra: conditions that are never null.

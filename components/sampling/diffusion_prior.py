@@ -1,4 +1,4 @@
-"""First half of DALL-E 2's road: from prompts to embeddings of pictures, which the decoder draws.
+"""First half of DALL-E 2's generator: from prompts to embeddings of images, which the decoder draws.
 
 Shapes: B requests, E embedding_dim.
 """
@@ -74,7 +74,7 @@ def embeddings(
 
 
 def noise_of(model: SamplingModel, streams: Sequence[torch.Generator]) -> Callable[[int], Tensor]:
-    """Draw the next noise (B, E, 1, 1), pictures of one pixel for the samplers, row i from stream i."""
+    """Draw the next noise (B, E, 1, 1), images of one pixel for the samplers, row i from stream i."""
 
     def noise(step: int) -> Tensor:
         del step  # the order of the draws is what counts

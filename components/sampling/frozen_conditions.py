@@ -1,5 +1,5 @@
 """What networks trained before make of requests for a diffusion model: states of the prompt (Imagen), or an embedding
-of the picture that the prompt asks for (DALL-E 2).
+of the image that the prompt asks for (DALL-E 2).
 
 Shapes: B requests, L text length, D features of a state, E embedding_dim.
 """

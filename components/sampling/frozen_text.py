@@ -94,7 +94,7 @@ class PretrainedText:
 
 
 def load_frozen_text(folder: Path, *, device: str | torch.device = "cpu") -> FrozenText:
-    """The text encoder in `folder`: a contrastive model of this house, or a pretrained one beside its length.
+    """The text encoder in `folder`: a contrastive model of this house, or a pretrained one next to its length.
 
     Raises:
         FrozenTextError: the folder holds neither, or `transformers` is not installed where it is needed.

@@ -1,6 +1,6 @@
-"""Pictures of a GAN in one pass, in fp32, each from its own random stream.
+"""Images of a GAN in one pass, in fp32, each from its own random stream.
 
-Shapes: B pictures, Z noise_dim, H = W resolution.
+Shapes: B images, Z noise_dim, H = W resolution.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from components.sampling.requests import Request, class_id, random_stream
 
 @torch.no_grad()
 def sample_gan(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1]. A request without a label gets one from its own stream, each class alike.
+    """Images (B, 3, H, W) in [-1, 1]. A request without a label gets one from its own stream, each class alike.
 
     Of a request only label and seed count. Raises ValueError for a label that the model does not know.
     """

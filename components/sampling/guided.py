@@ -1,4 +1,4 @@
-"""A base model's pictures under one kind of guidance: without condition, by a weaker model, or by a classifier."""
+"""A base model's images under one kind of guidance: without condition, by a weaker model, or by a classifier."""
 
 from collections.abc import Sequence
 
@@ -21,15 +21,15 @@ def sample_guided(
     classifier: SamplingModel | None = None,
     unconditional: bool = False,
 ) -> Tensor:
-    """Pictures (B, C, H, W) of requests that share sampler and steps (those of the first one count).
+    """Images (B, C, H, W) of requests that share sampler and steps (those of the first one count).
 
     Args:
         scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
         weaker: takes the place of the model without condition (autoguidance; Karras et al., 2024).
-        classifier: of noisy pictures; its gradient towards each request's label guides (Dhariwal and Nichol, 2021).
+        classifier: of noisy images; its gradient towards each request's label guides (Dhariwal and Nichol, 2021).
         unconditional: with a classifier, the model itself is told no condition.
 
-    The same request gives the same picture in whatever batch.
+    The same request gives the same image in whatever batch.
     """
     objective, first = objective_of(model), requests[0]
     condition, null = encode_conditions(model, requests)

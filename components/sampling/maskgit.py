@@ -1,9 +1,9 @@
-"""Draw the tokens of pictures from a masked transformer, many at a time (MaskGIT; Chang et al. 2022, 3.2).
+"""Draw the tokens of images from a masked transformer, many at a time (MaskGIT; Chang et al. 2022, 3.2).
 
 All tokens are masked at first. Each step draws a token for every masked place and keeps those that the network is
 surest of; how many stay masked follows a cosine. Confidence is log p of the token drawn plus Gumbel noise that fades.
 
-Shapes: B pictures, N num_tokens, L text_length, M condition tokens, K codebook_size.
+Shapes: B images, N num_tokens, L text_length, M condition tokens, K codebook_size.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from components.models.masked_transformer import MaskedTransformer
 from components.sampling.autoregressive import check_filters, draw, given, guided_logits, with_null
 
-STEPS, CHOICE_TEMPERATURE = 12, 4.5  # of the paper's pictures
+STEPS, CHOICE_TEMPERATURE = 12, 4.5  # of the paper's images
 
 
 def maskgit(
@@ -36,11 +36,11 @@ def maskgit(
 ) -> Tensor:
     """Sample one token sequence for each generator.
 
-    A picture's tokens depend on its own generator and conditions, not on the rest of the batch.
+    An image's tokens depend on its own generator and conditions, not on the rest of the batch.
 
     Args:
         transformer: in eval mode.
-        generators: one CPU generator a picture, B in all; each gives 2 N uniform numbers a step.
+        generators: one CPU generator an image, B in all; each gives 2 N uniform numbers a step.
         steps: in [1, N]; with N steps one token is kept at a time.
         choice_temperature: of the Gumbel noise on the confidence before the first step, >= 0; the last step has none.
         label, text, condition, null_text, guidance_scale, temperature, top_k, top_p: see `generate`.

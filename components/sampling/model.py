@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from components.sampling.pictures import read_picture
+from components.sampling.images import read_image
 from components.sampling.requests import Request, class_id
 from components.sampling.text_encoding import encode_text, load_bpe
 from components.storage.bundle import load_bundle
@@ -75,8 +75,8 @@ def most_at_once(resolution: int) -> int:
     return max(1, min(64, MOST_PIXELS // resolution**2))
 
 
-def road_of(model: SamplingModel) -> str | None:
-    """The road of a model that makes pictures by itself, and is not the base of a cascade; None for all others."""
+def generator_of(model: SamplingModel) -> str | None:
+    """The generator of a model that makes images by itself, and is not the base of a cascade; None for all others."""
     if model.kind == "autoencoder":
         return "vae" if model.network.get("bottleneck") == "gaussian" else None
     if model.kind in ("pixelcnn", "row_lstm"):
@@ -86,8 +86,8 @@ def road_of(model: SamplingModel) -> str | None:
     return "gan" if model.kind == "gan" else None
 
 
-def takes_condition_picture(model: SamplingModel) -> bool:
-    """Whether the model wants another picture to be conditioned on, besides one to work on."""
+def takes_condition_image(model: SamplingModel) -> bool:
+    """Whether the model wants another image to be conditioned on, besides one to work on."""
     if model.settings.get("role") == "image_to_image":
         return False
     return bool(model.network.get("condition_codebook_size") or model.network.get("condition_image_channels"))
@@ -99,16 +99,16 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         if not model.classes:
             raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
         class_id(request.label, model.classes)
-    wanted = takes_condition_picture(model)
+    wanted = takes_condition_image(model)
     if wanted != (request.condition is not None):
-        reason = "needs a condition picture, and none is given" if wanted else "takes no condition picture"
+        reason = "needs a condition image, and none is given" if wanted else "takes no condition image"
         raise ValueError(f"the model of stage {model.name} {reason}")
     if request.label is None and model.classes and not model.network.get("null_label", True):
         raise ValueError(f"the model of stage {model.name} needs a label: it was trained with one in every sample")
     if request.prompt is None:
-        pictured = request.image or (request.condition and model.network.get("condition_image_channels"))
+        shown = request.image or (request.condition and model.network.get("condition_image_channels"))
         asks = model.classes or model.text or reads_by_frozen_encoder(model)
-        if request.label is None and not pictured and asks:  # a picture says enough
+        if request.label is None and not shown and asks:  # an image says enough
             raise ValueError("give a label or a prompt")
     elif model.text is not None:
         check_prompt_length(model.text, request.prompt)
@@ -122,7 +122,7 @@ def reads_by_frozen_encoder(model: SamplingModel) -> bool:
 
 
 def works_alone(kind: str, network: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a model needs none of the networks that were trained before it: what makes its conditions, or pictures of
+    """Whether a model needs none of the networks that were trained before it: what makes its conditions, or images of
     its latents."""
     frozen = network.get("text_states_dim") or network.get("image_embedding_dim")
     return kind != "diffusion_prior" and not frozen and "latent_scale" not in settings
@@ -148,10 +148,10 @@ def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Cond
     if model.text is not None:
         condition["text"] = model.text.encode([r.prompt or "" for r in requests]).to(model.device)
         null["text"] = model.text.encode([""] * len(requests)).to(model.device)
-    if model.network.get("condition_image_channels") and takes_condition_picture(model):
+    if model.network.get("condition_image_channels") and takes_condition_image(model):
         size = model.settings["resolution"]
-        pictures = [read_picture(request.condition or b"", resolution=size) for request in requests]
-        condition["condition_image"] = torch.stack(pictures).to(model.device)
+        images = [read_image(request.condition or b"", resolution=size) for request in requests]
+        condition["condition_image"] = torch.stack(images).to(model.device)
         null["condition_image"] = torch.zeros_like(condition["condition_image"])
     return Conditions(condition, null)
 

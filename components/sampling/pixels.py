@@ -1,4 +1,4 @@
-"""Pictures from a PixelCNN or a PixelRNN, value by value.
+"""Images from a PixelCNN or a PixelRNN, value by value.
 
 Shapes: B requests, S = resolution.
 """

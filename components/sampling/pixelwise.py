@@ -1,8 +1,8 @@
-"""Draw the values of pictures from an exact model of pixels or tokens: row by row, left to right, color by color.
+"""Draw the values of images from an exact model of pixels or tokens: row by row, left to right, color by color.
 
 Filters and guidance are those of `autoregressive.py`.
 
-Shapes: B pictures, C colors, H W height and width, K num_values.
+Shapes: B images, C colors, H W height and width, K num_values.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +31,13 @@ def generate_grid(
     top_p: float | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Sample one picture for each generator.
+    """Sample one image for each generator.
 
-    A picture depends on its own generator and label, not on the rest of the batch.
+    An image depends on its own generator and label, not on the rest of the batch.
 
     Args:
         network: in eval mode.
-        generators: one CPU generator a picture, B in all; each gives H * W * C uniform numbers.
+        generators: one CPU generator an image, B in all; each gives H * W * C uniform numbers.
         height, width: H and W.
         label: (B,) int64; None stands for the null label.
         guidance_scale: 1 is off; otherwise conditional and null logits are combined, in a batch of 2B.

@@ -1,6 +1,6 @@
-"""The token road's first half: from requests to the tokens of pictures, by whatever prior there is.
+"""The token branch's first half: from requests to the tokens of images, by whatever prior there is.
 
-Shapes: B requests, h w the grid of tokens, N = h * w, M tokens of a condition picture.
+Shapes: B requests, h w the grid of tokens, N = h * w, M tokens of a condition image.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def check_prior(model: SamplingModel, request: Request) -> None:
     if request.steps is None:
         return
     if not isinstance(model.module, MaskedTransformer):
-        raise ValueError("the token road takes no steps: it samples each token once")
+        raise ValueError("the token branch takes no steps: it samples each token once")
     if not 1 <= request.steps <= model.module.num_tokens:
         raise ValueError(f"steps must be in [1, {model.module.num_tokens}], not {request.steps}")
 
@@ -49,9 +49,9 @@ def sample_prior(
     """Tokens (B, h, w) of checked requests that share guidance_scale, steps, temperature, top_k and top_p.
 
     Args:
-        condition: (B, M) int64, tokens of a condition picture for each request, for a prior that was trained with one.
+        condition: (B, M) int64, tokens of a condition image for each request, for a prior that was trained with one.
         grid: (h, w), where it is to be larger than the trained one; causal transformers only.
-        candidate: which of the pictures of a request's seed, see `best_of`; 0 is the one it gives without candidates.
+        candidate: which of the images of a request's seed, see `best_of`; 0 is the one it gives without candidates.
 
     Raises ValueError, in one line, for a condition or a grid that does not fit the prior.
     """
@@ -99,18 +99,18 @@ def sample_best(model: SamplingModel, requests: Sequence[Request], condition: Te
 def prior_conditions(
     model: SamplingModel, requests: Sequence[Request], condition: Tensor | None = None, *, larger: bool = False
 ) -> Conditions:
-    """What the requests, and the tokens (B, M) of a condition picture, are for the network; and the null of each.
+    """What the requests, and the tokens (B, M) of a condition image, are for the network; and the null of each.
 
-    `larger`: the condition may be of a larger picture. Raises ValueError for one that does not fit the prior.
+    `larger`: the condition may be of a larger image. Raises ValueError for one that does not fit the prior.
     """
     conditions, network = encode_conditions(model, requests), model.module
     length = network.condition_length if isinstance(network, TokenNetwork) else 0
     if condition is None and length == 0:
         return conditions
     if condition is None:
-        raise ValueError(f"the model of stage {model.name} needs a condition picture of {length} tokens")
+        raise ValueError(f"the model of stage {model.name} needs a condition image of {length} tokens")
     if length == 0:
-        raise ValueError(f"the model of stage {model.name} takes no condition picture: it was trained without")
+        raise ValueError(f"the model of stage {model.name} takes no condition image: it was trained without")
     assert isinstance(network, TokenNetwork)
     if condition.shape != (len(requests), length) and not larger:
         raise ValueError(f"condition tokens of {tuple(condition.shape)} where {(len(requests), length)} are needed")

@@ -1,9 +1,9 @@
-"""Draw pictures larger than the grid that the prior was trained on (Esser et al. 2021, 3.3).
+"""Draw images larger than the grid that the prior was trained on (Esser et al. 2021, 3.3).
 
 Each token is drawn from the window of the trained size that has it in its middle, or nearest to it at the borders,
-given what of the window is there already. Class and text stay; a condition picture is cut with the same window.
+given what of the window is there already. Class and text stay; a condition image is cut with the same window.
 
-Shapes: B pictures, H W their grid, h w the trained grid, M condition tokens of a window, M' of the whole grid.
+Shapes: B images, H W their grid, h w the trained grid, M condition tokens of a window, M' of the whole grid.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def generate_window(
     Args:
         grid: (H, W) in tokens, nowhere smaller than `transformer.grid`.
         generators: each gives H * W uniform numbers.
-        condition: (B, M') int64, the condition picture of the whole grid in raster order, larger than the trained one
+        condition: (B, M') int64, the condition image of the whole grid in raster order, larger than the trained one
             by the same factors as the grid.
         on_token: called with (tokens done, H * W).
         label, text, null_text, guidance_scale, temperature, top_k, top_p: see `generate`.

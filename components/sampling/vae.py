@@ -1,6 +1,6 @@
-"""Pictures of a VAE (Kingma & Welling, 2014): its prior decoded, in fp32, each picture with its own random stream.
+"""Images of a VAE (Kingma & Welling, 2014): its prior decoded, in fp32, each image with its own random stream.
 
-Shapes: B pictures, H = W resolution.
+Shapes: B images, H = W resolution.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from components.sampling.requests import Request, random_stream
 
 @torch.no_grad()
 def sample_vae(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
-    """z ~ N(0, I) of each request's seed, decoded to the mean picture: (B, 3, H, W), near [-1, 1] and not clipped.
+    """z ~ N(0, I) of each request's seed, decoded to the mean image: (B, 3, H, W), near [-1, 1] and not clipped.
 
     Raises ValueError if the model's codes have a prior of their own.
     """

@@ -1,8 +1,8 @@
-"""Train an autoencoder: the tokenizer of the token road, or a VAE."""
+"""Train an autoencoder: the tokenizer of the token branch, or a VAE."""
 
 from components.data.shards import check_member, load_index
 from components.stages.context import StageContext
-from components.stages.training import train_on_pictures
+from components.stages.training import train_on_images
 from components.storage.artifact import Artifact
 from components.training.config import AutoencoderConfig
 from components.training.perceptual_weights import check_perceptual_network
@@ -11,7 +11,7 @@ from components.training.tasks.autoencoder import AutoencoderTask, autoencoder_a
 
 
 def train_autoencoder(config: AutoencoderConfig, context: StageContext, *, images: Artifact) -> Artifact:
-    """Train on the pictures of `images`. Returns a model artifact: bundle, metrics and preview.
+    """Train on the images of `images`. Returns a model artifact: bundle, metrics and preview.
 
     Raises PerceptualWeightsError, and ShardError for a set without the member that the recipe names, before anything is
     started; TrainingError later.
@@ -22,4 +22,4 @@ def train_autoencoder(config: AutoencoderConfig, context: StageContext, *, image
     check_member(index, config.member)
     settings = {"resolution": config.resolution, "member": config.member}
     model = ModelDescription("autoencoder", autoencoder_arguments(config), settings, learner="generator.")
-    return train_on_pictures(AutoencoderTask, config, context, index, model=model, member=config.member)
+    return train_on_images(AutoencoderTask, config, context, index, model=model, member=config.member)

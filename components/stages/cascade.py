@@ -1,4 +1,4 @@
-"""Compose: one self-contained folder that holds every trained network of both roads."""
+"""Compose: one self-contained folder that holds every trained network of both generators."""
 
 import tempfile
 from functools import partial
@@ -18,7 +18,7 @@ class CascadeConfig(Config):
 def compose_cascade(
     config: CascadeConfig, context: StageContext, *, upsamplers: list[Artifact] | None = None, **parts: Artifact
 ) -> Artifact:
-    """Copy the parts beside each other and say in `cascade.json` what each one is.
+    """Copy the parts next to each other and say in `cascade.json` what each one is.
 
     Args:
         upsamplers: smallest first.

@@ -1,22 +1,22 @@
-"""Train a classifier: of noisy pictures, for guidance, or of clean ones, as a judge."""
+"""Train a classifier: of noisy images, for guidance, or of clean ones, as a judge."""
 
 from components.data.shards import load_index
 from components.stages.context import StageContext
-from components.stages.training import train_on_pictures
+from components.stages.training import train_on_images
 from components.storage.artifact import Artifact
 from components.training.classifier_config import ClassifierConfig
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.results import ModelDescription
 from components.training.tasks.classifier import ClassifierTask, classifier_arguments, classifier_objective
 
 
 def train_classifier(config: ClassifierConfig, context: StageContext, *, images: Artifact) -> Artifact:
-    """Train on the pictures and labels of `images`. Returns a model artifact: bundle and metrics.
+    """Train on the images and labels of `images`. Returns a model artifact: bundle and metrics.
 
     Raises TrainingError if the losses stop being finite or workers fail too often.
     """
     index = load_index(images.url("index.json"))
-    offers = Conditions(num_classes=len(index.classes))
+    dataset_info = DatasetInfo(num_classes=len(index.classes))
     settings = {
         "role": "classifier",
         "resolution": config.resolution,
@@ -25,5 +25,5 @@ def train_classifier(config: ClassifierConfig, context: StageContext, *, images:
         "objective": classifier_objective(config),
         "classes": list(index.classes),
     }
-    model = ModelDescription("noisy_classifier", classifier_arguments(config, offers), settings)
-    return train_on_pictures(ClassifierTask, config, context, index, model=model, offers=offers)
+    model = ModelDescription("noisy_classifier", classifier_arguments(config, dataset_info), settings)
+    return train_on_images(ClassifierTask, config, context, index, model=model, dataset_info=dataset_info)

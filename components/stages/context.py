@@ -54,9 +54,9 @@ class StageContext:
     def __reduce__(self) -> NoReturn:
         raise HandoverError(f"the context of stage {self.stage} is of this node only; pass what is needed of it")
 
-    def report_pictures(self, done: int, total: int) -> None:
-        """Progress of a stage that works picture by picture."""
-        self.recorder.progress(self.stage, step=done, total=total, unit="picture")
+    def report_images(self, done: int, total: int) -> None:
+        """Progress of a stage that works image by image."""
+        self.recorder.progress(self.stage, step=done, total=total, unit="image")
 
     def commit(
         self,
@@ -97,7 +97,7 @@ class StageContext:
         tables: dict[str, dict[str, Any]],
         summary: dict[str, float],
         headline: dict[str, float],
-        pictures: dict[str, bytes] | None = None,
+        images: dict[str, bytes] | None = None,
     ) -> Artifact:
         """Record and commit what a stage measured, as the report shows it: an artifact of kind `report`.
 
@@ -106,14 +106,14 @@ class StageContext:
             tables: title -> `columns` and `rows`.
             summary: metric -> figure.
             headline: the few figures by which the study is known, in words -> figure.
-            pictures: name -> PNG.
+            images: name -> PNG.
         """
         folder, named = self.scratch(), {}
         for number, (title, svg) in enumerate(plots.items()):
             named[title] = f"plot-{number}.svg"
             (folder / named[title]).write_text(svg)
             self.recorder.text(self.stage, named[title], svg)
-        for name, png in (pictures or {}).items():
+        for name, png in (images or {}).items():
             (folder / f"{name}.png").write_bytes(png)
             self.recorder.image(self.stage, 0, name, png)
         self.recorder.metrics(self.stage, 0, summary)

@@ -2,23 +2,26 @@
 
 from components.data.shards import BPE, load_index, read_bpe
 from components.stages.context import StageContext
-from components.stages.training import train_on_pictures
+from components.stages.training import train_on_images
 from components.storage.artifact import Artifact
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.contrastive_config import ContrastiveConfig
 from components.training.results import ModelDescription
 from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
 
 
 def train_contrastive(config: ContrastiveConfig, context: StageContext, *, images: Artifact) -> Artifact:
-    """Train on the pictures and captions of `images`. Returns a model artifact: bundle, text tokenizer and metrics.
+    """Train on the images and captions of `images`. Returns a model artifact: bundle, text tokenizer and metrics.
 
     Raises ValueError, before anything is started, for a set without captions; TrainingError later.
     """
     index = load_index(images.url("index.json"))
-    offers = Conditions(
+    dataset_info = DatasetInfo(
         num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
     )
-    network, settings = contrastive_arguments(config, offers), {"role": "contrastive", "resolution": config.resolution}
+    network, settings = (
+        contrastive_arguments(config, dataset_info),
+        {"role": "contrastive", "resolution": config.resolution},
+    )
     model = ModelDescription("contrastive", network, settings, texts={BPE: read_bpe(index)})
-    return train_on_pictures(ContrastiveTask, config, context, index, model=model, offers=offers)
+    return train_on_images(ContrastiveTask, config, context, index, model=model, dataset_info=dataset_info)

@@ -1,4 +1,4 @@
-"""Train one diffusion model: the base, an upsampler, or one that works on pictures."""
+"""Train one diffusion model: the base, an upsampler, or one that works on images."""
 
 from functools import partial
 from typing import Any
@@ -12,11 +12,11 @@ from components.data.subset import random_part
 from components.sampling.device import best_device
 from components.sampling.model import most_at_once
 from components.stages.context import StageContext
-from components.stages.training import check_maker, frozen_networks, train_on_pictures
+from components.stages.training import check_maker, frozen_networks, train_on_images
 from components.storage.artifact import Artifact
 from components.storage.networks import describe_autoencoder, open_autoencoder
 from components.training.batches import to_image
-from components.training.config import Conditions, DiffusionConfig
+from components.training.config import DatasetInfo, DiffusionConfig
 from components.training.diffusion_settings import network_arguments, network_kind, sampling_settings
 from components.training.frozen import Frozen, LoadEncoder, load_latents
 from components.training.image_to_image_config import ImageToImageConfig
@@ -36,13 +36,13 @@ def train_diffusion(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> Artifact:
-    """Train on the pictures of `images`. Returns a model artifact: bundle, metrics and preview.
+    """Train on the images of `images`. Returns a model artifact: bundle, metrics and preview.
 
     Args:
-        autoencoder: the model learns its latents in place of pictures.
+        autoencoder: the model learns its latents in place of images.
         contrastive, text_encoder: make the conditions image_embedding and text_states, where the recipe names them.
 
-    Raises ShardError for a set without the condition pictures that the recipe names, ValueError for networks that do
+    Raises ShardError for a set without the condition images that the recipe names, ValueError for networks that do
     not fit, both before anything is started; TrainingError if losses stop being finite or workers fail too often.
     """
     index = load_index(images.url("index.json"))
@@ -55,20 +55,24 @@ def train_diffusion(
         load, scale = latents_of(config, context, index, autoencoder)
         frozen, learned = Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}
         arrays = (*arrays, *({"latents"} & {*index.array_names}))
-    offers = Conditions(
+    dataset_info = DatasetInfo(
         num_classes=len(index.classes),
         vocab_size=index.text.vocab_size,
         text_length=index.text.text_length,
         **frozen.sizes,
     )
-    how: dict[str, Any] = {"condition_member": config.condition_member, "offers": offers, "resolution": resolution}
+    how: dict[str, Any] = {
+        "condition_member": config.condition_member,
+        "dataset_info": dataset_info,
+        "resolution": resolution,
+    }
     how |= {"load_encoders": frozen.load_encoders, "arrays": arrays}
     texts = {BPE: read_bpe(index)} if "text" in config.conditions else {}
-    how["model"] = ModelDescription(network_kind(config), network_arguments(config, offers), learned, texts=texts)
+    how["model"] = ModelDescription(network_kind(config), network_arguments(config, dataset_info), learned, texts=texts)
     if isinstance(config, ImageToImageConfig):
         degradation = Degradation(config.seed, config.tasks, config.jpeg_qualities)
-        return train_on_pictures(ImageToImageTask, config, context, index, degradation=degradation, **how)
-    return train_on_pictures(DiffusionTask, config, context, index, **how)
+        return train_on_images(ImageToImageTask, config, context, index, degradation=degradation, **how)
+    return train_on_images(DiffusionTask, config, context, index, **how)
 
 
 def latents_of(
@@ -99,7 +103,7 @@ def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: i
 
 
 def resolution_of_latents(index: ShardIndex, autoencoder: Artifact) -> int:
-    """Side of the pictures to read: what the autoencoder takes, or, beside latents, what the set keeps.
+    """Side of the images to read: what the autoencoder takes, or, next to latents, what the set keeps.
 
     Raises ValueError if the set's latents are of another autoencoder.
     """

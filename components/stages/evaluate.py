@@ -1,4 +1,4 @@
-"""Evaluation: what the tokenizer keeps, and how far from the training pictures everything is that was made."""
+"""Evaluation: what the tokenizer keeps, and how far from the training images everything is that was made."""
 
 from functools import partial
 from typing import Any
@@ -11,19 +11,19 @@ from components.evaluation.codebook import Kept, ReconstructionMeasurer, codeboo
 from components.evaluation.distance import Gaussian, pack_gaussian
 from components.evaluation.features import check_feature_network
 from components.evaluation.gallery import ORIGINALS
+from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import ShardImages, held_out_parts, split_parts
 from components.evaluation.measure import DistanceRow, MeasureConfig, compared_sets, distance_rows, measure_features
-from components.evaluation.roads import measured_stages
 from components.pool import Pool
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.networks import describe_autoencoder
 
-RECONSTRUCTED = "reconstructions of held-out pictures"
+RECONSTRUCTED = "reconstructions of held-out images"
 
 
 class EvaluationConfig(MeasureConfig):
-    """By what distances are measured, and to how many pictures."""
+    """By what distances are measured, and to how many images."""
 
     stage_version = 2  # noise is drawn part by part
 
@@ -38,13 +38,13 @@ def evaluate(
     tokenizer: Artifact | None = None,
     samples: Artifact | None = None,
 ) -> Artifact:
-    """Reconstruct held-out pictures and measure Fréchet distances to the training pictures.
+    """Reconstruct held-out images and measure Fréchet distances to the training images.
 
     Args:
         tokenizer: an autoencoder, where there is one to judge.
-        samples: what the roads made, where there are any.
+        samples: what the generators made, where there are any.
 
-    Returns an artifact of kind `report`: a picture, statistics of the reference, and all figures as metadata.
+    Returns an artifact of kind `report`: an image, statistics of the reference, and all figures as metadata.
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
     check_feature_network(config.feature_network)
@@ -76,7 +76,7 @@ def keep(
     total, kept = sum(part.num_images for part in held_out), []
     for part in pool.map(partial(ReconstructionMeasurer, tokenizer, config), held_out):
         kept.append(part)
-        context.report_pictures(sum(done.count for done in kept), total)
+        context.report_images(sum(done.count for done in kept), total)
     return joined(kept)
 
 
@@ -100,7 +100,7 @@ def measure(
     )
     held_out = held_out_parts(index, resolution=largest, limit=config.held_out_samples)
     sets = compared_sets(trained, held_out, made, seed=config.seed)
-    features = measure_features(sets, config, pool=pool, progress=context.report_pictures)
+    features = measure_features(sets, config, pool=pool, progress=context.report_images)
     purposes = {name: members.purpose for name, members in sets.items()}
     if kept is not None and kept.features is not None:
         features[RECONSTRUCTED], purposes[RECONSTRUCTED] = kept.features, "model"

@@ -29,7 +29,7 @@ def study_guidance(
     Args:
         models: those of `Models` by name: base, judge, and weaker and classifier where methods need them.
 
-    Returns an artifact of kind `report`: plots, table, figures, and a picture with a row for each setting.
+    Returns an artifact of kind `report`: plots, table, figures, and an image with a row for each setting.
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
     check_feature_network(config.feature_network)
@@ -40,9 +40,9 @@ def study_guidance(
         every = [job for group in jobs.values() for job in group]
         total = sum(len(job.requests) for job in every)
         for job in pool.finish(partial(GuidedSampler, config, models, files), every, files=files):
-            context.report_pictures(done := done + len(job.requests), total)
+            context.report_images(done := done + len(job.requests), total)
         how: dict[str, Any] = {"resolution": plan.resolution, "files": files, "pool": pool}
-        rows = measure_made(jobs, config, index, **how, progress=context.report_pictures)
+        rows = measure_made(jobs, config, index, **how, progress=context.report_images)
         made = pool.call(partial(read_all_figures, files, jobs))
     points, seen = points_of(settings, made, rows), plan.held_out_accuracy
     return context.commit_study(
@@ -50,5 +50,5 @@ def study_guidance(
         tables={"Accuracy and Fréchet distance by guidance": guidance_table(points, config)},
         summary=guidance_summary(points, config, held_out_accuracy=seen),
         headline=guidance_headline(points, config),
-        pictures={"by_guidance": variants_grid({settings[name].title: found for name, found in made.items()})},
+        images={"by_guidance": variants_grid({settings[name].title: found for name, found in made.items()})},
     )

@@ -1,4 +1,4 @@
-"""Ingest: pictures of any source as verified shards with an index and a caption tokenizer."""
+"""Ingest: images of any source as verified shards with an index and a caption tokenizer."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from components.storage.artifact import Artifact, FileEntry
 class ImagesConfig(IngestConfig):
     """What is ingested and how. `source` is an address: it never enters a key, the digest of its listing does."""
 
-    source: str = Field(min_length=1)  # openmoji, scenes, fashion_mnist, or the URL of tars, pictures, IDX, an index
+    source: str = Field(min_length=1)  # openmoji, scenes, fashion_mnist, or the URL of tars, images, IDX, an index
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
 
     def report(done: int, total: int) -> None:
-        context.recorder.progress(context.stage, step=done, total=total, unit="picture")
+        context.recorder.progress(context.stage, step=done, total=total, unit="image")
 
     core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
     index = ingest(name, path, out=context.files_store, config=settings, num_cpus=core, progress=report)

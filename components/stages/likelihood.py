@@ -1,4 +1,4 @@
-"""Likelihood: the variational bound of a trained diffusion model on held-out pictures, in bits a dimension."""
+"""Likelihood: the variational bound of a trained diffusion model on held-out images, in bits/dim."""
 
 from functools import partial
 from typing import NamedTuple
@@ -25,33 +25,33 @@ from components.storage.artifact import Artifact
 
 
 class LikelihoodConfig(Config):
-    """Of how many pictures, and whether exactly."""
+    """Of how many images, and whether exactly."""
 
-    samples: int = Field(256, ge=1)  # held-out pictures
-    timesteps_per_picture: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
+    samples: int = Field(256, ge=1)  # held-out images
+    timesteps_per_image: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
     seed: int = Field(0, ge=0)
 
 
 def measure_likelihood(
     config: LikelihoodConfig, context: StageContext, *, images: Artifact, model: Artifact
 ) -> Artifact:
-    """Measure prior, denoising and reconstruction terms of held-out pictures under their own conditions.
+    """Measure prior, denoising and reconstruction terms of held-out images under their own conditions.
 
-    Returns an artifact of kind `report`: plots over t, a table with standard errors over pictures, and the figures.
-    Raises ValueError for a model that has no such bound, or a set that holds no picture out.
+    Returns an artifact of kind `report`: plots over t, a table with standard errors over images, and the figures.
+    Raises ValueError for a model that has no such bound, or a set that holds no image out.
     """
     files, done = context.files_store, 0
     with context.pool() as pool:
         plan = pool.call(partial(plan_bound, config, load_index(images.url("index.json")), model))
         total = sum(len(job.image) for job in plan.jobs)
-        how = {"timesteps_per_picture": config.timesteps_per_picture, "seed": config.seed}
+        how = {"timesteps_per_image": config.timesteps_per_image, "seed": config.seed}
         for job in measure_bounds(plan.jobs, model, **how, files=files, pool=pool):
-            context.report_pictures(done := done + len(job.image), total)
+            context.report_images(done := done + len(job.image), total)
     found = read_bound(files, plan.jobs)
     summary = summarize(found, gray=plan.gray)
     return context.commit_study(
         plots={"Terms of the bound over t": draw_terms(found, salt=context.stage)},
-        tables={"Bits a dimension of held-out pictures": bound_table(found)},
+        tables={"Bits/dim of held-out images": bound_table(found)},
         summary=summary,
         headline={name: value for name, value in summary.items() if not name.endswith("standard_error")},
     )
@@ -61,15 +61,15 @@ class BoundPlan(NamedTuple):
     """What is measured."""
 
     jobs: list[BoundJob]
-    gray: bool  # all pictures
+    gray: bool  # all images
 
 
 def plan_bound(config: LikelihoodConfig, index: ShardIndex, model: Artifact) -> BoundPlan:
-    """Held-out pictures cut into jobs. Runs in a worker. Raises ValueError as `measure_likelihood`."""
+    """Held-out images cut into jobs. Runs in a worker. Raises ValueError as `measure_likelihood`."""
     with model.local_copy() as folder:
         loaded = load_model(model.stage, folder)
     check_model(loaded)
     held_out = read_split(index, "holdout", resolution=loaded.settings["resolution"], limit=config.samples)
     if not held_out.key:
-        raise ValueError(f"{index.source} holds no picture out; set images.holdout_fraction")
+        raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
     return BoundPlan(bound_jobs(held_out.image, held_out.label, held_out.caption), is_gray(held_out.image))

@@ -1,5 +1,5 @@
-"""Do the work of frozen networks once: latents, embeddings and states of captions beside each picture, or smaller
-pictures, one file for each shard. Trainings then read what they would make anew at each step.
+"""Do the work of frozen networks once: latents, embeddings and states of captions next to each image, or smaller
+images, one file for each shard. Trainings then read what they would make anew at each step.
 """
 
 from functools import partial
@@ -18,11 +18,11 @@ Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
 
 
 class PrecomputeConfig(Config):
-    """What is made beforehand, and which pictures stay beside it."""
+    """What is made beforehand, and which images stay next to it."""
 
     columns: tuple[Column, ...] = ()  # arrays of each sample
-    resolution: int = Field(ge=1)  # side of the pictures that encoders see
-    kept_resolution: int | None = Field(None, ge=1)  # side of the pictures that are kept; None: resolution
+    resolution: int = Field(ge=1)  # side of the images that encoders see
+    kept_resolution: int | None = Field(None, ge=1)  # side of the images that are kept; None: resolution
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:
@@ -32,7 +32,7 @@ class PrecomputeConfig(Config):
 
     @property
     def kept(self) -> int:
-        """Side of the pictures that are kept."""
+        """Side of the images that are kept."""
         return self.kept_resolution or self.resolution
 
 
@@ -45,7 +45,7 @@ def precompute(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> Artifact:
-    """Encode the pictures and captions of both splits; shards that a killed try has finished are not made again.
+    """Encode the images and captions of both splits; shards that a killed try has finished are not made again.
 
     Returns an artifact of kind `shards`, a set of the same samples in the same order: `index.json`, `bpe.json`, tars,
     and for arrays of texts what stands for no text (`null_text_states.npy`).

@@ -16,7 +16,7 @@ from components.data.token_artifacts import (
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.networks import describe_autoencoder, open_autoencoder
-from components.training.config import Conditions, MaskedPriorConfig, PixelConfig, PriorConfig, TokenGrid
+from components.training.config import DatasetInfo, MaskedPriorConfig, PixelConfig, PriorConfig, TokenGrid
 from components.training.launch import train
 from components.training.loop import Task
 from components.training.results import ModelDescription
@@ -46,7 +46,7 @@ def train_prior(
 ) -> Artifact:
     """Train on `tokens`. Returns a model artifact: bundle, metrics and, where `tokenizer` is given, a preview.
 
-    `condition` holds tokens of condition pictures with the same keys. Raises TokensError, before anything is started,
+    `condition` holds tokens of condition images with the same keys. Raises TokensError, before anything is started,
     if the inputs don't fit each other; TrainingError if the losses stop being finite or workers fail too often.
     """
     about, grid = tokens.metadata, grid_of(tokens)
@@ -54,7 +54,7 @@ def train_prior(
     if condition is not None:
         with context.pool() as pool:
             pool.call(partial(check_aligned, tokens, condition))
-    offers = Conditions(
+    dataset_info = DatasetInfo(
         num_classes=len(about["classes"]), condition=None if condition is None else grid_of(condition), **about["text"]
     )
     if isinstance(config, MaskedPriorConfig) and config.num_inference_steps > grid.height * grid.width:
@@ -72,7 +72,7 @@ def train_prior(
         partial(
             TASKS[config.network],
             config,
-            offers=offers,
+            dataset_info=dataset_info,
             grid=grid,
             load_tokenizer=None if tokenizer is None else partial(open_autoencoder, tokenizer),
         ),
@@ -85,15 +85,17 @@ def train_prior(
         recorder=context.recorder,
         resources=context.resources,
         store=context.store,
-        model=ModelDescription(KINDS[config.network], network_arguments(config, offers, grid), settings, texts=texts),
+        model=ModelDescription(
+            KINDS[config.network], network_arguments(config, dataset_info, grid), settings, texts=texts
+        ),
     )
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
-def network_arguments(config: AnyPrior, offers: Conditions, grid: TokenGrid) -> dict[str, Any]:
+def network_arguments(config: AnyPrior, dataset_info: DatasetInfo, grid: TokenGrid) -> dict[str, Any]:
     if isinstance(config, PixelConfig):
-        return pixel_arguments(config, offers, grid)
-    return transformer_arguments(config, offers, grid)
+        return pixel_arguments(config, dataset_info, grid)
+    return transformer_arguments(config, dataset_info, grid)
 
 
 def grid_of(tokens: Artifact) -> TokenGrid:

@@ -1,4 +1,4 @@
-"""Restoration: what an image-to-image model makes of held-out pictures that were degraded, task by task."""
+"""Restoration: what an image-to-image model makes of held-out images that were degraded, task by task."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from components.data.held_out import read_split
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.features import check_feature_network
+from components.evaluation.generated import SampleJob, jobs_of, joined, read_job, sample_jobs
 from components.evaluation.image_sets import FileImages, ImageSet, split_parts
 from components.evaluation.measure import REFERENCE, MeasureConfig, measure_distances
 from components.evaluation.restoration import (
@@ -22,7 +23,6 @@ from components.evaluation.restoration import (
     restoration_table,
     restorations,
 )
-from components.evaluation.roads import SampleJob, jobs_of, joined, read_job, sample_jobs
 from components.pool import file_name
 from components.sampling.cascade import Cascade
 from components.sampling.model import SamplingModel
@@ -32,19 +32,19 @@ from components.storage.store import Store
 
 
 class RestorationConfig(MeasureConfig):
-    """Of how many pictures; and by what their distances to the training pictures are measured."""
+    """Of how many images; and by what their distances to the training images are measured."""
 
-    samples: int = Field(64, ge=2)  # held-out pictures, each degraded in every way
+    samples: int = Field(64, ge=2)  # held-out images, each degraded in every way
 
 
 def measure_restoration(
     config: RestorationConfig, context: StageContext, *, images: Artifact, cascade: Artifact
 ) -> Artifact:
-    """Degrade held-out pictures in every way that the cascade's model was trained for, and let it restore them.
+    """Degrade held-out images in every way that the cascade's model was trained for, and let it restore them.
 
-    Returns an artifact of kind `report`: a table with signal-to-noise ratios and distances, and a picture with rows of
+    Returns an artifact of kind `report`: a table with signal-to-noise ratios and distances, and an image with rows of
     what was given and what was made. Raises, before any work, FeatureNetworkError if the feature network is not
-    installed, ValueError for a cascade that does not work on pictures or a set that holds no picture out.
+    installed, ValueError for a cascade that does not work on images or a set that holds no image out.
     """
     check_feature_network(config.feature_network)
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
@@ -53,19 +53,19 @@ def measure_restoration(
         every = [job for group in plan.jobs.values() for job in group]
         total = sum(len(job.requests) for job in every)
         for job in sample_jobs(every, cascade, files=files, pool=pool):
-            context.report_pictures(done := done + len(job.requests), total)
+            context.report_images(done := done + len(job.requests), total)
         distances: dict[str, float] = {}
         if config.feature_network != "none":
             sets = sets_of(config, index, plan, files)
-            rows, _ = measure_distances(sets, config, pool=pool, progress=context.report_pictures)
+            rows, _ = measure_distances(sets, config, pool=pool, progress=context.report_images)
             distances = {row.name: row.distance for row in rows}
         found = pool.call(partial(read_restorations, config, index, cascade, plan, files, distances))
     return context.commit_study(
         plots={},
-        tables={"Restored held-out pictures": found.table},
+        tables={"Restored held-out images": found.table},
         summary=found.figures,
         headline={name: value for name, value in found.figures.items() if not name.endswith("degraded")},
-        pictures={"restored": found.picture},
+        images={"restored": found.image},
     )
 
 
@@ -82,7 +82,7 @@ class Found(NamedTuple):
 
     table: dict[str, Any]
     figures: dict[str, float]
-    picture: bytes  # PNG
+    image: bytes  # PNG
 
 
 def degraded(
@@ -99,8 +99,8 @@ def degraded(
     size = model.settings["resolution"]
     held_out = read_split(index, "holdout", resolution=size, limit=config.samples)
     if not held_out.key:
-        raise ValueError(f"{index.source} holds no picture out; set images.holdout_fraction")
-    how = {"hole_area": model.settings["hole_area"], "factors": model.settings["factors"], "seed": config.seed}
+        raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
+    how = {"mask_area": model.settings["mask_area"], "factors": model.settings["factors"], "seed": config.seed}
     asked = asked_of(model, held_out.label, held_out.caption)
     damaged = damage(held_out.image, tasks=model.settings["tasks"], compress=jpeg_compressed, asked=asked, **how)
     return model, held_out.image, damaged
@@ -119,7 +119,7 @@ def sets_of(config: RestorationConfig, index: ShardIndex, plan: Plan, files: Sto
     trained = split_parts(part, "train", resolution=plan.resolution, limit=limit)
     sets = {REFERENCE: ImageSet(tuple(trained), "scale")}
     for name, jobs in plan.jobs.items():
-        array = f"picture.{plan.model}"
+        array = f"image.{plan.model}"
         parts = [FileImages(files, file_name(job.name), array, len(job.requests)) for job in jobs]
         sets[name] = ImageSet(tuple(parts), "model")
     return sets
@@ -133,7 +133,7 @@ def read_restorations(
     files: Store,
     distances: dict[str, float],
 ) -> Found:
-    """Figures, table and picture of what the jobs left in `files`. Runs in a worker."""
+    """Figures, table and image of what the jobs left in `files`. Runs in a worker."""
     _, originals, damaged = degraded(config, index, cascade)
     made = {name: joined([read_job(job.name, files) for job in jobs]).finished for name, jobs in plan.jobs.items()}
     found = restorations(damaged, made, originals)

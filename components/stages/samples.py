@@ -1,4 +1,4 @@
-"""Samples: both roads of the composed cascade at work, to be looked at and to be measured."""
+"""Samples: both generators of the composed cascade at work, to be looked at and to be measured."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from components.data.held_out import SplitArrays, read_split
-from components.data.pictures import encode_png
+from components.data.images import encode_png
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
-from components.evaluation.roads import jobs_of, measured_requests, sample_jobs
+from components.evaluation.generated import jobs_of, measured_requests, sample_jobs
 from components.pool import file_name
-from components.sampling.cascade import Cascade, ConditionPictures
+from components.sampling.cascade import Cascade, ConditionImages
 from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
@@ -22,30 +22,30 @@ READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
 
 class SamplesConfig(GalleryConfig):
-    """What is sampled of each road: pictures to show, and pictures to measure distances with."""
+    """What is sampled of each generator: images to show, and images to measure distances with."""
 
-    measured_samples: int = Field(512, ge=0)  # of each road, by the models' own settings
+    measured_samples: int = Field(512, ge=0)  # of each generator, by the models' own settings
     seed: int = Field(0, ge=0)
 
 
-def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
+def sample_generators(config: SamplesConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
     """Sample what the report shows and what the evaluation measures.
 
-    Returns an artifact of kind `samples`: PNG grids, and an npz of raw pictures for each job.
+    Returns an artifact of kind `samples`: PNG grids, and an npz of raw images for each job.
     """
     index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
     with context.pool() as pool:
         plan = pool.call(partial(plan_samples, config, index, cascade))
-        measured = {road: jobs_of(f"measured_{road}", requests) for road, requests in plan.measured.items()}
+        measured = {name: jobs_of(f"measured_{name}", requests) for name, requests in plan.measured.items()}
         jobs = gallery_jobs(plan.shown, strip_frames=config.strip_frames)
         jobs += [job for group in measured.values() for job in group]
         total = sum(len(job.requests) for job in jobs)
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
-            context.report_pictures(done := done + len(job.requests), total)
+            context.report_images(done := done + len(job.requests), total)
         for name, png in pool.call(partial(draw_samples, plan.shown, files, index.classes)).items():
             (folder / f"{name}.png").write_bytes(png)
             context.recorder.image(context.stage, 0, name, png)
-    metadata = {"measured": {road: [file_name(job.name) for job in group] for road, group in measured.items()}}
+    metadata = {"measured": {name: [file_name(job.name) for job in group] for name, group in measured.items()}}
     paths = [f"files/{file_name(job.name)}" for job in jobs]
     return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
 
@@ -53,27 +53,27 @@ def sample_roads(config: SamplesConfig, context: StageContext, *, images: Artifa
 class SamplesPlan(NamedTuple):
     """What is asked of the cascade."""
 
-    shown: dict[str, list[Request]]  # name of the picture -> its requests
-    measured: dict[str, list[Request]]  # road -> its requests
+    shown: dict[str, list[Request]]  # name of the image -> its requests
+    measured: dict[str, list[Request]]  # generator -> its requests
 
 
 def plan_samples(config: SamplesConfig, index: ShardIndex, cascade: Artifact) -> SamplesPlan:
     """The requests of what is shown and measured, as far as the models take them. Runs in a worker."""
     with cascade.local_copy() as place:
         models = Cascade.load(place)
-    found = conditions(config, index, models.condition_pictures)
-    shown = gallery_requests(config, models, captions=found.captions, pictures=found.shown, seed=config.seed)
+    found = conditions(config, index, models.condition_images)
+    shown = gallery_requests(config, models, captions=found.captions, images=found.shown, seed=config.seed)
     measured = {
-        road: measured_requests(
+        generator: measured_requests(
             models,
-            road,
+            generator,
             labels=found.trained.label,
             captions=found.trained.caption,
-            pictures=found.measured,
+            images=found.measured,
             count=config.measured_samples,
             seed=config.seed,
         )
-        for road in models.roads
+        for generator in models.generators
     }
     return SamplesPlan(shown, measured)
 
@@ -84,16 +84,16 @@ def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[s
 
 
 class Found(NamedTuple):
-    """Conditions of real pictures."""
+    """Conditions of real images."""
 
-    captions: tuple[str, ...]  # to show: of held-out pictures where there are any
-    trained: SplitArrays  # to measure with: labels and captions of training pictures
-    shown: list[bytes]  # condition pictures (PNG) to show
+    captions: tuple[str, ...]  # to show: of held-out images where there are any
+    trained: SplitArrays  # to measure with: labels and captions of training images
+    shown: list[bytes]  # condition images (PNG) to show
     measured: list[bytes]  # those of `trained`
 
 
-def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionPictures | None) -> Found:
-    """What pictures are asked for by; `condition` says what condition pictures are, where models take them."""
+def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionImages | None) -> Found:
+    """What images are asked for by; `condition` says what condition images are, where models take them."""
     part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
     trained = read_split(part, "train", resolution=READ_RESOLUTION)
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
@@ -103,4 +103,4 @@ def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionPic
     how: dict[str, Any] = condition._asdict()
     seen = read_split(index, "holdout", limit=config.num_prompts, **how)
     measured = read_split(part, "train", **how)
-    return Found(captions, trained, *([encode_png(picture) for picture in split.image] for split in (seen, measured)))
+    return Found(captions, trained, *([encode_png(image) for image in split.image] for split in (seen, measured)))

@@ -24,7 +24,7 @@ from components.storage.artifact import Artifact
 def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
     """Sample the base of the cascade by every sampler and number of steps, and measure distances.
 
-    Returns an artifact of kind `report`: plot, table, figures, and a picture with a row for each setting.
+    Returns an artifact of kind `report`: plot, table, figures, and an image with a row for each setting.
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
     check_feature_network(config.feature_network)
@@ -35,9 +35,9 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
         every = [job for group in jobs.values() for job in group]
         total = sum(len(job.requests) for job in every)
         for job in pool.finish(partial(StepsSampler, cascade, files), every, files=files):
-            context.report_pictures(done := done + len(job.requests), total)
+            context.report_images(done := done + len(job.requests), total)
         how: dict[str, Any] = {"resolution": plan.resolution, "files": files, "pool": pool}
-        rows = measure_made(jobs, config, index, **how, progress=context.report_pictures)
+        rows = measure_made(jobs, config, index, **how, progress=context.report_images)
         made = pool.call(partial(read_all_figures, files, jobs))
     points = points_of(settings, made, rows)
     return context.commit_study(
@@ -45,5 +45,5 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
         tables={"Fréchet distances by sampler and steps": steps_table(points, config)},
         summary=steps_summary(points, config),
         headline=steps_headline(points, config),
-        pictures={"by_steps": variants_grid({settings[name].title: found for name, found in made.items()})},
+        images={"by_steps": variants_grid({settings[name].title: found for name, found in made.items()})},
     )

@@ -29,7 +29,7 @@ class TextEncoderConfig(Config):
     length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
 
 
-def bring_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
+def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
     """Copy the encoder's files. Returns a model artifact: them, and as metadata the shape of a text's states.
 
     Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded.

@@ -1,4 +1,4 @@
-"""Turn pictures into tokens, one file for each shard."""
+"""Turn images into tokens, one file for each shard."""
 
 from functools import partial
 
@@ -19,11 +19,11 @@ from components.storage.store import Store
 class TokensConfig(Config):
     """Little to decide: the tokens are those of the tokenizer."""
 
-    member: Member = "image"  # what of each sample is the picture: itself, its depth map or its mask
+    member: Member = "image"  # what of each sample is the image: itself, its depth map or its mask
 
 
 def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:
-    """Encode the pictures of both splits; files that a killed try has finished are not made again.
+    """Encode the images of both splits; files that a killed try has finished are not made again.
 
     Returns a tokens artifact: the files in the order of the index, the caption tokenizer, and as metadata what the
     prior needs to know and how the codebook is used by the whole set.
@@ -53,11 +53,11 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
 
 
 def use_of_codes(files: Store, names: list[str], *, codebook_size: int) -> dict[str, float]:
-    """Share of codes in use, their perplexity, and counts, over all pictures of the set. Runs in a worker."""
-    histogram, pictures = torch.zeros(codebook_size, dtype=torch.int64), 0
+    """Share of codes in use, their perplexity, and counts, over all images of the set. Runs in a worker."""
+    histogram, images = torch.zeros(codebook_size, dtype=torch.int64), 0
     for name in names:
         tokens = parse_tokens(files.read(name), name).tokens
         histogram += codebook_histogram(torch.from_numpy(tokens), codebook_size=codebook_size)
-        pictures += len(tokens)
-    found = codebook_use(histogram, pictures).model_dump(exclude={"codebook_size"})
+        images += len(tokens)
+    found = codebook_use(histogram, images).model_dump(exclude={"codebook_size"})
     return {name: float(value) for name, value in found.items()}

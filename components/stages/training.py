@@ -1,4 +1,4 @@
-"""What every stage that trains on pictures does: read them in order, train on them, keep some out."""
+"""What every stage that trains on images does: read them in order, train on them, keep some out."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ from components.training.loop import Task
 from components.training.results import ModelDescription
 from components.training.worker import RayStream
 
-PictureConfig = (
+ImageConfig = (
     AutoencoderConfig
     | DiffusionConfig
     | GANConfig
@@ -32,12 +32,12 @@ PictureConfig = (
     | ClassifierConfig
 )
 TEXTS = ("text_states", "text_embedding")
-HELD_OUT = 256  # pictures for previews and the final evaluation
+HELD_OUT = 256  # images for previews and the final evaluation
 
 
-def train_on_pictures(
+def train_on_images(
     make_task: Callable[..., Task],
-    config: PictureConfig,
+    config: ImageConfig,
     context: StageContext,
     index: ShardIndex,
     *,
@@ -49,11 +49,11 @@ def train_on_pictures(
     arrays: Sequence[str] = (),
     **arguments: Any,
 ) -> Artifact:
-    """Train the task `make_task(config, **arguments)` on the pictures of `index`.
+    """Train the task `make_task(config, **arguments)` on the images of `index`.
 
     Args:
-        resolution: of the pictures; None: that of `config`.
-        model: what describes the model beside its weights.
+        resolution: of the images; None: that of `config`.
+        model: what describes the model next to its weights.
         member: what of each sample is its `image`.
         condition_member: what of each sample is its `condition_image`, where the task is given one.
         degradation: makes the `condition_image` of the `image` instead.
@@ -134,7 +134,7 @@ def read_null(images: Artifact, index: ShardIndex, name: str) -> np.ndarray:
 
 
 def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
-    """Fields of `components.training.config.Conditions` that the set's arrays decide."""
+    """Fields of `components.training.config.DatasetInfo` that the set's arrays decide."""
     sizes = {}
     if "image_embedding" in names:
         (sizes["image_embedding_dim"],) = index.array("image_embedding").shape

@@ -265,7 +265,7 @@ def _copy(local: Path, target: IO[bytes]) -> None:
 
 
 def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
-    """A finished file beside `target`, on the disk and not only in its cache; nothing is left where that fails."""
+    """A finished file next to `target`, on the disk and not only in its cache; nothing is left where that fails."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = f"{target}.tmp-{uuid.uuid4().hex[:8]}"
     try:

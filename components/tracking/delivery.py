@@ -131,9 +131,9 @@ class Delivery:
             return
         token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, event["time"]]))
         name = image_name(*place, time_ms=event["time"], token=str(token))
-        with tempfile.TemporaryDirectory() as folder, PIL.Image.open(journal.blob(event["blob"])) as picture:
-            picture.save(Path(folder) / f"{name}.png")
-            compress_image_size(picture).save(Path(folder) / f"{name}+compressed.webp")
+        with tempfile.TemporaryDirectory() as folder, PIL.Image.open(journal.blob(event["blob"])) as image:
+            image.save(Path(folder) / f"{name}.png")
+            compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
             self.client.log_artifacts(tracked.run_id, folder, "images")
         self.client.set_tag(tracked.run_id, MLFLOW_LOGGED_IMAGES, True)
         tracked.images.add(place)

@@ -1,4 +1,4 @@
-"""What has been said to MLflow, on disk before it is sent: an ordered journal of JSON lines, images as files beside it.
+"""What has been said to MLflow, on disk before it is sent: an ordered journal of JSON lines, with images as files.
 
 {spool}/{time}-{id}/journal.json    where it is to be sent
                     events.jsonl    one event a line, appended
@@ -39,7 +39,7 @@ class Journal:
         self._events.flush()
 
     def write_blob(self, data: bytes, *, suffix: str) -> str:
-        """Keep a file beside the journal. Returns its name for `blob`."""
+        """Keep a file next to the journal. Returns its name for `blob`."""
         name = f"{uuid.uuid4().hex}{suffix}"
         self.blob(name).parent.mkdir(exist_ok=True)
         self.blob(name).write_bytes(data)

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 import components
-from components.diffusion.degradation import HOLE_TASKS
+from components.diffusion.degradation import MASK_TASKS
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
 from components.sampling.model import works_alone
@@ -34,10 +34,10 @@ from components.tracking.names import registered_name
 from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-PAINTER = Path(__file__).with_name("painter.py")
+MODEL_CODE = Path(__file__).with_name("cascade_model.py")
 PACKED = ("__init__.py", "diffusion", "losses", "models", "sampling", "storage/__init__.py", "storage/bundle.py")
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "safetensors", "tokenizers", "torch")
-ARTIFACT = "model"  # what the painter calls the folder of the trained model
+ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
 class Registered(NamedTuple):
@@ -116,7 +116,7 @@ def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) ->
     with tempfile.TemporaryDirectory() as scratch:
         mlflow.pyfunc.save_model(
             str(path),
-            python_model=str(PAINTER),
+            python_model=str(MODEL_CODE),
             artifacts={ARTIFACT: str(model)},
             code_paths=[str(pack_code(Path(scratch)))],
             pip_requirements=pip_requirements(model),
@@ -139,7 +139,7 @@ def pack_code(folder: Path) -> Path:
 
 
 def _input_example(model: Path) -> list[dict[str, Any]] | None:
-    """One row that the painter of `model` takes; None for one that takes none alone."""
+    """One row that the cascade_model of `model` takes; None for one that takes none alone."""
     if (model / DESCRIPTION).is_file():
         return [_row_of_cascade(model)]
     if not (model / MODEL).is_file():  # a pretrained text encoder
@@ -148,13 +148,13 @@ def _input_example(model: Path) -> list[dict[str, Any]] | None:
     kind, network, settings = about["kind"], about["network"], about["settings"]
     if not works_alone(kind, network, settings):
         return None
-    row = {} if kind == "noisy_classifier" else _conditions(network) | _given_picture(settings)
+    row = {} if kind == "noisy_classifier" else _conditions(network) | _given_image(settings)
     if network.get("condition_grid"):
         height, width = network["condition_grid"]
         row["condition"] = json.dumps([[0] * width] * height)
     tokenizer = kind == "autoencoder" and network.get("bottleneck") != "gaussian"
     if tokenizer or kind == "noisy_classifier" or settings.get("role") == "upsampler":
-        row["image"] = _gray_picture(settings.get("low_res_resolution", settings["resolution"]))
+        row["image"] = _gray_image(settings.get("low_res_resolution", settings["resolution"]))
     return [row]
 
 
@@ -162,13 +162,13 @@ def _row_of_cascade(model: Path) -> dict[str, Any]:
     stages = json.loads((model / DESCRIPTION).read_text())["stages"]
     first = next(stages[name] for name in ("base", "prior", "model") if name in stages)
     about = _description(model / first)
-    row = _conditions(about["network"]) | _given_picture(about["settings"])
+    row = _conditions(about["network"]) | _given_image(about["settings"])
     if first == "base":
-        row |= {"road": "diffusion", "guidance_scale": 2.0, "steps": 10}
+        row |= {"generator": "diffusion", "guidance_scale": 2.0, "steps": 10}
     if "classifier" in stages:
         row |= {"label": "0", "classifier_scale": 1.0}
     if "condition" in stages:
-        row["condition"] = _gray_picture(_description(model / stages["condition"])["settings"]["resolution"])
+        row["condition"] = _gray_image(_description(model / stages["condition"])["settings"]["resolution"])
     return row
 
 
@@ -184,20 +184,20 @@ def _conditions(network: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": "red", "seed": 1} if any(network.get(name) for name in texts) else {"seed": 1}
 
 
-def _given_picture(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a diffusion model is conditioned on, or works on: a picture of its size, of which all is to be made."""
+def _given_image(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a diffusion model is conditioned on, or works on: an image of its size, of which all is to be made."""
     side = settings.get("resolution", 0)
     if settings.get("condition_member"):
-        return {"condition": _gray_picture(side)}
+        return {"condition": _gray_image(side)}
     if settings.get("role") != "image_to_image":
         return {}
     task = settings["tasks"][0]
     side = side // settings["factors"][0] if task == "super_resolution" else side
-    mask = {"mask": _gray_picture(side)} if task in HOLE_TASKS else {}
-    return {"task": task, "image": _gray_picture(side)} | mask
+    mask = {"mask": _gray_image(side)} if task in MASK_TASKS else {}
+    return {"task": task, "image": _gray_image(side)} | mask
 
 
-def _gray_picture(side: int) -> str:
+def _gray_image(side: int) -> str:
     file = io.BytesIO()
     Image.new("RGB", (side, side), "gray").save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -40,7 +40,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, artifact_locat
 
 
 def artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """Where files of an experiment go when MLflow is a SQLite file: beside it. A server decides for itself (None)."""
+    """Where files of an experiment go when MLflow is a SQLite file: next to it. A server decides for itself (None)."""
     if not tracking_uri.startswith("sqlite:///"):
         return None
     folder = Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent
@@ -88,7 +88,7 @@ def as_tracked(client: MlflowClient, run: Run) -> TrackedRun:
 
 
 def image_name(name: str, step: int, *, time_ms: int, token: str) -> str:
-    """A file name, without suffix, that MLflow's page shows as step `step` of the picture `name`."""
+    """A file name, without suffix, that MLflow's page shows as step `step` of the image `name`."""
     return f"{name.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{token}"
 
 

@@ -32,7 +32,7 @@ class MlflowAwayError(Exception):
 
 
 class Tracker:
-    """Parent and child runs, curves, pictures, lineage, models and machine load of one workflow run.
+    """Parent and child runs, curves, images, lineage, models and machine load of one workflow run.
 
     Args:
         tracking_uri: of an MLflow server, or `sqlite:///…`.
@@ -100,7 +100,7 @@ class Tracker:
         self._write("metrics", stage, points=points)
 
     def log_image(self, stage: str, step: int, name: str, png: bytes) -> None:
-        """A picture that MLflow's page shows by step."""
+        """An image that MLflow's page shows by step."""
         self._write("image", stage, step=step, name=name, blob=self._journal.write_blob(png, suffix=".png"))
 
     def log_text(self, stage: str, name: str, content: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures moved and mirrored at random, each as its position in the stream says.
+"""Images moved and mirrored at random, each as its position in the stream says.
 
 Shapes: B batch, H W pixels.
 """

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from components.training.loop import Arrays, Batch
 
-PICTURES = ("image", "condition_image")
+IMAGES = ("image", "condition_image")
 ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # made beforehand
-TENSORS = (*PICTURES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
+TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
-    """Arrays by name -> tensors on `device`; pictures uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], what
+    """Arrays by name -> tensors on `device`; images uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], what
     frozen networks made beforehand to float32, the rest to int64.
 
     Columns that no task reads (captions, keys) are left out. A column of rows comes as objects from some readers.
@@ -24,7 +24,7 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
             column = rows[name]
             stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
             tensor = torch.from_numpy(stacked if stacked.flags.writeable else stacked.copy()).to(device)
-            batch[name] = to_image(tensor) if name in PICTURES else tensor.float() if name in ARRAYS else tensor.long()
+            batch[name] = to_image(tensor) if name in IMAGES else tensor.float() if name in ARRAYS else tensor.long()
     return batch
 
 

@@ -13,7 +13,7 @@ PROCESS = (  # what a classifier must share with the model that it guides
 
 
 class ClassifierConfig(TrainingConfig):
-    """Classifier of noisy pictures, for guidance (Dhariwal and Nichol, 2021), or of clean ones, for measurement."""
+    """Classifier of noisy images, for guidance (Dhariwal and Nichol, 2021), or of clean ones, for measurement."""
 
     network: Literal["classifier"] = "classifier"
     resolution: int = Field(ge=4)  # pixels
@@ -25,7 +25,7 @@ class ClassifierConfig(TrainingConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     conditions: tuple[Literal["label"], ...] = ("label",)
-    noisy: bool = True  # False: it sees clean pictures only, and guides nothing
+    noisy: bool = True  # False: it sees clean images only, and guides nothing
     objective: Literal["discrete", "edm", "flow"] = "discrete"  # this and the next seven: those of the diffusion model
     schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"  # that it guides
     beta_start: float | None = Field(None, gt=0, lt=1)
@@ -34,8 +34,8 @@ class ClassifierConfig(TrainingConfig):
     zero_terminal_snr: bool = False
     sigma_data: float = Field(0.5, gt=0)
     time_density: Literal["uniform", "logit_normal"] = "uniform"
-    max_shift: int = Field(0, ge=0)  # pixels that pictures are moved by in training, at most and each way
-    mirror: bool = False  # half of the pictures are mirrored in training
+    max_shift: int = Field(0, ge=0)  # pixels that images are moved by in training, at most and each way
+    mirror: bool = False  # half of the images are mirrored in training
     guidance_scale: float = Field(1.0, ge=0)  # at sampling, where a request asks for none; 0 is off
     weight_decay: float = Field(0.05, ge=0)
 
@@ -48,9 +48,9 @@ class ClassifierConfig(TrainingConfig):
 
 
 def check_guide(classifier: ClassifierConfig, base: DiffusionConfig) -> None:
-    """Raise ValueError, naming the field, if the recipe's classifier can't guide its base: other pictures or noise."""
+    """Raise ValueError, naming the field, if the recipe's classifier can't guide its base: other images or noise."""
     if not classifier.noisy:
-        raise ValueError("classifier.noisy must be true: it guides noisy pictures")
+        raise ValueError("classifier.noisy must be true: it guides noisy images")
     if classifier.resolution != base.resolution:
         raise ValueError(f"classifier.resolution must be base.resolution {base.resolution}")
     for name in PROCESS:

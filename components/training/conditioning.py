@@ -1,11 +1,11 @@
-"""Conditions of a batch, and their dropout for classifier-free guidance (Ho & Salimans, 2022)."""
+"""DatasetInfo of a batch, and their dropout for classifier-free guidance (Ho & Salimans, 2022)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from components.training.config import Conditions, DiffusionConfig, PixelConfig, TokenNetworkConfig
+from components.training.config import DatasetInfo, DiffusionConfig, PixelConfig, TokenNetworkConfig
 from components.training.contrastive_config import DiffusionPriorConfig
 from components.training.loop import Batch
 from components.training.randomness import sample_uniform
@@ -22,7 +22,7 @@ def null_conditions(
     batch: Batch, names: Sequence[str], *, num_classes: int, null_condition: int = 0
 ) -> dict[str, Tensor]:
     """ "Nothing in particular" for each sample: the label after the last class, the encoding of an empty text, the
-    token after the last one of condition pictures, an embedding of zeros; and of what a frozen encoder makes of texts
+    token after the last one of condition images, an embedding of zeros; and of what a frozen encoder makes of texts
     (text_states, text_embedding) what it makes of an empty one, which is a column of the batch."""
     empty = {name: batch[f"null_{name}"] for name in names if f"null_{name}" in batch}
     if "label" in names:
@@ -42,7 +42,7 @@ def null_conditions(
 def dropped_conditions(
     batch: Batch,
     config: TokenNetworkConfig | PixelConfig | DiffusionConfig | DiffusionPriorConfig,
-    offers: Conditions,
+    dataset_info: DatasetInfo,
 ) -> dict[str, Tensor]:
     """Replace conditions by their null with probability cond_drop_prob, sample by sample.
 
@@ -50,8 +50,10 @@ def dropped_conditions(
     conditions needs. What is drawn depends on (seed, position) alone.
     """
     full = conditions_of(batch, config.conditions)
-    null_condition = offers.condition.codebook_size if offers.condition else 0
-    empty = null_conditions(batch, config.conditions, num_classes=offers.num_classes, null_condition=null_condition)
+    null_condition = dataset_info.condition.codebook_size if dataset_info.condition else 0
+    empty = null_conditions(
+        batch, config.conditions, num_classes=dataset_info.num_classes, null_condition=null_condition
+    )
     mixed = {}
     for name, value in full.items():
         stream = "drop" if config.cond_drop == "joint" else f"drop_{name}"

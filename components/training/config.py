@@ -13,7 +13,7 @@ SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heu
 DISCRETE_ONLY = (  # fields of a diffusion that other objectives have no use for
     *("zero_terminal_snr", "prediction_type", "variance", "loss", "timestep_sampling", "min_snr_gamma", "spacing"),
 )
-TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another picture, by their own tokenizer
+TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image, by their own tokenizer
 
 
 class TrainingConfig(Config):
@@ -79,7 +79,7 @@ class AutoencoderConfig(TrainingConfig):
     discriminator_start: int = Field(0, ge=0)  # the generator hears it from then on; it learns from step 1
     discriminator_channels: int = Field(64, ge=4)
     discriminator_layers: int = Field(3, ge=1)
-    member: Literal["image", "depth", "mask"] = "image"  # what of each sample is the picture
+    member: Literal["image", "depth", "mask"] = "image"  # what of each sample is the image
 
     @model_validator(mode="after")
     def _weights_have_a_source(self) -> Self:
@@ -148,7 +148,7 @@ class PriorConfig(TokenNetworkConfig):
 
     network: Literal["transformer"] = "transformer"
     token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
-    text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) picture, DALL-E 1/8; 0: a condition only
+    text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
 
     @model_validator(mode="after")
     def _there_is_a_text_to_learn(self) -> Self:
@@ -162,7 +162,7 @@ class MaskedPriorConfig(TokenNetworkConfig):
 
     network: Literal["masked_transformer"] = "masked_transformer"
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    num_inference_steps: int = Field(12, ge=1)  # at sampling, where a request asks for none; at most tokens a picture
+    num_inference_steps: int = Field(12, ge=1)  # at sampling, where a request asks for none; at most tokens an image
     choice_temperature: float = Field(4.5, ge=0)  # of the noise on what is kept first; the paper's
 
 
@@ -186,13 +186,13 @@ class DiffusionConfig(TrainingConfig):
     scale_shift_norm: bool = True  # of a U-Net, as the next two: adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
-    in_channels: int = Field(3, ge=1)  # and out; other than 3 where the picture is a latent
+    in_channels: int = Field(3, ge=1)  # and out; other than 3 where the image is a latent
     text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
     transformer_depth: int = Field(1, ge=1)  # of spatial transformers
     class_token_dim: int | None = Field(None, ge=1)  # the label is a token for them instead of part of the embedding
     text_states_dim: int | None = Field(None, ge=1)  # features of a state of a frozen text encoder
     image_embedding_dim: int | None = Field(None, ge=1)
-    condition_image_channels: int = Field(0, ge=0)  # of the picture that is concatenated
+    condition_image_channels: int = Field(0, ge=0)  # of the image that is concatenated
     text_padding: Literal["hidden", "learned"] = "hidden"  # learned: GLIDE's, attended to
     gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers
     compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
@@ -213,28 +213,28 @@ class DiffusionConfig(TrainingConfig):
     loss: Literal["simple", "hybrid", "vlb"] = "simple"
     timestep_sampling: Literal["uniform", "loss_aware"] = "uniform"
     min_snr_gamma: float | None = Field(5.0, gt=0)  # of the simple loss
-    sigma_data: float = Field(0.5, gt=0)  # edm: deviation of the pictures or latents
+    sigma_data: float = Field(0.5, gt=0)  # edm: deviation of the images or latents
     time_density: Literal["uniform", "logit_normal"] = "uniform"  # flow
     max_noise_level: int = Field(500, ge=0)  # of the low-res augmentation, in noising steps; each sample draws its own
     sampler: SamplerName = "ddim"  # this and all below: at sampling
     num_inference_steps: int = Field(50, ge=1)
     eta: float = Field(0.0, ge=0, le=1)  # ddim
     spacing: Literal["linspace", "leading", "trailing", "karras"] | None = None  # None: as suits the sampler
-    threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted picture; none is for latents
+    threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
     noise_level: int = Field(100, ge=0)  # of the low-res augmentation
     guidance_scale: float = Field(1.0, ge=0)  # where a request asks for none; 1 is off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
     condition_member: Literal["image", "depth", "mask"] | None = None  # what of each sample is its condition_image
-    crop_size: int | None = Field(None, ge=4)  # pixels of the window that a step sees; None: whole pictures
+    crop_size: int | None = Field(None, ge=4)  # pixels of the window that a step sees; None: whole images
 
     @model_validator(mode="after")
-    def _condition_picture_is_named(self) -> Self:
+    def _condition_image_is_named(self) -> Self:
         if ("condition_image" in self.conditions) != (self.condition_member is not None):
             raise ValueError("condition_image among the conditions needs condition_member, image, depth or mask")
         if self.condition_member is not None and self.condition_image_channels != 3:
-            raise ValueError("a condition_member is a picture: condition_image_channels must be 3")
+            raise ValueError("a condition_member is an image: condition_image_channels must be 3")
         return self
 
     @model_validator(mode="after")
@@ -242,7 +242,7 @@ class DiffusionConfig(TrainingConfig):
         if self.crop_size is None:
             return self
         if self.attention_resolutions or self.backbone != "unet":
-            raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole picture")
+            raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole image")
         if self.crop_size >= self.resolution or self.crop_size % 2 ** (len(self.channel_mult) - 1):
             raise ValueError(
                 f"crop_size {self.crop_size} must be below resolution {self.resolution} and halve "
@@ -378,20 +378,20 @@ class GANConfig(TrainingConfig):
         return self
 
 
-class Conditions(Config):
+class DatasetInfo(Config):
     """What a data set can condition on; from its index."""
 
     num_classes: int = Field(ge=1)
     vocab_size: int = Field(0, ge=0)  # of the BPE; 0: no captions
     text_length: int = Field(0, ge=0)
-    condition: "TokenGrid | None" = None  # of the condition pictures, where there are any
+    condition: "TokenGrid | None" = None  # of the condition images, where there are any
     image_embedding_dim: int = Field(0, ge=0)  # what frozen encoders make, where there are any; this and the next two
     text_states_dim: int = Field(0, ge=0)
     text_states_length: int = Field(0, ge=0)
 
 
 class TokenGrid(Config):
-    """What a tokenizer makes of a picture."""
+    """What a tokenizer makes of an image."""
 
     codebook_size: int = Field(ge=2)
     height: int = Field(ge=1)

@@ -22,7 +22,7 @@ class ContrastiveConfig(TrainingConfig):
     text_dim: int = Field(ge=8)  # the text transformer
     text_layers: int = Field(ge=1)
     text_heads: int = Field(ge=1)
-    max_shift: int = Field(0, ge=0)  # pixels that pictures are moved by in training, at most and each way
+    max_shift: int = Field(0, ge=0)  # pixels that images are moved by in training, at most and each way
     conditions: tuple[Literal["text"], ...] = ("text",)
 
     @model_validator(mode="after")

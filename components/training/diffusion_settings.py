@@ -3,7 +3,7 @@
 from typing import Any
 
 from components.training.classifier_config import ClassifierConfig
-from components.training.config import Conditions, DiffusionConfig
+from components.training.config import DatasetInfo, DiffusionConfig
 from components.training.image_to_image_config import ImageToImageConfig
 
 
@@ -12,10 +12,10 @@ def network_kind(config: DiffusionConfig) -> str:
     return {"unet": "diffusion", "dit": "dit"}[config.backbone]
 
 
-def network_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
+def network_arguments(config: DiffusionConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
     own = dit_arguments(config) if config.backbone == "dit" else unet_arguments(config)
-    return own | {"resolution": config.resolution} | condition_arguments(config, offers)
+    return own | {"resolution": config.resolution} | condition_arguments(config, dataset_info)
 
 
 def unet_arguments(config: DiffusionConfig) -> dict[str, Any]:
@@ -50,24 +50,24 @@ def dit_arguments(config: DiffusionConfig) -> dict[str, Any]:
     }
 
 
-def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str, Any]:
+def condition_arguments(config: DiffusionConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """What both backbones take. A label that is never dropped needs no null label, and noise that is never added no
     embedding of its level."""
     text = {
-        "vocab_size": offers.vocab_size,
-        "context_length": offers.text_length,
+        "vocab_size": dataset_info.vocab_size,
+        "context_length": dataset_info.text_length,
         "model_dim": config.text_dim,
         "num_layers": config.text_layers,
         "num_heads": config.text_heads,
         "learned_padding": config.text_padding == "learned",
     }
-    sizes = {"text_states": offers.text_states_dim, "image_embedding": offers.image_embedding_dim}
+    sizes = {"text_states": dataset_info.text_states_dim, "image_embedding": dataset_info.image_embedding_dim}
     made = {name: size for name, size in sizes.items() if name in config.conditions}  # by frozen encoders
     return {
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,
         "learned_variance": config.variance == "learned_range",
-        "num_classes": offers.num_classes if "label" in config.conditions else None,
+        "num_classes": dataset_info.num_classes if "label" in config.conditions else None,
         "null_label": config.cond_drop_prob > 0,
         "text": text if "text" in config.conditions else None,
         "text_states_dim": config.text_states_dim or made.get("text_states"),
@@ -79,7 +79,7 @@ def condition_arguments(config: DiffusionConfig, offers: Conditions) -> dict[str
 
 
 def process_settings(config: DiffusionConfig | ClassifierConfig) -> dict[str, Any]:
-    """How pictures are noised, as `make_objective` takes it; plain values."""
+    """How images are noised, as `make_objective` takes it; plain values."""
     if config.objective == "edm":
         return {"name": "edm", "sigma_data": config.sigma_data}
     if config.objective == "flow":
@@ -123,7 +123,7 @@ def sampling_settings(config: DiffusionConfig, classes: tuple[str, ...]) -> dict
     }
     if isinstance(config, ImageToImageConfig):
         learned = {"tasks": list(config.tasks), "factors": list(config.super_resolution_factors)}
-        return base | {"role": "image_to_image", "hole_area": list(config.hole_area)} | learned
+        return base | {"role": "image_to_image", "mask_area": list(config.mask_area)} | learned
     if config.condition_member is not None:
         base |= {"condition_member": config.condition_member}
     if config.low_res_resolution is None:

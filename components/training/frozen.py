@@ -2,7 +2,7 @@
 
 The contrastive encoder adds what DALL-E 2's prior and decoder are trained on, a text encoder what Imagen is conditioned
 on. Each is loaded in every worker, from an artifact, and changes no more. What they make may have been made before, and
-then comes with the pictures (`components.stages.precompute`).
+then comes with the images (`components.stages.precompute`).
 
 Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
 """
@@ -43,7 +43,7 @@ class Frozen(NamedTuple):
     """What a training needs of its frozen encoders."""
 
     load_encoders: tuple[LoadEncoder, ...]
-    sizes: dict[str, int]  # fields of `components.training.config.Conditions`
+    sizes: dict[str, int]  # fields of `components.training.config.DatasetInfo`
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
 
 
 def image_encoder(network: ContrastiveEncoder) -> Encoder:
-    """Adds `image_embedding` (B, E) of `image`, with components of unit variance; larger pictures are reduced to the
+    """Adds `image_embedding` (B, E) of `image`, with components of unit variance; larger images are reduced to the
     encoder's resolution."""
 
     def encode(batch: Batch) -> Batch:
@@ -81,7 +81,7 @@ class Latents:
         latents = batch["latents"] if "latents" in batch else self.network.to_latents(batch["image"])
         return {"image": self.scale * latents}
 
-    def pictures(self, latents: Tensor) -> Tensor:
+    def images(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W), near [-1, 1]."""
         return self.network.from_latents(latents / self.scale)
 
@@ -127,7 +127,7 @@ def frozen_encoders(
     """The encoders that make those of `columns` that no data set has: image_embedding, text_states, text_embedding.
 
     Args:
-        resolution: of the training's pictures.
+        resolution: of the training's images.
         bpe: the tokenizer of the data's captions, the text of its file.
         contrastive: a model of the contrastive stage; makes all three.
         text_encoder: of the text_encoder stage; makes the text_states in its place.
@@ -165,13 +165,13 @@ def maker_of(
 
 
 def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str) -> dict[str, Any]:
-    """Arguments of the encoder's network. Raises ValueError if it is none, or knows other pictures or captions."""
+    """Arguments of the encoder's network. Raises ValueError if it is none, or knows other images or captions."""
     about = json.loads(contrastive.read(DESCRIPTION))
     if about["kind"] != "contrastive":
         raise ValueError(f"image_embedding needs a contrastive model, not one of kind {about['kind']}")
     if about["network"]["resolution"] > resolution:
         raise ValueError(
-            f"the contrastive encoder sees pictures of {about['network']['resolution']} pixels, not of {resolution}"
+            f"the contrastive encoder sees images of {about['network']['resolution']} pixels, not of {resolution}"
         )
     if contrastive.read(BPE).decode() != bpe:
         raise ValueError("the contrastive encoder has the text tokenizer of another set; train it on this one")
@@ -187,7 +187,7 @@ def text_sizes(encoder: Artifact) -> dict[str, int]:
 
 
 def load_latents(device: torch.device, *, autoencoder: Artifact, scale: float) -> Latents:
-    """`Latents` of a model of the autoencoder stage. It comes last: other encoders want the picture."""
+    """`Latents` of a model of the autoencoder stage. It comes last: other encoders want the image."""
     return Latents(open_autoencoder(autoencoder).to(device), scale)
 
 
@@ -198,7 +198,7 @@ def load_latent_columns(device: torch.device, *, autoencoder: Artifact) -> Encod
 
 
 def load_nulls(device: torch.device, *, nulls: dict[str, np.ndarray]) -> Encoder:
-    """Adds what stands for no text beside columns that were made before: `null_text_states`, `null_text_embedding`."""
+    """Adds what stands for no text next to columns that were made before: `null_text_states`, `null_text_embedding`."""
     rows = {name: torch.from_numpy(null).to(device).float()[None] for name, null in nulls.items()}
     return lambda batch: repeated(rows, batch)
 

@@ -16,11 +16,11 @@ class ImageToImageConfig(DiffusionConfig):
     Text-guided inpainting (GLIDE; Nichol et al., 2022) is conditions ("text",) and tasks ("inpainting",).
     """
 
-    conditions: tuple[Condition, ...] = ()  # besides the degraded picture
-    condition_image_channels: int = 4  # the degraded picture and its hole
+    conditions: tuple[Condition, ...] = ()  # besides the degraded image
+    condition_image_channels: int = 4  # the degraded image and its mask
     tasks: tuple[DegradationTask, ...] = TASKS  # each sample draws one, each alike; the network is not told which
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, drawn alike
-    hole_area: tuple[float, float] = (0.1, 0.5)  # least and greatest share that rectangles and borders hide
+    mask_area: tuple[float, float] = (0.1, 0.5)  # least and greatest share that rectangles and borders hide
     super_resolution_factors: tuple[int, ...] = (2, 4)  # one is drawn
 
     @model_validator(mode="after")
@@ -30,9 +30,9 @@ class ImageToImageConfig(DiffusionConfig):
         lowest, highest = self.jpeg_qualities
         if not 1 <= lowest <= highest <= 95:
             raise ValueError(f"jpeg_qualities must be lowest and highest within [1, 95], not {self.jpeg_qualities}")
-        least, greatest = self.hole_area
+        least, greatest = self.mask_area
         if not 0 < least <= greatest < 1:
-            raise ValueError(f"hole_area must be least and greatest share inside (0, 1), not {self.hole_area}")
+            raise ValueError(f"mask_area must be least and greatest share inside (0, 1), not {self.mask_area}")
         return self
 
     @model_validator(mode="after")
@@ -45,11 +45,11 @@ class ImageToImageConfig(DiffusionConfig):
         return self
 
     @model_validator(mode="after")
-    def _one_picture_is_given(self) -> Self:
+    def _one_image_is_given(self) -> Self:
         if self.low_res_resolution is not None:
             raise ValueError("an image-to-image model takes no low_res: super_resolution is one of its tasks")
         if self.condition_member is not None or self.condition_image_channels != 4:
-            raise ValueError("an image-to-image model is given the degraded picture and its hole, and no other picture")
+            raise ValueError("an image-to-image model is given the degraded image and its mask, and no other image")
         if self.loss != "simple" or self.crop_size is not None:
-            raise ValueError("an image-to-image model learns from holes: loss must be simple, and crop_size None")
+            raise ValueError("an image-to-image model learns from masks: loss must be simple, and crop_size None")
         return self

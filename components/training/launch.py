@@ -61,7 +61,7 @@ def train(
         stream: the ordered data of the whole run, from any step on.
         held_out: called in rank 0; what previews and the final evaluation see.
         store: the stage's folder.
-        model: what describes the model beside its weights.
+        model: what describes the model next to its weights.
         tries_memory: whether workers find out how many samples they have room for at a time, where the resources have
             no max_batch_per_device; None: on GPUs.
 

@@ -6,7 +6,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-SMALLEST = 64  # pixels: smaller pictures are enlarged without smoothing, so that a browser shows them as they are
+SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, so that a browser shows them as they are
 
 
 def png_grid(images: Tensor, *, columns: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What one worker tells while it trains: progress about once a second, metrics every log_every steps, pictures."""
+"""What one worker tells while it trains: progress about once a second, metrics every log_every steps, images."""
 
 import time
 from collections.abc import Iterator
@@ -64,11 +64,11 @@ class Reporter:
         return values
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Rank 0 shows what the model makes now. Returns the pictures."""
-        pictures = task.preview(held_out, step)
-        for name, png in pictures.items():
+        """Rank 0 shows what the model makes now. Returns the images."""
+        images = task.preview(held_out, step)
+        for name, png in images.items():
             self.recorder.image(self.stage, step, name, png)
-        return pictures
+        return images
 
     def summary(self, seconds_before: float, step: int) -> dict[str, float]:
         """Steps, seconds of training in all tries, and samples/s: of this try, or of all if it took no step."""

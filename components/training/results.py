@@ -20,7 +20,7 @@ FINISHED = "finished.json"  # in the run folder: the training has come to its en
 
 
 class ModelDescription(NamedTuple):
-    """What a model's files say beside its weights."""
+    """What a model's files say next to its weights."""
 
     kind: str  # a key of NETWORKS
     network: dict[str, Any]  # arguments of the network's constructor

@@ -13,7 +13,7 @@ from components.storage.bundle import NETWORKS
 from components.training.classifier_config import ClassifierConfig
 from components.training.config import (
     AutoencoderConfig,
-    Conditions,
+    DatasetInfo,
     DiffusionConfig,
     GANConfig,
     MaskedPriorConfig,
@@ -56,15 +56,15 @@ class Sizes(NamedTuple):
     model: int  # what is left in the end, with the snapshots of a power EMA
 
 
-def training_sizes(config: TrainingConfig, offers: Conditions, *, grid: TokenGrid | None = None) -> Sizes:
+def training_sizes(config: TrainingConfig, dataset_info: DatasetInfo, *, grid: TokenGrid | None = None) -> Sizes:
     """What one checkpoint of a training and its finished model take.
 
     Args:
-        offers: what the data set conditions on.
+        dataset_info: what the data set conditions on.
         grid: of the tokens that a prior learns; None for what learns images.
     """
     with torch.device("meta"), _Undrawn():
-        kept, others = _networks(config, offers, grid)
+        kept, others = _networks(config, dataset_info, grid)
     averages = 0 if config.ema_decay == 0 else 2 if config.ema == "power" else 1
     trained = [p for network in (kept, *others) for p in network.parameters() if p.requires_grad]
     weights = _bytes(kept) * (1 + averages) + sum(map(_bytes, others))
@@ -80,7 +80,7 @@ def autoencoder_grid(config: AutoencoderConfig) -> TokenGrid:
 
 
 def _networks(
-    config: TrainingConfig, offers: Conditions, grid: TokenGrid | None
+    config: TrainingConfig, dataset_info: DatasetInfo, grid: TokenGrid | None
 ) -> tuple[nn.Module, tuple[nn.Module, ...]]:
     """The network that is kept in the end, and those that are trained with it alone."""
     match config:
@@ -88,21 +88,21 @@ def _networks(
             judge = PatchDiscriminator(channels=config.discriminator_channels, num_layers=config.discriminator_layers)
             return Autoencoder(**autoencoder_arguments(config)), (judge,) if config.adversarial_weight > 0 else ()
         case GANConfig():
-            judge = ProjectionDiscriminator(**discriminator_arguments(config, offers))
-            return NETWORKS["gan"](**generator_arguments(config, offers)), (judge,)
+            judge = ProjectionDiscriminator(**discriminator_arguments(config, dataset_info))
+            return NETWORKS["gan"](**generator_arguments(config, dataset_info)), (judge,)
         case DiffusionConfig():
-            return NETWORKS[network_kind(config)](**network_arguments(config, offers)), ()
+            return NETWORKS[network_kind(config)](**network_arguments(config, dataset_info)), ()
         case PixelConfig():
-            return NETWORKS[config.network](**pixel_arguments(config, offers, grid)), ()
+            return NETWORKS[config.network](**pixel_arguments(config, dataset_info, grid)), ()
         case PriorConfig() | MaskedPriorConfig() if grid is not None:
             kind = "prior" if isinstance(config, PriorConfig) else "masked_prior"
-            return NETWORKS[kind](**transformer_arguments(config, offers, grid)), ()
+            return NETWORKS[kind](**transformer_arguments(config, dataset_info, grid)), ()
         case ContrastiveConfig():
-            return NETWORKS["contrastive"](**contrastive_arguments(config, offers)), ()
+            return NETWORKS["contrastive"](**contrastive_arguments(config, dataset_info)), ()
         case DiffusionPriorConfig():
-            return NETWORKS["diffusion_prior"](**diffusion_prior_arguments(config, offers)), ()
+            return NETWORKS["diffusion_prior"](**diffusion_prior_arguments(config, dataset_info)), ()
         case ClassifierConfig():
-            return NETWORKS["noisy_classifier"](**classifier_arguments(config, offers)), ()
+            return NETWORKS["noisy_classifier"](**classifier_arguments(config, dataset_info)), ()
         case _:
             raise TypeError(f"no training has the configuration {type(config).__name__}")
 

@@ -78,8 +78,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     """
     job: Job = arguments["job"]
     torch.set_num_threads(node_threads(job.resources))
-    if job.resources.yields:
-        let_others_go_first()
+    if job.resources.low_priority:
+        set_idle_priority()
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     if worker.rank == 0 and worker.world_size < job.resources.num_workers:
@@ -123,7 +123,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def let_others_go_first() -> None:
+def set_idle_priority() -> None:
     """Run this thread, and those that it starts, where a core would idle otherwise."""
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -262,7 +262,7 @@ class Saver:
         return Checkpoint.from_directory(str(folder))
 
     def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:
-        """Snapshots go beside the checkpoints, which Train removes, and first: a checkpoint is then complete."""
+        """Snapshots go next to the checkpoints, which Train removes, and first: a checkpoint is then complete."""
         folder = Path(checkpoint.path)
         if (folder / SNAPSHOTS).is_dir():
             upload_folder(folder / SNAPSHOTS, self.job.run, SNAPSHOTS)

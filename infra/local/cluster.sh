@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The cluster road on one machine: a Ray head with token authentication, an S3 server (moto) and an MLflow server with
+# The cluster on one machine: a Ray head with token authentication, an S3 server (moto) and an MLflow server with
 # artifact proxy, each on a free port of 127.0.0.1. Stays in the foreground; Ctrl-C ends what it started.
 #   infra/local/cluster.sh FOLDER     keeps the MLflow database, token, logs and cluster.env in FOLDER
 # The S3 server keeps its objects in memory: they are gone when it ends.

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.recipes.cascade import CascadeRecipe
-from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.one_model import OneModelRecipe
@@ -17,17 +17,22 @@ from pipelines.recipes.overrides import apply_overrides, explain
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.rows import ROWS
 from pipelines.recipes.smoke import smoke
-from pipelines.recipes.token_road import TokenRoadRecipe
+from pipelines.recipes.token_branch import TokenBranchRecipe
 from pipelines.workflow import UsageError, nearest
 
 Recipe = (
-    CascadeRecipe | TokenRoadRecipe | OneModelRecipe | DiffusionRoadRecipe | ImageToImageRecipe | DiffusionStudiesRecipe
+    CascadeRecipe
+    | TokenBranchRecipe
+    | OneModelRecipe
+    | DiffusionBranchRecipe
+    | ImageToImageRecipe
+    | DiffusionStudiesRecipe
 )
 SHAPES: dict[str, type[Recipe]] = {
     "full_cascade": CascadeRecipe,
-    "token_road": TokenRoadRecipe,
+    "token_branch": TokenBranchRecipe,
     "one_model": OneModelRecipe,
-    "diffusion_road": DiffusionRoadRecipe,
+    "diffusion_branch": DiffusionBranchRecipe,
     "image_to_image": ImageToImageRecipe,
     "diffusion_studies": DiffusionStudiesRecipe,
 }

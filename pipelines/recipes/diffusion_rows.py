@@ -1,6 +1,6 @@
 """The rows of the lecture from diffusion on: each system by its own recipe, minutes on two cores.
 
-The pictures are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`.
+The images are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from components.training.classifier_config import ClassifierConfig
 from components.training.config import DiffusionConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.image_to_image_config import ImageToImageConfig
-from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
 from pipelines.recipes.image_to_image import ImageToImageRecipe
 
@@ -27,7 +27,7 @@ SIZE_32: dict[str, Any] = {  # what differs from 16² in the same minutes
 }
 
 
-def ddpm() -> DiffusionRoadRecipe:
+def ddpm() -> DiffusionBranchRecipe:
     """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps."""
     base = diffusion(
         conditions=(),
@@ -38,10 +38,10 @@ def ddpm() -> DiffusionRoadRecipe:
         sampler="ddpm",
         num_inference_steps=100,
     )
-    return road("ddpm", base)
+    return branch("ddpm", base)
 
 
-def dit() -> DiffusionRoadRecipe:
+def dit() -> DiffusionBranchRecipe:
     """D5: a diffusion transformer (DiT) at 16² by class, patches of 2²."""
     base = sketching(
         backbone="dit",
@@ -52,11 +52,11 @@ def dit() -> DiffusionRoadRecipe:
         num_layers=6,
         guidance_scale=1.5,
     )
-    return road("dit", base)
+    return branch("dit", base)
 
 
-def classifier_guided() -> DiffusionRoadRecipe:
-    """D6: a conditional model at 16², pulled towards its class by the gradient of a classifier of noisy pictures."""
+def classifier_guided() -> DiffusionBranchRecipe:
+    """D6: a conditional model at 16², pulled towards its class by the gradient of a classifier of noisy images."""
     classifier = ClassifierConfig(
         resolution=16,
         model_channels=32,
@@ -73,46 +73,46 @@ def classifier_guided() -> DiffusionRoadRecipe:
         checkpoint_every=150,
         sample_every=300,
     )
-    return road("classifier_guided", sketching(total_steps=1000), classifier=classifier)
+    return branch("classifier_guided", sketching(total_steps=1000), classifier=classifier)
 
 
-def class_guided() -> DiffusionRoadRecipe:
+def class_guided() -> DiffusionBranchRecipe:
     """D7: classifier-free guidance by class at 16², inside an interval of noise levels only."""
-    return road("class_guided", sketching(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))
+    return branch("class_guided", sketching(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))
 
 
-def glide() -> DiffusionRoadRecipe:
+def glide() -> DiffusionBranchRecipe:
     """D8: GLIDE at 16², captions by cross-attention to the states of a text transformer, classifier-free guidance."""
     base = sketching(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2, guidance_scale=3.0)
-    return road("glide", base)
+    return branch("glide", base)
 
 
-def edm() -> DiffusionRoadRecipe:
+def edm() -> DiffusionBranchRecipe:
     """D15: EDM at 16² by class, preconditioning and Heun's sampler on Karras' noise levels."""
     base = diffusion(objective="edm", sampler="heun", num_inference_steps=12)
-    return road("edm", base)
+    return branch("edm", base)
 
 
-def flow() -> DiffusionRoadRecipe:
+def flow() -> DiffusionBranchRecipe:
     """D15: rectified flow at 16² by class, Euler's steps."""
-    return road("flow", diffusion(objective="flow", sampler="euler", num_inference_steps=25))
+    return branch("flow", diffusion(objective="flow", sampler="euler", num_inference_steps=25))
 
 
-def zero_terminal_snr() -> DiffusionRoadRecipe:
+def zero_terminal_snr() -> DiffusionBranchRecipe:
     """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step."""
     base = diffusion(zero_terminal_snr=True, min_snr_gamma=None, sampler="ddim", spacing="trailing")
-    return road("zero_terminal_snr", base)
+    return branch("zero_terminal_snr", base)
 
 
-def latent_diffusion() -> DiffusionRoadRecipe:
-    """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² pictures."""
+def latent_diffusion() -> DiffusionBranchRecipe:
+    """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images."""
     base = diffusion(in_channels=4, threshold="none", guidance_scale=1.5)
     autoencoder = vae_gan_autoencoder()
     once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.resolution, kept_resolution=16)
-    return road("latent_diffusion", base, autoencoder=autoencoder, precompute=once)
+    return branch("latent_diffusion", base, autoencoder=autoencoder, precompute=once)
 
 
-def imagen() -> DiffusionRoadRecipe:
+def imagen() -> DiffusionBranchRecipe:
     """D14: Imagen at 16², a frozen text encoder's states by cross-attention, dynamic thresholding, strong guidance."""
     base = sketching(
         conditions=("text_states",),
@@ -124,11 +124,11 @@ def imagen() -> DiffusionRoadRecipe:
         total_steps=1000,
     )
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
-    return road("imagen", base, contrastive=contrastive(), precompute=once)
+    return branch("imagen", base, contrastive=contrastive(), precompute=once)
 
 
-def dalle2() -> DiffusionRoadRecipe:
-    """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to picture embedding, decoder of those."""
+def dalle2() -> DiffusionBranchRecipe:
+    """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder of those."""
     prior = DiffusionPriorConfig(
         resolution=16,
         model_dim=128,
@@ -151,24 +151,24 @@ def dalle2() -> DiffusionRoadRecipe:
         total_steps=1000,
     )
     once = PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16)
-    return road("dalle2", base, contrastive=contrastive(), diffusion_prior=prior, precompute=once)
+    return branch("dalle2", base, contrastive=contrastive(), diffusion_prior=prior, precompute=once)
 
 
-def depth_diffusion() -> DiffusionRoadRecipe:
-    """D9: from a depth map to a picture of the scene at 32², the map concatenated to what is denoised."""
+def depth_diffusion() -> DiffusionBranchRecipe:
+    """D9: from a depth map to an image of the scene at 32², the map concatenated to what is denoised."""
     base = sketching(
         conditions=("condition_image",),
         condition_member="depth",
         condition_image_channels=3,
         **SIZE_32,
     )
-    return DiffusionRoadRecipe(
+    return DiffusionBranchRecipe(
         name="depth_diffusion", images=scenes(), base=base, samples=SAMPLES, evaluation=EVALUATION
     )
 
 
 def glide_inpainting() -> ImageToImageRecipe:
-    """D8: text-guided inpainting of 32² pictures (GLIDE): a hole is filled as its caption says."""
+    """D8: text-guided inpainting of 32² images (GLIDE): a mask is filled as its caption says."""
     model = restoring(
         tasks=("inpainting",),
         conditions=("text",),
@@ -189,8 +189,8 @@ def palette() -> ImageToImageRecipe:
     return restored("palette", restoring())
 
 
-def cascade_1024() -> DiffusionRoadRecipe:
-    """D11: pictures of 1024² through three trained stages, 64² by a base, 256² and 1024² by upsamplers of windows."""
+def cascade_1024() -> DiffusionBranchRecipe:
+    """D11: images of 1024² through three trained stages, 64² by a base, 256² and 1024² by upsamplers of windows."""
     small = sketching(
         resolution=64,
         model_channels=16,
@@ -202,18 +202,18 @@ def cascade_1024() -> DiffusionRoadRecipe:
         sample_every=300,
         guidance_scale=1.5,
     )
-    return DiffusionRoadRecipe(
+    return DiffusionBranchRecipe(
         name="cascade_1024",
         images=emoji(resolution=1024).model_copy(update={"limit": 1024, "samples_per_shard": 64}),
         base=small,
         upsamplers=(enlarging(64, 256), enlarging(256, 1024)),
-        samples=SamplesConfig(measured_samples=0, pictures_per_class=1, num_prompts=0),
+        samples=SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0),
         evaluation=EVALUATION.model_copy(update={"feature_network": "none"}),
     )
 
 
 def enlarging(low_res: int, resolution: int) -> DiffusionConfig:
-    """Four times as large; trained on windows of 64² without attention, and then run on whole pictures."""
+    """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
     return sketching(
         resolution=resolution,
         low_res_resolution=low_res,
@@ -233,7 +233,7 @@ def enlarging(low_res: int, resolution: int) -> DiffusionConfig:
     )
 
 
-DIFFUSION_ROWS: dict[Callable[[], DiffusionRoadRecipe | ImageToImageRecipe], str] = {
+DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], str] = {
     ddpm: "D1",
     dit: "D5",
     classifier_guided: "D6",
@@ -253,19 +253,19 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionRoadRecipe | ImageToImageRecipe], str
 }
 
 
-def road(name: str, base: DiffusionConfig, **parts: Any) -> DiffusionRoadRecipe:
-    """A recipe on the demo's pictures."""
-    return DiffusionRoadRecipe(name=name, images=emoji(), base=base, samples=SAMPLES, evaluation=EVALUATION, **parts)
+def branch(name: str, base: DiffusionConfig, **parts: Any) -> DiffusionBranchRecipe:
+    """A recipe on the demo's images."""
+    return DiffusionBranchRecipe(name=name, images=emoji(), base=base, samples=SAMPLES, evaluation=EVALUATION, **parts)
 
 
 def restored(name: str, model: ImageToImageConfig) -> ImageToImageRecipe:
-    """A recipe of restoring the demo's pictures."""
+    """A recipe of restoring the demo's images."""
     restoration = RestorationConfig(samples=48, reference_samples=1024)
     return ImageToImageRecipe(name=name, images=emoji(), model=model, restoration=restoration)
 
 
 def restoring(**changes: Any) -> ImageToImageConfig:
-    """A U-Net at 32² that is given a degraded picture."""
+    """A U-Net at 32² that is given a degraded image."""
     return ImageToImageConfig(**(diffusion_numbers(conditions=(), num_inference_steps=10, **SIZE_32) | changes))
 
 
@@ -300,7 +300,7 @@ def diffusion_numbers(**changes: Any) -> dict[str, Any]:
 
 
 def contrastive() -> ContrastiveConfig:
-    """Captions and pictures of 16² in one space."""
+    """Captions and images of 16² in one space."""
     return ContrastiveConfig(
         resolution=16,
         channels=32,

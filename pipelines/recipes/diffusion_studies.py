@@ -24,8 +24,8 @@ class DiffusionStudiesRecipe(Config):
     images: ImagesConfig
     base: DiffusionConfig
     weaker: DiffusionConfig | None = None  # guides the base: smaller, or trained for fewer steps
-    classifier: ClassifierConfig | None = None  # of noisy pictures, guides the base
-    judge: ClassifierConfig | None = None  # of clean pictures, guides nothing
+    classifier: ClassifierConfig | None = None  # of noisy images, guides the base
+    judge: ClassifierConfig | None = None  # of clean images, guides nothing
     cascade: CascadeConfig = CascadeConfig()
     samples: SamplesConfig
     likelihood: LikelihoodConfig | None = None
@@ -48,7 +48,7 @@ class DiffusionStudiesRecipe(Config):
         if self.classifier is not None:
             check_guide(self.classifier, self.base)
         if self.judge is not None and self.judge.noisy:
-            raise ValueError("judge.noisy must be false: it judges finished pictures")
+            raise ValueError("judge.noisy must be false: it judges finished images")
         return self
 
     @model_validator(mode="after")
@@ -59,9 +59,9 @@ class DiffusionStudiesRecipe(Config):
             return self
         most = self.base.num_train_timesteps
         if self.likelihood is not None:
-            count = self.likelihood.timesteps_per_picture or most
+            count = self.likelihood.timesteps_per_image or most
             if not 2 <= count <= most:
-                raise ValueError(f"likelihood.timesteps_per_picture must be in [2, {most}], not {count}")
+                raise ValueError(f"likelihood.timesteps_per_image must be in [2, {most}], not {count}")
         asked: dict[str, int] = {}
         if self.steps_study is not None:
             asked["steps_study.steps"] = max(self.steps_study.steps)

@@ -1,6 +1,6 @@
 """The rows of the lecture before diffusion: each system by its own recipe, minutes on two cores.
 
-Rows share what has equal numbers: the pictures, and the VQ-GAN that three priors are trained on.
+Rows share what has equal numbers: the images, and the VQ-GAN that three priors are trained on.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from components.training.config import AutoencoderConfig, GANConfig, MaskedPriorConfig, PixelConfig, PriorConfig
 from pipelines.recipes.one_model import OneModelRecipe
-from pipelines.recipes.token_road import ConditionRecipe, TokenRoadRecipe
+from pipelines.recipes.token_branch import ConditionRecipe, TokenBranchRecipe
 
-Row = OneModelRecipe | TokenRoadRecipe
-SAMPLES = SamplesConfig(measured_samples=256, pictures_per_class=4, num_prompts=6, pictures_per_prompt=4)
+Row = OneModelRecipe | TokenBranchRecipe
+SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6, images_per_prompt=4)
 EVALUATION = EvaluationConfig(reference_samples=1024)
 
 
 def vae() -> OneModelRecipe:
-    """T1: VAE at 32², Gaussian latents of 4² x 16, its bound in bits a dimension."""
+    """T1: VAE at 32², Gaussian latents of 4² x 16, its bound in bits/dim."""
     return one_model(
         "vae",
         autoencoder(
@@ -70,51 +70,51 @@ def fsq() -> OneModelRecipe:
 
 
 def pixelcnn() -> OneModelRecipe:
-    """P1: gated PixelCNN over the sub-pixels of 16² pictures by class, exact bits a dimension."""
+    """P1: gated PixelCNN over the sub-pixels of 16² images by class, exact bits/dim."""
     return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7))
 
 
 def pixelrnn() -> OneModelRecipe:
-    """P1: Row LSTM over the sub-pixels of 16² pictures by class, exact bits a dimension."""
+    """P1: Row LSTM over the sub-pixels of 16² images by class, exact bits/dim."""
     return one_model(
         "pixelrnn", pixels(network="row_lstm", resolution=16, channels=48, num_layers=4, kernel_size=3, total_steps=800)
     )
 
 
-def vqgan_pixelcnn() -> TokenRoadRecipe:
+def vqgan_pixelcnn() -> TokenBranchRecipe:
     """P2: PixelCNN by class over the index grid of a tokenizer."""
     prior = pixels(network="pixelcnn", channels=64, num_layers=7, global_batch_size=32)
-    return token_road("vqgan_pixelcnn", prior)
+    return token_branch("vqgan_pixelcnn", prior)
 
 
-def vqgan_transformer() -> TokenRoadRecipe:
-    """P3: transformer by class over the tokens of the VQ-GAN; guidance, top-k; windows for larger pictures."""
+def vqgan_transformer() -> TokenBranchRecipe:
+    """P3: transformer by class over the tokens of the VQ-GAN; guidance, top-k; windows for larger images."""
     prior = transformer(conditions=("label",), positions="rotary_2d", token_corruption=0.1)
-    return token_road("vqgan_transformer", prior)
+    return token_branch("vqgan_transformer", prior)
 
 
-def dalle() -> TokenRoadRecipe:
+def dalle() -> TokenBranchRecipe:
     """P4: DALL-E, one transformer that learns captions and the dVAE's tokens in one sequence."""
     prior = transformer(conditions=("text",), text_loss_weight=1 / 8)
-    return token_road("dalle", prior, tokenizer=dvae_tokenizer())
+    return token_branch("dalle", prior, tokenizer=dvae_tokenizer())
 
 
-def depth_transformer() -> TokenRoadRecipe:
-    """P5: from a depth map to a picture; the map has a tokenizer of its own."""
+def depth_transformer() -> TokenBranchRecipe:
+    """P5: from a depth map to an image; the map has a tokenizer of its own."""
     seen = scene_tokenizer(member="depth", codebook_size=64, total_steps=200)
     return conditioned("depth_transformer", seen)
 
 
-def image_transformer() -> TokenRoadRecipe:
-    """P5: from a picture of 16² to one of 32²; the small one has a tokenizer of its own."""
+def image_transformer() -> TokenBranchRecipe:
+    """P5: from an image of 16² to one of 32²; the small one has a tokenizer of its own."""
     seen = scene_tokenizer(resolution=16, channel_mult=(1, 2, 2), total_steps=200)
     return conditioned("image_transformer", seen)
 
 
-def maskgit() -> TokenRoadRecipe:
+def maskgit() -> TokenBranchRecipe:
     """P6: MaskGIT over the tokens of the VQ-GAN by class, 12 steps in place of 64."""
     prior = MaskedPriorConfig(**prior_numbers(conditions=("label",)), num_inference_steps=12)
-    return token_road("maskgit", prior)
+    return token_branch("maskgit", prior)
 
 
 def gan() -> OneModelRecipe:
@@ -164,20 +164,20 @@ DISCRETE_ROWS: dict[Callable[[], Row], str] = {
 def one_model(
     name: str, model: AutoencoderConfig | PixelConfig | GANConfig, *, images: ImagesConfig | None = None
 ) -> OneModelRecipe:
-    """A recipe of one model of the demo's pictures, or of other images."""
+    """A recipe of one model of the demo's images, or of other images."""
     return OneModelRecipe(name=name, images=images or emoji(), model=model, samples=SAMPLES, evaluation=EVALUATION)
 
 
-def token_road(
+def token_branch(
     name: str,
     prior: PriorConfig | MaskedPriorConfig | PixelConfig,
     *,
     tokenizer: AutoencoderConfig | None = None,
     images: ImagesConfig | None = None,
     condition: ConditionRecipe | None = None,
-) -> TokenRoadRecipe:
-    """A recipe of a prior over the VQ-GAN's tokens of the demo's pictures, or over others."""
-    return TokenRoadRecipe(
+) -> TokenBranchRecipe:
+    """A recipe of a prior over the VQ-GAN's tokens of the demo's images, or over others."""
+    return TokenBranchRecipe(
         name=name,
         images=images or emoji(),
         tokenizer=tokenizer or vqgan_tokenizer(),
@@ -188,15 +188,15 @@ def token_road(
     )
 
 
-def conditioned(name: str, seen: AutoencoderConfig) -> TokenRoadRecipe:
-    """A recipe of a prior over scenes after the tokens of another picture of the same scene."""
+def conditioned(name: str, seen: AutoencoderConfig) -> TokenBranchRecipe:
+    """A recipe of a prior over scenes after the tokens of another image of the same scene."""
     condition = ConditionRecipe(tokenizer=seen, tokens=TokensConfig(member=seen.member))
     prior = transformer(conditions=("condition",), guidance_scale=1.0, global_batch_size=16)
-    return token_road(name, prior, images=scenes(), tokenizer=scene_tokenizer(), condition=condition)
+    return token_branch(name, prior, images=scenes(), tokenizer=scene_tokenizer(), condition=condition)
 
 
 def emoji(resolution: int = 64) -> ImagesConfig:
-    """The pictures of the demo: with equal numbers they are ingested once."""
+    """The images of the demo: with equal numbers they are ingested once."""
     return ImagesConfig(
         source="openmoji",
         resolution=resolution,

@@ -1,6 +1,6 @@
 """What diffusion on Fashion-MNIST is measured by: samplers by steps, guidance by scale, likelihood.
 
-All at the pictures' own 28², each training minutes on two cores.
+All at the images' own 28², each training minutes on two cores.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from components.training.classifier_config import ClassifierConfig
 from components.training.config import DiffusionConfig
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 
-REFERENCE = 5000  # training pictures that distances are measured to
+REFERENCE = 5000  # training images that distances are measured to
 
 
 def fashion_steps() -> DiffusionStudiesRecipe:
@@ -58,7 +58,7 @@ def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
             min_snr_gamma=None,
             variance="fixed_large",
         ),
-        likelihood=LikelihoodConfig(samples=256, timesteps_per_picture=250),  # all 1,000: four times the minutes
+        likelihood=LikelihoodConfig(samples=256, timesteps_per_image=250),  # all 1,000: four times the minutes
     )
 
 
@@ -74,7 +74,7 @@ def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
             variance="learned_range",
             loss="hybrid",
         ),
-        likelihood=LikelihoodConfig(samples=256, timesteps_per_picture=250),  # all 1,000: four times the minutes
+        likelihood=LikelihoodConfig(samples=256, timesteps_per_image=250),  # all 1,000: four times the minutes
     )
 
 
@@ -87,7 +87,7 @@ FASHION: dict[Callable[[], DiffusionStudiesRecipe], str] = {
 
 
 def studies(name: str, **parts: Any) -> DiffusionStudiesRecipe:
-    """A recipe on the pictures that all of them share."""
+    """A recipe on the images that all of them share."""
     return DiffusionStudiesRecipe(
         name=name,
         images=ImagesConfig(
@@ -98,7 +98,7 @@ def studies(name: str, **parts: Any) -> DiffusionStudiesRecipe:
             vocab_size=300,
             text_length=8,
         ),
-        samples=SamplesConfig(measured_samples=256, pictures_per_class=8, num_prompts=0),
+        samples=SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0),
         evaluation=EvaluationConfig(reference_samples=REFERENCE),
         **parts,
     )

@@ -1,4 +1,4 @@
-"""The shape of a recipe of one model that works on pictures."""
+"""The shape of a recipe of one model that works on images."""
 
 from typing import Literal, Self
 
@@ -12,7 +12,7 @@ from components.training.image_to_image_config import ImageToImageConfig
 
 
 class ImageToImageRecipe(Config):
-    """One model, and how well it restores held-out pictures."""
+    """One model, and how well it restores held-out images."""
 
     workflow: Literal["image_to_image"] = "image_to_image"
     name: str
@@ -22,9 +22,9 @@ class ImageToImageRecipe(Config):
     restoration: RestorationConfig
 
     @model_validator(mode="after")
-    def _pictures_are_large_enough(self) -> Self:
+    def _images_are_large_enough(self) -> Self:
         if self.images.resolution < self.model.resolution:
             raise ValueError(f"images.resolution must be at least model.resolution {self.model.resolution}")
         if self.images.holdout_fraction == 0:
-            raise ValueError("images.holdout_fraction must be above 0: held-out pictures are restored")
+            raise ValueError("images.holdout_fraction must be above 0: held-out images are restored")
         return self

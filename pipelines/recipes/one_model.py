@@ -1,4 +1,4 @@
-"""The shape of a recipe of one model that is trained on the pictures themselves."""
+"""The shape of a recipe of one model that is trained on the images themselves."""
 
 from typing import Annotated, Literal, Self
 
@@ -24,14 +24,14 @@ class OneModelRecipe(Config):
     evaluation: EvaluationConfig
 
     @property
-    def makes_pictures(self) -> bool:
-        """An autoencoder with codes needs a prior over them first: that is a token road."""
+    def makes_images(self) -> bool:
+        """An autoencoder with codes needs a prior over them first: that is a token branch."""
         return not isinstance(self.model, AutoencoderConfig) or self.model.bottleneck == "gaussian"
 
     @model_validator(mode="after")
-    def _pictures_are_large_enough(self) -> Self:
+    def _images_are_large_enough(self) -> Self:
         if self.model.resolution is None:
-            raise ValueError("model.resolution is missing: a model of pictures needs it")
+            raise ValueError("model.resolution is missing: a model of images needs it")
         if self.images.resolution < self.model.resolution:
             raise ValueError(f"images.resolution must be at least model.resolution {self.model.resolution}")
         return self

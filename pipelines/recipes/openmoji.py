@@ -1,4 +1,4 @@
-"""The demo: every system of the cascade on 3,773 real pictures, on a laptop, in about a quarter of an hour."""
+"""The demo: every system of the cascade on 3,773 real images, on a laptop, in about a quarter of an hour."""
 
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
@@ -8,7 +8,7 @@ from pipelines.recipes.cascade import CascadeRecipe
 
 
 def openmoji() -> CascadeRecipe:
-    """OpenMoji pictures: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo."""
+    """OpenMoji images: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo."""
     return CascadeRecipe(
         name="openmoji",
         images=ImagesConfig(
@@ -64,7 +64,7 @@ def prior() -> PriorConfig:
         num_heads=6,
         dropout=0.1,
         conditions=("label", "text"),
-        cond_drop="independent",  # pictures are asked for by class, by caption, or by both
+        cond_drop="independent",  # images are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
         total_steps=450,
         global_batch_size=24,
@@ -88,7 +88,7 @@ def base() -> DiffusionConfig:
         num_res_blocks=1,
         attention_resolutions=(8, 4),
         conditions=("label", "text"),
-        cond_drop="independent",  # pictures are asked for by class, by caption, or by both
+        cond_drop="independent",  # images are asked for by class, by caption, or by both
         cond_drop_prob=0.2,
         total_steps=1300,
         global_batch_size=24,
@@ -105,7 +105,7 @@ def base() -> DiffusionConfig:
 
 
 def upsampler() -> DiffusionConfig:
-    """16² to 64²; it is told how much noise its low-res picture carries."""
+    """16² to 64²; it is told how much noise its low-res image carries."""
     return DiffusionConfig(
         resolution=64,
         low_res_resolution=16,

@@ -1,6 +1,6 @@
-"""Published systems at their size, as recipes that run: give them pictures and a cluster.
+"""Published systems at their size, as recipes that run: give them images and a cluster.
 
-Here are those of the discrete road; diffusion is in `paper_roads.py`.
+Here are those of the discrete branch; diffusion is in `paper_branches.py`.
 
 cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from components.stages.evaluate import EvaluationConfig
 from components.stages.samples import SamplesConfig
 from components.training.config import AutoencoderConfig, PriorConfig
-from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.paper_autoencoders import (
@@ -25,10 +25,10 @@ from pipelines.recipes.paper_autoencoders import (
     vqgan_imagenet_f16_16384,
     vqvae_imagenet_128,
 )
-from pipelines.recipes.paper_roads import PAPER_ROADS, images, palette_256
-from pipelines.recipes.token_road import TokenRoadRecipe
+from pipelines.recipes.paper_branches import PAPER_BRANCHES, images, palette_256
+from pipelines.recipes.token_branch import TokenBranchRecipe
 
-PaperRecipe = Callable[[], OneModelRecipe | TokenRoadRecipe | DiffusionRoadRecipe | ImageToImageRecipe]
+PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchRecipe | ImageToImageRecipe]
 
 AUTOENCODERS: tuple[Callable[[], AutoencoderConfig], ...] = (
     vqgan_imagenet_f16_1024,
@@ -44,11 +44,11 @@ AUTOENCODERS: tuple[Callable[[], AutoencoderConfig], ...] = (
 )
 
 
-def imagenet_class_prior() -> TokenRoadRecipe:
+def imagenet_class_prior() -> TokenBranchRecipe:
     """Class-conditional ImageNet of taming-transformers: 16² tokens of 16,384 codes, a transformer of 1.4 billion.
 
     Esser et al. (2021), table 4 ("cin256"): 48 layers, 24 heads, width 1,536, AdamW (0.9, 0.95), weight decay 0.01;
-    learning rate 4.5e-6 for each picture of the batch. Batch and steps are ours.
+    learning rate 4.5e-6 for each image of the batch. Batch and steps are ours.
     """
     prior = PriorConfig(
         model_dim=1536,
@@ -64,11 +64,11 @@ def imagenet_class_prior() -> TokenRoadRecipe:
         top_k=600,
         top_p=0.92,
     )
-    return token_road("imagenet_class_prior", prior, vqgan_imagenet_f16_16384(), text_length=16)
+    return token_branch("imagenet_class_prior", prior, vqgan_imagenet_f16_16384(), text_length=16)
 
 
-def mindalle_text_prior() -> TokenRoadRecipe:
-    """minDALL-E: 64 text and 16² picture tokens in one transformer of 1.3 billion, over a VQ-GAN of 16,384 codes.
+def mindalle_text_prior() -> TokenBranchRecipe:
+    """minDALL-E: 64 text and 16² image tokens in one transformer of 1.3 billion, over a VQ-GAN of 16,384 codes.
 
     kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384; DALL-E's
     weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.
@@ -87,7 +87,7 @@ def mindalle_text_prior() -> TokenRoadRecipe:
         precision="bf16",
         top_k=256,
     )
-    return token_road("mindalle_text_prior", prior, vqgan_imagenet_f16_16384(), vocab_size=16_384, text_length=64)
+    return token_branch("mindalle_text_prior", prior, vqgan_imagenet_f16_16384(), vocab_size=16_384, text_length=64)
 
 
 PRIORS = (imagenet_class_prior, mindalle_text_prior)
@@ -96,8 +96,8 @@ PRIORS = (imagenet_class_prior, mindalle_text_prior)
 def paper_recipes() -> dict[str, PaperRecipe]:
     """Name -> recipe."""
     lone: dict[str, PaperRecipe] = {config.__name__: lone_recipe(config) for config in AUTOENCODERS}
-    roads: dict[str, PaperRecipe] = {recipe.__name__: recipe for recipe in (*PRIORS, *PAPER_ROADS, palette_256)}
-    return lone | roads
+    branches: dict[str, PaperRecipe] = {recipe.__name__: recipe for recipe in (*PRIORS, *PAPER_BRANCHES, palette_256)}
+    return lone | branches
 
 
 def lone_recipe(config: Callable[[], AutoencoderConfig]) -> Callable[[], OneModelRecipe]:
@@ -116,10 +116,10 @@ def lone_recipe(config: Callable[[], AutoencoderConfig]) -> Callable[[], OneMode
     return recipe
 
 
-def token_road(
+def token_branch(
     name: str, prior: PriorConfig, tokenizer: AutoencoderConfig, *, vocab_size: int = 1024, text_length: int
-) -> TokenRoadRecipe:
-    return TokenRoadRecipe(
+) -> TokenBranchRecipe:
+    return TokenBranchRecipe(
         name=name,
         images=images(resolution=256, vocab_size=vocab_size, text_length=text_length),
         tokenizer=tokenizer,

@@ -1,7 +1,7 @@
 """Autoencoders at their published size: networks with the published number of parameters, published losses and rates.
 
 VQ-GAN is of Esser et al. (2021), LDM of Rombach et al. (2022); VQ-VAE and dVAE say theirs below. The first two publish
-a batch for each GPU and a learning rate for each picture of the batch (4.5e-6), constant, under Adam with betas
+a batch for each GPU and a learning rate for each image of the batch (4.5e-6), constant, under Adam with betas
 (0.5, 0.9); the number of GPUs, 8, and of steps is ours. They need the weights of VGG-16 and LPIPS in one safetensors
 file. Codebook and commitment loss have their weights of the paper; the published code has the two the other way round.
 """
@@ -9,7 +9,7 @@ file. Codebook and commitment loss have their weights of the paper; the publishe
 from components.training.config import AutoencoderConfig
 
 GPUS = 8
-RATE_PER_PICTURE = 4.5e-6
+RATE_PER_IMAGE = 4.5e-6
 STEPS = 500_000
 NORM_GROUPS = 32  # `Normalize` of both in modules/diffusionmodules/model.py
 LPIPS_WEIGHTS = "vgg16_lpips.safetensors"
@@ -31,7 +31,7 @@ def vqgan_imagenet_f16_1024(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> A
 
 
 def vqgan_imagenet_f16_16384(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
-    """VQ-GAN, 256² to 16² tokens of 16,384 codes: `model.yaml` beside its weights; the batch is that of the other."""
+    """VQ-GAN, 256² to 16² tokens of 16,384 codes: `model.yaml` next to its weights; the batch is that of the other."""
     return _codes(
         16_384,
         latent_channels=256,
@@ -111,7 +111,7 @@ def ldm_vq_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderCon
 def vqvae_imagenet_128() -> AutoencoderConfig:
     """VQ-VAE, 128² to 32² tokens of 512 codes, trained as in section 4.1 of van den Oord et al. (2017).
 
-    Published: Adam, rate 2e-4, 250,000 steps of 128 pictures, two strided convolutions and two residual blocks 256 wide
+    Published: Adam, rate 2e-4, 250,000 steps of 128 images, two strided convolutions and two residual blocks 256 wide
     on each side. Ours halves as often and has residual blocks at every resolution, so there is no count to reach.
     """
     return AutoencoderConfig(
@@ -143,7 +143,7 @@ def dalle_dvae_f8_8192() -> AutoencoderConfig:
     """DALL-E's dVAE, 256² to 32² tokens of 8,192 codes, trained as in appendix A.2 of Ramesh et al. (2021).
 
     Its encoder and decoder are an architecture of their own (four groups of bottleneck blocks 256 wide); ours, of about
-    the same size, stand in for them, so there is no count to reach. Published: 3,000,000 updates of 512 pictures, AdamW
+    the same size, stand in for them, so there is no count to reach. Published: 3,000,000 updates of 512 images, AdamW
     with weight decay 1e-4, an average of the weights, KL weight 0 to 6.6 in 5,000 updates, temperature 1 to 1/16 in
     150,000, rate 1e-4 to 1.25e-6 along a cosine of 1,200,000 updates. Ours has that cosine over all updates.
     """
@@ -207,7 +207,7 @@ def _codes(
         discriminator_layers=discriminator_layers,
         total_steps=STEPS,
         global_batch_size=GPUS * batch_per_gpu,
-        learning_rate=GPUS * batch_per_gpu * RATE_PER_PICTURE,
+        learning_rate=GPUS * batch_per_gpu * RATE_PER_IMAGE,
         final_lr_fraction=1.0,
         warmup_steps=0,
         ema_decay=0.0,
@@ -241,7 +241,7 @@ def _gaussian(
         discriminator_start=50_000,
         total_steps=STEPS,
         global_batch_size=GPUS * batch_per_gpu,
-        learning_rate=GPUS * batch_per_gpu * RATE_PER_PICTURE,
+        learning_rate=GPUS * batch_per_gpu * RATE_PER_IMAGE,
         final_lr_fraction=1.0,
         warmup_steps=0,
         ema_decay=0.0,

@@ -1,7 +1,7 @@
-"""ADM's classifiers of noisy pictures at their published size, for guidance by their gradient.
+"""ADM's classifiers of noisy images at their published size, for guidance by their gradient.
 
 Dhariwal and Nichol (2021), appendix H, and the flags of openai/guided-diffusion, which are those of 128²: 300,000 steps
-of 256 pictures, rate 3e-4 down to nothing, weight decay 0.05, random crops. The others take the same here; that crops
+of 256 images, rate 3e-4 down to nothing, weight decay 0.05, random crops. The others take the same here; that crops
 are shifts by at most an eighth of the side is ours.
 """
 
@@ -13,22 +13,22 @@ from pipelines.recipes.paper_diffusion import ADM_64, ADM_128, ADM_256, ADM_512,
 
 
 def adm_classifier_64() -> ClassifierConfig:
-    """ADM's classifier of noisy pictures, 64², twice as deep as the others; on the cosine schedule of its model."""
+    """ADM's classifier of noisy images, 64², twice as deep as the others; on the cosine schedule of its model."""
     return _classifier(64, channel_mult=ADM_64, num_res_blocks=4, schedule="cosine")
 
 
 def adm_classifier_128() -> ClassifierConfig:
-    """ADM's classifier of noisy pictures, 128²."""
+    """ADM's classifier of noisy images, 128²."""
     return _classifier(128, channel_mult=ADM_128)
 
 
 def adm_classifier_256() -> ClassifierConfig:
-    """ADM's classifier of noisy pictures, 256²."""
+    """ADM's classifier of noisy images, 256²."""
     return _classifier(256, channel_mult=ADM_256)
 
 
 def adm_classifier_512() -> ClassifierConfig:
-    """ADM's classifier of noisy pictures, 512²."""
+    """ADM's classifier of noisy images, 512²."""
     return _classifier(512, channel_mult=ADM_512)
 
 

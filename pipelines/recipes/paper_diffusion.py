@@ -36,12 +36,12 @@ CONSTANT_RATE: dict[str, Any] = {
 LOGGED: dict[str, Any] = {"log_every": 100, "checkpoint_every": 5000, "sample_every": 5000}
 ALWAYS_LABELED: dict[str, Any] = {"conditions": ("label",), "cond_drop_prob": 0.0}
 UNCONDITIONAL: dict[str, Any] = {"conditions": (), "cond_drop_prob": 0.0}
-# Of upsamplers that see the low-resolution picture as it is.
+# Of upsamplers that see the low-resolution image as it is.
 WITHOUT_NOISE: dict[str, Any] = {"max_noise_level": 0, "noise_level": 0}
 
 
 def ddpm_cifar_10() -> DiffusionConfig:
-    """DDPM, 32²: appendix B. 800,000 steps of 128 pictures, rate 2e-4 after 5,000 steps, sampled in 1,000 steps."""
+    """DDPM, 32²: appendix B. 800,000 steps of 128 images, rate 2e-4 after 5,000 steps, sampled in 1,000 steps."""
     return _published(
         resolution=32,
         model_channels=128,
@@ -65,7 +65,7 @@ def ddpm_cifar_10() -> DiffusionConfig:
 
 
 def iddpm_imagenet_64() -> DiffusionConfig:
-    """Improved DDPM, 64², no label: 1,500,000 steps of 128 pictures at 4,000 noise levels, sampled in 250 steps."""
+    """Improved DDPM, 64², no label: 1,500,000 steps of 128 images at 4,000 noise levels, sampled in 250 steps."""
     return _published(
         resolution=64,
         model_channels=128,
@@ -87,7 +87,7 @@ def iddpm_imagenet_64() -> DiffusionConfig:
 
 
 def adm_imagenet_64() -> DiffusionConfig:
-    """ADM, 64²: 540,000 steps of 2,048 pictures, cosine schedule, dropout."""
+    """ADM, 64²: 540,000 steps of 2,048 images, cosine schedule, dropout."""
     return _adm(
         resolution=64,
         model_channels=192,
@@ -104,12 +104,12 @@ def adm_imagenet_64() -> DiffusionConfig:
 
 
 def adm_imagenet_128() -> DiffusionConfig:
-    """ADM, 128²: 4,360,000 steps of 256 pictures."""
+    """ADM, 128²: 4,360,000 steps of 256 images."""
     return _adm(resolution=128, channel_mult=ADM_128, num_heads=4, total_steps=4_360_000, **ALWAYS_LABELED)
 
 
 def adm_imagenet_256() -> DiffusionConfig:
-    """ADM, 256²: 1,980,000 steps of 256 pictures."""
+    """ADM, 256²: 1,980,000 steps of 256 images."""
     return _adm(resolution=256, channel_mult=ADM_256, head_dim=64, total_steps=1_980_000, **ALWAYS_LABELED)
 
 
@@ -119,12 +119,12 @@ def adm_imagenet_256_unconditional() -> DiffusionConfig:
 
 
 def adm_imagenet_512() -> DiffusionConfig:
-    """ADM, 512²: 1,940,000 steps of 256 pictures."""
+    """ADM, 512²: 1,940,000 steps of 256 images."""
     return _adm(resolution=512, channel_mult=ADM_512, head_dim=64, total_steps=1_940_000, **ALWAYS_LABELED)
 
 
 def adm_upsampler_64_256() -> DiffusionConfig:
-    """ADM's upsampler, 64² to 256²: 500,000 steps of 256 pictures."""
+    """ADM's upsampler, 64² to 256²: 500,000 steps of 256 images."""
     return _adm(
         resolution=256,
         low_res_resolution=64,
@@ -155,7 +155,7 @@ def adm_upsampler_128_512() -> DiffusionConfig:
 def cdm_upsampler_64_256() -> DiffusionConfig:
     """CDM's upsampler, 64² to 256²: the method of the paper in a network of ours, so there is no count to reach.
 
-    Published: conditioning augmentation by noise of a level that each picture draws, embedded like the time, from the
+    Published: conditioning augmentation by noise of a level that each image draws, embedded like the time, from the
     whole schedule; cosine schedule; no code and no weights. Network, batch and steps are those of ADM's upsampler here,
     and so are ours.
     """
@@ -176,7 +176,7 @@ def cdm_upsampler_64_256() -> DiffusionConfig:
 def glide_base() -> DiffusionConfig:
     """GLIDE, 64², the released (filtered) network with its text transformer.
 
-    Published for the large one: 2,500,000 steps of 2,048 pictures, then texts dropped in one of five; guidance scale 3.
+    Published for the large one: 2,500,000 steps of 2,048 images, then texts dropped in one of five; guidance scale 3.
     """
     return _glide(
         resolution=64,
@@ -193,7 +193,7 @@ def glide_base() -> DiffusionConfig:
 def glide_upsampler() -> DiffusionConfig:
     """GLIDE's upsampler, 64² to 256², released (filtered), with a text transformer of its own.
 
-    Published for the large one: 1,600,000 steps of 512 pictures; sampled in 27 steps.
+    Published for the large one: 1,600,000 steps of 512 images; sampled in 27 steps.
     """
     return _glide(
         resolution=256,
@@ -289,10 +289,10 @@ def ldm_text_to_image() -> DiffusionConfig:
 
 
 def palette() -> ImageToImageConfig:
-    """Palette, 256²: ADM's network without a label, the other picture concatenated; 1,000,000 steps of 1,024 pictures.
+    """Palette, 256²: ADM's network without a label, the other image concatenated; 1,000,000 steps of 1,024 images.
 
     Published: rate 1e-4 after 10,000 steps, 2,000 noise levels, 1,000 steps at sampling, on a schedule fitted to them,
-    where ours takes every second level; one network for four tasks. Ours sees the hole as a channel more.
+    where ours takes every second level; one network for four tasks. Ours sees the mask as a channel more.
     """
     return ImageToImageConfig(
         resolution=256,

@@ -24,7 +24,7 @@ def smoke() -> CascadeRecipe:
         prior=prior(),
         base=base(),
         upsamplers=(upsampler(),),
-        samples=SamplesConfig(measured_samples=64, pictures_per_class=3, num_prompts=3, pictures_per_prompt=3),
+        samples=SamplesConfig(measured_samples=64, images_per_class=3, num_prompts=3, images_per_prompt=3),
         evaluation=EvaluationConfig(reference_samples=256, held_out_samples=48),
     )
 
@@ -34,7 +34,7 @@ def tokenizer() -> AutoencoderConfig:
     return AutoencoderConfig(
         resolution=32,
         channels=16,
-        channel_mult=(1, 2, 2),  # 32 -> 8: 64 tokens a picture
+        channel_mult=(1, 2, 2),  # 32 -> 8: 64 tokens an image
         num_res_blocks=1,
         latent_channels=32,
         codebook_size=128,

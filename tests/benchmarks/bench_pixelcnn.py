@@ -1,7 +1,7 @@
 """Drawing grids of 32×32 tokens from a gated PixelCNN and a Row LSTM: with the cache, against the whole grid anew for
 every position.
 
-Both sides: the same network, three layers of 32 channels after the first one, 512 different tokens, one picture at
+Both sides: the same network, three layers of 32 channels after the first one, 512 different tokens, one image at
 temperature 1, fp32 on one thread. The peer is the same network without its cache.
 """
 

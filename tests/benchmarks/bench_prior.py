@@ -1,4 +1,4 @@
-"""Sampling the tokens of pictures with the key-value cache, ours against transformers' GPT-2 with its static cache.
+"""Sampling the tokens of images with the key-value cache, ours against transformers' GPT-2 with its static cache.
 
 Both sides: four layers of 128 dimensions and four heads, 64 tokens of a vocabulary of 512 after one condition token,
 temperature 1 and top-k 100, fp32 on one thread.
@@ -88,7 +88,7 @@ def row(batch_size: int, *, rounds: int) -> dict[str, Any]:
 
 
 def rows(rounds: int) -> list[dict[str, Any]]:
-    """64 tokens for one picture and for sixteen."""
+    """64 tokens for one image and for sixteen."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""The reader against webdataset's own WebLoader: the same tars, the same number of reading processes, whole pictures
+"""The reader against webdataset's own WebLoader: the same tars, the same number of reading processes, whole images
 into the loop. Time runs between two batches in the middle of a stream, when all that was read ahead is used up: a
 training's stream is started once, and waits for the loop ever after.
 
-Two sets of the same real pictures: one that a reading process keeps decoded, and one that it decodes in each epoch.
+Two sets of the same real images: one that a reading process keeps decoded, and one that it decodes in each epoch.
 """
 
 import os
@@ -30,7 +30,7 @@ WARM_UP = 600  # batches; more than either reader keeps ahead
 
 
 def rows(rounds: int) -> list[dict[str, object]]:
-    """One row for each set; seconds for the same number of pictures."""
+    """One row for each set; seconds for the same number of images."""
     start_ray(worker_start_timeout=120, verbose=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def measure(name: str, index: ShardIndex, *, steps: int, rounds: int) -> dict[st
         "ours": best["ours"],
         "peer": best["peer"],
         "ratio": median(a / b for a, b in zip(times["ours"], times["peer"], strict=True)),
-        "unit": f"s / {steps * BATCH} pictures",
+        "unit": f"s / {steps * BATCH} images",
         "cpu_ours": median(cpu["ours"]),
         "cpu_peer": median(cpu["peer"]),
     }
@@ -112,7 +112,7 @@ def drain(batches: Iterator[np.ndarray], steps: int, *, warm_up: int = WARM_UP) 
     """Seconds and CPU seconds, of this process and its children, of the `steps` batches after the first `warm_up`.
 
     Batches that follow are read too, and not measured: as a stream ends, one reading process after the other has no
-    work left; and one that is given up works on beside the next.
+    work left; and one that is given up works on next to the next.
     """
     for _ in range(warm_up):
         assert next(batches).shape[0] == BATCH

@@ -1,6 +1,6 @@
 """The reader on 64 x 64 and 512 x 512 JPEGs from a folder and from an S3 server, with every shard's sha256 looked at,
 against webdataset's WebLoader, which looks at none, and against bare decoding: the same number of processes that have
-the files in memory and hand the pictures to nobody, by Pillow, as WebLoader decodes (`_bare`), and by what the reader
+the files in memory and hand the images to nobody, by Pillow, as WebLoader decodes (`_bare`), and by what the reader
 itself decodes with (`_bare_own`).
 """
 
@@ -21,8 +21,8 @@ import psutil
 import ray
 from PIL import Image
 
+from components.data.images import load_image
 from components.data.ingest import IngestConfig, ingest
-from components.data.pictures import load_picture
 from components.data.shards import ShardIndex, read_shard
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.storage.store import Store
@@ -56,7 +56,7 @@ def rows(rounds: int) -> list[Row]:
 
 
 def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str, rounds: int) -> list[Row]:
-    steps, unit = STEPS[resolution], f"s / {STEPS[resolution] * BATCH} pictures"
+    steps, unit = STEPS[resolution], f"s / {STEPS[resolution] * BATCH} images"
     whole = WARM_UP[resolution] + steps + WARM_UP[resolution]
     local_urls = [index.url(shard.url) for shard in index.shards]
     web_urls = [shard.url.replace("s3://", f"{address}/") for shard in remote.shards]
@@ -65,7 +65,7 @@ def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str
         compare(f"reader_{resolution}_{where}", partial(ours, of, whole), partial(loader, urls), resolution, rounds)
         for where, of, urls in (("local", index, local_urls), ("s3", remote, web_urls))
     ]
-    for name, decode in (("bare", by_pillow), ("bare_own", partial(load_picture, resolution=resolution))):
+    for name, decode in (("bare", by_pillow), ("bare_own", partial(load_image, resolution=resolution))):
         bare = median(bare_seconds(index, decode, steps * BATCH) for _ in range(rounds))
         found += [row(f"{one['name']}_{name}", float(str(one["ours"])), bare, unit) for one in found[:2]]
     first = [first_batch(partial(ours, index, 1)), first_batch(partial(loader, local_urls))]
@@ -93,22 +93,22 @@ def compare(name: str, mine: Read, theirs: Read, resolution: int, rounds: int) -
     steps, warm_up = STEPS[resolution], WARM_UP[resolution]
     times = [[drain(read(), steps, warm_up=warm_up) for read in (mine, theirs)] for _ in range(rounds)]
     (seconds, cpu), (peer_seconds, peer_cpu) = (np.median([pair[side] for pair in times], axis=0) for side in (0, 1))
-    unit = f"s / {steps * BATCH} pictures"
+    unit = f"s / {steps * BATCH} images"
     return row(name, float(seconds), float(peer_seconds), unit, cpu_ours=float(cpu), cpu_peer=float(peer_cpu))
 
 
-def bare_seconds(index: ShardIndex, decode: Decode, pictures: int) -> float:
-    """READERS processes decode pictures that they hold in memory."""
-    files = [sample.picture for sample in read_shard(index, index.shards[0])]
+def bare_seconds(index: ShardIndex, decode: Decode, images: int) -> float:
+    """READERS processes decode images that they hold in memory."""
+    files = [sample.image for sample in read_shard(index, index.shards[0])]
     with ProcessPoolExecutor(READERS, mp_context=get_context("forkserver")) as pool:
         list(pool.map(decode_all, [decode] * READERS, [files] * READERS, [2] * READERS))
         start = time.perf_counter()
-        list(pool.map(decode_all, [decode] * READERS, [files] * READERS, [pictures // READERS] * READERS))
+        list(pool.map(decode_all, [decode] * READERS, [files] * READERS, [images // READERS] * READERS))
         return time.perf_counter() - start
 
 
-def decode_all(decode: Decode, files: list[bytes], pictures: int) -> int:
-    return sum(int(decode(files[number % len(files)])[0, 0, 0]) for number in range(pictures))
+def decode_all(decode: Decode, files: list[bytes], images: int) -> int:
+    return sum(int(decode(files[number % len(files)])[0, 0, 0]) for number in range(images))
 
 
 def by_pillow(data: bytes) -> np.ndarray:
@@ -122,7 +122,7 @@ def first_batch(read: Read) -> float:
 
 
 def memory(mine: Read, theirs: Read, resolution: int) -> Row:
-    """Private memory of the largest process that reads; pictures on their way lie in shared memory on both sides."""
+    """Private memory of the largest process that reads; images on their way lie in shared memory on both sides."""
 
     def read(batches: Iterator[np.ndarray]) -> None:
         for _ in islice(batches, STEPS[resolution]):

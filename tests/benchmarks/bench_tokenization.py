@@ -1,4 +1,4 @@
-"""The tokens stage against the bare encoder: the same network, thread count and batch, the pictures already decoded in
+"""The tokens stage against the bare encoder: the same network, thread count and batch, the images already decoded in
 memory on the peer's side. Time runs from the first finished shard to the last, while the actor works.
 """
 
@@ -53,7 +53,7 @@ def rows(rounds: int) -> list[dict[str, object]]:
         ray.shutdown()
     mine, theirs = (median(pair[side] for pair in times) for side in (0, 1))
     ratio = median(a / b for a, b in times)
-    unit = f"s / {(SHARDS - 1) * SAMPLES} pictures"
+    unit = f"s / {(SHARDS - 1) * SAMPLES} images"
     return [{"name": "tokenization", "ours": mine, "peer": theirs, "ratio": ratio, "unit": unit}]
 
 

@@ -1,7 +1,7 @@
 """One training step of the demo's U-Net against other U-Nets with as many parameters, and its sampling; one thread.
 
 diffusers' U-Net has the same architecture and the same number of parameters; that of denoising-diffusion-pytorch has
-1.5 % more, with its own blocks and no classes. Sampling is 20 steps of DDIM without guidance, noise to pictures.
+1.5 % more, with its own blocks and no classes. Sampling is 20 steps of DDIM without guidance, noise to images.
 """
 
 import time
@@ -63,7 +63,7 @@ def lucidrains_network() -> Unet:
 def training_step(
     network: nn.Module, label_name: str | None, *, bf16: bool, memory_format: torch.memory_format = torch.channels_last
 ) -> Step:
-    """Forward, loss, backward and optimizer on random pictures; the optimizer is the fused one for both sides."""
+    """Forward, loss, backward and optimizer on random images; the optimizer is the fused one for both sides."""
     network = network.train().to(memory_format=memory_format)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     x_t = torch.randn(BATCH, 3, RESOLUTION, RESOLUTION).to(memory_format=memory_format)
@@ -118,7 +118,7 @@ def our_sampling() -> Step:
 
 
 def peer_sampling(memory_format: torch.memory_format) -> Step:
-    """diffusers' own pipeline; pictures as arrays, so that it encodes none."""
+    """diffusers' own pipeline; images as arrays, so that it encodes none."""
     pipeline = DDIMPipeline(peer_network(None).eval().to(memory_format=memory_format), DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     streams = [torch.Generator().manual_seed(seed) for seed in range(SAMPLED)]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.conftest import free_port, stop, wait_for
 
-DIFFERENT = 32  # pictures; the others are the same again
+DIFFERENT = 32  # images; the others are the same again
 SECONDS_BETWEEN = 0.1
 
 
@@ -38,7 +38,7 @@ def write_photos(folder: Path, *, resolution: int, shards: int, samples: int) ->
 
 
 def photo(draw: np.random.Generator, resolution: int) -> bytes:
-    """A JPEG whose spectrum falls with the frequency, as that of natural pictures does."""
+    """A JPEG whose spectrum falls with the frequency, as that of natural images does."""
     pixels = np.full((resolution, resolution, 3), 128.0)
     for size in (4, 16, 64, 256):
         if size <= resolution:

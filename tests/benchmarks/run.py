@@ -1,6 +1,6 @@
 """Every measurement of `make bench`: prints one table and writes bench.json.
 
-Each bench_*.py beside this file has `rows(rounds)`, which measures ours and the peer in turn, round by round, so that a
+Each bench_*.py here has `rows(rounds)`, which measures ours and the peer in turn, round by round, so that a
 busy machine slows both, and returns a dictionary for each row: name, ours, peer, ratio (our time over the peer's),
 unit, cpu_ours, cpu_peer (CPU seconds a round, which other work on the machine does not move).
 """

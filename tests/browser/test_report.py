@@ -9,7 +9,7 @@ from PIL import Image
 
 from components.evaluation.report import render_report
 from tests.browser.chromium import Visit, find_chromium, visit
-from tests.unit.test_evaluation_report import full_report, pictures
+from tests.unit.test_evaluation_report import full_report, images
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None and os.environ.get("CI") != "true", reason="no Chromium on this machine"
@@ -56,8 +56,8 @@ def test_the_report_opens_without_complaint_or_any_request(opened: Visit) -> Non
     assert len(opened.requests) == 1
 
 
-def test_all_pictures_of_the_report_are_loaded(opened: Visit) -> None:
-    assert opened.answers[0] == len(pictures())
+def test_all_images_of_the_report_are_loaded(opened: Visit) -> None:
+    assert opened.answers[0] == len(images())
 
 
 def test_the_report_fits_the_width_of_its_window(opened: Visit) -> None:

@@ -30,7 +30,7 @@ def test_the_three_parts_of_mlflow_are_one_version(repository):
 
 
 @pytest.mark.parametrize(("package", "floor"), [("certifi", (2026, 10, 19)), ("aiohttp", (3, 14, 4))])
-def test_packages_with_known_holes_are_past_their_fix(repository, package, floor):
+def test_packages_with_known_flaws_are_past_their_fix(repository, package, floor):
     assert tuple(int(part) for part in pinned(repository)[package].split(".")[:3]) >= floor
 
 

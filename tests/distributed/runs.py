@@ -1,4 +1,4 @@
-"""Whole training stages on tiny real pictures, in this process or in a driver of their own.
+"""Whole training stages on tiny real images, in this process or in a driver of their own.
 
 As a program: `python -m tests.distributed.runs FOLDER KIND WORKERS`.
 """
@@ -20,7 +20,7 @@ from components.stages.tokens import TokensConfig, tokenize_images
 from components.storage.artifact import Artifact, describe_bytes
 from components.storage.store import Store
 from tests.distributed.recording import FileRecorder
-from tests.picture_sets import write_set
+from tests.image_sets import write_set
 from tests.tiny_training import config_of
 
 SHARDS = (30, 31, 29)
@@ -35,7 +35,7 @@ STAGES = {
 
 
 def images_artifact(folder: Path) -> Artifact:
-    """A small set of pictures as the images stage leaves it."""
+    """A small set of images as the images stage leaves it."""
     store = Store(str(folder / "images"))
     if not store.exists("files/index.json"):
         write_set(store.join("files"), sizes=SHARDS, resolution=16)

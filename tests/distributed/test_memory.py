@@ -27,7 +27,7 @@ from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RankStream
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import out_of_memory
-from tests.tiny_training import OFFERS, assert_equal_bits, diffusion_config, rows_at
+from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
 
 CONFIG = diffusion_config(total_steps=20, conditions=("label",))  # checkpoints at 10 and 20, a preview at 10
 BROKEN_AT = 17
@@ -94,7 +94,7 @@ def run(
 ) -> Trained:
     """Train in `folder`, resuming what is there."""
     return train(
-        partial(make_task, CONFIG, offers=OFFERS, place=str(folder)),
+        partial(make_task, CONFIG, dataset_info=DATASET_INFO, place=str(folder)),
         config=CONFIG,
         stage="base",
         key="key",
@@ -104,7 +104,7 @@ def run(
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=failures, **resources),
         store=Store(str(folder)),
-        model=ModelDescription("diffusion", network_arguments(CONFIG, OFFERS), settings={}),
+        model=ModelDescription("diffusion", network_arguments(CONFIG, DATASET_INFO), settings={}),
         tries_memory=tries,
     )
 

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.data.pool import ShardJob, work_off
+from components.data.pool import ShardJob, process_shards
 from components.execution import Resources, SilentRecorder
 from components.node import node_threads
 from components.pool import Pool
@@ -29,8 +29,8 @@ from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RankStream
-from tests.picture_sets import write_set
-from tests.tiny_training import OFFERS, diffusion_config, rows_at
+from tests.image_sets import write_set
+from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
 
 CORES = os.cpu_count() or 1
 SMALL, LARGE, WITH_GPUS = 1, 3, 4  # logical CPUs of the three nodes that work; the head's has none
@@ -62,7 +62,7 @@ def rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
 
 def trained(place: Store) -> list[dict[str, int]]:
     train(
-        partial(TellingTask, CONFIG, offers=OFFERS, place=place.uri),
+        partial(TellingTask, CONFIG, dataset_info=DATASET_INFO, place=place.uri),
         config=CONFIG,
         stage="base",
         key="key",
@@ -72,7 +72,7 @@ def trained(place: Store) -> list[dict[str, int]]:
         recorder=SilentRecorder(),
         resources=RESOURCES,
         store=place,
-        model=ModelDescription("diffusion", network_arguments(CONFIG, OFFERS), settings={}),
+        model=ModelDescription("diffusion", network_arguments(CONFIG, DATASET_INFO), settings={}),
     )
     return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
 
@@ -109,7 +109,7 @@ def main(folder: Path) -> None:
         cpus = int(node["Resources"].get("CPU", 0))
         found[f"node of {cpus}"] = ray.get([ask.remote(resources), ask.remote(Resources(threads=7))])
     index, names = write_set(Store(str(folder / "set")), sizes=(4, 4, 4)), ["shard-0", "shard-1", "shard-2"]
-    assert list(work_off(partial(shard_worker, place), index, names, files=place, resources=RESOURCES))[-1] == 3
+    assert list(process_shards(partial(shard_worker, place), index, names, files=place, resources=RESOURCES))[-1] == 3
     found["working"] = [
         *(json.loads(place.read(name)) for name in names),
         *pool_of_parts(),

@@ -20,7 +20,7 @@ from components.data.order import pick, windows
 from components.data.shards import ShardIndex, load_index, read_shard, split_of
 from components.data.stream import rank_batches, split_stream, training_stream
 from components.storage.store import Store
-from tests.picture_sets import number_of, write_set
+from tests.image_sets import number_of, write_set
 
 BATCH, STEPS, SEED = 8, 300, 7
 WORKERS = (2, 4, 1)  # of each try
@@ -37,7 +37,7 @@ def tries() -> list[tuple[int, int, int]]:
 
 
 def law(index: ShardIndex) -> np.ndarray:  # (STEPS, BATCH)
-    """Numbers of the pictures of each global batch, from the definition of the order alone."""
+    """Numbers of the images of each global batch, from the definition of the order alone."""
     numbers = [
         [
             int(sample.key)
@@ -57,7 +57,7 @@ def law(index: ShardIndex) -> np.ndarray:  # (STEPS, BATCH)
 
 @ray.remote(num_cpus=0)
 def consume(iterator: ray.data.DataIterator, share: int, steps: int) -> tuple[str, list[list[int]], list[int]]:
-    """(node, numbers of the pictures of each step, position of each step's first) of one rank."""
+    """(node, numbers of the images of each step, position of each step's first) of one rank."""
     batches = list(rank_batches(iterator, batch_size=share, steps=steps))
     numbers = [number_of(batch["image"]).tolist() for batch in batches]
     node = ray.get_runtime_context().get_node_id()

@@ -29,7 +29,7 @@ from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RayStream
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact
-from tests.tiny_training import OFFERS, assert_equal_bits, diffusion_config, rows_at
+from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
 
 CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
 KILLED_AT = 17
@@ -92,11 +92,13 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
         total_steps=CONFIG.total_steps,
         reader_cpus=0.25,
     )
-    offers = OFFERS.model_copy(update={"vocab_size": index.text.vocab_size, "text_length": index.text.text_length})
+    dataset_info = DATASET_INFO.model_copy(
+        update={"vocab_size": index.text.vocab_size, "text_length": index.text.text_length}
+    )
     held_out = rows_at(CONFIG, range(1000, 1008))
     held_out["text"] = held_out["text"].repeat(2, axis=1)[:, : index.text.text_length]
     return train(
-        partial(make_task, CONFIG, offers=offers, **options),
+        partial(make_task, CONFIG, dataset_info=dataset_info, **options),
         config=CONFIG,
         stage="base",
         key="key",
@@ -106,7 +108,7 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2),
         store=Store(str(folder)),
-        model=ModelDescription("diffusion", network_arguments(CONFIG, offers), settings={}),
+        model=ModelDescription("diffusion", network_arguments(CONFIG, dataset_info), settings={}),
     )
 
 

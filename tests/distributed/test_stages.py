@@ -1,4 +1,4 @@
-"""The token road, stage after stage, on one small cluster."""
+"""The token branch, stage after stage, on one small cluster."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.tiny_training import prior_config
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("road")
+    return tmp_path_factory.mktemp("generator")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_tokens_are_those_of_the_kept_tokenizer(tokenizer: Artifact, tokens: Art
     name = tokens.metadata["names"][0]
     found = parse_tokens(tokens.read(name), name)
     index = load_index(tokens.store.join("..", "images").url("files/index.json"))
-    pictures = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", resolution=16)
-    expected = network.tokenize(to_image(torch.from_numpy(pictures.image))).flatten(1).numpy()
+    images = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", resolution=16)
+    expected = network.tokenize(to_image(torch.from_numpy(images.image))).flatten(1).numpy()
     np.testing.assert_array_equal(found.tokens[found.split == "train"], expected)
 
 
@@ -66,7 +66,7 @@ def test_finished_shards_are_not_encoded_again(tokenizer: Artifact, tokens: Arti
     assert all(files.read(name) == tokens.read(name) for name in lost)
 
 
-def test_prior_learns_tokens_and_shows_pictures(tokenizer: Artifact, tokens: Artifact, folder: Path) -> None:
+def test_prior_learns_tokens_and_shows_images(tokenizer: Artifact, tokens: Artifact, folder: Path) -> None:
     context = context_of(folder, "prior", workers=2)
     artifact = train_prior(prior_config(), context, tokens=tokens, tokenizer=tokenizer)
     assert {"model.safetensors", "bpe.json", "preview.png"} <= set(artifact.names())

@@ -33,7 +33,7 @@ CONFIG = PrecomputeConfig(columns=COLUMNS, resolution=16)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("road")
+    return tmp_path_factory.mktemp("generator")
 
 
 @pytest.fixture(scope="module")

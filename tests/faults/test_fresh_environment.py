@@ -30,14 +30,14 @@ def test_the_packed_cascade_samples_in_a_fresh_virtual_environment(tmp_path: Pat
     program = f"""
         import json, sys, mlflow
         model = mlflow.pyfunc.load_model("{packed}")
-        pictures = model.predict([{{"label": "food", "seed": 5}}, {{"prompt": "red apple", "road": "tokens"}}])
+        images = model.predict([{{"label": "food", "seed": 5}}, {{"prompt": "red apple", "generator": "tokens"}}])
         import components
         assert components.__file__.startswith("{packed}"), components.__file__
         assert "ray" not in sys.modules
-        print(json.dumps(pictures))
+        print(json.dumps(images))
     """
     command = [python, "-I", "-c", textwrap.dedent(program)]
     out = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in json.loads(out.splitlines()[-1])]
-    ours = Cascade.load(folder).sample([Request(label="food", seed=5), Request(prompt="red apple", road="tokens")])
+    ours = Cascade.load(folder).sample([Request(label="food", seed=5), Request(prompt="red apple", generator="tokens")])
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(ours, theirs, strict=True)) <= 1

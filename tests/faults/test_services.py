@@ -1,4 +1,4 @@
-"""What runs beside a run, or against it: an MLflow server that is away, other drivers, clocks, a cloud's notice."""
+"""What runs next to a run, or against it: an MLflow server that is away, other drivers, clocks, a cloud's notice."""
 
 import json
 import os

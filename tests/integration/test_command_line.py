@@ -114,7 +114,7 @@ def test_a_printed_recipe_runs_as_a_file_with_the_same_keys(cascade: Cascade, tm
     assert "unknown field 'extra'" in refused.stderr
 
 
-def test_changing_the_base_leaves_the_token_road_cached(cascade: Cascade):
+def test_changing_the_base_leaves_the_token_branch_cached(cascade: Cascade):
     def keys(*arguments: str) -> dict[str, str]:
         lines = cascade("plan", "--recipe", "smoke", *arguments).stdout.splitlines()[1:]
         return {line.split()[0]: line.split()[1] for line in lines}

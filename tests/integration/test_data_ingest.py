@@ -1,4 +1,4 @@
-"""The ingest through Ray Data: every source, resumed without doing a finished shard again, bad pictures counted."""
+"""The ingest through Ray Data: every source, resumed without doing a finished shard again, bad images counted."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from components.data.held_out import read_split, read_whole_shard
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex, load_index
 from components.storage.store import Store
-from tests.picture_sets import number_of, picture, png, write_idx, write_set, write_tar
+from tests.image_sets import image, number_of, png, write_idx, write_set, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -28,12 +28,12 @@ def config(**changes: object) -> IngestConfig:
     return IngestConfig(**settings)
 
 
-def pictures(folder: Path, count: int, *, corrupt: int = 0) -> Path:
-    """Numbered pictures in two class folders, some of them cut short."""
+def images(folder: Path, count: int, *, corrupt: int = 0) -> Path:
+    """Numbered images in two class folders, some of them cut short."""
     for number in range(count):
         path = folder / ("even", "odd")[number % 2] / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = png(picture(number))
+        data = png(image(number))
         path.write_bytes(data[: len(data) // 2] if number < corrupt else data)
     return folder
 
@@ -43,11 +43,11 @@ def numbers(index: ShardIndex) -> list[int]:
     return np.concatenate(found).tolist()
 
 
-def test_a_folder_becomes_shards_that_hold_each_picture_once(tmp_path: Path) -> None:
+def test_a_folder_becomes_shards_that_hold_each_image_once(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     index = ingest(
         "folder",
-        str(pictures(tmp_path / "in", 100)),
+        str(images(tmp_path / "in", 100)),
         out=Store(str(tmp_path / "out")),
         config=config(),
         progress=lambda done, total: seen.append((done, total)),
@@ -64,7 +64,7 @@ def test_a_folder_becomes_shards_that_hold_each_picture_once(tmp_path: Path) -> 
 
 
 def test_equal_sources_give_equal_bytes_and_a_second_run_makes_no_shard_again(tmp_path: Path) -> None:
-    source = str(pictures(tmp_path / "in", 90))
+    source = str(images(tmp_path / "in", 90))
     first, second = Store(str(tmp_path / "first")), Store(str(tmp_path / "second"))
     index = ingest("folder", source, out=first, config=config())
     assert ingest("folder", source, out=second, config=config()).shards == index.shards
@@ -76,29 +76,29 @@ def test_equal_sources_give_equal_bytes_and_a_second_run_makes_no_shard_again(tm
 
 
 def test_another_resolution_makes_all_shards_again(tmp_path: Path) -> None:
-    source, out = str(pictures(tmp_path / "in", 30)), Store(str(tmp_path / "out"))
+    source, out = str(images(tmp_path / "in", 30)), Store(str(tmp_path / "out"))
     ingest("folder", source, out=out, config=config())
     index = ingest("folder", source, out=out, config=config(resolution=4))
     assert read_split(index, "train", resolution=4).image.shape[1:] == (4, 4, 3)
     assert index.resolution == 4
 
 
-def test_a_few_corrupt_pictures_are_quarantined_counted_and_warned_of(
+def test_a_few_corrupt_images_are_quarantined_counted_and_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = str(pictures(tmp_path / "in", 400, corrupt=2))
+    source = str(images(tmp_path / "in", 400, corrupt=2))
     with caplog.at_level(logging.WARNING):
         index = ingest("folder", source, out=Store(str(tmp_path / "out")), config=config(samples_per_shard=200))
     assert (index.samples, index.quarantined) == (398, 2)
     assert sorted(numbers(index)) == list(range(2, 400))
     assert {entry.key for shard in index.shards for entry in shard.quarantined} == {"even/0000", "odd/0001"}
-    assert "2 of 400 pictures (0.5%) are corrupt" in caplog.text
+    assert "2 of 400 images (0.5%) are corrupt" in caplog.text
 
 
-def test_many_corrupt_pictures_are_an_error_and_leave_no_index(tmp_path: Path) -> None:
+def test_many_corrupt_images_are_an_error_and_leave_no_index(tmp_path: Path) -> None:
     out = Store(str(tmp_path / "out"))
-    with pytest.raises(DataError, match=r"5 of 100 pictures \(5.0%\) are corrupt, such as .*more than 1.0%"):
-        ingest("folder", str(pictures(tmp_path / "in", 100, corrupt=5)), out=out, config=config())
+    with pytest.raises(DataError, match=r"5 of 100 images \(5.0%\) are corrupt, such as .*more than 1.0%"):
+        ingest("folder", str(images(tmp_path / "in", 100, corrupt=5)), out=out, config=config())
     assert not out.exists("index.json")
 
 
@@ -138,7 +138,7 @@ def test_tars_of_the_user_stay_where_they_are_and_are_not_written_to(tmp_path: P
     assert [index.classes[label] for label in samples.label[:3]] == ["red", "green", "blue"]
 
 
-def test_corrupt_pictures_in_tars_of_the_user_are_skipped_when_they_are_read(tmp_path: Path) -> None:
+def test_corrupt_images_in_tars_of_the_user_are_skipped_when_they_are_read(tmp_path: Path) -> None:
     write_tar(tmp_path / "in.tar", range(200), side=8, corrupt={17})
     index = ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
     assert (index.samples, index.quarantined) == (199, 1)

@@ -9,7 +9,7 @@ from components.data.errors import ShardError
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, split_stream, training_stream
 from components.storage.store import Store
-from tests.picture_sets import number_of, write_set
+from tests.image_sets import number_of, write_set
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BATCH, STEPS = 16, 200

@@ -88,7 +88,7 @@ def artifact(stage: str, key: str) -> Artifact:
     )
 
 
-def test_a_run_shows_its_parameters_curves_pictures_data_and_machine(track: Callable, seen: Callable, tmp_path: Path):
+def test_a_run_shows_its_parameters_curves_images_data_and_machine(track: Callable, seen: Callable, tmp_path: Path):
     tracker = track()
     images = artifact("images", "k1")
     tracker.start_stage("base", "k2", config={"total_steps": 30}, inputs={"images": images})
@@ -115,9 +115,9 @@ def test_a_run_shows_its_parameters_curves_pictures_data_and_machine(track: Call
     assert json.loads(dataset.dataset.source) == {"uri": images.root}
     files = [file.path for file in said.client.list_artifacts(child.info.run_id)]
     assert "notes.md" in files
-    pictures = [file.path for file in said.client.list_artifacts(child.info.run_id, "images")]
-    assert len(pictures) == 2, "a picture and its thumbnail"
-    assert all(name.startswith("images/samples~grid+step+30+timestamp+") for name in pictures)
+    stored = [file.path for file in said.client.list_artifacts(child.info.run_id, "images")]
+    assert len(stored) == 2, "an image and its thumbnail"
+    assert all(name.startswith("images/samples~grid+step+30+timestamp+") for name in stored)
     assert not list((tmp_path / "spool").iterdir()), "what has arrived leaves nothing behind"
 
 
@@ -277,7 +277,7 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
 def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable, seen: Callable, tmp_path: Path):
     tracker = track()
     tracker.start_stage("base", "k1", config={}, inputs={})
-    tracker.log_image("base", 1, "no/picture", b"not a picture")
+    tracker.log_image("base", 1, "no/image", b"not an image")
     tracker.log_metrics("base", 1, {"loss": 1.0})
     tracker.end_stage("base", status="FINISHED")
     tracker.end_stage("prior", status="FAILED", error="it never began")
@@ -285,7 +285,7 @@ def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable,
     assert seen().run().info.status == "FINISHED"
     assert seen().steps("loss", stage="base") == [1]
     (kept,) = (tmp_path / "spool").glob("*/rejected.jsonl")
-    assert json.loads(kept.read_text())["event"]["name"] == "no/picture"
+    assert json.loads(kept.read_text())["event"]["name"] == "no/image"
 
 
 def test_two_trackers_of_one_run_share_its_runs(track: Callable, seen: Callable):

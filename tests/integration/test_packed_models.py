@@ -11,7 +11,7 @@ from mlflow.models import Model
 
 from components.sampling.cascade import compose
 from components.tracking.registry import save_model
-from tests.tiny_diffusion_roads import base, classifier, classifier_guided, contrastive, dalle2, imagen, latent
+from tests.tiny_diffusion_branches import base, classifier, classifier_guided, contrastive, dalle2, imagen, latent
 from tests.unit.test_frozen_text import pretrained_folder
 from tests.unit.test_sampling_translate import write_palette
 
@@ -37,7 +37,7 @@ PROGRAM = """
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of each kind, and the cascades that hold them, as the registry keeps them."""
     home, folder = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("packed")
-    cascades = {road.__name__: road(home / road.__name__) for road in (latent, imagen, dalle2, classifier_guided)}
+    cascades = {make.__name__: make(home / make.__name__) for make in (latent, imagen, dalle2, classifier_guided)}
     encoder = pretrained_folder(home / "text_encoder", "bert")
     reads = base(home, text_conditioning="cross_attention", text_states_dim=8)
     models = {

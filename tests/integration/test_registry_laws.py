@@ -109,7 +109,7 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     (source,) = run.inputs.model_inputs
     assert client.get_logged_model(source.model_id).tags["cascade.stage_key"] == "k1"
 
-    rows = [{"label": 1, "seed": 5}, {"prompt": "red apple", "seed": 6, "road": "tokens", "guidance_scale": 2.0}]
+    rows = [{"label": 1, "seed": 5}, {"prompt": "red apple", "seed": 6, "generator": "tokens", "guidance_scale": 2.0}]
     program = f"""
         import json, mlflow
         mlflow.set_tracking_uri("{tracking_uri}")
@@ -122,10 +122,11 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     packed.mkdir()
     command = [sys.executable, "-c", textwrap.dedent(program)]
     out = subprocess.run(command, cwd=packed, check=True, capture_output=True, text=True).stdout
-    pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in json.loads(out.splitlines()[-1])]
+    images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in json.loads(out.splitlines()[-1])]
     fetched = download_model(f"models:/{name}@champion", tmp_path / "fetched", tracking_uri=tracking_uri)
-    requests = [Request(label="food", seed=5), Request(prompt="red apple", seed=6, road="tokens", guidance_scale=2.0)]
-    for ours, theirs in zip(Cascade.load(fetched).sample(requests), pictures, strict=True):
+    tokens = Request(prompt="red apple", seed=6, generator="tokens", guidance_scale=2.0)
+    requests = [Request(label="food", seed=5), tokens]
+    for ours, theirs in zip(Cascade.load(fetched).sample(requests), images, strict=True):
         assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 

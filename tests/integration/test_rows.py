@@ -1,4 +1,4 @@
-"""The other workflows from the command to the registry: a prior after a condition picture, and a model by itself."""
+"""The other workflows from the command to the registry: a prior after a condition image, and a model by itself."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from components.data.pictures import encode_png
+from components.data.images import encode_png
 from components.data.sources.scenes import render, scene
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
@@ -69,7 +69,7 @@ def test_the_registered_model_answers_to_a_depth_map_by_seed(depth: tuple[dict[s
     assert size(first) == (32, 32)
 
 
-def test_every_model_of_the_road_is_registered(depth: tuple[dict[str, Artifact], Path]):
+def test_every_model_of_the_generator_is_registered(depth: tuple[dict[str, Artifact], Path]):
     _, folder = depth
     names = {model.name for model in MlflowClient(f"sqlite:///{folder}/mlflow.db").search_registered_models()}
     stages = {"", "-tokenizer", "-condition_tokenizer", "-prior"}

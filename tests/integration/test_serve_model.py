@@ -59,7 +59,7 @@ def post(url: str, body: dict) -> dict:
 def test_the_served_cascade_paints_what_the_local_one_paints(served: str, folder: Path):
     rows = [
         {"label": "food", "seed": 5, "guidance_scale": 2.0, "steps": 6},
-        {"label": 1, "seed": 5, "road": "tokens"},
+        {"label": 1, "seed": 5, "generator": "tokens"},
         {"prompt": "red apple", "seed": 9},
     ]
     answers = post(served, {"inputs": rows})["predictions"]
@@ -67,7 +67,7 @@ def test_the_served_cascade_paints_what_the_local_one_paints(served: str, folder
     ours = Cascade.load(folder).sample(
         [
             Request(label="food", seed=5, guidance_scale=2.0, steps=6),
-            Request(label="food", seed=5, road="tokens"),
+            Request(label="food", seed=5, generator="tokens"),
             Request(prompt="red apple", seed=9),
         ]
     )

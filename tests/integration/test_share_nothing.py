@@ -17,7 +17,7 @@ TRAINED = ("tokenizer", "prior", "base", "upsamplers.0")
 SMALL = [
     *settings("images", limit=128, samples_per_shard=32),
     *[setting for part in TRAINED for setting in settings(part, **FEW)],
-    *settings("samples", measured_samples=8, pictures_per_class=1, num_prompts=1, pictures_per_prompt=1),
+    *settings("samples", measured_samples=8, images_per_class=1, num_prompts=1, images_per_prompt=1),
     *settings("evaluation", reference_samples=32, held_out_samples=8),
 ]
 LEFT = "tmp/ray/"  # logs of Ray

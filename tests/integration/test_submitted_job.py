@@ -1,4 +1,4 @@
-"""The cluster road as typed: a Ray head with token authentication, an S3 server, an MLflow server, `ray job submit`."""
+"""The cluster as typed: a Ray head with token authentication, an S3 server, an MLflow server, `ray job submit`."""
 
 import io
 import json
@@ -115,10 +115,10 @@ def test_every_model_is_registered_and_the_run_is_champion(cluster: dict[str, st
         assert version.tags["cascade.stage_key"]
 
 
-def test_the_registered_cascade_samples_both_roads_in_a_fresh_process(cluster: dict[str, str], two_drivers: list[str]):
+def test_the_registered_cascade_samples_by_both_generators_elsewhere(cluster: dict[str, str], two_drivers: list[str]):
     program = (
         "import json, mlflow, sys; model = mlflow.pyfunc.load_model('models:/image-cascade-smoke@champion');"
-        "rows = [{'label': '1', 'seed': 3, 'road': road} for road in ('diffusion', 'tokens')];"
+        "rows = [{'label': '1', 'seed': 3, 'generator': generator} for generator in ('diffusion', 'tokens')];"
         "print(json.dumps([list(model.predict(rows)), list(model.predict(rows[:1]))]))"
     )
     done = subprocess.run(
@@ -127,7 +127,7 @@ def test_the_registered_cascade_samples_both_roads_in_a_fresh_process(cluster: d
     import base64
 
     both, alone = json.loads(done.stdout.splitlines()[-1])
-    pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in (*both, *alone)]
-    assert [picture.size for picture in pictures] == [(32, 32)] * 3
-    difference = max(abs(a - b) for a, b in zip(pictures[0].tobytes(), pictures[2].tobytes(), strict=True))
+    images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in (*both, *alone)]
+    assert [image.size for image in images] == [(32, 32)] * 3
+    difference = max(abs(a - b) for a, b in zip(images[0].tobytes(), images[2].tobytes(), strict=True))
     assert difference <= 1

@@ -21,15 +21,15 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
 
 
-def pictures(folder: Path, *, good: int, bad: int) -> Path:
-    """A folder of two classes with some files that are no pictures."""
+def images(folder: Path, *, good: int, bad: int) -> Path:
+    """A folder of two classes with some files that are no images."""
     generator = np.random.default_rng(0)
     for number in range(good + bad):
         place = folder / ("even" if number % 2 == 0 else "odd") / f"{number:04d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place)
         if number >= good:
-            place.write_bytes(b"not a picture")
+            place.write_bytes(b"not an image")
     return folder
 
 
@@ -37,7 +37,7 @@ def pictures(folder: Path, *, good: int, bad: int) -> Path:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set with an index, made by the command."""
     folder = tmp_path_factory.mktemp("shards")
-    source = pictures(folder / "pictures", good=300, bad=1)
+    source = images(folder / "images", good=300, bad=1)
     command = [CASCADE, "data", "folder", str(source), "--out", str(folder / "set"), "--resolution", "32"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -53,11 +53,11 @@ def test_without_mlflow_the_run_ends_well_with_a_warning_and_its_points_arrive_l
     assert list(tmp_path.glob("runs/spool/**/*.jsonl"))
 
 
-def test_too_many_corrupt_pictures_stop_the_run_and_name_one(tmp_path: Path):
-    source = pictures(tmp_path / "pictures", good=90, bad=10)
+def test_too_many_corrupt_images_stop_the_run_and_name_one(tmp_path: Path):
+    source = images(tmp_path / "images", good=90, bad=10)
     done = run("--until", "images", "--set", f"images.source={source}", "--tracking", "none", cwd=tmp_path)
     assert done.returncode == 1
-    assert "10 of 100 pictures (10.0%) are corrupt" in done.stdout
+    assert "10 of 100 images (10.0%) are corrupt" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

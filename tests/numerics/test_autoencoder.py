@@ -90,7 +90,7 @@ def pair() -> tuple[Autoencoder, VQModel]:
         num_vq_embeddings=32,
     ).eval()
     randomize(ours)
-    ours.encoder.conv_in.bias.data.zero_()  # so that a faint picture stays faint up to the first norm
+    ours.encoder.conv_in.bias.data.zero_()  # so that a faint image stays faint up to the first norm
     copy_to_peer(ours, peer)
     return ours, peer
 
@@ -98,7 +98,7 @@ def pair() -> tuple[Autoencoder, VQModel]:
 @torch.no_grad()
 @pytest.mark.parametrize("contrast", [1.0, 1e-3])
 def test_encoder_equals_the_oracle_under_random_weights(pair: tuple[Autoencoder, VQModel], contrast: float):
-    """Also for a faint picture, where the epsilon of the norms shows."""
+    """Also for a faint image, where the epsilon of the norms shows."""
     ours, peer = pair
     image = (torch.rand(2, 3, 16, 16) * 2 - 1) * contrast
     torch.testing.assert_close(ours.encoder(image), peer.encoder(image), atol=1.6e-5, rtol=0)
@@ -116,7 +116,7 @@ def test_decoder_equals_the_oracle_under_random_weights(
 
 
 @torch.no_grad()
-def test_a_gaussian_autoencoder_equals_the_oracle_in_moments_divergence_and_picture():
+def test_a_gaussian_autoencoder_equals_the_oracle_in_moments_divergence_and_image():
     ours = make_autoencoder(
         channels=128,
         attention_resolutions=(),

@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(trans
 
 
 def test_samples_follow_the_model(transformer: Transformer):
-    """The first token of 4,000 pictures against its exact distribution, chi-squared with 12 degrees of freedom."""
+    """The first token of 4,000 images against its exact distribution, chi-squared with 12 degrees of freedom."""
     label, text = LABEL[:1].expand(4000), TEXT[:1].expand(4000, 5)
     with torch.no_grad():
         expected = transformer.start(1, label=label[:1], text=text[:1])[0].softmax(dim=-1)[0] * 4000

@@ -66,7 +66,7 @@ def test_mutual_information_is_the_difference_of_two_log_likelihoods(transformer
 
 @torch.no_grad()
 def test_mutual_information_is_positive_on_average_under_the_condition(transformer: Transformer):
-    """Averaged over the conditional distribution it is a Kullback-Leibler divergence; here over all 7^4 pictures."""
+    """Averaged over the conditional distribution it is a Kullback-Leibler divergence; here over all 7^4 images."""
     tokens = torch.cartesian_prod(*[torch.arange(7)] * 4)
     label, null = torch.ones(len(tokens), dtype=torch.int64), torch.full((len(tokens),), 3)
     score = mutual_information(transformer, tokens, condition={"label": label}, null={"label": null})

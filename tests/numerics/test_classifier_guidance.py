@@ -9,12 +9,12 @@ from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.model import SamplingModel
 from components.training.tasks.classifier import classifier_arguments, classifier_objective
 from tests.tiny_text_image import classifier_config
-from tests.tiny_training import OFFERS
+from tests.tiny_training import DATASET_INFO
 
 
 def classifier(**changes: object) -> SamplingModel:
     config = classifier_config(**changes)
-    arguments = classifier_arguments(config, OFFERS)
+    arguments = classifier_arguments(config, DATASET_INFO)
     settings = {"noisy": config.noisy, "objective": classifier_objective(config)}
     module = NoisyClassifier(**arguments).double().eval()
     with torch.no_grad():
@@ -39,9 +39,9 @@ def test_the_score_is_the_gradient_of_the_log_probability() -> None:
     assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
-def test_a_pictures_score_does_not_depend_on_its_batch_and_the_null_label_pulls_nowhere() -> None:
+def test_a_images_score_does_not_depend_on_its_batch_and_the_null_label_pulls_nowhere() -> None:
     model, x_t = classifier(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    time, labels = torch.tensor([3, 30, 10]), torch.tensor([2, 0, OFFERS.num_classes])
+    time, labels = torch.tensor([3, 30, 10]), torch.tensor([2, 0, DATASET_INFO.num_classes])
     together = classifier_score(model, labels, 1.0)(x_t, time)
     alone = classifier_score(model, labels[1:2], 1.0)(x_t[1:2], time[1:2])
     torch.testing.assert_close(together[1:2], alone)
@@ -49,9 +49,9 @@ def test_a_pictures_score_does_not_depend_on_its_batch_and_the_null_label_pulls_
     assert not bool((together[:2] == 0).all())
 
 
-def test_a_classifier_of_clean_pictures_guides_nothing_but_judges() -> None:
+def test_a_classifier_of_clean_images_guides_nothing_but_judges() -> None:
     model = classifier(noisy=False)
-    with pytest.raises(ValueError, match="clean pictures only"):
+    with pytest.raises(ValueError, match="clean images only"):
         classifier_score(model, torch.tensor([0]), 1.0)
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(class_log_probabilities(model, images).exp().sum(dim=1), torch.ones(4))

@@ -58,7 +58,7 @@ def test_a_higher_noise_level_hides_more():
     assert (similarity.diff() < 0).all()
 
 
-def test_stored_pictures_pass_8_bit_rounding_unchanged():
+def test_stored_images_pass_8_bit_rounding_unchanged():
     stored = torch.arange(256).reshape(1, 1, 16, 16) / 127.5 - 1
     torch.testing.assert_close(quantize_8_bit(stored), stored)
 

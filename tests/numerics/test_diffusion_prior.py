@@ -8,13 +8,13 @@ from components.sampling.diffusion_prior import sample_image_embeddings, text_co
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
 from components.training.tasks.diffusion_prior import diffusion_prior_arguments, prior_objective
-from tests.tiny_text_image import PRIOR_OFFERS, frozen_contrastive, prior_config
+from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 CONFIG = prior_config(candidates=2, guidance_scale=1.5)
 
 
 def prior(**changes: object) -> SamplingModel:
-    arguments = diffusion_prior_arguments(CONFIG, PRIOR_OFFERS)
+    arguments = diffusion_prior_arguments(CONFIG, PRIOR_DATASET_INFO)
     settings = {"objective": prior_objective(CONFIG), **CONFIG.model_dump(), **changes}
     return SamplingModel("prior", "diffusion_prior", arguments, settings, DiffusionPrior(**arguments).eval(), None)
 

@@ -8,9 +8,7 @@ from components.models.discriminator import PatchDiscriminator
 
 def test_one_logit_has_the_published_receptive_field_of_70_pixels():
     discriminator = PatchDiscriminator(channels=4)
-    for (
-        module
-    ) in discriminator.modules():  # a norm looks at the whole picture, the receptive field is the convolutions'
+    for module in discriminator.modules():  # a norm looks at the whole image, the receptive field is the convolutions'
         if isinstance(module, nn.GroupNorm):
             module.forward = lambda x: x
     image = torch.randn(1, 3, 160, 160, requires_grad=True)
@@ -20,7 +18,7 @@ def test_one_logit_has_the_published_receptive_field_of_70_pixels():
     assert int(rows[-1] - rows[0]) + 1 == 70
 
 
-def test_a_picture_is_judged_the_same_in_any_batch():
+def test_a_image_is_judged_the_same_in_any_batch():
     discriminator = PatchDiscriminator(channels=8)
     images = torch.rand(4, 3, 32, 32) * 2 - 1
     alone = torch.cat([discriminator(image[None]) for image in images])

@@ -165,7 +165,7 @@ def test_sizes_that_do_not_fit_are_refused(change):
         DiT(**(SMALL | change))
 
 
-def test_a_picture_or_condition_that_does_not_fit_is_refused():
+def test_a_image_or_condition_that_does_not_fit_is_refused():
     known = inputs()
     with pytest.raises(ValueError, match="x_t is 4 x 8, this network takes 8 squared"):
         full_network()(**(known | {"x_t": torch.zeros(3, 3, 4, 8)}))

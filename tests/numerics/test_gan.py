@@ -112,7 +112,7 @@ def test_a_discriminator_without_classes_gives_psi_alone():
     torch.testing.assert_close(network(images), network.logit(phi)[:, 0])
 
 
-def test_a_picture_is_judged_the_same_in_any_batch():
+def test_a_image_is_judged_the_same_in_any_batch():
     network = scrambled(small_discriminator()).eval()
     images, labels = torch.rand(4, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 2, 1, 2])
     alone = torch.cat([network(image[None], label[None]) for image, label in zip(images, labels, strict=True)])
@@ -174,7 +174,7 @@ def test_several_batches_of_noise_count_together():
     )
 
 
-def test_class_and_noise_decide_the_picture():
+def test_class_and_noise_decide_the_image():
     network = scrambled(small_generator()).eval()
     estimate_statistics(network, [noise_and_labels(32)])
     noise, _ = noise_and_labels(2)

@@ -232,7 +232,7 @@ def test_the_scale_follows_the_closed_form_on_a_mixture(name, guidance_scale):
 
 
 def class_logits(objective: Objective) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mixture's own classifier of noisy pictures, as a network that the objective calls."""
+    """The mixture's own classifier of noisy images, as a network that the objective calls."""
     return lambda x, told: log_joint(objective, *undone(objective, x, told))
 
 

@@ -1,4 +1,4 @@
-"""Laws of the likelihood of texts; those of pictures' tokens stand with their networks."""
+"""Laws of the likelihood of texts; those of images' tokens stand with their networks."""
 
 import math
 

@@ -78,7 +78,7 @@ def test_equal_tokens_are_told_apart_by_their_places():
         assert torch.pdist(logits).min() > 1e-3, positions
 
 
-def test_only_masked_tokens_have_a_loss_and_each_picture_weighs_the_same():
+def test_only_masked_tokens_have_a_loss_and_each_image_weighs_the_same():
     logits, tokens = torch.randn(3, N, K, requires_grad=True), torch.randint(0, K, (3, N))
     masked = torch.zeros(3, N, dtype=torch.bool)
     masked[0, 2] = masked[1, :5] = masked[2] = True
@@ -172,13 +172,13 @@ def test_each_step_keeps_what_is_surest_by_log_p_and_fading_gumbel_noise(
     for step, left in enumerate(masked_counts(N, steps=3), start=1):
         conditional, unconditional = transformer(expected, **CONDITIONS), transformer(expected, **null)
         log_p = (unconditional + 2 * (conditional - unconditional)).log_softmax(dim=-1)
-        for picture in range(5):
-            noise = -torch.log(-torch.log(torch.rand(2, N, generator=streams[picture])[1]))
-            confidence = log_p[picture].max(dim=-1).values + choice_temperature * (1 - step / 3) * noise
-            places = [place for place in range(N) if expected[picture, place] == K]
+        for image in range(5):
+            noise = -torch.log(-torch.log(torch.rand(2, N, generator=streams[image])[1]))
+            confidence = log_p[image].max(dim=-1).values + choice_temperature * (1 - step / 3) * noise
+            places = [place for place in range(N) if expected[image, place] == K]
             places.sort(key=lambda place, of=confidence: -float(of[place]))
             for place in places[: len(places) - left]:
-                expected[picture, place] = log_p[picture, place].argmax()
+                expected[image, place] = log_p[image, place].argmax()
     settings = {"steps": 3, "temperature": 0.0, "choice_temperature": choice_temperature, **GUIDED}
     assert torch.equal(maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings), expected)
     settings["choice_temperature"] = 4.5 - choice_temperature
@@ -207,15 +207,15 @@ def test_drawn_tokens_can_be_trained_on(transformer: MaskedTransformer):
     assert transformer.head.weight.grad.abs().sum() > 0
 
 
-def bits_in_random_order(transformer: MaskedTransformer, pictures: Tensor, distribution: Tensor) -> Tensor:
-    """Nats a token, exactly: over all pictures and all masks, each number of masked tokens as likely as any other."""
-    num_tokens, total = pictures.shape[1], torch.zeros((), dtype=torch.float64)
+def bits_in_random_order(transformer: MaskedTransformer, images: Tensor, distribution: Tensor) -> Tensor:
+    """Nats a token, exactly: over all images and all masks, each number of masked tokens as likely as any other."""
+    num_tokens, total = images.shape[1], torch.zeros((), dtype=torch.float64)
     for masked in itertools.product((False, True), repeat=num_tokens):
         count = sum(masked)
         if count:
             hidden = torch.tensor(masked)
-            logits = transformer(pictures.masked_fill(hidden, transformer.mask_token))
-            nats = -logits.log_softmax(dim=-1).gather(-1, pictures[..., None])[..., 0].double()
+            logits = transformer(images.masked_fill(hidden, transformer.mask_token))
+            nats = -logits.log_softmax(dim=-1).gather(-1, images[..., None])[..., 0].double()
             share = 1 / num_tokens / math.comb(num_tokens, count)
             total += share * (distribution * nats[:, hidden].mean(dim=1)).sum()
     return total
@@ -223,9 +223,9 @@ def bits_in_random_order(transformer: MaskedTransformer, pictures: Tensor, distr
 
 def test_trained_on_a_known_distribution_it_reaches_its_entropy_in_random_order():
     torch.manual_seed(0)
-    pictures = torch.tensor(list(itertools.product(range(3), repeat=3)))
-    distribution = torch.tensor([0.6, 0.3, 0.1])[pictures[:, :2]].prod(dim=1).double()
-    distribution *= torch.where(pictures[:, 2] == (pictures[:, 0] + pictures[:, 1]) % 3, 0.8, 0.1)
+    images = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    distribution = torch.tensor([0.6, 0.3, 0.1])[images[:, :2]].prod(dim=1).double()
+    distribution *= torch.where(images[:, 2] == (images[:, 0] + images[:, 1]) % 3, 0.8, 0.1)
     entropy = -(distribution * distribution.log()).sum() / 3
     model = MaskedTransformer(codebook_size=3, num_tokens=3, model_dim=32, num_layers=2, num_heads=4)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -233,11 +233,11 @@ def test_trained_on_a_known_distribution_it_reaches_its_entropy_in_random_order(
     for step, chosen in enumerate(draws):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / len(draws))
         masked = evaluation_masks(step, torch.arange(256), num_tokens=3, draw=0)
-        inputs = pictures[chosen].masked_fill(masked, 3)
-        loss = masked_token_loss(model(inputs), tokens=pictures[chosen], masked=masked, label_smoothing=0.0)
+        inputs = images[chosen].masked_fill(masked, 3)
+        loss = masked_token_loss(model(inputs), tokens=images[chosen], masked=masked, label_smoothing=0.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        bound = bits_in_random_order(model, pictures, distribution)
+        bound = bits_in_random_order(model, images, distribution)
     assert entropy <= bound < 1.02 * entropy

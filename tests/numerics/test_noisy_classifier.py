@@ -1,4 +1,4 @@
-"""Laws of ADM's classifier of noisy pictures: published sizes, its pool by the formula, and what it depends on."""
+"""Laws of ADM's classifier of noisy images: published sizes, its pool by the formula, and what it depends on."""
 
 import pytest
 import torch
@@ -73,6 +73,6 @@ def test_sizes_that_do_not_fit_are_refused(change):
         NoisyClassifier(**(SMALL | change))
 
 
-def test_a_picture_of_another_size_is_refused():
+def test_a_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match="x_t is 4 x 4, this network takes 8 squared"):
         NoisyClassifier(**SMALL)(torch.zeros(1, 3, 4, 4), torch.tensor([0]))

@@ -29,13 +29,13 @@ OBJECTIVES: dict[str, Objective] = {
 UNIFORM = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.9, 1 - 2**-24])
 
 
-def pictures() -> tuple[Tensor, Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     return torch.randn(2, len(TIMESTEPS), 3, 4, 4, dtype=torch.float64).unbind()
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_the_true_target_implies_the_true_image(prediction_type):
-    x_0, noise = pictures()
+    x_0, noise = images()
     x_t = SCHEDULE.add_noise(x_0, noise, TIMESTEPS)
     true = target(SCHEDULE, x_0=x_0, noise=noise, timesteps=TIMESTEPS, prediction_type=prediction_type)
     objective = discrete(prediction_type=prediction_type)
@@ -43,7 +43,7 @@ def test_the_true_target_implies_the_true_image(prediction_type):
 
 
 def test_v_is_the_velocity_of_diffusers():
-    x_0, noise = (tensor.float() for tensor in pictures())
+    x_0, noise = (tensor.float() for tensor in images())
     ours = target(SCHEDULE, x_0=x_0, noise=noise, timesteps=TIMESTEPS, prediction_type="v_prediction")
     peer = DDPMScheduler(1000, beta_start=1e-4, beta_end=2e-2).get_velocity(x_0, noise, TIMESTEPS)
     torch.testing.assert_close(ours, peer, atol=3.3e-5, rtol=0)
@@ -53,7 +53,7 @@ def test_v_is_the_velocity_of_diffusers():
 @pytest.mark.parametrize("min_snr_gamma", [1.0, 5.0])
 def test_weighted_losses_of_all_prediction_types_are_one_loss(prediction_type, min_snr_gamma):
     """The weight times the squared error of the prediction is min(snr, gamma) times the squared error of x_0."""
-    prediction, x_t = pictures()
+    prediction, x_t = images()
     objective = discrete(prediction_type=prediction_type)
     known = {"x_t": x_t, "time": TIMESTEPS}
     error = objective.predict_x_0(prediction + 1, **known) - objective.predict_x_0(prediction, **known)
@@ -70,9 +70,9 @@ def test_without_gamma_every_sample_weighs_one(prediction_type):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_output_for_a_picture_costs_nothing_and_implies_it_and_any_other_costs(name):
+def test_the_output_for_a_image_costs_nothing_and_implies_it_and_any_other_costs(name):
     objective = OBJECTIVES[name]
-    x_0, noise = pictures()
+    x_0, noise = images()
     time = objective.times(UNIFORM)
     x_t = objective.add_noise(x_0, noise, time)
     output = output_for(objective, x_0=x_0, x_t=x_t, time=time)
@@ -85,7 +85,7 @@ def test_the_output_for_a_picture_costs_nothing_and_implies_it_and_any_other_cos
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_noise_is_added_at_the_levels_of_the_time_and_training_reaches_both_ends(name):
     objective = OBJECTIVES[name]
-    x_0, noise = pictures()
+    x_0, noise = images()
     time = objective.times(UNIFORM)
     signal, sigma = objective.levels(time, x_0)
     torch.testing.assert_close(objective.add_noise(x_0, noise, time), signal * x_0 + sigma * noise)
@@ -129,7 +129,7 @@ def test_the_edm_weight_undoes_the_scale_of_the_output():
 
 
 def test_a_straight_path_has_one_velocity():
-    x_0, noise = pictures()
+    x_0, noise = images()
     objective, time = FlowObjective(), torch.linspace(0, 0.9, 6, dtype=torch.float64)
     step = (objective.add_noise(x_0, noise, time + 0.1) - objective.add_noise(x_0, noise, time)) / 0.1
     torch.testing.assert_close(step, noise - x_0)
@@ -212,13 +212,13 @@ def test_the_hybrid_loss_equals_that_of_denoising_diffusion_pytorch_but_for_the_
 
 
 def test_the_edm_loss_equals_that_of_denoising_diffusion_pytorch():
-    picture, output = torch.rand(6, 3, 4, 4), torch.randn(6, 3, 4, 4)
+    image, output = torch.rand(6, 3, 4, 4), torch.randn(6, 3, 4, 4)
     sigma = torch.logspace(-2, 1.5, 6)
     network = FixedOutput(output)
     network.random_or_learned_sinusoidal_cond = True
     peer = ElucidatedDiffusion(network, image_size=4)
     torch.manual_seed(3)
-    theirs = peer(picture, sigma=sigma, loss_reduction="none")
+    theirs = peer(image, sigma=sigma, loss_reduction="none")
     torch.manual_seed(3)
-    ours = losses_of(EDMObjective(), output, picture * 2 - 1, torch.randn(6, 3, 4, 4), sigma)
+    ours = losses_of(EDMObjective(), output, image * 2 - 1, torch.randn(6, 3, 4, 4), sigma)
     torch.testing.assert_close(ours, theirs, atol=0, rtol=2e-4)

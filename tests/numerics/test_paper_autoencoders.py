@@ -68,6 +68,6 @@ def test_the_dvae_makes_the_tokens_of_dalle():
 
 
 def test_the_vq_vae_makes_the_tokens_of_its_paper():
-    """128² pictures, 32² latents, 512 codes."""
+    """128² images, 32² latents, 512 codes."""
     network = build(vqvae_imagenet_128())
     assert (network.grid, network.codebook_size) == ((32, 32), 512)

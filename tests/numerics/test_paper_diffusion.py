@@ -9,16 +9,16 @@ from torch import nn
 from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
 from components.training.classifier_config import ClassifierConfig
-from components.training.config import Conditions, DiffusionConfig
+from components.training.config import DatasetInfo, DiffusionConfig
 from components.training.diffusion_settings import network_arguments, network_kind, objective_settings
 from components.training.tasks.classifier import classifier_arguments, classifier_objective
 from pipelines.recipes import paper_diffusion
-from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
+from pipelines.recipes.paper_branches import PAPER_BRANCHES
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
-from pipelines.recipes.paper_roads import PAPER_ROADS
 
-OFFERS = Conditions(num_classes=1000, vocab_size=50_257, text_length=128)
+DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
 PUBLISHED = {
     "ddpm_cifar_10": 35_746_307,
     "iddpm_imagenet_64": 121_063_942,
@@ -41,7 +41,7 @@ WITHOUT_A_COUNT = {"cdm_upsampler_64_256", "palette"}
 
 def build(config: DiffusionConfig) -> nn.Module:
     with torch.device("meta"):
-        return NETWORKS[network_kind(config)](**network_arguments(config, OFFERS))
+        return NETWORKS[network_kind(config)](**network_arguments(config, DATASET_INFO))
 
 
 def count(module: nn.Module) -> int:
@@ -71,11 +71,11 @@ def test_every_published_network_is_in_the_list():
 )
 def test_a_published_classifier_has_its_published_size(config: Callable[[], ClassifierConfig], published: int):
     with torch.device("meta"):
-        assert count(NoisyClassifier(**classifier_arguments(config(), OFFERS))) == published
+        assert count(NoisyClassifier(**classifier_arguments(config(), DATASET_INFO))) == published
 
 
-@pytest.mark.parametrize("recipe", PAPER_ROADS, ids=lambda recipe: recipe.__name__)
-def test_a_published_classifier_knows_the_noise_of_the_model_that_it_guides(recipe: Callable[[], DiffusionRoadRecipe]):
+@pytest.mark.parametrize("recipe", PAPER_BRANCHES, ids=lambda recipe: recipe.__name__)
+def test_a_published_classifier_knows_the_noise_of_the_guided_model(recipe: Callable[[], DiffusionBranchRecipe]):
     classifier, base = recipe().classifier, recipe().base
     if classifier is not None:
         assert classifier.resolution == base.resolution
@@ -84,8 +84,8 @@ def test_a_published_classifier_knows_the_noise_of_the_model_that_it_guides(reci
         assert process.items() <= objective_settings(base).items()
 
 
-def test_palette_is_the_unconditional_network_of_adm_with_a_picture_and_without_a_variance():
+def test_palette_is_the_unconditional_network_of_adm_with_a_image_and_without_a_variance():
     adm = build(paper_diffusion.adm_imagenet_256_unconditional())
-    more = 4 * 256 * 9  # four more channels go in: a picture and its hole
+    more = 4 * 256 * 9  # four more channels go in: an image and its mask
     fewer = 3 * 256 * 9 + 3  # and three fewer come out
     assert count(build(paper_diffusion.palette())) == count(adm) + more - fewer

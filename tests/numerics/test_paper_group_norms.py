@@ -18,7 +18,7 @@ from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
 from components.storage.bundle import NETWORKS
 from components.training.classifier_config import ClassifierConfig
-from components.training.config import AutoencoderConfig, Conditions, DiffusionConfig
+from components.training.config import AutoencoderConfig, DatasetInfo, DiffusionConfig
 from components.training.contrastive_config import ContrastiveConfig
 from components.training.diffusion_settings import network_arguments, network_kind
 from components.training.tasks.autoencoder import autoencoder_arguments
@@ -29,7 +29,7 @@ from pipelines.recipes.paper import AUTOENCODERS, paper_recipes
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS, adm_classifier_512
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 
-OFFERS = Conditions(num_classes=1000, vocab_size=50_257, text_length=128)
+DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
 
 # In all of them 32 groups, at every width: `normalization` of openai/improved-diffusion, guided-diffusion (nn.py),
 # openai/glide-text2im (nn.py) and CompVis/latent-diffusion (diffusionmodules/util.py) makes `GroupNorm32` of 32 groups;
@@ -73,7 +73,7 @@ CLASSIFIERS: dict[str, tuple[int, tuple[float, ...], int, tuple[int, ...], int, 
 }
 # Factors, sides with attention besides the middle; 128 wide, two blocks a level, 256².
 FIRST_STAGES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    # CompVis/taming-transformers, configs/imagenet_vqgan.yaml and model.yaml beside the weights of 16,384 codes
+    # CompVis/taming-transformers, configs/imagenet_vqgan.yaml and model.yaml next to the weights of 16,384 codes
     "vqgan_imagenet_f16_1024": ((1, 1, 2, 2, 4), (16,)),
     "vqgan_imagenet_f16_16384": ((1, 1, 2, 2, 4), (16,)),
     # CompVis/latent-diffusion, models/first_stage_models
@@ -104,7 +104,7 @@ def way_down(width: int, mult: Sequence[float], blocks: int, attention: Sequence
 
 
 def unet_norms(width: int, mult: Sequence[float], blocks: int, attention: Sequence[int], side: int, resampling: bool):
-    """Channels of each norm of a published U-Net, in the order in which a picture passes them."""
+    """Channels of each norm of a published U-Net, in the order in which an image passes them."""
     norms, skips = way_down(width, mult, blocks, attention, side, resampling)
     channels = norms[-1]
     for level, factor in reversed(list(enumerate(mult))):
@@ -142,11 +142,11 @@ def arguments_of(config: Config) -> tuple[str, dict[str, Any]]:
     if isinstance(config, AutoencoderConfig):
         return "autoencoder", autoencoder_arguments(config)
     if isinstance(config, ClassifierConfig):
-        return "noisy_classifier", classifier_arguments(config, OFFERS)
+        return "noisy_classifier", classifier_arguments(config, DATASET_INFO)
     if isinstance(config, ContrastiveConfig):
-        return "contrastive", contrastive_arguments(config, OFFERS)
+        return "contrastive", contrastive_arguments(config, DATASET_INFO)
     assert isinstance(config, DiffusionConfig)
-    return network_kind(config), network_arguments(config, OFFERS)
+    return network_kind(config), network_arguments(config, DATASET_INFO)
 
 
 def build(config: Config) -> nn.Module:

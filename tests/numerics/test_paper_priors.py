@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.models.transformer import Transformer
-from components.training.config import Conditions, TokenGrid
+from components.training.config import DatasetInfo, TokenGrid
 from components.training.tasks.prior import transformer_arguments
 from pipelines.recipes.paper import imagenet_class_prior, mindalle_text_prior
 
@@ -18,8 +18,8 @@ from pipelines.recipes.paper import imagenet_class_prior, mindalle_text_prior
 def test_a_published_prior_has_its_published_size(recipe, billions: float, classes: int):
     built = recipe()
     text = built.images
-    offers = Conditions(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
+    dataset_info = DatasetInfo(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
     grid = TokenGrid(codebook_size=16_384, height=16, width=16)
     with torch.device("meta"):
-        network = Transformer(**transformer_arguments(built.prior, offers, grid))
+        network = Transformer(**transformer_arguments(built.prior, dataset_info, grid))
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e9, 1) == billions

@@ -41,7 +41,7 @@ def test_without_weights_every_channel_counts_once():
     torch.testing.assert_close(PerceptualLoss(features)(a, b), PerceptualLoss(features, layer_weights=ones)(a, b))
 
 
-def test_a_picture_has_distance_zero_from_itself_and_the_distance_is_symmetric():
+def test_a_image_has_distance_zero_from_itself_and_the_distance_is_symmetric():
     distance = PerceptualLoss(Features())
     a, b = torch.rand(2, 2, 3, 6, 6).unbind()
     assert torch.equal(distance(a, a), torch.zeros(2))

@@ -1,4 +1,4 @@
-"""Laws of the likelihoods of pictures."""
+"""Laws of the likelihoods of images."""
 
 import math
 
@@ -7,16 +7,16 @@ import torch
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
 from components.losses.pixel_likelihood import (
+    discretized_logistic_image,
     discretized_logistic_nll,
-    discretized_logistic_picture,
+    logit_laplace_image,
     logit_laplace_nll,
-    logit_laplace_picture,
 )
-from components.losses.reconstruction import output_channels, picture_of, reconstruction_loss
+from components.losses.reconstruction import image_of, output_channels, reconstruction_loss
 
 
 def output_of(mean: float, log_scale: float, *, width: int) -> torch.Tensor:
-    """The same location and log-scale for all values of a picture (1, 3, 1, width)."""
+    """The same location and log-scale for all values of an image (1, 3, 1, width)."""
     values = torch.tensor([mean] * 3 + [log_scale] * 3)
     return values.view(1, 6, 1, 1).expand(1, 6, 1, width)
 
@@ -54,7 +54,7 @@ def test_logit_laplace_is_a_density_on_the_open_interval(mean: float, scale: flo
     """In u = logit(y) the integral is one of a smooth function: dy = y (1 - y) du."""
     u = torch.linspace(mean - 30 * scale, mean + 30 * scale, 60_001).double()
     y = u.sigmoid()
-    image = 2 * (y - 0.1) / 0.8 - 1  # the picture that maps to y
+    image = 2 * (y - 0.1) / 0.8 - 1  # the image that maps to y
     values = torch.tensor([mean] * 3 + [math.log(scale)] * 3).double().view(1, 6, 1, 1).expand(1, 6, 1, len(u))
     inside = (y > 1e-5) & (y < 1 - 1e-5)  # where fp32 still tells y from 0 and 1
     density = (-logit_laplace_nll(values, image=image.expand(1, 3, 1, -1))).exp()[0, 0, 0].double()
@@ -70,16 +70,16 @@ def test_logit_laplace_equals_the_transformed_distribution_of_torch():
     torch.testing.assert_close(logit_laplace_nll(output, image=image), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_likeliest_output_shows_the_picture():
+def test_the_likeliest_output_shows_the_image():
     image = torch.rand(2, 3, 4, 4) * 1.98 - 0.99
     logits = (0.8 * (image + 1) / 2 + 0.1).logit()
-    torch.testing.assert_close(logit_laplace_picture(torch.cat([logits, logits], dim=1)), image, atol=1e-5, rtol=0)
-    assert torch.equal(discretized_logistic_picture(torch.cat([image, image], dim=1)), image)
-    assert torch.equal(picture_of(image, kind="mse"), image)
+    torch.testing.assert_close(logit_laplace_image(torch.cat([logits, logits], dim=1)), image, atol=1e-5, rtol=0)
+    assert torch.equal(discretized_logistic_image(torch.cat([image, image], dim=1)), image)
+    assert torch.equal(image_of(image, kind="mse"), image)
 
 
 @pytest.mark.parametrize("kind", ["l1", "mse", "logit_laplace", "discretized_logistic"])
-def test_every_kind_costs_least_where_its_output_is_the_picture(kind: str):
+def test_every_kind_costs_least_where_its_output_is_the_image(kind: str):
     image = torch.rand(2, 3, 4, 4) * 1.8 - 0.9
     location = (0.8 * (image + 1) / 2 + 0.1).logit() if kind == "logit_laplace" else image
 

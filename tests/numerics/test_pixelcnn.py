@@ -39,7 +39,7 @@ def test_the_network_takes_grids_of_any_size():
 
 
 @torch.no_grad()
-def test_mid_gray_is_not_the_outside_of_the_picture():
+def test_mid_gray_is_not_the_outside_of_the_image():
     """Intensity 0 is mid-gray and also what pads the convolutions; the channel of ones tells them apart."""
     model = make_model("pixelcnn", num_values=3, num_channels=1, num_layers=0)
     narrow, wide = (model(torch.ones(1, 1, 3, width, dtype=torch.int64)) for width in (4, 5))

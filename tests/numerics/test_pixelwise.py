@@ -1,4 +1,4 @@
-"""Laws of exact models of pictures and of drawing from them, held by gated PixelCNN and Row LSTM alike."""
+"""Laws of exact models of images and of drawing from them, held by gated PixelCNN and Row LSTM alike."""
 
 import itertools
 import math
@@ -48,13 +48,13 @@ def test_cached_logits_equal_those_of_the_full_forward(kind: str, num_channels: 
 @pytest.mark.parametrize(
     ("num_values", "num_channels", "width", "embedding"), [(2, 3, 2, "intensity"), (3, 1, 3, "table")]
 )
-def test_probabilities_of_all_pictures_sum_to_one(
+def test_probabilities_of_all_images_sum_to_one(
     kind: str, num_values: int, num_channels: int, width: int, embedding: str
 ):
     model = make_model(kind, num_values=num_values, num_channels=num_channels, embedding=embedding)
     every = itertools.product(range(num_values), repeat=num_channels * 2 * width)
-    pictures = rearrange(torch.tensor(list(every)), "n (c h w) -> n c h w", c=num_channels, h=2)
-    likelihoods = log_likelihoods(model, pictures, torch.ones(len(pictures), dtype=torch.int64))
+    images = rearrange(torch.tensor(list(every)), "n (c h w) -> n c h w", c=num_channels, h=2)
+    likelihoods = log_likelihoods(model, images, torch.ones(len(images), dtype=torch.int64))
     assert likelihoods.std() > 0.1
     torch.testing.assert_close(likelihoods.exp().sum(), torch.tensor(1.0).double(), atol=1e-12, rtol=0)
 
@@ -104,7 +104,7 @@ def test_greedy_drawing_with_the_cache_equals_greedy_drawing_without(kind: str, 
 
 
 @BOTH
-def test_the_same_seed_gives_the_same_picture_in_a_batch_of_one_and_of_three(kind: str):
+def test_the_same_seed_gives_the_same_image_in_a_batch_of_one_and_of_three(kind: str):
     model = make_model(kind).float()
     settings = {"height": 4, "width": 3, "guidance_scale": 2.0, "temperature": 0.9, "top_k": 4, "top_p": 0.95}
     together = generate_grid(model, generators=generators(0, 1, 2), label=LABEL, **settings)
@@ -135,8 +135,8 @@ def test_guidance_of_the_null_label_changes_nothing_and_guidance_by_one_is_off(k
 
 
 @BOTH
-def test_pictures_follow_the_model(kind: str):
-    """4,000 pictures of three tokens against their exact distribution, chi-squared with 26 degrees of freedom."""
+def test_images_follow_the_model(kind: str):
+    """4,000 images of three tokens against their exact distribution, chi-squared with 26 degrees of freedom."""
     model = make_model(kind, num_values=3, num_channels=1, embedding="table")
     every = rearrange(torch.tensor(list(itertools.product(range(3), repeat=3))), "n w -> n 1 1 w")
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_pictures_follow_the_model(kind: str):
 
 
 @BOTH
-def test_drawn_pictures_can_be_trained_on_and_every_step_is_reported(kind: str):
+def test_drawn_images_can_be_trained_on_and_every_step_is_reported(kind: str):
     model, seen = make_model(kind), []
     settings = {"generators": generators(0), "height": 2, "width": 2}
     values = generate_grid(model, **settings, on_token=lambda done, total: seen.append((done, total)))
@@ -167,8 +167,8 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float], message: s
         generate_grid(make_model("pixelcnn"), generators=generators(0), height=2, width=2, **setting)
 
 
-def known_pictures(count: int, *, num_values: int, num_channels: int) -> Tensor:
-    """4×4 pictures: each value is the sum of its left and its upper neighbor (of the color before, for all but the
+def known_images(count: int, *, num_values: int, num_channels: int) -> Tensor:
+    """4×4 images: each value is the sum of its left and its upper neighbor (of the color before, for all but the
     first) modulo K with probability 0.8, else uniform. So each has the same entropy, whatever came before."""
     random = torch.Generator().manual_seed(num_channels)
     padded = torch.zeros(count, num_channels, 5, 5, dtype=torch.int64)
@@ -201,7 +201,7 @@ def test_a_trained_model_reaches_the_entropy_of_a_known_distribution(
         kernel_size=3,
         embedding=embedding,
     )
-    train, held_out = known_pictures(20_000, num_values=num_values, num_channels=num_channels).split([16_000, 4_000])
+    train, held_out = known_images(20_000, num_values=num_values, num_channels=num_channels).split([16_000, 4_000])
     steps = 250
     optimizer = torch.optim.Adam(model.parameters(), lr=8e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)

@@ -189,12 +189,12 @@ def test_on_step_shows_each_x_t_with_the_clipped_image_that_was_predicted_from_i
 
 @pytest.mark.parametrize("threshold", ["static", "dynamic"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_wild_denoiser_cannot_leave_the_range_of_pictures(sampler, threshold):
+def test_a_wild_denoiser_cannot_leave_the_range_of_images(sampler, threshold):
     wild = run(sampler, denoise=lambda x_t, t: 1e4 * torch.sin(x_t + 1), threshold=threshold)
     assert wild.abs().max() <= 1 + 1e-6
 
 
-def test_dynamic_thresholding_scales_a_picture_by_its_own_quantile_and_none_leaves_latents_alone():
+def test_dynamic_thresholding_scales_a_image_by_its_own_quantile_and_none_leaves_latents_alone():
     x_0 = torch.tensor([[-4.0, 0.0, 1.0, 2.0], [-0.5, 0.0, 0.1, 1.0]], dtype=torch.float64).reshape(2, 1, 1, 4)
     objective = discrete("cosine", 100, prediction_type="sample")
     at = partial(

@@ -1,4 +1,4 @@
-"""Laws of pictures larger than the trained grid."""
+"""Laws of images larger than the trained grid."""
 
 import pytest
 import torch
@@ -58,18 +58,18 @@ def test_on_the_trained_grid_it_is_generate(transformer: Transformer, guidance_s
 @torch.no_grad()
 @pytest.mark.parametrize("grid", [(8, 6), (4, 6), (6, 4)])
 def test_each_token_is_drawn_from_its_window_and_from_nothing_else(transformer: Transformer, grid: tuple[int, int]):
-    """Against a full forward pass of each window, the condition picture cut by hand; both guided."""
+    """Against a full forward pass of each window, the condition image cut by hand; both guided."""
     height, width = grid
     given = conditions(2, condition_tokens=height * width // 4)
     settings = {"null_text": NULL_TEXT, "guidance_scale": 2.0, "top_k": 10, "temperature": 0.9}
     made = generate_window(transformer, grid=grid, generators=generators(2), **given, **settings).view(2, *grid)
     uniforms = torch.stack([torch.rand(height * width, generator=g) for g in generators(2)], dim=1)
-    picture = given["condition"].view(2, height // 2, width // 2)
+    image = given["condition"].view(2, height // 2, width // 2)
     null = {"text": NULL_TEXT.expand(2, 5), "condition": torch.full((2, 4), 6)}
     for row in range(height):
         for column in range(width):
             top, left = (min(max(at - 2, 0), size - 4) for at, size in ((row, height), (column, width)))
-            part = picture[:, top // 2 : top // 2 + 2, left // 2 : left // 2 + 2].reshape(2, 4)
+            part = image[:, top // 2 : top // 2 + 2, left // 2 : left // 2 + 2].reshape(2, 4)
             tokens = made[:, top : top + 4, left : left + 4].reshape(2, 16).clone()
             place = 4 * (row - top) + column - left
             tokens[:, place:] = 0  # a causal network hears nothing of them; they are not there yet

@@ -17,10 +17,10 @@ CONDITIONS = {
     "label": {"num_classes": 5},
     "text": {"vocab_size": 20, "text_length": 6},
     "label and text": {"num_classes": 5, "vocab_size": 20, "text_length": 6},
-    "picture": {"condition_codebook_size": 7, "condition_grid": (2, 2)},
-    "label and picture": {"num_classes": 5, "condition_codebook_size": 7, "condition_grid": (2, 2)},
+    "image": {"condition_codebook_size": 7, "condition_grid": (2, 2)},
+    "label and image": {"num_classes": 5, "condition_codebook_size": 7, "condition_grid": (2, 2)},
 }
-CONDITIONS["all"] = CONDITIONS["label and text"] | CONDITIONS["picture"]
+CONDITIONS["all"] = CONDITIONS["label and text"] | CONDITIONS["image"]
 CONDITIONS["all, text learned too"] = CONDITIONS["all"] | {"predict_text": True}
 POSITIONS = ("learned", "learned_2d", "rotary_2d")
 VARIANTS = {
@@ -29,7 +29,7 @@ VARIANTS = {
     for name, settings in CONDITIONS.items()
 }
 TEXT = torch.tensor([[1, 7, 9, 2, 0, 0], [1, 2, 0, 0, 0, 0], [1, 4, 5, 6, 7, 2]])
-PICTURE = torch.tensor([[0, 3, 6, 1], [7, 7, 7, 7], [5, 2, 2, 4]])  # the second is the null picture
+IMAGE = torch.tensor([[0, 3, 6, 1], [7, 7, 7, 7], [5, 2, 2, 4]])  # the second is the null image
 
 
 def make_transformer(*, codebook_size: int = 11, num_tokens: int = 9, **settings: object) -> Transformer:
@@ -52,7 +52,7 @@ def condition_of(transformer: Transformer, *, batch_size: int = 3) -> dict[str, 
     if transformer.text_length:
         condition["text"] = TEXT[:batch_size]
     if transformer.condition_length:
-        condition["condition"] = PICTURE[:batch_size]
+        condition["condition"] = IMAGE[:batch_size]
     return condition
 
 
@@ -87,7 +87,7 @@ def test_logits_depend_on_all_earlier_tokens_and_on_no_later_one(settings: dict[
 
 @torch.no_grad()
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_probabilities_of_all_pictures_sum_to_one(settings: dict[str, int]):
+def test_probabilities_of_all_images_sum_to_one(settings: dict[str, int]):
     transformer = make_transformer(codebook_size=3, num_tokens=4, **settings)
     tokens = torch.tensor(list(itertools.product(range(3), repeat=4)))
     condition = {name: value[1:2].expand(81, *value.shape[1:]) for name, value in condition_of(transformer).items()}
@@ -174,10 +174,10 @@ def test_a_text_of_another_length_is_refused():
         transformer(torch.zeros(3, 9, dtype=torch.int64))
 
 
-def test_a_condition_picture_of_another_size_is_refused():
-    transformer = make_transformer(**CONDITIONS["picture"])
+def test_a_condition_image_of_another_size_is_refused():
+    transformer = make_transformer(**CONDITIONS["image"])
     with pytest.raises(ValueError, match="condition_grid is 2×2"):
-        transformer(torch.zeros(3, 9, dtype=torch.int64), condition=PICTURE[:, :3])
+        transformer(torch.zeros(3, 9, dtype=torch.int64), condition=IMAGE[:, :3])
     with pytest.raises(ValueError, match="condition of None, condition_grid is 2×2"):
         transformer(torch.zeros(3, 9, dtype=torch.int64))
 
@@ -220,7 +220,7 @@ def test_text_logits_depend_on_earlier_words_and_on_nothing_else(positions: str)
     condition, tokens = condition_of(transformer), torch.randint(0, 11, (3, 9))
     logits = transformer(tokens, **condition, with_text=True)
     assert torch.equal(logits.tokens, transformer(tokens, **condition))
-    other = {"label": torch.tensor([1, 2, 3]), "condition": PICTURE.flip(0)}
+    other = {"label": torch.tensor([1, 2, 3]), "condition": IMAGE.flip(0)}
     torch.testing.assert_close(transformer(tokens.flip(0), **condition | other, with_text=True).text, logits.text)
     vectors = {}
     transformer.text_embedding.register_forward_hook(
@@ -234,7 +234,7 @@ def test_text_logits_depend_on_earlier_words_and_on_nothing_else(positions: str)
 
 
 @torch.no_grad()
-def test_probabilities_of_all_texts_and_pictures_together_sum_to_one():
+def test_probabilities_of_all_texts_and_images_together_sum_to_one():
     settings = {"vocab_size": 4, "text_length": 3, "predict_text": True, "num_classes": 2}
     transformer = make_transformer(codebook_size=2, num_tokens=4, **settings)
     pairs = [
@@ -285,7 +285,7 @@ def test_conditions_are_not_turned_and_tokens_are_turned_by_their_own_place():
 
 
 @torch.no_grad()
-def test_rotary_logits_stay_when_all_places_are_shifted_and_conditions_anchor_the_picture():
+def test_rotary_logits_stay_when_all_places_are_shifted_and_conditions_anchor_the_image():
     """Rotations alone are relative; conditions are not turned, so they tell the first row from the last."""
     transformer = make_transformer(**CONDITIONS["all"], positions="rotary_2d").double()
     condition, tokens = condition_of(transformer), torch.randint(0, 11, (3, 9))
@@ -321,11 +321,11 @@ def test_logits_equal_those_of_gpt_2_with_the_same_weights():
 
 
 def test_a_transformer_trained_on_a_known_distribution_reaches_its_entropy():
-    """Pictures of 2×2 tokens whose last one tells whether the first two are equal, most of the time."""
+    """Images of 2×2 tokens whose last one tells whether the first two are equal, most of the time."""
     torch.manual_seed(0)
-    pictures = torch.tensor(list(itertools.product(range(3), repeat=4)))
-    likely = (pictures[:, 3] == (pictures[:, 0] == pictures[:, 1]).long()).float()
-    distribution = (torch.tensor([0.6, 0.3, 0.1])[pictures[:, :3]].prod(dim=1) * (0.05 + likely)).double()
+    images = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    likely = (images[:, 3] == (images[:, 0] == images[:, 1]).long()).float()
+    distribution = (torch.tensor([0.6, 0.3, 0.1])[images[:, :3]].prod(dim=1) * (0.05 + likely)).double()
     distribution /= distribution.sum()
     entropy = -(distribution * distribution.log()).sum() / 4  # nats a token
     transformer = Transformer(codebook_size=3, num_tokens=4, model_dim=32, num_layers=2, num_heads=4)
@@ -333,11 +333,11 @@ def test_a_transformer_trained_on_a_known_distribution_reaches_its_entropy():
     draws = torch.multinomial(distribution, 300 * 256, replacement=True).view(300, 256)
     for step, chosen in enumerate(draws):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / len(draws))
-        loss = token_loss(transformer(pictures[chosen]), tokens=pictures[chosen])
+        loss = token_loss(transformer(images[chosen]), tokens=images[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        log_p = transformer(pictures).log_softmax(dim=-1).gather(-1, pictures[..., None]).sum(dim=(1, 2)).double()
+        log_p = transformer(images).log_softmax(dim=-1).gather(-1, images[..., None]).sum(dim=(1, 2)).double()
     cross_entropy = -(distribution * log_p).sum() / 4
     assert entropy <= cross_entropy < 1.02 * entropy

@@ -209,7 +209,7 @@ def test_a_condition_that_is_missing_or_unknown_is_refused():
         full_network(text=None)(**known)
 
 
-def test_a_picture_of_another_size_or_number_of_channels_is_refused():
+def test_a_image_of_another_size_or_number_of_channels_is_refused():
     network, known = full_network(), inputs()
     with pytest.raises(ValueError, match="condition_image has 4 x 8 pixels, x_t has 8 x 8"):
         network(**(known | {"condition_image": torch.zeros(3, 1, 4, 8)}))

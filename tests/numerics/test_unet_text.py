@@ -69,7 +69,7 @@ def test_the_network_of_latent_diffusion_equals_that_of_diffusers_under_a_map_of
 
 
 def test_attention_of_glide_is_one_softmax_over_tokens_and_positions():
-    """Nichol et al. (2022): text keys and values are put before those of the picture; a hidden token has weight 0."""
+    """Nichol et al. (2022): text keys and values are put before those of the image; a hidden token has weight 0."""
     layer = randomized(TextAttention2d(16, num_heads=2, context_dim=12)).double()
     x, states = torch.randn(2, 16, 3, 4).double(), torch.randn(2, 5, 12).double()
     visible = torch.tensor([[True] * 5, [True, True, False, False, False]])

@@ -74,12 +74,12 @@ def test_the_bound_of_the_exact_model_is_the_entropy_in_bits(name, num_train_tim
         return torch.cat([epsilon, (2 * (wanted - small) / (large - small) - 1).expand_as(x_t)], dim=1)
 
     data, noise = torch.meshgrid(DATA_DEVIATION * quantiles(100), quantiles(100), indexing="ij")
-    pictures, draws = data.reshape(1, 1, 100, 100), noise.reshape(1, 1, 100, 100)
+    images, draws = data.reshape(1, 1, 100, 100), noise.reshape(1, 1, 100, 100)
     made = bound(
-        denoise, objective, pictures, noise=lambda index: draws, num_inference_steps=num_inference_steps, clip=False
+        denoise, objective, images, noise=lambda index: draws, num_inference_steps=num_inference_steps, clip=False
     )
     entropy = 0.5 * math.log2(2 * math.pi * math.e * DATA_DEVIATION**2) - math.log2(2 / 255)
-    prior = prior_bits(schedule, pictures)
+    prior = prior_bits(schedule, images)
     # The marginal of x_T is not quite the standard normal that it is coded by.
     assert made.total.item() == pytest.approx(entropy, abs=2e-3 + prior.item())
     assert made.terms.shape == (1, count)
@@ -87,7 +87,7 @@ def test_the_bound_of_the_exact_model_is_the_entropy_in_bits(name, num_train_tim
 
 
 def test_a_worse_model_costs_more_bits():
-    pictures = DATA_DEVIATION * torch.randn(1, 1, 32, 32, dtype=torch.float64)
+    images = DATA_DEVIATION * torch.randn(1, 1, 32, 32, dtype=torch.float64)
 
     def cost(scale: float) -> float:
         objective = discrete("cosine", 50, prediction_type="sample")
@@ -96,7 +96,7 @@ def test_a_worse_model_costs_more_bits():
             signal, sigma = objective.levels(time, x_t)
             return scale * signal * DATA_DEVIATION**2 / (signal**2 * DATA_DEVIATION**2 + sigma**2) * x_t
 
-        return bound(denoise, objective, pictures, noise=seeded_noise(pictures.shape, seed=1)).total.item()
+        return bound(denoise, objective, images, noise=seeded_noise(images.shape, seed=1)).total.item()
 
     assert cost(1.0) < cost(0.9) < cost(0.5)
     assert cost(1.0) < cost(1.1)
@@ -104,7 +104,7 @@ def test_a_worse_model_costs_more_bits():
 
 @pytest.mark.parametrize(("name", "bits"), [("linear", 9.6e-6), ("cosine", 5.8e-10)])
 def test_the_prior_costs_next_to_nothing(name, bits):
-    """On pictures with even grey values (methods, B6)."""
+    """On images with even grey values (methods, B6)."""
     schedule = make_schedule(name, num_train_timesteps=1000)
     assert prior_bits(schedule, LEVELS.reshape(1, 1, 16, 16)).item() == pytest.approx(bits, rel=0.02)
     without = make_schedule(name, num_train_timesteps=1000, zero_terminal_snr=True)
@@ -143,13 +143,13 @@ def test_the_bound_in_the_hybrid_loss_moves_the_variance_alone():
 def test_the_bound_is_the_mean_of_the_loss_over_all_steps():
     """The loss of a drawn step is T times its term, so its expectation is the bound without its prior."""
     objective = discrete("cosine", 20, loss="vlb")
-    pictures, noise = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64).clamp(-1, 1).unbind()
-    made = bound(partial(objective.apply, wavy), objective, pictures, noise=lambda index: noise, clip=False)
+    images, noise = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64).clamp(-1, 1).unbind()
+    made = bound(partial(objective.apply, wavy), objective, images, noise=lambda index: noise, clip=False)
     drawn = []
     for index in range(20):
         time = torch.full((2,), index)
-        x_t = objective.add_noise(pictures, noise, time)
-        drawn.append(objective.loss(wavy(x_t, time), x_0=pictures, noise=noise, x_t=x_t, time=time))
+        x_t = objective.add_noise(images, noise, time)
+        drawn.append(objective.loss(wavy(x_t, time), x_0=images, noise=noise, x_t=x_t, time=time))
     torch.testing.assert_close(torch.stack(drawn).mean(0), made.terms.sum(1))
 
 

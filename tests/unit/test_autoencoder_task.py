@@ -122,8 +122,8 @@ def test_evaluation_repeats_itself_and_names_what_the_model_has(name: str) -> No
     assert ("held_out_codebook_usage" in found) == (name not in GAUSSIAN)
     assert ("held_out_kl_loss" in found) == (name in (*GAUSSIAN, "dvae"))
     assert ("held_out_bits_per_dim" in found) == (config.reconstruction == "discretized_logistic")
-    (picture,) = task.preview(held_out, 1).values()
-    assert picture.startswith(b"\x89PNG")
+    (image,) = task.preview(held_out, 1).values()
+    assert image.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -135,9 +135,9 @@ def test_a_kept_model_rebuilds_itself(name: str, tmp_path: Path) -> None:
     loaded = load_bundle(tmp_path).module
     assert isinstance(loaded, Autoencoder)
     image = torch.rand(2, 3, 8, 8) * 2 - 1
-    picture = network.reconstruct(image)
-    assert picture.shape == image.shape
-    torch.testing.assert_close(loaded.reconstruct(image), picture)
+    back = network.reconstruct(image)
+    assert back.shape == image.shape
+    torch.testing.assert_close(loaded.reconstruct(image), back)
     if name in GAUSSIAN:
         for refused in (lambda: loaded.tokenize(image), lambda: loaded.codebook_size):
             with pytest.raises(ValueError, match="has no tokens"):
@@ -146,10 +146,10 @@ def test_a_kept_model_rebuilds_itself(name: str, tmp_path: Path) -> None:
         indices = loaded.tokenize(image)
         assert indices.shape == (2, *loaded.grid)
         assert 0 <= indices.min() <= indices.max() < loaded.codebook_size
-        torch.testing.assert_close(loaded.detokenize(indices), picture)
+        torch.testing.assert_close(loaded.detokenize(indices), back)
 
 
-def coin_pictures(positions: range) -> dict[str, np.ndarray]:
+def coin_images(positions: range) -> dict[str, np.ndarray]:
     """Every value of every pixel is 0 or 255 by the toss of a coin: exactly one bit a dimension."""
     heads = [np.random.default_rng(position).integers(0, 2, (8, 8, 3)) for position in positions]
     return {"image": (255 * np.stack(heads)).astype(np.uint8), "position": np.array(positions)}
@@ -158,10 +158,10 @@ def coin_pictures(positions: range) -> dict[str, np.ndarray]:
 def test_the_bound_of_a_vae_is_above_the_entropy_of_its_data_and_comes_near_it() -> None:
     config = config_of("vae", total_steps=150, learning_rate=2e-2, global_batch_size=16, max_grad_norm=9.0)
     task = AutoencoderTask(config)
-    held_out = coin_pictures(range(10_000, 10_064))
+    held_out = coin_images(range(10_000, 10_064))
     before = task.evaluate(held_out)["held_out_bits_per_dim"]
     for step in range(1, config.total_steps + 1):
-        task.train_step(to_batch(coin_pictures(range(16 * step, 16 * (step + 1)))), step)
+        task.train_step(to_batch(coin_images(range(16 * step, 16 * (step + 1)))), step)
     after = task.evaluate(held_out)["held_out_bits_per_dim"]
     assert before > 1.2
     assert 0.998 < after < 1.06

@@ -26,10 +26,10 @@ from components.storage.artifact import Artifact, describe_bytes
 from components.storage.store import Store
 from components.training.batches import to_batch, with_positions
 from components.training.frozen import ColumnEncoder, encoded, load_latents
-from tests.picture_sets import number_of, write_set
+from tests.image_sets import number_of, write_set
 from tests.tiny_cascade import commit_model, write_model
-from tests.tiny_diffusion_roads import CONTRASTIVE
-from tests.tiny_roads import LONE
+from tests.tiny_diffusion_branches import CONTRASTIVE
+from tests.tiny_generators import LONE
 
 RESOLUTION, SIZES = 16, (7, 1, 6, 12)
 TEXT_COLUMNS = ("image_embedding", "text_states", "text_embedding")
@@ -68,7 +68,7 @@ def stream(index: ShardIndex, *, resolution: int) -> dict[str, np.ndarray]:
 
 
 def brightness() -> Encode:
-    """Two numbers of each picture: its own number, and that of its label."""
+    """Two numbers of each image: its own number, and that of its label."""
 
     def encode(rows: Rows) -> Rows:
         return {"latents": np.stack([number_of(rows["image"]), rows["label"]], axis=1)}
@@ -77,7 +77,7 @@ def brightness() -> Encode:
 
 
 @pytest.mark.parametrize("size", [8, RESOLUTION])
-def test_training_on_smaller_pictures_reads_what_it_would_have_made_of_the_large_ones(
+def test_training_on_smaller_images_reads_what_it_would_have_made_of_the_large_ones(
     index: ShardIndex, tmp_path: Path, size: int
 ) -> None:
     small = encode(index, tmp_path / "small", kept=size)
@@ -190,7 +190,7 @@ def test_a_training_gets_of_the_set_what_its_encoders_would_have_made(
     assert live["text_states"].std() > 0.1  # not equal for being nothing
 
 
-def test_latents_of_the_set_are_the_autoencoder_s_and_no_picture_is_needed_for_them(
+def test_latents_of_the_set_are_the_autoencoder_s_and_no_image_is_needed_for_them(
     index: ShardIndex, tmp_path: Path
 ) -> None:
     vae = commit_model(tmp_path, "vae", "v", write_model(tmp_path / "vae", *LONE["vae"]))

@@ -14,13 +14,13 @@ from PIL import Image
 
 from components.data import tars
 from components.data.errors import ShardError
-from components.data.pictures import MAX_PIXELS, decode_picture, load_depth
+from components.data.images import MAX_PIXELS, decode_image, load_depth
 from components.data.shards import Quarantined
 from components.data.sources.webdataset import survey_tar
 from components.data.tars import MAX_MEMBER_BYTES, iterate_shard
-from tests.picture_sets import picture, png, write_tar
+from tests.image_sets import image, png, write_tar
 
-PNG = png(picture(1))
+PNG = png(image(1))
 
 
 def tar_of(*members: tuple[tarfile.TarInfo | str, bytes], end: bool = True) -> bytes:
@@ -68,7 +68,7 @@ def test_a_name_that_comes_again_later_is_refused() -> None:
 
 
 def test_members_of_a_sample_that_stand_apart_are_refused() -> None:
-    """Otherwise one sample would be two, and the second would have no picture."""
+    """Otherwise one sample would be two, and the second would have no image."""
     data = tar_of(("a.png", PNG), ("b.png", PNG), ("a.cls", b"1"))
     with pytest.raises(ShardError, match="members of a do not stand together"):
         list(iterate_shard(data, "x.tar"))
@@ -138,29 +138,29 @@ def test_compressions_that_no_limit_watches_are_no_tars() -> None:
         list(iterate_shard(twice, "x.tgz"))
 
 
-def test_a_picture_that_says_it_is_endless_is_refused_before_it_is_decoded() -> None:
-    assert peak_bytes(decode_picture, png_of(2**16, 2**16, bytes(2**20))) < 2**22
+def test_a_image_that_says_it_is_endless_is_refused_before_it_is_decoded() -> None:
+    assert peak_bytes(decode_image, png_of(2**16, 2**16, bytes(2**20))) < 2**22
     bomb = png_of(2**14, MAX_PIXELS // 2**14 + 1, bytes(2**20))
-    assert peak_bytes(decode_picture, bomb) < 2**22
+    assert peak_bytes(decode_image, bomb) < 2**22
     with pytest.raises(ValueError, match=f"more than {MAX_PIXELS:,}"):
-        decode_picture(bomb)
+        decode_image(bomb)
     with pytest.raises(ValueError, match="more than"):
         load_depth(bomb, resolution=8)
 
 
-def test_a_large_picture_that_is_within_the_limit_is_decoded() -> None:
-    assert decode_picture(png_of(4000, 3000, bytes(3000 * 4001))).size == (4000, 3000)
+def test_a_large_image_that_is_within_the_limit_is_decoded() -> None:
+    assert decode_image(png_of(4000, 3000, bytes(3000 * 4001))).size == (4000, 3000)
 
 
-def test_no_program_is_started_to_draw_a_picture() -> None:
+def test_no_program_is_started_to_draw_a_image() -> None:
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "EPS")
     with pytest.raises(OSError, match="cannot identify"):
-        decode_picture(buffer.getvalue())
+        decode_image(buffer.getvalue())
 
 
-def test_hostile_pictures_in_tars_of_the_user_are_quarantined_when_they_are_indexed(tmp_path: Path) -> None:
+def test_hostile_images_in_tars_of_the_user_are_quarantined_when_they_are_indexed(tmp_path: Path) -> None:
     bomb = {"000003.png": png_of(2**16, 2**16, b""), "000003.cls": b"red", "000003.txt": b"x"}
     spoiled = {"000001.depth.png": PNG[:40]}
     write_tar(tmp_path / "x.tar", range(3), side=8, extra=bomb | spoiled)

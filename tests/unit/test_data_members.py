@@ -1,4 +1,4 @@
-"""Laws of condition members: depth maps and masks are read by the laws of pictures, and nothing else changes."""
+"""Laws of condition members: depth maps and masks are read by the laws of images, and nothing else changes."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from ray.data.block import BlockAccessor
 from components.data.encoding import TokenEncoder
 from components.data.errors import ShardError
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
-from components.data.pictures import load_depth, load_mask, load_picture
+from components.data.images import load_depth, load_image, load_mask
 from components.data.pool import ShardJob
 from components.data.shards import (
     Member,
@@ -29,7 +29,7 @@ from components.storage.bundle import load_bundle
 from components.storage.store import Store
 from components.training.batches import to_image
 from tests.distributed.runs import context_of, images_artifact
-from tests.picture_sets import write_scenes, write_set
+from tests.image_sets import write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
 from tests.tiny_training import autoencoder_config
 
@@ -50,7 +50,7 @@ def stored(index: ShardIndex, entry: ShardEntry) -> list[dict[str, bytes]]:
 def test_each_member_is_what_its_file_gives(scenes: ShardIndex, resolution: int) -> None:
     groups = stored(scenes, scenes.shards[0])
     expected = {
-        "image": [load_picture(group["png"], resolution=resolution) for group in groups],
+        "image": [load_image(group["png"], resolution=resolution) for group in groups],
         "depth": [load_depth(group["depth.png"], resolution=resolution) for group in groups],
         "mask": [load_mask(group["mask.png"], resolution=resolution, mask_values=3) for group in groups],
     }
@@ -89,8 +89,8 @@ def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serv
     for rows in (depth, mask):
         for name in ("label", "text", "position"):
             np.testing.assert_array_equal(rows[name], plain[name])
-    for picture, far, shape in zip(plain["image"], depth["image"], mask["image"], strict=True):
-        (found,) = np.nonzero((splits["image"] == picture).all((1, 2, 3)))
+    for image, far, shape in zip(plain["image"], depth["image"], mask["image"], strict=True):
+        (found,) = np.nonzero((splits["image"] == image).all((1, 2, 3)))
         assert len(found) == 1
         np.testing.assert_array_equal(far, splits["depth"][found[0]])
         np.testing.assert_array_equal(shape, splits["mask"][found[0]])
@@ -113,7 +113,7 @@ def test_the_depth_of_a_scene_is_nearest_on_a_solid_or_the_floor_and_farthest_on
 @pytest.mark.parametrize("member", ["depth", "mask"])
 def test_a_set_without_the_member_is_refused_naming_shard_sample_and_remedy(tmp_path: Path, member: Member) -> None:
     index = write_set(Store(str(tmp_path)), sizes=(3, 2))
-    said = rf"shard-000000\.tar, sample 000000: no {member}\.png beside the picture; .* or set member to image"
+    said = rf"shard-000000\.tar, sample 000000: no {member}\.png next to the image; .* or set member to image"
     with pytest.raises(ShardError, match=said):
         read_split(index, "train", resolution=8, member=member)
     with pytest.raises(ShardError, match=said):
@@ -129,14 +129,14 @@ def test_a_stage_refuses_a_set_without_the_member_before_anything_trains(tmp_pat
 
 
 @pytest.mark.parametrize("member", ["depth", "mask"])
-def test_the_tokens_of_a_member_are_those_of_its_pictures(scenes: ShardIndex, tmp_path: Path, member: Member) -> None:
+def test_the_tokens_of_a_member_are_those_of_its_images(scenes: ShardIndex, tmp_path: Path, member: Member) -> None:
     folder, files = write_models(tmp_path / "models")["tokenizer"], Store(str(tmp_path / "tokens"))
     encoder = TokenEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, member)
     encoder(ShardJob(0, "x.parquet", scenes.shards[0]))
     found = parse_tokens(files.read("x.parquet"), "x.parquet")
-    pictures = read_whole_shard(scenes, scenes.shards[0], resolution=16, member=member)
-    expected = load_bundle(folder).module.tokenize(to_image(torch.from_numpy(pictures.image))).flatten(1)
-    assert found.key == pictures.key
+    images = read_whole_shard(scenes, scenes.shards[0], resolution=16, member=member)
+    expected = load_bundle(folder).module.tokenize(to_image(torch.from_numpy(images.image))).flatten(1)
+    assert found.key == images.key
     np.testing.assert_array_equal(found.tokens, expected.numpy())
 
 

@@ -15,7 +15,7 @@ from components.data.order import WINDOW_SHARDS, windows
 from components.data.shards import ShardEntry, ShardIndex
 from components.data.tars import iterate_shard, write_shard
 from components.storage.store import Store
-from tests.picture_sets import number_of, write_set
+from tests.image_sets import number_of, write_set
 
 VIEW = View(resolution=8)
 SHARDS, SIDE = 9, 512
@@ -23,14 +23,14 @@ SHARDS, SIDE = 9, 512
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
-    """Shards of 3 pictures of noise, 786 kB each; no reader keeps them decoded."""
+    """Shards of 3 images of noise, 786 kB each; no reader keeps them decoded."""
     store = Store(str(tmp_path_factory.mktemp("noise")))
     index = write_set(store, sizes=(3,) * SHARDS, holdout_fraction=0, resolution=SIDE)
     return index.model_copy(update={"samples": 10**9})
 
 
 def served(cache: ShardCache, index: ShardIndex, number: int) -> Iterator[np.ndarray]:
-    """The pictures of some windows, as a reading task asks for them; checks what is held on the way."""
+    """The images of some windows, as a reading task asks for them; checks what is held on the way."""
     ahead = windows([entry.train_samples for entry in index.shards], seed=0, start=0)
     for (window, following), _ in zip(pairwise(ahead), range(number), strict=False):
         now, soon = (tuple(index.shards[shard] for shard in w.shards) for w in (window, following))
@@ -50,7 +50,7 @@ def test_three_shards_are_held_and_no_more_when_they_are_large(noise: ShardIndex
         assert cache.count <= WINDOW_SHARDS
 
 
-def test_pictures_are_the_same_whatever_is_held(noise: ShardIndex) -> None:
+def test_images_are_the_same_whatever_is_held(noise: ShardIndex) -> None:
     narrow, wide = (list(served(ShardCache(capacity), noise, 6)) for capacity in (0, 2**30))
     np.testing.assert_array_equal(np.concatenate(narrow), np.concatenate(wide))
 
@@ -70,7 +70,7 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
 
 
 def write_large(store: Store) -> ShardIndex:
-    """Shards of 2 MB: pictures with half a megabyte behind their end, cheap to make and to decode."""
+    """Shards of 2 MB: images with half a megabyte behind their end, cheap to make and to decode."""
     index = write_set(store, sizes=(4,) * SHARDS, holdout_fraction=0)
     entries = [pad(store, entry) for entry in index.shards]
     return index.model_copy(update={"shards": tuple(entries), "samples": 10**9})

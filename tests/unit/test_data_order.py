@@ -12,7 +12,7 @@ from components.data.order import WINDOW_SHARDS, permutation, pick, windows
 from components.data.shards import ShardIndex
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.storage.store import Store
-from tests.picture_sets import number_of, write_set
+from tests.image_sets import number_of, write_set
 
 RUNS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # (seed, epoch)
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any)
@@ -111,7 +111,7 @@ def test_a_stream_that_starts_at_a_step_is_the_tail_of_the_whole_one(index: Shar
     assert equal(stream(index, world_size=1)[start_step:], stream(index, world_size=2, start_step=start_step))
 
 
-def test_positions_count_through_and_pictures_are_those_of_the_law(index: ShardIndex) -> None:
+def test_positions_count_through_and_images_are_those_of_the_law(index: ShardIndex) -> None:
     batches = stream(index, world_size=1)
     positions = np.concatenate([batch["position"] for batch in batches])
     numbers = np.concatenate([number_of(batch["image"]) for batch in batches])
@@ -132,7 +132,7 @@ def test_the_first_chunk_is_small_and_no_chunk_is_empty(index: ShardIndex) -> No
     assert chunks[-1].last >= 500 * 16
 
 
-def test_huge_pictures_are_read_a_batch_at_a_time() -> None:
+def test_huge_images_are_read_a_batch_at_a_time() -> None:
     layout = Layout(1024, 64, 2, 0, 8)
     assert layout.steps_per_group == 1
     assert layout.chunk_rows == 64

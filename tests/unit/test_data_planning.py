@@ -13,7 +13,7 @@ from components.data.order import WINDOW_SHARDS, Window, permutation, windows
 from components.data.shards import ShardEntry, ShardIndex, TextInfo
 from components.data.stream import Chunk, Layout, StreamDatasource, plan_chunks, read_chunk
 from components.storage.store import Store
-from tests.picture_sets import number_of, write_set
+from tests.image_sets import number_of, write_set
 
 MANY_SHARDS, MANY_SAMPLES = 100_000, 10**9
 LAYOUT = Layout(64, 1024, 8, 0, 16)
@@ -118,8 +118,8 @@ def test_a_resumed_stream_reads_no_shard_of_what_came_before(tmp_path_factory: p
     layout, header = Layout(8, 16, 1, 0, 8), index.model_copy(update={"shards": ()})
 
     def numbers(chunk: Chunk) -> np.ndarray:
-        pictures = [np.stack(block["image"].to_pylist()) for block in read_chunk(header, layout, chunk)]
-        return number_of(np.concatenate(pictures))
+        images = [np.stack(block["image"].to_pylist()) for block in read_chunk(header, layout, chunk)]
+        return number_of(np.concatenate(images))
 
     (whole,) = islice(plan_chunks(index, layout, start_step=40, total_steps=72), 1)
     needed = {entry.url for _, entries in whole.windows for entry in entries}

@@ -18,7 +18,7 @@ from components.data.shards import (
 )
 from components.data.tars import iterate_shard, write_shard
 from components.storage.store import Store
-from tests.picture_sets import number_of, picture, png, write_set
+from tests.image_sets import image, number_of, png, write_set
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_what_was_written_is_read_on_every_kind_of_storage(index: ShardIndex) ->
 
 
 def test_equal_samples_give_equal_bytes() -> None:
-    samples = [{"__key__": "a", "png": png(picture(1)), "cls": b"0"}, {"__key__": "b", "png": png(picture(2))}]
+    samples = [{"__key__": "a", "png": png(image(1)), "cls": b"0"}, {"__key__": "b", "png": png(image(2))}]
     assert write_shard(samples) == write_shard(samples)
 
 
@@ -107,13 +107,13 @@ def test_what_is_no_tar_raises_naming_it() -> None:
         list(iterate_shard(b"not a tar at all" * 100, "x.tar"))
 
 
-def test_the_picture_of_a_sample_is_its_own_not_its_mask() -> None:
-    (group,) = iterate_shard(tar_of(**{"a.depth.png": b"depth", "a.jpg": b"picture", "a.mask.png": b"mask"}), "x.tar")
-    assert group.picture == b"picture"
+def test_the_image_of_a_sample_is_its_own_not_its_mask() -> None:
+    (group,) = iterate_shard(tar_of(**{"a.depth.png": b"depth", "a.jpg": b"image", "a.mask.png": b"mask"}), "x.tar")
+    assert group.image == b"image"
 
 
 def test_the_split_of_a_sample_never_moves() -> None:
-    """Frozen: a change here would leak held-out pictures into training for everyone."""
+    """Frozen: a change here would leak held-out images into training for everyone."""
     held_out = [number for number in range(100) if split_of(f"{number:06d}", 0.1) == "holdout"]
     assert held_out == [16, 19, 22, 23, 38, 44, 46, 53, 56, 60, 61, 64, 71]
 

@@ -22,7 +22,7 @@ from components.data.sources.scenes import DEPTH_UNIT, SHAPES, list_scenes, rend
 from components.data.sources.source import safe_keys
 from components.data.sources.webdataset import list_tars, split_glob
 from components.storage.store import Store
-from tests.picture_sets import picture, png, write_idx, write_set
+from tests.image_sets import image, png, write_idx, write_set
 
 
 def write_files(folder: Path, files: dict[str, bytes | str]) -> Path:
@@ -35,10 +35,10 @@ def write_files(folder: Path, files: dict[str, bytes | str]) -> Path:
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     names = ("cat/1.png", "cat/2.png", "black_dog/1.png")
-    return write_files(tmp_path / "pets", {name: png(picture(number)) for number, name in enumerate(names)})
+    return write_files(tmp_path / "pets", {name: png(image(number)) for number, name in enumerate(names)})
 
 
-def test_openmoji_has_thousands_of_named_pictures_in_nine_classes() -> None:
+def test_openmoji_has_thousands_of_named_images_in_nine_classes() -> None:
     source = list_openmoji()
     assert len(source.items) >= 3000
     assert len({item.key for item in source.items}) == len(source.items)
@@ -114,10 +114,10 @@ def test_sub_folders_are_classes_and_their_names_captions(pets: Path) -> None:
     ],
 )
 def test_a_captions_file_at_the_top_decides(tmp_path: Path, captions: dict[str, str]) -> None:
-    write_files(tmp_path, {"a.png": png(picture(0)), "b.png": png(picture(1)), **captions})
+    write_files(tmp_path, {"a.png": png(image(0)), "b.png": png(image(1)), **captions})
     source = list_folder(str(tmp_path))
     assert [item.caption for item in source.items] == ["a, red", "blue"]
-    assert [source.classes[item.label] for item in source.items] == ["x", "picture"]
+    assert [source.classes[item.label] for item in source.items] == ["x", "image"]
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_a_captions_file_at_the_top_decides(tmp_path: Path, captions: dict[str, 
         ('{"file": "a.png"}', "needs a file and a caption"),
         ('{"file": ', "needs a file and a caption"),
         ('{"file": "a.png", "caption": "x"}\n{"file": "a.png", "caption": "y"}', "twice"),
-        ("", "names no picture"),
+        ("", "names no image"),
     ],
 )
 def test_a_captions_file_that_does_not_fit_is_refused(tmp_path: Path, captions: str, said: str) -> None:
-    write_files(tmp_path, {"a.png": png(picture(0)), "captions.jsonl": captions})
+    write_files(tmp_path, {"a.png": png(image(0)), "captions.jsonl": captions})
     with pytest.raises(SourceError, match=said):
         list_folder(str(tmp_path))
 
@@ -153,7 +153,7 @@ def test_idx_files_are_read_plain_and_gzipped(tmp_path: Path) -> None:
         source = list_fashion_mnist(str(folder))
         drawn = source.reader.draw(source.items[5], source.reader.read(source.items[5]), resolution=28)
         assert source.items[5].caption == "ankle boot"
-        # Gray as it is stored: three equal values, none of them resampled at the pictures' own size.
+        # Gray as it is stored: three equal values, none of them resampled at the images' own size.
         np.testing.assert_array_equal(np.asarray(drawn.image), np.repeat(pixels[5][..., None], 3, axis=2))
 
 
@@ -216,7 +216,7 @@ def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_pa
 
 
 def test_a_folder_without_classes_says_what_it_needs(tmp_path: Path) -> None:
-    write_files(tmp_path, {"a.png": png(picture(0))})
+    write_files(tmp_path, {"a.png": png(image(0))})
     with pytest.raises(SourceError, match=r"no classes in .*captions.jsonl"):
         check_source("folder", str(tmp_path))
 
@@ -245,7 +245,7 @@ def test_of_every_source_with_files_one_is_tried_that_is_read(tmp_path: Path, pe
     write_set(Store(str(tmp_path / "set")), sizes=(2, 2))
     shutil.copytree(tmp_path / "set", tmp_path / "tars", ignore=shutil.ignore_patterns("*.json"))
     write_idx(tmp_path / "idx", np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8), compress=True)
-    write_files(pets, {"about.txt": "no picture", "cat/about.txt": "none either"})
+    write_files(pets, {"about.txt": "no image", "cat/about.txt": "none either"})
     tried = {
         str(tmp_path / "set"): f"{tmp_path}/set/shard-000000.tar",
         f"{tmp_path}/tars/*1.tar": f"{tmp_path}/tars/shard-000001.tar",
@@ -307,7 +307,7 @@ def test_packaged_sources_are_known_by_their_versions() -> None:
     assert source_digest("openmoji", None) != source_digest("scenes", None)
 
 
-def test_a_limit_keeps_the_same_pictures_when_it_grows(pets: Path) -> None:
+def test_a_limit_keeps_the_same_images_when_it_grows(pets: Path) -> None:
     few, more = (open_source("openmoji", None, limit=limit).items for limit in (50, 120))
     assert few == more[:50]
     assert len({item.label for item in few}) >= 5

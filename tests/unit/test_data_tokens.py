@@ -1,4 +1,4 @@
-"""Laws of token shards: one file a shard, and the same law of order as for pictures."""
+"""Laws of token shards: one file a shard, and the same law of order as for images."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_a_truncated_token_shard_raises_naming_it() -> None:
         parse_tokens(write_tokens(token_set(0, 9))[:-20], "x.parquet")
 
 
-def test_one_shard_of_pictures_gives_one_file_of_a_fixed_name() -> None:
+def test_one_shard_of_images_gives_one_file_of_a_fixed_name() -> None:
     assert token_name("shard-000003.tar") == "shard-000003.parquet"
     assert token_name("s3://bucket/set/part.tar.gz") == "part.parquet"
 

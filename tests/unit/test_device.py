@@ -14,23 +14,23 @@ from PIL import Image
 from rich.console import Console
 
 from components.sampling.device import best_device
-from components.tracking import painter
-from components.tracking.painter import Row, painter_of
+from components.tracking import cascade_model
+from components.tracking.cascade_model import Row, predictor_of
 from components.tracking.registry import _input_example
 from pipelines import sample_command
-from pipelines.sample_command import load_cascade, sample_pictures
-from pipelines.translate_command import translate_picture
+from pipelines.sample_command import load_cascade, sample_images
+from pipelines.translate_command import translate_image
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import commit_model, write_cascade
-from tests.tiny_diffusion_roads import ROADS, classifier, contrastive
-from tests.tiny_roads import LONE, PRIORS, conditioned, lone, token_road
+from tests.tiny_diffusion_branches import GENERATORS, classifier, contrastive
+from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
 from tests.unit.test_frozen_text import pretrained_folder
 from tests.unit.test_sampling_translate import pixels, write_palette
 
 MODELS: dict[str, Callable[[Path], Path]] = {
-    **{road: ROADS[road] for road in ("latent", "imagen", "dalle2", "classifier_guided")},
-    **{road: lambda folder, road=road: lone(road, folder) for road in LONE},
-    **{f"{name} prior": lambda folder, prior=prior: token_road(prior, folder) for name, prior in PRIORS.items()},
+    **{generator: GENERATORS[generator] for generator in ("latent", "imagen", "dalle2", "classifier_guided")},
+    **{generator: lambda folder, generator=generator: lone(generator, folder) for generator in LONE},
+    **{f"{name} prior": lambda folder, prior=prior: token_branch(prior, folder) for name, prior in PRIORS.items()},
     **{"conditioned": conditioned, "palette": write_palette},
     **{"tokenizer": lambda folder: write_cascade(folder) / "tokenizer"},
     **{"lone prior": lambda folder: conditioned(folder) / "prior"},
@@ -43,12 +43,12 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decision falls on the GPU that is none."""
-    for module in (painter, sample_command):
+    for module in (cascade_model, sample_command):
         monkeypatch.setattr(module, "best_device", lambda: GPU)
 
 
 def numbers_in(answer: str) -> np.ndarray:
-    """Levels of a picture, or what stands in a JSON answer."""
+    """Levels of an image, or what stands in a JSON answer."""
     if answer.startswith(("[", "{")):
         found = json.loads(answer)
         return np.array(list(found.values()) if isinstance(found, dict) else found, dtype=float)
@@ -65,16 +65,16 @@ def test_a_gpu_is_taken_where_torch_can_use_one(there: bool, monkeypatch: pytest
 def test_a_registered_model_on_a_gpu_answers_as_on_the_processor(kind: str, tmp_path: Path, request: Any):
     folder = MODELS[kind](tmp_path)
     (row,) = _input_example(folder) or []
-    rows = [Row(**row | ({"steps": 2} if kind in (*ROADS, "palette") else {}))]
+    rows = [Row(**row | ({"steps": 2} if kind in (*GENERATORS, "palette") else {}))]
     rows += [Row(image=base64.b64encode(png(0, 12)).decode())] if kind == "contrastive" else []
-    wanted = painter_of(folder)(rows)
+    wanted = predictor_of(folder)(rows)
     request.getfixturevalue("on_gpu")
     with pretend_gpu() as computing:
-        paint, computing.count = painter_of(folder), 0
-        answers = paint(rows)
+        predict, computing.count = predictor_of(folder), 0
+        answers = predict(rows)
     assert computing.count > 0
     for ours, theirs in zip(answers, wanted, strict=True):
-        levels = 1e-5 if theirs.startswith(("[", "{")) else 1  # of a picture, as everywhere: one gray level
+        levels = 1e-5 if theirs.startswith(("[", "{")) else 1  # of an image, as everywhere: one gray level
         np.testing.assert_allclose(numbers_in(ours), numbers_in(theirs), rtol=0, atol=levels)
 
 
@@ -87,7 +87,7 @@ def png(seed: int, side: int = 16) -> bytes:
 @pytest.mark.usefixtures("on_gpu")
 def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
     (tmp_path / "photo.png").write_bytes(png(0))
-    choices = ("road", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
+    choices = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
     asked = {
         "labels": ["1"],
         "prompts": [],
@@ -99,11 +99,11 @@ def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
     }
     about = {"out": tmp_path / "out", "console": Console(quiet=True)}
     with pretend_gpu() as computing:
-        sample_pictures(str(write_cascade(tmp_path / "sampled")), **asked, **about)
+        sample_images(str(write_cascade(tmp_path / "sampled")), **asked, **about)
         sampled = computing.count
         asked = {"image": tmp_path / "photo.png", "task": "jpeg", "seed": 0, "count": 1, "steps": 2}
         asked |= dict.fromkeys(("mask", "label", "prompt", "sampler", "guidance_scale", "tracking"))
-        translate_picture(str(write_palette(tmp_path / "translated")), **asked, **about)
+        translate_image(str(write_palette(tmp_path / "translated")), **asked, **about)
     assert 0 < sampled < computing.count
 
 

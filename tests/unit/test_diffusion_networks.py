@@ -16,7 +16,7 @@ from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_b
 from components.training.batches import to_batch
 from components.training.diffusion_settings import network_arguments, network_kind
 from components.training.tasks.diffusion import DiffusionTask
-from tests.tiny_training import OFFERS, diffusion_config, dit_config, rows_at
+from tests.tiny_training import DATASET_INFO, diffusion_config, dit_config, rows_at
 
 CLASSIFIER = {
     "resolution": 8,
@@ -44,7 +44,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
-    arguments = network_arguments(config, OFFERS)
+    arguments = network_arguments(config, DATASET_INFO)
     assert json.loads(json.dumps(arguments)) == arguments
     network = NETWORKS[network_kind(config)](**arguments)
     assert isinstance(network, DiT if name == "dit" else UNet)
@@ -72,18 +72,18 @@ def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_of_training_decide_what_the_network_needs(changes: dict[str, Any], argument: str, value: Any) -> None:
-    assert network_arguments(diffusion_config(**changes), OFFERS)[argument] == value
+    assert network_arguments(diffusion_config(**changes), DATASET_INFO)[argument] == value
 
 
 def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path) -> None:
     """ADM's table of labels: previews are not guided, a request must name its class."""
     config = diffusion_config(cond_drop_prob=0.0, conditions=("label",))
-    task = DiffusionTask(config, offers=OFFERS)
+    task = DiffusionTask(config, dataset_info=DATASET_INFO)
     task.train_step(to_batch(rows_at(config, range(8))), 1)
     assert task.preview(rows_at(config, range(8)), 1)
     network = task.learner.network
-    assert network.class_embedding.num_embeddings == OFFERS.num_classes
-    save_bundle(tmp_path, ModelBundle("diffusion", network_arguments(config, OFFERS), {}, network))
+    assert network.class_embedding.num_embeddings == DATASET_INFO.num_classes
+    save_bundle(tmp_path, ModelBundle("diffusion", network_arguments(config, DATASET_INFO), {}, network))
     model = load_model("base", tmp_path)
     check_conditions(model, Request(label=0, seed=1))
     assert encode_conditions(model, [Request(label=0, seed=1)]).null == {}
@@ -92,6 +92,6 @@ def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path
 
 
 def test_a_transformer_has_heads_by_count_or_by_channels() -> None:
-    by_count = network_arguments(dit_config(head_dim=None, num_heads=4), OFFERS)
-    by_channels = network_arguments(dit_config(head_dim=4), OFFERS)
+    by_count = network_arguments(dit_config(head_dim=None, num_heads=4), DATASET_INFO)
+    by_channels = network_arguments(dit_config(head_dim=4), DATASET_INFO)
     assert by_count["num_heads"] == by_channels["num_heads"] == 4

@@ -17,7 +17,7 @@ from components.training.diffusion_settings import network_arguments, sampling_s
 from components.training.loop import fit
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_cascade import CLASSES
-from tests.tiny_training import DIFFUSIONS, OFFERS, batches, config_of, make_task, rows_at
+from tests.tiny_training import DATASET_INFO, DIFFUSIONS, batches, config_of, make_task, rows_at
 
 KINDS = ["base", *DIFFUSIONS]
 
@@ -45,20 +45,20 @@ def test_every_objective_lowers_its_loss_on_a_batch(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str, tmp_path: Path) -> None:
-    """The bundle rebuilds the objective; a request may name another sampler, and each picture belongs to its seed."""
+    """The bundle rebuilds the objective; a request may name another sampler, and each image belongs to its seed."""
     is_upsampler = config_of(kind).low_res_resolution is not None
     config = config_of(kind, conditions=("label",), **({} if is_upsampler else {"guidance_interval": (0.1, 5.0)}))
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
     bundle = ModelBundle(
-        "diffusion", network_arguments(config, OFFERS), sampling_settings(config, tuple(CLASSES)), network
+        "diffusion", network_arguments(config, DATASET_INFO), sampling_settings(config, tuple(CLASSES)), network
     )
     save_bundle(tmp_path / "model", bundle)
     model = load_model("base", tmp_path / "model")
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]
     if is_upsampler:
-        pictures = sample_upsampler(model, requests, torch.zeros(2, 3, 4, 4))
-        assert pictures.shape == (2, 3, 8, 8)
+        images = sample_upsampler(model, requests, torch.zeros(2, 3, 4, 4))
+        assert images.shape == (2, 3, 8, 8)
         return
     for sampler in (None, *SAMPLERS):
         asked = [request._replace(sampler=sampler, steps=min(3, config.num_train_timesteps)) for request in requests]
@@ -82,7 +82,7 @@ def test_losses_of_the_steps_drawn_become_the_history_and_then_the_draw() -> Non
     task = trained("hybrid")
     assert task.history is not None
     assert (task.history.counts == KEPT).all()
-    _, weight = task.draw(torch.arange(64))
+    _, weight = task.sample_timesteps(torch.arange(64))
     assert weight is not None
     assert not torch.equal(weight, torch.ones(64))
 

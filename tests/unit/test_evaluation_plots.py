@@ -36,7 +36,7 @@ def test_a_name_has_one_color_in_all_panels_and_stands_once_in_the_legend() -> N
 @pytest.mark.parametrize(
     "names", [["a", "b", "c", "d"], ["sde_dpm_solver_pp", *"abcdef"], ["W" * 30, "classifier, unguided"]]
 )
-def test_the_legend_stays_inside_the_picture(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_legend_stays_inside_the_image(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def legend(figure: Any, *given: Any) -> None:
@@ -45,9 +45,9 @@ def test_the_legend_stays_inside_the_picture(names: list[str], monkeypatch: pyte
 
     monkeypatch.setattr("components.evaluation.plots._legend", legend)
     plot_svg([Panel("x", "y", [LINE._replace(name=name) for name in names])], salt="d")
-    ((words, picture, axes),) = seen
-    assert picture.x0 <= words.x0 < words.x1 <= picture.x1
-    assert axes.y1 <= words.y0 < words.y1 <= picture.y1
+    ((words, image, axes),) = seen
+    assert image.x0 <= words.x0 < words.x1 <= image.x1
+    assert axes.y1 <= words.y0 < words.y1 <= image.y1
 
 
 def test_a_plot_is_a_file_of_its_own_too() -> None:

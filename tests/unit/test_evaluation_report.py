@@ -72,7 +72,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     some = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
     grid = labelled_grid(some, ["flags", "flags", "food", "food"])
     names = ["diffusion_by_class", "diffusion_by_prompt", "tokens_by_class", "tokens_by_prompt"]
@@ -103,11 +103,11 @@ def full_report() -> ReportData:
         seconds=754.0,
         facts={"commit": "abc"},
         curves={"base": points, "prior": points[:1]},
-        pictures=pictures(),
+        images=images(),
         feature_network="efficientnet_lite0",
         distances=(
             DistanceRow(name="noise", distance=326.7, samples=512, purpose="scale"),
-            DistanceRow(name="diffusion road: base, 16²", distance=198.4, samples=512, purpose="model"),
+            DistanceRow(name="diffusion branch: base, 16²", distance=198.4, samples=512, purpose="model"),
         ),
         codebook={"codebook_size": 512, "codebook_usage": 0.971, "codebook_perplexity": 340.2},
         data=DataFacts(
@@ -124,16 +124,16 @@ def test_the_page_is_well_formed_and_asks_nobody_for_anything() -> None:
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
-def test_every_picture_is_shown_once_with_a_text_for_those_who_do_not_see_it() -> None:
+def test_every_image_is_shown_once_with_a_text_for_those_who_do_not_see_it() -> None:
     page = Page(render_report(full_report()))
-    assert len(page.images) == len(pictures())
+    assert len(page.images) == len(images())
     assert all(image["alt"] and image["width"] and image["height"] for image in page.images)
 
 
-def test_distances_name_their_network_and_their_number_of_pictures() -> None:
+def test_distances_name_their_network_and_their_number_of_images() -> None:
     page = Page(render_report(full_report()))
     assert "fd_efficientnet_lite0" in page.text
-    assert re.search(r"diffusion road: base, 16²\s*512\s*198\.4", page.text)
+    assert re.search(r"diffusion branch: base, 16²\s*512\s*198\.4", page.text)
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
@@ -143,7 +143,7 @@ def test_what_comes_from_outside_is_escaped() -> None:
     assert "away &amp; came back" in html
 
 
-@pytest.mark.parametrize("missing", ["curves", "pictures", "distances", "codebook", "data", "seconds", "stages"])
+@pytest.mark.parametrize("missing", ["curves", "images", "distances", "codebook", "data", "seconds", "stages"])
 def test_whatever_is_missing_is_left_out(missing: str) -> None:
     empty = {"data": None, "seconds": None, "distances": (), "stages": ()}.get(missing, {})
     Page(render_report(full_report().model_copy(update={missing: empty})))

@@ -1,10 +1,10 @@
-"""The page of all rows: complete in itself, with a picture and the figures of each."""
+"""The page of all rows: complete in itself, with an image and the figures of each."""
 
 import io
 
 from PIL import Image
 
-from components.evaluation.rows_page import RowResult, picture_of, render_rows
+from components.evaluation.rows_page import RowResult, image_of, render_rows
 
 
 def png(color: str) -> bytes:
@@ -15,11 +15,11 @@ def png(color: str) -> bytes:
 
 def result(recipe: str, **changes) -> RowResult:
     numbers = {"row": "T1", "recipe": recipe, "about": "VAE <b>.", "seconds": 95.0, "figures": {"bits_per_dim": 3.25}}
-    return RowResult(**{**numbers, "pictures": {}, "report": "file:///report.html"} | changes)
+    return RowResult(**{**numbers, "images": {}, "report": "file:///report.html"} | changes)
 
 
 def test_the_page_holds_every_row_with_its_figures_and_asks_nothing_of_a_network():
-    page = render_rows([result("vae", pictures={"vae_unconditional": png("red")}), result("gan", seconds=None)])
+    page = render_rows([result("vae", images={"vae_unconditional": png("red")}), result("gan", seconds=None)])
     assert all(
         word in page for word in ('id="vae"', 'id="gan"', "3.25", "bits per dim", "1 min 35 s", "data:image/png")
     )
@@ -29,6 +29,6 @@ def test_the_page_holds_every_row_with_its_figures_and_asks_nothing_of_a_network
 
 def test_a_row_is_known_by_what_it_makes_and_else_by_what_it_keeps():
     kept, made = {"originals_and_reconstructions": png("red")}, {"gan_by_class": png("blue")}
-    assert picture_of(result("gan", pictures=kept | made)) == list(made.items())
-    assert picture_of(result("vqvae", pictures=kept)) == list(kept.items())
-    assert picture_of(result("none")) == []
+    assert image_of(result("gan", images=kept | made)) == list(made.items())
+    assert image_of(result("vqvae", images=kept)) == list(kept.items())
+    assert image_of(result("none")) == []

@@ -33,9 +33,9 @@ from components.sampling.model import load_model
 from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.storage.store import Store
-from pipelines.reporting import run_pictures, study_of
+from pipelines.reporting import run_images, study_of
 from tests.tiny_cascade import CLASSES, write_cascade, write_models
-from tests.tiny_roads import write
+from tests.tiny_generators import write
 from tests.unit.test_evaluation_report import Page
 
 REQUESTS = tuple(Request(label=number % 3, seed=number) for number in range(6))
@@ -83,13 +83,13 @@ def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> VariantJob
 def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: str, evaluations: int) -> None:
     made = steps_study.sample_in(cascade, job(steps_study.Setting(sampler, 5)))
     assert made.evaluations == evaluations
-    assert made.pictures.shape == (6, 8, 8, 3)
+    assert made.images.shape == (6, 8, 8, 3)
 
 
-def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_picture(cascade: Cascade) -> None:
+def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Cascade) -> None:
     setting = steps_study.Setting("ddpm", 4)
-    whole = steps_study.sample_in(cascade, job(setting)).pictures
-    alone = steps_study.sample_in(cascade, job(setting, REQUESTS[4:5])).pictures
+    whole = steps_study.sample_in(cascade, job(setting)).images
+    alone = steps_study.sample_in(cascade, job(setting, REQUESTS[4:5])).images
     assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
     asked = [request._replace(sampler="ddpm", steps=4) for request in REQUESTS]
     np.testing.assert_array_equal(whole, [made["base"] for made in cascade.sample_stages(asked)])
@@ -107,9 +107,9 @@ def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
 
 
 def made_of(names: Mapping[str, object]) -> dict[str, Figures]:
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     correct = np.array([True, True, True, False, True, False])
-    return {name: Figures(4.0, correct, list(pictures)) for name in names}
+    return {name: Figures(4.0, correct, list(images)) for name in names}
 
 
 def rows_of(names: Mapping[str, object]) -> list[DistanceRow]:
@@ -139,7 +139,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
         "autoguidance_2",
     ]
     every = {
-        method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), GUIDANCE).pictures
+        method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), GUIDANCE).images
         for method in GUIDANCE.methods
     }
     for method in ("classifier_free", "autoguidance"):
@@ -147,7 +147,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
     assert (every["classifier"] != every["classifier_unconditional"]).any()
 
 
-def test_every_guidance_moves_pictures_and_counts_the_guided_network_alone(models: Models) -> None:
+def test_every_guidance_moves_images_and_counts_the_guided_network_alone(models: Models) -> None:
     made = {
         name: guidance_study.sample_in(models, job(setting), GUIDANCE)
         for name, setting in guidance_study.settings_of(GUIDANCE).items()
@@ -160,7 +160,7 @@ def test_every_guidance_moves_pictures_and_counts_the_guided_network_alone(model
         "classifier_free_2": 6,
         "autoguidance_2": 3,
     }
-    different = {found.pictures.tobytes() for found in made.values()}
+    different = {found.images.tobytes() for found in made.values()}
     assert len(different) == len(made)
     assert all(found.correct.shape == (6,) for found in made.values())
 
@@ -178,7 +178,7 @@ class Brightest(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["classifier", "classifier_unconditional"])
-def test_a_classifier_pulls_pictures_towards_what_it_is_asked_for(models: Models, method: str) -> None:
+def test_a_classifier_pulls_images_towards_what_it_is_asked_for(models: Models, method: str) -> None:
     judge = models.judge._replace(module=Brightest())
 
     def right(scale: float) -> float:
@@ -190,11 +190,11 @@ def test_a_classifier_pulls_pictures_towards_what_it_is_asked_for(models: Models
     assert right(100.0) == 1 > right(0.0) + 0.3
 
 
-def test_the_judge_sees_pictures_as_it_was_trained_on_them(models: Models) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
-    image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+def test_the_judge_sees_images_as_it_was_trained_on_them(models: Models) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    image = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     logits = models.judge.module(image, torch.zeros(300, dtype=torch.int64))
-    np.testing.assert_array_equal(judge(models.judge, pictures), logits.argmax(dim=1).numpy())
+    np.testing.assert_array_equal(judge(models.judge, images), logits.argmax(dim=1).numpy())
 
 
 def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> None:
@@ -208,7 +208,7 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
     assert len(texts) == 2
     assert all(title in text for title in guidance_study.TITLES.values() for text in texts)
     assert "classifier-free 11 at 1 15 at 2" in texts[0]
-    assert "held-out pictures 0.9" in texts[0]
+    assert "held-out images 0.9" in texts[0]
     table = guidance_study.guidance_table(points, GUIDANCE)
     assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 8
     headline = guidance_study.guidance_headline(points, GUIDANCE)
@@ -216,7 +216,7 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
     assert headline["distance, no guidance (N 6)"] == 11.0
 
 
-def test_the_training_pictures_are_at_distance_zero_from_themselves_at_every_scale() -> None:
+def test_the_training_images_are_at_distance_zero_from_themselves_at_every_scale() -> None:
     features = np.random.default_rng(1).normal(size=(80, 12)).astype(np.float32)
     settings = guidance_study.settings_of(GUIDANCE)
     vectors = {name: np.random.default_rng(n).permutation(features) for n, name in enumerate(settings)}
@@ -232,14 +232,14 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     files = Store(str(tmp_path))
     jobs = variant_jobs({"way": steps_study.Setting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])["way"]
     assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
-    pictures = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
+    images = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
     for one, start in zip(jobs, (0, 64), strict=True):
-        part = pictures[start : start + len(one.requests)]
+        part = images[start : start + len(one.requests)]
         write_made(files, one, Made(part, 5.0, np.zeros(len(part), bool)))
     found = read_figures(files, jobs)
-    np.testing.assert_array_equal(found.first, pictures[:8])
-    parts = [FileImages(files, file_name(one.name), "pictures", len(one.requests)) for one in jobs]
-    np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), pictures)
+    np.testing.assert_array_equal(found.first, images[:8])
+    parts = [FileImages(files, file_name(one.name), "images", len(one.requests)) for one in jobs]
+    np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), images)
     assert found.evaluations == 5.0
     assert found.correct.shape == (70,)
 
@@ -268,10 +268,10 @@ def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> No
         tables={"Distances": steps_study.steps_table(points, STEPS)},
         summary=steps_study.steps_summary(points, STEPS),
         headline=steps_study.steps_headline(points, STEPS),
-        pictures={"by_steps": variants_grid(made_of(settings))},
+        images={"by_steps": variants_grid(made_of(settings))},
     )
     study = study_of(artifact)
     assert study.stage == "steps_study"
     assert [svg[:5] for svg in study.plots.values()] == ["<svg "]
     assert study.tables["Distances"].rows[0][:2] == ("ddim", 2)
-    assert list(run_pictures({"steps_study": artifact})) == ["by_steps"]
+    assert list(run_images({"steps_study": artifact})) == ["by_steps"]

@@ -39,9 +39,9 @@ from components.stages.pixels import train_pixels
 from components.stages.precompute import PrecomputeConfig, precompute
 from components.stages.prior import train_prior
 from components.stages.restoration import RestorationConfig, measure_restoration
-from components.stages.samples import SamplesConfig, sample_roads
+from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.steps_study import study_steps
-from components.stages.text_encoder import TextEncoderConfig, bring_text_encoder
+from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import SCRATCH, Store
@@ -210,7 +210,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     "precomputed_base": (train_diffusion, diffusion_config(**LATENT), {"images": "latents", "autoencoder": "vae"}),
     "contrastive": (train_contrastive, contrastive_config(), IMAGES),
     "diffusion_prior": (train_diffusion_prior, diffusion_prior_config(), {**IMAGES, "contrastive": "contrastive"}),
-    "text_encoder": (bring_text_encoder, None, {}),
+    "text_encoder": (import_text_encoder, None, {}),
     "imagen": (
         train_diffusion,
         diffusion_config(conditions=("text_states",), ema="power", ema_sigma_rel=0.1),
@@ -228,8 +228,8 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     ),
     "restoring": (compose_cascade, CascadeConfig(), {"model": "palette"}),
     "samples": (
-        sample_roads,
-        SamplesConfig(measured_samples=2, pictures_per_class=1, max_classes=2, num_prompts=1, pictures_per_prompt=1),
+        sample_generators,
+        SamplesConfig(measured_samples=2, images_per_class=1, max_classes=2, num_prompts=1, images_per_prompt=1),
         {**IMAGES, "cascade": "cascade"},
     ),
     "evaluation": (
@@ -244,7 +244,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     ),
     "likelihood": (
         measure_likelihood,
-        LikelihoodConfig(samples=2, timesteps_per_picture=3),
+        LikelihoodConfig(samples=2, timesteps_per_image=3),
         {**IMAGES, "model": "base"},
     ),
     "steps_study": (
@@ -291,7 +291,7 @@ def test_what_is_on_one_node_only_is_refused_by_name(tmp_path: Path) -> None:
     for local in (tmp_path, [{"deep": tmp_path}], partial(print, tmp_path), lambda: tmp_path, f"/tmp/{SCRATCH}a/b"):
         with pytest.raises(HandoverError, match=r"the job of stage prior holds .* on this node only"):
             portable(local, what="the job of stage prior")
-    for kept in (context, [context], lambda: context, context.report_pictures):
+    for kept in (context, [context], lambda: context, context.report_images):
         with pytest.raises(HandoverError, match="context of stage prior is of this node only"):
             portable(kept, what="the job")
     with pytest.raises(HandoverError, match="a part of the pool's work holds"):

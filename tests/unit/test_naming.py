@@ -8,7 +8,7 @@ from pipelines.driver import RunOptions, prepare
 from pipelines.naming import cascade_name, source_name
 from pipelines.recipes.catalog import RECIPES, Recipe, load_recipe
 from pipelines.workflow import UsageError
-from tests.picture_sets import picture, png
+from tests.image_sets import image, png
 
 
 def recipe(name: str, source: str) -> Recipe:
@@ -18,9 +18,9 @@ def recipe(name: str, source: str) -> Recipe:
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        ("/home/ada/pictures", "pictures"),
-        ("/home/ada/pictures/", "pictures"),
-        ("~/pictures", "pictures"),
+        ("/home/ada/photos", "photos"),
+        ("/home/ada/photos/", "photos"),
+        ("~/photos", "photos"),
         ("s3://bucket/imagenet/*.tar", "imagenet"),
         ("s3://bucket/imagenet/train/shard-*.tar", "imagenet"),
         ("s3://bucket/*.tar", "bucket"),
@@ -40,8 +40,8 @@ def test_every_packaged_recipe_on_its_own_images_keeps_its_name(name: str):
 
 
 def test_one_s_own_images_name_the_models_and_recipes_stay_apart():
-    names = [cascade_name(recipe(name, "/home/ada/pictures"), None) for name in ("openmoji", "class_guided", "glide")]
-    assert names == ["pictures", "class_guided_on_pictures", "glide_on_pictures"]
+    names = [cascade_name(recipe(name, "/home/ada/photos"), None) for name in ("openmoji", "class_guided", "glide")]
+    assert names == ["photos", "class_guided_on_photos", "glide_on_photos"]
 
 
 def test_a_folder_called_like_a_recipe_does_not_take_its_name():
@@ -51,12 +51,12 @@ def test_a_folder_called_like_a_recipe_does_not_take_its_name():
 
 
 def test_a_recipe_that_is_named_by_its_author_keeps_that_name(tmp_path: Path):
-    mine = recipe("openmoji", "/home/ada/pictures").model_copy(update={"name": "birds"})
+    mine = recipe("openmoji", "/home/ada/photos").model_copy(update={"name": "birds"})
     assert cascade_name(mine, None) == "birds"
 
 
 def test_a_given_name_goes_before_all_others():
-    assert cascade_name(recipe("openmoji", "/home/ada/pictures"), "birds-2") == "birds-2"
+    assert cascade_name(recipe("openmoji", "/home/ada/photos"), "birds-2") == "birds-2"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "a b", "-a", "é", "a'b", "a.b", "a" * 101])
@@ -66,12 +66,12 @@ def test_a_name_that_is_none_is_refused(name: str):
 
 
 def test_the_name_is_that_of_the_run_and_in_no_key(tmp_path: Path):
-    pictures = tmp_path / "pictures"
+    photos = tmp_path / "photos"
     for name in ("cat", "dog"):
-        (pictures / name).mkdir(parents=True)
-        (pictures / name / "1.png").write_bytes(png(picture(1)))
-    options = {"recipe": "smoke", "set": [f"images.source={pictures}"], "storage": str(tmp_path / "runs")}
+        (photos / name).mkdir(parents=True)
+        (photos / name / "1.png").write_bytes(png(image(1)))
+    options = {"recipe": "smoke", "set": [f"images.source={photos}"], "storage": str(tmp_path / "runs")}
     first, second = prepare(RunOptions(**options)), prepare(RunOptions(**options, name="birds"))
-    assert first.run.startswith("smoke_on_pictures-")
+    assert first.run.startswith("smoke_on_photos-")
     assert second.run.startswith("birds-")
     assert [entry.key for entry in first.planned] == [entry.key for entry in second.planned]

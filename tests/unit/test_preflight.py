@@ -19,7 +19,7 @@ from pipelines.preflight import Needs, check_needs, needs_of
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.workflow import PlannedStage, UsageError
 from pipelines.workflows import build_workflow
-from tests.picture_sets import write_set
+from tests.image_sets import write_set
 
 
 def options(tmp_path: Path, *, only: list[str] | None = None) -> RunOptions:

@@ -7,7 +7,7 @@ import pytest
 from components.data.sources import fashion_mnist
 from components.storage.store import Store
 from components.training.config import TrainingConfig
-from pipelines.preflight import beside, branches, stands_alone, trainings
+from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import ddpm
 from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
@@ -65,17 +65,17 @@ def workflow_of(recipe) -> Workflow:
 def test_trainings_that_wait_for_no_other_run_at_once():
     workflow = workflow_of(depth_transformer)
     assert branches(workflow) == 2  # the two tokenizers
-    assert {name: beside(workflow, name) for name in trainings(workflow)} == {
+    assert {name: concurrent_trainings(workflow, name) for name in trainings(workflow)} == {
         "tokenizer": 2,
         "condition_tokenizer": 2,
         "prior": 1,  # all cores are its own
     }
-    assert beside(workflow, "samples") == 2  # no training: in so many processes
+    assert concurrent_trainings(workflow, "samples") == 2  # no training: in so many processes
 
 
 def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
     workflow = workflow_of(openmoji)
-    assert {beside(workflow, name) for name in trainings(workflow)} == {3}  # tokenizer or prior, base, upsampler
+    assert {concurrent_trainings(workflow, name) for name in trainings(workflow)} == {3}  # one of each branch
     alone = [name for name in trainings(workflow) if stands_alone(workflow, name)]
     assert alone == ["base", "upsampler_64"]  # the prior waits for the tokenizer
     only = workflow_of(ddpm)
@@ -116,7 +116,7 @@ def test_an_error_names_the_field_as_it_is_written(recipe: str, assignment: str,
 def test_an_unknown_workflow_of_a_file_is_named(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text("workflow: token_rod\nname: mine\n")
-    with pytest.raises(UsageError, match=r"token_rod.*token_road"):
+    with pytest.raises(UsageError, match=r"token_rod.*token_branch"):
         load_recipe(str(file), [])
 
 
@@ -127,7 +127,7 @@ def test_rows_are_chosen_by_row_or_recipe():
         chosen_rows(["maskgti"])
 
 
-def test_rows_without_their_pictures_are_known_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_without_their_images_are_known_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "nothing"))
     here, missing = sources_here(str(tmp_path), None, "auto")
     assert set(missing) == {recipe.__name__ for recipe in FASHION}
@@ -166,8 +166,8 @@ def test_a_study_without_its_models_is_refused(assignment: str, words: list[str]
         ("fashion_steps", "steps_study.steps=[5,2000]", "steps_study.steps"),
         ("fashion_steps", "steps_study.steps=[0]", "steps_study.steps"),
         ("fashion_steps", "steps_study.reference_steps=1001", "steps_study.reference_steps"),
-        ("fashion_likelihood_ddpm", "likelihood.timesteps_per_picture=1", "likelihood.timesteps_per_picture"),
-        ("fashion_likelihood_ddpm", "likelihood.timesteps_per_picture=1001", "likelihood.timesteps_per_picture"),
+        ("fashion_likelihood_ddpm", "likelihood.timesteps_per_image=1", "likelihood.timesteps_per_image"),
+        ("fashion_likelihood_ddpm", "likelihood.timesteps_per_image=1001", "likelihood.timesteps_per_image"),
     ],
 )
 def test_steps_that_do_not_exist_are_refused(recipe: str, assignments: str, word: str):

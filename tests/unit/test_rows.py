@@ -9,7 +9,7 @@ import pytest
 from components.evaluation.rows_page import render_rows
 from components.storage.artifact import Artifact
 from pipelines import driver
-from pipelines.rows import options, what_it_came_to
+from pipelines.rows import collect_result, options
 from pipelines.workflow import PlannedStage
 
 STATED: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def with_artifact(entry: PlannedStage) -> PlannedStage:
 def test_a_row_says_what_its_models_studies_and_evaluation_state(
     finished: Any, recipe: str, figures: dict[str, float], seconds: float
 ) -> None:
-    result = what_it_came_to(finished(recipe))
+    result = collect_result(finished(recipe))
     assert result is not None
     assert (result.recipe, result.figures, result.seconds) == (recipe, figures, seconds)
     assert recipe in render_rows([result])
@@ -65,4 +65,4 @@ def test_a_row_says_what_its_models_studies_and_evaluation_state(
 def test_a_row_with_a_stage_to_run_says_nothing(finished: Any) -> None:
     prepared = finished("palette")
     first, *others = prepared.planned
-    assert what_it_came_to(replace(prepared, planned=[first._replace(cached=None), *others])) is None
+    assert collect_result(replace(prepared, planned=[first._replace(cached=None), *others])) is None

@@ -1,4 +1,4 @@
-"""`cascade sample`: how a picture is asked for reaches the models, and what can't be done is one line."""
+"""`cascade sample`: how an image is asked for reaches the models, and what can't be done is one line."""
 
 import subprocess
 import sys
@@ -12,9 +12,9 @@ from rich.console import Console
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from pipelines.cli import SAMPLERS
-from pipelines.sample_command import sample_pictures
+from pipelines.sample_command import sample_images
 from pipelines.workflow import UsageError
-from tests.tiny_diffusion_roads import classifier_guided, imagen
+from tests.tiny_diffusion_branches import classifier_guided, imagen
 
 UNKNOWN_SAMPLER = f"unknown sampler 'plms': choose {SAMPLERS}$"  # all that --help names
 
@@ -26,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
-    """Pictures of class 1."""
-    options = ("road", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
+    """Images of class 1."""
+    options = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
     asked = {"labels": ["1"], "prompts": [], "conditions": [], "seed": 4, "count": 1, **dict.fromkeys(options)}
-    grid = sample_pictures(str(folder), **(asked | changes), out=out, console=Console(quiet=True))
+    grid = sample_images(str(folder), **(asked | changes), out=out, console=Console(quiet=True))
     return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path != grid]
 
 

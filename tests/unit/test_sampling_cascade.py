@@ -1,4 +1,4 @@
-"""Laws of sampling: pictures belong to their seeds, and wrong requests are refused before any work."""
+"""Laws of sampling: images belong to their seeds, and wrong requests are refused before any work."""
 
 import subprocess
 import sys
@@ -20,9 +20,9 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
     return Cascade.load(write_cascade(tmp_path_factory.mktemp("cascade")))
 
 
-@pytest.mark.parametrize("road", ["diffusion", "tokens"])
-def test_the_same_request_gives_the_same_picture_in_whatever_batch(cascade: Cascade, road: str):
-    requests = [Request(label=seed % 3, seed=seed, road=road, guidance_scale=2.0) for seed in range(7)]
+@pytest.mark.parametrize("generator", ["diffusion", "tokens"])
+def test_the_same_request_gives_the_same_image_in_whatever_batch(cascade: Cascade, generator: str):
+    requests = [Request(label=seed % 3, seed=seed, generator=generator, guidance_scale=2.0) for seed in range(7)]
     together = cascade.sample(requests)
     alone = cascade.sample(requests, batch_size=1)
     backwards = cascade.sample(requests[::-1], batch_size=3)[::-1]
@@ -32,20 +32,20 @@ def test_the_same_request_gives_the_same_picture_in_whatever_batch(cascade: Casc
     assert together[0].dtype == np.uint8
 
 
-@pytest.mark.parametrize("road", ["diffusion", "tokens"])
-def test_another_seed_label_or_prompt_gives_another_picture(cascade: Cascade, road: str):
-    first = Request(label="food", prompt="red apple", seed=1, road=road, guidance_scale=3.0)
+@pytest.mark.parametrize("generator", ["diffusion", "tokens"])
+def test_another_seed_label_or_prompt_gives_another_image(cascade: Cascade, generator: str):
+    first = Request(label="food", prompt="red apple", seed=1, generator=generator, guidance_scale=3.0)
     others = [first._replace(seed=2), first._replace(label="flags"), first._replace(prompt="grey cat")]
-    pictures = cascade.sample([first, *others])
-    assert all((pictures[0] != other).any() for other in pictures[1:])
+    images = cascade.sample([first, *others])
+    assert all((images[0] != other).any() for other in images[1:])
 
 
 def test_requests_of_all_kinds_come_back_in_their_order(cascade: Cascade):
     requests = [
-        Request(label=0, seed=1, road="tokens"),
+        Request(label=0, seed=1, generator="tokens"),
         Request(label=0, seed=1),
         Request(prompt="red flag", seed=2, steps=7),
-        Request(label="0", seed=1, road="tokens", top_k=3),
+        Request(label="0", seed=1, generator="tokens", top_k=3),
         Request(label="animals", seed=1),
     ]
     mixed = cascade.sample(requests)
@@ -56,10 +56,10 @@ def test_requests_of_all_kinds_come_back_in_their_order(cascade: Cascade):
 
 def test_a_request_may_name_the_sampler_of_the_base(cascade: Cascade):
     requests = [Request(label=1, seed=3, sampler=sampler) for sampler in (None, "ddpm", "ddim", "heun")]
-    pictures = [stages["base"] for stages in cascade.sample_stages(requests)]
-    assert np.array_equal(pictures[0], pictures[1]), "ddpm is what the model itself says"
-    assert (pictures[0] != pictures[2]).any()
-    assert (pictures[2] != pictures[3]).any()
+    images = [stages["base"] for stages in cascade.sample_stages(requests)]
+    assert np.array_equal(images[0], images[1]), "ddpm is what the model itself says"
+    assert (images[0] != images[2]).any()
+    assert (images[2] != images[3]).any()
 
 
 def test_each_stage_and_seed_has_a_stream_of_its_own():
@@ -68,15 +68,15 @@ def test_each_stage_and_seed_has_a_stream_of_its_own():
     assert len(draws) == len(streams)
 
 
-def test_each_stage_of_the_road_shows_its_picture_and_its_steps(cascade: Cascade):
+def test_each_stage_of_the_generator_shows_its_image_and_its_steps(cascade: Cascade):
     steps: list[tuple[str, int]] = []
 
     def on_step(stage: str, step: int, timestep: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
         assert x_t.shape == x_0.shape
         steps.append((stage, step))
 
-    (pictures,) = cascade.sample_stages([Request(label=1, steps=3)], on_step=on_step)
-    assert {stage: picture.shape[0] for stage, picture in pictures.items()} == {"base": 8, "upsampler_16": 16}
+    (images,) = cascade.sample_stages([Request(label=1, steps=3)], on_step=on_step)
+    assert {stage: image.shape[0] for stage, image in images.items()} == {"base": 8, "upsampler_16": 16}
     assert steps == [("base", i) for i in range(3)] + [("upsampler_16", i) for i in range(4)]
 
 
@@ -89,14 +89,14 @@ def test_each_stage_of_the_road_shows_its_picture_and_its_steps(cascade: Cascade
         (Request(label="cars"), "unknown label 'cars'"),
         (Request(prompt=" "), "the prompt is empty"),
         (Request(prompt="red apple " * 20), "the prompt is too long: "),
-        (Request(label=0, road="air"), "unknown road 'air': choose diffusion or tokens"),
+        (Request(label=0, generator="air"), "unknown generator 'air': choose diffusion or tokens"),
         (Request(label=0, steps=0), r"steps must be in \[1, 50\], not 0"),
         (Request(label=0, steps=51), r"steps must be in \[1, 50\], not 51"),
         (Request(label=0, sampler="plms"), UNKNOWN_SAMPLER),
-        (Request(label=0, sampler="ddim", road="tokens"), "the tokens road takes no sampler"),
-        (Request(label=0, steps=4, road="tokens"), "the token road takes no steps"),
-        (Request(label=0, top_k=4), "the diffusion road takes no top_k"),
-        (Request(label=0, road="tokens", top_p=0.0), "top_p must be in"),
+        (Request(label=0, sampler="ddim", generator="tokens"), "the tokens generator takes no sampler"),
+        (Request(label=0, steps=4, generator="tokens"), "the token branch takes no steps"),
+        (Request(label=0, top_k=4), "the diffusion generator takes no top_k"),
+        (Request(label=0, generator="tokens", top_p=0.0), "top_p must be in"),
         (Request(label=0, guidance_scale=float("nan")), "guidance_scale must be a finite number"),
     ],
 )
@@ -108,17 +108,17 @@ def test_a_request_that_cannot_be_met_is_refused_in_one_line(cascade: Cascade, r
         cascade.sample([Request(label=0), request_])
 
 
-def test_a_cascade_of_one_road_refuses_the_other(tmp_path: Path):
+def test_a_cascade_of_one_generator_refuses_the_other(tmp_path: Path):
     only_base = Cascade.load(compose(tmp_path / "cascade", base=write_models(tmp_path)["base"]))
     assert only_base.sample([Request(label=0)])[0].shape == (8, 8, 3)
-    with pytest.raises(ValueError, match="this cascade has no tokens road; it has diffusion"):
-        only_base.sample([Request(label=0, road="tokens")])
+    with pytest.raises(ValueError, match="this cascade has no tokens generator; it has diffusion"):
+        only_base.sample([Request(label=0, generator="tokens")])
 
 
 def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path):
     upsampler = write_models(tmp_path)["upsampler_16"]
     folder = compose(tmp_path / "cascade", base=upsampler, upsamplers={"upsampler_16": upsampler})
-    with pytest.raises(ValueError, match="upsampler_16 enlarges 8² pictures, the stage before it makes 16²"):
+    with pytest.raises(ValueError, match="upsampler_16 enlarges 8² images, the stage before it makes 16²"):
         Cascade.load(folder)
 
 
@@ -130,8 +130,8 @@ def test_a_folder_without_a_cascade_is_named(tmp_path: Path):
 def test_levels_are_rounded_not_truncated():
     levels = torch.arange(256)
     image = (levels / 127.5 - 1).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    (picture,) = to_uint8(image)
-    assert np.array_equal(picture[..., 0].ravel(), levels.numpy())
+    (image,) = to_uint8(image)
+    assert np.array_equal(image[..., 0].ravel(), levels.numpy())
 
 
 def test_sampling_needs_none_of_the_frameworks_around_it():

@@ -10,7 +10,7 @@ from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
 from components.training.tasks.diffusion_prior import diffusion_prior_arguments, prior_objective
-from tests.tiny_text_image import PRIOR_OFFERS, frozen_contrastive, prior_config
+from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 REQUESTS = (Request(prompt="a red circle", seed=1), Request(seed=2))
 
@@ -21,7 +21,7 @@ def base(**network: int) -> SamplingModel:
 
 def prior() -> SamplingModel:
     config = prior_config()
-    arguments = diffusion_prior_arguments(config, PRIOR_OFFERS)
+    arguments = diffusion_prior_arguments(config, PRIOR_DATASET_INFO)
     settings = {"objective": prior_objective(config), **config.model_dump()}
     return SamplingModel("prior", "diffusion_prior", arguments, settings, DiffusionPrior(**arguments).eval(), None)
 

@@ -1,4 +1,4 @@
-"""Laws of sampling from a GAN: pictures belong to their seeds and labels."""
+"""Laws of sampling from a GAN: images belong to their seeds and labels."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def model(tmp_path: Path) -> SamplingModel:
     return model_of(tmp_path)
 
 
-def test_the_same_request_gives_the_same_picture_in_whatever_batch(model: SamplingModel) -> None:
+def test_the_same_request_gives_the_same_image_in_whatever_batch(model: SamplingModel) -> None:
     requests = [Request(label=seed % 3 if seed % 2 else None, seed=seed) for seed in range(7)]
     together = sample_gan(model, requests)
     assert together.shape == (7, 3, 16, 16)
@@ -50,18 +50,18 @@ def test_the_same_request_gives_the_same_picture_in_whatever_batch(model: Sampli
     torch.testing.assert_close(together, sample_gan(model, requests[::-1]).flip(0))
 
 
-def test_another_seed_or_label_gives_another_picture(model: SamplingModel) -> None:
+def test_another_seed_or_label_gives_another_image(model: SamplingModel) -> None:
     first = Request(label="food", seed=1)
-    pictures = sample_gan(model, [first, first._replace(seed=2), first._replace(label="flags"), first])
-    assert all((pictures[0] - other).abs().max() > 0.02 for other in pictures[1:3])
-    torch.testing.assert_close(pictures[0], pictures[3])
+    images = sample_gan(model, [first, first._replace(seed=2), first._replace(label="flags"), first])
+    assert all((images[0] - other).abs().max() > 0.02 for other in images[1:3])
+    torch.testing.assert_close(images[0], images[3])
 
 
 def test_a_request_without_a_label_gets_one_of_its_own_and_every_class_is_met(model: SamplingModel) -> None:
     drawn = []
     for seed in range(24):
-        pictures = sample_gan(model, [Request(seed=seed), *(Request(label=label, seed=seed) for label in range(3))])
-        (same,) = torch.nonzero(torch.isclose(pictures[1:], pictures[0], atol=1e-5).flatten(1).all(1)).flatten(0, 0)
+        images = sample_gan(model, [Request(seed=seed), *(Request(label=label, seed=seed) for label in range(3))])
+        (same,) = torch.nonzero(torch.isclose(images[1:], images[0], atol=1e-5).flatten(1).all(1)).flatten(0, 0)
         drawn.append(int(same))
     assert set(drawn) == {0, 1, 2}
 

@@ -21,7 +21,7 @@ NETWORK = {
     "num_heads": 2,
     "num_classes": len(CLASSES),
 }
-PICTURE = {"condition_codebook_size": 6, "condition_grid": [2, 2]}
+IMAGE = {"condition_codebook_size": 6, "condition_grid": [2, 2]}
 KINDS = ("prior", "masked_prior")
 
 
@@ -37,12 +37,13 @@ def load(folder: Path, kind: str, *, settings: dict[str, Any] | None = None, **n
 
 
 def requests(count: int, **asked: Any) -> list[Request]:
-    return [Request(label=seed % 3, seed=seed, road="tokens", guidance_scale=2.0, **asked) for seed in range(count)]
+    asked |= {"generator": "tokens", "guidance_scale": 2.0}
+    return [Request(label=seed % 3, seed=seed, **asked) for seed in range(count)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_belong_to_their_request_in_whatever_batch(kind: str, tmp_path: Path) -> None:
-    model = load(tmp_path, kind, **PICTURE)
+    model = load(tmp_path, kind, **IMAGE)
     condition = torch.randint(0, 6, (4, 4))
     together = sample_prior(model, requests(4), condition)
     assert together.shape == (4, 4, 4)
@@ -53,7 +54,7 @@ def test_tokens_belong_to_their_request_in_whatever_batch(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_candidates_are_other_pictures_of_the_same_seed(kind: str, tmp_path: Path) -> None:
+def test_candidates_are_other_images_of_the_same_seed(kind: str, tmp_path: Path) -> None:
     model = load(tmp_path, kind)
     drawn = [sample_prior(model, requests(2), candidate=k) for k in range(3)]
     assert torch.equal(drawn[0], sample_prior(model, requests(2)))
@@ -79,7 +80,7 @@ def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
     (request,) = requests(1, steps=5)
     check_request(request)
     check_prior(masked, request)
-    with pytest.raises(ValueError, match="the token road takes no steps"):
+    with pytest.raises(ValueError, match="the token branch takes no steps"):
         check_prior(causal, request)
     for steps in (0, 17):
         with pytest.raises(ValueError, match=rf"steps must be in \[1, 16\], not {steps}"):
@@ -91,7 +92,7 @@ def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
 
 
 def test_a_larger_grid_is_for_causal_priors(tmp_path: Path) -> None:
-    model = load(tmp_path / "a", "prior", **PICTURE)
+    model = load(tmp_path / "a", "prior", **IMAGE)
     condition = torch.randint(0, 6, (2, 6))
     assert sample_prior(model, requests(2), condition, grid=(4, 6)).shape == (2, 4, 6)
     same = sample_prior(model, requests(2), condition[:, :4], grid=(4, 4))
@@ -104,14 +105,14 @@ def test_a_larger_grid_is_for_causal_priors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_condition_that_does_not_fit_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
-    with_picture, without = load(tmp_path / "a", kind, **PICTURE), load(tmp_path / "b", kind)
+    with_image, without = load(tmp_path / "a", kind, **IMAGE), load(tmp_path / "b", kind)
     good = torch.zeros(2, 4, dtype=torch.int64)
     for model, condition, message in (
-        (with_picture, None, "prior needs a condition picture of 4 tokens"),
-        (without, good, "prior takes no condition picture"),
-        (with_picture, good[:, :3], r"condition tokens of \(2, 3\) where \(2, 4\) are needed"),
-        (with_picture, good + 6, r"condition tokens must be in \[0, 5\]"),
-        (with_picture, good - 1, r"condition tokens must be in \[0, 5\]"),
+        (with_image, None, "prior needs a condition image of 4 tokens"),
+        (without, good, "prior takes no condition image"),
+        (with_image, good[:, :3], r"condition tokens of \(2, 3\) where \(2, 4\) are needed"),
+        (with_image, good + 6, r"condition tokens must be in \[0, 5\]"),
+        (with_image, good - 1, r"condition tokens must be in \[0, 5\]"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             sample_prior(model, requests(2), condition)

@@ -1,4 +1,4 @@
-"""Laws of the translate road: known pixels come out as they came in, and what can't be made is refused."""
+"""Laws of the translate generator: known pixels come out as they came in, and what can't be made is refused."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from components.data.degradations import jpeg_compressed
-from components.diffusion.degradation import HOLE_TASKS, TASKS
+from components.diffusion.degradation import MASK_TASKS, TASKS
 from components.evaluation.restoration import (
     asked_of,
     damage,
@@ -22,7 +22,7 @@ from components.evaluation.restoration import (
 )
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
-from components.tracking.painter import Row, painter_of
+from components.tracking.cascade_model import Row, predictor_of
 from components.tracking.registry import _input_example
 from tests.tiny_cascade import CLASSES, OBJECTIVE, TEXT, UNET, write_model
 
@@ -55,37 +55,37 @@ def pixels(seed: int, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def png(picture: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG")
+    Image.fromarray(image).save(file, format="PNG")
     return file.getvalue()
 
 
-def hole(left: int = 4, side: int = SIDE) -> np.ndarray:
+def hidden(left: int = 4, side: int = SIDE) -> np.ndarray:
     where = np.zeros((side, side), bool)
     where[3:12, left : left + 6] = True
     return where
 
 
 def request_of(task: str, seed: int = 0) -> Request:
-    if task in HOLE_TASKS:
-        mask = png(hole(4 + seed % 3).astype(np.uint8) * 255)
-        return Request(task=task, image=png(pixels(seed)), mask=mask, seed=seed, road="translate")
+    if task in MASK_TASKS:
+        mask = png(hidden(4 + seed % 3).astype(np.uint8) * 255)
+        return Request(task=task, image=png(pixels(seed)), mask=mask, seed=seed, generator="translate")
     side = SIDE // 2 if task == "super_resolution" else SIDE
-    return Request(task=task, image=png(pixels(seed, side)), seed=seed, road="translate")
+    return Request(task=task, image=png(pixels(seed, side)), seed=seed, generator="translate")
 
 
-@pytest.mark.parametrize("task", HOLE_TASKS)
-def test_known_pixels_are_exactly_those_of_the_input_and_the_hole_is_made(cascade: Cascade, task: str) -> None:
+@pytest.mark.parametrize("task", MASK_TASKS)
+def test_known_pixels_are_exactly_those_of_the_input_and_the_mask_is_made(cascade: Cascade, task: str) -> None:
     for seed in range(3):
         (made,) = cascade.sample([request_of(task, seed)])
-        where = hole(4 + seed % 3)
+        where = hidden(4 + seed % 3)
         np.testing.assert_array_equal(made[~where], pixels(seed)[~where])
         assert (made[where] != pixels(seed)[where]).mean() > 0.5
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_picture_is_the_same_in_whatever_batch_and_another_with_another_seed(cascade: Cascade, task: str) -> None:
+def test_a_image_is_the_same_in_whatever_batch_and_another_with_another_seed(cascade: Cascade, task: str) -> None:
     requests = [request_of(each, seed) for seed in range(2) for each in (task, *TASKS)]
     together, alone = cascade.sample(requests), cascade.sample(requests, batch_size=1)
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(together, alone, strict=True)) <= 1
@@ -95,21 +95,21 @@ def test_a_picture_is_the_same_in_whatever_batch_and_another_with_another_seed(c
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_made_depends_on_the_picture_that_is_given(cascade: Cascade, task: str) -> None:
-    first, second = request_of(task, 0), request_of(task, 3)  # holes of both are the same
+def test_what_is_made_depends_on_the_image_that_is_given(cascade: Cascade, task: str) -> None:
+    first, second = request_of(task, 0), request_of(task, 3)  # masks of both are the same
     made, other = cascade.sample([first, second._replace(seed=first.seed)])
-    where = hole(4) if task in HOLE_TASKS else np.ones((SIDE, SIDE), bool)
+    where = hidden(4) if task in MASK_TASKS else np.ones((SIDE, SIDE), bool)
     assert (made[where] != other[where]).any()
 
 
-def test_what_the_hole_hides_is_never_looked_at(cascade: Cascade) -> None:
+def test_what_the_mask_hides_is_never_looked_at(cascade: Cascade) -> None:
     request = request_of("inpainting")
-    hidden = np.where(hole()[..., None], 255 - pixels(0), pixels(0))
-    made, other = cascade.sample([request, request._replace(image=png(hidden))])
+    changed = np.where(hidden()[..., None], 255 - pixels(0), pixels(0))
+    made, other = cascade.sample([request, request._replace(image=png(changed))])
     np.testing.assert_array_equal(made, other)
 
 
-def test_colors_of_a_picture_to_color_are_never_looked_at(cascade: Cascade) -> None:
+def test_colors_of_a_image_to_color_are_never_looked_at(cascade: Cascade) -> None:
     gray = np.array(Image.fromarray(pixels(0)).convert("L").convert("RGB"))
     request = request_of("colorization")
     made, other = cascade.sample([request, request._replace(image=png(gray))])
@@ -124,8 +124,8 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
         [nameless, nameless._replace(task="inpainting"), nameless._replace(prompt="red apple", guidance_scale=3.0)]
     )
     np.testing.assert_array_equal(plain, named)
-    assert (guided[hole()] != plain[hole()]).any()
-    np.testing.assert_array_equal(guided[~hole()], pixels(0)[~hole()])
+    assert (guided[hidden()] != plain[hidden()]).any()
+    np.testing.assert_array_equal(guided[~hidden()], pixels(0)[~hidden()])
 
 
 @pytest.mark.parametrize(
@@ -136,17 +136,17 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
         ({"task": None}, "name a task: this model was trained for inpainting, uncropping"),
         ({"task": "rotation"}, "unknown task 'rotation': choose inpainting or"),
         ({"task": "colorization"}, "colorization takes no mask"),
-        ({"image": png(pixels(0, 12))}, "the picture has 12x12 pixels, for inpainting this model takes 16x16"),
-        ({"mask": png(hole(side=12).astype(np.uint8) * 255)}, "the mask has 12x12 pixels, the picture 16x16"),
+        ({"image": png(pixels(0, 12))}, "the image has 12x12 pixels, for inpainting this model takes 16x16"),
+        ({"mask": png(hidden(side=12).astype(np.uint8) * 255)}, "the mask has 12x12 pixels, the image 16x16"),
         ({"mask": png(np.zeros((16, 16), np.uint8))}, "the mask has no white pixel"),
-        ({"image": b"no picture"}, "can't be read"),
+        ({"image": b"no image"}, "can't be read"),
         ({"task": "super_resolution", "mask": None}, "16x16 pixels, for super_resolution this model takes 8x8 or 4x4"),
         ({"label": 0}, "takes no label"),
         ({"prompt": "red"}, "takes no prompt"),
-        ({"condition": b"x"}, "takes no condition picture"),
+        ({"condition": b"x"}, "takes no condition image"),
         ({"steps": 51}, r"steps must be in \[1, 50\], not 51"),
-        ({"road": "diffusion"}, "only the translate road takes image, not the diffusion road"),
-        ({"top_k": 3}, "translate road takes no top_k"),
+        ({"generator": "diffusion"}, "only the translate generator takes image, not the diffusion generator"),
+        ({"top_k": 3}, "translate generator takes no top_k"),
     ],
 )
 def test_what_can_not_be_made_is_refused_in_one_line(cascade: Cascade, changes: dict[str, Any], words: str) -> None:
@@ -164,21 +164,21 @@ def test_a_task_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
 def test_a_registered_model_takes_its_example_and_answers_as_the_cascade(tmp_path: Path) -> None:
     folder = write_palette(tmp_path)
     for model in (folder, folder / "model"):
-        (answer,) = painter_of(model)([Row(**row) for row in _input_example(model)])
+        (answer,) = predictor_of(model)([Row(**row) for row in _input_example(model)])
         assert Image.open(io.BytesIO(base64.b64decode(answer))).size == (SIDE, SIDE)
     request = request_of("inpainting", 1)
     given = {name: base64.b64encode(getattr(request, name)).decode() for name in ("image", "mask")}
-    (answer,) = painter_of(folder)([Row(task="inpainting", seed=1, **given)])
+    (answer,) = predictor_of(folder)([Row(task="inpainting", seed=1, **given)])
     with Image.open(io.BytesIO(base64.b64decode(answer))) as image:
         np.testing.assert_array_equal(np.asarray(image), Cascade.load(folder).sample([request])[0])
 
 
-def test_held_out_pictures_are_damaged_by_every_task_restored_and_drawn(cascade: Cascade) -> None:
+def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(cascade: Cascade) -> None:
     originals = np.stack([pixels(seed) for seed in range(3)])
-    how: dict[str, Any] = {"tasks": TASKS, "compress": jpeg_compressed, "hole_area": (0.2, 0.5), "factors": (2, 4)}
+    how: dict[str, Any] = {"tasks": TASKS, "compress": jpeg_compressed, "mask_area": (0.2, 0.5), "factors": (2, 4)}
     damaged = damage(originals, **how)
     assert [each.name for each in damaged] == [
-        *HOLE_TASKS,
+        *MASK_TASKS,
         "colorization",
         *(f"jpeg quality {quality}" for quality in (5, 10, 20)),
         *(f"super resolution {factor} times" for factor in (2, 4)),
@@ -189,7 +189,7 @@ def test_held_out_pictures_are_damaged_by_every_task_restored_and_drawn(cascade:
     restored = restorations(damaged, made, originals)
     for each in restored:
         assert each.restored.shape == originals.shape
-        np.testing.assert_array_equal(each.restored[~each.hole], originals[~each.hole])
+        np.testing.assert_array_equal(each.restored[~each.mask], originals[~each.mask])
     assert set(restoration_figures(restored)) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded"}
     assert Image.open(io.BytesIO(draw_restorations(restored, columns=3))).size[0] > 0
     table = restoration_table(restored, {"jpeg quality 5": 12.0})
@@ -197,14 +197,14 @@ def test_held_out_pictures_are_damaged_by_every_task_restored_and_drawn(cascade:
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
 
 
-def test_pictures_are_asked_for_by_what_the_model_takes(cascade: Cascade, tmp_path: Path) -> None:
+def test_images_are_asked_for_by_what_the_model_takes(cascade: Cascade, tmp_path: Path) -> None:
     labels, captions = np.arange(3), ("red apple", " ", "red apple " * 20)
     assert asked_of(cascade.first_models["translate"], labels, captions) == [Request()] * 3
     glide = Cascade.load(write_palette(tmp_path, text=True)).first_models["translate"]
     assert [request.prompt for request in asked_of(glide, labels, captions)] == ["red apple", None, None]
 
 
-def test_psnr_looks_at_the_hole_alone() -> None:
+def test_psnr_looks_at_the_mask_alone() -> None:
     original, where = np.full((1, 4, 4, 3), 100, np.uint8), np.zeros((1, 4, 4), bool)
     where[0, 0] = True
     made = original.copy()

@@ -1,4 +1,4 @@
-"""Laws of pictures from a VAE's prior."""
+"""Laws of images from a VAE's prior."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def model_of(**changes: Any) -> SamplingModel:
     return SamplingModel("vae", "autoencoder", network, {"resolution": 16}, Autoencoder(**network).eval(), None)
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_batch() -> None:
+def test_a_image_depends_on_its_seed_and_not_on_its_batch() -> None:
     model = model_of()
     together = sample_vae(model, [Request(seed=seed) for seed in (3, 1, 2)])
     assert together.shape == (3, 3, 16, 16)

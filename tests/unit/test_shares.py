@@ -14,7 +14,7 @@ from components.storage.store import Store
 from components.training.config import TrainingConfig
 from pipelines.cluster import CPUS_PER_CORE, Cluster, local_cpus, parse_cluster
 from pipelines.plan_command import overview
-from pipelines.preflight import beside, check_batches, trainings
+from pipelines.preflight import check_batches, concurrent_trainings, trainings
 from pipelines.profiles import Profile, load_profile
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.diffusion_rows import dalle2
@@ -22,7 +22,7 @@ from pipelines.recipes.discrete_rows import depth_transformer
 from pipelines.recipes.fashion import fashion_guidance
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import imagenet_class_prior, paper_recipes
-from pipelines.recipes.paper_roads import adm_imagenet_64_256, adm_imagenet_128_512, ldm_text_to_image
+from pipelines.recipes.paper_branches import adm_imagenet_64_256, adm_imagenet_128_512, ldm_text_to_image
 from pipelines.resource_table import resource_rows
 from pipelines.shares import concurrent_stages, share_cluster
 from pipelines.workflow import UsageError, Workflow
@@ -174,7 +174,7 @@ def test_a_laptop_has_the_threads_that_its_bits_are_of(name: str):
         shares = share_cluster(workflow, Profile(), Cluster(cpus=cpus, cpus_per_core=CPUS_PER_CORE, here=True))
         for stage in workflow.stages:
             found = threads_of(shares[stage.name], cpus=cpus, gpus=0, cores=cores)
-            assert found == max(1, cores // min(2, beside(workflow, stage.name))), (stage.name, cores)
+            assert found == max(1, cores // min(2, concurrent_trainings(workflow, stage.name))), (stage.name, cores)
 
 
 def test_threads_are_those_of_the_pod_and_not_of_its_machine():

@@ -8,7 +8,7 @@ import torch
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.loop import Task, fit
 from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
 from tests.tiny_text_image import contrastive_config, contrastive_task
@@ -70,10 +70,10 @@ def test_a_non_finite_batch_changes_nothing() -> None:
 
 def test_a_set_without_captions_is_refused() -> None:
     with pytest.raises(ValueError, match="this set has none"):
-        contrastive_arguments(contrastive_config(), Conditions(num_classes=3))
+        contrastive_arguments(contrastive_config(), DatasetInfo(num_classes=3))
 
 
-def test_shifts_move_each_picture_by_its_position_and_repeat_its_edge() -> None:
+def test_shifts_move_each_image_by_its_position_and_repeat_its_edge() -> None:
     image = torch.arange(2 * 3 * 6 * 6.0).reshape(2, 3, 6, 6).repeat(8, 1, 1, 1)
     position = torch.arange(16)
     moved = shifted(image, position, seed=1, max_shift=2)
@@ -86,7 +86,7 @@ def test_shifts_move_each_picture_by_its_position_and_repeat_its_edge() -> None:
     assert shifted(image, position, seed=1, max_shift=0) is image
 
 
-def test_mirroring_takes_about_half_of_the_pictures() -> None:
+def test_mirroring_takes_about_half_of_the_images() -> None:
     image = torch.randn(200, 1, 2, 2)
     moved = mirrored(image, torch.arange(200), seed=1)
     flipped = (moved == image.flip(3)).flatten(1).all(1)

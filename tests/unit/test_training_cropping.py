@@ -1,4 +1,4 @@
-"""Laws of patch training: windows are uniform and inside, one for all pictures of a sample, and know no batch."""
+"""Laws of patch training: windows are uniform and inside, one for all images of a sample, and know no batch."""
 
 import torch
 
@@ -26,7 +26,7 @@ def test_a_window_depends_on_seed_and_position_alone() -> None:
     assert not torch.equal(draw_windows(4, position, resolution=64, size=16).top, whole.top)
 
 
-def test_all_pictures_of_a_sample_are_cut_alike_and_the_rest_stays() -> None:
+def test_all_images_of_a_sample_are_cut_alike_and_the_rest_stays() -> None:
     place = torch.arange(64.0).reshape(1, 1, 8, 8)
     batch = {"image": place.expand(3, 3, 8, 8), "low_res": -place.expand(3, 3, 8, 8), "label": torch.arange(3)}
     cut = cropped(batch, draw_windows(0, torch.arange(3), resolution=8, size=4))
@@ -45,7 +45,7 @@ def test_cropping_commutes_with_adding_noise() -> None:
     assert torch.equal(after, schedule.add_noise(windows.cut(x_0), windows.cut(noise), timesteps))
 
 
-def test_a_window_of_the_whole_size_is_the_picture() -> None:
+def test_a_window_of_the_whole_size_is_the_image() -> None:
     image = torch.randn(2, 3, 8, 8)
     windows = draw_windows(0, torch.arange(2), resolution=8, size=8)
     assert torch.equal(windows.cut(image), image)

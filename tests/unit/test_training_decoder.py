@@ -17,7 +17,7 @@ from components.training.config import DiffusionConfig
 from components.training.diffusion_settings import sampling_settings
 from components.training.loop import Task, fit
 from components.training.tasks.diffusion import DiffusionTask, network_arguments
-from tests.tiny_text_image import PRIOR_OFFERS, frozen_contrastive, load_frozen_image, load_frozen_text_tower
+from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, load_frozen_image, load_frozen_text_tower
 from tests.tiny_training import assert_close, assert_equal_bits, batches, diffusion_config, rows_at, weights_of
 
 BOTH = ("text_states", "image_embedding")
@@ -35,7 +35,7 @@ def config_of(**changes: Any) -> DiffusionConfig:
 
 def task_of(config: DiffusionConfig, *, max_batch_per_device: int | None = None) -> DiffusionTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
-    task = DiffusionTask(config, offers=PRIOR_OFFERS, load_encoders=loaders)
+    task = DiffusionTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
     task.max_batch = max_batch_per_device
     return task
 
@@ -84,13 +84,13 @@ def model_of(config: DiffusionConfig) -> SamplingModel:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))  # what starts at zero sees no condition
-    arguments = network_arguments(config, PRIOR_OFFERS)
+    arguments = network_arguments(config, PRIOR_DATASET_INFO)
     return SamplingModel("base", "diffusion", arguments, sampling_settings(config, ()), network, None)
 
 
-def test_a_picture_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:
+def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:
     config, text = config_of(conditions=("text_states",)), frozen_contrastive()
-    assert network_arguments(config, PRIOR_OFFERS)["text_states_dim"] == 8
+    assert network_arguments(config, PRIOR_DATASET_INFO)["text_states_dim"] == 8
     requests = [Request(prompt=prompt, seed=1, guidance_scale=2.0) for prompt in ("a red circle", "a blue square")]
     model = model_of(config)
     red, blue = sample_base(model, requests, frozen=frozen_conditions(model, requests, text=text))

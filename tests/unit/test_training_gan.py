@@ -18,7 +18,7 @@ from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.parallel import Worker
 from components.training.tasks.gan import GANTask, generator_arguments
-from tests.tiny_training import OFFERS, assert_equal_bits, batches, gan_config, make_task, rows_at, weights_of
+from tests.tiny_training import DATASET_INFO, assert_equal_bits, batches, gan_config, make_task, rows_at, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def statistics_of(network: Generator) -> list[str]:
     return [f"{name}.{buffer}" for name in norms for buffer in ("mean", "var")]
 
 
-def test_the_discriminator_learns_to_tell_pictures_from_noise() -> None:
+def test_the_discriminator_learns_to_tell_images_from_noise() -> None:
     config = gan_config(learning_rate=1e-6, total_steps=60, augment=False)
     task = make_task(config)
     losses = []
@@ -78,7 +78,7 @@ def test_the_discriminator_learns_to_tell_pictures_from_noise() -> None:
 
 
 def test_the_metrics_are_the_hinge_losses_of_the_logits() -> None:
-    """A discriminator that says the same of all pictures: losses in closed form."""
+    """A discriminator that says the same of all images: losses in closed form."""
     task = make_task(gan_config(discriminator_steps=1))
     network = task.discriminator.network
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_evaluation_repeats_itself_and_a_preview_has_a_row_for_each_class(tmp_pa
     held_out = rows_at(task.config, range(1000, 1012))
     assert task.evaluate(held_out) == task.evaluate(held_out)
     (tmp_path / "samples.png").write_bytes(task.preview(held_out, 1)["samples"])
-    assert Image.open(tmp_path / "samples.png").size == (8 * 64, OFFERS.num_classes * 64)
+    assert Image.open(tmp_path / "samples.png").size == (8 * 64, DATASET_INFO.num_classes * 64)
 
 
 def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run() -> None:
@@ -149,7 +149,7 @@ def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
         {name: tensor.contiguous() for name, tensor in weights_of(task).items()}, tmp_path / "weights.safetensors"
     )
     weights = below("generator.ema.", load_file(tmp_path / "weights.safetensors"))
-    arguments = generator_arguments(task.config, OFFERS)
+    arguments = generator_arguments(task.config, DATASET_INFO)
     network = Generator(**arguments)
     network.load_state_dict(weights)
     save_bundle(tmp_path, ModelBundle("gan", arguments, {"resolution": 8}, network))

@@ -1,4 +1,4 @@
-"""Laws of training on degraded pictures: what is drawn, what is looked at, and what a recipe may say."""
+"""Laws of training on degraded images: what is drawn, what is looked at, and what a recipe may say."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from components.diffusion.degradation import HOLE_TASKS
+from components.diffusion.degradation import MASK_TASKS
 from components.training.batches import to_batch
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.cropping import draw_windows
 from components.training.image_to_image_config import TASKS
 from components.training.tasks.image_to_image import ImageToImageTask
-from tests.tiny_training import OFFERS, diffusion_config, image_to_image_config, make_task, rows_at
+from tests.tiny_training import DATASET_INFO, diffusion_config, image_to_image_config, make_task, rows_at
 
 
 def task_and_batch(count: int = 24, **changes: Any) -> tuple[ImageToImageTask, dict[str, torch.Tensor]]:
@@ -26,7 +26,7 @@ def part(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]
     return {name: column[rows] for name, column in batch.items()}
 
 
-def test_what_is_left_of_a_picture_depends_on_seed_and_position_alone() -> None:
+def test_what_is_left_of_a_image_depends_on_seed_and_position_alone() -> None:
     task, batch = task_and_batch()
     whole = task.degraded(batch).condition
     parts = [task.degraded(part(batch, rows)).condition for rows in (slice(0, 5), slice(5, 24))]
@@ -37,19 +37,19 @@ def test_what_is_left_of_a_picture_depends_on_seed_and_position_alone() -> None:
     assert not torch.equal(elsewhere, whole)
 
 
-def test_only_the_pixels_of_a_hole_are_changed_where_a_task_keeps_the_others() -> None:
+def test_only_the_pixels_of_a_mask_are_changed_where_a_task_keeps_the_others() -> None:
     task, batch = task_and_batch()
     made = task.degraded(batch)
-    keeps = torch.tensor([TASKS[place] in HOLE_TASKS for place in batch["task"].tolist()])
+    keeps = torch.tensor([TASKS[place] in MASK_TASKS for place in batch["task"].tolist()])
     assert 0 < keeps.sum() < 24
-    known = (made.hole == 0).expand_as(made.picture)
-    assert torch.equal(made.picture[known], batch["image"][known])
-    assert (made.hole[~keeps] == 1).all()
-    assert 0 < made.hole[keeps].mean() < 0.9
+    known = (made.mask == 0).expand_as(made.image)
+    assert torch.equal(made.image[known], batch["image"][known])
+    assert (made.mask[~keeps] == 1).all()
+    assert 0 < made.mask[keeps].mean() < 0.9
 
 
 def test_the_loss_has_no_gradient_at_known_pixels() -> None:
-    task, batch = task_and_batch(tasks=HOLE_TASKS)
+    task, batch = task_and_batch(tasks=MASK_TASKS)
     batch["task"] %= 2
     seen: list[torch.Tensor] = []
 
@@ -58,19 +58,19 @@ def test_the_loss_has_no_gradient_at_known_pixels() -> None:
         seen.append(torch.zeros_like(x_t).requires_grad_())
         return seen[-1]
 
-    conditions = task.given_pictures(batch)
-    task.losses(network, batch, conditions, task.times(batch["position"])).sum().backward()
+    conditions = task.conditioning_images(batch)
+    task.losses(network, batch, conditions, task.uniform_timesteps(batch["position"])).sum().backward()
     x_t, output = seen
-    hole = conditions["condition_image"][:, 3:].expand_as(x_t) > 0
-    assert torch.equal(x_t[~hole], batch["image"][~hole])
-    assert (output.grad[~hole] == 0).all()
-    assert (output.grad[hole] != 0).all()
+    mask = conditions["condition_image"][:, 3:].expand_as(x_t) > 0
+    assert torch.equal(x_t[~mask], batch["image"][~mask])
+    assert (output.grad[~mask] == 0).all()
+    assert (output.grad[mask] != 0).all()
 
 
-def test_the_restored_picture_keeps_the_known_pixels() -> None:
+def test_the_restored_image_keeps_the_known_pixels() -> None:
     task, batch = task_and_batch()
     made = task.sample(batch)
-    known = (task.degraded(batch).hole == 0).expand_as(made)
+    known = (task.degraded(batch).mask == 0).expand_as(made)
     assert torch.equal(made[known], batch["image"][known])
 
 
@@ -80,11 +80,11 @@ def test_the_restored_picture_keeps_the_known_pixels() -> None:
         ({"tasks": ()}, "at least one task"),
         ({"tasks": ("jpeg", "jpeg")}, "each once"),
         ({"jpeg_qualities": (30, 5)}, "lowest and highest"),
-        ({"hole_area": (0.0, 0.5)}, "hole_area must be"),
+        ({"mask_area": (0.0, 0.5)}, "mask_area must be"),
         ({"super_resolution_factors": (3,)}, "3 must be at least 2 and divide 8"),
         ({"super_resolution_factors": ()}, "needs super_resolution_factors"),
         ({"low_res_resolution": 4}, "super_resolution is one of its tasks"),
-        ({"condition_image_channels": 3}, "no other picture"),
+        ({"condition_image_channels": 3}, "no other image"),
         ({"crop_size": 4, "attention_resolutions": ()}, "crop_size None"),
         ({"loss": "hybrid", "variance": "learned_range"}, "loss must be simple"),
     ],
@@ -97,7 +97,7 @@ def test_a_recipe_that_can_not_be_trained_is_refused(changes: dict[str, Any], wo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"crop_size": 4}, r"attention_resolutions \(\): attention sees the whole picture"),
+        ({"crop_size": 4}, r"attention_resolutions \(\): attention sees the whole image"),
         ({"crop_size": 8, "attention_resolutions": ()}, "below resolution 8"),
         ({"crop_size": 5, "attention_resolutions": ()}, "crop_size 5 must be below resolution 8 and halve 1 times"),
         ({"conditions": ("condition_image",)}, "needs condition_member"),
@@ -105,12 +105,12 @@ def test_a_recipe_that_can_not_be_trained_is_refused(changes: dict[str, Any], wo
         ({"conditions": ("condition_image",), "condition_member": "depth"}, "condition_image_channels must be 3"),
     ],
 )
-def test_windows_and_condition_pictures_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_windows_and_condition_images_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         diffusion_config(**changes)
 
 
-def test_training_evaluation_and_previews_see_windows_and_the_trained_network_whole_pictures() -> None:
+def test_training_evaluation_and_previews_see_windows_and_the_trained_network_whole_images() -> None:
     config = diffusion_config(low_res_resolution=4, crop_size=4, attention_resolutions=())
     task, rows = make_task(config), rows_at(config, range(6))
     batch, sizes = to_batch(rows), []
@@ -120,7 +120,7 @@ def test_training_evaluation_and_previews_see_windows_and_the_trained_network_wh
     task.evaluate(rows)
     task.preview(rows, 1)
     assert set(sizes) == {(4, 4)}
-    low_res, level = task.given_pictures(batch)["low_res"], torch.zeros(6, dtype=torch.int64)
+    low_res, level = task.conditioning_images(batch)["low_res"], torch.zeros(6, dtype=torch.int64)
     conditions = conditions_of(batch, config.conditions) | {"low_res": low_res, "noise_level": level}
     whole = task.learner.snapshot()(batch["image"], level, **conditions)
     assert whole.shape == batch["image"].shape
@@ -128,20 +128,20 @@ def test_training_evaluation_and_previews_see_windows_and_the_trained_network_wh
     assert not [name for name in names if "Attention" in name]
 
 
-def test_windows_are_those_of_the_whole_pictures_before_noise_is_added() -> None:
+def test_windows_are_those_of_the_whole_images_before_noise_is_added() -> None:
     config = diffusion_config(low_res_resolution=4, crop_size=4, attention_resolutions=())
     task, batch = make_task(config), to_batch(rows_at(config, range(6)))
-    seen, given = task.seen(batch, noise_level=0)  # no noise
+    seen, given = task.crop(batch, noise_level=0)  # no noise
     windows = draw_windows(config.seed, batch["position"], resolution=8, size=4)
     assert torch.equal(seen["image"], windows.cut(batch["image"]))
-    assert torch.equal(given["low_res"], windows.cut(task.given_pictures(batch)["low_res"]))
+    assert torch.equal(given["low_res"], windows.cut(task.conditioning_images(batch)["low_res"]))
 
 
-def test_a_condition_picture_is_dropped_to_zeros_sample_by_sample() -> None:
-    picture = {"condition_member": "depth", "condition_image_channels": 3, "cond_drop": "independent"}
-    config = diffusion_config(conditions=("label", "condition_image"), **picture)
+def test_a_condition_image_is_dropped_to_zeros_sample_by_sample() -> None:
+    image = {"condition_member": "depth", "condition_image_channels": 3, "cond_drop": "independent"}
+    config = diffusion_config(conditions=("label", "condition_image"), **image)
     task, batch = make_task(config), to_batch(rows_at(config, range(60)))
-    given = dropped_conditions(batch, config, OFFERS)["condition_image"]
+    given = dropped_conditions(batch, config, DATASET_INFO)["condition_image"]
     dropped = (given == 0).all(dim=(1, 2, 3))
     assert 0.15 < dropped.float().mean() < 0.45  # cond_drop_prob is 0.3
     assert torch.equal(given[~dropped], batch["condition_image"][~dropped])

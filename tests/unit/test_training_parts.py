@@ -25,7 +25,7 @@ from components.training.checkpoint import (
     write_digests,
 )
 from components.training.conditioning import dropped_conditions, null_conditions
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.loop import fit
 from components.training.perceptual_weights import (
     VGG16_CHANNELS,
@@ -43,8 +43,8 @@ from components.training.run_folder import (
     storage_of,
     upload_folder,
 )
-from components.training.worker import let_others_go_first
-from tests.tiny_training import OFFERS, autoencoder_config, diffusion_config, rows_at
+from components.training.worker import set_idle_priority
+from tests.tiny_training import DATASET_INFO, autoencoder_config, diffusion_config, rows_at
 
 
 def test_last_checkpoint_is_the_one_that_the_snapshot_lists(any_store: str) -> None:
@@ -132,7 +132,7 @@ def test_what_ray_train_writes_appears_whole_or_not_at_all(tmp_path: Path) -> No
     assert not tmp_path.exists()
 
 
-def test_pictures_span_minus_one_to_one_exactly() -> None:
+def test_images_span_minus_one_to_one_exactly() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
     image = to_image(pixels)
     assert image.shape == (1, 3, 16, 16)
@@ -142,13 +142,13 @@ def test_pictures_span_minus_one_to_one_exactly() -> None:
 
 def test_joint_dropout_drops_all_of_a_samples_conditions_and_independent_does_not() -> None:
     batch = to_batch(rows_at(diffusion_config(), range(400)))
-    empty = null_conditions(batch, ("label", "text"), num_classes=OFFERS.num_classes)
-    assert (empty["label"] == OFFERS.num_classes).all()
+    empty = null_conditions(batch, ("label", "text"), num_classes=DATASET_INFO.num_classes)
+    assert (empty["label"] == DATASET_INFO.num_classes).all()
     assert empty["text"][0].tolist() == [1, 2, 0, 0, 0, 0]  # the encoding of ""
     together = {}
     for way in ("joint", "independent"):
-        dropped = dropped_conditions(batch, diffusion_config(cond_drop=way, cond_drop_prob=0.3), OFFERS)
-        label = dropped["label"] == OFFERS.num_classes
+        dropped = dropped_conditions(batch, diffusion_config(cond_drop=way, cond_drop_prob=0.3), DATASET_INFO)
+        label = dropped["label"] == DATASET_INFO.num_classes
         text = (dropped["text"] == empty["text"]).all(dim=1)
         assert 0.2 < label.float().mean() < 0.4
         assert 0.2 < text.float().mean() < 0.4
@@ -159,7 +159,7 @@ def test_joint_dropout_drops_all_of_a_samples_conditions_and_independent_does_no
 
 def test_a_condition_that_is_kept_is_unchanged() -> None:
     batch = to_batch(rows_at(diffusion_config(), range(50)))
-    kept = dropped_conditions(batch, diffusion_config(cond_drop_prob=0.0), OFFERS)
+    kept = dropped_conditions(batch, diffusion_config(cond_drop_prob=0.0), DATASET_INFO)
     assert torch.equal(kept["label"], batch["label"])
     assert torch.equal(kept["text"], batch["text"])
 
@@ -234,7 +234,7 @@ def test_configurations_refuse_what_cannot_be() -> None:
     ):
         with pytest.raises(ValidationError):
             diffusion_config(**changes)
-    assert Conditions(num_classes=1).vocab_size == 0
+    assert DatasetInfo(num_classes=1).vocab_size == 0
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
     seen: list[int] = []
 
     def train() -> None:
-        let_others_go_first()
+        set_idle_priority()
         seen.append(os.sched_getscheduler(0))
 
     thread = threading.Thread(target=train)

@@ -16,8 +16,8 @@ from components.training.loop import Task, fit
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.pixels import PixelTask, pixel_arguments, to_image, to_levels
 from tests.tiny_training import (
+    DATASET_INFO,
     GRID,
-    OFFERS,
     assert_equal_bits,
     autoencoder_config,
     batches,
@@ -35,7 +35,7 @@ def one_thread() -> None:
 
 
 def token_task(network: str, **options: object) -> PixelTask:
-    return PixelTask(pixel_config(network=network, resolution=None), offers=OFFERS, grid=GRID, **options)
+    return PixelTask(pixel_config(network=network, resolution=None), dataset_info=DATASET_INFO, grid=GRID, **options)
 
 
 def test_the_8_bit_values_come_back_exactly():
@@ -47,7 +47,7 @@ def test_the_8_bit_values_come_back_exactly():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_model_that_knows_nothing_needs_8_bits_a_dimension_and_log_k_a_token(network: str):
-    pixels, tokens = PixelTask(pixel_config(network=network), offers=OFFERS), token_task(network)
+    pixels, tokens = PixelTask(pixel_config(network=network), dataset_info=DATASET_INFO), token_task(network)
     held_out = rows_at(pixels.config, range(20))
     for task, name, bits in ((pixels, "held_out_bits_per_dim", 8.0), (tokens, "held_out_bits_per_token", 4.0)):
         for parameter in task.learner.snapshot().head.out.parameters():
@@ -55,8 +55,8 @@ def test_a_model_that_knows_nothing_needs_8_bits_a_dimension_and_log_k_a_token(n
         assert task.evaluate(held_out) == {name: pytest.approx(bits, rel=1e-6)}
 
 
-def test_bits_are_the_mean_of_all_values_however_the_pictures_are_split():
-    task = PixelTask(pixel_config(), offers=OFFERS)
+def test_bits_are_the_mean_of_all_values_however_the_images_are_split():
+    task = PixelTask(pixel_config(), dataset_info=DATASET_INFO)
     held_out = rows_at(task.config, range(21))  # one full part, one of five
     batch = to_batch(held_out)
     levels = to_levels(batch["image"])
@@ -95,8 +95,8 @@ def test_tokens_are_shown_through_the_tokenizer_and_not_without_one():
 @pytest.mark.parametrize("grid", [None, GRID])
 def test_a_bundle_rebuilds_the_network(network: str, grid: object, tmp_path: Path):
     config = pixel_config(network=network)
-    task = PixelTask(config, offers=OFFERS, grid=grid)
-    arguments = pixel_arguments(config, OFFERS, grid)
+    task = PixelTask(config, dataset_info=DATASET_INFO, grid=grid)
+    arguments = pixel_arguments(config, DATASET_INFO, grid)
     save_bundle(tmp_path, ModelBundle(network, arguments, {}, task.learner.network))
     values = task.values(to_batch(rows_at(config, range(2))))
     with torch.no_grad():

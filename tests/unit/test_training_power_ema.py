@@ -16,8 +16,8 @@ from components.training.power_ema import Profile
 from components.training.results import ModelDescription, write_model
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, write_snapshots
 from tests.tiny_training import (
+    DATASET_INFO,
     GRID,
-    OFFERS,
     assert_equal_bits,
     batches,
     gan_config,
@@ -75,7 +75,7 @@ def model_of(folder: Path) -> Path:
     model = folder / "model"
     model.mkdir()
     (folder / "run" / SNAPSHOTS).rename(model / SNAPSHOTS)
-    description = ModelDescription("prior", transformer_arguments(prior_config(), OFFERS, GRID), settings={})
+    description = ModelDescription("prior", transformer_arguments(prior_config(), DATASET_INFO, GRID), settings={})
     summary = {"steps": 20.0, "ema_sigma_rel": 0.07}
     weights = load_file(folder / "run" / "20" / WEIGHTS)
     write_model(model, description, weights=weights, summary=summary, previews={})

@@ -25,7 +25,16 @@ from components.training.conditioning import dropped_conditions
 from components.training.config import MaskedPriorConfig, PriorConfig
 from components.training.loop import Batch
 from components.training.tasks.prior import PriorTask, learned_text, transformer_arguments
-from tests.tiny_training import CONDITION, GRID, OFFERS, batches, make_task, masked_prior_config, prior_config, rows_at
+from tests.tiny_training import (
+    CONDITION,
+    DATASET_INFO,
+    GRID,
+    batches,
+    make_task,
+    masked_prior_config,
+    prior_config,
+    rows_at,
+)
 
 EVERYTHING: dict[str, Any] = {"conditions": ("label", "text", "condition"), "dropout": 0.0}
 
@@ -40,16 +49,16 @@ def batch_at(config: Any, positions: range) -> Batch:
 
 
 @pytest.mark.parametrize("make_config", [prior_config, masked_prior_config])
-def test_a_dropped_condition_picture_is_the_null_token_everywhere(make_config: Any) -> None:
+def test_a_dropped_condition_image_is_the_null_token_everywhere(make_config: Any) -> None:
     config = make_config(conditions=("label", "condition"), cond_drop_prob=0.5)
     batch = batch_at(config, range(200))
     assert 0 <= batch["condition"].min() <= batch["condition"].max() < CONDITION.codebook_size
-    mixed = dropped_conditions(batch, config, OFFERS)
-    dropped = mixed["label"] == OFFERS.num_classes
+    mixed = dropped_conditions(batch, config, DATASET_INFO)
+    dropped = mixed["label"] == DATASET_INFO.num_classes
     assert 60 < dropped.sum() < 140
     assert (mixed["condition"][dropped] == CONDITION.codebook_size).all()
     assert torch.equal(mixed["condition"][~dropped], batch["condition"][~dropped])
-    independent = dropped_conditions(batch, config.model_copy(update={"cond_drop": "independent"}), OFFERS)
+    independent = dropped_conditions(batch, config.model_copy(update={"cond_drop": "independent"}), DATASET_INFO)
     assert not torch.equal(independent["condition"][:, 0] == CONDITION.codebook_size, independent["label"] == 3)
 
 
@@ -82,11 +91,11 @@ def test_a_dropped_text_is_not_learned() -> None:
     assert learned_text(dropped, original=text).tolist() == [[1, 7, 9, 2], [0, 0, 0, 0], [1, 2, 0, 0]]
 
 
-def test_text_and_picture_share_the_loss_by_the_weight() -> None:
+def test_text_and_image_share_the_loss_by_the_weight() -> None:
     config = prior_config(**EVERYTHING, text_loss_weight=0.125)
     metrics = {name: float(value) for name, value in make_task(config).train_step(next(stream(config)), 1).items()}
-    picture, text = (metrics[name] * np.log(2) for name in ("bits_per_token", "text_bits_per_token"))
-    assert metrics["loss"] == pytest.approx(0.875 * picture + 0.125 * text, rel=1e-5)
+    image, text = (metrics[name] * np.log(2) for name in ("bits_per_token", "text_bits_per_token"))
+    assert metrics["loss"] == pytest.approx(0.875 * image + 0.125 * text, rel=1e-5)
     without = make_task(prior_config()).train_step(next(stream(config)), 1)
     assert "text_bits_per_token" not in without
 
@@ -96,7 +105,7 @@ def stream(config: Any) -> Any:
 
 
 @pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
-def test_a_prior_with_everything_learns_texts_and_pictures_and_tells_both_apart(positions: str) -> None:
+def test_a_prior_with_everything_learns_texts_and_images_and_tells_both_apart(positions: str) -> None:
     numbers = {"positions": positions, "text_loss_weight": 0.125, "token_corruption": 0.1, "total_steps": 40}
     config = prior_config(**EVERYTHING | numbers | {"learning_rate": 1e-2})
     task, batch = make_task(config), next(stream(config))
@@ -134,11 +143,11 @@ def test_held_out_bits_of_a_text_are_those_of_its_tokens_together() -> None:
 
 def test_the_arguments_rebuild_the_network_from_plain_values() -> None:
     config = prior_config(**EVERYTHING, positions="learned_2d", text_loss_weight=0.1)
-    network = Transformer(**transformer_arguments(config, OFFERS, GRID))
+    network = Transformer(**transformer_arguments(config, DATASET_INFO, GRID))
     assert network.grid == (GRID.height, GRID.width)
     assert network.condition_grid == (1, 2)
     assert network.null_condition == CONDITION.codebook_size
-    assert network.text_head.out_features == OFFERS.vocab_size
+    assert network.text_head.out_features == DATASET_INFO.vocab_size
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def tokens_artifact(root: Path, *, keys: range, width: int, first: int = 0) -> A
     )
 
 
-def test_condition_tokens_come_with_their_own_picture_whatever_their_order(tmp_path: Path) -> None:
+def test_condition_tokens_come_with_their_own_image_whatever_their_order(tmp_path: Path) -> None:
     tokens = tokens_artifact(tmp_path / "tokens", keys=range(30), width=4)
     condition = tokens_artifact(tmp_path / "condition", keys=range(40, -1, -1), width=2, first=1000)
     check_condition(condition, wanted=True)
@@ -202,7 +211,7 @@ def test_condition_tokens_come_with_their_own_picture_whatever_their_order(tmp_p
 def test_inputs_that_do_not_fit_are_named_in_one_line(tmp_path: Path) -> None:
     tokens = tokens_artifact(tmp_path / "tokens", keys=range(30), width=4)
     other = tokens_artifact(tmp_path / "other", keys=range(10, 40), width=2)
-    with pytest.raises(TokensError, match="10 of 30 pictures have no condition tokens, 000 among them"):
+    with pytest.raises(TokensError, match="10 of 30 images have no condition tokens, 000 among them"):
         check_aligned(tokens, other)
     with pytest.raises(TokensError, match="no condition tokens are given"):
         check_condition(None, wanted=True)

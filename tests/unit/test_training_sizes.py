@@ -20,7 +20,16 @@ from pipelines.space import space_of
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests.tiny_text_image import contrastive_config, contrastive_task
-from tests.tiny_training import GRID, KINDS, OFFERS, autoencoder_config, batches, config_of, diffusion_config, make_task
+from tests.tiny_training import (
+    DATASET_INFO,
+    GRID,
+    KINDS,
+    autoencoder_config,
+    batches,
+    config_of,
+    diffusion_config,
+    make_task,
+)
 
 ADAM = ("exp_avg", "exp_avg_sq")
 
@@ -43,23 +52,23 @@ def written(task: Any, config: Any) -> int:
 def test_a_checkpoint_takes_what_is_said(kind: str):
     config = config_of(kind)
     grid = GRID if kind in ("prior", "masked_prior") else None
-    assert training_sizes(config, OFFERS, grid=grid).checkpoint == written(make_task(config), config)
+    assert training_sizes(config, DATASET_INFO, grid=grid).checkpoint == written(make_task(config), config)
 
 
 @pytest.mark.parametrize("changes", [{"ema": "power"}, {"ema_decay": 0.0}])
 def test_averages_count_as_many_times_as_they_are_kept(changes: dict[str, Any]):
     config = diffusion_config(**changes)
-    assert training_sizes(config, OFFERS).checkpoint == written(make_task(config), config)
+    assert training_sizes(config, DATASET_INFO).checkpoint == written(make_task(config), config)
 
 
 def test_an_autoencoder_without_adversary_has_none_in_its_checkpoint():
     config = autoencoder_config(adversarial_weight=0.0)
-    assert training_sizes(config, OFFERS).checkpoint == written(make_task(config), config)
+    assert training_sizes(config, DATASET_INFO).checkpoint == written(make_task(config), config)
 
 
 def test_a_contrastive_encoder_counts_too():
     config = contrastive_config()
-    assert training_sizes(config, OFFERS).checkpoint == written(contrastive_task(config), config)
+    assert training_sizes(config, DATASET_INFO).checkpoint == written(contrastive_task(config), config)
 
 
 def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
@@ -69,8 +78,8 @@ def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
         state["learner"]["ema_updates"] = updates
         write_snapshots(tmp_path / "snapshots", state, sigma_rel=config.ema_sigma_rel)
     files = sum(path.stat().st_size for path in (tmp_path / "snapshots").iterdir())
-    weights = training_sizes(diffusion_config(), OFFERS).model
-    assert training_sizes(config, OFFERS).model == 7 * weights
+    weights = training_sizes(diffusion_config(), DATASET_INFO).model
+    assert training_sizes(config, DATASET_INFO).model == 7 * weights
     assert 6 * weights <= files < 6.5 * weights
 
 
@@ -80,7 +89,7 @@ def test_a_model_takes_what_is_said(tmp_path):
     weights = {f"network.{name}": t for name, t in NETWORKS["autoencoder"](**network).state_dict().items()}
     description = ModelDescription("autoencoder", network, {})
     write_model(tmp_path, description, weights=weights, summary={}, previews={})
-    said = training_sizes(config, OFFERS).model
+    said = training_sizes(config, DATASET_INFO).model
     assert said <= (tmp_path / "model.safetensors").stat().st_size < 1.2 * said
 
 
@@ -103,11 +112,11 @@ def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
     program = """
 import sys
 from pipelines.recipes.openmoji import base, tokenizer
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.sizes import training_sizes
 before = "sympy" in sys.modules
 for config in (base(), tokenizer()):
-    training_sizes(config, Conditions(num_classes=9, vocab_size=1024, text_length=16))
+    training_sizes(config, DatasetInfo(num_classes=9, vocab_size=1024, text_length=16))
 print(before, "sympy" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -91,7 +91,7 @@ def test_previews_and_evaluation_leave_training_as_it_is(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_repeats_itself_and_previews_are_pictures(kind: str, tmp_path: Path) -> None:
+def test_evaluation_repeats_itself_and_previews_are_images(kind: str, tmp_path: Path) -> None:
     config = config_of(kind)
     task, held_out = make_task(config), rows_at(config, range(1000, 1012))
     assert task.evaluate(held_out) == task.evaluate(held_out)

@@ -12,7 +12,7 @@ from components.training.conditioning import dropped_conditions
 from components.training.frozen import encoded
 from components.training.loop import Task, fit
 from tests.tiny_text_image import (
-    PRIOR_OFFERS,
+    PRIOR_DATASET_INFO,
     classifier_config,
     classifier_task,
     frozen_contrastive,
@@ -73,7 +73,7 @@ def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
-def test_a_classifier_of_clean_pictures_sees_no_noise() -> None:
+def test_a_classifier_of_clean_images_sees_no_noise() -> None:
     for noisy in (True, False):
         task = classifier_task(classifier_config(noisy=noisy))
         batch = next(batches(task.config, to_batch))
@@ -113,7 +113,7 @@ def test_dropped_conditions_of_frozen_encoders_are_those_of_the_empty_text_both_
     config = prior_config(cond_drop_prob=0.5, global_batch_size=64)
     task = prior_task(config)
     batch = encoded(next(batches(config, to_batch)), task.encoders)
-    mixed = dropped_conditions(batch, config, PRIOR_OFFERS)
+    mixed = dropped_conditions(batch, config, PRIOR_DATASET_INFO)
     states = (mixed["text_states"] == batch["null_text_states"]).flatten(1).all(1)
     embedding = (mixed["text_embedding"] == batch["null_text_embedding"]).all(1)
     assert torch.equal(states, embedding)

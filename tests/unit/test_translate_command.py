@@ -9,21 +9,21 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.translate_command import translate_picture
+from pipelines.translate_command import translate_image
 from pipelines.workflow import UsageError
 from tests.tiny_cascade import write_cascade
-from tests.unit.test_sampling_translate import hole, pixels, write_palette
+from tests.unit.test_sampling_translate import hidden, pixels, write_palette
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a picture and a mask, on disk."""
+    """A model, an image and a mask, on disk."""
     folder = tmp_path_factory.mktemp("translate")
     write_palette(folder)
     Image.fromarray(pixels(0)).save(folder / "photo.png")
-    Image.fromarray(hole().astype(np.uint8) * 255).save(folder / "mask.png")
+    Image.fromarray(hidden().astype(np.uint8) * 255).save(folder / "mask.png")
     Image.fromarray(pixels(0, 12)).save(folder / "small.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
@@ -31,24 +31,24 @@ def translated(folder: Path, **changes: object) -> Path:
     asked = {"image": folder / "photo.png", "mask": folder / "mask.png", "task": "inpainting", "out": folder / "out"}
     asked |= dict.fromkeys(("label", "prompt", "steps", "sampler", "guidance_scale", "tracking"))
     asked |= {"seed": 0, "count": 2, "console": Console(quiet=True)}
-    return translate_picture(str(folder / "cascade"), **(asked | changes))
+    return translate_image(str(folder / "cascade"), **(asked | changes))
 
 
-def test_pictures_of_the_seeds_and_one_of_before_and_after_are_written(folder: Path) -> None:
+def test_images_of_the_seeds_and_one_of_before_and_after_are_written(folder: Path) -> None:
     shown = translated(folder, seed=5)
     made = [np.asarray(Image.open(folder / "out" / f"photo-inpainting-{seed:04d}.png")) for seed in (5, 6)]
     assert (made[0] != made[1]).any()
-    for picture in made:
-        np.testing.assert_array_equal(picture[~hole()], pixels(0)[~hole()])
+    for image in made:
+        np.testing.assert_array_equal(image[~hidden()], pixels(0)[~hidden()])
     assert shown == folder / "out" / "before_after.png"
     assert Image.open(shown).size[0] > 0
 
 
-def test_another_sampler_makes_another_picture_of_the_same_seed(folder: Path) -> None:
+def test_another_sampler_makes_another_image_of_the_same_seed(folder: Path) -> None:
     for sampler in ("ddim", "ddpm"):
         translated(folder, sampler=sampler, count=1, out=folder / sampler)
     made = [np.asarray(Image.open(folder / sampler / "photo-inpainting-0000.png")) for sampler in ("ddim", "ddpm")]
-    assert (made[0] != made[1])[hole()].any()
+    assert (made[0] != made[1])[hidden()].any()
     with pytest.raises(UsageError, match="sampler"):
         translated(folder, sampler="dmpp")
 
@@ -57,10 +57,10 @@ def test_another_sampler_makes_another_picture_of_the_same_seed(folder: Path) ->
     ("changes", "says"),
     [
         ({"image": "nothing.png"}, "--image .*nothing.png: no such file"),
-        ({"image": "text.png"}, "--image .*text.png: the given picture can't be read"),
+        ({"image": "text.png"}, "--image .*text.png: the given image can't be read"),
         ({"mask": "nothing.png"}, "--mask .*nothing.png: no such file"),
-        ({"image": "small.png"}, "the picture has 12x12 pixels, for inpainting this model takes 16x16"),
-        ({"mask": "small.png"}, "the mask has 12x12 pixels, the picture 16x16"),
+        ({"image": "small.png"}, "the image has 12x12 pixels, for inpainting this model takes 16x16"),
+        ({"mask": "small.png"}, "the mask has 12x12 pixels, the image 16x16"),
     ],
 )
 def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, str], says: str) -> None:
@@ -68,10 +68,10 @@ def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, s
         translated(folder, **{name: folder / file for name, file in changes.items()})
 
 
-def test_a_model_that_makes_pictures_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_makes_images_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cascade").mkdir()
-    with pytest.raises(UsageError, match="does not work on pictures: it has diffusion and tokens"):
-        translate_picture(
+    with pytest.raises(UsageError, match="does not work on images: it has diffusion and tokens"):
+        translate_image(
             str(write_cascade(tmp_path)),
             image=folder / "photo.png",
             **dict.fromkeys(("mask", "task", "label", "prompt", "steps", "sampler", "guidance_scale", "tracking")),

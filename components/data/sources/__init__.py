@@ -1,1 +1,1 @@
-"""One source of pictures a file."""
+"""One source of images a file."""

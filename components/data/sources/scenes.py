@@ -1,6 +1,6 @@
 """Procedural scenes: colored solids on a floor, with caption, class, exact depth map and mask.
 
-Ray casting with closed-form intersections, so depth is exact at pixel centers. Picture i is a function of i alone.
+Ray casting with closed-form intersections, so depth is exact at pixel centers. Image i is a function of i alone.
 Shapes: S = 3 x resolution samples a side, P = S^2 rays. Units: the camera is at the origin, one unit up from the floor.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange, reduce
 from PIL import Image
 
-from components.data.pictures import encode_png
+from components.data.images import encode_png
 from components.data.sources.source import Drawing, Item, Source
 
 GENERATOR_VERSION = 1
@@ -89,7 +89,7 @@ def scene(number: int) -> list[Solid]:
 
 
 def caption(solids: list[Solid]) -> str:
-    """What the scene shows, in words that the picture decides."""
+    """What the scene shows, in words that the image decides."""
     first = solids[0]
     if len(solids) == 1:
         return f"a {'large' if first.size > 0.7 else 'small'} {first.color} {first.shape}"
@@ -116,7 +116,7 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
 
 
 def _rays(samples: int) -> np.ndarray:  # (P, 3)
-    """Directions through the samples of a picture whose half side is HALF_SIDE at depth 1, looking slightly down."""
+    """Directions through the samples of an image whose half side is HALF_SIDE at depth 1, looking slightly down."""
     across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)
     x, y = np.meshgrid(across, -across - 0.1)
     return np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)

@@ -1,4 +1,4 @@
-"""What every source of pictures gives to the ingest: a listing, and a small picklable reader that draws its items."""
+"""What every source of images gives to the ingest: a listing, and a small picklable reader that draws its items."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ MAX_KEY = 90  # the tar format's name field holds 100 characters
 
 
 class Item(NamedTuple):
-    """One picture to come. `location` is the reader's own way to find it."""
+    """One image to come. `location` is the reader's own way to find it."""
 
     key: str
     label: int
@@ -24,7 +24,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture as it will be stored."""
+    """An image as it will be stored."""
 
     image: Image.Image  # RGB, resolution x resolution
     members: dict[str, bytes] = field(default_factory=dict)  # further members of the sample, by suffix
@@ -32,7 +32,7 @@ class Drawing:
 
 
 class Reader(Protocol):
-    """Draws items in any process. `read` raises if storage fails; `draw` raises if the picture is corrupt."""
+    """Draws items in any process. `read` raises if storage fails; `draw` raises if the image is corrupt."""
 
     def read(self, item: Item) -> bytes: ...
 
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A listing of pictures that a reader can draw."""
+    """A listing of images that a reader can draw."""
 
     name: str
     license: str

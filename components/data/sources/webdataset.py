@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from components.configuration import Config
 from components.data.errors import ShardError, SourceError
+from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions
-from components.data.pictures import decode_picture
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.tars import Group, Member, check_end, iterate_shard, unpack
 from components.storage.store import Store, read_url
@@ -83,14 +83,14 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 
 def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
-    """Fetch a tar, decode each picture once, and say what is in it: what can't be decoded is quarantined here, so that
+    """Fetch a tar, decode each image once, and say what is in it: what can't be decoded is quarantined here, so that
     the order of training depends on the index alone. Raises ShardError if the tar can't be read, or has no end."""
     data = read_url(url)
     unpacked = unpack(data, url)
     check_end(unpacked, url)
     quarantined, samples = [], []
     for group in iterate_shard(unpacked, url):
-        if group.picture is None:
+        if group.image is None:
             continue
         reason = _decoding_error(group)
         if reason is None:
@@ -99,7 +99,7 @@ def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
         else:
             quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
     if not samples and not quarantined:
-        raise ShardError(f"shard {url} holds no pictures (png, jpg, webp, ... members); leave it out of the source")
+        raise ShardError(f"shard {url} holds no images (png, jpg, webp, ... members); leave it out of the source")
     train = [sample for sample in samples if split_of(sample.key, holdout_fraction) == "train"]
     entry = ShardEntry(
         url=url,
@@ -126,16 +126,16 @@ def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
     if not classes and not any(caption for fact in facts for caption in fact.captions):
         raise SourceError(f"no classes in {path}: its samples have neither cls nor txt members; add one of them")
     numeric = all(name.isdigit() for name in classes)
-    return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name))) or ("picture",)
+    return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name))) or ("image",)
 
 
 def _decoding_error(group: Group) -> str | None:
-    """Why a picture of the group can't be decoded, be it the picture itself or its depth map or mask."""
+    """Why an image of the group can't be decoded, be it the image itself or its depth map or mask."""
     try:
         for member in MEMBERS:
-            picture = group.member(member)
-            if picture is not None:
-                decode_picture(picture)
+            image = group.member(member)
+            if image is not None:
+                decode_image(image)
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
         return f"{type(error).__name__}: {str(error)[:120]}"
     return None

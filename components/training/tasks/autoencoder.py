@@ -19,7 +19,7 @@ from components.losses.adversarial import (
     generator_loss,
     hinge_discriminator_loss,
 )
-from components.losses.reconstruction import picture_of, reconstruction_loss
+from components.losses.reconstruction import image_of, reconstruction_loss
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import Encoded, GumbelQuantizer
 from components.models.discriminator import PatchDiscriminator
@@ -157,14 +157,14 @@ class AutoencoderTask:
         nll_loss = reconstruction_loss(output, image=image, kind=self.config.reconstruction)
         terms = {"reconstruction_loss": nll_loss}
         if self.perceptual is not None:
-            terms["perceptual_loss"] = self.perceptual(self.picture(output), image).mean()
+            terms["perceptual_loss"] = self.perceptual(self.decoded(output), image).mean()
             nll_loss = nll_loss + self.config.perceptual_weight * terms["perceptual_loss"]
         return Losses(output, encoded, terms | encoded.losses, nll_loss)
 
     def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Judgement:
-        """One pass of the discriminator over real and reconstructed pictures serves both sides; its norms keep pictures
+        """One pass of the discriminator over real and reconstructed images serves both sides; its norms keep images
         apart."""
-        judged = self.picture(output if self.is_heard(step) else output.detach())
+        judged = self.decoded(output if self.is_heard(step) else output.detach())
         real_logits, fake_logits = discriminator(torch.cat([image.to(judged.dtype), judged])).chunk(2)
         return Judgement(
             adversarial_loss=generator_loss(fake_logits),
@@ -209,8 +209,8 @@ class AutoencoderTask:
         return self.discriminator is not None and step > self.config.discriminator_start
 
     def weights_at(self, step: int) -> dict[str, float]:
-        """Weights of the bottleneck's losses. Reconstruction is a mean over the 3 H W values of a picture, so the KL
-        divergence, in nats a picture, is divided by as many: with kl_weight 1 their sum is the bound a dimension."""
+        """Weights of the bottleneck's losses. Reconstruction is a mean over the 3 H W values of an image, so the KL
+        divergence, in nats an image, is divided by as many: with kl_weight 1 their sum is the bound a dimension."""
         return {
             "codebook_loss": 1.0,
             "commitment_loss": self.config.commitment_cost,
@@ -228,8 +228,8 @@ class AutoencoderTask:
             return {"noise": noise, "temperature": temperature_at(self.config, step)}
         return {}
 
-    def picture(self, output: Tensor) -> Tensor:
-        return picture_of(output, kind=self.config.reconstruction)
+    def decoded(self, output: Tensor) -> Tensor:
+        return image_of(output, kind=self.config.reconstruction)
 
     @torch.no_grad()
     def start_codes(self, batch: Batch) -> None:
@@ -272,7 +272,7 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Losses of the averaged weights over all held-out pictures; where there are codes, their usage and perplexity;
+        """Losses of the averaged weights over all held-out images; where there are codes, their usage and perplexity;
         where the reconstruction is a probability of 8-bit values, the bound in bits per dimension."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network = self.generator.snapshot()
@@ -297,7 +297,7 @@ class AutoencoderTask:
     def bits_per_dim(self, terms: dict[str, float]) -> float:
         """Upper bound on the bits of each 8-bit value: reconstruction and what z costs under its prior.
 
-        A Gaussian costs its KL divergence from N(0, I). Codes are decided by the picture and uniform under their prior:
+        A Gaussian costs its KL divergence from N(0, I). Codes are decided by the image and uniform under their prior:
         log K each, whatever the relaxation's divergence was.
         """
         network = self.generator.network
@@ -309,7 +309,7 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Held-out pictures above their reconstructions; for a Gaussian, pictures of its prior below."""
+        """Held-out images above their reconstructions; for a Gaussian, images of its prior below."""
         batch = with_positions(to_batch({"image": held_out["image"][:PREVIEW_SAMPLES]}, self.worker.device))
         network, parts = self.generator.snapshot(), held_out_parts(batch, self.generator, max_batch=self.max_batch)
         rows = [torch.cat(row) for row in zip(*(self.shown(network, part) for part in parts), strict=True)]

@@ -1,4 +1,4 @@
-"""Training of a classifier on noised pictures (Dhariwal and Nichol, 2021, section 4 and appendix H), or on clean ones.
+"""Training of a classifier on noised images (Dhariwal and Nichol, 2021, section 4 and appendix H), or on clean ones.
 
 Shapes: B batch, K classes, H W pixels.
 """
@@ -14,21 +14,21 @@ from components.models.noisy_classifier import NoisyClassifier
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch, with_positions
 from components.training.classifier_config import ClassifierConfig
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.diffusion_settings import process_settings
 from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
 
-LEVELS = (0, 25, 50, 75)  # percent of the way from the picture to noise, where accuracy is measured
+LEVELS = (0, 25, 50, 75)  # percent of the way from the image to noise, where accuracy is measured
 
 
-def classifier_arguments(config: ClassifierConfig, offers: Conditions) -> dict[str, Any]:
+def classifier_arguments(config: ClassifierConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
     return {
         "resolution": config.resolution,
-        "num_classes": offers.num_classes,
+        "num_classes": dataset_info.num_classes,
         "model_channels": config.model_channels,
         "channel_mult": list(config.channel_mult),
         "num_res_blocks": config.num_res_blocks,
@@ -40,13 +40,13 @@ def classifier_arguments(config: ClassifierConfig, offers: Conditions) -> dict[s
 
 
 def classifier_objective(config: ClassifierConfig) -> dict[str, Any]:
-    """The process that its pictures come from, as plain values. What a network would predict does not matter here."""
+    """The process that its images come from, as plain values. What a network would predict does not matter here."""
     unused = {"prediction_type": "v_prediction"} if config.objective == "discrete" else {}
     return process_settings(config) | unused
 
 
 class ClassifierTask:
-    """One network that learns the class of the picture behind x_t."""
+    """One network that learns the class of the image behind x_t."""
 
     max_batch: int | None = None
 
@@ -54,13 +54,13 @@ class ClassifierTask:
         self,
         config: ClassifierConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         worker: Worker = ALONE,
     ) -> None:
         self.config, self.worker, self.parts_matter = config, worker, config.dropout > 0
         self.objective = make_objective(classifier_objective(config))
         with seeded(config.seed):
-            network = NoisyClassifier(**classifier_arguments(config, offers))
+            network = NoisyClassifier(**classifier_arguments(config, dataset_info))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
@@ -81,7 +81,7 @@ class ClassifierTask:
         return mirrored(image, position, seed=seed) if self.config.mirror else image
 
     def logits(self, network: nn.Module, image: Tensor, part: Batch, *, level: float | None = None) -> Tensor:
-        """Logits (B, K) fp32 of pictures noised to a random time each, or to the level (0 to 1) that is given."""
+        """Logits (B, K) fp32 of images noised to a random time each, or to the level (0 to 1) that is given."""
         seed, position = self.config.seed, part["position"]
         uniform = sample_uniform(seed, position, stream="timestep")
         if level is not None or not self.config.noisy:
@@ -102,8 +102,8 @@ class ClassifierTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Loss and accuracy of the averaged weights on held-out pictures: accuracy at the first time, and at several
-        ones where the pictures are noisy; noise that never changes."""
+        """Loss and accuracy of the averaged weights on held-out images: accuracy at the first time, and at several
+        ones where the images are noisy; noise that never changes."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, levels = self.learner.snapshot(), LEVELS if self.config.noisy else LEVELS[:1]
         totals = torch.zeros(1 + len(levels))
@@ -116,11 +116,11 @@ class ClassifierTask:
         return {"held_out_loss": loss, "held_out_accuracy": right[0], **noisy}
 
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """It makes no pictures."""
+        """It makes no images."""
         del held_out, step
         return {}
 
 
 def accuracy(logits: Tensor, part: Batch) -> Tensor:
-    """Share of pictures whose class has the largest logit, ()."""
+    """Share of images whose class has the largest logit, ()."""
     return (logits.argmax(dim=1) == part["label"]).float().mean()

@@ -15,20 +15,20 @@ from components.losses.contrastive import ContrastiveGradients, along_gradient, 
 from components.models.contrastive import ContrastiveEncoder, Embeddings
 from components.training.augmentation import shifted
 from components.training.batches import to_batch, with_positions
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.contrastive_config import ContrastiveConfig
 from components.training.learner import Learner, accumulated, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 
 
-def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict[str, Any]:
+def contrastive_arguments(config: ContrastiveConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """Arguments of the encoder for this recipe and data set; plain values, they go into the bundle.
 
     Raises ValueError for a set without captions.
     """
-    if offers.vocab_size == 0:
-        raise ValueError("a contrastive encoder needs pictures with captions, and this set has none")
+    if dataset_info.vocab_size == 0:
+        raise ValueError("a contrastive encoder needs images with captions, and this set has none")
     return {
         "resolution": config.resolution,
         "channels": config.channels,
@@ -38,8 +38,8 @@ def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict
         "embedding_dim": config.embedding_dim,
         "norm_groups": config.norm_groups,
         "text": {
-            "vocab_size": offers.vocab_size,
-            "context_length": offers.text_length,
+            "vocab_size": dataset_info.vocab_size,
+            "context_length": dataset_info.text_length,
             "model_dim": config.text_dim,
             "num_layers": config.text_layers,
             "num_heads": config.text_heads,
@@ -48,7 +48,7 @@ def contrastive_arguments(config: ContrastiveConfig, offers: Conditions) -> dict
 
 
 class ContrastiveTask:
-    """Two encoders, of pictures and of texts, that learn to agree."""
+    """Two encoders, of images and of texts, that learn to agree."""
 
     max_batch: int | None = None
     parts_matter: bool = False
@@ -57,12 +57,12 @@ class ContrastiveTask:
         self,
         config: ContrastiveConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         worker: Worker = ALONE,
     ) -> None:
         self.config, self.worker = config, worker
         with seeded(config.seed):
-            network = ContrastiveEncoder(**contrastive_arguments(config, offers))
+            network = ContrastiveEncoder(**contrastive_arguments(config, dataset_info))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
@@ -133,7 +133,7 @@ class ContrastiveTask:
         }
 
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """It makes no pictures."""
+        """It makes no images."""
         del held_out, step
         return {}
 

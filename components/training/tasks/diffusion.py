@@ -18,7 +18,7 @@ from components.diffusion.timestep_sampling import LossHistory, draw_timesteps, 
 from components.storage.bundle import NETWORKS
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
-from components.training.config import Conditions, DiffusionConfig
+from components.training.config import DatasetInfo, DiffusionConfig
 from components.training.cropping import cropped, draw_windows
 from components.training.diffusion_settings import (
     low_res_schedule_settings,
@@ -39,7 +39,7 @@ PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 class DiffusionTask:
     """One network that learns to undo noise.
 
-    `load_encoders` add the conditions that come from networks trained before, or put latents in the place of pictures.
+    `load_encoders` add the conditions that come from networks trained before, or put latents in the place of images.
     """
 
     max_batch: int | None = None
@@ -48,11 +48,11 @@ class DiffusionTask:
         self,
         config: DiffusionConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         load_encoders: Sequence[LoadEncoder] = (),
         worker: Worker = ALONE,
     ) -> None:
-        self.config, self.offers, self.worker = config, offers, worker
+        self.config, self.dataset_info, self.worker = config, dataset_info, worker
         self.parts_matter = config.dropout > 0
         self.encoders = [load(worker.device) for load in load_encoders]
         self.objective = make_objective(objective_settings(config))
@@ -60,7 +60,7 @@ class DiffusionTask:
         self.history = empty_history(config.num_train_timesteps) if config.timestep_sampling == "loss_aware" else None
         self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
         with seeded(config.seed):
-            network = NETWORKS[network_kind(config)](**network_arguments(config, offers))
+            network = NETWORKS[network_kind(config)](**network_arguments(config, dataset_info))
         self.learner = Learner(
             network,
             config=config,
@@ -78,34 +78,34 @@ class DiffusionTask:
         taken, norm = self.learner.update(step)
         if taken:
             self.learner.average()
-        self.remember()
+        self.record_losses()
         return {"loss": total, "grad_norm": norm}
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware steps are weighed back."""
-        batch, given = self.seen(batch)
-        conditions = dropped_conditions(batch, self.config, self.offers) | given
-        time, weight = self.draw(batch["position"])
+        batch, given = self.crop(batch)
+        conditions = dropped_conditions(batch, self.config, self.dataset_info) | given
+        time, weight = self.sample_timesteps(batch["position"])
         losses = self.losses(self.learner.forward, batch, conditions, time)
         if weight is None:
             return losses.mean()
         self.drawn.append(torch.stack([time.double(), losses.detach().double()]))
         return (weight * losses).mean()
 
-    def draw(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
+    def sample_timesteps(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
         """Times (B,) of this step; where the recipe says so by the losses they had, and then with weights (B,)."""
         if self.history is None:
-            return self.times(position), None
+            return self.uniform_timesteps(position), None
         return draw_timesteps(self.history, sample_uniform(self.config.seed, position, stream="timestep"))
 
-    def remember(self) -> None:
+    def record_losses(self) -> None:
         """Record the losses of all ranks, in the order of the stream, so that every rank draws from one history."""
         if self.history is not None:
             drawn = gather(torch.cat(self.drawn, dim=1).T, self.worker)  # (B, 2) of the global batch
             self.history = record(self.history, timesteps=drawn[:, 0].long(), losses=drawn[:, 1])
             self.drawn = []
 
-    def times(self, position: Tensor) -> Tensor:
+    def uniform_timesteps(self, position: Tensor) -> Tensor:
         """Even times of training (B,), from (seed, position) alone."""
         config = self.config
         if config.objective == "discrete":
@@ -120,17 +120,17 @@ class DiffusionTask:
             output = self.objective.apply(network, x_t, time, **conditions)
         return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time)
 
-    def seen(self, batch: Batch, noise_level: int | None = None) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch and the pictures that the network is given with it: windows of both where it learns from windows,
+    def crop(self, batch: Batch, noise_level: int | None = None) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch and the images that the network is given with it: windows of both where it learns from windows,
         cut before any noise is drawn."""
-        config, given = self.config, self.given_pictures(batch)
+        config, given = self.config, self.conditioning_images(batch)
         if config.crop_size is not None:
             windows = draw_windows(config.seed, batch["position"], resolution=config.resolution, size=config.crop_size)
             batch, given = cropped(batch, windows), cropped(given, windows)
         return batch, self.augmented(given, batch["position"], noise_level)
 
-    def given_pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The upsampler's low-res pictures, enlarged; nothing for a base model."""
+    def conditioning_images(self, batch: Batch) -> dict[str, Tensor]:
+        """The upsampler's low-res images, enlarged; nothing for a base model."""
         if self.config.low_res_resolution is None:
             return {}
         small = quantize_8_bit(downsample(batch["image"], self.config.low_res_resolution))
@@ -163,18 +163,18 @@ class DiffusionTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Loss of the averaged weights on held-out pictures with all conditions, at timesteps that never change."""
+        """Loss of the averaged weights on held-out images with all conditions, at timesteps that never change."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, total = self.learner.snapshot(), 0.0
         for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
-            part, given = self.seen(encoded(plain, self.encoders))
+            part, given = self.crop(encoded(plain, self.encoders))
             conditions = conditions_of(part, self.config.conditions) | given
-            total += float(self.losses(network, part, conditions, self.times(part["position"])).sum())
+            total += float(self.losses(network, part, conditions, self.uniform_timesteps(part["position"])).sum())
         return {"held_out_loss": total / len(batch["position"])}
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out pictures; an upsampler's below what it was given."""
+        """Samples under the conditions of held-out images; an upsampler's below what it was given."""
         first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
         batch = with_positions(to_batch(first, self.worker.device))
         parts = held_out_parts(batch, self.learner, max_batch=self.max_batch)
@@ -185,19 +185,23 @@ class DiffusionTask:
         """The rows of a preview, each (B, 3, H, W)."""
         samples = self.sample(batch)
         for encoder in self.encoders:
-            samples = encoder.pictures(samples) if isinstance(encoder, Latents) else samples
+            samples = encoder.images(samples) if isinstance(encoder, Latents) else samples
         if self.config.low_res_resolution is None:
             return [samples]
-        batch, given = self.seen(batch, self.config.noise_level)
+        batch, given = self.crop(batch, self.config.noise_level)
         return [given["low_res"], samples, batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
         """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""
         config, names = self.config, self.config.conditions
-        batch, given = self.seen(batch, config.noise_level)
+        batch, given = self.crop(batch, config.noise_level)
         condition = conditions_of(batch, names) | given
         # What was never dropped has no null to guide away from; the table of labels then lacks its row.
-        null = null_conditions(batch, names, num_classes=self.offers.num_classes) if config.cond_drop_prob > 0 else {}
+        null = (
+            null_conditions(batch, names, num_classes=self.dataset_info.num_classes)
+            if config.cond_drop_prob > 0
+            else {}
+        )
         scale = PREVIEW_SCALE if config.low_res_resolution is None else 1.0
         return sample(
             guide(self.objective, self.learner.snapshot(), condition, null, scale),

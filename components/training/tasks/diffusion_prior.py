@@ -1,5 +1,5 @@
 """Training of DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2): it predicts image embeddings, which a
-frozen encoder makes of the batch's pictures, by mean squared error from noised ones and a text.
+frozen encoder makes of the batch's images, by mean squared error from noised ones and a text.
 
 Shapes: B batch, E embedding_dim, L text length, T features of a text's state.
 """
@@ -15,7 +15,7 @@ from components.diffusion.objective import make_objective
 from components.models.diffusion_prior import DiffusionPrior
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import Conditions
+from components.training.config import DatasetInfo
 from components.training.contrastive_config import DiffusionPriorConfig
 from components.training.frozen import LoadEncoder, encoded
 from components.training.learner import Learner, accumulated, held_out_parts, seeded
@@ -34,12 +34,12 @@ def prior_objective(config: DiffusionPriorConfig) -> dict[str, Any]:
     }
 
 
-def diffusion_prior_arguments(config: DiffusionPriorConfig, offers: Conditions) -> dict[str, Any]:
+def diffusion_prior_arguments(config: DiffusionPriorConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """Arguments of the network for this recipe and encoder; plain values, they go into the bundle."""
     return {
-        "embedding_dim": offers.image_embedding_dim,
-        "text_length": offers.text_states_length,
-        "text_dim": offers.text_states_dim,
+        "embedding_dim": dataset_info.image_embedding_dim,
+        "text_length": dataset_info.text_states_length,
+        "text_dim": dataset_info.text_states_dim,
         "model_dim": config.model_dim,
         "num_layers": config.num_layers,
         "num_heads": config.num_heads,
@@ -48,7 +48,7 @@ def diffusion_prior_arguments(config: DiffusionPriorConfig, offers: Conditions) 
 
 
 class DiffusionPriorTask:
-    """One transformer that learns where, among the embeddings of pictures, those of a text are.
+    """One transformer that learns where, among the embeddings of images, those of a text are.
 
     `load_encoders` add the columns image_embedding, text_states and text_embedding, and the null of the last two.
     """
@@ -59,23 +59,23 @@ class DiffusionPriorTask:
         self,
         config: DiffusionPriorConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         load_encoders: Sequence[LoadEncoder],
         worker: Worker = ALONE,
     ) -> None:
-        self.config, self.offers, self.worker = config, offers, worker
+        self.config, self.dataset_info, self.worker = config, dataset_info, worker
         self.parts_matter = config.dropout > 0
         self.objective = make_objective(prior_objective(config))
         self.encoders = [load(worker.device) for load in load_encoders]
         with seeded(config.seed):
-            network = DiffusionPrior(**diffusion_prior_arguments(config, offers))
+            network = DiffusionPrior(**diffusion_prior_arguments(config, dataset_info))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for plain, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
             part = encoded(plain, self.encoders)
-            conditions = dropped_conditions(part, self.config, self.offers)
+            conditions = dropped_conditions(part, self.config, self.dataset_info)
             loss = self.losses(self.learner.forward, part, conditions).mean() * share
             self.learner.backward(loss)
             total += loss.detach()
@@ -107,7 +107,7 @@ class DiffusionPriorTask:
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Loss of the averaged weights on held-out pairs, at times that never change; and how near its one-step guess
-        from pure noise is to the picture's embedding, beside how near the text's is (cosines)."""
+        from pure noise is to the image's embedding, next to how near the text's is (cosines)."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, rows = self.learner.snapshot(), []
         for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
@@ -137,6 +137,6 @@ class DiffusionPriorTask:
         )
 
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """It makes no pictures; the decoder does."""
+        """It makes no images; the decoder does."""
         del held_out, step
         return {}

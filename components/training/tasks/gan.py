@@ -16,7 +16,7 @@ from components.losses.adversarial import generator_loss, hinge_discriminator_lo
 from components.losses.augmentation import DRAWS, augment
 from components.models.gan import Generator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
 from components.training.batches import to_batch, with_positions
-from components.training.config import Conditions, GANConfig
+from components.training.config import DatasetInfo, GANConfig
 from components.training.learner import Learner, accumulated, below, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
@@ -27,25 +27,25 @@ PREVIEW_SAMPLES, PREVIEW_ROWS = 8, 10
 STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, that the statistics of batch norms are estimated with
 
 
-def generator_arguments(config: GANConfig, offers: Conditions) -> dict[str, Any]:
+def generator_arguments(config: GANConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """Arguments of the generator for this recipe and data set; plain values, they go into the bundle."""
     return {
         "resolution": config.resolution,
         "channels": config.channels,
         "channel_mult": list(config.channel_mult),
         "noise_dim": config.noise_dim,
-        "num_classes": offers.num_classes if config.conditions else None,
+        "num_classes": dataset_info.num_classes if config.conditions else None,
         "attention_resolutions": list(config.attention_resolutions),
     }
 
 
-def discriminator_arguments(config: GANConfig, offers: Conditions) -> dict[str, Any]:
+def discriminator_arguments(config: GANConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
     """Arguments of the discriminator, which no bundle keeps."""
     return {
         "resolution": config.resolution,
         "channels": config.discriminator_channels,
         "channel_mult": list(config.discriminator_channel_mult),
-        "num_classes": offers.num_classes if config.conditions else None,
+        "num_classes": dataset_info.num_classes if config.conditions else None,
         "attention_resolutions": list(config.attention_resolutions),
     }
 
@@ -65,19 +65,19 @@ class GANTask:
         self,
         config: GANConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         worker: Worker = ALONE,
     ) -> None:
         """Raises ValueError if a rank's share of the batch does not divide by the steps of the discriminator."""
-        self.config, self.offers, self.worker = config, offers, worker
+        self.config, self.dataset_info, self.worker = config, dataset_info, worker
         if worker.share(config.global_batch_size) % config.discriminator_steps:
             raise ValueError(
                 f"global_batch_size {config.global_batch_size} must be a multiple of discriminator_steps "
                 f"{config.discriminator_steps} times the {worker.world_size} workers"
             )
         with seeded(config.seed):
-            generator = Generator(**generator_arguments(config, offers))
-            discriminator = ProjectionDiscriminator(**discriminator_arguments(config, offers))
+            generator = Generator(**generator_arguments(config, dataset_info))
+            discriminator = ProjectionDiscriminator(**discriminator_arguments(config, dataset_info))
         for network in (generator, discriminator):
             network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
         other = config.model_copy(update={"learning_rate": config.discriminator_learning_rate})
@@ -87,7 +87,7 @@ class GANTask:
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """The discriminator learns from each of `discriminator_steps` equal parts of the batch, then the generator once
-        with as many pictures as the batch holds.
+        with as many images as the batch holds.
 
         Position p is in part p modulo `discriminator_steps`, on whatever rank. Singular vectors move with each forward:
         after an update that was not taken they are put back, since what was not finite may have reached them.
@@ -111,7 +111,7 @@ class GANTask:
         return {"loss": totals["discriminator_loss"], **totals, "grad_norm": norm}
 
     def train_discriminator(self, batch: Batch, step: int) -> Metrics:
-        """Add the gradients of the hinge loss. Generated pictures have the labels of the real ones beside them."""
+        """Add the gradients of the hinge loss. Generated images have the labels of the real ones next to them."""
         totals: Metrics = {}
         for part, share in accumulated(batch, self.discriminator, max_batch=self.max_batch, step=step):
             with torch.no_grad(), self.generator.autocast():
@@ -143,17 +143,17 @@ class GANTask:
         return total
 
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
-        """Pictures (B, 3, H, W) for the labels of the part, from noise of their positions."""
+        """Images (B, 3, H, W) for the labels of the part, from noise of their positions."""
         noise = sample_normal(self.config.seed, part["position"], stream=stream, shape=(self.config.noise_dim,))
         return generator(noise, part["label"] if self.config.conditions else None)
 
     def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
-        """Logits of pictures that are one or several times as many as the part has labels."""
+        """Logits of images that are one or several times as many as the part has labels."""
         label = part["label"].repeat(len(image) // len(part["label"])) if self.config.conditions else None
         return discriminator(image, label)
 
     def augmented(self, image: Tensor, part: Batch, stream: str) -> Tensor:
-        """Pictures as the discriminator sees them in training, in fp32."""
+        """Images as the discriminator sees them in training, in fp32."""
         if not self.config.augment:
             return image.float()
         draws = [
@@ -181,7 +181,9 @@ class GANTask:
         config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH, device=self.worker.device)
         for position in positions.split(STATISTICS_BATCH):
             noise = sample_normal(config.seed, position, stream="statistics_noise", shape=(config.noise_dim,))
-            label = sample_integers(config.seed, position, stream="statistics_label", high=self.offers.num_classes)
+            label = sample_integers(
+                config.seed, position, stream="statistics_label", high=self.dataset_info.num_classes
+            )
             yield noise, label if config.conditions else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,9 +207,9 @@ class GANTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Losses and mean logits of held-out pictures against as many generated ones, not augmented.
+        """Losses and mean logits of held-out images against as many generated ones, not augmented.
 
-        A discriminator that knows its training pictures by heart finds held-out ones less real than those.
+        A discriminator that knows its training images by heart finds held-out ones less real than those.
         """
         batch = with_positions(to_batch(held_out, self.worker.device))
         generator, discriminator, logits = self.finish(), self.discriminator.snapshot(), []
@@ -227,7 +229,7 @@ class GANTask:
         """A row of samples for each of the first classes, from the same noise in each row."""
         del held_out, step
         config, device = self.config, self.worker.device
-        classes = min(self.offers.num_classes, PREVIEW_ROWS) if config.conditions else 1
+        classes = min(self.dataset_info.num_classes, PREVIEW_ROWS) if config.conditions else 1
         position = torch.arange(PREVIEW_SAMPLES, device=device)
         noise = sample_normal(config.seed, position, stream="preview", shape=(config.noise_dim,))
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)

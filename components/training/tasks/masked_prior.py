@@ -1,6 +1,6 @@
 """Training of the masked prior: tokens behind masks from those that are seen (MaskGIT; Chang et al., 2022, 3.1).
 
-Shapes: B batch, N tokens a picture.
+Shapes: B batch, N tokens an image.
 """
 
 import math
@@ -16,7 +16,7 @@ from components.models.masked_transformer import MaskedTransformer
 from components.sampling.maskgit import maskgit
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import Conditions, MaskedPriorConfig, TokenGrid
+from components.training.config import DatasetInfo, MaskedPriorConfig, TokenGrid
 from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
@@ -24,7 +24,7 @@ from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
 from components.training.tasks.prior import preview_batch, preview_generators, token_images, transformer_arguments
 
-EVALUATION_DRAWS = 4  # masks that each held-out picture is judged by
+EVALUATION_DRAWS = 4  # masks that each held-out image is judged by
 
 
 def training_masks(seed: int, position: Tensor, *, num_tokens: int) -> Tensor:
@@ -51,7 +51,7 @@ def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int
 
 
 class MaskedPriorTask:
-    """One transformer that learns what stands behind masked tokens, under the pictures' conditions."""
+    """One transformer that learns what stands behind masked tokens, under the images' conditions."""
 
     max_batch: int | None = None
 
@@ -59,16 +59,16 @@ class MaskedPriorTask:
         self,
         config: MaskedPriorConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         grid: TokenGrid,
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
     ) -> None:
-        """`load_tokenizer` gives the network that turns tokens into pictures, for previews; None: no previews."""
-        self.config, self.offers, self.grid = config, offers, grid
+        """`load_tokenizer` gives the network that turns tokens into images, for previews; None: no previews."""
+        self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
         with seeded(config.seed):
-            network = MaskedTransformer(**transformer_arguments(config, offers, grid))
+            network = MaskedTransformer(**transformer_arguments(config, dataset_info, grid))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     @property
@@ -78,7 +78,7 @@ class MaskedPriorTask:
     def train_step(self, batch: Batch, step: int) -> Metrics:
         config, total = self.config, torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, config, self.offers)
+            conditions = dropped_conditions(part, config, self.dataset_info)
             masked = training_masks(config.seed, part["position"], num_tokens=self.num_tokens)
             loss = self.loss(
                 self.learner.forward, part, conditions, masked=masked, label_smoothing=config.label_smoothing
@@ -113,7 +113,7 @@ class MaskedPriorTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Averaged weights on held-out pictures: upper bound of the bits a token, drawn one by one in random order."""
+        """Averaged weights on held-out images: upper bound of the bits/token, drawn one by one in random order."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats, seed = self.learner.snapshot(), 0.0, self.config.seed
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
@@ -126,7 +126,7 @@ class MaskedPriorTask:
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out pictures, made visible by the tokenizer."""
+        """Samples under the conditions of held-out images, made visible by the tokenizer."""
         if self.load_tokenizer is None:
             return {}
         batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)

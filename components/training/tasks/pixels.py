@@ -1,8 +1,8 @@
-"""Training of models that know a picture's exact likelihood: gated PixelCNN and Row LSTM (van den Oord et al. 2016).
+"""Training of models that know an image's exact likelihood: gated PixelCNN and Row LSTM (van den Oord et al. 2016).
 
-Their pictures are the 8-bit values of RGB pixels (dimensions of 256 values), or grids of tokens.
+Their images are the 8-bit values of RGB pixels (dimensions of 256 values), or grids of tokens.
 
-Shapes: B batch, C colors, H W height and width, K num_values, N tokens a picture.
+Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image.
 """
 
 import math
@@ -20,17 +20,17 @@ from components.models.row_lstm import RowLSTM
 from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import Conditions, PixelConfig, TokenGrid
+from components.training.config import DatasetInfo, PixelConfig, TokenGrid
 from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.previews import png_grid
 from components.training.tasks.prior import preview_batch, preview_generators
 
-EVALUATION_BATCH = 16  # the logits of 32² RGB pictures take 3 MB each
+EVALUATION_BATCH = 16  # the logits of 32² RGB images take 3 MB each
 
 
-def pixel_arguments(config: PixelConfig, offers: Conditions, grid: TokenGrid | None) -> dict[str, Any]:
+def pixel_arguments(config: PixelConfig, dataset_info: DatasetInfo, grid: TokenGrid | None) -> dict[str, Any]:
     """Arguments of the network for this recipe and data set; plain values, they go into the bundle.
 
     `grid` is that of the tokens; None: raw pixels.
@@ -41,7 +41,7 @@ def pixel_arguments(config: PixelConfig, offers: Conditions, grid: TokenGrid | N
         "channels": config.channels,
         "num_layers": config.num_layers,
         "kernel_size": config.kernel_size,
-        "num_classes": offers.num_classes if "label" in config.conditions else None,
+        "num_classes": dataset_info.num_classes if "label" in config.conditions else None,
         "embedding": "intensity" if grid is None else "table",
         "dropout": config.dropout,
     }
@@ -52,7 +52,7 @@ def make_network(config: PixelConfig, arguments: dict[str, Any]) -> PixelNetwork
 
 
 def to_levels(image: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] that were 8-bit pictures -> their exact values, int64 in [0, 255]."""
+    """Images (B, 3, H, W) in [-1, 1] that were 8-bit images -> their exact values, int64 in [0, 255]."""
     return ((image + 1) * 127.5).round().long()
 
 
@@ -62,7 +62,7 @@ def to_image(levels: Tensor) -> Tensor:
 
 
 class PixelTask:
-    """One network that learns the values of pictures, each from those before it, under a class or nothing."""
+    """One network that learns the values of images, each from those before it, under a class or nothing."""
 
     max_batch: int | None = None
 
@@ -70,25 +70,25 @@ class PixelTask:
         self,
         config: PixelConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         grid: TokenGrid | None = None,
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
     ) -> None:
         """Learns tokens where `grid` is given, else pixels. `load_tokenizer` gives the network that turns tokens into
-        pictures, for previews; tokens without it have none.
+        images, for previews; tokens without it have none.
         """
-        self.config, self.offers, self.grid = config, offers, grid
+        self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
         self.unit = "dim" if grid is None else "token"
         with seeded(config.seed):
-            network = make_network(config, pixel_arguments(config, offers, grid))
+            network = make_network(config, pixel_arguments(config, dataset_info, grid))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, self.config, self.offers)
+            conditions = dropped_conditions(part, self.config, self.dataset_info)
             loss = self.loss(self.learner.forward, part, conditions) * share
             self.learner.backward(loss)
             total += loss.detach()
@@ -118,7 +118,7 @@ class PixelTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Bits a dimension, or a token, of the averaged weights on held-out pictures under their own conditions."""
+        """Bits/dim, or a token, of the averaged weights on held-out images under their own conditions."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats = self.learner.snapshot(), torch.zeros((), dtype=torch.float64)
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch, most=EVALUATION_BATCH):
@@ -128,7 +128,7 @@ class PixelTask:
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the classes of held-out pictures; those of tokens made visible by the tokenizer."""
+        """Samples under the classes of held-out images; those of tokens made visible by the tokenizer."""
         if self.grid is not None and self.load_tokenizer is None:
             return {}
         batch, load = preview_batch(held_out, self.worker), self.load_tokenizer

@@ -1,7 +1,7 @@
-"""Training of the prior: next-token prediction over pictures' tokens (Esser et al., 2021, section 3.2), and over those
+"""Training of the prior: next-token prediction over images' tokens (Esser et al., 2021, section 3.2), and over those
 of their texts where these have a loss of their own (Ramesh et al., 2021, section 2.2).
 
-Shapes: B batch, N tokens a picture, L text length, M condition tokens.
+Shapes: B batch, N tokens an image, L text length, M condition tokens.
 """
 
 import math
@@ -18,7 +18,7 @@ from components.models.transformer import JointLogits, Transformer
 from components.sampling.autoregressive import generate
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import Conditions, PriorConfig, TokenGrid, TokenNetworkConfig
+from components.training.config import DatasetInfo, PriorConfig, TokenGrid, TokenNetworkConfig
 from components.training.learner import Learner, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
@@ -30,14 +30,14 @@ PREVIEW_SAMPLES = 8
 
 class PriorLosses(NamedTuple):
     loss: Tensor  # ()  both by their weight
-    tokens: Tensor  # ()  nats a token of the picture
+    tokens: Tensor  # ()  nats a token of the image
     text: Tensor  # ()  nats a token of the text; 0 where it is a condition only
 
 
-def transformer_arguments(config: TokenNetworkConfig, offers: Conditions, grid: TokenGrid) -> dict[str, Any]:
+def transformer_arguments(config: TokenNetworkConfig, dataset_info: DatasetInfo, grid: TokenGrid) -> dict[str, Any]:
     """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
     text = "text" in config.conditions
-    condition = offers.condition if "condition" in config.conditions else None
+    condition = dataset_info.condition if "condition" in config.conditions else None
     arguments = {
         "codebook_size": grid.codebook_size,
         "num_tokens": grid.height * grid.width,
@@ -46,9 +46,9 @@ def transformer_arguments(config: TokenNetworkConfig, offers: Conditions, grid: 
         "model_dim": config.model_dim,
         "num_layers": config.num_layers,
         "num_heads": config.num_heads,
-        "num_classes": offers.num_classes if "label" in config.conditions else None,
-        "vocab_size": offers.vocab_size if text else None,
-        "text_length": offers.text_length if text else None,
+        "num_classes": dataset_info.num_classes if "label" in config.conditions else None,
+        "vocab_size": dataset_info.vocab_size if text else None,
+        "text_length": dataset_info.text_length if text else None,
         "condition_codebook_size": condition.codebook_size if condition else None,
         "condition_grid": [condition.height, condition.width] if condition else None,
         "dropout": config.dropout,
@@ -57,7 +57,7 @@ def transformer_arguments(config: TokenNetworkConfig, offers: Conditions, grid: 
 
 
 class PriorTask:
-    """One transformer that learns the tokens of pictures under their conditions."""
+    """One transformer that learns the tokens of images under their conditions."""
 
     max_batch: int | None = None
 
@@ -65,22 +65,22 @@ class PriorTask:
         self,
         config: PriorConfig,
         *,
-        offers: Conditions,
+        dataset_info: DatasetInfo,
         grid: TokenGrid,
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
     ) -> None:
-        """`load_tokenizer` gives the network that turns tokens into pictures, for previews; None: no previews."""
-        self.config, self.offers, self.grid = config, offers, grid
+        """`load_tokenizer` gives the network that turns tokens into images, for previews; None: no previews."""
+        self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
         with seeded(config.seed):
-            network = Transformer(**transformer_arguments(config, offers, grid))
+            network = Transformer(**transformer_arguments(config, dataset_info, grid))
         self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         totals = torch.zeros(3, device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, self.config, self.offers)
+            conditions = dropped_conditions(part, self.config, self.dataset_info)
             losses = self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
             self.learner.backward(losses.loss * share)
             totals += torch.stack(losses).detach() * share
@@ -129,7 +129,7 @@ class PriorTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Bits a token of the averaged weights on held-out pictures under their own conditions, and of their texts."""
+        """Bits/token of the averaged weights on held-out images under their own conditions, and of their texts."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats, of_texts, words = self.learner.snapshot(), 0.0, 0.0, 0.0
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
@@ -144,7 +144,7 @@ class PriorTask:
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out pictures, made visible by the tokenizer."""
+        """Samples under the conditions of held-out images, made visible by the tokenizer."""
         if self.load_tokenizer is None:
             return {}
         batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)

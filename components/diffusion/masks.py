@@ -1,6 +1,6 @@
-"""Masks of what is unknown in a picture: brush strokes, rectangles and borders, as functions of numbers in [0, 1).
+"""Masks of what is unknown in an image: brush strokes, rectangles and borders, as functions of numbers in [0, 1).
 
-One convention: a `hole` is 1 where a pixel is unknown (Palette; Saharia et al., 2022). GLIDE's mask is the opposite.
+One convention: a `mask` is 1 where a pixel is unknown (Palette; Saharia et al., 2022). GLIDE's mask is the opposite.
 Shapes: S = resolution, height and width.
 """
 
@@ -11,9 +11,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-NUMBERS = 96  # as many as any hole takes
-RECTANGLES = 0.5  # share of rectangles among the holes of inpainting; the others are strokes
-# Strokes of Yu et al. (2019), algorithm 1, with the sizes of their published code, for pictures of 256².
+NUMBERS = 96  # as many as any mask takes
+RECTANGLES = 0.5  # share of rectangles among the masks of inpainting; the others are strokes
+# Strokes of Yu et al. (2019), algorithm 1, with the sizes of their published code, for images of 256².
 MAX_STROKES, VERTICES = 3, (4, 12)
 WIDTHS = (12 / 256, 40 / 256)
 ANGLE, ANGLE_RANGE = 2 * math.pi / 5, 2 * math.pi / 15
@@ -21,12 +21,12 @@ LENGTH = math.sqrt(2) / 8
 SMALLEST_RADIUS = 0.75  # pixels; a disk of this size holds the center of a pixel wherever it lies
 
 
-def inpainting_hole(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
-    """A rectangle or brush strokes somewhere in the picture, (S, S) bool, never empty.
+def inpainting_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
+    """A rectangle or brush strokes somewhere in the image, (S, S) bool, never empty.
 
     Args:
         numbers: NUMBERS draws in [0, 1).
-        area: least and greatest share of the picture that a rectangle hides; strokes have sizes of their own.
+        area: least and greatest share of the image that a rectangle hides; strokes have sizes of their own.
     """
     if numbers[0] < RECTANGLES:
         return rectangle(numbers[1:], resolution, area=area)
@@ -34,23 +34,23 @@ def inpainting_hole(numbers: Sequence[float], resolution: int, *, area: tuple[fl
 
 
 def rectangle(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
-    """A rectangle of a share of the picture, from half to twice as high as wide: (S, S) bool."""
+    """A rectangle of a share of the image, from half to twice as high as wide: (S, S) bool."""
     share, aspect, down, across = numbers[:4]
     side, stretch = math.sqrt(between(area, share)), 2 ** (aspect - 0.5)
     height, width = (min(max(1, round(side * by * resolution)), resolution - 1) for by in (stretch, 1 / stretch))
     top, left = int(down * (resolution - height + 1)), int(across * (resolution - width + 1))
-    hole = torch.zeros(resolution, resolution, dtype=torch.bool)
-    hole[top : top + height, left : left + width] = True
-    return hole
+    mask = torch.zeros(resolution, resolution, dtype=torch.bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
 
 
-def border_hole(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
+def border_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
     """What uncropping adds: a border of one width at one to four sides, (S, S) bool.
 
     The width w solves (1 - n w)(1 - m w) = 1 - a for a hidden share a and n, m sides of the two directions.
 
     Args:
-        area: least and greatest share of the picture that is hidden.
+        area: least and greatest share of the image that is hidden.
     """
     share, count = between(area, numbers[0]), 1 + int(4 * numbers[1])
     sides = sorted(range(4), key=lambda side: numbers[2 + side])[:count]  # of top, bottom, left, right
@@ -59,15 +59,15 @@ def border_hole(numbers: Sequence[float], resolution: int, *, area: tuple[float,
     width = share / count if n * m == 0 else (count - math.sqrt(count**2 - 4 * n * m * share)) / (2 * n * m)
     pixels = min(max(1, round(width * resolution)), (resolution - 1) // max(n, m))
     top, bottom, left, right = (pixels if side in sides else 0 for side in range(4))
-    hole = torch.ones(resolution, resolution, dtype=torch.bool)
-    hole[top : resolution - bottom, left : resolution - right] = False
-    return hole
+    mask = torch.ones(resolution, resolution, dtype=torch.bool)
+    mask[top : resolution - bottom, left : resolution - right] = False
+    return mask
 
 
 def strokes(numbers: Sequence[float], resolution: int) -> Tensor:
     """One to three brush strokes of joined straight lines, (S, S) bool (Yu et al., 2019, algorithm 1)."""
     draw = iter(numbers)
-    hole = torch.zeros(resolution, resolution, dtype=torch.bool)
+    mask = torch.zeros(resolution, resolution, dtype=torch.bool)
     for _ in range(1 + int(MAX_STROKES * next(draw))):
         radius = max(between(WIDTHS, next(draw)) * resolution / 2, SMALLEST_RADIUS)
         points = [(next(draw), next(draw))]
@@ -76,9 +76,9 @@ def strokes(numbers: Sequence[float], resolution: int) -> Tensor:
             length = min(max(0.0, _normal(next(draw), LENGTH, LENGTH / 2)), 2 * LENGTH)
             x, y = points[-1][0] + length * math.cos(angle), points[-1][1] + length * math.sin(angle)
             points.append((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)))
-        hole |= brushed(torch.tensor(points, dtype=torch.float64) * resolution, radius, resolution)
+        mask |= brushed(torch.tensor(points, dtype=torch.float64) * resolution, radius, resolution)
     dims = [dim for dim in (0, 1) if next(draw) < 0.5]
-    return hole.flip(dims)
+    return mask.flip(dims)
 
 
 def brushed(points: Tensor, radius: float, resolution: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shape of a recipe of the discrete road alone."""
+"""The shape of a recipe of the discrete branch alone."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,7 +14,7 @@ from components.training.config import AutoencoderConfig, MaskedPriorConfig, Pix
 
 
 class ConditionRecipe(Config):
-    """Another picture of each sample (its depth map, or itself, smaller) as tokens in front of the prior's sequence."""
+    """Another image of each sample (its depth map, or itself, smaller) as tokens in front of the prior's sequence."""
 
     tokenizer: AutoencoderConfig
     tokens: TokensConfig = TokensConfig()
@@ -26,10 +26,10 @@ class ConditionRecipe(Config):
         return self
 
 
-class TokenRoadRecipe(Config):
+class TokenBranchRecipe(Config):
     """A tokenizer, and a prior of any kind over its tokens."""
 
-    workflow: Literal["token_road"] = "token_road"
+    workflow: Literal["token_branch"] = "token_branch"
     name: str
     images: ImagesConfig
     tokenizer: AutoencoderConfig
@@ -53,7 +53,7 @@ class TokenRoadRecipe(Config):
             )
         side = self.tokenizer.resolution // 2 ** (len(self.tokenizer.channel_mult) - 1)
         if isinstance(self.prior, MaskedPriorConfig) and self.prior.num_inference_steps > side**2:
-            raise ValueError(f"prior.num_inference_steps must be at most {side**2}, the tokens of a picture")
+            raise ValueError(f"prior.num_inference_steps must be at most {side**2}, the tokens of an image")
         if isinstance(self.prior, PixelConfig) and self.prior.resolution is not None:
             raise ValueError("prior.resolution must be empty: the grid of the tokens decides")
         return self

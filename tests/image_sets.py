@@ -1,4 +1,4 @@
-"""Small real sets of pictures for tests: shards written by the writer that the product uses."""
+"""Small real sets of images for tests: shards written by the writer that the product uses."""
 
 import gzip
 import hashlib
@@ -29,15 +29,15 @@ CLASSES = ("red", "green", "blue")
 CAPTIONS = ("a red square", "a green square", "a blue square")
 
 
-def picture(number: int, *, resolution: int = 8) -> np.ndarray:
-    """A picture that tells its number: red and green channel hold it."""
+def image(number: int, *, resolution: int = 8) -> np.ndarray:
+    """An image that tells its number: red and green channel hold it."""
     pixels = np.full((resolution, resolution, 3), 127, np.uint8)
     pixels[..., 0], pixels[..., 1] = number % 256, number // 256
     return pixels
 
 
 def number_of(pixels: np.ndarray) -> np.ndarray:
-    """The numbers of pictures (..., H, W, 3)."""
+    """The numbers of images (..., H, W, 3)."""
     return pixels[..., 0, 0, 0].astype(int) + 256 * pixels[..., 0, 0, 1].astype(int)
 
 
@@ -50,7 +50,7 @@ def png(pixels: np.ndarray) -> bytes:
 def write_set(
     store: Store, *, sizes: tuple[int, ...], holdout_fraction: float = 0.1, resolution: int = 8
 ) -> ShardIndex:
-    """Shards of the given sizes whose pictures are numbered through, and their index."""
+    """Shards of the given sizes whose images are numbered through, and their index."""
     entries, number = [], 0
     for shard, size in enumerate(sizes):
         numbers = range(number, number := number + size)
@@ -92,7 +92,7 @@ def _write(store: Store, name: str, numbers: range, holdout_fraction: float, res
     samples = [
         {
             "__key__": f"{number:06d}",
-            "png": png(picture(number, resolution=resolution)),
+            "png": png(image(number, resolution=resolution)),
             "cls": str(number % 3).encode(),
             "txt": CAPTIONS[number % 3].encode(),
             "json": json.dumps({"number": number}).encode(),
@@ -108,7 +108,7 @@ def _write(store: Store, name: str, numbers: range, holdout_fraction: float, res
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, compress: bool) -> None:
-    """Pictures uint8 (N, H, W) and labels uint8 (N,) as the IDX files of MNIST."""
+    """Images uint8 (N, H, W) and labels uint8 (N,) as the IDX files of MNIST."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
         data = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
@@ -124,11 +124,11 @@ def write_tar(
     corrupt: set[int] = frozenset(),
     extra: dict[str, bytes] | None = None,
 ) -> None:
-    """A tar as users have them: numbered pictures of any size, class names instead of labels."""
+    """A tar as users have them: numbered images of any size, class names instead of labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {}
     for number in numbers:
-        data = png(picture(number, resolution=side))
+        data = png(image(number, resolution=side))
         parts = {
             "png": data[: len(data) // 2] if number in corrupt else data,
             "cls": CLASSES[number % 3].encode(),

@@ -1,6 +1,6 @@
-"""Any picture file in, an upright RGB square out; depth maps and masks as such pictures.
+"""Any image file in, an upright RGB square out; depth maps and masks as such images.
 
-Shapes: H = W = resolution; pictures are uint8 (H, W, 3), 0..255.
+Shapes: H = W = resolution; images are uint8 (H, W, 3), 0..255.
 """
 
 import io
@@ -12,18 +12,18 @@ from simplejpeg import decode_jpeg
 
 WHITE = (255, 255, 255, 255)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
-MAX_PIXELS = 2**27  # of one picture: 400 MB as RGB; a kilobyte of PNG can claim more
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """A picture file, decoded. Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
+def open_image(data: bytes) -> Image.Image:
+    """An image file, decoded. Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
     image = open_header(data)
     image.load()
     return image
 
 
 def open_header(data: bytes) -> Image.Image:
-    """A picture file of which only the header was read. Raises as `open_picture`."""
+    """An image file of which only the header was read. Raises as `open_image`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -32,21 +32,21 @@ def open_header(data: bytes) -> Image.Image:
     return image
 
 
-def decode_picture(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """Decode a file of any mode to upright RGB: EXIF rotation applied, transparency flattened on white.
 
     Raises whatever Pillow raises for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError).
     """
-    return to_rgb(ImageOps.exif_transpose(open_picture(data)))
+    return to_rgb(ImageOps.exif_transpose(open_image(data)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Grey, palette, CMYK, 16-bit and transparent pictures as RGB; transparent parts become white.
+    """Grey, palette, CMYK, 16-bit and transparent images as RGB; transparent parts become white.
 
-    Raises ValueError for floating-point pictures, whose range is not defined.
+    Raises ValueError for floating-point images, whose range is not defined.
     """
     if image.mode == "F":
-        raise ValueError("floating-point pictures have no defined range")
+        raise ValueError("floating-point images have no defined range")
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it
         return Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8)).convert(
             "RGB"
@@ -80,18 +80,18 @@ def fit_square(
     return image if side == resolution else image.resize((resolution, resolution), last)
 
 
-def load_picture(data: bytes, *, resolution: int) -> np.ndarray:
-    """Picture file -> uint8 (resolution, resolution, 3)."""
+def load_image(data: bytes, *, resolution: int) -> np.ndarray:
+    """Image file -> uint8 (resolution, resolution, 3)."""
     out = np.empty((resolution, resolution, 3), np.uint8)
     load_into(out, data)
     return out
 
 
 def load_into(out: np.ndarray, data: bytes) -> None:
-    """Set `out`, uint8 (H, W, 3), contiguous, to the picture of a file.
+    """Set `out`, uint8 (H, W, 3), contiguous, to the image of a file.
 
     A JPEG that needs nothing but decoding is decoded into its place, by the library that Pillow has in it and so to the
-    same pixels, in two thirds of the time: without the copies that Pillow makes. Raises as `decode_picture`.
+    same pixels, in two thirds of the time: without the copies that Pillow makes. Raises as `decode_image`.
     """
     image = open_header(data)
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -99,17 +99,17 @@ def load_into(out: np.ndarray, data: bytes) -> None:
         try:
             decode_jpeg(data, buffer=out)
         except ValueError:  # damaged: Pillow says how, or mends it
-            out[...] = np.asarray(decode_picture(data))
+            out[...] = np.asarray(decode_image(data))
         return
-    out[...] = np.asarray(fit_square(decode_picture(data), len(out)))
+    out[...] = np.asarray(fit_square(decode_image(data), len(out)))
 
 
 def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
-    """Depth map file -> relative inverse depth as a grey picture, uint8 (resolution, resolution, 3).
+    """Depth map file -> relative inverse depth as a grey image, uint8 (resolution, resolution, 3).
 
-    255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the picture's central square: nearest 255, farthest 0, whatever the
+    255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the image's central square: nearest 255, farthest 0, whatever the
     unit of d, as monocular depth networks give it (Ranftl et al., 2020). Where the file says 0 nothing was measured,
-    and the picture is 0 too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and
+    and the image is 0 too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and
     bilinear filters, which make no value that was not between its neighbors').
     """
     depth = np.asarray(center_square(_single_channel(data)), dtype=np.float64)  # (h, h)
@@ -126,7 +126,7 @@ def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
     resolution, 3): 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values.
 
     Raises ValueError for another value: the number of values belongs to the set, so that one value is the same grey in
-    all of its pictures.
+    all of its images.
     """
     image = center_square(_single_channel(data)).resize((resolution, resolution), Image.Resampling.NEAREST)
     mask = np.asarray(image).astype(np.float64)
@@ -140,7 +140,7 @@ def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
 
 def _single_channel(data: bytes) -> Image.Image:
     """A file of one number a pixel (grey, 16-bit, palette indices), as it is. Raises ValueError for any other."""
-    image = open_picture(data)
+    image = open_image(data)
     if len(image.getbands()) > 1:
         raise ValueError(f"one number a pixel is needed, not {image.mode}")
     return image
@@ -153,6 +153,6 @@ def _equal_channels(grey: np.ndarray) -> np.ndarray:  # (H, W) in [0, 255] -> ui
 def encode_png(image: Image.Image | np.ndarray) -> bytes:
     """PNG bytes of an image or a uint8/uint16 array; equal pixels give equal bytes."""
     buffer = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(buffer, format="PNG")
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

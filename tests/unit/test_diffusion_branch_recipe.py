@@ -1,4 +1,4 @@
-"""Recipes of the continuous road: networks that do not fit each other are refused before anything starts."""
+"""Recipes of the continuous branch: networks that do not fit each other are refused before anything starts."""
 
 import subprocess
 import sys
@@ -12,10 +12,10 @@ from components.training.config import AutoencoderConfig
 from components.training.tasks.autoencoder import autoencoder_arguments
 from pipelines.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.diffusion_road import latent_channels
+from pipelines.recipes.diffusion_branch import latent_channels
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.discrete_rows import vae_gan_autoencoder
-from pipelines.recipes.paper_roads import ldm_text_to_image
+from pipelines.recipes.paper_branches import ldm_text_to_image
 from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 from tests.unit.test_frozen_text import pretrained_folder
@@ -118,7 +118,7 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
 
 
 def test_what_is_made_beforehand_is_what_base_and_prior_read() -> None:
-    """Small pictures alone, too, which need no other network."""
+    """Small images alone, too, which need no other network."""
     workflow = build_workflow(load_recipe("dalle2", []))
     assert {"precompute", "contrastive"} <= workflow.before("base") & workflow.before("diffusion_prior")
     assert workflow.before("precompute") == {"images", "contrastive"}

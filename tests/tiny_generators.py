@@ -1,4 +1,4 @@
-"""Tiny models of every road besides diffusion, with random weights."""
+"""Tiny models of every generator but diffusion, with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,19 @@ def write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, 
     return folder
 
 
-def lone(road: str, folder: Path) -> Path:
-    """A cascade of nothing but a model of this road."""
-    return compose(folder / "cascade", model=write(folder / "m", *LONE[road]))
+def lone(generator: str, folder: Path) -> Path:
+    """A cascade of nothing but a model of this generator."""
+    return compose(folder / "cascade", model=write(folder / "m", *LONE[generator]))
 
 
-def token_road(prior: tuple[str, dict[str, Any], dict[str, Any]], folder: Path, **parts: Path) -> Path:
+def token_branch(prior: tuple[str, dict[str, Any], dict[str, Any]], folder: Path, **parts: Path) -> Path:
     """A cascade of a tokenizer and a prior."""
     tokenizer = write(folder / "t", "autoencoder", TOKENIZER, {"resolution": 16})
     return compose(folder / "cascade", tokenizer=tokenizer, prior=write(folder / "p", *prior), **parts)
 
 
 def conditioned(folder: Path) -> Path:
-    """A prior after the tokens of a condition picture."""
+    """A prior after the tokens of a condition image."""
     network = {**PLAIN, "condition_codebook_size": 8, "condition_grid": [4, 4]}
     seen = write(folder / "c", "autoencoder", CONDITION, {"resolution": 16, "member": "depth"})
-    return token_road(("prior", network, GRID), folder, condition=seen)
+    return token_branch(("prior", network, GRID), folder, condition=seen)

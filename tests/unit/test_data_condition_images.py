@@ -1,4 +1,4 @@
-"""Laws of condition pictures in the stream: a second picture of the same sample, and nothing else changes."""
+"""Laws of condition images in the stream: a second image of the same sample, and nothing else changes."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from components.data.shards import ShardIndex
 from components.data.stream import Layout, plan_chunks, read_chunk, training_stream
 from components.storage.store import Store
 from components.training.batches import to_batch
-from tests.picture_sets import write_scenes, write_set
+from tests.image_sets import write_scenes, write_set
 
 SIZES, RESOLUTION = (7, 6, 5), 8
 PLAIN = {"image", "label", "text", "position"}
@@ -42,7 +42,7 @@ def rows_of(index: ShardIndex, *, world_size: int = 2, start_step: int = 0, **ho
 
 
 @pytest.mark.parametrize("condition_member", ["depth", "mask", "image"])
-def test_the_condition_picture_is_of_the_same_sample_and_the_stream_stays_what_it_was(
+def test_the_condition_image_is_of_the_same_sample_and_the_stream_stays_what_it_was(
     scenes: ShardIndex, condition_member: Any
 ) -> None:
     plain, both = rows_of(scenes), rows_of(scenes, condition_member=condition_member)
@@ -50,11 +50,11 @@ def test_the_condition_picture_is_of_the_same_sample_and_the_stream_stays_what_i
     assert set(both) == PLAIN | {"condition_image"}
     for name in PLAIN:
         np.testing.assert_array_equal(both[name], plain[name])
-    pictures = read_split(scenes, "train", resolution=RESOLUTION, condition_member=condition_member)
-    for picture, condition in zip(both["image"], both["condition_image"], strict=True):
-        (found,) = np.nonzero((pictures.image == picture).all((1, 2, 3)))
+    images = read_split(scenes, "train", resolution=RESOLUTION, condition_member=condition_member)
+    for image, condition in zip(both["image"], both["condition_image"], strict=True):
+        (found,) = np.nonzero((images.image == image).all((1, 2, 3)))
         assert len(found) == 1
-        np.testing.assert_array_equal(condition, pictures.condition_image[found[0]])
+        np.testing.assert_array_equal(condition, images.condition_image[found[0]])
 
 
 def test_a_second_member_is_what_the_first_would_be(scenes: ShardIndex) -> None:
@@ -83,9 +83,9 @@ def test_rows_have_the_bytes_that_memory_is_bounded_by() -> None:
 
 def test_a_set_without_the_condition_member_is_refused(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path)), sizes=(3, 2))
-    with pytest.raises(ShardError, match=r"sample 000000: no depth\.png beside the picture"):
+    with pytest.raises(ShardError, match=r"sample 000000: no depth\.png next to the image"):
         read_split(index, "train", resolution=8, condition_member="depth")
-    with pytest.raises(ValueError, match="either depth or a degraded picture, not both"):
+    with pytest.raises(ValueError, match="either depth or a degraded image, not both"):
         training_stream(
             index,
             resolution=8,
@@ -112,12 +112,12 @@ def test_held_out_arrays_serve_the_condition_and_batches_make_floats_of_it(scene
     assert to_batch(degraded)["task"].dtype == torch.int64
 
 
-def pictures(count: int) -> np.ndarray:
+def random_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
 
 
-def test_only_the_pictures_of_the_task_lose_what_jpeg_leaves_out() -> None:
-    images = pictures(60)
+def test_only_the_images_of_the_task_lose_what_jpeg_leaves_out() -> None:
+    images = random_images(60)
     rows = degrade(images, np.arange(60), HOW)
     changed = (rows["condition_image"] != images).any((1, 2, 3))
     np.testing.assert_array_equal(changed, rows["task"] == TASKS.index("jpeg"))
@@ -125,7 +125,7 @@ def test_only_the_pictures_of_the_task_lose_what_jpeg_leaves_out() -> None:
 
 
 def test_a_degradation_does_not_depend_on_the_batch_and_differs_with_seed_and_position() -> None:
-    images, position = pictures(40), np.arange(100, 140)
+    images, position = random_images(40), np.arange(100, 140)
     whole = degrade(images, position, HOW)
     parts = [degrade(images[part], position[part], HOW) for part in (slice(0, 7), slice(7, 40))]
     for name, column in whole.items():
@@ -136,7 +136,7 @@ def test_a_degradation_does_not_depend_on_the_batch_and_differs_with_seed_and_po
 
 def test_tasks_and_qualities_are_drawn_alike() -> None:
     only = Degradation(seed=0, tasks=("jpeg",), jpeg_qualities=(5, 7))
-    image = pictures(1)
+    image = random_images(1)
     by_quality = [jpeg_compressed(image[0], quality=quality) for quality in (5, 6, 7)]
     rows = degrade(np.repeat(image, 300, axis=0), np.arange(300), only)["condition_image"]
     counts = [int((rows == made).all((1, 2, 3)).sum()) for made in by_quality]

@@ -1,4 +1,4 @@
-"""The shape of a recipe of the continuous road alone, and what its models need of each other."""
+"""The shape of a recipe of the continuous branch alone, and what its models need of each other."""
 
 from typing import Literal, Self
 
@@ -16,15 +16,15 @@ from components.training.config import AutoencoderConfig, DiffusionConfig
 from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 
 
-class DiffusionRoadRecipe(Config):
+class DiffusionBranchRecipe(Config):
     """A base and any number of upsamplers; and, where there are some, the networks that are trained before them.
 
     With `autoencoder` the base makes latents (Stable Diffusion), with `text_encoder` or `contrastive` it is asked by
-    a frozen encoder's states of a text (Imagen), with `diffusion_prior` by an embedding of the picture that a text asks
+    a frozen encoder's states of a text (Imagen), with `diffusion_prior` by an embedding of the image that a text asks
     for (DALL-E 2).
     """
 
-    workflow: Literal["diffusion_road"] = "diffusion_road"
+    workflow: Literal["diffusion_branch"] = "diffusion_branch"
     name: str
     images: ImagesConfig
     autoencoder: AutoencoderConfig | None = None
@@ -32,7 +32,7 @@ class DiffusionRoadRecipe(Config):
     text_encoder: TextEncoderConfig | None = None
     diffusion_prior: DiffusionPriorConfig | None = None
     precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
-    classifier: ClassifierConfig | None = None  # of noisy pictures; guides the base
+    classifier: ClassifierConfig | None = None  # of noisy images; guides the base
     base: DiffusionConfig
     upsamplers: tuple[DiffusionConfig, ...] = ()
     cascade: CascadeConfig = CascadeConfig()
@@ -68,7 +68,7 @@ class DiffusionRoadRecipe(Config):
         if self.base.threshold != "none":
             raise ValueError("base.threshold must be none: latents have no range to be clipped to")
         if self.classifier is not None:
-            raise ValueError("classifier knows pictures, the base makes latents: leave one of them out")
+            raise ValueError("classifier knows images, the base makes latents: leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class DiffusionRoadRecipe(Config):
             raise ValueError(f"diffusion_prior.resolution must be at least contrastive.resolution {encoder.resolution}")
         learned = self.base.resolution if self.autoencoder is None else self.autoencoder.resolution
         if "image_embedding" in self.base.conditions and learned < encoder.resolution:
-            raise ValueError(f"contrastive.resolution must be at most {learned}, that of the pictures base learns from")
+            raise ValueError(f"contrastive.resolution must be at most {learned}, that of the images base learns from")
         return self
 
     @model_validator(mode="after")
@@ -122,7 +122,7 @@ class DiffusionRoadRecipe(Config):
         if self.diffusion_prior is not None and "image_embedding" not in wanted.columns:
             least = max(least, self.diffusion_prior.resolution)
         if wanted.kept < least:
-            raise ValueError(f"precompute.kept_resolution must be at least {least}, what is read of its pictures")
+            raise ValueError(f"precompute.kept_resolution must be at least {least}, what is read of its images")
         return self
 
 

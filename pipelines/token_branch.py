@@ -1,4 +1,4 @@
-"""The discrete road alone: a tokenizer, a prior over its tokens, and pictures of both."""
+"""The discrete branch alone: a tokenizer, a prior over its tokens, and images of both."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from components.stages.cascade import compose_cascade
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
 from components.stages.prior import train_prior
-from components.stages.samples import sample_roads
+from components.stages.samples import sample_generators
 from components.stages.tokens import tokenize_images
-from pipelines.recipes.token_road import TokenRoadRecipe
+from pipelines.recipes.token_branch import TokenBranchRecipe
 from pipelines.workflow import Stage, Workflow
 
 
-def token_road(recipe: TokenRoadRecipe) -> Workflow:
-    """Pictures to tokens and a prior over them; tokens of a condition stand in front of the prior's sequence."""
+def token_branch(recipe: TokenBranchRecipe) -> Workflow:
+    """Images to tokens and a prior over them; tokens of a condition stand in front of the prior's sequence."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     tokenizer = Stage("tokenizer", train_autoencoder, recipe.tokenizer, images=images)
     tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
@@ -33,6 +33,6 @@ def token_road(recipe: TokenRoadRecipe) -> Workflow:
 
     prior = Stage("prior", train_prior, recipe.prior, **inputs)
     cascade = Stage("cascade", compose_cascade, recipe.cascade, prior=prior, **parts)
-    samples = Stage("samples", sample_roads, recipe.samples, images=images, cascade=cascade)
+    samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
     return Workflow(recipe.name, [*stages, prior, cascade, samples, evaluation])

@@ -1,4 +1,4 @@
-"""Laws of sampling both roads for the report, with a whole tiny cascade and real Ray actors."""
+"""Laws of sampling both generators for the report, with a whole tiny cascade and real Ray actors."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
-from components.evaluation.roads import (
+from components.evaluation.generated import (
     SampleJob,
     measured_requests,
     pack_job,
@@ -22,14 +22,14 @@ from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate
-from components.stages.samples import SamplesConfig, sample_roads
+from components.stages.samples import SamplesConfig, sample_generators
 from components.storage.artifact import Artifact
 from components.storage.store import Store
-from tests.picture_sets import write_set
+from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, write_cascade, write_models
-from tests.tiny_diffusion_roads import guided_by_the_classifier_alone
+from tests.tiny_diffusion_branches import guided_by_the_classifier_alone
 
-CONFIG = GalleryConfig(pictures_per_class=2, num_prompts=2, pictures_per_prompt=2, strip_frames=3)
+CONFIG = GalleryConfig(images_per_class=2, num_prompts=2, images_per_prompt=2, strip_frames=3)
 LABELS, CAPTIONS = np.array([0, 1, 2, 1]), ("red apple", "grey cat", "red flag", "green apple")
 
 
@@ -55,14 +55,14 @@ def test_measured_conditions_are_those_of_the_set_and_stay_together(cascade: Cas
     assert requests == requests_of(cascade, count=10) != requests_of(cascade, count=10, seed=1)
 
 
-def test_a_request_loses_only_what_its_road_does_not_take(cascade: Cascade) -> None:
+def test_a_request_loses_only_what_its_generator_does_not_take(cascade: Cascade) -> None:
     short = Request(label=1, prompt="grey cat")
     assert request_for(cascade, short) == short
     long = Request(label=1, prompt="a caption of far too many words for so small a text model as this one is")
     assert request_for(cascade, long) == Request(label=1)
 
 
-def test_a_strip_ends_in_the_picture_and_begins_in_noise(cascade: Cascade) -> None:
+def test_a_strip_ends_in_the_image_and_begins_in_noise(cascade: Cascade) -> None:
     made = sample_job(cascade, SampleJob("strip", (Request(label=0), Request(label=1)), frames=3))
     assert list(made.strips) == ["base", "upsampler_16"]
     for stage, strip in made.strips.items():
@@ -79,12 +79,12 @@ def test_a_stored_job_is_the_job(cascade: Cascade) -> None:
     np.testing.assert_array_equal(again.strips["base"].x_t, made.strips["base"].x_t)
 
 
-def test_the_gallery_shows_both_roads_by_class_and_prompt_the_strip_and_the_stages(cascade: Cascade) -> None:
+def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the_stages(cascade: Cascade) -> None:
     requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
     made = {job.name.rpartition("-")[0] or job.name: sample_job(cascade, job) for job in _jobs(requests)}
     drawn = draw_gallery(requests, made, classes=CLASSES)
     assert set(drawn) == {
-        *(f"{road}_by_{kind}" for road in ("diffusion", "tokens") for kind in ("class", "prompt")),
+        *(f"{generator}_by_{kind}" for generator in ("diffusion", "tokens") for kind in ("class", "prompt")),
         "cascade_side_by_side",
         "strip_base",
         "strip_upsampler_16",
@@ -120,7 +120,7 @@ def test_a_part_of_a_set_holds_enough_and_does_not_depend_on_the_order_of_asking
 
 
 class Fixture:
-    """A small run in storage: pictures, tokenizer, cascade; and contexts for the two stages."""
+    """A small run in storage: images, tokenizer, cascade; and contexts for the two stages."""
 
     def __init__(self, root: Path, cascade: Path) -> None:
         self.root = root
@@ -137,7 +137,7 @@ class Fixture:
 
     def samples(self, *, key: str = "k", measured: int = 70) -> Artifact:
         config = SamplesConfig(**CONFIG.model_dump() | {"prompts": ("red apple",)}, measured_samples=measured)
-        return sample_roads(config, self.context("samples", key=key), images=self.images, cascade=self.cascade)
+        return sample_generators(config, self.context("samples", key=key), images=self.images, cascade=self.cascade)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def samples(run: Fixture) -> Artifact:
     return run.samples()
 
 
-def test_the_samples_stage_leaves_grids_and_all_measured_pictures(run: Fixture, samples: Artifact) -> None:
+def test_the_samples_stage_leaves_grids_and_all_measured_images(run: Fixture, samples: Artifact) -> None:
     assert {"cascade_side_by_side.png", "strip_base.png", "tokens_by_prompt.png"} <= set(samples.names())
     for files in samples.metadata["measured"].values():
         assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
 
 
-def test_pictures_are_shown_where_none_are_measured(run: Fixture) -> None:
+def test_images_are_shown_where_none_are_measured(run: Fixture) -> None:
     shown = run.samples(key="shown", measured=0)
     assert "cascade_side_by_side.png" in shown.names()
     assert shown.metadata["measured"]
@@ -173,23 +173,23 @@ def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) ->
     assert again.read("measured_diffusion-000.npz") == samples.read("measured_diffusion-000.npz")
 
 
-def test_the_evaluation_measures_every_stage_of_both_roads_beside_the_scale(run: Fixture, samples: Artifact) -> None:
+def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(run: Fixture, samples: Artifact) -> None:
     report = evaluate(
         EvaluationConfig(), run.context("evaluation"), images=run.images, tokenizer=run.tokenizer, samples=samples
     )
     rows = {row["name"]: row for row in report.metadata["distances"]}
     assert list(rows) == [
-        "two halves of the training pictures",
-        "held-out pictures",
-        "training pictures shrunk to 8²",
+        "two halves of the training images",
+        "held-out images",
+        "training images shrunk to 8²",
         "noise",
-        "reconstructions of held-out pictures",
-        "diffusion road: base, 8²",
-        "diffusion road: upsampler 16, 16²",
-        "token road: tokenizer, 16²",
+        "reconstructions of held-out images",
+        "diffusion branch: base, 8²",
+        "diffusion branch: upsampler 16, 16²",
+        "token branch: tokenizer, 16²",
     ]
-    assert rows["diffusion road: base, 8²"]["samples"] == 70
-    assert rows["training pictures shrunk to 8²"]["distance"] < rows["noise"]["distance"]
+    assert rows["diffusion branch: base, 8²"]["samples"] == 70
+    assert rows["training images shrunk to 8²"]["distance"] < rows["noise"]["distance"]
     assert set(report.names()) == {"originals_and_reconstructions.png", "reference.npz"}
     assert report.metadata["held_out_codebook"]["codebook_size"] == 32
 

@@ -12,7 +12,7 @@ from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose
 from components.sampling.diffusion import sample_base
 from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES, DIFFUSION
-from tests.tiny_diffusion_roads import LATENT_SCALE, ROADS, base, classifier, contrastive, latent
+from tests.tiny_diffusion_branches import GENERATORS, LATENT_SCALE, base, classifier, contrastive, latent
 from tests.unit.test_frozen_text import pretrained_folder
 
 PROMPTS = ("red apple", "grey cat")
@@ -27,8 +27,8 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def cascade_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cascade]:
-    """Each road, loaded once."""
-    return {road: Cascade.load(write(tmp_path_factory.mktemp(road))) for road, write in ROADS.items()}.__getitem__
+    """Each generator, loaded once."""
+    return {name: Cascade.load(write(tmp_path_factory.mktemp(name))) for name, write in GENERATORS.items()}.__getitem__
 
 
 def farthest(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
@@ -36,28 +36,28 @@ def farthest(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
     return max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_the_same_request_gives_the_same_picture_in_whatever_batch(cascade_of: Callable, road: str) -> None:
-    cascade, requests = cascade_of(road), REQUESTS[road]
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_the_same_request_gives_the_same_image_in_whatever_batch(cascade_of: Callable, generator: str) -> None:
+    cascade, requests = cascade_of(generator), REQUESTS[generator]
     together = cascade.sample(requests)
     assert farthest(together, cascade.sample(requests, batch_size=1)) <= 1
     assert farthest(together, cascade.sample(requests[::-1], batch_size=3)[::-1]) <= 1
     (other,) = cascade.sample([requests[1]._replace(seed=9)])
-    assert (other != together[1]).any(), "another seed gives another picture"
+    assert (other != together[1]).any(), "another seed gives another image"
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_a_cascade_is_its_parts_wherever_they_lie(road: str, tmp_path: Path) -> None:
-    folder = ROADS[road](tmp_path / "made").rename(tmp_path / "moved")
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_cascade_is_its_parts_wherever_they_lie(generator: str, tmp_path: Path) -> None:
+    folder = GENERATORS[generator](tmp_path / "made").rename(tmp_path / "moved")
     names = {path.name for path in folder.iterdir() if path.is_dir()}
     upsamplers = tuple(load_part(name, folder / name, device="cpu") for name in names if "upsampler" in name)
     parts = {name: load_part(name, folder / name, device="cpu") for name in names if "upsampler" not in name}
     by_hand, loaded = Cascade(**parts, upsamplers=upsamplers), Cascade.load(folder)
-    assert loaded.roads == by_hand.roads == ("diffusion",)
+    assert loaded.generators == by_hand.generators == ("diffusion",)
     assert {field for field, part in vars(loaded).items() if part} == {*parts} | (
         {"upsamplers"} if upsamplers else set()
     )
-    assert farthest(loaded.sample(REQUESTS[road]), by_hand.sample(REQUESTS[road])) == 0
+    assert farthest(loaded.sample(REQUESTS[generator]), by_hand.sample(REQUESTS[generator])) == 0
 
 
 def test_snapshots_stay_beside_the_model(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_latent_base_is_decoded_at_its_scale(cascade_of: Callable) -> None:
     assert made.shape == (16, 16, 3)
 
 
-def test_frames_of_latents_are_shown_as_pictures(cascade_of: Callable) -> None:
+def test_frames_of_latents_are_shown_as_images(cascade_of: Callable) -> None:
     cascade, frames = cascade_of("latent"), []
 
     def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
@@ -96,9 +96,9 @@ def test_frames_of_latents_are_shown_as_pictures(cascade_of: Callable) -> None:
         frames.append(x_0)
 
     (made,) = cascade.sample(REQUESTS["latent"][:1])
-    (pictures,) = cascade.sample_stages(REQUESTS["latent"][:1], on_step=on_step)
+    (images,) = cascade.sample_stages(REQUESTS["latent"][:1], on_step=on_step)
     assert len(frames) == DIFFUSION["num_inference_steps"]
-    np.testing.assert_array_equal(pictures["base"], made)
+    np.testing.assert_array_equal(images["base"], made)
     np.testing.assert_array_equal(to_uint8(frames[-1])[0], made)
 
 
@@ -106,18 +106,18 @@ def test_latents_and_their_decoder_need_each_other(tmp_path: Path) -> None:
     folder = latent(tmp_path)
     with pytest.raises(ValueError, match="need each other"):
         Cascade(base=load_part("base", folder / "base", device="cpu"))
-    pictures = load_part("base", base(tmp_path / "pictures"), device="cpu")
+    images = load_part("base", base(tmp_path / "images"), device="cpu")
     decoder = load_part("autoencoder", folder / "autoencoder", device="cpu")
     with pytest.raises(ValueError, match="need each other"):
-        Cascade(base=pictures, autoencoder=decoder)
+        Cascade(base=images, autoencoder=decoder)
 
 
-@pytest.mark.parametrize("road", ["imagen", "dalle2"])
-def test_the_prompt_decides(cascade_of: Callable, road: str) -> None:
-    cascade, first = cascade_of(road), Request(prompt="red apple", seed=1, guidance_scale=3.0)
-    pictures = [stages["base"] for stages in cascade.sample_stages([first, first._replace(prompt="grey cat"), first])]
-    assert (pictures[0] != pictures[1]).any()
-    assert farthest(pictures[:1], pictures[2:]) <= 1
+@pytest.mark.parametrize("generator", ["imagen", "dalle2"])
+def test_the_prompt_decides(cascade_of: Callable, generator: str) -> None:
+    cascade, first = cascade_of(generator), Request(prompt="red apple", seed=1, guidance_scale=3.0)
+    images = [stages["base"] for stages in cascade.sample_stages([first, first._replace(prompt="grey cat"), first])]
+    assert (images[0] != images[1]).any()
+    assert farthest(images[:1], images[2:]) <= 1
     with pytest.raises(ValueError, match="give a label or a prompt"):
         cascade.sample([Request(seed=1)])
 
@@ -142,10 +142,10 @@ def test_a_pretrained_encoder_reads_and_cuts_what_is_too_long(tmp_path: Path) ->
     assert farthest([red, blue, long], cascade.sample(requests, batch_size=1)) <= 1
 
 
-@pytest.mark.parametrize("road", ["imagen", "dalle2"])
-def test_a_prompt_that_the_encoder_can_not_read_to_its_end_is_refused(cascade_of: Callable, road: str) -> None:
+@pytest.mark.parametrize("generator", ["imagen", "dalle2"])
+def test_a_prompt_that_the_encoder_can_not_read_to_its_end_is_refused(cascade_of: Callable, generator: str) -> None:
     with pytest.raises(ValueError, match=r"the prompt is too long: \d+ tokens, the model takes at most 6") as caught:
-        cascade_of(road).sample([Request(prompt="red apple " * 20)])
+        cascade_of(generator).sample([Request(prompt="red apple " * 20)])
     assert "\n" not in str(caught.value)
 
 
@@ -183,10 +183,10 @@ def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Ca
         cascade.sample([Request(label="cars")])
 
 
-@pytest.mark.parametrize("road", ["latent", "imagen", "dalle2"])
-def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, road: str) -> None:
+@pytest.mark.parametrize("generator", ["latent", "imagen", "dalle2"])
+def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, generator: str) -> None:
     with pytest.raises(ValueError, match="classifier_scale needs a cascade with a classifier") as caught:
-        cascade_of(road).sample([REQUESTS[road][1]._replace(classifier_scale=1.0)])
+        cascade_of(generator).sample([REQUESTS[generator][1]._replace(classifier_scale=1.0)])
     assert "\n" not in str(caught.value)
 
 
@@ -198,7 +198,7 @@ def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, road: str) 
         ({"objective": {"name": "edm", "sigma_data": 0.5}}, "they differ in name, schedule"),
         ({"resolution": 16}, "they differ in resolution"),
         ({"classes": CLASSES[::-1]}, "they differ in classes"),
-        ({"noisy": False}, "knows clean pictures only"),
+        ({"noisy": False}, "knows clean images only"),
     ],
 )
 def test_a_classifier_of_another_process_is_refused(settings: dict, words: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Laws of picture decoding: whatever the file's mode, an upright RGB square without aliasing comes out."""
+"""Laws of image decoding: whatever the file's mode, an upright RGB square without aliasing comes out."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from simplejpeg import decode_jpeg
 
-from components.data.pictures import decode_picture, encode_png, fit_square, load_depth, load_mask, load_picture
+from components.data.images import decode_image, encode_png, fit_square, load_depth, load_image, load_mask
 
 
 def file_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -21,50 +21,50 @@ def test_transparent_parts_become_white_and_half_transparent_ones_are_mixed_with
     rgba = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
     rgba.putpixel((1, 0), (0, 0, 0, 0))
     rgba.putpixel((2, 0), (0, 0, 0, 128))
-    pixels = np.asarray(decode_picture(file_of(rgba.convert(mode))))
+    pixels = np.asarray(decode_image(file_of(rgba.convert(mode))))
     np.testing.assert_array_equal(pixels[0, :, 0], [0, 255, 127])
 
 
-def test_a_palette_picture_with_a_transparent_color_is_flattened_on_white() -> None:
+def test_a_palette_image_with_a_transparent_color_is_flattened_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    pixels = np.asarray(decode_picture(file_of(image, transparency=1)))
+    pixels = np.asarray(decode_image(file_of(image, transparency=1)))
     np.testing.assert_array_equal(pixels[0], [[255, 0, 0], [255, 255, 255]])
 
 
-def test_a_palette_picture_without_transparency_keeps_its_colors() -> None:
+def test_a_palette_image_without_transparency_keeps_its_colors() -> None:
     image = Image.new("P", (1, 1))
     image.putpalette([12, 34, 56])
-    np.testing.assert_array_equal(np.asarray(decode_picture(file_of(image)))[0, 0], [12, 34, 56])
+    np.testing.assert_array_equal(np.asarray(decode_image(file_of(image)))[0, 0], [12, 34, 56])
 
 
-def test_an_rgb_picture_with_a_transparent_color_is_flattened_on_white() -> None:
+def test_an_rgb_image_with_a_transparent_color_is_flattened_on_white() -> None:
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     image.putpixel((1, 0), (1, 2, 3))
-    pixels = np.asarray(decode_picture(file_of(image, transparency=(1, 2, 3))))
+    pixels = np.asarray(decode_image(file_of(image, transparency=(1, 2, 3))))
     np.testing.assert_array_equal(pixels[0], [[10, 20, 30], [255, 255, 255]])
 
 
 def test_a_cmyk_jpeg_comes_out_in_its_colors_not_in_their_negative() -> None:
     image = Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK")
-    pixels = np.asarray(decode_picture(file_of(image, "JPEG", quality=100))).astype(int)
+    pixels = np.asarray(decode_image(file_of(image, "JPEG", quality=100))).astype(int)
     assert np.abs(pixels - [200, 30, 40]).max() <= 4
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     image = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
-    np.testing.assert_array_equal(np.asarray(decode_picture(file_of(image)))[0, :, 0], [0, 100, 255])
+    np.testing.assert_array_equal(np.asarray(decode_image(file_of(image)))[0, :, 0], [0, 100, 255])
 
 
-def test_bilevel_and_grey_pictures_become_rgb() -> None:
+def test_bilevel_and_grey_images_become_rgb() -> None:
     for mode, value in (("1", 1), ("L", 255)):
-        pixels = np.asarray(decode_picture(file_of(Image.new(mode, (2, 2), value))))
+        pixels = np.asarray(decode_image(file_of(Image.new(mode, (2, 2), value))))
         np.testing.assert_array_equal(pixels, np.full((2, 2, 3), 255))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_stands_upright_whatever_its_exif_rotation(orientation: int) -> None:
+def test_a_image_stands_upright_whatever_its_exif_rotation(orientation: int) -> None:
     upright = Image.new("RGB", (24, 16), (255, 255, 255))
     upright.paste((255, 0, 0), (0, 0, 12, 8))
     upright.paste((0, 0, 255), (12, 8, 24, 16))
@@ -80,12 +80,12 @@ def test_a_picture_stands_upright_whatever_its_exif_rotation(orientation: int) -
     stored = upright.transpose(turns[orientation]) if orientation in turns else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    np.testing.assert_array_equal(np.asarray(decode_picture(file_of(stored, exif=exif))), np.asarray(upright))
+    np.testing.assert_array_equal(np.asarray(decode_image(file_of(stored, exif=exif))), np.asarray(upright))
 
 
-def test_a_floating_point_picture_is_refused_since_its_range_is_unknown() -> None:
+def test_a_floating_point_image_is_refused_since_its_range_is_unknown() -> None:
     with pytest.raises(ValueError, match="range"):
-        decode_picture(file_of(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+        decode_image(file_of(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
 
 
 @pytest.mark.parametrize("resolution", [48, 32, 20, 16, 10, 8])
@@ -95,21 +95,21 @@ def test_a_fine_checkerboard_shrinks_to_even_grey(resolution: int) -> None:
     assert np.abs(shrunk - 127.5).max() <= 8  # a resize without antialiasing gives 0 or 255
 
 
-def test_the_center_is_cropped_before_the_picture_is_resized() -> None:
+def test_the_center_is_cropped_before_the_image_is_resized() -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
-    np.testing.assert_array_equal(load_picture(encode_png(wide), resolution=5), np.full((5, 5, 3), 200))
+    np.testing.assert_array_equal(load_image(encode_png(wide), resolution=5), np.full((5, 5, 3), 200))
 
 
-def test_a_picture_that_has_the_right_size_is_not_touched() -> None:
+def test_a_image_that_has_the_right_size_is_not_touched() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(load_picture(encode_png(pixels), resolution=16), pixels)
+    np.testing.assert_array_equal(load_image(encode_png(pixels), resolution=16), pixels)
 
 
-def test_a_truncated_file_raises_instead_of_giving_half_a_picture() -> None:
+def test_a_truncated_file_raises_instead_of_giving_half_a_image() -> None:
     data = file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
     with pytest.raises(OSError, match="truncated"):
-        decode_picture(data[: len(data) // 2])
+        decode_image(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -118,13 +118,13 @@ def test_a_jpeg_that_is_decoded_into_its_place_has_the_pixels_that_pillow_gives(
     subsampling: str, how: dict[str, object]
 ) -> None:
     data = file_of(photo(), "JPEG", **({"subsampling": subsampling} | how if "keep_rgb" not in how else how))
-    np.testing.assert_array_equal(load_picture(data, resolution=48), np.asarray(decode_picture(data)))
+    np.testing.assert_array_equal(load_image(data, resolution=48), np.asarray(decode_image(data)))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_jpeg_that_is_not_rgb_is_read_as_any_other_file(mode: str) -> None:
     data = file_of(photo().convert(mode), "JPEG")
-    np.testing.assert_array_equal(load_picture(data, resolution=48), np.asarray(decode_picture(data)))
+    np.testing.assert_array_equal(load_image(data, resolution=48), np.asarray(decode_image(data)))
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -133,13 +133,13 @@ def test_a_square_jpeg_that_lies_on_its_side_is_turned(orientation: int) -> None
     exif[0x0112] = orientation
     data = file_of(photo(), "JPEG", exif=exif)
     lying = np.asarray(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(load_picture(data, resolution=48), np.rot90(lying, {3: 2, 6: 3}[orientation]))
+    np.testing.assert_array_equal(load_image(data, resolution=48), np.rot90(lying, {3: 2, 6: 3}[orientation]))
 
 
 def test_a_jpeg_of_another_size_is_cropped_and_resized() -> None:
     data = file_of(photo().resize((96, 60)), "JPEG")
-    expected = np.asarray(fit_square(decode_picture(data), 48))
-    np.testing.assert_array_equal(load_picture(data, resolution=48), expected)
+    expected = np.asarray(fit_square(decode_image(data), 48))
+    np.testing.assert_array_equal(load_image(data, resolution=48), expected)
 
 
 def test_a_jpeg_with_bytes_too_many_is_mended_as_pillow_mends_it() -> None:
@@ -147,14 +147,14 @@ def test_a_jpeg_with_bytes_too_many_is_mended_as_pillow_mends_it() -> None:
     damaged = data.replace(b"\xff\xd1", b"\x00\x00\xff\xd1", 1)  # libjpeg warns of them and goes on
     with pytest.raises(ValueError, match="extraneous"):
         decode_jpeg(damaged)
-    np.testing.assert_array_equal(load_picture(damaged, resolution=48), np.asarray(decode_picture(damaged)))
+    np.testing.assert_array_equal(load_image(damaged, resolution=48), np.asarray(decode_image(damaged)))
 
 
 def test_a_truncated_jpeg_is_refused_at_any_size() -> None:
     data = file_of(photo(), "JPEG")
     for resolution in (48, 32):
         with pytest.raises(OSError, match="truncated"):
-            load_picture(data[: len(data) // 2], resolution=resolution)
+            load_image(data[: len(data) // 2], resolution=resolution)
 
 
 def photo() -> Image.Image:
@@ -177,8 +177,8 @@ def test_a_depth_map_becomes_relative_inverse_depth() -> None:
 
 
 def test_what_was_not_measured_and_what_has_no_depth_is_far() -> None:
-    holes = load_depth(encode_png(np.array([[0, 500], [1000, 2000]], np.uint16)), resolution=2)
-    np.testing.assert_array_equal(holes[..., 0], [[0, 255], [85, 0]])
+    gaps = load_depth(encode_png(np.array([[0, 500], [1000, 2000]], np.uint16)), resolution=2)
+    np.testing.assert_array_equal(gaps[..., 0], [[0, 255], [85, 0]])
     for flat in (0, 700):
         assert not load_depth(encode_png(np.full((4, 4), flat, np.uint16)), resolution=4).any()
 
@@ -225,6 +225,6 @@ def test_a_mask_value_that_the_set_does_not_know_is_refused_with_the_remedy() ->
 
 
 @pytest.mark.parametrize("load", [load_depth, lambda data, resolution: load_mask(data, resolution=2, mask_values=3)])
-def test_a_colored_picture_is_no_depth_map_and_no_mask(load: object) -> None:
+def test_a_colored_image_is_no_depth_map_and_no_mask(load: object) -> None:
     with pytest.raises(ValueError, match="one number a pixel"):
         load(encode_png(np.zeros((2, 2, 3), np.uint8)), resolution=2)

@@ -5,7 +5,7 @@ from typing import Any
 
 from components.sampling.cascade import compose
 from tests.tiny_cascade import CLASSES, DIFFUSION, TEXT, TEXT_LENGTH, UNET, write_model
-from tests.tiny_roads import LONE
+from tests.tiny_generators import LONE
 
 CLASSIFIER = {"resolution": 8, "num_classes": len(CLASSES), "model_channels": 8, "channel_mult": [1, 2]}
 CLASSIFIER |= {"num_res_blocks": 1, "attention_resolutions": [4], "head_dim": 8}
@@ -41,7 +41,7 @@ def classifier(folder: Path, **settings: Any) -> Path:
 
 
 def latent(folder: Path) -> Path:
-    """Latents of 4² of a VAE of 16² pictures, by class."""
+    """Latents of 4² of a VAE of 16² images, by class."""
     sizes = {"resolution": 4, "in_channels": 8, "out_channels": 8, "num_classes": len(CLASSES)}
     settings = {"resolution": 4, "latent_scale": LATENT_SCALE, "threshold": "none"}
     made = base(folder, settings=settings, **sizes)
@@ -49,7 +49,7 @@ def latent(folder: Path) -> Path:
 
 
 def imagen(folder: Path) -> Path:
-    """Pictures by the states of a contrastive encoder, which an upsampler sees too."""
+    """Images by the states of a contrastive encoder, which an upsampler sees too."""
     how = {"text_conditioning": "cross_attention", "text_states_dim": TEXT["model_dim"]}
     enlarges = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5}
     enlarges |= {"low_res_schedule": {"name": "cosine", "num_train_timesteps": 50}}
@@ -60,13 +60,13 @@ def imagen(folder: Path) -> Path:
 
 
 def dalle2(folder: Path) -> Path:
-    """Pictures by an embedding that a diffusion prior makes of a text."""
+    """Images by an embedding that a diffusion prior makes of a text."""
     parts = {"contrastive": contrastive(folder), "diffusion_prior": diffusion_prior(folder)}
     return compose(folder / "cascade", **parts, base=base(folder, image_embedding_dim=6))
 
 
 def classifier_guided(folder: Path) -> Path:
-    """Pictures by class, pulled towards it by a classifier."""
+    """Images by class, pulled towards it by a classifier."""
     return compose(folder / "cascade", classifier=classifier(folder), base=base(folder, num_classes=len(CLASSES)))
 
 
@@ -75,7 +75,7 @@ def guided_by_the_classifier_alone(folder: Path) -> Path:
     return compose(folder / "cascade", classifier=classifier(folder), base=base(folder))
 
 
-ROADS = {
+GENERATORS = {
     "latent": latent,
     "imagen": imagen,
     "dalle2": dalle2,

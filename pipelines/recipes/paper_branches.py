@@ -1,4 +1,4 @@
-"""Published diffusion models as recipes that run: give them pictures and a cluster.
+"""Published diffusion models as recipes that run: give them images and a cluster.
 
 cascade run --recipe adm_imagenet_64_256 --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
@@ -13,27 +13,27 @@ from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.config import DiffusionConfig
 from pipelines.recipes import paper_classifiers, paper_diffusion
-from pipelines.recipes.diffusion_road import DiffusionRoadRecipe
+from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.paper_autoencoders import ldm_kl_f8, ldm_vq_f4, ldm_vq_f8
 
-SOURCE = "s3://your-bucket/pictures/*.tar"
+SOURCE = "s3://your-bucket/images/*.tar"
 TEXT_ENCODER = "s3://your-bucket/text-encoder"
 
 
-def ddpm_cifar_10() -> DiffusionRoadRecipe:
+def ddpm_cifar_10() -> DiffusionBranchRecipe:
     """DDPM on CIFAR-10, 32²."""
-    return road("ddpm_cifar_10", paper_diffusion.ddpm_cifar_10(), resolution=32)
+    return branch("ddpm_cifar_10", paper_diffusion.ddpm_cifar_10(), resolution=32)
 
 
-def iddpm_imagenet_64() -> DiffusionRoadRecipe:
+def iddpm_imagenet_64() -> DiffusionBranchRecipe:
     """Improved DDPM on ImageNet, 64²."""
-    return road("iddpm_imagenet_64", paper_diffusion.iddpm_imagenet_64(), resolution=64)
+    return branch("iddpm_imagenet_64", paper_diffusion.iddpm_imagenet_64(), resolution=64)
 
 
-def adm_imagenet_64_256() -> DiffusionRoadRecipe:
+def adm_imagenet_64_256() -> DiffusionBranchRecipe:
     """ADM at 64², guided by its classifier at scale 1, and its upsampler to 256² (ADM-G, ADM-U)."""
-    return road(
+    return branch(
         "adm_imagenet_64_256",
         paper_diffusion.adm_imagenet_64(),
         classifier=paper_classifiers.adm_classifier_64(),
@@ -42,9 +42,9 @@ def adm_imagenet_64_256() -> DiffusionRoadRecipe:
     )
 
 
-def adm_imagenet_128_512() -> DiffusionRoadRecipe:
+def adm_imagenet_128_512() -> DiffusionBranchRecipe:
     """ADM at 128², guided by its classifier at scale 0.5, and its upsampler to 512² (ADM-G, ADM-U)."""
-    return road(
+    return branch(
         "adm_imagenet_128_512",
         paper_diffusion.adm_imagenet_128(),
         classifier=paper_classifiers.adm_classifier_128(),
@@ -53,33 +53,33 @@ def adm_imagenet_128_512() -> DiffusionRoadRecipe:
     )
 
 
-def adm_imagenet_256() -> DiffusionRoadRecipe:
+def adm_imagenet_256() -> DiffusionBranchRecipe:
     """ADM at 256² in one model, guided by its classifier at scale 1."""
     base, classifier = paper_diffusion.adm_imagenet_256(), paper_classifiers.adm_classifier_256()
-    return road("adm_imagenet_256", base, classifier=classifier, resolution=256)
+    return branch("adm_imagenet_256", base, classifier=classifier, resolution=256)
 
 
-def adm_imagenet_256_unconditional() -> DiffusionRoadRecipe:
+def adm_imagenet_256_unconditional() -> DiffusionBranchRecipe:
     """ADM at 256² that knows no class, guided by the classifier alone at scale 10."""
     base, classifier = paper_diffusion.adm_imagenet_256_unconditional(), paper_classifiers.adm_classifier_256()
-    return road("adm_imagenet_256_unconditional", base, classifier=classifier, resolution=256)
+    return branch("adm_imagenet_256_unconditional", base, classifier=classifier, resolution=256)
 
 
-def adm_imagenet_512() -> DiffusionRoadRecipe:
+def adm_imagenet_512() -> DiffusionBranchRecipe:
     """ADM at 512² in one model, guided by its classifier at scale 4."""
     base, classifier = paper_diffusion.adm_imagenet_512(), paper_classifiers.adm_classifier_512()
-    return road("adm_imagenet_512", base, classifier=classifier, resolution=512)
+    return branch("adm_imagenet_512", base, classifier=classifier, resolution=512)
 
 
-def cdm_imagenet_64_256() -> DiffusionRoadRecipe:
+def cdm_imagenet_64_256() -> DiffusionBranchRecipe:
     """CDM: an upsampler to 256² with conditioning augmentation. ADM's base stands in for that of the paper."""
     upsampler = paper_diffusion.cdm_upsampler_64_256()
-    return road("cdm_imagenet_64_256", paper_diffusion.adm_imagenet_64(), upsamplers=(upsampler,), resolution=256)
+    return branch("cdm_imagenet_64_256", paper_diffusion.adm_imagenet_64(), upsamplers=(upsampler,), resolution=256)
 
 
-def glide_64_256() -> DiffusionRoadRecipe:
+def glide_64_256() -> DiffusionBranchRecipe:
     """GLIDE by text, 64² and its upsampler to 256². A vocabulary of 50,257 words, texts of 128."""
-    return road(
+    return branch(
         "glide_64_256",
         paper_diffusion.glide_base(),
         upsamplers=(paper_diffusion.glide_upsampler(),),
@@ -89,24 +89,24 @@ def glide_64_256() -> DiffusionRoadRecipe:
     )
 
 
-def ldm_ffhq_f4() -> DiffusionRoadRecipe:
+def ldm_ffhq_f4() -> DiffusionBranchRecipe:
     """Latent diffusion on faces, 256², in the latents of vq-f4."""
-    return road("ldm_ffhq_f4", paper_diffusion.ldm_ffhq_f4(), autoencoder=ldm_vq_f4(), resolution=256)
+    return branch("ldm_ffhq_f4", paper_diffusion.ldm_ffhq_f4(), autoencoder=ldm_vq_f4(), resolution=256)
 
 
-def ldm_imagenet_f8() -> DiffusionRoadRecipe:
+def ldm_imagenet_f8() -> DiffusionBranchRecipe:
     """Latent diffusion by class, 256², in the latents of vq-f8."""
-    return road("ldm_imagenet_f8", paper_diffusion.ldm_imagenet_f8(), autoencoder=ldm_vq_f8(), resolution=256)
+    return branch("ldm_imagenet_f8", paper_diffusion.ldm_imagenet_f8(), autoencoder=ldm_vq_f8(), resolution=256)
 
 
-def ldm_imagenet_f4() -> DiffusionRoadRecipe:
+def ldm_imagenet_f4() -> DiffusionBranchRecipe:
     """Latent diffusion by class, 256², in the latents of vq-f4."""
-    return road("ldm_imagenet_f4", paper_diffusion.ldm_imagenet_f4(), autoencoder=ldm_vq_f4(), resolution=256)
+    return branch("ldm_imagenet_f4", paper_diffusion.ldm_imagenet_f4(), autoencoder=ldm_vq_f4(), resolution=256)
 
 
-def ldm_text_to_image() -> DiffusionRoadRecipe:
+def ldm_text_to_image() -> DiffusionBranchRecipe:
     """Latent diffusion by text, 256², in the latents of kl-f8; any encoder with 77 states of 1,280 features a text."""
-    return road(
+    return branch(
         "ldm_text_to_image",
         paper_diffusion.ldm_text_to_image(),
         autoencoder=ldm_kl_f8(),
@@ -125,7 +125,7 @@ def palette_256() -> ImageToImageRecipe:
     )
 
 
-PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe], ...] = (
+PAPER_BRANCHES: tuple[Callable[[], DiffusionBranchRecipe], ...] = (
     ddpm_cifar_10,
     iddpm_imagenet_64,
     adm_imagenet_64_256,
@@ -142,7 +142,7 @@ PAPER_ROADS: tuple[Callable[[], DiffusionRoadRecipe], ...] = (
 )
 
 
-def road(
+def branch(
     name: str,
     base: DiffusionConfig,
     *,
@@ -150,9 +150,9 @@ def road(
     vocab_size: int = 1024,
     text_length: int = 16,
     **parts: Any,
-) -> DiffusionRoadRecipe:
-    """A recipe on pictures of the user's own."""
-    return DiffusionRoadRecipe(
+) -> DiffusionBranchRecipe:
+    """A recipe on images of the user's own."""
+    return DiffusionBranchRecipe(
         name=name,
         images=images(resolution=resolution, vocab_size=vocab_size, text_length=text_length),
         base=base,
@@ -163,7 +163,7 @@ def road(
 
 
 def images(*, resolution: int, vocab_size: int = 1024, text_length: int = 16) -> ImagesConfig:
-    """Pictures of the user's own; one percent is held out."""
+    """Images of the user's own; one percent is held out."""
     return ImagesConfig(
         source=SOURCE,
         resolution=resolution,

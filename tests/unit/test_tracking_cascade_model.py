@@ -13,21 +13,21 @@ from PIL import Image
 from components.sampling.cascade import Cascade
 from components.sampling.classifier import class_log_probabilities
 from components.sampling.frozen_text import load_frozen_text
+from components.sampling.images import read_image
 from components.sampling.model import load_model
-from components.sampling.pictures import read_picture
 from components.sampling.requests import Request
-from components.tracking.painter import Row, painter_of
+from components.tracking.cascade_model import Row, predictor_of
 from components.tracking.registry import REQUIREMENTS, _input_example, pip_requirements
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
-from tests.tiny_diffusion_roads import DIT, ROADS, base, classifier, contrastive
-from tests.tiny_roads import LONE, PRIORS, conditioned, lone, token_road
+from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive
+from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
 from tests.unit.test_frozen_text import pretrained_folder
 from tests.unit.test_sampling_translate import write_palette
 
 
-def paint(folder: Path) -> str:
+def predict(folder: Path) -> str:
     """What the model in `folder` answers to its own example."""
-    (answer,) = painter_of(folder)([Row(**row) for row in _input_example(folder)])
+    (answer,) = predictor_of(folder)([Row(**row) for row in _input_example(folder)])
     return answer
 
 
@@ -36,46 +36,46 @@ def pixels(answer: str) -> np.ndarray:
         return np.asarray(image)
 
 
-@pytest.mark.parametrize("road", LONE)
-def test_a_model_alone_paints_the_same_as_composed(road: str, tmp_path: Path):
-    folder = lone(road, tmp_path)
-    assert np.array_equal(pixels(paint(folder / "model")), pixels(paint(folder)))
+@pytest.mark.parametrize("generator", LONE)
+def test_a_model_alone_paints_the_same_as_composed(generator: str, tmp_path: Path):
+    folder = lone(generator, tmp_path)
+    assert np.array_equal(pixels(predict(folder / "model")), pixels(predict(folder)))
 
 
-def test_a_model_that_works_on_pictures_does_alone_as_composed(tmp_path: Path):
+def test_a_model_that_works_on_images_does_alone_as_composed(tmp_path: Path):
     folder = write_palette(tmp_path)
-    assert np.array_equal(pixels(paint(folder / "model")), pixels(paint(folder)))
+    assert np.array_equal(pixels(predict(folder / "model")), pixels(predict(folder)))
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_a_prior_alone_answers_tokens_and_composed_a_picture(prior: str, tmp_path: Path):
-    folder = token_road(PRIORS[prior], tmp_path)
-    tokens = np.array(json.loads(paint(folder / "prior")))
+def test_a_prior_alone_answers_tokens_and_composed_a_image(prior: str, tmp_path: Path):
+    folder = token_branch(PRIORS[prior], tmp_path)
+    tokens = np.array(json.loads(predict(folder / "prior")))
     assert tokens.shape == (4, 4)
-    assert pixels(paint(folder)).shape == (16, 16, 3)
+    assert pixels(predict(folder)).shape == (16, 16, 3)
 
 
-def test_a_conditioned_prior_takes_tokens_alone_and_a_picture_composed(tmp_path: Path):
+def test_a_conditioned_prior_takes_tokens_alone_and_a_image_composed(tmp_path: Path):
     folder = conditioned(tmp_path)
-    assert np.array(json.loads(paint(folder / "prior"))).shape == (4, 4)
-    assert pixels(paint(folder)).shape == (16, 16, 3)
+    assert np.array(json.loads(predict(folder / "prior"))).shape == (4, 4)
+    assert pixels(predict(folder)).shape == (16, 16, 3)
 
 
 def test_the_whole_cascade_and_each_of_its_models_take_their_rows(tmp_path: Path):
     folder = write_cascade(tmp_path)
-    assert pixels(paint(folder)).shape == (16, 16, 3)
+    assert pixels(predict(folder)).shape == (16, 16, 3)
     for part in ("tokenizer", "prior", "base", "upsampler_16"):
-        assert paint(folder / part)
+        assert predict(folder / part)
 
 
-def test_a_row_with_a_road_left_out_takes_the_first_one(tmp_path: Path):
-    folder = token_road(PRIORS["transformer"], tmp_path)
-    (answer,) = painter_of(folder)([Row(label="1", seed=5, best_of=2)])
+def test_a_row_with_a_generator_left_out_takes_the_first_one(tmp_path: Path):
+    folder = token_branch(PRIORS["transformer"], tmp_path)
+    (answer,) = predictor_of(folder)([Row(label="1", seed=5, best_of=2)])
     (expected,) = Cascade.load(folder).sample([Request(label=1, seed=5, best_of=2)])
     assert np.array_equal(pixels(answer), expected)
 
 
-def picture(seed: int = 0, side: int = 12) -> bytes:
+def image(seed: int = 0, side: int = 12) -> bytes:
     file = io.BytesIO()
     levels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     Image.fromarray(levels).save(file, format="PNG")
@@ -86,20 +86,20 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_a_cascade_of_several_networks_takes_its_row(road: str, tmp_path: Path):
-    folder = ROADS[road](tmp_path)
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_cascade_of_several_networks_takes_its_row(generator: str, tmp_path: Path):
+    folder = GENERATORS[generator](tmp_path)
     (row,) = _input_example(folder) or []
     assert (row.get("classifier_scale") is not None) == (folder / "classifier").is_dir()
-    side = 16 if road in ("latent", "imagen") else 8
-    assert pixels(paint(folder)).shape == (side, side, 3)
+    side = 16 if generator in ("latent", "imagen") else 8
+    assert pixels(predict(folder)).shape == (side, side, 3)
     for part in (path for path in folder.iterdir() if path.is_dir()):
         if _input_example(part) is not None:
-            assert paint(part)
+            assert predict(part)
 
 
 @pytest.mark.parametrize(
-    ("road", "part"),
+    ("generator", "part"),
     [
         ("latent", "base"),
         ("imagen", "base"),
@@ -107,71 +107,71 @@ def test_a_cascade_of_several_networks_takes_its_row(road: str, tmp_path: Path):
         *[("dalle2", p) for p in ("base", "diffusion_prior")],
     ],
 )
-def test_a_model_that_does_nothing_alone_says_what_to_load(road: str, part: str, tmp_path: Path):
-    folder = ROADS[road](tmp_path) / part
+def test_a_model_that_does_nothing_alone_says_what_to_load(generator: str, part: str, tmp_path: Path):
+    folder = GENERATORS[generator](tmp_path) / part
     assert _input_example(folder) is None
-    answer = painter_of(folder)
+    answer = predictor_of(folder)
     with pytest.raises(ValueError, match=f"{part} needs the networks .*: load the composed cascade") as caught:
-        answer([Row(prompt="red", label="0", image=text(picture()))])
+        answer([Row(prompt="red", label="0", image=text(image()))])
     assert "\n" not in str(caught.value)
 
 
-def test_a_contrastive_model_answers_embeddings_of_texts_and_of_pictures(tmp_path: Path):
+def test_a_contrastive_model_answers_embeddings_of_texts_and_of_images(tmp_path: Path):
     folder = contrastive(tmp_path)
-    paint = painter_of(folder)
-    rows = [Row(prompt="red apple"), Row(prompt="grey cat"), Row(image=text(picture(0))), Row(image=text(picture(1)))]
-    embeddings = np.array([json.loads(answer) for answer in paint(rows)])
+    predict = predictor_of(folder)
+    rows = [Row(prompt="red apple"), Row(prompt="grey cat"), Row(image=text(image(0))), Row(image=text(image(1)))]
+    embeddings = np.array([json.loads(answer) for answer in predict(rows)])
     assert embeddings.shape == (4, 6)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     assert len(np.unique(embeddings.round(4), axis=0)) == 4
     wanted = load_frozen_text(folder).encode(["red apple"]).embedding[0]
     np.testing.assert_allclose(embeddings[0] * 6**0.5, wanted.numpy(), rtol=1e-5)
-    for row in (Row(), Row(prompt="red", image=text(picture()))):
+    for row in (Row(), Row(prompt="red", image=text(image()))):
         with pytest.raises(ValueError, match="either a prompt or an image"):
-            paint([row])
+            predict([row])
     with pytest.raises(ValueError, match="the prompt is too long"):
-        paint([Row(prompt="red apple " * 20)])
+        predict([Row(prompt="red apple " * 20)])
 
 
 def test_a_classifier_answers_the_probability_of_each_class(tmp_path: Path):
     folder = classifier(tmp_path)
-    answers = [json.loads(answer) for answer in painter_of(folder)([Row(image=text(picture(seed))) for seed in (0, 1)])]
+    answers = [json.loads(answer) for answer in predictor_of(folder)([Row(image=text(image(seed))) for seed in (0, 1)])]
     assert answers[0] != answers[1]
     for seed, answer in enumerate(answers):
-        image = read_picture(picture(seed), resolution=8)[None]
-        wanted = class_log_probabilities(load_model("classifier", folder), image)[0].exp()
+        read = read_image(image(seed), resolution=8)[None]
+        wanted = class_log_probabilities(load_model("classifier", folder), read)[0].exp()
         assert list(answer) == CLASSES
         torch.testing.assert_close(torch.tensor(list(answer.values())), wanted)
         assert sum(answer.values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="needs an image"):
-        painter_of(folder)([Row()])
+        predictor_of(folder)([Row()])
 
 
 def test_a_pretrained_text_encoder_answers_states_and_needs_its_library(tmp_path: Path):
     folder = pretrained_folder(tmp_path / "text_encoder", "bert")
-    assert np.array(json.loads(paint(folder))).shape == (5, 8)
+    assert np.array(json.loads(predict(folder))).shape == (5, 8)
     with pytest.raises(ValueError, match="needs a prompt"):
-        painter_of(folder)([Row()])
+        predictor_of(folder)([Row()])
     for model in (folder, tmp_path):  # alone, and as a part
         names = {requirement.partition("==")[0] for requirement in pip_requirements(model)}
         assert names == {*REQUIREMENTS, "transformers"}
     assert len(pip_requirements(contrastive(tmp_path / "other"))) == len(REQUIREMENTS)
 
 
-def test_a_diffusion_transformer_and_a_base_with_a_condition_picture_take_their_rows(tmp_path: Path):
+def test_a_diffusion_transformer_and_a_base_with_a_condition_image_take_their_rows(tmp_path: Path):
     settings = DIFFUSION | {"role": "base", "resolution": 8}
     dit = write_model(tmp_path / "base", "dit", DIT | {"resolution": 8}, settings)
-    assert pixels(paint(dit)).shape == (8, 8, 3)
+    assert pixels(predict(dit)).shape == (8, 8, 3)
     seen = base(tmp_path / "seen", condition_image_channels=3, settings={"condition_member": "depth"})
-    assert pixels(paint(seen)).shape == (8, 8, 3)
+    assert pixels(predict(seen)).shape == (8, 8, 3)
 
 
 def test_a_row_names_a_sampler_and_how_much_a_classifier_pulls(tmp_path: Path):
-    folder = ROADS["classifier_guided"](tmp_path)
+    folder = GENERATORS["classifier_guided"](tmp_path)
     rows = [Row(label="1", seed=3), Row(label="1", seed=3, sampler="ddim"), Row(label="1", seed=3, classifier_scale=9)]
     asked = [Request(label=1, seed=3), Request(label=1, seed=3, sampler="ddim")]
     asked.append(Request(label=1, seed=3, classifier_scale=9.0))
-    made = [pixels(answer) for answer in painter_of(folder)(rows)]
+    made = [pixels(answer) for answer in predictor_of(folder)(rows)]
     for ours, theirs in zip(Cascade.load(folder).sample(asked), made, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (made[0] != made[1]).any()
