@@ -1,9 +1,4 @@
-"""What a stage is given to work with: its share of the machine, and where it tells how it is getting on.
-
-Neither ever enters a stage's identity.
-"""
-
-from typing import Protocol
+"""What a stage is given to work with: its share of the machine, which never enters its identity."""
 
 from pydantic import Field
 
@@ -32,40 +27,3 @@ class Resources(Config):
         """Numbers of workers that a training may have, ascending: those that share its batch equally."""
         least = self.min_workers or self.num_workers
         return [count for count in range(least, self.num_workers + 1) if global_batch_size % count == 0]
-
-
-class Recorder(Protocol):
-    """Where stages report to. Picklable, cheap, callable from any worker; it never raises."""
-
-    def progress(
-        self,
-        stage: str,
-        *,
-        step: int,
-        total: int,
-        unit: str = "step",
-        rate: float | None = None,  # units/s
-        loss: float | None = None,
-    ) -> None: ...
-
-    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None: ...
-
-    def image(self, stage: str, step: int, name: str, png: bytes) -> None: ...
-
-    def text(self, stage: str, name: str, content: str) -> None: ...
-
-    def warning(self, stage: str, line: str) -> None: ...
-
-
-class SilentRecorder:
-    """A recorder that drops everything: for components used without a pipeline."""
-
-    def progress(self, stage: str, **values: object) -> None: ...
-
-    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None: ...
-
-    def image(self, stage: str, step: int, name: str, png: bytes) -> None: ...
-
-    def text(self, stage: str, name: str, content: str) -> None: ...
-
-    def warning(self, stage: str, line: str) -> None: ...

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import ray
 from rich.console import Console
 
+from components import events
 from components.execution import Resources
 from components.storage.store import Store, StoreError, absolute
 from components.tracking.names import registered_name
@@ -148,18 +149,15 @@ def _start_recorder(prepared: Prepared) -> Any:
     actor = remote.remote(
         root=prepared.root.uri, run=prepared.run, tracking=prepared.tracking, spool=absolute("runs/spool")
     )
-    ray.get(
-        actor.start.remote(
-            recipe_yaml=resolved_yaml(prepared.recipe),
-            parameters=prepared.recipe.model_dump(mode="json"),
-            tags={
-                "name": prepared.name,
-                "recipe": prepared.recipe.name,
-                "git_commit": git_commit(),
-                "storage": prepared.root.uri,
-            },
-        )
-    )
+    tags = {
+        "name": prepared.name,
+        "recipe": prepared.recipe.name,
+        "git_commit": git_commit(),
+        "storage": prepared.root.uri,
+    }
+    parameters = prepared.recipe.model_dump(mode="json")
+    started = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)
+    ray.get(actor.emit.remote(started))
     return actor
 
 
@@ -192,7 +190,7 @@ def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], a
     except StoreError as error:
         outcome.failures["report"] = str(error)
         return "none"
-    ray.get(actor.text.remote("", "report.html", html))
+    ray.get(actor.emit.remote(events.Text("", "report.html", html)))
     return url
 
 

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from components import events
 from components.configuration import Config
 from components.execution import Resources
 from components.stages.context import StageContext
@@ -70,14 +71,14 @@ def execute(
     jobs: dict[Any, PlannedStage] = {}
     outcome = Outcome()
     for entry in planned:
-        ray.get(actor.expect.remote(entry.stage.name, entry.key))
+        ray.get(actor.emit.remote(events.StagePlanned(entry.stage.name, entry.key)))
         if not entry.wanted:
             if entry.cached is None:
-                ray.get(actor.stage_skipped.remote(entry.stage.name, "not selected"))
+                ray.get(actor.emit.remote(events.StageSkipped(entry.stage.name, "not selected")))
                 continue
             outcome.artifacts[entry.stage.name] = entry.cached
             references[entry.stage.name] = ray.put(entry.cached)
-            actor.stage_cached.remote(entry.stage.name, entry.cached)
+            actor.emit.remote(events.StageCached(entry.stage.name, entry.cached))
             continue
         job = _job(entry, resources(entry.stage.name), provenance, force)
         arguments = [references[parent.name] for parent in entry.stage.parents()]
@@ -126,7 +127,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
         return not job.force and job.store.exists(MANIFEST)
 
     def on_wait(reason: str) -> None:
-        recorder.actor.stage_queued.remote(job.name, f"waiting: {reason}")
+        recorder.emit(events.StageQueued(job.name, f"waiting: {reason}"))
 
     if not lease.acquire(is_done=is_done, on_wait=on_wait):
         return _adopt(job, recorder)
@@ -137,7 +138,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
             _supersede(job.store)
         flat = {f"{name}{'' if count is None else f'.{i}'}": a for name, count, i, a in _flat(job.inputs, artifacts)}
         config = job.config.model_dump(mode="json")
-        ray.get(recorder.actor.stage_started.remote(job.name, config=config, inputs=flat))
+        ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, flat)))
         started = time.time()
         provenance = {**job.provenance, "started": started}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
@@ -148,10 +149,10 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
             }
             context = StageContext(job.name, job.key, job.store, job.resources, recorder, **about)
             artifact = job.run(job.config, context, **inputs)
-        ray.get(recorder.actor.stage_finished.remote(job.name, artifact))
+        ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FINISHED", artifact)))
         return artifact
     except Exception as error:
-        ray.get(recorder.actor.stage_finished.remote(job.name, None, one_line(error)))
+        ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FAILED", error=one_line(error))))
         raise
     finally:
         lease.release()
@@ -171,7 +172,7 @@ def one_line(error: BaseException) -> str:
 def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
     artifact = load_artifact(job.store)
     assert artifact is not None
-    recorder.actor.stage_cached.remote(job.name, artifact)
+    recorder.emit(events.StageCached(job.name, artifact))
     return artifact
 
 
@@ -231,7 +232,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
         failed = [parent.name for parent in entry.stage.parents() if parent.name in outcome.failures]
         if failed:
             outcome.failures[name] = f"not run: {', '.join(failed)} failed"
-            ray.get(actor.stage_skipped.remote(name, outcome.failures[name]))
+            ray.get(actor.emit.remote(events.StageSkipped(name, outcome.failures[name])))
         else:
             outcome.failures[name] = one_line(error)
             outcome.tracebacks[name] = "".join(traceback.format_exception(error))

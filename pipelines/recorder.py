@@ -6,17 +6,18 @@ It keeps the state that the live table shows, the curves that the report draws, 
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from components.storage.artifact import Artifact
+from components import events
 from components.storage.store import Store, StoreError
 
 if TYPE_CHECKING:
-    from components.tracking.tracker import Point, Tracker
+    from components.tracking.tracker import Tracker
 
 EXPERIMENT = "image-cascade"
 CURVE_SECONDS = 20.0  # between two saves while a stage trains
@@ -68,10 +69,10 @@ class Curve:
     def add(self, step: int, values: dict[str, float], *, time_ms: int) -> None:
         self.points.setdefault(step, {}).update(values | {TIME: time_ms})
 
-    def known(self) -> "list[Point]":
+    def known(self) -> list[events.Point]:
         """All points, as a tracker takes them: one that arrives twice has the time that it had, so it is one point."""
         return [
-            (name, step, value, int(values.get(TIME, now())))
+            (name, step, value, int(values.get(TIME, events.now_ms())))
             for step, values in self.points.items()
             for name, value in values.items()
             if name != TIME
@@ -94,85 +95,72 @@ class RunRecorder:
         self.curves: dict[str, Curve] = {}
         self.warnings: list[str] = []
 
-    def start(self, *, recipe_yaml: str, parameters: dict[str, Any], tags: dict[str, str]) -> None:
+    def emit(self, event: events.Event) -> None:
+        """Bring table and curves up to date; MLflow gets the event, or what its handler returns in its place."""
+        handle = HANDLERS.get(type(event))
+        instead = handle(self, event) if handle else None
         if self.tracker is not None:
-            self.tracker.start_run(self.run, recipe_yaml=recipe_yaml, parameters=parameters, tags=tags)
+            self.tracker.emit(instead or event)
 
-    def expect(self, name: str, key: str) -> None:
-        self.stages[name] = StageStatus(name=name, key=key)
+    def _planned(self, event: events.StagePlanned) -> None:
+        self.stages[event.stage] = StageStatus(name=event.stage, key=event.key)
 
-    def stage_cached(self, name: str, artifact: Artifact) -> None:
-        self.stages[name].state = "cached"
-        if self.tracker is None:
-            return
-        curve = Curve(self.root.join("stages", name, artifact.key))
-        if artifact.provenance.get("run") == self.run:  # by a driver that may be gone, with what it had not sent
-            curve.load()
-        self.tracker.stage_cached(name, artifact=artifact, points=curve.known())
+    def _queued(self, event: events.StageQueued) -> None:
+        self._set(event.stage, state="queued", note=event.note)
 
-    def stage_queued(self, name: str, note: str) -> None:
-        status = self.stages[name]
-        status.state, status.note = "queued", note
+    def _skipped(self, event: events.StageSkipped) -> None:
+        self._set(event.stage, state="skipped", note=event.note)
 
-    def stage_started(self, name: str, *, config: dict[str, Any], inputs: dict[str, Artifact]) -> None:
-        status = self.stages[name]
-        status.state, status.note, status.started = "running", "starting", time.time()
-        self.curves[name] = Curve(self.root.join("stages", name, status.key))
-        self.curves[name].load()
-        if self.tracker is not None:
-            points = self.curves[name].known()
-            self.tracker.start_stage(name, status.key, config=config, inputs=inputs, points=points)
+    def _started(self, event: events.StageStarted) -> events.Event:
+        self._set(event.stage, state="running", note="starting", started=time.time())
+        curve = self.curves[event.stage] = Curve(self.root.join("stages", event.stage, event.key))
+        curve.load()
+        return event._replace(points=curve.known())
 
-    def stage_finished(self, name: str, artifact: Artifact | None, error: str = "") -> None:
-        status = self.stages[name]
-        status.state, status.note = ("failed", error) if artifact is None else ("done", "")
-        status.finished = time.time()
-        self._save_curve(name)
-        if self.tracker is not None:
-            status_name = "FAILED" if artifact is None else "FINISHED"
-            self.tracker.end_stage(name, status=status_name, artifact=artifact, error=error)
+    def _cached(self, event: events.StageCached) -> events.Event | None:
+        self._set(event.stage, state="cached")
+        if self.tracker is None or event.artifact.provenance.get("run") != self.run:
+            return None
+        curve = Curve(self.root.join("stages", event.stage, event.artifact.key))
+        curve.load()  # points of a driver that may be gone, with what it had not sent
+        return event._replace(points=curve.known())
 
-    def stage_skipped(self, name: str, note: str) -> None:
-        self.stages[name].state, self.stages[name].note = "skipped", note
+    def _ended(self, event: events.StageEnded) -> None:
+        state = "done" if event.status == "FINISHED" else "failed"
+        self._set(event.stage, state=state, note=event.error, finished=time.time())
+        self._save_curve(event.stage)
 
-    def progress(self, stage: str, **values: Any) -> None:
-        status = self.stages[stage]
-        status.note = ""
+    def _progress(self, event: events.Progress) -> None:
+        given = {name: value for name, value in event._asdict().items() if name != "stage" and value is not None}
+        self._set(event.stage, note="", **given)
+        if event.unit == "step" and event.step == event.total:  # before the stage commits, and may be cached
+            self._save_curve(event.stage)
+
+    def _metrics(self, event: events.Metrics) -> events.Event:
+        """The curve has the very points that MLflow gets: sent again, they are none that are new."""
+        time_ms = events.now_ms()
+        kept = {name: value for name, value in event.values.items() if not name.startswith("system/")}
+        if event.stage in self.curves and kept:
+            self.curves[event.stage].add(event.step, kept, time_ms=time_ms)
+            if time.monotonic() - self.curves[event.stage].saved > CURVE_SECONDS:
+                self._save_curve(event.stage)
+        return event._replace(time_ms=time_ms)
+
+    def _warned(self, event: events.Warning) -> events.Event:
+        """MLflow gets all of the stage's warnings as one text."""
+        self.warnings.append(f"{event.stage}: {event.line}")
+        self.stages[event.stage].warnings += (event.line,)
+        said = [line for line in self.warnings if line.startswith(f"{event.stage}: ")]
+        return events.Text(event.stage, "warnings.txt", "\n".join(said))
+
+    def _set(self, stage: str, **values: Any) -> None:
         for name, value in values.items():
-            if value is not None:
-                setattr(status, name, value)
-        if status.unit == "step" and status.step == status.total:  # before the stage commits, and may be cached
-            self._save_curve(stage)
-
-    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
-        time_ms = now()
-        if stage in self.curves and not all(name.startswith("system/") for name in values):
-            kept = {name: value for name, value in values.items() if not name.startswith("system/")}
-            self.curves[stage].add(step, kept, time_ms=time_ms)
-            if time.monotonic() - self.curves[stage].saved > CURVE_SECONDS:
-                self._save_curve(stage)
-        if self.tracker is not None:
-            self.tracker.log_metrics(stage, step, values, time_ms=time_ms)
-
-    def image(self, stage: str, step: int, name: str, png: bytes) -> None:
-        if self.tracker is not None:
-            self.tracker.log_image(stage, step, name, png)
-
-    def text(self, stage: str, name: str, content: str) -> None:
-        """A text file of a stage, or of the run itself if `stage` is empty."""
-        if self.tracker is not None:
-            self.tracker.log_text(stage, name, content)
-
-    def warning(self, stage: str, line: str) -> None:
-        """What the user is to know though the run goes on: shown now, printed at the end, kept as a text."""
-        self.warnings.append(f"{stage}: {line}")
-        self.stages[stage].warnings += (line,)
-        self.text(stage, "warnings.txt", "\n".join(w for w in self.warnings if w.startswith(f"{stage}: ")))
+            setattr(self.stages[stage], name, value)
 
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> list[str]:
+    def close(self, status: events.Status) -> list[str]:
         """End the run; returns warnings for the user (MLflow away: what will be sent later).
 
         If it is FINISHED, MLflow's aliases move to this run's models.
@@ -181,7 +169,7 @@ class RunRecorder:
             self._save_curve(name)
         if self.tracker is None:
             return self.warnings
-        return self.warnings + self.tracker.end_run(status)
+        return self.warnings + self.tracker.close(status)
 
     def _save_curve(self, name: str) -> None:
         """A storage that takes nothing more fails the stages; here it only costs the next report its curves."""
@@ -201,32 +189,25 @@ def new_tracker(tracking: str, spool: str) -> "Tracker":
     return Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool))
 
 
-def now() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 @dataclass(frozen=True)
 class ActorRecorder:
     """The recorder as stages see it: sends and forgets, so that no stage ever waits for tracking."""
 
     actor: Any
 
-    def progress(self, stage: str, **values: Any) -> None:
-        self._send("progress", stage, **values)
-
-    def metrics(self, stage: str, step: int, values: dict[str, float]) -> None:
-        self._send("metrics", stage, step, values)
-
-    def image(self, stage: str, step: int, name: str, png: bytes) -> None:
-        self._send("image", stage, step, name, png)
-
-    def text(self, stage: str, name: str, content: str) -> None:
-        self._send("text", stage, name, content)
-
-    def warning(self, stage: str, line: str) -> None:
-        self._send("warning", stage, line)
-
-    def _send(self, method: str, *arguments: Any, **named: Any) -> None:
+    def emit(self, event: events.Event) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
-            getattr(self.actor, method).remote(*arguments, **named)
+            self.actor.emit.remote(event)
+
+
+HANDLERS: dict[type, Callable[[RunRecorder, Any], events.Event | None]] = {  # of what table and curves show
+    events.StagePlanned: RunRecorder._planned,
+    events.StageQueued: RunRecorder._queued,
+    events.StageStarted: RunRecorder._started,
+    events.StageCached: RunRecorder._cached,
+    events.StageEnded: RunRecorder._ended,
+    events.StageSkipped: RunRecorder._skipped,
+    events.Progress: RunRecorder._progress,
+    events.Metrics: RunRecorder._metrics,
+    events.Warning: RunRecorder._warned,
+}

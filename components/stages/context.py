@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from components.execution import Recorder, Resources
+from components import events
+from components.execution import Resources
 from components.pool import HandoverError, Pool
 from components.storage.artifact import (
     Artifact,
@@ -28,7 +29,7 @@ class StageContext:
     key: str
     store: Store  # the stage's folder, {root}/stages/{stage}/{key}
     resources: Resources
-    recorder: Recorder
+    recorder: events.Recorder
     inputs: dict[str, str] = field(default_factory=dict)  # name -> key, for the manifest
     provenance: dict[str, Any] = field(default_factory=dict)
     scratch_folder: Path | None = None  # on this node, for as long as the stage runs; None: the temporary folder
@@ -56,7 +57,7 @@ class StageContext:
 
     def report_images(self, done: int, total: int) -> None:
         """Progress of a stage that works image by image."""
-        self.recorder.progress(self.stage, step=done, total=total, unit="image")
+        self.recorder.emit(events.Progress(self.stage, done, total, "image"))
 
     def commit(
         self,
@@ -112,11 +113,11 @@ class StageContext:
         for number, (title, svg) in enumerate(plots.items()):
             named[title] = f"plot-{number}.svg"
             (folder / named[title]).write_text(svg)
-            self.recorder.text(self.stage, named[title], svg)
+            self.recorder.emit(events.Text(self.stage, named[title], svg))
         for name, png in (images or {}).items():
             (folder / f"{name}.png").write_bytes(png)
-            self.recorder.image(self.stage, 0, name, png)
-        self.recorder.metrics(self.stage, 0, summary)
+            self.recorder.emit(events.Image(self.stage, 0, name, png))
+        self.recorder.emit(events.Metrics(self.stage, 0, summary))
         about = {"plots": named, "tables": tables, "summary": summary, "headline": headline}
         return self.commit("report", folder=folder, metadata=about)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from components import events
 from components.data.shards import load_index
 from components.data.subset import random_part
 from components.evaluation.codebook import Kept, ReconstructionMeasurer, codebook_use, draw_kept, joined
@@ -57,7 +58,7 @@ def evaluate(
             kept = keep(config, context, pool, tokenizer, held_out)
             png = pool.call(partial(draw_kept, tokenizer, held_out))
             (folder / f"{ORIGINALS}.png").write_bytes(png)
-            context.recorder.image(context.stage, 0, ORIGINALS, png)
+            context.recorder.emit(events.Image(context.stage, 0, ORIGINALS, png))
             if kept.histogram is not None:
                 metadata["held_out_codebook"] = codebook_use(kept.histogram, kept.count).model_dump()
         if config.feature_network != "none":
@@ -65,7 +66,7 @@ def evaluate(
             (folder / "reference.npz").write_bytes(pack_gaussian(reference))
             metadata["summary"] = {row.metric(config.feature_network): row.distance for row in rows}
             metadata["distances"] = [row.model_dump() for row in rows]
-            context.recorder.metrics(context.stage, 0, metadata["summary"])
+            context.recorder.emit(events.Metrics(context.stage, 0, metadata["summary"]))
     return context.commit("report", folder=folder, metadata=metadata)
 
 

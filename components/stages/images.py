@@ -38,11 +38,8 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     name, path = detect_source(config.source)
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
 
-    def report(done: int, total: int) -> None:
-        context.recorder.progress(context.stage, step=done, total=total, unit="image")
-
     core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
-    index = ingest(name, path, out=context.files_store, config=settings, num_cpus=core, progress=report)
+    index = ingest(name, path, out=context.files_store, config=settings, num_cpus=core, progress=context.report_images)
     own = [shard for shard in index.shards if "/" not in shard.url]
     entries = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in own]
     metadata = {

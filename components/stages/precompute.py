@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from components import events
 from components.configuration import Config
 from components.data.encoded_set import commit_set, encode_set
 from components.data.shards import BPE, INDEX, load_index, read_bpe
@@ -61,7 +62,7 @@ def precompute(
     sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
     load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
     for done in encode_set(index, load, files=files, resources=context.resources, **sizes):
-        context.recorder.progress(context.stage, step=done, total=len(index.shards), unit="shard")
+        context.recorder.emit(events.Progress(context.stage, done, len(index.shards), "shard"))
     files.write(BPE, read_bpe(index).encode())
     encoded = commit_set(index, files, kept_resolution=config.kept, made_by=makers)
     tars = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in encoded.shards]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from components import events
 from components.data.held_out import SplitArrays, read_split
 from components.data.images import encode_png
 from components.data.shards import ShardIndex, load_index
@@ -44,7 +45,7 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
             context.report_images(done := done + len(job.requests), total)
         for name, png in pool.call(partial(draw_samples, plan.shown, files, index.classes)).items():
             (folder / f"{name}.png").write_bytes(png)
-            context.recorder.image(context.stage, 0, name, png)
+            context.recorder.emit(events.Image(context.stage, 0, name, png))
     metadata = {"measured": {name: [file_name(job.name) for job in group] for name, group in measured.items()}}
     paths = [f"files/{file_name(job.name)}" for job in jobs]
     return context.commit("samples", folder=folder, paths=paths, metadata=metadata)

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from components import events
 from components.configuration import Config
 from components.data.encoding import encode_shards, token_names
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
@@ -35,11 +36,11 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
     check_member(index, config.member)
     names = token_names(index)
     for done in encode_shards(index, tokenizer, files=files, resources=context.resources, member=config.member):
-        context.recorder.progress(context.stage, step=done, total=len(names), unit="shard")
+        context.recorder.emit(events.Progress(context.stage, done, len(names), "shard"))
     files.write(BPE, read_bpe(index).encode())
     with context.pool() as pool:
         summary = pool.call(partial(use_of_codes, files, names, codebook_size=network.codebook_size))
-    context.recorder.metrics(context.stage, len(names), summary)
+    context.recorder.emit(events.Metrics(context.stage, len(names), summary))
     metadata = {
         "names": names,
         "member": config.member,

@@ -1,9 +1,9 @@
-"""The journal's events, one function each, as calls of MLflow. Delivering an event twice changes nothing."""
+"""The journal's lines as calls of MLflow, one handler for each event. Delivering a line twice changes nothing."""
 
 import json
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_IMAGES, ML
 
 from components.storage.artifact import Artifact
 from components.tracking import registry
-from components.tracking.journal import Event, Journal
+from components.tracking.journal import Journal, Line
 from components.tracking.lineage import record_inputs, record_output
+from components.tracking.lines import as_artifact
 from components.tracking.missing import what_is_missing
 from components.tracking.runs import (
     CACHED,
@@ -53,58 +54,59 @@ class Delivery:
         self.runs: dict[tuple[str, str], TrackedRun] = {}
         self.warnings: list[str] = []  # for the user
 
-    def deliver(self, event: Event, journal: Journal) -> None:
-        """Send one event of `journal`."""
-        getattr(self, f"_{event['event']}")(event, journal)
+    def deliver(self, line: Line, journal: Journal) -> None:
+        """Send one line of `journal`. Raises LookupError for an event that this version does not know."""
+        blob = {"file": journal.blob(line["blob"])} if "blob" in line else {}
+        HANDLERS[line["event"]](self, line | blob)
 
-    def _start_run(self, event: Event, journal: Journal) -> None:
-        git_commit = event["tags"].get("git_commit", "")
-        tags = {f"cascade.{name}": value for name, value in event["tags"].items()}
-        tags |= {RUN: event["run"], KEY: WORKFLOW, MLFLOW_GIT_COMMIT: git_commit, MLFLOW_SOURCE_NAME: "cascade"}
-        tracked = take_up(self.client, self.experiment_id, name=event["run"], started=event["time"], tags=tags)
-        self.runs[event["run"], ""] = tracked
-        self._log_params(tracked, event["parameters"])
-        self.client.log_text(tracked.run_id, event["recipe_yaml"], "recipe.yaml")
+    def _start_run(self, line: Line) -> None:
+        git_commit = line["tags"].get("git_commit", "")
+        tags = {f"cascade.{name}": value for name, value in line["tags"].items()}
+        tags |= {RUN: line["run"], KEY: WORKFLOW, MLFLOW_GIT_COMMIT: git_commit, MLFLOW_SOURCE_NAME: "cascade"}
+        tracked = take_up(self.client, self.experiment_id, name=line["run"], started=line["time"], tags=tags)
+        self.runs[line["run"], ""] = tracked
+        self._log_params(tracked, line["parameters"])
+        self.client.log_text(tracked.run_id, line["recipe_yaml"], "recipe.yaml")
 
-    def _start_stage(self, event: Event, journal: Journal) -> None:
-        tracked = self._take_up_stage(event, {CACHED: "false"})
-        self._log_params(tracked, event["config"])
-        self._send(tracked, event.get("points", []))
-        inputs = [as_artifact(document) for document in event["inputs"]]
+    def _start_stage(self, line: Line) -> None:
+        tracked = self._take_up_stage(line, {CACHED: "false"})
+        self._log_params(tracked, line["config"])
+        self._send(tracked, line.get("points", []))
+        inputs = [as_artifact(document) for document in line["inputs"]]
         self._record_inputs(tracked.run_id, inputs)
 
-    def _stage_cached(self, event: Event, journal: Journal) -> None:
-        run, artifact = event["run"], as_artifact(event["artifact"])
-        existing = find_run(self.client, self.experiment_id, run=run, key=event["key"])
+    def _stage_cached(self, line: Line) -> None:
+        run, artifact = line["run"], as_artifact(line["artifact"])
+        existing = find_run(self.client, self.experiment_id, run=run, key=line["key"])
         made_here = artifact.provenance.get("run") == run  # though MLflow may have been away, and the journal is lost
         if existing is not None:  # it stays the run that made it
-            tracked = self.runs[run, event["key"]] = as_tracked(self.client, existing)
+            tracked = self.runs[run, line["key"]] = as_tracked(self.client, existing)
         elif made_here:
-            tracked = self._take_up_stage(event, {CACHED: "false"})
+            tracked = self._take_up_stage(line, {CACHED: "false"})
             self._log_params(tracked, artifact.provenance["config"])
         else:
-            tracked = self._show_cached(event, artifact)
+            tracked = self._show_cached(line, artifact)
         if made_here:
-            self._send(tracked, event.get("points", []))
-            self._say_what_is_missing(event, tracked, artifact)
-        self._register(tracked.run_id, event, artifact)
-        self.client.set_terminated(tracked.run_id, "FINISHED", end_time=_end_of(existing) or event["time"])
+            self._send(tracked, line.get("points", []))
+            self._say_what_is_missing(line, tracked, artifact)
+        self._register(tracked.run_id, line, artifact)
+        self.client.set_terminated(tracked.run_id, "FINISHED", end_time=_end_of(existing) or line["time"])
 
-    def _show_cached(self, event: Event, artifact: Artifact) -> TrackedRun:
-        maker = find_maker(self.client, self.experiment_id, key=event["key"])
-        tracked = self._take_up_stage(event, {CACHED: "true"} | ({MADE_BY: maker.info.run_id} if maker else {}))
-        self.client.set_tag(tracked.run_id, MLFLOW_RUN_NOTE, self._cached_note(event, maker, artifact))
+    def _show_cached(self, line: Line, artifact: Artifact) -> TrackedRun:
+        maker = find_maker(self.client, self.experiment_id, key=line["key"])
+        tracked = self._take_up_stage(line, {CACHED: "true"} | ({MADE_BY: maker.info.run_id} if maker else {}))
+        self.client.set_tag(tracked.run_id, MLFLOW_RUN_NOTE, self._cached_note(line, maker, artifact))
         return tracked
 
-    def _cached_note(self, event: Event, maker: Any, artifact: Artifact) -> str:
+    def _cached_note(self, line: Line, maker: Any, artifact: Artifact) -> str:
         made_by = "by a run that this MLflow does not know"
         if maker is not None:
             link = f"#/experiments/{self.experiment_id}/runs/{maker.info.run_id}"
             made_by = f"by [{maker.data.tags.get(RUN, maker.info.run_id)}]({link})"
-        return f"Cached: `{event['stage']}` with this key was made {made_by}.\n\nArtifact: `{artifact.root}`"
+        return f"Cached: `{line['stage']}` with this key was made {made_by}.\n\nArtifact: `{artifact.root}`"
 
-    def _metrics(self, event: Event, journal: Journal) -> None:
-        self._send(self._tracked(event), event["points"])
+    def _metrics(self, line: Line) -> None:
+        self._send(self._tracked(line), line["points"])
 
     def _send(self, tracked: TrackedRun, named: list[list[Any]]) -> None:
         """Those of the points [name, step, value, time] that MLflow lacks."""
@@ -125,52 +127,52 @@ class Delivery:
         """System metrics are drawn by the seconds since their run began."""
         return max(0, (time - tracked.started) // 1000) if name.startswith(PREFIX) else step
 
-    def _image(self, event: Event, journal: Journal) -> None:
-        tracked, place = self._tracked(event), (event["name"], event["step"])
+    def _image(self, line: Line) -> None:
+        tracked, place = self._tracked(line), (line["name"], line["step"])
         if place in tracked.images:
             return
-        token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, event["time"]]))
-        name = image_name(*place, time_ms=event["time"], token=str(token))
-        with tempfile.TemporaryDirectory() as folder, PIL.Image.open(journal.blob(event["blob"])) as image:
+        token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, line["time"]]))
+        name = image_name(*place, time_ms=line["time"], token=str(token))
+        with tempfile.TemporaryDirectory() as folder, PIL.Image.open(line["file"]) as image:
             image.save(Path(folder) / f"{name}.png")
             compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
             self.client.log_artifacts(tracked.run_id, folder, "images")
         self.client.set_tag(tracked.run_id, MLFLOW_LOGGED_IMAGES, True)
         tracked.images.add(place)
 
-    def _text(self, event: Event, journal: Journal) -> None:
-        self.client.log_text(self._tracked(event).run_id, journal.blob(event["blob"]).read_text(), event["name"])
+    def _text(self, line: Line) -> None:
+        self.client.log_text(self._tracked(line).run_id, line["file"].read_text(), line["name"])
 
-    def _end_stage(self, event: Event, journal: Journal) -> None:
-        tracked = self._tracked(event)
-        if event["error"]:
-            self.client.set_tag(tracked.run_id, "cascade.error", event["error"][:MAX_TAG_LENGTH])
-        if event["artifact"] is not None:
-            artifact = as_artifact(event["artifact"])
+    def _end_stage(self, line: Line) -> None:
+        tracked = self._tracked(line)
+        if line["error"]:
+            self.client.set_tag(tracked.run_id, "cascade.error", line["error"][:MAX_TAG_LENGTH])
+        if line["artifact"] is not None:
+            artifact = as_artifact(line["artifact"])
             self.client.set_tag(tracked.run_id, "cascade.artifact", artifact.root)
-            self._say_what_is_missing(event, tracked, artifact)
-            self._register(tracked.run_id, event, artifact)
-        self.client.set_terminated(tracked.run_id, event["status"], end_time=event["time"])
+            self._say_what_is_missing(line, tracked, artifact)
+            self._register(tracked.run_id, line, artifact)
+        self.client.set_terminated(tracked.run_id, line["status"], end_time=line["time"])
 
-    def _say_what_is_missing(self, event: Event, tracked: TrackedRun, artifact: Artifact) -> None:
+    def _say_what_is_missing(self, line: Line, tracked: TrackedRun, artifact: Artifact) -> None:
         if missing := what_is_missing(artifact, tracked):
             why = "they were in the journal of a driver that is gone, or has yet to send them"
-            self.warnings.append(f"{event['stage']}: MLflow lacks {missing}: {why}")
+            self.warnings.append(f"{line['stage']}: MLflow lacks {missing}: {why}")
 
-    def _end_run(self, event: Event, journal: Journal) -> None:
-        run_id = self._tracked(event).run_id
-        if event["status"] == "FINISHED":
+    def _end_run(self, line: Line) -> None:
+        run_id = self._tracked(line).run_id
+        if line["status"] == "FINISHED":
             tags = self.client.get_run(run_id).data.tags
             for tag in sorted(tag for tag in tags if tag.startswith(MODEL_TAG)):
                 registry.promote(self.client, tag.removeprefix(MODEL_TAG), tags[tag])
-        self.client.set_terminated(run_id, event["status"], end_time=event["time"])
+        self.client.set_terminated(run_id, line["status"], end_time=line["time"])
 
-    def _register(self, run_id: str, event: Event, artifact: Artifact) -> None:
+    def _register(self, run_id: str, line: Line, artifact: Artifact) -> None:
         """Register a model artifact and remember its version in the parent run, for when that ends well."""
         if artifact.kind != "model":
             return
-        parent = self._tracked(event | {"key": ""}).run_id
-        models = event.get("models") or event["recipe"]  # a journal of before has the recipe's name alone
+        parent = self._tracked(line | {"key": ""}).run_id
+        models = line.get("models") or line["recipe"]  # a journal of before has the recipe's name alone
         registered = registry.register_artifact(
             self.client, artifact, models=models, experiment_id=self.experiment_id, run_id=run_id
         )
@@ -183,25 +185,25 @@ class Delivery:
         models = [registry.find_logged_model(self.client, self.experiment_id, key=key) for key in keys]
         record_inputs(self.client, run_id, data=data, model_ids=[model.model_id for model in models if model])
 
-    def _take_up_stage(self, event: Event, tags: dict[str, str]) -> TrackedRun:
-        parent = self._tracked(event | {"key": ""})
+    def _take_up_stage(self, line: Line, tags: dict[str, str]) -> TrackedRun:
+        parent = self._tracked(line | {"key": ""})
         tracked = take_up(
             self.client,
             self.experiment_id,
-            name=event["stage"],
-            started=event["time"],
-            tags={RUN: event["run"], STAGE: event["stage"], KEY: event["key"], **tags},
+            name=line["stage"],
+            started=line["time"],
+            tags={RUN: line["run"], STAGE: line["stage"], KEY: line["key"], **tags},
             parent=parent.run_id,
         )
-        self.runs[event["run"], event["key"]] = tracked
+        self.runs[line["run"], line["key"]] = tracked
         return tracked
 
-    def _tracked(self, event: Event) -> TrackedRun:
-        place = (event["run"], event["key"])
+    def _tracked(self, line: Line) -> TrackedRun:
+        place = (line["run"], line["key"])
         if place not in self.runs:  # begun by another process
-            run = find_run(self.client, self.experiment_id, run=event["run"], key=event["key"])
+            run = find_run(self.client, self.experiment_id, run=line["run"], key=line["key"])
             if run is None:
-                raise LookupError(f"MLflow has no run {event['run']} {event['key']}; was it deleted?")
+                raise LookupError(f"MLflow has no run {line['run']} {line['key']}; was it deleted?")
             self.runs[place] = as_tracked(self.client, run)
         return self.runs[place]
 
@@ -211,23 +213,6 @@ class Delivery:
         new = [Param(name, value) for name, value in flatten(parameters).items() if name not in known]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(tracked.run_id, params=new[start : start + MAX_PARAMS])
-
-
-def coalesce(events: Iterable[Event]) -> list[Event]:
-    """Join the metrics of each run that no other event of that run stands between, in the order of the rest."""
-    joined: list[Event] = []
-    open_: dict[tuple[str, str], Event] = {}
-    for event in events:
-        place = (event["run"], event["key"])
-        if event["event"] != "metrics":
-            open_.pop(place, None)
-            joined.append(event)
-        elif place in open_:
-            open_[place]["points"].extend(event["points"])
-        else:
-            open_[place] = event | {"points": list(event["points"])}
-            joined.append(open_[place])
-    return joined
 
 
 def flatten(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -242,14 +227,17 @@ def flatten(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def as_document(artifact: Artifact) -> dict[str, Any]:
-    """An artifact as JSON, with the address that its manifest leaves out."""
-    return {"root": artifact.root, "manifest": artifact.model_dump(mode="json")}
-
-
-def as_artifact(document: dict[str, Any]) -> Artifact:
-    return Artifact(**document["manifest"], root=document["root"])
-
-
 def _end_of(run: Any) -> int | None:
     return None if run is None or run.info.status != "FINISHED" else run.info.end_time
+
+
+HANDLERS: dict[str, Callable[[Delivery, Line], None]] = {
+    "start_run": Delivery._start_run,
+    "end_run": Delivery._end_run,
+    "start_stage": Delivery._start_stage,
+    "stage_cached": Delivery._stage_cached,
+    "end_stage": Delivery._end_stage,
+    "metrics": Delivery._metrics,
+    "image": Delivery._image,
+    "text": Delivery._text,
+}

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 HEADER, LOCK = "journal.json", "lock"
-Event = dict[str, Any]  # "event" names it, "time" is in milliseconds since 1970
+Line = dict[str, Any]  # "event" names it, "time" is in milliseconds since 1970; `lines.py` says what else it holds
 
 
 class Journal:
@@ -32,13 +32,13 @@ class Journal:
         self._lock = lock
         self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
 
-    def append(self, event: Event) -> None:
+    def append(self, line: Line) -> None:
         """Write one event. Once this returns, the event outlives the process."""
         # A killed process leaves at most its last line unfinished.
-        self._events.write(json.dumps(event).encode() + b"\n")
+        self._events.write(json.dumps(line).encode() + b"\n")
         self._events.flush()
 
-    def write_blob(self, data: bytes, *, suffix: str) -> str:
+    def write_blob(self, data: bytes, suffix: str) -> str:
         """Keep a file next to the journal. Returns its name for `blob`."""
         name = f"{uuid.uuid4().hex}{suffix}"
         self.blob(name).parent.mkdir(exist_ok=True)
@@ -48,19 +48,19 @@ class Journal:
     def blob(self, name: str) -> Path:
         return self.folder / "blobs" / name
 
-    def events(self) -> list[Event]:
+    def lines(self) -> list[Line]:
         """All events, sent or not."""
-        return [event for event, _ in self._read(0)]
+        return [line for line, _ in self._read(0)]
 
-    def unshipped(self, *, limit: int) -> tuple[list[Event], int]:
+    def unshipped(self, *, limit: int) -> tuple[list[Line], int]:
         """The next events to send, at most `limit`, and the position to `mark` when they have arrived."""
-        events, position = [], self._shipped()
-        for event, end in self._read(position):
-            events.append(event)
+        lines, position = [], self._shipped()
+        for line, end in self._read(position):
+            lines.append(line)
             position = end
-            if len(events) == limit:
+            if len(lines) == limit:
                 break
-        return events, position
+        return lines, position
 
     def mark(self, position: int) -> None:
         """Remember that everything before `position` has arrived."""
@@ -68,10 +68,10 @@ class Journal:
         temporary.write_text(str(position))
         os.replace(temporary, self.folder / "shipped")
 
-    def set_aside(self, event: Event, reason: str) -> None:
+    def set_aside(self, line: Line, reason: str) -> None:
         """Keep an event that MLflow refused for good, with its reason, and go on without it."""
         with open(self.folder / "rejected.jsonl", "a") as file:
-            file.write(json.dumps({"reason": reason, "event": event}) + "\n")
+            file.write(json.dumps({"reason": reason, "event": line}) + "\n")
 
     def close(self) -> None:
         """Let go of the journal; remove it from disk if everything in it has arrived."""
@@ -95,7 +95,7 @@ class Journal:
         path = self.folder / "shipped"
         return int(path.read_text()) if path.exists() else 0
 
-    def _read(self, position: int) -> Iterator[tuple[Event, int]]:
+    def _read(self, position: int) -> Iterator[tuple[Line, int]]:
         with open(self.folder / "events.jsonl", "rb") as file:
             file.seek(position)
             for line in file:

@@ -14,7 +14,8 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import ActorDiedError
 
-from components.execution import Recorder, Resources
+from components import events
+from components.execution import Resources
 from components.pool import portable
 from components.ray_internals import (
     ElasticScalingPolicy,
@@ -47,7 +48,7 @@ def train(
     folder: Store,
     stream: Stream,
     held_out: Callable[[], Arrays],
-    recorder: Recorder,
+    recorder: events.Recorder,
     resources: Resources,
     store: Store,
     model: ModelDescription,
@@ -96,7 +97,7 @@ def fall_back(job: Job, name: str, why: str) -> None:
     place = f"the checkpoint of step {before.step}" if before else "the start: there is no other checkpoint"
     line = f"a checkpoint is damaged ({why}); going on from {place}"
     logger.warning("%s: %s", job.stage, line)
-    job.recorder.warning(job.stage, line)
+    job.recorder.emit(events.Warning(job.stage, line))
 
 
 def run_trainer(job: Job, *, key: str, folder: Store) -> bool:
@@ -140,7 +141,7 @@ def run_trainer(job: Job, *, key: str, folder: Store) -> bool:
     if "preempted" in ended:
         line = f"a node is being taken away: saved at step {ended['preempted']}, going on elsewhere"
         logger.warning("%s: %s", job.stage, line)
-        job.recorder.warning(job.stage, line)
+        job.recorder.emit(events.Warning(job.stage, line))
     return bool(ended)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components import events
 from components.storage.store import Store
 from components.training.checkpoint import generator_states, restore_generators
 from components.training.config import TrainingConfig
@@ -171,9 +172,11 @@ def tell(found: int, share: int, reporter: Reporter) -> None:
     """Say what was found; a line for the user where a step is taken in parts."""
     line = f"memory for {min(found, share)} of a worker's {share} samples at a time"
     logger.info("%s: %s", reporter.stage, line)
-    reporter.recorder.metrics(reporter.stage, reporter.start_step, {"max_batch_per_device": float(found)})
+    values = {"max_batch_per_device": float(found)}
+    reporter.recorder.emit(events.Metrics(reporter.stage, reporter.start_step, values))
     if found < share:
-        reporter.recorder.warning(reporter.stage, f"{line}: each step takes them in {-(-share // found)} parts")
+        line += f": each step takes them in {-(-share // found)} parts"
+        reporter.recorder.emit(events.Warning(reporter.stage, line))
 
 
 def out_of_memory(error: RuntimeError, task: Task, config: TrainingConfig, worker: Worker) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from components.execution import Recorder
+from components import events
 from components.training.config import TrainingConfig
 from components.training.loop import Arrays, Batch, Metrics, Task
 from components.training.optim import learning_rate
@@ -17,7 +17,7 @@ class Reporter:
     """Rank 0 reports; the other ranks take part where numbers are averaged."""
 
     def __init__(
-        self, config: TrainingConfig, *, stage: str, worker: Worker, recorder: Recorder, start_step: int
+        self, config: TrainingConfig, *, stage: str, worker: Worker, recorder: events.Recorder, start_step: int
     ) -> None:
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
         self.start_step = start_step
@@ -41,14 +41,15 @@ class Reporter:
         if step % self.config.log_every == 0 or last:
             values = average_metrics(metrics, self.worker)
             if self.worker.rank == 0:
-                self.recorder.metrics(self.stage, step, values | self.speed(step) | system_metrics())
+                values |= self.speed(step) | system_metrics()
+                self.recorder.emit(events.Metrics(self.stage, step, values))
         if self.worker.rank == 0 and (last or time.monotonic() - self.progress_at >= PROGRESS_INTERVAL):
             self.progress(step, float(metrics["loss"]))
 
     def progress(self, step: int, loss: float) -> None:
         now = time.monotonic()
         rate = (step - self.progress_step) / max(now - self.progress_at, 1e-9)
-        self.recorder.progress(self.stage, step=step, total=self.config.total_steps, rate=rate, loss=loss)
+        self.recorder.emit(events.Progress(self.stage, step, self.config.total_steps, rate=rate, loss=loss))
         self.progress_at, self.progress_step = now, step
 
     def speed(self, step: int) -> dict[str, float]:
@@ -67,7 +68,7 @@ class Reporter:
         """Rank 0 shows what the model makes now. Returns the images."""
         images = task.preview(held_out, step)
         for name, png in images.items():
-            self.recorder.image(self.stage, step, name, png)
+            self.recorder.emit(events.Image(self.stage, step, name, png))
         return images
 
     def summary(self, seconds_before: float, step: int) -> dict[str, float]:

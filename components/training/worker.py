@@ -14,7 +14,8 @@ import torch
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
-from components.execution import Recorder, Resources
+from components import events
+from components.execution import Resources
 from components.node import node_threads
 from components.ray_internals import get_train_context
 from components.storage.store import SCRATCH, DamagedFileError, Store
@@ -62,7 +63,7 @@ class Job(NamedTuple):
     run: Store
     stream: Stream
     held_out: Callable[[], Arrays]
-    recorder: Recorder
+    recorder: events.Recorder
     resources: Resources
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
@@ -83,7 +84,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     if worker.rank == 0 and worker.world_size < job.resources.num_workers:
-        job.recorder.warning(job.stage, f"room for {worker.world_size} of {job.resources.num_workers} workers")
+        line = f"room for {worker.world_size} of {job.resources.num_workers} workers"
+        job.recorder.emit(events.Warning(job.stage, line))
     task = job.make_task(worker=worker)
     task.max_batch = job.resources.max_batch_per_device
     restored = restore(task, job.run, worker)
@@ -216,7 +218,7 @@ class Saver:
             return self.reporter.show(task, self.held_out, step)
         except RuntimeError as error:
             line = out_of_memory(error, task, self.job.config, self.reporter.worker)
-            self.job.recorder.warning(self.job.stage, f"no preview at step {step}: {line}")
+            self.job.recorder.emit(events.Warning(self.job.stage, f"no preview at step {step}: {line}"))
             return {}
 
     def finish(self, task: Task) -> None:

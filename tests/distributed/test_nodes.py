@@ -18,7 +18,8 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.data.pool import ShardJob, process_shards
-from components.execution import Resources, SilentRecorder
+from components.events import SilentRecorder
+from components.execution import Resources
 from components.node import node_threads
 from components.pool import Pool
 from components.storage.store import Store

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from components import events
 from components.tracking.environment import environment
 from components.tracking.tracker import Tracker
 from tests.conftest import free_port, wait_for
@@ -50,12 +51,12 @@ def test_a_server_killed_at_any_moment_loses_no_point_and_doubles_none(
     server = start_server(tmp_path, port)
     uri = f"http://127.0.0.1:{port}"
     tracker = Tracker(uri, experiment="killed", spool=tmp_path / "spool", flush_seconds=0.1)
-    tracker.start_run("run", recipe_yaml="", parameters={}, tags={"name": "tiny"})
-    tracker.start_stage("base", "k1", config={}, inputs={})
+    tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
+    tracker.emit(events.StageStarted("base", "k1", {}, {}))
 
     def say() -> None:
         for step in range(POINTS):
-            tracker.log_metrics("base", step, {"loss": float(step)})
+            tracker.emit(events.Metrics("base", step, {"loss": float(step)}))
             time.sleep(0.02)
 
     speaker = threading.Thread(target=say)
@@ -65,8 +66,8 @@ def test_a_server_killed_at_any_moment_loses_no_point_and_doubles_none(
     server.wait()
     server = start_server(tmp_path, port)
     speaker.join()
-    tracker.end_stage("base", status="FINISHED")
-    assert tracker.end_run("FINISHED") == []
+    tracker.emit(events.StageEnded("base", "FINISHED"))
+    assert tracker.close("FINISHED") == []
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("killed").experiment_id
     (run,) = client.search_runs([experiment], "tags.`cascade.stage` = 'base'")

@@ -16,6 +16,7 @@ import pytest
 from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
+from components import events
 from components.storage.artifact import Artifact
 from components.tracking.environment import environment
 from pipelines import recorder
@@ -48,15 +49,15 @@ def start(mlflow_server: str, tmp_path: Path, run: str) -> Callable[..., RunReco
 def start_recorder(place: Path, machine: str, tracking: str, run: str) -> RunRecorder:
     """The recorder of a driver on `machine`, whose disk the spool is on; storage is common."""
     made = RunRecorder(root=str(place / "storage"), run=run, tracking=tracking, spool=str(place / machine))
-    made.start(recipe_yaml="", parameters={}, tags={"name": "tiny", "git_commit": ""})
-    made.expect("base", run)  # the run's name is as good a key as any, and no other run's
+    made.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))
+    made.emit(events.StagePlanned("base", run))  # the run's name is as good a key as any, and no other run's
     return made
 
 
 def log(recorder: RunRecorder, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        recorder.metrics("base", step, {"loss": 1 / step, "rate": 5.0})
-        recorder.progress("base", step=step, total=TOTAL)
+        recorder.emit(events.Metrics("base", step, {"loss": 1 / step, "rate": 5.0}))
+        recorder.emit(events.Progress("base", step, TOTAL))
 
 
 def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int, mlflow: str = "there") -> None:
@@ -66,11 +67,12 @@ def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int
     program = f"""
         import os, signal, time
         from pathlib import Path
+        from components.events import StageStarted
         from pipelines import recorder
         from tests.integration.test_lost_journal import log, start_recorder
         recorder.CURVE_SECONDS = 0.0
         lost = start_recorder(Path("{place}"), "lost", "{address}", "{run}")
-        lost.stage_started("base", config={{}}, inputs={{}})
+        lost.emit(StageStarted("base", "{run}", {{}}, {{}}))
         log(lost, 1, 5)
         time.sleep(4)
         log(lost, 6, {kept})
@@ -109,9 +111,9 @@ def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
     _, acknowledged = history(mlflow_server, run)
     assert steps(acknowledged) == list(range(1, 6)), "the rest was in the journal"
     found = start("new")
-    found.stage_started("base", config={}, inputs={})
+    found.emit(events.StageStarted("base", run, {}, {}))
     log(found, 16, TOTAL)  # from the checkpoint of step 15
-    found.stage_finished("base", artifact(run))
+    found.emit(events.StageEnded("base", "FINISHED", artifact(run)))
     assert found.close("FINISHED") == []
     child, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
@@ -123,9 +125,9 @@ def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
 def test_what_is_in_neither_is_said(start: Callable, mlflow_server: str, run: str, tmp_path: Path):
     lose_a_driver(tmp_path, mlflow_server, run, steps=LOST, kept=12)
     found = start("new")
-    found.stage_started("base", config={}, inputs={})
+    found.emit(events.StageStarted("base", run, {}, {}))
     log(found, 16, TOTAL)
-    found.stage_finished("base", artifact(run))
+    found.emit(events.StageEnded("base", "FINISHED", artifact(run)))
     (warning,) = found.close("FINISHED")
     assert warning.startswith("base: MLflow lacks points of 3 steps from 13 to 15: ")
     _, points = history(mlflow_server, run)
@@ -138,7 +140,7 @@ def test_the_curve_of_a_stage_that_is_cached_since_is_sent_too(
 ):
     lose_a_driver(tmp_path, mlflow_server, run, steps=TOTAL, kept=TOTAL, mlflow=mlflow)
     found = start("new")
-    found.stage_cached("base", artifact(run))
+    found.emit(events.StageCached("base", artifact(run)))
     assert found.close("FINISHED") == []
     child, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
@@ -148,14 +150,14 @@ def test_the_curve_of_a_stage_that_is_cached_since_is_sent_too(
 def test_a_point_that_a_driver_sends_late_is_not_doubled(start: Callable, mlflow_server: str, run: str):
     """Not lost after all: another driver finds the stage finished before the one that trained has sent its last."""
     late = start("late")
-    late.stage_started("base", config={}, inputs={})
+    late.emit(events.StageStarted("base", run, {}, {}))
     log(late, 1, 5)
     time.sleep(4)  # sends every ten seconds from here on
     log(late, 6, TOTAL)
     found = start("new")
-    found.stage_cached("base", artifact(run))
+    found.emit(events.StageCached("base", artifact(run)))
     assert found.close("FINISHED") == []
-    late.stage_finished("base", artifact(run))
+    late.emit(events.StageEnded("base", "FINISHED", artifact(run)))
     assert late.close("FINISHED") == []
     _, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
@@ -166,8 +168,8 @@ def test_the_curve_is_whole_in_storage_before_its_stage_can_be_found_finished(
 ):
     monkeypatch.setattr(recorder, "CURVE_SECONDS", 1e9)
     training = RunRecorder(root=str(tmp_path), run="r", tracking=None)
-    training.expect("base", "k")
-    training.stage_started("base", config={}, inputs={})
+    training.emit(events.StagePlanned("base", "k"))
+    training.emit(events.StageStarted("base", "k", {}, {}))
     log(training, 1, TOTAL)
     curve = json.loads((tmp_path / "stages" / "base" / "k" / "curve.json").read_text())
     assert sorted(map(int, curve)) == list(range(1, TOTAL + 1))

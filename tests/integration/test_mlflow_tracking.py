@@ -20,10 +20,13 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from components import events
 from components.storage.artifact import Artifact, FileEntry
 from components.tracking.environment import environment
+from components.tracking.journal import new_journal
 from components.tracking.tracker import Tracker
 from tests.conftest import free_port
+from tests.unit.test_tracking_lines import OLD
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +44,9 @@ def experiment() -> str:
 def track(mlflow_server: str, experiment: str, tmp_path: Path) -> Callable[..., Tracker]:
     def start(run: str = "first", uri: str = mlflow_server) -> Tracker:
         tracker = Tracker(uri, experiment=experiment, spool=tmp_path / "spool", flush_seconds=0.3)
-        tracker.start_run(
-            run,
-            recipe_yaml="name: tiny\n",
-            parameters={"name": "tiny", "base": {"total_steps": 30, "betas": [0.9, 0.99]}},
-            tags={"name": "tiny", "git_commit": "abc123"},
-        )
+        parameters = {"name": "tiny", "base": {"total_steps": 30, "betas": [0.9, 0.99]}}
+        tags = {"name": "tiny", "git_commit": "abc123"}
+        tracker.emit(events.RunStarted(run, "name: tiny\n", parameters, tags))
         return tracker
 
     return start
@@ -91,15 +91,15 @@ def artifact(stage: str, key: str) -> Artifact:
 def test_a_run_shows_its_parameters_curves_images_data_and_machine(track: Callable, seen: Callable, tmp_path: Path):
     tracker = track()
     images = artifact("images", "k1")
-    tracker.start_stage("base", "k2", config={"total_steps": 30}, inputs={"images": images})
+    tracker.emit(events.StageStarted("base", "k2", {"total_steps": 30}, {"images": images}))
     for step in range(30):
-        tracker.log_metrics("base", step, {"train/loss": 1 / (step + 1), "train/rate": 5.0})
+        tracker.emit(events.Metrics("base", step, {"train/loss": 1 / (step + 1), "train/rate": 5.0}))
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "grid.png")
-    tracker.log_image("base", 30, "samples/grid", (tmp_path / "grid.png").read_bytes())
-    tracker.log_text("base", "notes.md", "all well")
+    tracker.emit(events.Image("base", 30, "samples/grid", (tmp_path / "grid.png").read_bytes()))
+    tracker.emit(events.Text("base", "notes.md", "all well"))
     time.sleep(2)
-    tracker.end_stage("base", status="FINISHED", artifact=artifact("base", "k2"))
-    assert tracker.end_run("FINISHED") == []
+    tracker.emit(events.StageEnded("base", "FINISHED", artifact("base", "k2")))
+    assert tracker.close("FINISHED") == []
 
     said = seen()
     parent, child = said.run(), said.run(stage="base")
@@ -123,20 +123,20 @@ def test_a_run_shows_its_parameters_curves_images_data_and_machine(track: Callab
 
 def test_a_retry_goes_on_in_the_same_child_run_and_draws_no_step_twice(track: Callable, seen: Callable):
     tracker = track()
-    tracker.start_stage("prior", "k1", config={"a": 1}, inputs={})
+    tracker.emit(events.StageStarted("prior", "k1", {"a": 1}, {}))
     for step in range(20):
-        tracker.log_metrics("prior", step, {"loss": float(step)})
-    tracker.end_stage("prior", status="FAILED", error="worker died")
-    tracker.end_run("FAILED")
+        tracker.emit(events.Metrics("prior", step, {"loss": float(step)}))
+    tracker.emit(events.StageEnded("prior", "FAILED", error="worker died"))
+    tracker.close("FAILED")
     assert seen().run(stage="prior").info.status == "FAILED"
     assert seen().run(stage="prior").data.tags["cascade.error"] == "worker died"
 
     tracker = track()  # the same workflow run again, from the checkpoint of step 10
-    tracker.start_stage("prior", "k1", config={"a": 1}, inputs={})
+    tracker.emit(events.StageStarted("prior", "k1", {"a": 1}, {}))
     for step in range(10, 30):
-        tracker.log_metrics("prior", step, {"loss": float(step)})
-    tracker.end_stage("prior", status="FINISHED")
-    tracker.end_run("FINISHED")
+        tracker.emit(events.Metrics("prior", step, {"loss": float(step)}))
+    tracker.emit(events.StageEnded("prior", "FINISHED"))
+    tracker.close("FINISHED")
     assert len(seen().runs()) == 1
     assert seen().steps("loss", stage="prior") == list(range(30))
     assert seen().run(stage="prior").info.status == "FINISHED"
@@ -144,17 +144,17 @@ def test_a_retry_goes_on_in_the_same_child_run_and_draws_no_step_twice(track: Ca
 
 def test_a_cached_stage_links_to_the_run_that_made_it(track: Callable, seen: Callable):
     tracker = track("maker")
-    tracker.start_stage("images", "k1", config={}, inputs={})
-    tracker.end_stage("images", status="FINISHED", artifact=artifact("images", "k1"))
-    tracker.end_run("FINISHED")
+    tracker.emit(events.StageStarted("images", "k1", {}, {}))
+    tracker.emit(events.StageEnded("images", "FINISHED", artifact("images", "k1")))
+    tracker.close("FINISHED")
     maker = seen().run(stage="images")
 
     tracker = track("user")
-    tracker.stage_cached("images", artifact=artifact("images", "k1"))
-    tracker.end_run("FINISHED")
+    tracker.emit(events.StageCached("images", artifact("images", "k1")))
+    tracker.close("FINISHED")
     tracker = track("maker")  # and again in the run that made it: nothing changes
-    tracker.stage_cached("images", artifact=artifact("images", "k1"))
-    tracker.end_run("FINISHED")
+    tracker.emit(events.StageCached("images", artifact("images", "k1")))
+    tracker.close("FINISHED")
 
     said = seen()
     (cached,) = [run for run in said.runs(stage="images") if run.info.run_id != maker.info.run_id]
@@ -217,11 +217,11 @@ def test_an_mlflow_that_is_away_loses_no_point_and_doubles_none(
 ):
     """Away at the start, in the middle and at the end; the next run delivers what was left."""
     tracker = track(uri=gate.uri)
-    tracker.start_stage("base", "k1", config={}, inputs={})
+    tracker.emit(events.StageStarted("base", "k1", {}, {}))
     with caplog.at_level(logging.WARNING):
         for first in (0, 10):
             for step in range(first, first + 10):
-                tracker.log_metrics("base", step, {"loss": float(step)})
+                tracker.emit(events.Metrics("base", step, {"loss": float(step)}))
                 time.sleep(0.1)
             _wait_until(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is away")) == count)
             gate.open()
@@ -229,16 +229,16 @@ def test_an_mlflow_that_is_away_loses_no_point_and_doubles_none(
             _wait_until(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is back")) == count)
             gate.shut()
         for step in range(20, 30):
-            tracker.log_metrics("base", step, {"loss": float(step)})
-        tracker.end_stage("base", status="FINISHED")
+            tracker.emit(events.Metrics("base", step, {"loss": float(step)}))
+        tracker.emit(events.StageEnded("base", "FINISHED"))
         started = time.monotonic()
-        (warning,) = tracker.end_run("FINISHED")
+        (warning,) = tracker.close("FINISHED")
     assert time.monotonic() - started < 30, "an MLflow that is away is not waited for"
     assert "sent by the next run" in warning
     assert len(_said(caplog, "MLflow is away")) == 3, "said once each time that it goes"
 
     gate.open()
-    assert track("second", uri=gate.uri).end_run("FINISHED") == []
+    assert track("second", uri=gate.uri).close("FINISHED") == []
     assert seen().steps("loss", stage="base") == list(range(30))
     assert seen().run(stage="base").info.status == "FINISHED"
     assert [run.info.status for run in seen().runs()] == ["FINISHED", "FINISHED"]
@@ -255,33 +255,61 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
     program = f"""
         import os, signal, time
         from pathlib import Path
+        from components import events
         from components.tracking.tracker import Tracker
         spool = Path("{tmp_path}/spool")
         tracker = Tracker("{mlflow_server}", experiment="{experiment}", spool=spool, flush_seconds=0.3)
-        tracker.start_run("killed", recipe_yaml="", parameters={{}}, tags={{"name": "tiny"}})
-        tracker.start_stage("base", "k1", config={{}}, inputs={{}})
-        tracker.log_metrics("base", 1, {{"loss": 1.0}})
+        tracker.emit(events.RunStarted("killed", "", {{}}, {{"name": "tiny"}}))
+        tracker.emit(events.StageStarted("base", "k1", {{}}, {{}}))
+        tracker.emit(events.Metrics("base", 1, {{"loss": 1.0}}))
         time.sleep(4)
-        tracker.log_metrics("base", 2, {{"loss": 0.5}})
+        tracker.emit(events.Metrics("base", 2, {{"loss": 0.5}}))
         os.kill(os.getpid(), signal.SIGKILL)
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert seen().run(stage="base").info.status == "RUNNING"
-    track("next").end_run("FINISHED")
+    track("next").close("FINISHED")
     assert seen().steps("loss", stage="base") == [1, 2]
     assert seen().run(stage="base").info.status == "KILLED"
     assert sorted(run.info.status for run in seen().runs()) == ["FINISHED", "KILLED"]
 
 
+def test_a_journal_that_an_earlier_version_left_is_sent(
+    mlflow_server: str, experiment: str, track: Callable, seen: Callable, tmp_path: Path
+):
+    destination = {"tracking_uri": mlflow_server, "experiment": experiment}
+    journal = new_journal(tmp_path / "spool", destination=destination)
+    for line in OLD.read_text().splitlines():
+        journal.append(json.loads(line))
+    (journal.folder / "blobs").mkdir()
+    journal.blob("old.txt").write_text("all well")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(journal.blob("old.png"))
+    journal.close()
+    assert track("next").close("FINISHED") == []
+    said = seen()
+    assert said.steps("loss", stage="base") == [1, 2]
+    files = {file.path for file in said.client.list_artifacts(said.run(stage="base").info.run_id)}
+    assert files == {"notes.md", "images"}
+    stages = {name: said.run(stage=name) for name in ("images", "base", "prior", "samples")}
+    assert {name: run.info.status for name, run in stages.items()} == {
+        "images": "FINISHED",
+        "base": "FINISHED",
+        "prior": "FAILED",
+        "samples": "KILLED",
+    }
+    assert stages["prior"].data.tags["cascade.error"] == "worker died"
+    assert sorted(run.info.status for run in said.runs()) == ["FAILED", "FINISHED"]
+
+
 def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable, seen: Callable, tmp_path: Path):
     tracker = track()
-    tracker.start_stage("base", "k1", config={}, inputs={})
-    tracker.log_image("base", 1, "no/image", b"not an image")
-    tracker.log_metrics("base", 1, {"loss": 1.0})
-    tracker.end_stage("base", status="FINISHED")
-    tracker.end_stage("prior", status="FAILED", error="it never began")
-    tracker.end_run("FINISHED")
+    tracker.emit(events.StageStarted("base", "k1", {}, {}))
+    tracker.emit(events.Image("base", 1, "no/image", b"not an image"))
+    tracker.emit(events.Metrics("base", 1, {"loss": 1.0}))
+    tracker.emit(events.StageEnded("base", "FINISHED"))
+    tracker.emit(events.StageEnded("prior", "FAILED", error="it never began"))
+    tracker.close("FINISHED")
     assert seen().run().info.status == "FINISHED"
     assert seen().steps("loss", stage="base") == [1]
     (kept,) = (tmp_path / "spool").glob("*/rejected.jsonl")
@@ -292,11 +320,11 @@ def test_two_trackers_of_one_run_share_its_runs(track: Callable, seen: Callable)
     """Two drivers started at once on one storage."""
     trackers = [track(), track()]
     for tracker in trackers:
-        tracker.start_stage("base", "k1", config={}, inputs={})
+        tracker.emit(events.StageStarted("base", "k1", {}, {}))
     for tracker in trackers:
-        tracker.end_stage("base", status="FINISHED")
+        tracker.emit(events.StageEnded("base", "FINISHED"))
     for tracker in trackers:
-        tracker.end_run("FINISHED")
+        tracker.close("FINISHED")
     assert len(seen().runs()) == 1
     assert len(seen().runs(stage="base")) == 1
 

@@ -16,6 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from components import events
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
@@ -48,7 +49,7 @@ def recipe() -> str:
 def track(tracking_uri: str, recipe: str, tmp_path: Path) -> Callable[[str], Tracker]:
     def start(run: str) -> Tracker:
         tracker = Tracker(tracking_uri, experiment=recipe, spool=tmp_path / "spool", flush_seconds=0.3)
-        tracker.start_run(run, recipe_yaml="", parameters={}, tags={"name": recipe, "git_commit": "abc123"})
+        tracker.emit(events.RunStarted(run, "", {}, {"name": recipe, "git_commit": "abc123"}))
         return tracker
 
     return start
@@ -68,11 +69,11 @@ def test_the_champion_moves_only_when_a_run_ends_well_and_a_key_is_registered_on
     def run(run: str, artifact: Artifact, *, cached: bool, status: str) -> None:
         tracker = track(run)
         if cached:
-            tracker.stage_cached("tokenizer", artifact=artifact)
+            tracker.emit(events.StageCached("tokenizer", artifact))
         else:
-            tracker.start_stage("tokenizer", artifact.key, config={}, inputs={})
-            tracker.end_stage("tokenizer", status="FINISHED", artifact=artifact)
-        assert tracker.end_run(status) == []
+            tracker.emit(events.StageStarted("tokenizer", artifact.key, {}, {}))
+            tracker.emit(events.StageEnded("tokenizer", "FINISHED", artifact))
+        assert tracker.close(status) == []
 
     run("one", first, cached=False, status="FINISHED")
     assert aliases(client, name) == {"candidate": "1", "champion": "1"}
@@ -95,9 +96,9 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     cascade = commit_model(tmp_path, "cascade", "k2", folder)
     tracker = track("run")
     for stage, artifact, inputs in (("base", base, {}), ("cascade", cascade, {"base": base})):
-        tracker.start_stage(stage, artifact.key, config={}, inputs=inputs)
-        tracker.end_stage(stage, status="FINISHED", artifact=artifact)
-    assert tracker.end_run("FINISHED") == []
+        tracker.emit(events.StageStarted(stage, artifact.key, {}, inputs))
+        tracker.emit(events.StageEnded(stage, "FINISHED", artifact))
+    assert tracker.close("FINISHED") == []
 
     client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}"
     version = client.get_model_version_by_alias(name, "champion")

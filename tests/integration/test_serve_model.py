@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components import events
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.tracking.tracker import Tracker
@@ -35,9 +36,9 @@ def served(folder: Path, empty_database: Path, tmp_path_factory: pytest.TempPath
     home, port = tmp_path_factory.mktemp("registry"), free_port()
     tracking_uri = f"sqlite:///{shutil.copy(empty_database, home)}"
     tracker = Tracker(tracking_uri, experiment="tiny", spool=home / "spool", flush_seconds=0.3)
-    tracker.start_run("run", recipe_yaml="", parameters={}, tags={"name": "tiny"})
-    tracker.stage_cached("cascade", artifact=commit_model(home, "cascade", "k1", folder))
-    assert tracker.end_run("FINISHED") == []
+    tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
+    tracker.emit(events.StageCached("cascade", commit_model(home, "cascade", "k1", folder)))
+    assert tracker.close("FINISHED") == []
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/image-cascade-tiny@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name

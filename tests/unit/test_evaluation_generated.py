@@ -17,7 +17,8 @@ from components.evaluation.generated import (
     sample_job,
     unpack_job,
 )
-from components.execution import Resources, SilentRecorder
+from components.events import SilentRecorder
+from components.execution import Resources
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.stages.context import StageContext

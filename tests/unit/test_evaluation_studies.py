@@ -26,7 +26,8 @@ from components.evaluation.variants import (
     variants_grid,
     write_made,
 )
-from components.execution import Resources, SilentRecorder
+from components.events import SilentRecorder
+from components.execution import Resources
 from components.pool import file_name
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model

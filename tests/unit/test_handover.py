@@ -21,7 +21,8 @@ from torch import nn
 
 import components.stages
 from components.data import pool as shard_pool
-from components.execution import Resources, SilentRecorder
+from components.events import SilentRecorder
+from components.execution import Resources
 from components.pool import HandoverError, Pool, file_name, portable
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import CascadeConfig, compose_cascade

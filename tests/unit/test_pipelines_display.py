@@ -8,6 +8,7 @@ import pytest
 import ray
 from rich.console import Console
 
+from components import events
 from components.execution import Resources
 from pipelines.display import Display
 from pipelines.execute import WAIT_WARNING_SECONDS, _starved
@@ -17,16 +18,16 @@ from pipelines.recorder import RunRecorder, StageStatus
 @pytest.fixture
 def recorder() -> RunRecorder:
     recorder = RunRecorder(root="memory://display", run="run", tracking=None)
-    recorder.expect("base", "0123")
-    recorder.stage_started("base", config={}, inputs={})
+    recorder.emit(events.StagePlanned("base", "0123"))
+    recorder.emit(events.StageStarted("base", "0123", {}, {}))
     return recorder
 
 
 def warn_twice(recorder: RunRecorder, display: Display) -> None:
     """Progress follows each warning before anything is shown, as where steps are fast."""
     for line in ("room for 1 of 2 workers", "room for 2 of 2 workers"):
-        recorder.warning("base", line)
-        recorder.progress("base", step=1, total=2)
+        recorder.emit(events.Warning("base", line))
+        recorder.emit(events.Progress("base", 1, 2))
         display(recorder.snapshot())
         display(recorder.snapshot())
 

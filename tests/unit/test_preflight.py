@@ -9,7 +9,8 @@ from components.data.errors import SourceError
 from components.data.shards import read_bpe, save_index
 from components.data.sources import openmoji
 from components.evaluation.measure import MeasureConfig
-from components.execution import Resources, SilentRecorder
+from components.events import SilentRecorder
+from components.execution import Resources
 from components.stages.context import StageContext
 from components.stages.text_encoder import TextEncoderConfig
 from components.storage.artifact import Artifact

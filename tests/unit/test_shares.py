@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.execution import Resources, SilentRecorder
+from components.events import SilentRecorder
+from components.execution import Resources
 from components.node import threads_of
 from components.stages import images
 from components.stages.context import StageContext

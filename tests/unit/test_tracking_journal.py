@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from components.tracking import journal as journal_module
-from components.tracking.delivery import coalesce, flatten
+from components.tracking.delivery import flatten
 from components.tracking.journal import left_journals, new_journal
+from components.tracking.lines import coalesce
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
 
@@ -39,13 +40,13 @@ def test_events_are_read_back_in_order_from_where_they_were_marked(tmp_path: Pat
 def test_a_journal_that_has_arrived_leaves_nothing_and_another_waits(tmp_path: Path):
     arrived, waiting = (new_journal(tmp_path, destination=HERE) for _ in range(2))
     for journal in (arrived, waiting):
-        journal.append(event("text", blob=journal.write_blob(b"hello", suffix=".txt")))
+        journal.append(event("text", blob=journal.write_blob(b"hello", ".txt")))
     arrived.mark(arrived.unshipped(limit=9)[1])
     for journal in (arrived, waiting):
         journal.close()
     (left,) = left_journals(tmp_path, destination=HERE)
     assert left.folder == waiting.folder
-    assert left.blob(left.events()[0]["blob"]).read_bytes() == b"hello"
+    assert left.blob(left.lines()[0]["blob"]).read_bytes() == b"hello"
     assert not arrived.folder.exists()
 
 
@@ -97,9 +98,9 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
     assert killed.returncode == -signal.SIGKILL
     (journal,) = left_journals(tmp_path, destination=HERE)
     journal.append(event("end_run"))
-    events = journal.events()
-    assert [e.get("step") for e in events[:-1]] == list(range(100))
-    assert events[-1]["event"] == "end_run", "a line that was cut short does not spoil the next"
+    lines = journal.lines()
+    assert [line.get("step") for line in lines[:-1]] == list(range(100))
+    assert lines[-1]["event"] == "end_run", "a line that was cut short does not spoil the next"
 
 
 def test_points_of_a_run_are_joined_up_to_its_next_other_event():
