@@ -80,10 +80,11 @@ class StagePlanned(NamedTuple):
     key: str
 
 
-class StageQueued(NamedTuple):
-    """A stage waits for what `note` says."""
+class StageHeld(NamedTuple):
+    """A stage that does not work, not yet or not at all, for what `note` says."""
 
     stage: str
+    state: Literal["queued", "skipped"]
     note: str
 
 
@@ -114,13 +115,6 @@ class StageEnded(NamedTuple):
     error: str = ""  # one line
 
 
-class StageSkipped(NamedTuple):
-    """A stage that does not run, for what `note` says."""
-
-    stage: str
-    note: str
-
-
 Event = (
     Progress
     | Metrics
@@ -130,11 +124,10 @@ Event = (
     | RunStarted
     | RunEnded
     | StagePlanned
-    | StageQueued
+    | StageHeld
     | StageStarted
     | StageCached
     | StageEnded
-    | StageSkipped
 )
 
 

@@ -74,7 +74,7 @@ def execute(
         ray.get(actor.emit.remote(events.StagePlanned(entry.stage.name, entry.key)))
         if not entry.wanted:
             if entry.cached is None:
-                ray.get(actor.emit.remote(events.StageSkipped(entry.stage.name, "not selected")))
+                ray.get(actor.emit.remote(events.StageHeld(entry.stage.name, "skipped", "not selected")))
                 continue
             outcome.artifacts[entry.stage.name] = entry.cached
             references[entry.stage.name] = ray.put(entry.cached)
@@ -127,7 +127,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
         return not job.force and job.store.exists(MANIFEST)
 
     def on_wait(reason: str) -> None:
-        recorder.emit(events.StageQueued(job.name, f"waiting: {reason}"))
+        recorder.emit(events.StageHeld(job.name, "queued", f"waiting: {reason}"))
 
     if not lease.acquire(is_done=is_done, on_wait=on_wait):
         return _adopt(job, recorder)
@@ -232,7 +232,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
         failed = [parent.name for parent in entry.stage.parents() if parent.name in outcome.failures]
         if failed:
             outcome.failures[name] = f"not run: {', '.join(failed)} failed"
-            ray.get(actor.emit.remote(events.StageSkipped(name, outcome.failures[name])))
+            ray.get(actor.emit.remote(events.StageHeld(name, "skipped", outcome.failures[name])))
         else:
             outcome.failures[name] = one_line(error)
             outcome.tracebacks[name] = "".join(traceback.format_exception(error))

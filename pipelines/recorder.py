@@ -105,11 +105,8 @@ class RunRecorder:
     def _planned(self, event: events.StagePlanned) -> None:
         self.stages[event.stage] = StageStatus(name=event.stage, key=event.key)
 
-    def _queued(self, event: events.StageQueued) -> None:
-        self._set(event.stage, state="queued", note=event.note)
-
-    def _skipped(self, event: events.StageSkipped) -> None:
-        self._set(event.stage, state="skipped", note=event.note)
+    def _held(self, event: events.StageHeld) -> None:
+        self._set(event.stage, state=event.state, note=event.note)
 
     def _started(self, event: events.StageStarted) -> events.Event:
         self._set(event.stage, state="running", note="starting", started=time.time())
@@ -202,11 +199,10 @@ class ActorRecorder:
 
 HANDLERS: dict[type, Callable[[RunRecorder, Any], events.Event | None]] = {  # of what table and curves show
     events.StagePlanned: RunRecorder._planned,
-    events.StageQueued: RunRecorder._queued,
+    events.StageHeld: RunRecorder._held,
     events.StageStarted: RunRecorder._started,
     events.StageCached: RunRecorder._cached,
     events.StageEnded: RunRecorder._ended,
-    events.StageSkipped: RunRecorder._skipped,
     events.Progress: RunRecorder._progress,
     events.Metrics: RunRecorder._metrics,
     events.Warning: RunRecorder._warned,

@@ -18,7 +18,7 @@ KNOWN: dict[type, Any] = {  # one event of each type
     for event in (
         events.StagePlanned("base", "k"),
         events.RunStarted("run", "", {}, {"name": "tiny"}),
-        events.StageQueued("base", "another driver has it"),
+        events.StageHeld("base", "queued", "another driver has it"),
         events.StageStarted("base", "k", {}, {}),
         events.Progress("base", 1, 2),
         events.Metrics("base", 1, {"loss": 0.5}),
@@ -26,7 +26,6 @@ KNOWN: dict[type, Any] = {  # one event of each type
         events.Text("base", "notes.md", "all well"),
         events.Warning("base", "little room"),
         events.StageEnded("base", "FAILED", error="worker died"),
-        events.StageSkipped("base", "not selected"),
         events.StageCached("base", Artifact(kind="report", stage="base", key="k", files=())),
         events.RunEnded("FAILED"),
     )
