@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from components.data.images import encode_png, load_depth, load_image
+from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
+from components.sampling.image_files import encode_png, open_header
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
 from components.storage.store import Store, absolute
@@ -90,8 +90,7 @@ def _condition(path: Path, cascade: Cascade) -> bytes:
         raise ValueError(f"--condition {path}: no such file")
     data, resolution = path.read_bytes(), wanted.resolution
     try:
-        with Image.open(path) as image:
-            raw_depth = wanted.member == "depth" and image.mode.startswith(("I", "F"))
+        raw_depth = wanted.member == "depth" and open_header(data).mode.startswith(("I", "F"))
         return encode_png((load_depth if raw_depth else load_image)(data, resolution=resolution))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"--condition {path} can't be read as an image ({error})") from error
@@ -104,7 +103,7 @@ def _write(images: list[np.ndarray], requests: list[Request], out: Path) -> Path
     names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
     for image, name, request in zip(images, names, requests, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
-        Image.fromarray(image).save(out / f"{slug}-{request.generator}-{request.seed:04d}.png")
+        (out / f"{slug}-{request.generator}-{request.seed:04d}.png").write_bytes(encode_png(image))
     grid = out / "grid.png"
     grid.write_bytes(labelled_grid(images, names))
     return grid

@@ -7,9 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from components.data.images import encode_png
 from components.evaluation.grids import Block, render_blocks
-from components.sampling.images import open_image
+from components.sampling.image_files import encode_png, open_given_image
 from components.sampling.requests import Request
 from pipelines.sample_command import load_cascade
 from pipelines.workflow import UsageError
@@ -62,7 +61,7 @@ def _file(option: str, path: Path) -> bytes:
         raise ValueError(f"{option} {path}: no such file")
     data = path.read_bytes()
     try:
-        open_image(data)
+        open_given_image(data)
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
     return data
@@ -72,9 +71,9 @@ def _write(images: list[np.ndarray], asked: Request, image: Path, out: Path, *, 
     out.mkdir(parents=True, exist_ok=True)
     for number, made in enumerate(images):
         (out / f"{image.stem}-{asked.task or 'translated'}-{seed + number:04d}.png").write_bytes(encode_png(made))
-    before = np.array(open_image(asked.image or b""))
+    before = np.array(open_given_image(asked.image or b""))
     if asked.mask is not None:
-        before[np.array(open_image(asked.mask, mode="L")) >= 128] = HIDDEN
+        before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN
     shown = out / "before_after.png"
     blocks = [Block("before", [before]), Block("after", images)]
     shown.write_bytes(render_blocks(blocks, columns=min(4, len(images))))

@@ -16,12 +16,13 @@ import numpy as np
 from components.configuration import Config
 from components.data.arrays import ArrayInfo, write_array
 from components.data.decoded import DecodedShard
-from components.data.images import encode_png, load_image
+from components.data.images import load_image
 from components.data.parts import sidecar
 from components.data.pool import ShardJob, process_shards
 from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.execution import Resources
+from components.sampling.image_files import encode_png
 from components.sampling.model import most_at_once
 from components.storage.store import Store, in_parallel
 

@@ -16,6 +16,7 @@ from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
 from components.sampling.device import best_device
+from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.networks import open_autoencoder
@@ -40,7 +41,7 @@ class TokenEncoder:
         self.files.write(job.name, write_tokens(TokenSet(samples.key, tokens, samples.label, samples.text, split)))
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:  # (N, H, W, 3) uint8 -> (N, T) int64
-        image = rearrange(torch.from_numpy(pixels).to(self.device), "n h w c -> n c h w").float() / 127.5 - 1
+        image = from_uint8(torch.from_numpy(pixels).to(self.device))
         return rearrange(self.network.tokenize(image), "n h w -> n (h w)").cpu().numpy()
 
 

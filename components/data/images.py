@@ -3,33 +3,13 @@
 Shapes: H = W = resolution; images are uint8 (H, W, 3), 0..255.
 """
 
-import io
-import warnings
-
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from simplejpeg import decode_jpeg
 
+from components.sampling.image_files import open_header, open_image
+
 WHITE = (255, 255, 255, 255)
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
-MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
-
-
-def open_image(data: bytes) -> Image.Image:
-    """An image file, decoded. Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
-    image = open_header(data)
-    image.load()
-    return image
-
-
-def open_header(data: bytes) -> Image.Image:
-    """An image file of which only the header was read. Raises as `open_image`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-    return image
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -148,11 +128,3 @@ def _single_channel(data: bytes) -> Image.Image:
 
 def _equal_channels(grey: np.ndarray) -> np.ndarray:  # (H, W) in [0, 255] -> uint8 (H, W, 3)
     return np.repeat(np.rint(grey).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def encode_png(image: Image.Image | np.ndarray) -> bytes:
-    """PNG bytes of an image or a uint8/uint16 array; equal pixels give equal bytes."""
-    buffer = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from components.configuration import Config
 from components.data.errors import SourceError
-from components.data.images import encode_png
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader
 from components.data.tars import write_shard
+from components.sampling.image_files import encode_png
 from components.storage.store import Store
 
 

@@ -1,4 +1,5 @@
-"""What an upsampler's low-resolution condition goes through (Ho et al., 2022, cascaded diffusion models).
+"""What an upsampler's low-resolution condition goes through (Ho et al., 2022, cascaded diffusion models): resizing,
+noise, and the 256 levels of a stored image.
 
 Images are float (B, C, H, W) in [-1, 1].
 """
@@ -34,4 +35,14 @@ def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_le
 
 def quantize_8_bit(image: Tensor) -> Tensor:
     """Round to the 256 values that a stored image can have, as the upsampler saw them in training."""
-    return ((image + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    return from_levels(to_levels(image).round().clamp(0, 255))
+
+
+def to_levels(image: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 255], of any shape, not rounded: near whole numbers for an image that was of 8 bits."""
+    return (image + 1) * 127.5
+
+
+def from_levels(levels: Tensor) -> Tensor:
+    """[0, 255] -> [-1, 1], of any shape; float32 for integers."""
+    return levels / 127.5 - 1

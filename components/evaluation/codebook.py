@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from components.configuration import Config
@@ -19,8 +18,8 @@ from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
-from components.sampling.cascade import to_uint8
 from components.sampling.device import best_device
+from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.networks import open_autoencoder
@@ -96,13 +95,12 @@ def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, T
     """
     device, made, codes = next(network.parameters()).device, [], []
     for part in torch.from_numpy(images).split(most_at_once(network.resolution)):
-        image = rearrange(part.to(device), "n h w c -> n c h w").float() / 127.5 - 1
-        encoded = network.encode(image)
-        made += to_uint8(network.decode(encoded.z))
+        encoded = network.encode(from_uint8(part.to(device)))
+        made.append(to_uint8(network.decode(encoded.z)))
         if encoded.indices is not None:
             codes.append(encoded.indices)
     histogram = codebook_histogram(torch.cat(codes), codebook_size=network.codebook_size).cpu() if codes else None
-    return np.stack(made), histogram
+    return np.concatenate(made), histogram
 
 
 def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> bytes:

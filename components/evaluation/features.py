@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from components.sampling.device import best_device
+from components.sampling.images import levels_to_uint8
 
 FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
 FeaturePrecision = Literal["fp32", "bf16"]
@@ -79,8 +80,7 @@ def enlarge_small(images: np.ndarray) -> np.ndarray:
     """Images below 64² enlarged to 64², in 8 bits; larger ones as they are. uint8 (N, H, W, 3) in and out."""
     if images.shape[1] >= SMALLEST:
         return images
-    enlarged = resize(images, SMALLEST).round().clamp(0, 255).byte()
-    return rearrange(enlarged, "n c h w -> n h w c").numpy()
+    return levels_to_uint8(resize(images, SMALLEST))
 
 
 def resize(images: np.ndarray, size: int) -> Tensor:

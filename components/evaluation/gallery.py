@@ -22,8 +22,8 @@ from components.evaluation.generated import (
 )
 from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
 from components.pool import file_name
-from components.sampling.cascade import Cascade, to_uint8
-from components.sampling.images import read_image
+from components.sampling.cascade import Cascade
+from components.sampling.images import read_image, to_uint8
 from components.sampling.requests import Request
 from components.storage.store import Store
 

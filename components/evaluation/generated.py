@@ -17,8 +17,9 @@ from torch import Tensor
 from components.evaluation.image_sets import FileImages
 from components.evaluation.measure import MadeStage
 from components.pool import Pool, file_name
-from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
+from components.sampling.images import to_uint8
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
 from components.storage.store import Store
@@ -139,7 +140,7 @@ def sample_job(cascade: Cascade, job: SampleJob) -> SampledImages:
     recorded: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
 
     def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
-        recorded.setdefault(stage, []).append((timestep, np.stack(to_uint8(x_t)), np.stack(to_uint8(x_0))))
+        recorded.setdefault(stage, []).append((timestep, to_uint8(x_t), to_uint8(x_0)))
 
     made = cascade.sample_stages(list(job.requests), batch_size=JOB_SIZE, on_step=keep if job.frames else None)
     stages = {stage: np.stack([images[stage] for images in made]) for stage in made[0]}

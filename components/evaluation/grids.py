@@ -4,7 +4,6 @@ Images are uint8 (H, W, 3). All images of a grid are shown at one size: the smal
 factors without smoothing, so that what a model made at 16² is seen as it is.
 """
 
-import io
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -14,6 +13,8 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from components.sampling.image_files import encode_png, enlarged
 
 CELL = 128  # pixels of a shown image, at least
 GAP = 8
@@ -74,23 +75,16 @@ def render_blocks(blocks: Sequence[Block], *, columns: int) -> bytes:
     for block in blocks:
         _draw(canvas, block, top=top, columns=columns, cell=cell)
         top += _height(block, columns, cell)
-    return png_bytes(canvas)
+    return encode_png(canvas, optimize=True)
 
 
-def png_bytes(image: Image.Image | np.ndarray) -> bytes:
-    """A Pillow image, or an image (H, W, 3) uint8, as PNG."""
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, 3) -> (side, side, 3), without smoothing; one that is not square stands in the middle of white."""
+def in_square(image: np.ndarray, side: int) -> Image.Image:
+    """(H, W, 3) enlarged to side by side pixels; one that is not square stands in the middle of white."""
     height, width = (round(length * side / max(image.shape[:2])) for length in image.shape[:2])
-    larger = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
     square = Image.new("RGB", (side, side), PAPER)
-    square.paste(larger, ((side - width) // 2, (side - height) // 2))
-    return np.asarray(square)
+    larger = enlarged(image, height=height, width=width)
+    square.paste(Image.fromarray(larger), ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 @cache
@@ -117,7 +111,7 @@ def _draw(canvas: Image.Image, block: Block, *, top: int, columns: int, cell: in
     pitch = cell + GAP + (LINE if block.captions else 0)
     for index, image in enumerate(block.images):
         left, upper = GAP + index % columns * (cell + GAP), top + index // columns * pitch
-        canvas.paste(Image.fromarray(enlarged(image, cell)), (left, upper))
+        canvas.paste(in_square(image, cell), (left, upper))
         draw.rectangle((left - 1, upper - 1, left + cell, upper + cell), outline=FRAME)
         if block.captions:
             draw.text((left, upper + cell + 4), fit_text(block.captions[index], cell), fill=INK, font=font)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -20,10 +19,11 @@ from components.evaluation.generated import measured_requests
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
-from components.sampling.cascade import Cascade, to_uint8
+from components.sampling.cascade import Cascade
 from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.device import best_device
 from components.sampling.guided import sample_guided
+from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request, class_id
 from components.storage.artifact import Artifact
@@ -159,7 +159,7 @@ def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> M
             classifier=models.classifier if off(method) == 0 else None,
             unconditional=method == "classifier_unconditional",
         )
-    images = np.stack(to_uint8(images))
+    images = to_uint8(images)
     return Made(images, sum(sizes) / len(images), judge(models.judge, images) == labels_of(models.base, job))
 
 
@@ -172,7 +172,7 @@ def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
     """The class (N,) that a classifier sees in images (N, H, W, 3) uint8."""
     seen: list[Tensor] = []
     for start in range(0, len(images), JUDGED):
-        image = rearrange(torch.from_numpy(images[start : start + JUDGED]).float() / 127.5 - 1, "n h w c -> n c h w")
+        image = from_uint8(images[start : start + JUDGED])
         seen.append(class_log_probabilities(classifier, image).argmax(dim=1).cpu())
     return torch.cat(seen).numpy()
 

@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 
 from components.data.decoded import DecodedShard
 from components.data.shards import ShardEntry, ShardIndex, Split
+from components.diffusion.corruption import downsample
+from components.sampling.images import levels_to_uint8
 from components.storage.store import Digest, Store
 
 BATCH = 32  # images in memory at a time
@@ -155,6 +156,5 @@ def noise_parts(count: int, *, resolution: int, seed: int) -> list[NoiseImages]:
 
 def shrink(images: np.ndarray, side: int) -> np.ndarray:
     """Area-averaged uint8 (n, H, W, 3) -> (n, side, side, 3), rounded."""
-    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
-    small = F.interpolate(image, size=(side, side), mode="area").round().clamp(0, 255).byte()
-    return rearrange(small, "n c h w -> n h w c").numpy()
+    levels = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
+    return levels_to_uint8(downsample(levels, side))

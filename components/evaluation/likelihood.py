@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from components.diffusion.discrete import DiscreteObjective
@@ -27,6 +26,7 @@ from components.diffusion.objective import make_objective
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.pool import Pool, file_name
 from components.sampling.device import best_device
+from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, encode_conditions, load_model
 from components.sampling.requests import Request, random_stream
 from components.storage.artifact import Artifact
@@ -201,7 +201,7 @@ def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: i
     assert isinstance(objective, DiscreteObjective)
     total = len(objective.schedule)
     edges = strata(total, timesteps_per_image or total)
-    x_0 = rearrange(torch.from_numpy(job.image).float() / 127.5 - 1, "n h w c -> n c h w").to(model.device)
+    x_0 = from_uint8(job.image).to(model.device)
     rows = []
     for place, image in enumerate(x_0):
         condition = condition_of(model, label=int(job.label[place]), caption=job.caption[place])

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
 
 from components.diffusion.corruption import downsample
 from components.diffusion.degradation import MASK_TASKS, blurred, gray
 from components.diffusion.masks import NUMBERS, border_mask, inpainting_mask
-from components.evaluation.grids import Block, png_bytes, readable, render_blocks
-from components.sampling.cascade import to_uint8
+from components.evaluation.grids import Block, readable, render_blocks
+from components.sampling.image_files import encode_png
+from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, random_stream
 
@@ -76,21 +75,21 @@ def damage(
     """
     asked = [Request()] * len(originals) if asked is None else asked
     asked = [request._replace(generator="translate", seed=seed + i) for i, request in enumerate(asked)]
-    image = rearrange(torch.from_numpy(originals), "n h w c -> n c h w").float() / 127.5 - 1
+    image = from_uint8(originals)
     found = []
     for task in tasks:
         if task in MASK_TASKS:
             found.append(_with_masks(task, originals, mask_area, asked, seed))
         elif task == "colorization":
-            found.append(_changed(task, task, _images(gray(image)), asked))
+            found.append(_changed(task, task, to_uint8(gray(image)), asked))
         elif task == "jpeg":
             for quality in JPEG_QUALITIES:
                 left = np.stack([compress(image, quality=quality) for image in originals])
                 found.append(_changed(f"jpeg quality {quality}", task, left, asked))
         else:
             for factor in factors:
-                small = _images(downsample(image, image.shape[-1] // factor))
-                left = _images(blurred(image, factor))
+                small = to_uint8(downsample(image, image.shape[-1] // factor))
+                left = to_uint8(blurred(image, factor))
                 found.append(_changed(f"super resolution {factor} times", task, left, asked, given=small))
     return found
 
@@ -162,8 +161,8 @@ def _with_masks(
     for number, (image, request) in enumerate(zip(originals, asked, strict=True)):
         numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of image {number}")).tolist()
         masks.append(make(numbers, side, area=area).numpy())
-        mask = png_bytes(np.repeat(masks[-1][:, :, None], 3, axis=2).astype(np.uint8) * 255)
-        requests.append(request._replace(task=task, image=png_bytes(image), mask=mask))
+        mask = encode_png(np.where(masks[-1], np.uint8(255), np.uint8(0)))
+        requests.append(request._replace(task=task, image=encode_png(image), mask=mask))
     mask = np.stack(masks)
     shown = np.where(mask[..., None], np.uint8(HIDDEN), originals)
     return Damaged(task, shown, mask, tuple(requests))
@@ -174,9 +173,5 @@ def _changed(
 ) -> Damaged:
     """A degradation of every pixel; `given` is what the model gets, where that is smaller than what is shown."""
     images = left if given is None else given
-    requests = tuple(r._replace(task=task, image=png_bytes(p)) for r, p in zip(asked, images, strict=True))
+    requests = tuple(r._replace(task=task, image=encode_png(p)) for r, p in zip(asked, images, strict=True))
     return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)
-
-
-def _images(image: Tensor) -> np.ndarray:  # (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8
-    return np.stack(to_uint8(image))

@@ -24,7 +24,7 @@ def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
 
     Args:
         output: (B, 6, H, W), means as in [-1, 1] and log-scales; log-scales count from -7 on.
-        image: (B, 3, H, W), uint8 / 127.5 - 1.
+        image: (B, 3, H, W) in [-1, 1], of 8 bits.
     """
     mean, log_scale = output.float().chunk(2, dim=1)
     log_scale = log_scale.clamp(min=MIN_LOG_SCALE)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
@@ -32,6 +31,7 @@ from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.frozen_text import ContrastiveText, FrozenText, contrastive_text, load_frozen_text
 from components.sampling.gan import sample_gan
 from components.sampling.image_to_image import check_translation, translate
+from components.sampling.images import to_uint8
 from components.sampling.model import (
     Conditions,
     SamplingModel,
@@ -292,12 +292,6 @@ def batches(requests: Sequence[Request], *, batch_size: int) -> Iterable[list[in
         ways.setdefault(request.sampling_options(), []).append(index)
     for indices in ways.values():
         yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
-
-
-def to_uint8(images: Tensor) -> list[np.ndarray]:
-    """Images (B, 3, H, W) in [-1, 1] as images (H, W, 3), rounded."""
-    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return list(rearrange(levels, "b c h w -> b h w c").cpu().numpy())
 
 
 def load_part(name: str, folder: Path, *, device: str | torch.device) -> Any:

@@ -15,7 +15,8 @@ from components.diffusion.corruption import upsample
 from components.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask, gray
 from components.diffusion.samplers import OnStep
 from components.sampling.diffusion import denoise, noise_of
-from components.sampling.images import as_tensor, open_image
+from components.sampling.image_files import open_given_image
+from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, asked_or_set
 from components.sampling.requests import Request, check_given_image
 
@@ -87,12 +88,12 @@ def task_of(model: SamplingModel, request: Request) -> str:
 def read_given(model: SamplingModel, request: Request) -> Given:
     """The image and the mask of one request. Raises ValueError if they don't fit the model or each other."""
     task, size = task_of(model, request), model.settings["resolution"]
-    image = open_image(request.image or b"")
+    image = open_given_image(request.image or b"")
     sides = [size // factor for factor in model.settings["factors"]] if task == "super_resolution" else [size]
     if image.size not in [(side, side) for side in sides]:
         wanted = " or ".join(f"{side}x{side}" for side in sides)
         raise ValueError(f"the image has {image.width}x{image.height} pixels, for {task} this model takes {wanted}")
-    known = as_tensor(image)
+    known = from_uint8(np.array(image))
     if task in MASK_TASKS:
         return Given(known, read_mask(request.mask or b"", image.size), True)
     if task == "colorization":
@@ -104,7 +105,7 @@ def read_given(model: SamplingModel, request: Request) -> Given:
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     """A mask file as (1, height, width), 1 where it is white. Raises ValueError for another size, or nothing white."""
-    mask = open_image(data, mode="L")
+    mask = open_given_image(data, mode="L")
     if mask.size != size:
         raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, the image {size[0]}x{size[1]}")
     unknown = torch.from_numpy(np.array(mask) >= WHITE).float()[None]

@@ -1,28 +1,34 @@
-"""Images that a model is given, from their files. Shapes: S = resolution."""
+"""8-bit images <-> images in [-1, 1], here alone.
 
-import io
+Shapes: B images, H W their pixels, S = resolution.
+"""
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from components.diffusion.corruption import from_levels, to_levels
+from components.sampling.image_files import open_given_image
 
-def open_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
-    """An image file, decoded to a mode of Pillow's. Raises ValueError if it is none."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert(mode)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"the given image can't be read ({error}); give a PNG") from error
+
+def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) or (3, H, W) in [-1, 1], channels last in memory."""
+    return from_levels(rearrange(torch.as_tensor(pixels), "... h w c -> ... c h w").float())
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1], of any float type and on any device -> uint8 (B, H, W, 3), rounded."""
+    return levels_to_uint8(to_levels(images.float()))
+
+
+def levels_to_uint8(levels: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 255] -> uint8 (B, H, W, 3), rounded; what lies beyond goes to the nearer end."""
+    rounded = levels.round().clamp(0, 255).to(torch.uint8)
+    return rearrange(rounded, "b c h w -> b h w c").contiguous().cpu().numpy()
 
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
     """An image file as (3, S, S) in [-1, 1]; other sizes are area-averaged. Raises ValueError if it is none."""
-    return as_tensor(open_image(data).resize((resolution, resolution), Image.Resampling.BOX))
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) in [-1, 1]."""
-    return rearrange(torch.from_numpy(np.array(image)).float() / 127.5 - 1, "h w c -> c h w")
+    return from_uint8(np.array(open_given_image(data).resize((resolution, resolution), Image.Resampling.BOX)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from components.diffusion.corruption import from_levels
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
 from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
@@ -17,7 +18,7 @@ from components.sampling.requests import Request, random_stream
 def sample_pixels(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
     """Images (B, 3, S, S) in [-1, 1] of requests that share guidance_scale, temperature, top_k and top_p."""
     side = model.settings["resolution"]
-    return sample_grid(model, requests, height=side, width=side) / 127.5 - 1
+    return from_levels(sample_grid(model, requests, height=side, width=side))
 
 
 def sample_grid(

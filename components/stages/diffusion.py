@@ -10,12 +10,12 @@ from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
 from components.data.subset import random_part
 from components.sampling.device import best_device
+from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
 from components.stages.context import StageContext
 from components.stages.training import check_maker, frozen_networks, train_on_images
 from components.storage.artifact import Artifact
 from components.storage.networks import describe_autoencoder, open_autoencoder
-from components.training.batches import to_image
 from components.training.config import DatasetInfo, DiffusionConfig
 from components.training.diffusion_settings import network_arguments, network_kind, sampling_settings
 from components.training.frozen import Frozen, LoadEncoder, load_latents
@@ -96,7 +96,7 @@ def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: i
     if "latents" in index.array_names:
         made = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
         return float(torch.from_numpy(made.arrays["latents"]).float().std())
-    image = to_image(torch.from_numpy(read_split(index, "train", resolution=network.resolution, limit=samples).image))
+    image = from_uint8(read_split(index, "train", resolution=network.resolution, limit=samples).image)
     network = network.to(device)
     batches = image.split(most_at_once(network.resolution))
     return float(torch.cat([network.to_latents(batch.to(device)).cpu() for batch in batches]).std())

@@ -7,13 +7,13 @@ from pydantic import Field
 
 from components import events
 from components.data.held_out import SplitArrays, read_split
-from components.data.images import encode_png
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
 from components.evaluation.generated import jobs_of, measured_requests, sample_jobs
 from components.pool import file_name
 from components.sampling.cascade import Cascade, ConditionImages
+from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact

@@ -15,27 +15,25 @@ A model of latents or of embeddings, and one that reads by another network, answ
 """
 
 import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydantic
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from PIL import Image
 
 from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder
-from components.sampling.cascade import DESCRIPTION, Cascade, to_uint8
+from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.classifier import class_log_probabilities
 from components.sampling.device import best_device
 from components.sampling.diffusion import sample_upsampler
 from components.sampling.frozen_text import load_frozen_text
-from components.sampling.images import read_image
+from components.sampling.image_files import base64_png
+from components.sampling.images import read_image, to_uint8
 from components.sampling.model import (
     SamplingModel,
     check_conditions,
@@ -142,21 +140,14 @@ def lone_cascade(model: SamplingModel) -> Cascade | None:
     return Cascade(model=model) if generator_of(model) else None
 
 
-def png(image: np.ndarray) -> str:
-    """A uint8 image (H, W, 3) as base64 PNG."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _sample(cascade: Cascade) -> Predict:
-    return lambda rows: [png(image) for image in cascade.sample([row.request() for row in rows])]
+    return lambda rows: [base64_png(image) for image in cascade.sample([row.request() for row in rows])]
 
 
 def _reconstruct(model: SamplingModel, row: Row) -> str:
     image = row.read_image(model.settings["resolution"])[None].to(model.device)
     assert isinstance(model.module, Autoencoder)
-    return png(to_uint8(model.module.reconstruct(image))[0])
+    return base64_png(to_uint8(model.module.reconstruct(image))[0])
 
 
 @torch.no_grad()
@@ -200,7 +191,7 @@ def _enlarge(model: SamplingModel, row: Row) -> str:
     check_request(request)
     check_conditions(model, request)
     low_res = row.read_image(model.settings["low_res_resolution"])[None]
-    return png(to_uint8(sample_upsampler(model, [request], low_res))[0])
+    return base64_png(to_uint8(sample_upsampler(model, [request], low_res))[0])
 
 
 ANSWERS: dict[str, Callable[[SamplingModel, Row], str]] = {  # of models that make no images by themselves; else tokens

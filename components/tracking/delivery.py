@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
+from components.sampling.image_files import encode_png
 from components.storage.artifact import Artifact
 from components.tracking import registry
 from components.tracking.journal import Journal, Line
@@ -134,7 +135,7 @@ class Delivery:
         token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, line["time"]]))
         name = image_name(*place, time_ms=line["time"], token=str(token))
         with tempfile.TemporaryDirectory() as folder, PIL.Image.open(line["file"]) as image:
-            image.save(Path(folder) / f"{name}.png")
+            (Path(folder) / f"{name}.png").write_bytes(encode_png(image))
             compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
             self.client.log_artifacts(tracked.run_id, folder, "images")
         self.client.set_tag(tracked.run_id, MLFLOW_LOGGED_IMAGES, True)

@@ -4,9 +4,7 @@ A version is known by its stage key (tag `cascade.stage_key`) and registered onc
 used last, `champion` the one of the last run that ended well.
 """
 
-import base64
 import importlib.metadata
-import io
 import json
 import shutil
 import tempfile
@@ -27,6 +25,7 @@ import components
 from components.diffusion.degradation import MASK_TASKS
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
+from components.sampling.image_files import base64_png
 from components.sampling.model import works_alone
 from components.storage.artifact import Artifact
 from components.storage.bundle import DESCRIPTION as MODEL
@@ -198,9 +197,7 @@ def _given_image(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gray_image(side: int) -> str:
-    file = io.BytesIO()
-    Image.new("RGB", (side, side), "gray").save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return base64_png(Image.new("RGB", (side, side), "gray"))
 
 
 def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:

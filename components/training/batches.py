@@ -2,9 +2,8 @@
 
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
 
+from components.sampling.images import from_uint8
 from components.training.loop import Arrays, Batch
 
 IMAGES = ("image", "condition_image")
@@ -24,13 +23,8 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
             column = rows[name]
             stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
             tensor = torch.from_numpy(stacked if stacked.flags.writeable else stacked.copy()).to(device)
-            batch[name] = to_image(tensor) if name in IMAGES else tensor.float() if name in ARRAYS else tensor.long()
+            batch[name] = from_uint8(tensor) if name in IMAGES else tensor.float() if name in ARRAYS else tensor.long()
     return batch
-
-
-def to_image(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
-    return rearrange(pixels, "b h w c -> b c h w").float() / 127.5 - 1
 
 
 def with_positions(batch: Batch) -> Batch:

@@ -4,18 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from components.data.encoding import encode_shards, token_names
 from components.data.held_out import read_split
 from components.data.shards import load_index
 from components.data.tokens import parse_tokens
+from components.sampling.images import from_uint8
 from components.stages.prior import train_prior
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.storage.artifact import Artifact, verify_artifact
 from components.storage.bundle import load_bundle
 from components.storage.store import Store
-from components.training.batches import to_image
 from tests.distributed.runs import context_of, images_artifact, run_stage
 from tests.tiny_training import prior_config
 
@@ -51,7 +50,7 @@ def test_tokens_are_those_of_the_kept_tokenizer(tokenizer: Artifact, tokens: Art
     found = parse_tokens(tokens.read(name), name)
     index = load_index(tokens.store.join("..", "images").url("files/index.json"))
     images = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", resolution=16)
-    expected = network.tokenize(to_image(torch.from_numpy(images.image))).flatten(1).numpy()
+    expected = network.tokenize(from_uint8(images.image)).flatten(1).numpy()
     np.testing.assert_array_equal(found.tokens[found.split == "train"], expected)
 
 

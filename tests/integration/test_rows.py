@@ -13,8 +13,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from components.data.images import encode_png
 from components.data.sources.scenes import render, scene
+from components.sampling.image_files import encode_png
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
 from tests.integration.conftest import FEW, SCENES, SHOWN, Run, settings

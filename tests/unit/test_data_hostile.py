@@ -14,10 +14,11 @@ from PIL import Image
 
 from components.data import tars
 from components.data.errors import ShardError
-from components.data.images import MAX_PIXELS, decode_image, load_depth
+from components.data.images import decode_image, load_depth
 from components.data.shards import Quarantined
 from components.data.sources.webdataset import survey_tar
 from components.data.tars import MAX_MEMBER_BYTES, iterate_shard
+from components.sampling.image_files import MAX_PIXELS
 from tests.image_sets import image, png, write_tar
 
 PNG = png(image(1))

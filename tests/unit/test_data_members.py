@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ray.data.block import BlockAccessor
 
 from components.data.encoding import TokenEncoder
@@ -24,10 +23,10 @@ from components.data.shards import (
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard
 from components.data.tokens import parse_tokens
+from components.sampling.images import from_uint8
 from components.stages.autoencoder import train_autoencoder
 from components.storage.bundle import load_bundle
 from components.storage.store import Store
-from components.training.batches import to_image
 from tests.distributed.runs import context_of, images_artifact
 from tests.image_sets import write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
@@ -135,7 +134,7 @@ def test_the_tokens_of_a_member_are_those_of_its_images(scenes: ShardIndex, tmp_
     encoder(ShardJob(0, "x.parquet", scenes.shards[0]))
     found = parse_tokens(files.read("x.parquet"), "x.parquet")
     images = read_whole_shard(scenes, scenes.shards[0], resolution=16, member=member)
-    expected = load_bundle(folder).module.tokenize(to_image(torch.from_numpy(images.image))).flatten(1)
+    expected = load_bundle(folder).module.tokenize(from_uint8(images.image)).flatten(1)
     assert found.key == images.key
     np.testing.assert_array_equal(found.tokens, expected.numpy())
 

@@ -10,8 +10,8 @@ from components.evaluation.grids import (
     CELL,
     PAPER,
     compared_grid,
-    enlarged,
     fit_text,
+    in_square,
     labelled_grid,
     strip_grid,
     text_font,
@@ -93,7 +93,7 @@ def test_letters_of_many_alphabets_have_a_shape_of_their_own():
 
 def test_a_wide_image_keeps_its_shape():
     wide = np.zeros((2, 4, 3), np.uint8)
-    shown = enlarged(wide, 8)
+    shown = np.asarray(in_square(wide, 8))
     assert shown.shape == (8, 8, 3)
     assert (shown[2:6] == 0).all()
     assert (shown[:2] == 255).all()

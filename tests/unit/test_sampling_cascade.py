@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.sampling.cascade import Cascade, compose, to_uint8
+from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request, random_stream
 from tests.tiny_cascade import write_cascade, write_models
 
@@ -125,13 +125,6 @@ def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path):
 def test_a_folder_without_a_cascade_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no cascade\.json"):
         Cascade.load(tmp_path)
-
-
-def test_levels_are_rounded_not_truncated():
-    levels = torch.arange(256)
-    image = (levels / 127.5 - 1).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    (image,) = to_uint8(image)
-    assert np.array_equal(image[..., 0].ravel(), levels.numpy())
 
 
 def test_sampling_needs_none_of_the_frameworks_around_it():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.images import encode_png, load_depth
+from components.data.images import load_depth
 from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.sampling.cascade import Cascade, ConditionImages, compose
+from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.tracking.cascade_model import Row, predictor_of
 from components.tracking.registry import _input_example

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from components.models.autoencoder import Autoencoder
-from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose, load_part, to_uint8
+from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose, load_part
 from components.sampling.diffusion import sample_base
+from components.sampling.images import to_uint8
 from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES, DIFFUSION
 from tests.tiny_diffusion_branches import GENERATORS, LATENT_SCALE, base, classifier, contrastive, latent

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from components.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
-from components.training.batches import to_batch, to_image
+from components.training.batches import to_batch
 from components.training.checkpoint import (
     DIGESTS,
     POSITION,
@@ -130,14 +130,6 @@ def test_what_ray_train_writes_appears_whole_or_not_at_all(tmp_path: Path) -> No
         assert back.read() == b"second"
     filesystem.delete_dir(path)
     assert not tmp_path.exists()
-
-
-def test_images_span_minus_one_to_one_exactly() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
-    image = to_image(pixels)
-    assert image.shape == (1, 3, 16, 16)
-    assert (image.min(), image.max()) == (-1, 1)
-    assert torch.equal(((image + 1) * 127.5).round().byte()[0, 0].flatten(), torch.arange(256, dtype=torch.uint8))
 
 
 def test_joint_dropout_drops_all_of_a_samples_conditions_and_independent_does_not() -> None:

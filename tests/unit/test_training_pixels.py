@@ -14,7 +14,7 @@ from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
 from components.training.loop import Task, fit
 from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.pixels import PixelTask, pixel_arguments, to_image, to_levels
+from components.training.tasks.pixels import PixelTask, pixel_arguments
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,
@@ -40,9 +40,8 @@ def token_task(network: str, **options: object) -> PixelTask:
 
 def test_the_8_bit_values_come_back_exactly():
     rows = {"image": torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).numpy()}
-    image = to_batch(rows)["image"]
-    assert torch.equal(to_levels(image)[0, 2].flatten(), torch.arange(256))
-    assert torch.equal(to_image(to_levels(image)), image)
+    task = PixelTask(pixel_config(), dataset_info=DATASET_INFO)
+    assert torch.equal(task.values(to_batch(rows))[0, 2].flatten(), torch.arange(256))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -59,7 +58,7 @@ def test_bits_are_the_mean_of_all_values_however_the_images_are_split():
     task = PixelTask(pixel_config(), dataset_info=DATASET_INFO)
     held_out = rows_at(task.config, range(21))  # one full part, one of five
     batch = to_batch(held_out)
-    levels = to_levels(batch["image"])
+    levels = task.values(batch)
     with torch.no_grad():
         logits = task.learner.snapshot()(levels, label=batch["label"]).log_softmax(dim=-1)
     expected = -float(logits.gather(-1, levels[..., None]).mean()) / math.log(2)

@@ -11,8 +11,8 @@ import numpy as np
 from einops import rearrange, reduce
 from PIL import Image
 
-from components.data.images import encode_png
 from components.data.sources.source import Drawing, Item, Source
+from components.sampling.image_files import encode_png
 
 GENERATOR_VERSION = 1
 LICENSE = "CC0-1.0"

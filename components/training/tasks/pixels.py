@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.diffusion.corruption import from_levels, to_levels
 from components.losses.likelihood import token_loss
 from components.models.autoencoder import Autoencoder
 from components.models.pixelcnn import GatedPixelCNN
@@ -49,16 +50,6 @@ def pixel_arguments(config: PixelConfig, dataset_info: DatasetInfo, grid: TokenG
 
 def make_network(config: PixelConfig, arguments: dict[str, Any]) -> PixelNetwork:
     return GatedPixelCNN(**arguments) if config.network == "pixelcnn" else RowLSTM(**arguments)
-
-
-def to_levels(image: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] that were 8-bit images -> their exact values, int64 in [0, 255]."""
-    return ((image + 1) * 127.5).round().long()
-
-
-def to_image(levels: Tensor) -> Tensor:
-    """The inverse of `to_levels`."""
-    return levels.float() / 127.5 - 1
 
 
 class PixelTask:
@@ -107,7 +98,7 @@ class PixelTask:
     def values(self, batch: Batch) -> Tensor:
         """What the network learns of a batch, (B, C, H, W) int64."""
         if self.grid is None:
-            return to_levels(batch["image"])
+            return to_levels(batch["image"]).round().long()  # exact: they were 8-bit images
         return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +126,7 @@ class PixelTask:
         tokenizer = None if load is None else load().to(self.worker.device)
         network, parts = self.learner.snapshot(), held_out_parts(batch, self.learner, max_batch=self.max_batch)
         values = [self.sampled(network, part) for part in parts]  # each (B, C, H, W)
-        images = [to_image(v) if tokenizer is None else tokenizer.detokenize(v[:, 0]) for v in values]
+        images = [from_levels(v) if tokenizer is None else tokenizer.detokenize(v[:, 0]) for v in values]
         return {"samples": png_grid(torch.cat(images), columns=len(batch["position"]))}
 
     def sampled(self, network: PixelNetwork, part: Batch) -> Tensor:

@@ -1,0 +1,61 @@
+"""Image files: decoded safely, encoded as PNG; and small images enlarged, to be looked at.
+
+Without torch: the readers of shards, one on every core, would only pay for it. Shapes: images are uint8 (H, W, 3).
+"""
+
+import base64
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image file, decoded. Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
+    image = open_header(data)
+    image.load()
+    return image
+
+
+def open_header(data: bytes) -> Image.Image:
+    """An image file of which only the header was read. Raises as `open_image`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    return image
+
+
+def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
+    """The image file of a request, decoded to a mode of Pillow's. Raises ValueError, in one line, if it is none."""
+    try:
+        return open_image(data).convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the given image can't be read ({error}); give a PNG") from error
+
+
+def encode_png(image: Image.Image | np.ndarray, *, optimize: bool = False) -> bytes:
+    """PNG bytes of an image or a uint8/uint16 array; equal pixels give equal bytes.
+
+    Args:
+        optimize: take the time to make it smaller, for what a page shows.
+    """
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, format="PNG", optimize=optimize)
+    return buffer.getvalue()
+
+
+def base64_png(image: Image.Image | np.ndarray) -> str:
+    """As `encode_png`, as text in base64."""
+    return base64.b64encode(encode_png(image)).decode()
+
+
+def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """To (height, width, 3) without smoothing, so that the pixels of a small image are seen as they are."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))

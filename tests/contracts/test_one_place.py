@@ -1,0 +1,39 @@
+"""What the house does in one place is done nowhere else: a second conversion of pixels would round in its own way."""
+
+import re
+from pathlib import Path
+
+PLACES = {  # what a line of the product holds -> the files where it may stand
+    r"127\.5|[/*] ?255\b|\.byte\(\)|\.to\(torch\.uint8\)": {
+        "components/diffusion/corruption.py": "levels <-> [-1, 1]",
+        "components/sampling/images.py": "arrays of bytes <-> [-1, 1]",
+        "components/diffusion/gaussian.py": "the step between two levels",
+        "components/losses/pixel_likelihood.py": "half of it",
+        "components/training/perceptual_weights.py": "the scale that a pretrained network was trained on",
+    },
+    r"[\"']PNG[\"']|\.save\(.*\.png": {"components/sampling/image_files.py": "encoding, and what is decoded"},
+    r"\bImage\.open\(": {
+        "components/sampling/image_files.py": "files of anybody, under limits",
+        "components/data/degradations.py": "a JPEG that was made in the line before",
+        "components/evaluation/report.py": "a grid that was drawn here, however large",
+        "components/tracking/delivery.py": "a grid that was drawn here, however large",
+    },
+    r"Resampling\.NEAREST": {
+        "components/sampling/image_files.py": "small images enlarged, to be looked at",
+        "components/data/images.py": "masks, whose values must not mix",
+    },
+    r"mode=\"area\"": {"components/diffusion/corruption.py": "downsample"},
+}
+
+
+def test_pixels_are_converted_encoded_and_resized_in_one_place(repository: Path, sources: list[Path]) -> None:
+    found, used = [], set()
+    for path in sources:
+        name = path.relative_to(repository).as_posix()
+        for line in path.read_text().splitlines():
+            for pattern, places in PLACES.items():
+                if re.search(pattern, line):
+                    used.add((pattern, name))
+                    found += [f"{name}: {line.strip()} (stands in {next(iter(places))})"] * (name not in places)
+    assert found == []
+    assert used == {(pattern, name) for pattern, places in PLACES.items() for name in places}

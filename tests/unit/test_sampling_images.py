@@ -1,0 +1,86 @@
+"""Laws of images between files, bytes and [-1, 1]."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from einops import repeat
+from PIL import Image
+
+from components.diffusion.corruption import from_levels, to_levels
+from components.sampling.image_files import MAX_PIXELS, base64_png, encode_png, enlarged, open_given_image, open_image
+from components.sampling.images import from_uint8, levels_to_uint8, read_image, to_uint8
+from components.training.previews import png_grid
+from tests.unit.test_data_hostile import png_of
+
+LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+RANDOM = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
+
+
+def test_images_span_minus_one_to_one_exactly_with_channels_last_in_memory() -> None:
+    image = from_uint8(LEVELS)
+    assert image.shape == (1, 3, 16, 16)
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert image[0, 1, 15, 14] == torch.tensor(254) / 127.5 - 1
+    assert (image.min(), image.max()) == (-1, 1)
+    assert torch.equal(from_uint8(torch.from_numpy(LEVELS[0])), image[0])
+
+
+def test_every_level_comes_back_by_every_way() -> None:
+    """Of bytes, of whole numbers with colors first (as pixel models have them), and rounded to whole numbers."""
+    image, levels = from_uint8(LEVELS), torch.from_numpy(LEVELS).permute(0, 3, 1, 2).long()
+    np.testing.assert_array_equal(to_uint8(image), LEVELS)
+    assert torch.equal(from_levels(levels), image)
+    assert torch.equal(to_levels(image).round().long(), levels)
+
+
+def test_levels_are_rounded_and_what_lies_beyond_goes_to_the_nearer_end() -> None:
+    near = torch.tensor([-9.0, -0.4, 0.6, 99.4, 254.6, 400.0]).reshape(1, 1, 1, 6)
+    expected = [0, 0, 1, 99, 255, 255]
+    assert levels_to_uint8(near).ravel().tolist() == expected
+    assert to_uint8(from_levels(near)).ravel().tolist() == expected
+    assert to_uint8(from_levels(near).clamp(-1, 1)).ravel().tolist() == expected  # before or after is the same
+    assert to_uint8(torch.ones(1, 3, 2, 2, dtype=torch.bfloat16, requires_grad=True)).min() == 255
+
+
+def test_a_png_holds_the_pixels_whether_optimized_or_not_and_equal_pixels_give_equal_bytes() -> None:
+    plain, smaller = encode_png(RANDOM[0]), encode_png(RANDOM[0], optimize=True)
+    for data in (plain, smaller):
+        np.testing.assert_array_equal(np.asarray(open_image(data)), RANDOM[0])
+    assert plain == encode_png(Image.fromarray(RANDOM[0])) == encode_png(RANDOM[0].copy(order="F"))
+    assert base64_png(RANDOM[0]).startswith("iVBORw0KGgo")
+
+
+def test_enlarging_by_a_whole_factor_repeats_pixels() -> None:
+    for factor in (1, 2, 3, 7, 16, 64):
+        wanted = repeat(RANDOM[0], "h w c -> (h fh) (w fw) c", fh=factor, fw=factor)
+        np.testing.assert_array_equal(enlarged(RANDOM[0], height=5 * factor, width=7 * factor), wanted)
+
+
+def test_a_preview_shows_images_row_by_row_and_small_ones_larger() -> None:
+    shown = np.asarray(open_image(png_grid(from_uint8(RANDOM), columns=3)))
+    assert shown.shape == (2 * 5 * 9, 3 * 7 * 9, 3)
+    np.testing.assert_array_equal(shown[4::9, 4::9], np.vstack([np.hstack(RANDOM[:3]), np.hstack(RANDOM[3:])]))
+
+
+def test_an_image_of_another_size_is_averaged_over_areas() -> None:
+    halves = np.zeros((4, 4, 3), np.uint8)
+    halves[:, 1::2] = 100
+    assert torch.equal(read_image(encode_png(halves), resolution=2), from_uint8(np.full((2, 2, 3), 50, np.uint8)))
+
+
+def test_the_image_of_a_request_is_opened_under_the_limits_of_files_of_strangers() -> None:
+    eps = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(eps, "EPS")  # Pillow would start Ghostscript
+    bombs = (png_of(2**16, 2**16, b""), png_of(2**14, MAX_PIXELS // 2**14 + 1, b""))
+    for data in (b"", b"no image", eps.getvalue(), encode_png(RANDOM[0])[:60], *bombs):
+        with pytest.raises(ValueError, match=r"^the given image can't be read \(.*\); give a PNG$"):
+            open_given_image(data)
+
+
+def test_reading_shards_loads_no_torch() -> None:
+    code = "import sys, components.data.decoded; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
