@@ -6,11 +6,10 @@ from components.stages.cascade import compose_cascade
 from components.stages.classifier import train_classifier
 from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import evaluate
-from components.stages.guidance_study import study_guidance
 from components.stages.images import images_identity, ingest_images
 from components.stages.likelihood import measure_likelihood
 from components.stages.samples import sample_generators
-from components.stages.steps_study import study_steps
+from components.stages.studies import study_guidance, study_steps
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.workflow import Stage, Workflow
 

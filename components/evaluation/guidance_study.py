@@ -3,7 +3,7 @@
 Whether an image shows the class that was asked for is judged by a classifier of clean images that guides nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,21 +13,26 @@ from torch import Tensor
 
 from components.data.held_out import held_out_arrays
 from components.data.shards import ShardIndex
-from components.data.subset import read_random_part
 from components.diffusion.samplers import SamplerName
-from components.evaluation.generated import measured_requests
-from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.variants import HELD_OUT, Figures, Made, VariantJob, VariantsConfig, counted, write_made
+from components.evaluation.variants import (
+    HELD_OUT,
+    Made,
+    Measured,
+    Plan,
+    VariantJob,
+    VariantsConfig,
+    counted,
+    study_requests,
+)
 from components.sampling.cascade import Cascade
 from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.device import best_device
 from components.sampling.guided import sample_guided
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
-from components.sampling.requests import Request, class_id
+from components.sampling.requests import class_id
 from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 Method = Literal["classifier", "classifier_unconditional", "classifier_free", "autoguidance"]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,7 +43,6 @@ TITLES: dict[Method, str] = {
     "autoguidance": "autoguidance",
 }
 JUDGED = 256  # images at a time
-SMALL = 8  # pixels: only labels are wanted
 
 
 class GuidanceStudyConfig(VariantsConfig):
@@ -97,42 +101,21 @@ def settings_of(config: GuidanceStudyConfig) -> dict[str, Setting]:
     return {setting.name: setting for setting in every}
 
 
-class GuidedSampler:
-    """One actor of the pool."""
-
-    def __init__(self, config: GuidanceStudyConfig, models: Mapping[str, Artifact], files: Store) -> None:
-        device = best_device()
-        self.config, self.files, self.models = config, files, load_models(models, device=device)
-
-    def __call__(self, job: VariantJob) -> VariantJob:
-        write_made(self.files, job, sample_in(self.models, job, self.config))
-        return job
-
-
-class Plan(NamedTuple):
-    """What a study starts from."""
-
-    requests: list[Request]
-    resolution: int
-    held_out_accuracy: float  # of the judge
-
-
-def plan_study(config: GuidanceStudyConfig, index: ShardIndex, models: Mapping[str, Artifact]) -> Plan:
+def plan_study(config: GuidanceStudyConfig, models: Mapping[str, Artifact], index: ShardIndex) -> Plan:
     """Requests with the labels of training images, and what the judge sees in held-out ones. Runs in a worker. Raises
-    ValueError for models that do not fit each other."""
-    loaded = load_models(models, device=best_device())
+    as `load_models`."""
+    loaded = load_models(models)
     size = loaded.base.settings["resolution"]
-    labels = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=SMALL).label
-    asked: dict[str, Any] = {"labels": labels, "captions": [""] * len(labels), "count": config.samples}
-    requests = measured_requests(Cascade(base=loaded.base), "diffusion", **asked, seed=config.seed)
+    requests = study_requests(config, index, Cascade(base=loaded.base), prompts=False)
     held_out = held_out_arrays(index, resolution=size, limit=config.samples)
     accuracy = float(np.mean(judge(loaded.judge, held_out["image"]) == held_out["label"]))
     return Plan(requests, size, accuracy)
 
 
-def load_models(models: Mapping[str, Artifact], *, device: str | torch.device = "cpu") -> Models:
-    """The fields of `Models` from artifacts. Raises ValueError, in one line, if they do not fit the base."""
-    loaded = {}
+def load_models(models: Mapping[str, Artifact]) -> Models:
+    """The fields of `Models`, on the best device that there is. Raises ValueError, in one line, for models that do not
+    fit the base."""
+    loaded, device = {}, best_device()
     for name, artifact in models.items():
         with artifact.local_copy() as folder:
             loaded[name] = load_model(name, folder, device=device)
@@ -146,7 +129,7 @@ def load_models(models: Mapping[str, Artifact], *, device: str | torch.device = 
     return found
 
 
-def sample_in(models: Models, job: VariantJob, config: GuidanceStudyConfig) -> Made:
+def sample_in(models: Models, job: VariantJob, *, config: GuidanceStudyConfig) -> Made:
     """Images under the guidance of the job, judged."""
     method, scale = job.variant
     asked = [request._replace(sampler=config.sampler, steps=config.num_inference_steps) for request in job.requests]
@@ -177,50 +160,20 @@ def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
     return torch.cat(seen).numpy()
 
 
-class Point(NamedTuple):
-    """What one setting came to."""
-
-    setting: Setting
-    accuracy: float
-    accuracy_standard_error: float
-    distance: float
-    evaluations: float
-
-
-def points_of(
-    settings: Mapping[str, Setting], made: Mapping[str, Figures], rows: Sequence[DistanceRow]
-) -> dict[str, Point]:
-    """Name of the setting -> point."""
-    distances, points = {row.name: row.distance for row in rows}, {}
-    for name, setting in settings.items():
-        accuracy, count = float(made[name].correct.mean()), len(made[name].correct)
-        error = (accuracy * (1 - accuracy) / count) ** 0.5
-        points[name] = Point(setting, accuracy, error, distances[name], made[name].evaluations)
-    return points
-
-
-def draw_guidance(
-    points: Mapping[str, Point],
-    rows: Sequence[DistanceRow],
-    config: GuidanceStudyConfig,
-    *,
-    held_out_accuracy: float,
-    salt: str,
-) -> dict[str, str]:
+def draw_guidance(found: Measured, config: GuidanceStudyConfig, *, salt: str) -> dict[str, str]:
     """Title -> SVG: accuracy and distance against scale, and against each other."""
     distance, accuracy = f"fd_{config.feature_network}", "accuracy by an independent classifier"
-    held_out = {row.name: row.distance for row in rows}[HELD_OUT]
     accuracies, distances, each_other = [], [], []
     for method in config.methods:
         title, scales = TITLES[method], scales_of(config, method)
-        line = [points[Setting(method, scale).name] for scale in scales]
+        line = [found.points[Setting(method, scale).name] for scale in scales]
         seen, far = [point.accuracy for point in line], [point.distance for point in line]
         accuracies.append(Series(title, scales, seen))
         distances.append(Series(title, scales, far))
         each_other.append(Series(title, seen, far))
     against_scale = [
-        Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: held_out_accuracy}),
-        Panel("guidance scale", distance, distances, levels={HELD_OUT: held_out}),
+        Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: found.held_out_accuracy}),
+        Panel("guidance scale", distance, distances, levels={HELD_OUT: found.held_out_distance}),
     ]
     number = f"N {config.samples}"
     return {
@@ -229,7 +182,7 @@ def draw_guidance(
     }
 
 
-def guidance_table(points: Mapping[str, Point], config: GuidanceStudyConfig) -> dict[str, Any]:
+def guidance_table(found: Measured, config: GuidanceStudyConfig) -> dict[str, Any]:
     """Columns and rows for the report."""
     return {
         "columns": [
@@ -240,28 +193,26 @@ def guidance_table(points: Mapping[str, Point], config: GuidanceStudyConfig) -> 
             [TITLES[method], scale, p.accuracy, p.accuracy_standard_error, p.distance, p.evaluations, config.samples]
             for method in config.methods
             for scale in scales_of(config, method)
-            for p in [points[Setting(method, scale).name]]
+            for p in [found.points[Setting(method, scale).name]]
         ],
     }
 
 
-def guidance_summary(
-    points: Mapping[str, Point], config: GuidanceStudyConfig, *, held_out_accuracy: float
-) -> dict[str, float]:
+def guidance_summary(found: Measured, config: GuidanceStudyConfig) -> dict[str, float]:
     """Metrics: accuracy and distance of each setting, and what the judge sees in held-out images."""
-    found = {"accuracy_held_out": held_out_accuracy}
-    for name, point in points.items():
-        found |= {f"accuracy_{name}": point.accuracy, f"fd_{config.feature_network}_{name}": point.distance}
-    return found
+    figures = {"accuracy_held_out": found.held_out_accuracy}
+    for name, point in found.points.items():
+        figures |= {f"accuracy_{name}": point.accuracy, f"fd_{config.feature_network}_{name}": point.distance}
+    return figures
 
 
-def guidance_headline(points: Mapping[str, Point], config: GuidanceStudyConfig) -> dict[str, float]:
+def guidance_headline(found: Measured, config: GuidanceStudyConfig) -> dict[str, float]:
     """Accuracy and distance without guidance, and by each method at the scale of its smallest distance."""
     chosen = {}
     for method in config.methods:
         scales = [scale for scale in scales_of(config, method) if scale != off(method)]
-        without = points[Setting(method, off(method)).name]
-        best = min((points[Setting(method, scale).name] for scale in scales), key=lambda point: point.distance)
+        without = found.points[Setting(method, off(method)).name]
+        best = min((found.points[Setting(method, scale).name] for scale in scales), key=lambda point: point.distance)
         chosen |= {point.setting.title: point for point in (without, best)}
-    found = {f"accuracy, {title} (N {config.samples})": point.accuracy for title, point in chosen.items()}
-    return found | {f"distance, {title} (N {config.samples})": point.distance for title, point in chosen.items()}
+    accuracies = {f"accuracy, {title} (N {config.samples})": point.accuracy for title, point in chosen.items()}
+    return accuracies | {f"distance, {title} (N {config.samples})": point.distance for title, point in chosen.items()}

@@ -4,6 +4,7 @@ Shapes: N images, H W their pixels.
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,18 +14,20 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from components.data.shards import ShardIndex
-from components.data.subset import random_part
+from components.data.subset import random_part, read_random_part
 from components.evaluation.features import FeatureNetwork
-from components.evaluation.generated import jobs_of
+from components.evaluation.generated import jobs_of, measured_requests
 from components.evaluation.grids import Block, render_blocks
 from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
-from components.evaluation.measure import REFERENCE, DistanceRow, MeasureConfig, measure_distances
-from components.pool import Pool, file_name
+from components.evaluation.measure import REFERENCE, MeasureConfig
+from components.pool import file_name
+from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.store import Store
 
 HELD_OUT = "held-out images"
 SHOWN = 8  # images of each way
+SMALL = 8  # pixels: only labels and captions are wanted
 
 
 class VariantsConfig(MeasureConfig):
@@ -56,12 +59,38 @@ class Made(NamedTuple):
     correct: np.ndarray  # (N,) bool: whether an independent classifier sees the class that was asked for; or (0,)
 
 
-class Figures(NamedTuple):
-    """What is known of what was made in one way."""
+class Plan(NamedTuple):
+    """What a study starts from."""
 
+    requests: list[Request]
+    resolution: int
+    held_out_accuracy: float = math.nan  # of an independent classifier, where there is one
+
+
+class Point(NamedTuple):
+    """What one way came to."""
+
+    setting: Any  # the way, with a name and a title
+    distance: float
     evaluations: float  # of the sampled network, for each image
     correct: np.ndarray  # as in `Made`
     first: list[np.ndarray]  # SHOWN images (H, W, 3) uint8
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def accuracy_standard_error(self) -> float:
+        return (self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5
+
+
+class Measured(NamedTuple):
+    """What a study found."""
+
+    points: dict[str, Point]  # by the name of their setting
+    held_out_distance: float
+    held_out_accuracy: float
 
 
 def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> dict[str, list[VariantJob]]:
@@ -87,39 +116,53 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def write_made(files: Store, job: VariantJob, made: Made) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **made._asdict())
-    files.write(file_name(job.name), buffer.getvalue())
+class VariantSampler:
+    """One actor of the pool: the models that `load` gives, sampled in any way."""
+
+    def __init__(self, load: Callable[[], Any], sample: Callable[[Any, VariantJob], Made], files: Store) -> None:
+        self.models, self.sample, self.files = load(), sample, files
+
+    def __call__(self, job: VariantJob) -> VariantJob:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **self.sample(self.models, job)._asdict())
+        self.files.write(file_name(job.name), buffer.getvalue())
+        return job
 
 
-def read_figures(files: Store, jobs: Sequence[VariantJob]) -> Figures:
-    """What the jobs of one way left next to their images, and the first of these."""
-    evaluations, correct, first = [], [], []
-    for job in jobs:
-        with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
-            evaluations.append(float(arrays["evaluations"]))
-            correct.append(arrays["correct"])
-            first = first or list(arrays["images"][:SHOWN])
-    return Figures(float(np.mean(evaluations)), np.concatenate(correct), first)
+def study_requests(config: VariantsConfig, index: ShardIndex, cascade: Cascade, *, prompts: bool) -> list[Request]:
+    """Requests with the labels of training images, and with their captions where prompts are wanted."""
+    trained = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=SMALL)
+    captions = trained.caption if prompts else [""] * len(trained.label)
+    asked: dict[str, Any] = {"labels": trained.label, "captions": captions, "count": config.samples}
+    return measured_requests(cascade, "diffusion", **asked, seed=config.seed)
 
 
-def read_all_figures(files: Store, jobs: Mapping[str, Sequence[VariantJob]]) -> dict[str, Figures]:
-    """`read_figures` of every way by its name. Opens all files, so it runs in a worker."""
-    return {name: read_figures(files, group) for name, group in jobs.items()}
+def read_points(
+    files: Store, jobs: Mapping[str, Sequence[VariantJob]], distances: Mapping[str, float]
+) -> dict[str, Point]:
+    """What the jobs of each way left, and its distance, by its name. Opens all files, so it runs in a worker."""
+    points = {}
+    for name, group in jobs.items():
+        evaluations, correct, first = [], [], []
+        for job in group:
+            with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
+                evaluations.append(float(arrays["evaluations"]))
+                correct.append(arrays["correct"])
+                first = first or list(arrays["images"][:SHOWN])
+        mean = float(np.mean(evaluations))
+        points[name] = Point(group[0].variant, distances[name], mean, np.concatenate(correct), first)
+    return points
 
 
-def measure_made(
+def sets_of(
     jobs: Mapping[str, Sequence[VariantJob]],
     config: VariantsConfig,
     index: ShardIndex,
+    files: Store,
     *,
     resolution: int,
-    files: Store,
-    pool: Pool,
-    progress: Callable[[int, int], None],
-) -> list[DistanceRow]:
-    """Distances to training images of what was made in each way, and of held-out images."""
+) -> dict[str, ImageSet]:
+    """Training images, held-out images, and what was made in each way and lies in `files`."""
     part = random_part(index, samples=config.reference_samples, seed=config.seed)
     trained = split_parts(part, "train", resolution=resolution, limit=config.reference_samples)
     held_out = held_out_parts(index, resolution=resolution, limit=config.samples)
@@ -127,9 +170,9 @@ def measure_made(
     for name, group in jobs.items():
         parts = [FileImages(files, file_name(job.name), "images", len(job.requests)) for job in group]
         sets[name] = ImageSet(tuple(parts), "model")
-    return measure_distances(sets, config, pool=pool, progress=progress)[0]
+    return sets
 
 
-def variants_grid(made: Mapping[str, Figures]) -> bytes:
+def variants_grid(points: Mapping[str, Point]) -> bytes:
     """The first images of each way, in a row of their own: one column has one seed and one condition. PNG."""
-    return render_blocks([Block(name, list(found.first)) for name, found in made.items()], columns=SHOWN)
+    return render_blocks([Block(point.setting.title, point.first) for point in points.values()], columns=SHOWN)

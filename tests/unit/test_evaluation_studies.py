@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from components.evaluation import guidance_study, steps_study
 from components.evaluation.guidance_study import GuidanceStudyConfig, Models, judge
 from components.evaluation.image_sets import FileImages
-from components.evaluation.measure import REFERENCE, DistanceRow, distance_rows
+from components.evaluation.measure import REFERENCE, distance_rows
 from components.evaluation.steps_study import StepsStudyConfig
 from components.evaluation.variants import (
     HELD_OUT,
-    Figures,
     Made,
+    Measured,
+    Point,
     VariantJob,
+    VariantSampler,
     VariantsConfig,
     counted,
-    read_figures,
+    read_points,
     variant_jobs,
     variants_grid,
-    write_made,
 )
 from components.events import SilentRecorder
 from components.execution import Resources
@@ -107,26 +108,22 @@ def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
     assert list(steps_study.settings_of(config)) == ["ddpm_2", "ddpm_8"]
 
 
-def made_of(names: Mapping[str, object]) -> dict[str, Figures]:
-    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+def measured(settings: Mapping[str, object]) -> Measured:
+    """Distances 11, 12, … in the order of the settings, 10 of held-out images; two in three images are correct."""
+    images = list(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
     correct = np.array([True, True, True, False, True, False])
-    return {name: Figures(4.0, correct, list(images)) for name in names}
-
-
-def rows_of(names: Mapping[str, object]) -> list[DistanceRow]:
-    every = [HELD_OUT, *names]
-    return [DistanceRow(name=n, distance=10.0 + i, samples=6, purpose="model") for i, n in enumerate(every)]
+    points = {n: Point(s, 11.0 + i, 4.0, correct, images) for i, (n, s) in enumerate(settings.items())}
+    return Measured(points, held_out_distance=10.0, held_out_accuracy=0.9)
 
 
 def test_the_steps_study_draws_and_lists_every_sampler() -> None:
     settings = steps_study.settings_of(STEPS)
-    rows = rows_of(settings)
-    points = steps_study.points_of(settings, made_of(settings), rows)
-    (svg,) = steps_study.draw_steps(points, rows, STEPS, salt="s").values()
+    found = measured(settings)
+    (svg,) = steps_study.draw_steps(found, STEPS, salt="s").values()
     assert all(words in Page(svg).text for words in ("ddim", "heun", "ddpm, 8 steps 15", HELD_OUT))
-    assert [row[:2] for row in steps_study.steps_table(points, STEPS)["rows"]] == [list(s) for s in settings.values()]
-    assert steps_study.steps_summary(points, STEPS)["fd_efficientnet_lite0_heun_4"] == 14.0
-    assert list(steps_study.steps_headline(points, STEPS).values()) == [12.0, 14.0, 15.0]
+    assert [row[:2] for row in steps_study.steps_table(found, STEPS)["rows"]] == [list(s) for s in settings.values()]
+    assert steps_study.steps_summary(found, STEPS)["fd_efficientnet_lite0_heun_4"] == 14.0
+    assert list(steps_study.steps_headline(found, STEPS).values()) == [12.0, 14.0, 15.0]
 
 
 def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models: Models) -> None:
@@ -140,7 +137,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
         "autoguidance_2",
     ]
     every = {
-        method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), GUIDANCE).images
+        method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), config=GUIDANCE).images
         for method in GUIDANCE.methods
     }
     for method in ("classifier_free", "autoguidance"):
@@ -150,7 +147,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
 
 def test_every_guidance_moves_images_and_counts_the_guided_network_alone(models: Models) -> None:
     made = {
-        name: guidance_study.sample_in(models, job(setting), GUIDANCE)
+        name: guidance_study.sample_in(models, job(setting), config=GUIDANCE)
         for name, setting in guidance_study.settings_of(GUIDANCE).items()
     }
     assert {name: found.evaluations for name, found in made.items()} == {
@@ -184,9 +181,8 @@ def test_a_classifier_pulls_images_towards_what_it_is_asked_for(models: Models, 
 
     def right(scale: float) -> float:
         asked = job((method, scale), REQUESTS * 4)
-        return float(
-            guidance_study.sample_in(models._replace(judge=judge, classifier=judge), asked, GUIDANCE).correct.mean()
-        )
+        own = models._replace(judge=judge, classifier=judge)
+        return float(guidance_study.sample_in(own, asked, config=GUIDANCE).correct.mean())
 
     assert right(100.0) == 1 > right(0.0) + 0.3
 
@@ -200,19 +196,18 @@ def test_the_judge_sees_images_as_it_was_trained_on_them(models: Models) -> None
 
 def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> None:
     settings = guidance_study.settings_of(GUIDANCE)
-    rows = rows_of(settings)
-    points = guidance_study.points_of(settings, made_of(settings), rows)
-    assert points["unguided"].accuracy == pytest.approx(4 / 6)
-    assert points["unguided"].accuracy_standard_error == pytest.approx((4 / 6 * 2 / 6 / 6) ** 0.5)
-    plots = guidance_study.draw_guidance(points, rows, GUIDANCE, held_out_accuracy=0.9, salt="g")
+    found = measured(settings)
+    assert found.points["unguided"].accuracy == pytest.approx(4 / 6)
+    assert found.points["unguided"].accuracy_standard_error == pytest.approx((4 / 6 * 2 / 6 / 6) ** 0.5)
+    plots = guidance_study.draw_guidance(found, GUIDANCE, salt="g")
     texts = [Page(svg).text for svg in plots.values()]
     assert len(texts) == 2
     assert all(title in text for title in guidance_study.TITLES.values() for text in texts)
     assert "classifier-free 11 at 1 15 at 2" in texts[0]
     assert "held-out images 0.9" in texts[0]
-    table = guidance_study.guidance_table(points, GUIDANCE)
+    table = guidance_study.guidance_table(found, GUIDANCE)
     assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 8
-    headline = guidance_study.guidance_headline(points, GUIDANCE)
+    headline = guidance_study.guidance_headline(found, GUIDANCE)
     assert headline["distance, autoguidance, scale 2 (N 6)"] == 16.0
     assert headline["distance, no guidance (N 6)"] == 11.0
 
@@ -234,10 +229,15 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     jobs = variant_jobs({"way": steps_study.Setting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])["way"]
     assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
     images = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
-    for one, start in zip(jobs, (0, 64), strict=True):
-        part = images[start : start + len(one.requests)]
-        write_made(files, one, Made(part, 5.0, np.zeros(len(part), bool)))
-    found = read_figures(files, jobs)
+
+    def sample(models: np.ndarray, one: VariantJob) -> Made:
+        seeds = [request.seed for request in one.requests]
+        return Made(models[seeds], 5.0, np.zeros(len(seeds), bool))
+
+    sampler = VariantSampler(lambda: images, sample, files)
+    assert [sampler(one) for one in jobs] == jobs
+    found = read_points(files, {"way": jobs}, {"way": 3.0})["way"]
+    assert (found.setting, found.distance) == (steps_study.Setting("ddim", 2), 3.0)
     np.testing.assert_array_equal(found.first, images[:8])
     parts = [FileImages(files, file_name(one.name), "images", len(one.requests)) for one in jobs]
     np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), images)
@@ -261,15 +261,13 @@ def test_a_study_of_distances_needs_features() -> None:
 
 def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:
     context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), SilentRecorder())
-    settings = steps_study.settings_of(STEPS)
-    rows = rows_of(settings)
-    points = steps_study.points_of(settings, made_of(settings), rows)
+    found = measured(steps_study.settings_of(STEPS))
     artifact = context.commit_study(
-        plots=steps_study.draw_steps(points, rows, STEPS, salt="s"),
-        tables={"Distances": steps_study.steps_table(points, STEPS)},
-        summary=steps_study.steps_summary(points, STEPS),
-        headline=steps_study.steps_headline(points, STEPS),
-        images={"by_steps": variants_grid(made_of(settings))},
+        plots=steps_study.draw_steps(found, STEPS, salt="s"),
+        tables={"Distances": steps_study.steps_table(found, STEPS)},
+        summary=steps_study.steps_summary(found, STEPS),
+        headline=steps_study.steps_headline(found, STEPS),
+        images={"by_steps": variants_grid(found.points)},
     )
     study = study_of(artifact)
     assert study.stage == "steps_study"

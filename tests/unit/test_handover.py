@@ -33,7 +33,6 @@ from components.stages.diffusion import train_diffusion
 from components.stages.diffusion_prior import train_diffusion_prior
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.gan import train_gan
-from components.stages.guidance_study import study_guidance
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.likelihood import LikelihoodConfig, measure_likelihood
 from components.stages.pixels import train_pixels
@@ -41,7 +40,7 @@ from components.stages.precompute import PrecomputeConfig, precompute
 from components.stages.prior import train_prior
 from components.stages.restoration import RestorationConfig, measure_restoration
 from components.stages.samples import SamplesConfig, sample_generators
-from components.stages.steps_study import study_steps
+from components.stages.studies import study_guidance, study_steps
 from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.storage.artifact import Artifact, load_artifact
