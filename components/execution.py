@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 
 
 class Resources(Config):

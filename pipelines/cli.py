@@ -19,6 +19,7 @@ WRONG_USE = 2
 SAMPLERS = "ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"  # here, so that --help imports no torch
 
 Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
+Sampling = Annotated[list[str], typer.Option("--set", help="A sampling setting: base.eta=0.5. Repeatable.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override one number: base.total_steps=2000. Repeatable.")]
 Storage = Annotated[
     str | None, typer.Option(help="Where artifacts go: a folder or s3://…  [CASCADE_STORAGE or ./runs]")
@@ -151,7 +152,7 @@ def rows(
 ) -> None:
     """Train, sample and measure each system of the lecture by its own recipe, one after another.
 
-    What is finished is cached, so the command goes on where it was stopped; at the end stands a table of figures.
+    Finished stages are cached, so the command goes on where it was stopped. It prints a summary table.
 
     **Examples**
 
@@ -215,12 +216,10 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
-    classifier_scale: Annotated[
-        float | None,
-        typer.Option(help="How much a classifier pulls, where the cascade has one; 0 turns it off.", min=0),
-    ] = None,
+    classifier_scale: Annotated[float | None, typer.Option(help="Scale of the classifier; 0 is off.", min=0)] = None,
     best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
+    settings: Sampling = [],  # noqa: B006
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images and the grid.")] = Path("samples"),
 ) -> None:
@@ -233,6 +232,7 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
     - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
     """
     from pipelines.sample_command import sample_images
@@ -249,6 +249,7 @@ def sample(
         sampler=sampler,
         guidance_scale=guidance_scale,
         classifier_scale=classifier_scale,
+        settings=settings,
         best_of=best_of,
         size=size,
         tracking=tracking,
@@ -276,6 +277,7 @@ def translate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    settings: Sampling = [],  # noqa: B006
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
 ) -> None:
@@ -303,6 +305,7 @@ def translate(
         steps=steps,
         sampler=sampler,
         guidance_scale=guidance_scale,
+        settings=settings,
         tracking=tracking,
         out=out,
         console=Console(),

@@ -37,7 +37,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
         made.append(encoded)
     base = Stage("base", train_diffusion, recipe.base, images=encoded, **first)
     upsamplers = [
-        Stage(f"upsampler_{u.resolution}", train_diffusion, u, images=images, **frozen) for u in recipe.upsamplers
+        Stage(f"upsampler_{u.data.resolution}", train_diffusion, u, images=images, **frozen) for u in recipe.upsamplers
     ]
 
     helpers: dict[str, Stage] = {}
@@ -48,7 +48,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
         helpers["classifier"] = Stage("classifier", train_classifier, recipe.classifier, images=images)
 
     parts: dict[str, Any] = {**first, **helpers, "base": base, "upsamplers": upsamplers}
-    cascade = Stage("cascade", compose_cascade, recipe.cascade, **parts)
+    cascade = Stage("cascade", compose_cascade, recipe.sampling, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
     stages = [images, *first.values(), *made, *helpers.values(), base, *upsamplers, cascade, samples, evaluation]

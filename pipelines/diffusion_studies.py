@@ -27,7 +27,7 @@ def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
         )
         if config is not None
     }
-    cascade = Stage("cascade", compose_cascade, recipe.cascade, base=base)
+    cascade = Stage("cascade", compose_cascade, recipe.sampling, base=base)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components import events
-from components.configuration import Config
+from components.configuration.config import Config
 from components.execution import Resources
 from components.stages.context import StageContext
 from components.storage.artifact import MANIFEST, Artifact, load_artifact

@@ -21,10 +21,10 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
     prior = Stage("prior", train_prior, recipe.prior, tokens=tokens, tokenizer=tokenizer)
 
     base = Stage("base", train_diffusion, recipe.base, images=images)
-    upsamplers = [Stage(f"upsampler_{u.resolution}", train_diffusion, u, images=images) for u in recipe.upsamplers]
+    upsamplers = [Stage(f"upsampler_{u.data.resolution}", train_diffusion, u, images=images) for u in recipe.upsamplers]
 
     models = {"tokenizer": tokenizer, "prior": prior, "base": base, "upsamplers": upsamplers}
-    cascade = Stage("cascade", compose_cascade, recipe.cascade, **models)
+    cascade = Stage("cascade", compose_cascade, recipe.sampling, **models)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
 

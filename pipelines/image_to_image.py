@@ -12,6 +12,6 @@ def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
     """Palette, GLIDE's inpainting, super-resolution: what the model can do, the recipe's tasks say."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     model = Stage("image_to_image", train_diffusion, recipe.model, images=images)
-    cascade = Stage("cascade", compose_cascade, recipe.cascade, model=model)
+    cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
     restoration = Stage("restoration", measure_restoration, recipe.restoration, images=images, cascade=cascade)
     return Workflow(recipe.name, [images, model, cascade, restoration])

@@ -86,5 +86,5 @@ def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence
                         + (f", {row.idle:g} idle" if row.idle else "")
                     )
         for name, config in trainings(workflow).items():
-            lines.append([f"`{workflow.name}`", name, str(config.global_batch_size), *cells[name]])
+            lines.append([f"`{workflow.name}`", name, str(config.optimization.global_batch_size), *cells[name]])
     return [f"| {' | '.join(line)} |" for line in lines]

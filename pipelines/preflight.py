@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from components.configuration import Config
+from components.configuration.config import Config
+from components.configuration.optimization import Training
+from components.configuration.trainings import AutoencoderTraining
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion
 from components.data.preflight import check_file, check_source, detect_source, file_to_try
@@ -13,7 +15,6 @@ from components.execution import Resources
 from components.sampling.frozen_text import FrozenTextError, check_transformers
 from components.stages.images import ImagesConfig, shard_in_place
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
-from components.training.config import AutoencoderConfig, TrainingConfig
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from pipelines.workflow import PlannedStage, UsageError, Workflow
 
@@ -30,8 +31,8 @@ class Needs(NamedTuple):
         """Where they say that something is, as it is written there."""
         found = [] if self.source is None else [self.source.path]
         for config in self.configs:
-            if isinstance(config, AutoencoderConfig) and config.perceptual_weights_uri:
-                found.append(config.perceptual_weights_uri)
+            if isinstance(config, AutoencoderTraining) and config.losses.perceptual_weights_uri:
+                found.append(config.losses.perceptual_weights_uri)
             if isinstance(config, TextEncoderConfig):
                 found.append(config.uri)
         return found
@@ -74,8 +75,10 @@ def check_needs(needs: Needs) -> None:
         if needs.pretrained_text:
             check_transformers()
         for config in needs.configs:
-            if isinstance(config, AutoencoderConfig) and config.perceptual_weight > 0:
-                check_perceptual_network(config.perceptual_network, weights_uri=config.perceptual_weights_uri)
+            if isinstance(config, AutoencoderTraining) and config.losses.perceptual_weight > 0:
+                check_perceptual_network(
+                    config.losses.perceptual_network, weights_uri=config.losses.perceptual_weights_uri
+                )
             if isinstance(config, MeasureConfig):
                 check_feature_network(config.feature_network)
             if isinstance(config, TextEncoderConfig):
@@ -88,8 +91,8 @@ def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
     """Raise UsageError if the workers of a training can't share its global batch equally."""
     for name, config in trainings(workflow).items():
         resources = shares.get(name)
-        if resources is not None and not resources.worker_counts(config.global_batch_size):
-            least, most, size = resources.min_workers, resources.num_workers, config.global_batch_size
+        if resources is not None and not resources.worker_counts(config.optimization.global_batch_size):
+            least, most, size = resources.min_workers, resources.num_workers, config.optimization.global_batch_size
             workers = most if least is None else f"{least} to {most}"
             raise UsageError(
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers; change one of them"
@@ -120,5 +123,5 @@ def stands_alone(workflow: Workflow, stage: str) -> bool:
     return bool(in_turn) and stage in names - in_turn
 
 
-def trainings(workflow: Workflow) -> dict[str, TrainingConfig]:
-    return {stage.name: stage.config for stage in workflow.stages if isinstance(stage.config, TrainingConfig)}
+def trainings(workflow: Workflow) -> dict[str, Training]:
+    return {stage.name: stage.config for stage in workflow.stages if isinstance(stage.config, Training)}

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.execution import Resources
 from components.storage.store import absolute
 from pipelines.recipes.overrides import explain

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from components.configuration.optimization import Training
 from components.execution import Resources
-from components.training.config import TrainingConfig
 from pipelines.cluster import Cluster
 from pipelines.profiles import Profile
 from pipelines.shares import WITHOUT_NETWORK, concurrent_stages, largest_crowd
@@ -38,7 +38,7 @@ def resource_rows(workflow: Workflow, profile: Profile, cluster: Cluster, shares
     groups = concurrent_stages(workflow, [name for name in configs if gpus[name]])
     for name, config in configs.items():
         others = {other: gpus[other] for other in largest_crowd(groups, gpus, name) if other != name}
-        resources, size = shares[name], config.global_batch_size if isinstance(config, TrainingConfig) else None
+        resources, size = shares[name], config.optimization.global_batch_size if isinstance(config, Training) else None
         workers = resources.num_workers if size else resources.num_actors
         share = size // workers if size else None
         most = resources.max_batch_per_device

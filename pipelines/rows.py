@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from components.configuration.optimization import Training
 from components.data.errors import SourceError
 from components.evaluation.rows_page import RowResult, render_rows
-from components.training.config import TrainingConfig
 from pipelines import driver
 from pipelines.display import duration
 from pipelines.recipes.catalog import RECIPES
@@ -112,7 +112,7 @@ def collect_result(prepared: driver.Prepared) -> RowResult | None:
 
 
 def is_training(config: object) -> bool:
-    return isinstance(config, TrainingConfig)
+    return isinstance(config, Training)
 
 
 def figures_of(metadata: Mapping[str, Any]) -> dict[str, float]:

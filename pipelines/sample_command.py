@@ -3,9 +3,13 @@
 import re
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.progress import Progress
 
@@ -43,6 +47,7 @@ def sample_images(
     tracking: str | None,
     out: Path,
     console: Console,
+    settings: Sequence[str] = (),
 ) -> Path:
     """Sample `count` images for each label or prompt, and each condition image; returns the path of the grid.
 
@@ -58,9 +63,18 @@ def sample_images(
             if conditions:
                 given = [_condition(path, cascade) for path in conditions]
                 asked = [request._replace(condition=image) for request in asked for image in given]
-            how = {"generator": generator, "guidance_scale": guidance_scale, "steps": steps, "best_of": best_of}
-            guided = {"sampler": sampler, "classifier_scale": classifier_scale}
-            asked = [cascade.with_generator(request._replace(**how, **guided, size=_size(size))) for request in asked]
+            options = partial(
+                Request._replace,
+                generator=generator,
+                guidance_scale=guidance_scale,
+                steps=steps,
+                sampler=sampler,
+                classifier_scale=classifier_scale,
+                best_of=best_of,
+                size=_size(size),
+                sampling=read_settings(settings),
+            )
+            asked = [cascade.with_generator(options(request)) for request in asked]
             requests = [request._replace(seed=seed + i) for request in asked for i in range(count)]
             images = cascade.sample(requests)
     except (ValueError, FrozenTextError) as error:
@@ -68,6 +82,19 @@ def sample_images(
     grid = _write(images, requests, out)
     console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     return grid
+
+
+def read_settings(assignments: Sequence[str]) -> tuple[tuple[str, str, Any], ...]:
+    """`STAGE.SETTING=VALUE` as a request has them. Raises ValueError for anything else."""
+    found = []
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        stage, dot, setting = path.strip().partition(".")
+        if not (equals and dot and setting):
+            raise ValueError(f"--set {assignment!r}: write it as STAGE.SETTING=VALUE, such as base.eta=0.5")
+        value = yaml.safe_load(text)
+        found.append((stage, setting, tuple(value) if isinstance(value, list) else value))
+    return tuple(found)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -9,17 +9,17 @@ import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from components.configuration.optimization import Training
+from components.configuration.sampling import SamplingConfig
 from components.execution import Resources
-from components.stages.cascade import CascadeConfig
 from components.stages.images import ImagesConfig
 from components.stages.text_encoder import TextEncoderConfig
-from components.training.config import TrainingConfig
 from pipelines.cluster import Cluster
 from pipelines.preflight import concurrent_trainings, stands_alone
 from pipelines.profiles import Profile
 from pipelines.workflow import Stage, UsageError, Workflow
 
-WITHOUT_NETWORK = (ImagesConfig, CascadeConfig, TextEncoderConfig)  # of stages that have no use for a GPU
+WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
 
 
 class Demand(NamedTuple):
@@ -47,7 +47,7 @@ def share_cluster(
     demands = {name: stage_demand(stage, profile, cluster) for name, stage in stages.items()}
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     on_gpus = {name: demand for name, demand in demands.items() if demand.gpus > 0}
-    trained = {name: demand for name, demand in on_gpus.items() if isinstance(stages[name].config, TrainingConfig)}
+    trained = {name: demand for name, demand in on_gpus.items() if isinstance(stages[name].config, Training)}
     counts |= share_gpus(workflow, trained, gpus=cluster.gpus)
     taken = {name: counts[name] * demand.gpus for name, demand in trained.items()}
     others = {name: demand for name, demand in on_gpus.items() if name not in trained}
@@ -71,7 +71,7 @@ def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
     gpus = float(cluster.gpus > 0) if gpus is None else float(gpus)
     if isinstance(config, WITHOUT_NETWORK):
         return Demand((1,), 0)
-    if isinstance(config, TrainingConfig) and asked is not None:
+    if isinstance(config, Training) and asked is not None:
         return Demand((asked,), gpus)  # though there are fewer GPUs: more may come
     most = int(cluster.gpus / gpus) if gpus else 1
     if most == 0:
@@ -79,11 +79,11 @@ def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
             f"{stage.name}: profile {profile.name} gives each worker {gpus:g} GPU, the cluster has {cluster.gpus:g}; "
             "if it will have more, say so: --cluster gpus=8,cpus=64"
         )
-    if not isinstance(config, TrainingConfig):
+    if not isinstance(config, Training):
         return Demand(tuple(range(1, min(most, asked or most) + 1)), gpus)
-    least, size = profile.given(stage.name, "min_workers") or 1, config.global_batch_size
+    least, size = profile.given(stage.name, "min_workers") or 1, config.optimization.global_batch_size
     counts = tuple(count for count in range(least, most + 1) if size % count == 0)
-    return Demand(counts or (max(least, most),), gpus, size * config.total_steps)
+    return Demand(counts or (max(least, most),), gpus, size * config.optimization.total_steps)
 
 
 def share_gpus(
@@ -165,7 +165,7 @@ def stage_resources(
         count: of its workers, or of its actors.
         crowd: workers and actors that may work at once, its own included.
     """
-    is_training = isinstance(stage.config, TrainingConfig)
+    is_training = isinstance(stage.config, Training)
     sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
     cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)
     if gpus and cluster.cpus_per_gpu is not None:  # where its GPU is

@@ -4,11 +4,11 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining
 from components.stages.images import ImagesConfig
 from components.storage.space import check_room, is_local
 from components.storage.store import Store
-from components.training.config import AutoencoderConfig, DatasetInfo, TokenGrid, TrainingConfig
-from components.training.contrastive_config import ContrastiveConfig
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.sizes import Sizes, autoencoder_grid, training_sizes
 from pipelines.preflight import branches
@@ -46,7 +46,7 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     """
     storage, checkpoints = 0, {}
     for entry in planned:
-        if entry.wanted and isinstance(entry.stage.config, TrainingConfig):
+        if entry.wanted and isinstance(entry.stage.config, AnyTraining):
             sizes = _sizes(entry.stage, entry.stage.config, planned)
             there = sum(info.bytes for info in entry.store.list("train")) if is_local(entry.store.uri) else 0
             storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * sizes.checkpoint + sizes.model - there)
@@ -55,29 +55,29 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     return Space(storage, AT_ONCE * sum(largest), tuple(checkpoints))
 
 
-def _sizes(stage: Stage, config: TrainingConfig, planned: Sequence[PlannedStage]) -> Sizes:
-    return training_sizes(config, _offers(stage, planned), grid=_tokens_of(stage, "tokens"))
+def _sizes(stage: Stage, config: AnyTraining, planned: Sequence[PlannedStage]) -> Sizes:
+    return training_sizes(config, _dataset_info(stage, planned), grid=_tokens_of(stage, "tokens"))
 
 
 def _tokens_of(stage: Stage, name: str) -> TokenGrid | None:
     tokens = stage.inputs.get(name)
     tokenizer = tokens.inputs.get("tokenizer") if isinstance(tokens, Stage) else None
     config = tokenizer.config if isinstance(tokenizer, Stage) else None
-    return autoencoder_grid(config) if isinstance(config, AutoencoderConfig) else None
+    return autoencoder_grid(config) if isinstance(config, AutoencoderTraining) else None
 
 
-def _offers(stage: Stage, planned: Sequence[PlannedStage]) -> DatasetInfo:
+def _dataset_info(stage: Stage, planned: Sequence[PlannedStage]) -> DatasetInfo:
     """What the set conditions on, as far as it is known: where it is not, more than it will be."""
     images = next(entry for entry in planned if isinstance(entry.stage.config, ImagesConfig))
     assert isinstance(images.stage.config, ImagesConfig)
-    contrastive = next((e.stage.config for e in planned if isinstance(e.stage.config, ContrastiveConfig)), None)
+    contrastive = next((e.stage.config for e in planned if isinstance(e.stage.config, ContrastiveTraining)), None)
     text_length = images.stage.config.text_length
     return DatasetInfo(
         num_classes=MANY_CLASSES if images.cached is None else len(images.cached.metadata["classes"]),
         vocab_size=images.stage.config.vocab_size,
         text_length=text_length,
         condition=_tokens_of(stage, "condition"),
-        image_embedding_dim=FROZEN_DIM if contrastive is None else contrastive.embedding_dim,
-        text_states_dim=FROZEN_DIM if contrastive is None else contrastive.text_dim,
+        image_embedding_dim=FROZEN_DIM if contrastive is None else contrastive.network.embedding_dim,
+        text_states_dim=FROZEN_DIM if contrastive is None else contrastive.text.text_dim,
         text_states_length=FROZEN_LENGTH if contrastive is None else text_length,
     )

@@ -32,7 +32,7 @@ def token_branch(recipe: TokenBranchRecipe) -> Workflow:
         )
 
     prior = Stage("prior", train_prior, recipe.prior, **inputs)
-    cascade = Stage("cascade", compose_cascade, recipe.cascade, prior=prior, **parts)
+    cascade = Stage("cascade", compose_cascade, recipe.sampling, prior=prior, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
     return Workflow(recipe.name, [*stages, prior, cascade, samples, evaluation])

@@ -1,6 +1,7 @@
 """`cascade translate`: an image in, an image out, by a trained image-to-image model."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from rich.progress import Progress
 from components.evaluation.grids import Block, render_blocks
 from components.sampling.image_files import encode_png, open_given_image
 from components.sampling.requests import Request
-from pipelines.sample_command import load_cascade
+from pipelines.sample_command import load_cascade, read_settings
 from pipelines.workflow import UsageError
 
 HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after
@@ -32,6 +33,7 @@ def translate_image(
     tracking: str | None,
     out: Path,
     console: Console,
+    settings: Sequence[str] = (),
 ) -> Path:
     """Make `count` images of the one in `image`; returns the path of the image that shows before and after.
 
@@ -47,6 +49,7 @@ def translate_image(
                 raise ValueError(f"{model} does not work on images: it has {' and '.join(cascade.generators)}")
             asked = Request(label=label, prompt=prompt, task=task, generator="translate", **given)
             asked = asked._replace(steps=steps, sampler=sampler, guidance_scale=guidance_scale)
+            asked = asked._replace(sampling=read_settings(settings))
             images = cascade.sample([asked._replace(seed=seed + number) for number in range(count)])
     except ValueError as error:
         raise UsageError(str(error)) from error

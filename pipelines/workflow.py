@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
 
 KEY_LENGTH = 20  # hexadecimal digits, 80 bits
+MOST_NAMES = 40  # in a message
 
 
 class UsageError(Exception):
@@ -140,10 +141,11 @@ def stage_key(stage: Stage, input_keys: dict[str, str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean x?` or the list of what there is."""
+    """`; did you mean x?` or the list of what there is, as far as a line holds."""
     known = list(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    shown = [*known[:MOST_NAMES], *(["…"] if len(known) > MOST_NAMES else [])]
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(shown)}"
 
 
 def _key_of(given: Stage | list[Stage], keys: dict[str, str]) -> str:

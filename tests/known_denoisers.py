@@ -13,7 +13,7 @@ from components.diffusion.samplers import sample
 
 
 def discrete(schedule: str = "linear", num_train_timesteps: int = 1000, **changes: Any) -> DiscreteObjective:
-    values = {"name": "discrete", "schedule": schedule, "num_train_timesteps": num_train_timesteps}
+    values = {"kind": "discrete", "schedule": schedule, "num_train_timesteps": num_train_timesteps}
     objective = make_objective(values | {"prediction_type": "epsilon"} | changes)
     assert isinstance(objective, DiscreteObjective)
     return objective

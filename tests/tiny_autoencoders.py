@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from components.training.config import AutoencoderConfig
+from components.configuration.trainings import AutoencoderTraining
 from tests.tiny_training import autoencoder_config
 
 SMALL = {"resolution": 8, "channel_mult": (1, 2), "adversarial_weight": 0.0}
@@ -24,5 +24,5 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(name: str, **changes: Any) -> AutoencoderConfig:
+def config_of(name: str, **changes: Any) -> AutoencoderTraining:
     return autoencoder_config(**(RECIPES[name] | changes))

@@ -26,14 +26,12 @@ UNET = {
     "num_classes": len(CLASSES),
     "text": TEXT,
 }
-SCHEDULE = {"name": "cosine", "num_train_timesteps": 50}
-OBJECTIVE = {"name": "discrete", "schedule": "cosine", "num_train_timesteps": 50, "prediction_type": "v_prediction"}
-DIFFUSION = {
-    "objective": OBJECTIVE,
-    "num_inference_steps": 4,
-    "sampler": "ddpm",
-    "classes": CLASSES,
-}
+OBJECTIVE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50, "prediction_type": "v_prediction"}
+DIFFUSION = {"objective": OBJECTIVE, "classes": CLASSES}
+LOW_RES = {"low_res_resolution": 8, "max_noise_level": 20, "augmentation_schedule": "cosine", "augmentation_steps": 50}
+UPSAMPLER = {"role": "upsampler", "resolution": 16, **LOW_RES}
+FEW = {"sampler": "ddpm", "num_inference_steps": 4}
+SAMPLING = {"base": FEW, "upsampler_16": FEW | {"sampler": "ddim", "noise_level": 5}}
 TOKENIZER = {
     "resolution": 16,
     "channels": 32,
@@ -58,16 +56,14 @@ PRIOR = {
 
 def write_models(folder: Path) -> dict[str, Path]:
     """A folder for each model: stage name -> folder."""
-    upsampler = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5, "sampler": "ddim"}
-    upsampler |= {"low_res_schedule": SCHEDULE}
     return {
         "tokenizer": write_model(folder / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}),
-        "prior": write_model(folder / "prior", "prior", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
+        "prior": write_model(folder / "prior", "transformer", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
         "base": write_model(
-            folder / "base", "diffusion", UNET | {"resolution": 8}, DIFFUSION | {"role": "base", "resolution": 8}
+            folder / "base", "unet", UNET | {"resolution": 8}, DIFFUSION | {"role": "base", "resolution": 8}
         ),
         "upsampler_16": write_model(
-            folder / "upsampler_16", "diffusion", UNET | {"resolution": 16, "low_res": True}, DIFFUSION | upsampler
+            folder / "upsampler_16", "unet", UNET | {"resolution": 16, "low_res": True}, DIFFUSION | UPSAMPLER
         ),
     }
 
@@ -76,7 +72,7 @@ def write_cascade(folder: Path) -> Path:
     """The composed cascade of `write_models`."""
     parts = write_models(folder / "models")
     upsamplers = {"upsampler_16": parts.pop("upsampler_16")}
-    return compose(folder / "cascade", **parts, upsamplers=upsamplers)
+    return compose(folder / "cascade", **parts, upsamplers=upsamplers, sampling=SAMPLING)
 
 
 def commit_model(root: Path, stage: str, key: str, folder: Path) -> Artifact:

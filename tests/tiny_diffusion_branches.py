@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from components.sampling.cascade import compose
-from tests.tiny_cascade import CLASSES, DIFFUSION, TEXT, TEXT_LENGTH, UNET, write_model
+from tests.tiny_cascade import CLASSES, DIFFUSION, FEW, SAMPLING, TEXT, TEXT_LENGTH, UNET, UPSAMPLER, write_model
 from tests.tiny_generators import LONE
 
 CLASSIFIER = {"resolution": 8, "num_classes": len(CLASSES), "model_channels": 8, "channel_mult": [1, 2]}
@@ -13,7 +13,8 @@ CONTRASTIVE = {"resolution": 8, "channels": 8, "channel_mult": [1, 2], "num_res_
 CONTRASTIVE |= {"embedding_dim": 6, "text": TEXT}
 PRIOR = {"embedding_dim": 6, "text_length": TEXT_LENGTH, "text_dim": TEXT["model_dim"]}
 PRIOR |= {"model_dim": 16, "num_layers": 1, "num_heads": 2}
-PRIOR_SETTINGS = DIFFUSION | {"role": "diffusion_prior", "guidance_scale": 1.5, "candidates": 2}
+PRIOR_SETTINGS = DIFFUSION | {"role": "diffusion_prior"}
+PRIOR_SAMPLING = FEW | {"guidance_scale": 1.5, "candidates": 2}
 DIT = {"patch_size": 2, "model_dim": 16, "num_layers": 1, "num_heads": 2, "num_classes": len(CLASSES)}
 LATENT_SCALE = 0.25
 
@@ -22,7 +23,7 @@ def base(folder: Path, *, settings: dict[str, Any] | None = None, **network: Any
     """A base of 8² that knows nothing but what `network` says."""
     about = DIFFUSION | {"role": "base", "resolution": 8} | (settings or {})
     return write_model(
-        folder / "base", "diffusion", UNET | {"resolution": 8, "num_classes": None, "text": None} | network, about
+        folder / "base", "unet", UNET | {"resolution": 8, "num_classes": None, "text": None} | network, about
     )
 
 
@@ -35,44 +36,46 @@ def diffusion_prior(folder: Path) -> Path:
 
 
 def classifier(folder: Path, **settings: Any) -> Path:
-    about = {"role": "classifier", "resolution": 8, "noisy": True, "guidance_scale": 1.0, "classes": CLASSES}
+    about = {"role": "classifier", "resolution": 8, "noisy": True, "classes": CLASSES}
     about |= {"objective": DIFFUSION["objective"]} | settings
-    return write_model(folder / "classifier", "noisy_classifier", CLASSIFIER, about)
+    return write_model(folder / "classifier", "classifier", CLASSIFIER, about)
 
 
 def latent(folder: Path) -> Path:
     """Latents of 4² of a VAE of 16² images, by class."""
     sizes = {"resolution": 4, "in_channels": 8, "out_channels": 8, "num_classes": len(CLASSES)}
-    settings = {"resolution": 4, "latent_scale": LATENT_SCALE, "threshold": "none"}
-    made = base(folder, settings=settings, **sizes)
-    return compose(folder / "cascade", autoencoder=write_model(folder / "vae", *LONE["vae"]), base=made)
+    settings = {"resolution": 4, "latent_scale": LATENT_SCALE}
+    made, sampling = base(folder, settings=settings, **sizes), {"base": FEW | {"threshold": "none"}}
+    return compose(
+        folder / "cascade", autoencoder=write_model(folder / "vae", *LONE["vae"]), base=made, sampling=sampling
+    )
 
 
 def imagen(folder: Path) -> Path:
     """Images by the states of a contrastive encoder, which an upsampler sees too."""
     how = {"text_conditioning": "cross_attention", "text_states_dim": TEXT["model_dim"]}
-    enlarges = {"role": "upsampler", "resolution": 16, "low_res_resolution": 8, "noise_level": 5}
-    enlarges |= {"low_res_schedule": {"name": "cosine", "num_train_timesteps": 50}}
     network = UNET | how | {"resolution": 16, "num_classes": None, "text": None, "low_res": True}
-    larger = write_model(folder / "upsampler_16", "diffusion", network, DIFFUSION | enlarges)
+    larger = write_model(folder / "upsampler_16", "unet", network, DIFFUSION | UPSAMPLER)
     parts = {"contrastive": contrastive(folder), "base": base(folder, **how)}
-    return compose(folder / "cascade", **parts, upsamplers={"upsampler_16": larger})
+    return compose(folder / "cascade", **parts, upsamplers={"upsampler_16": larger}, sampling=SAMPLING)
 
 
 def dalle2(folder: Path) -> Path:
     """Images by an embedding that a diffusion prior makes of a text."""
     parts = {"contrastive": contrastive(folder), "diffusion_prior": diffusion_prior(folder)}
-    return compose(folder / "cascade", **parts, base=base(folder, image_embedding_dim=6))
+    sampling = {"base": FEW, "diffusion_prior": PRIOR_SAMPLING}
+    return compose(folder / "cascade", **parts, base=base(folder, image_embedding_dim=6), sampling=sampling)
 
 
 def classifier_guided(folder: Path) -> Path:
     """Images by class, pulled towards it by a classifier."""
-    return compose(folder / "cascade", classifier=classifier(folder), base=base(folder, num_classes=len(CLASSES)))
+    parts = {"classifier": classifier(folder), "base": base(folder, num_classes=len(CLASSES))}
+    return compose(folder / "cascade", **parts, sampling={"base": FEW})
 
 
 def guided_by_the_classifier_alone(folder: Path) -> Path:
     """The base knows no class."""
-    return compose(folder / "cascade", classifier=classifier(folder), base=base(folder))
+    return compose(folder / "cascade", classifier=classifier(folder), base=base(folder), sampling={"base": FEW})
 
 
 GENERATORS = {

@@ -24,8 +24,8 @@ LONE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 PRIORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "transformer": ("prior", {**PLAIN, "num_classes": 3, "positions": "rotary_2d"}, GRID),
-    "masked": ("masked_prior", {**PLAIN, "num_classes": 3}, GRID | {"num_inference_steps": 4}),
+    "transformer": ("transformer", {**PLAIN, "num_classes": 3, "positions": "rotary_2d"}, GRID),
+    "masked": ("masked_transformer", {**PLAIN, "num_classes": 3}, GRID),
     "pixelcnn": ("pixelcnn", {**PIXELS, "num_channels": 1, "num_values": 32, "embedding": "table"}, GRID),
     "row_lstm": ("row_lstm", {**PIXELS, "num_channels": 1, "num_values": 32, "embedding": "table"}, GRID),
 }
@@ -35,7 +35,9 @@ def write(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, 
     torch.manual_seed(1)
     module = NETWORKS[kind](**network)
     for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=1.0 if "prior" in kind else 0.3)  # conditions must be felt in 16 tokens
+        torch.nn.init.normal_(
+            parameter, std=1.0 if "transformer" in kind else 0.3
+        )  # conditions must be felt in 16 tokens
     save_bundle(folder, ModelBundle(kind, network, settings, module))
     return folder
 
@@ -48,11 +50,13 @@ def lone(generator: str, folder: Path) -> Path:
 def token_branch(prior: tuple[str, dict[str, Any], dict[str, Any]], folder: Path, **parts: Path) -> Path:
     """A cascade of a tokenizer and a prior."""
     tokenizer = write(folder / "t", "autoencoder", TOKENIZER, {"resolution": 16})
-    return compose(folder / "cascade", tokenizer=tokenizer, prior=write(folder / "p", *prior), **parts)
+    sampling = {"prior": {"num_inference_steps": 4}} if prior[0] == "masked_transformer" else {}
+    written = {"tokenizer": tokenizer, "prior": write(folder / "p", *prior), **parts}
+    return compose(folder / "cascade", **written, sampling=sampling)
 
 
 def conditioned(folder: Path) -> Path:
     """A prior after the tokens of a condition image."""
     network = {**PLAIN, "condition_codebook_size": 8, "condition_grid": [4, 4]}
     seen = write(folder / "c", "autoencoder", CONDITION, {"resolution": 16, "member": "depth"})
-    return token_branch(("prior", network, GRID), folder, condition=seen)
+    return token_branch(("transformer", network, GRID), folder, condition=seen)

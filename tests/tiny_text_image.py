@@ -5,25 +5,25 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
 from components.data.captions import train_bpe
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
-from components.training.classifier_config import ClassifierConfig
-from components.training.config import DatasetInfo
-from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.frozen import Encoder, image_encoder, text_encoder
+from components.training.networks import network_arguments
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.classifier import ClassifierTask
-from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
+from components.training.tasks.contrastive import ContrastiveTask
 from components.training.tasks.diffusion_prior import DiffusionPriorTask
 from tests.tiny_training import DATASET_INFO, SHARED
 
 CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square")
 
 
-def contrastive_config(**changes: Any) -> ContrastiveConfig:
+def contrastive_config(**changes: Any) -> ContrastiveTraining:
     numbers = {
         "resolution": 8,
         "channels": 8,
@@ -36,11 +36,11 @@ def contrastive_config(**changes: Any) -> ContrastiveConfig:
         "text_heads": 2,
         "max_shift": 1,
     }
-    return ContrastiveConfig(**(SHARED | numbers | changes))
+    return ContrastiveTraining.of(**(SHARED | numbers | changes))
 
 
 def contrastive_task(
-    config: ContrastiveConfig, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
+    config: ContrastiveTraining, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
 ) -> ContrastiveTask:
     task = ContrastiveTask(config, dataset_info=DATASET_INFO, worker=worker)
     task.max_batch = max_batch_per_device
@@ -56,7 +56,7 @@ def frozen_contrastive() -> ContrastiveText:
     torch.manual_seed(3)
     bpe = tiny_bpe()
     dataset_info = DatasetInfo(num_classes=3, vocab_size=bpe.get_vocab_size(), text_length=6)
-    network = ContrastiveEncoder(**contrastive_arguments(contrastive_config(), dataset_info)).eval()
+    network = ContrastiveEncoder(**network_arguments(contrastive_config(), dataset_info)).eval()
     return ContrastiveText(network, TextCondition(bpe, 6))
 
 
@@ -68,7 +68,7 @@ def load_frozen_text_tower(device: torch.device) -> Encoder:
     return text_encoder(frozen_contrastive())
 
 
-def prior_config(**changes: Any) -> DiffusionPriorConfig:
+def prior_config(**changes: Any) -> DiffusionPriorTraining:
     numbers = {
         "resolution": 8,
         "model_dim": 16,
@@ -76,22 +76,21 @@ def prior_config(**changes: Any) -> DiffusionPriorConfig:
         "num_heads": 2,
         "cond_drop_prob": 0.3,
         "num_train_timesteps": 50,
-        "num_inference_steps": 4,
     }
-    return DiffusionPriorConfig(**(SHARED | numbers | changes))
+    return DiffusionPriorTraining.of(**(SHARED | numbers | changes))
 
 
 PRIOR_DATASET_INFO = DatasetInfo(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
 
 
-def prior_task(config: DiffusionPriorConfig, *, max_batch_per_device: int | None = None) -> DiffusionPriorTask:
+def prior_task(config: DiffusionPriorTraining, *, max_batch_per_device: int | None = None) -> DiffusionPriorTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
     task = DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
     task.max_batch = max_batch_per_device
     return task
 
 
-def classifier_config(**changes: Any) -> ClassifierConfig:
+def classifier_config(**changes: Any) -> ClassifierTraining:
     numbers = {
         "resolution": 8,
         "model_channels": 8,
@@ -99,14 +98,14 @@ def classifier_config(**changes: Any) -> ClassifierConfig:
         "num_res_blocks": 1,
         "attention_resolutions": (4,),
         "head_dim": 8,
-        "num_train_timesteps": 50,
         "max_shift": 1,
         "mirror": True,
     }
-    return ClassifierConfig(**(SHARED | numbers | changes))
+    numbers |= {} if "process" in changes else {"num_train_timesteps": 50}
+    return ClassifierTraining.of(**(SHARED | numbers | changes))
 
 
-def classifier_task(config: ClassifierConfig, *, max_batch_per_device: int | None = None) -> ClassifierTask:
+def classifier_task(config: ClassifierTraining, *, max_batch_per_device: int | None = None) -> ClassifierTask:
     task = ClassifierTask(config, dataset_info=DATASET_INFO)
     task.max_batch = max_batch_per_device
     return task

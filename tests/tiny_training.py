@@ -7,17 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.training.config import (
-    AutoencoderConfig,
-    DatasetInfo,
-    DiffusionConfig,
-    GANConfig,
-    MaskedPriorConfig,
-    PixelConfig,
-    PriorConfig,
-    TokenGrid,
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.diffusion import TASKS, DegradationConfig, DiffusionTraining
+from components.configuration.trainings import (
+    AutoencoderTraining,
+    GANTraining,
+    MaskedPriorTraining,
+    PixelTraining,
+    PriorTraining,
 )
-from components.training.image_to_image_config import TASKS, ImageToImageConfig
 from components.training.loop import Arrays, Batch, Task
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.autoencoder import AutoencoderTask
@@ -52,19 +50,18 @@ DIFFUSIONS: dict[str, dict[str, Any]] = {  # two training steps are soon drawn o
     "cropped_upsampler": {"low_res_resolution": 4, "crop_size": 4, "attention_resolutions": ()},
     "hybrid": {
         "num_train_timesteps": 2,
-        "num_inference_steps": 2,
         "variance": "learned_range",
         "loss": "hybrid",
         "timestep_sampling": "loss_aware",
     },
     "vlb": {"loss": "vlb", "min_snr_gamma": None},
     "zero_terminal_snr": {"zero_terminal_snr": True, "min_snr_gamma": None},
-    "edm": {"objective": "edm"},
-    "flow": {"objective": "flow", "time_density": "logit_normal"},
+    "edm": {"process": "edm"},
+    "flow": {"process": {"kind": "flow", "time_density": "logit_normal"}},
 }
 
 
-def autoencoder_config(**changes: Any) -> AutoencoderConfig:
+def autoencoder_config(**changes: Any) -> AutoencoderTraining:
     numbers = {
         "resolution": 16,
         "channels": 8,
@@ -78,15 +75,15 @@ def autoencoder_config(**changes: Any) -> AutoencoderConfig:
         "discriminator_layers": 1,
         "discriminator_start": 3,
     }
-    return AutoencoderConfig(**(SHARED | numbers | changes))
+    return AutoencoderTraining.of(**(SHARED | numbers | changes))
 
 
-def prior_config(**changes: Any) -> PriorConfig:
+def prior_config(**changes: Any) -> PriorTraining:
     numbers = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
-    return PriorConfig(**(SHARED | numbers | changes))
+    return PriorTraining.of(**(SHARED | numbers | changes))
 
 
-def pixel_config(**changes: Any) -> PixelConfig:
+def pixel_config(**changes: Any) -> PixelTraining:
     numbers = {
         "network": "pixelcnn",
         "channels": 12,
@@ -96,46 +93,42 @@ def pixel_config(**changes: Any) -> PixelConfig:
         "dropout": 0.1,
         "learning_rate": 1e-2,
     }
-    return PixelConfig(**(SHARED | numbers | changes))
+    return PixelTraining.of(**(SHARED | numbers | changes))
 
 
-def masked_prior_config(**changes: Any) -> MaskedPriorConfig:
+def masked_prior_config(**changes: Any) -> MaskedPriorTraining:
     numbers = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
-    return MaskedPriorConfig(**(SHARED | numbers | {"num_inference_steps": 3} | changes))
+    return MaskedPriorTraining.of(**(SHARED | numbers | changes))
 
 
-def diffusion_config(**changes: Any) -> DiffusionConfig:
+def diffusion_config(**changes: Any) -> DiffusionTraining:
+    network = {"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,), "head_dim": 8}
     numbers = {
         "resolution": 8,
-        "model_channels": 8,
-        "channel_mult": (1, 2),
-        "num_res_blocks": 1,
-        "attention_resolutions": (4,),
-        "head_dim": 8,
+        "network": network,
         "conditions": ("label", "text"),
         "cond_drop_prob": 0.3,
         "text_dim": 8,
         "text_layers": 1,
         "text_heads": 2,
-        "num_train_timesteps": 50,
-        "max_noise_level": 20,
-        "noise_level": 5,
-        "num_inference_steps": 4,
+        "process": "discrete",
     }
-    return DiffusionConfig(**(SHARED | numbers | changes))
+    numbers |= {} if "process" in changes else {"num_train_timesteps": 50}
+    numbers |= {"max_noise_level": 20} if "low_res_resolution" in changes else {}
+    return DiffusionTraining.of(**(SHARED | numbers | changes))
 
 
-def dit_config(**changes: Any) -> DiffusionConfig:
-    numbers = {"backbone": "dit", "channel_mult": (), "model_channels": 16, "num_layers": 2, "patch_size": 2}
+def dit_config(**changes: Any) -> DiffusionTraining:
+    network = {"kind": "dit", "model_dim": 16, "num_layers": 2, "num_heads": 2, "patch_size": 2}
+    return diffusion_config(**({"network": network} | changes))
+
+
+def image_to_image_config(**changes: Any) -> DiffusionTraining:
+    numbers = {"conditions": ("label",), "degradation": DegradationConfig(), "mask_area": (0.2, 0.5)}
     return diffusion_config(**(numbers | changes))
 
 
-def image_to_image_config(**changes: Any) -> ImageToImageConfig:
-    plain = diffusion_config().model_dump() | {"conditions": ("label",), "condition_image_channels": 4}
-    return ImageToImageConfig(**(plain | {"mask_area": (0.2, 0.5)} | changes))
-
-
-def gan_config(**changes: Any) -> GANConfig:
+def gan_config(**changes: Any) -> GANTraining:
     numbers = {
         "resolution": 8,
         "channels": 8,
@@ -148,7 +141,7 @@ def gan_config(**changes: Any) -> GANConfig:
         "discriminator_steps": 2,
         "augment": True,
     }
-    return GANConfig(**(SHARED | numbers | changes))
+    return GANTraining.of(**(SHARED | numbers | changes))
 
 
 def config_of(kind: str, **changes: Any) -> Any:
@@ -177,24 +170,26 @@ def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int 
 
 
 def task_of(config: Any, **placed: Any) -> Any:
-    if isinstance(config, AutoencoderConfig):
+    if isinstance(config, AutoencoderTraining):
         return AutoencoderTask(config, **placed)
-    if isinstance(config, PriorConfig):
+    if isinstance(config, PriorTraining):
         return PriorTask(config, dataset_info=DATASET_INFO, grid=GRID, **placed)
-    if isinstance(config, PixelConfig):
-        return PixelTask(config, dataset_info=DATASET_INFO, grid=GRID if config.resolution is None else None, **placed)
-    if isinstance(config, MaskedPriorConfig):
+    if isinstance(config, PixelTraining):
+        return PixelTask(
+            config, dataset_info=DATASET_INFO, grid=GRID if config.data.resolution is None else None, **placed
+        )
+    if isinstance(config, MaskedPriorTraining):
         return MaskedPriorTask(config, dataset_info=DATASET_INFO, grid=GRID, **placed)
-    if isinstance(config, GANConfig):
+    if isinstance(config, GANTraining):
         return GANTask(config, dataset_info=DATASET_INFO, **placed)
-    if isinstance(config, ImageToImageConfig):
+    if config.degradation is not None:
         return ImageToImageTask(config, dataset_info=DATASET_INFO, **placed)
     return DiffusionTask(config, dataset_info=DATASET_INFO, **placed)
 
 
 def rows_at(config: Any, positions: range) -> Arrays:
     """What stands at these positions of the stream; a function of the position alone."""
-    resolution = getattr(config, "resolution", None) or 8
+    resolution = getattr(getattr(config, "data", None), "resolution", None) or 8
     rows = []
     for position in positions:
         numbers = np.random.default_rng(position)
@@ -217,9 +212,10 @@ def batches(
     config: Any, to_batch: Callable[[Arrays], Batch], *, start_step: int = 0, worker: Worker = ALONE
 ) -> Iterator[Batch]:
     """This rank's batches from `start_step` on, for ever."""
-    share, step = worker.share(config.global_batch_size), start_step
+    size, step = config.optimization.global_batch_size, start_step
+    share = worker.share(size)
     while True:
-        first = step * config.global_batch_size + worker.rank * share
+        first = step * size + worker.rank * share
         yield to_batch(rows_at(config, range(first, first + share)))
         step += 1
 

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from pydantic import Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.errors import ShardError
 
 DTYPE = np.dtype("<f2")

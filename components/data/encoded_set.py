@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.arrays import ArrayInfo, write_array
 from components.data.decoded import DecodedShard
 from components.data.images import load_image

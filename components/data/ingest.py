@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
 from components.data.parallel import run_pieces

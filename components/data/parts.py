@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.errors import SourceError
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader

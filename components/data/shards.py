@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.arrays import ArrayInfo
 from components.data.errors import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard

@@ -53,20 +53,20 @@ def make_objective(settings: Mapping[str, Any]) -> Objective:
     """Build an objective from plain values, as a model bundle's `settings["objective"]` holds them.
 
     Args:
-        settings: "name" is "discrete", "edm" or "flow"; the others are arguments of `DiscreteObjective` (its loss_kind
+        settings: "kind" is "discrete", "edm" or "flow"; the others are arguments of `DiscreteObjective` (its loss_kind
             as "loss", and those of `make_schedule`, its name as "schedule"), `EDMObjective` or `FlowObjective`.
 
     Raises:
-        ValueError: an unknown name, or settings that do not go together.
+        ValueError: an unknown kind, or settings that do not go together.
     """
     values = dict(settings)
-    name = values.pop("name")
-    if name == "edm":
+    kind = values.pop("kind")
+    if kind == "edm":
         return EDMObjective(**values)
-    if name == "flow":
+    if kind == "flow":
         return FlowObjective(**values)
-    if name != "discrete":
-        raise ValueError(f"unknown objective {name!r}: choose discrete, edm or flow")
+    if kind != "discrete":
+        raise ValueError(f"unknown objective {kind!r}: choose discrete, edm or flow")
     options = ("num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
     schedule = make_schedule(values.pop("schedule"), **{name: values.pop(name) for name in options if name in values})
     return DiscreteObjective(schedule, loss_kind=values.pop("loss", "simple"), **values)

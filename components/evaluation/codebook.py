@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.gallery import RECONSTRUCTIONS, draw_reconstructions
 from components.evaluation.image_sets import ShardImages

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.evaluation.generated import (
     SampledImages,
     SampleJob,
@@ -23,6 +23,7 @@ from components.evaluation.generated import (
 from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
 from components.pool import file_name
 from components.sampling.cascade import Cascade
+from components.sampling.generators.kinds import GENERATORS
 from components.sampling.images import read_image, to_uint8
 from components.sampling.requests import Request
 from components.storage.store import Store
@@ -89,7 +90,7 @@ def fitting_captions(cascade: Cascade, generator: str, captions: Sequence[str]) 
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:
     """The jobs of all shown images, and of one denoising strip."""
     jobs = [job for name, asked in requests.items() for job in jobs_of(name, asked)]
-    denoised = [asked[0] for asked in requests.values() if asked and asked[0].generator == "diffusion"]
+    denoised = [asked[0] for asked in requests.values() if asked and GENERATORS[asked[0].generator or ""].shows_steps]
     return jobs + [SampleJob(STRIP, tuple(denoised[-1:]), frames=strip_frames)] * bool(denoised)
 
 

@@ -240,7 +240,7 @@ def check_model(model: SamplingModel) -> None:
     """Raise ValueError, in one line, for a model whose bound is not known."""
     if model.settings.get("role", "base") != "base":
         raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
-    if model.settings["objective"]["name"] != "discrete":
+    if model.settings["objective"]["kind"] != "discrete":
         raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
 
 

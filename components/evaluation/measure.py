@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.evaluation.distance import Gaussian, distance_of_halves, frechet_distance, gaussian_of
 from components.evaluation.features import FeatureExtractor, FeatureNetwork, FeaturePrecision
 from components.evaluation.image_sets import (

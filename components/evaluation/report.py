@@ -15,33 +15,18 @@ from markupsafe import Markup
 from PIL import Image
 from pydantic import Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.evaluation.curves import curve_svg, is_constant, last_value, metric_names
 from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
+from components.sampling.generators.kinds import GENERATORS
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
 SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
 CURVES_IN_A_ROW = 3
 HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
 GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)
-    "samples": {
-        f"{generator}_{name}": (f"{title}, {words}", f"Images of {whose}, {arranged}")
-        for generator, title, whose in (
-            ("diffusion", "Diffusion", "the diffusion branch"),
-            ("tokens", "Tokens", "the token branch"),
-            ("pixels", "Pixel by pixel", "the autoregressive model of pixels"),
-            ("gan", "Generator", "the generator"),
-            ("vae", "Decoder", "the decoder"),
-        )
-        for name, words, arranged in (
-            ("by_class", "by class", "a row for each class"),
-            ("by_prompt", "by prompt", "a row for each prompt"),
-            ("by_condition", "by condition image", "a row for each condition image, which stands first"),
-            ("unconditional", "asked for nothing", "without any condition"),
-        )
-    },
     "cascade": {
         "cascade_side_by_side": ("From small to large", "The image that each stage made, one row for each stage"),
     },
@@ -52,6 +37,22 @@ GROUPS = {  # section of the page -> images in it: name -> (caption, what a scre
         ),
     },
 }
+ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
+    "by_class": ("by class", "a row for each class"),
+    "by_prompt": ("by prompt", "a row for each prompt"),
+    "by_condition": ("by condition image", "a row for each condition image, which stands first"),
+    "unconditional": ("asked for nothing", "without any condition"),
+}
+
+
+def image_groups() -> dict[str, dict[str, tuple[str, str]]]:
+    """`GROUPS`, with the samples of every kind of generator."""
+    samples = {
+        f"{generator}_{name}": (f"{kind.title}, {words}", f"Images of the {generator} generator, {arranged}")
+        for generator, kind in GENERATORS.items()
+        for name, (words, arranged) in ARRANGED.items()
+    }
+    return {"samples": samples, **GROUPS}
 
 
 class StageRow(Config):
@@ -152,7 +153,7 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "number": number, "readable": readable, "moment": moment}
-    groups = {group: figures(data, images) for group, images in GROUPS.items()}
+    groups = {group: figures(data, images) for group, images in image_groups().items()}
     groups["strips"] = strips(data)
     known = {figure.name for group in groups.values() for figure in group}
     others = {name: (readable(name), readable(name)) for name in data.images if name not in known}

@@ -2,7 +2,7 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.evaluation.grids import readable
 from components.evaluation.report import duration, figure, number
 

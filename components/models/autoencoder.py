@@ -205,7 +205,7 @@ class Autoencoder(nn.Module):
         latent_channels: width of the encoder's and decoder's end; a Gaussian's encoder has twice that.
         bottleneck: "vq_ema", "vq", "gumbel", "fsq" or "gaussian".
         codebook_size, codebook_dim: of "vq_ema", "vq" and "gumbel"; codebook_dim None is latent_channels.
-        ema_decay, dead_code_threshold, codebook_init: see `EMAQuantizer`; l2_normalize: of it and "vq".
+        codebook_decay, dead_code_threshold, codebook_init: see `EMAQuantizer`; l2_normalize: of it and "vq".
         fsq_levels: see `ScalarQuantizer`.
         reconstruction: what the decoder's output means, see `components.losses.reconstruction`.
         patch_shortcut: whether a linear map goes around the encoder and one around the decoder (residual autoencoding,
@@ -229,7 +229,7 @@ class Autoencoder(nn.Module):
         bottleneck: str = "vq_ema",
         codebook_size: int | None = None,
         codebook_dim: int | None = None,
-        ema_decay: float = 0.99,
+        codebook_decay: float = 0.99,
         dead_code_threshold: float = 0.25,
         codebook_init: str = "data",
         l2_normalize: bool = True,
@@ -264,7 +264,7 @@ class Autoencoder(nn.Module):
             latent_channels=latent_channels,
             codebook_size=codebook_size,
             codebook_dim=codebook_dim,
-            ema_decay=ema_decay,
+            codebook_decay=codebook_decay,
             dead_code_threshold=dead_code_threshold,
             codebook_init=codebook_init,
             l2_normalize=l2_normalize,
@@ -361,7 +361,7 @@ def make_bottleneck(
     latent_channels: int,
     codebook_size: int | None,
     codebook_dim: int | None,
-    ema_decay: float,
+    codebook_decay: float,
     dead_code_threshold: float,
     codebook_init: str,
     l2_normalize: bool,
@@ -382,7 +382,7 @@ def make_bottleneck(
     if name == "vq_ema":
         return EMAQuantizer(
             **size,
-            ema_decay=ema_decay,
+            codebook_decay=codebook_decay,
             dead_code_threshold=dead_code_threshold,
             l2_normalize=l2_normalize,
             codebook_init=codebook_init,

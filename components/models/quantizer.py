@@ -64,7 +64,7 @@ class EMAQuantizer(nn.Module):
         *,
         codebook_size: int,
         codebook_dim: int,
-        ema_decay: float = 0.99,
+        codebook_decay: float = 0.99,
         dead_code_threshold: float = 0.25,
         l2_normalize: bool = True,
         codebook_init: str = "data",
@@ -77,7 +77,7 @@ class EMAQuantizer(nn.Module):
         super().__init__()
         self.codebook_size = codebook_size
         self.in_channels = self.channels = codebook_dim
-        self.ema_decay = ema_decay
+        self.codebook_decay = codebook_decay
         self.dead_code_threshold = dead_code_threshold
         self.l2_normalize = l2_normalize
         self.codebook_init = codebook_init
@@ -123,8 +123,8 @@ class EMAQuantizer(nn.Module):
             dead = torch.ones_like(self.ema_count, dtype=torch.bool)
             self.initialized.fill_(True)
         else:
-            self.ema_count.lerp_(counts, 1 - self.ema_decay)
-            self.ema_sum.lerp_(sums, 1 - self.ema_decay)
+            self.ema_count.lerp_(counts, 1 - self.codebook_decay)
+            self.ema_sum.lerp_(sums, 1 - self.codebook_decay)
             self.codebook.copy_(self._normalize(self.ema_sum / self._smoothed_count()))
             dead = self.ema_count < self.dead_code_threshold * self.ema_count.mean()
         kmeans = first and self.codebook_init == "kmeans"

@@ -11,7 +11,7 @@ from components.diffusion.objective import make_objective
 from components.diffusion.samplers import Score
 from components.sampling.model import SamplingModel
 
-PROCESS = ("name", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")
+PROCESS = ("kind", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")
 
 
 def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.configuration.sampling import DiffusionPriorSampling
 from components.diffusion.guidance import guide
 from components.diffusion.objective import make_objective
 from components.diffusion.samplers import sample
 from components.models.contrastive import unit_variance
 from components.sampling.best_of import best_of
 from components.sampling.frozen_text import ContrastiveText
-from components.sampling.model import SamplingModel
+from components.sampling.model import SamplingModel, sampling_of
 from components.sampling.requests import Request, random_stream
 
 
@@ -23,24 +24,33 @@ def sample_image_embeddings(model: SamplingModel, text: ContrastiveText, request
     """Image embeddings (B, E) of unit variance for the requests' prompts, on the model's device.
 
     Of several candidates (two, as published) each request gets the one nearest to the text's embedding. Steps,
-    guidance scale and the number of candidates are the model's own.
+    guidance scale and the number of candidates are of its sampling settings.
 
     Args:
         model: a diffusion prior.
         text: of the contrastive encoder that the prior was trained with.
     """
+    sampling = prior_sampling(model, requests[0])
     prompts = [request.prompt or "" for request in requests]
     condition, null = text_conditions(text, prompts), text_conditions(text, [""] * len(prompts))
 
     def candidate(number: int) -> Tensor:
         stage = model.name if number == 0 else f"{model.name}/{number}"
         streams = [random_stream(request.seed, stage) for request in requests]
-        return embeddings(model, condition, null, streams)
+        return embeddings(model, condition, null, streams, sampling)
 
     def likeness(embedding: Tensor) -> Tensor:
         return F.cosine_similarity(embedding, condition["text_embedding"])
 
-    return best_of(candidate, likeness, n=model.settings["candidates"]).chosen
+    return best_of(candidate, likeness, n=sampling.candidates).chosen
+
+
+def prior_sampling(model: SamplingModel, request: Request) -> DiffusionPriorSampling:
+    """Raises ValueError, in one line, for what the model can't do."""
+    sampling, limit = sampling_of(model, request), model.settings["objective"]["num_train_timesteps"]
+    if sampling.num_inference_steps > limit:
+        raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {sampling.num_inference_steps}")
+    return sampling
 
 
 def text_conditions(text: ContrastiveText, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -54,6 +64,7 @@ def embeddings(
     condition: dict[str, Tensor],
     null: dict[str, Tensor],
     streams: Sequence[torch.Generator],
+    sampling: DiffusionPriorSampling,
 ) -> Tensor:
     """One candidate each, (B, E): diffusion without clipping, then the length that embeddings have."""
     objective, noise = make_objective(model.settings["objective"]), noise_of(model, streams)
@@ -62,11 +73,11 @@ def embeddings(
         return model.module(x_t[:, :, 0, 0], time, **conditions)[:, :, None, None]
 
     x_0 = sample(
-        guide(objective, network, condition, null, model.settings["guidance_scale"]),
+        guide(objective, network, condition, null, sampling.guidance_scale),
         objective,
         noise(-1),
-        sampler=model.settings["sampler"],
-        num_inference_steps=model.settings["num_inference_steps"],
+        sampler=sampling.sampler,
+        num_inference_steps=sampling.num_inference_steps,
         noise=noise,
         threshold="none",
     )

@@ -7,8 +7,8 @@ from torch import Tensor
 from components.diffusion.guidance import guide
 from components.diffusion.samplers import sample
 from components.sampling.classifier import classifier_score
-from components.sampling.diffusion import noise_of, objective_of, sampling_options
-from components.sampling.model import SamplingModel, asked_or_set, encode_conditions
+from components.sampling.generators.diffusion import first_sampling, noise_of, objective_of, sampling_arguments
+from components.sampling.model import SamplingModel, encode_conditions
 from components.sampling.requests import Request
 
 
@@ -31,7 +31,7 @@ def sample_guided(
 
     The same request gives the same image in whatever batch.
     """
-    objective, first = objective_of(model), requests[0]
+    objective = objective_of(model)
     condition, null = encode_conditions(model, requests)
     noise, score, branches = noise_of(model, requests), None, scale
     if classifier is not None:
@@ -48,9 +48,7 @@ def sample_guided(
         ),
         objective,
         noise(-1),
-        sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
-        num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
         noise=noise,
         score=score,
-        **sampling_options(model.settings),
+        **sampling_arguments(first_sampling(model, requests[0])),
     )

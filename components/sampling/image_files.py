@@ -56,6 +56,11 @@ def base64_png(image: Image.Image | np.ndarray) -> str:
     return base64.b64encode(encode_png(image)).decode()
 
 
+def gray_png(side: int) -> bytes:
+    """A square of gray."""
+    return encode_png(Image.new("RGB", (side, side), "gray"))
+
+
 def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """To (height, width, 3) without smoothing, so that the pixels of a small image are seen as they are."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))

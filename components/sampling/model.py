@@ -5,19 +5,41 @@ Shapes: B requests, L text length, S resolution.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from components.configuration.sampling import (
+    ClassifierSampling,
+    DiffusionPriorSampling,
+    DiffusionSampling,
+    MaskedTokenSampling,
+    ModelSampling,
+    TokenSampling,
+)
 from components.sampling.images import read_image
 from components.sampling.requests import Request, class_id
 from components.sampling.text_encoding import encode_text, load_bpe
-from components.storage.bundle import load_bundle
+from components.storage.bundle import DESCRIPTION, describe_bundle, load_bundle
 
 BPE = "bpe.json"
 MOST_PIXELS = 2**20  # of a batch
+SAMPLING: dict[str, type[ModelSampling]] = {  # by the kind of the network; others leave nothing to choose
+    "unet": DiffusionSampling,
+    "dit": DiffusionSampling,
+    "transformer": TokenSampling,
+    "masked_transformer": MaskedTokenSampling,
+    "pixelcnn": TokenSampling,
+    "row_lstm": TokenSampling,
+    "diffusion_prior": DiffusionPriorSampling,
+    "classifier": ClassifierSampling,
+}
+
+
+Sampling = TypeVar("Sampling", bound=ModelSampling)
 
 
 class TextCondition(NamedTuple):
@@ -40,6 +62,7 @@ class SamplingModel(NamedTuple):
     settings: dict[str, Any]
     module: nn.Module
     text: TextCondition | None  # None if the model takes no prompt
+    sampling: ModelSampling  # where a request asks for nothing else
 
     @property
     def device(self) -> torch.device:
@@ -58,8 +81,13 @@ class Conditions(NamedTuple):
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
 
-def load_model(name: str, folder: Path, *, device: str | torch.device = "cpu") -> SamplingModel:
-    """Load the bundle in `folder`, in fp32. Raises ValueError if it is none, or lacks its text tokenizer."""
+def load_model(
+    name: str, folder: Path, *, device: str | torch.device = "cpu", sampling: Mapping[str, Any] | None = None
+) -> SamplingModel:
+    """Load the bundle in `folder`, in fp32, with how it samples; None: as its kind does.
+
+    Raises ValueError if it is none, lacks its text tokenizer, or can't sample so.
+    """
     kind, network, settings, module = load_bundle(folder)
     text_length = network["text"]["context_length"] if network.get("text") else network.get("text_length")
     text = None
@@ -67,23 +95,45 @@ def load_model(name: str, folder: Path, *, device: str | torch.device = "cpu") -
         if not (folder / BPE).is_file():
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         text = TextCondition(load_bpe(folder / BPE), text_length)
-    return SamplingModel(name, kind, network, settings, module.to(device), text)
+    chosen = SAMPLING.get(kind, ModelSampling)
+    return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, sampling or {}, name))
+
+
+def describe_model(name: str, folder: Path) -> SamplingModel:
+    """The model in `folder` without weights and text tokenizer, its network without memory."""
+    kind, network, settings, module = describe_bundle((folder / DESCRIPTION).read_bytes())
+    return SamplingModel(name, kind, network, settings, module, None, SAMPLING.get(kind, ModelSampling)())
+
+
+def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Sampling:
+    """Sampling settings of the model of a stage. Raises ValueError, in one line, for a value that does not fit."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join([stage, *map(str, first["loc"])])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(kind.model_fields) or "nothing"
+            raise ValueError(f"{name}: this model takes no such setting; it takes {known}") from None
+        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})") from None
+
+
+def sampling_of(model: SamplingModel, request: Request, **asked: Any) -> Any:
+    """The model's sampling settings with what the request sets for its stage.
+
+    Args:
+        asked: settings that the request has a short name for; None is not asked.
+
+    Raises ValueError, in one line, for a value that does not fit.
+    """
+    changes = {name: value for name, value in asked.items() if value is not None}
+    changes |= {name: value for stage, name, value in request.sampling if stage == model.name}
+    return checked(type(model.sampling), model.sampling.model_dump() | changes, model.name)
 
 
 def most_at_once(resolution: int) -> int:
     """Images of a batch: as many as a network's maps of them fit into a few gigabytes, at most 64."""
     return max(1, min(64, MOST_PIXELS // resolution**2))
-
-
-def generator_of(model: SamplingModel) -> str | None:
-    """The generator of a model that makes images by itself, and is not the base of a cascade; None for all others."""
-    if model.kind == "autoencoder":
-        return "vae" if model.network.get("bottleneck") == "gaussian" else None
-    if model.kind in ("pixelcnn", "row_lstm"):
-        return "pixels" if model.settings.get("resolution") else None  # else over a grid of tokens
-    if model.settings.get("role") == "image_to_image":
-        return "translate"
-    return "gan" if model.kind == "gan" else None
 
 
 def takes_condition_image(model: SamplingModel) -> bool:
@@ -114,6 +164,13 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         check_prompt_length(model.text, request.prompt)
     elif not reads_by_frozen_encoder(model):
         raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
+
+
+def reads_prompts(model: SamplingModel) -> bool:
+    """Whether requests may have a prompt."""
+    return bool(model.text or model.network.get("text") or model.network.get("text_length")) or reads_by_frozen_encoder(
+        model
+    )
 
 
 def reads_by_frozen_encoder(model: SamplingModel) -> bool:
@@ -154,8 +211,3 @@ def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Cond
         condition["condition_image"] = torch.stack(images).to(model.device)
         null["condition_image"] = torch.zeros_like(condition["condition_image"])
     return Conditions(condition, null)
-
-
-def asked_or_set(asked: Any, settings: Mapping[str, Any], name: str, default: Any) -> Any:
-    """What a request asks for, else the model's own setting, else the default."""
-    return settings.get(name, default) if asked is None else asked

@@ -1,17 +1,17 @@
 """What an image is asked for by, and the random stream that makes it the same image in whatever batch."""
 
 import hashlib
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from components.diffusion.degradation import MASK_TASKS, TASKS
 
-GENERATORS = ("diffusion", "tokens", "pixels", "gan", "vae", "translate")
-TOKEN_GENERATORS = ("tokens", "pixels")  # one value after another
-TOKEN_OPTIONS = ("temperature", "top_k", "top_p")
+OPTIONS = (  # fields of a request that some generators take and others don't
+    *("condition", "image", "mask", "task", "guidance_scale", "steps", "temperature", "top_k", "top_p"),
+    *("best_of", "size", "sampler", "classifier_scale"),
+)
 
 
 class Request(NamedTuple):
@@ -24,7 +24,7 @@ class Request(NamedTuple):
     image: bytes | None = None  # PNG of the image to work on; this and the next two: translate generator only
     mask: bytes | None = None  # PNG of its mask, white where pixels are to be made; inpainting and uncropping only
     task: str | None = None  # of TASKS; None is the only one that the model was trained for
-    generator: str | None = None  # of GENERATORS; None is the first one that the model has
+    generator: str | None = None  # by its name; None is the first one that the cascade has
     guidance_scale: float | None = None  # 1 is no guidance
     steps: int | None = None  # of the base, an image-to-image model, or a masked prior; upsamplers keep their own
     temperature: float | None = None  # this and the next two: token branch only
@@ -34,6 +34,7 @@ class Request(NamedTuple):
     size: tuple[int, int] | None = None  # height and width, pixels, at least those of the model; token branch only
     sampler: str | None = None  # of the base or an image-to-image model, as steps
     classifier_scale: float | None = None  # of the classifier that guides the base; 0 is no guidance
+    sampling: tuple[tuple[str, str, Any], ...] = ()  # (stage, setting, value): any sampling setting of any stage
 
     def sampling_options(self) -> tuple[object, ...]:
         """What requests must have in common to be sampled in one batch."""
@@ -41,46 +42,19 @@ class Request(NamedTuple):
 
 
 def check_request(request: Request) -> None:
-    """Raise ValueError, in one line, for what no model could do; without a generator, for what none of them could."""
-    if request.generator not in (None, *GENERATORS):
-        raise ValueError(f"unknown generator {request.generator!r}: choose {' or '.join(GENERATORS)}")
+    """Raise ValueError, in one line, for what no generator could do."""
     if request.prompt is not None and not request.prompt.strip():
         raise ValueError("the prompt is empty; leave it out to sample without one")
-    for option in ("guidance_scale", "classifier_scale"):
-        scale = getattr(request, option)
-        if scale is not None and not (math.isfinite(scale) and scale >= 0):
-            raise ValueError(f"{option} must be a finite number of at least 0, not {scale}")
-    check_given_image(request)
-    if request.generator in ("gan", "vae") and request.guidance_scale is not None:
-        raise ValueError(f"the {request.generator} generator takes no guidance_scale")
-    for option in () if request.generator in TOKEN_GENERATORS else TOKEN_OPTIONS:
-        if getattr(request, option) is not None:
-            raise ValueError(f"the {request.generator} generator takes no {option}")
-    if request.temperature is not None and not (math.isfinite(request.temperature) and request.temperature >= 0):
-        raise ValueError(f"temperature must be a finite number of at least 0, not {request.temperature}")
-    if request.top_k is not None and request.top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {request.top_k}")
-    for option in ("best_of", "size"):
-        if getattr(request, option) is not None and request.generator != "tokens":
-            raise ValueError(f"only the token branch takes {option}")
-    if request.sampler is not None and request.generator not in (None, "diffusion", "translate"):
-        raise ValueError(f"the {request.generator} generator takes no sampler")
     if request.best_of is not None and request.best_of < 1:
         raise ValueError(f"best_of must be at least 1, not {request.best_of}")
     if request.best_of is not None and request.size is not None:
         raise ValueError("best_of and size don't go together: a larger image is not scored as a whole")
-    if request.top_p is not None and not 0 < request.top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], not {request.top_p}")
 
 
 def check_given_image(request: Request) -> None:
     """Raise ValueError, in one line, for an image, mask or task that no model could work on."""
-    if request.generator not in (None, "translate"):
-        for option in ("image", "mask", "task"):
-            if getattr(request, option) is not None:
-                raise ValueError(f"only the translate generator takes {option}, not the {request.generator} generator")
-    if request.generator == "translate" and request.image is None:
-        raise ValueError("the translate generator needs an image, the image to work on")
+    if request.image is None:
+        raise ValueError("the translate generator needs an image to work on")
     if request.task not in (None, *TASKS):
         raise ValueError(f"unknown task {request.task!r}: choose {' or '.join(TASKS)}")
     if request.task in MASK_TASKS and request.mask is None:

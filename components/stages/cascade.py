@@ -4,21 +4,17 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from components.configuration import Config
+from components.configuration.sampling import SamplingConfig
 from components.sampling.cascade import compose
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact, FileEntry, upload_attempt
 from components.storage.store import SCRATCH, Store
 
 
-class CascadeConfig(Config):
-    """Nothing to decide: the composed model is its parts."""
-
-
 def compose_cascade(
-    config: CascadeConfig, context: StageContext, *, upsamplers: list[Artifact] | None = None, **parts: Artifact
+    config: SamplingConfig, context: StageContext, *, upsamplers: list[Artifact] | None = None, **parts: Artifact
 ) -> Artifact:
-    """Copy the parts next to each other and say in `cascade.json` what each one is.
+    """Copy the parts next to each other and say in `cascade.json` what each one is, and how it samples.
 
     Args:
         upsamplers: smallest first.
@@ -27,16 +23,19 @@ def compose_cascade(
     Returns an artifact of kind `model` that `Cascade.load` opens anywhere, without the storage it came from.
     """
     larger = {artifact.stage: artifact for artifact in upsamplers or []}
+    sampling = config.by_model(tuple(larger))
     with context.pool() as pool:
-        entries = pool.call(partial(copy_parts, parts, larger, context.store))
+        entries = pool.call(partial(copy_parts, parts, larger, sampling, context.store))
     return context.commit("model", entries=entries, metadata={"parts": [*parts, *larger]})
 
 
-def copy_parts(parts: dict[str, Artifact], upsamplers: dict[str, Artifact], store: Store) -> list[FileEntry]:
+def copy_parts(
+    parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: dict[str, dict[str, object]], store: Store
+) -> list[FileEntry]:
     """Compose the models in a folder and upload it to the stage's store. Runs in a worker."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
         folders = {
             name: artifact.download(Path(place) / "parts" / name) for name, artifact in {**parts, **upsamplers}.items()
         }
         larger = {name: folders.pop(name) for name in upsamplers}
-        return upload_attempt(store, compose(Path(place) / "composed", upsamplers=larger, **folders))
+        return upload_attempt(store, compose(Path(place) / "composed", upsamplers=larger, sampling=sampling, **folders))

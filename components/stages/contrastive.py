@@ -1,16 +1,17 @@
 """Train a contrastive text-image encoder."""
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.trainings import ContrastiveTraining
 from components.data.shards import BPE, load_index, read_bpe
 from components.stages.context import StageContext
 from components.stages.training import train_on_images
 from components.storage.artifact import Artifact
-from components.training.config import DatasetInfo
-from components.training.contrastive_config import ContrastiveConfig
+from components.training.networks import network_arguments
 from components.training.results import ModelDescription
-from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
+from components.training.tasks.contrastive import ContrastiveTask
 
 
-def train_contrastive(config: ContrastiveConfig, context: StageContext, *, images: Artifact) -> Artifact:
+def train_contrastive(config: ContrastiveTraining, context: StageContext, *, images: Artifact) -> Artifact:
     """Train on the images and captions of `images`. Returns a model artifact: bundle, text tokenizer and metrics.
 
     Raises ValueError, before anything is started, for a set without captions; TrainingError later.
@@ -20,8 +21,8 @@ def train_contrastive(config: ContrastiveConfig, context: StageContext, *, image
         num_classes=len(index.classes), vocab_size=index.text.vocab_size, text_length=index.text.text_length
     )
     network, settings = (
-        contrastive_arguments(config, dataset_info),
-        {"role": "contrastive", "resolution": config.resolution},
+        network_arguments(config, dataset_info),
+        {"role": "contrastive", "resolution": config.data.resolution},
     )
     model = ModelDescription("contrastive", network, settings, texts={BPE: read_bpe(index)})
     return train_on_images(ContrastiveTask, config, context, index, model=model, dataset_info=dataset_info)

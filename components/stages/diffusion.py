@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.diffusion import DiffusionTraining
 from components.data.degradations import Degradation
 from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
@@ -16,10 +18,8 @@ from components.stages.context import StageContext
 from components.stages.training import check_maker, frozen_networks, train_on_images
 from components.storage.artifact import Artifact
 from components.storage.networks import describe_autoencoder, open_autoencoder
-from components.training.config import DatasetInfo, DiffusionConfig
-from components.training.diffusion_settings import network_arguments, network_kind, sampling_settings
 from components.training.frozen import Frozen, LoadEncoder, load_latents
-from components.training.image_to_image_config import ImageToImageConfig
+from components.training.networks import network_arguments
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.image_to_image import ImageToImageTask
@@ -28,7 +28,7 @@ MEASURED = 256  # training images that the deviation of latents is measured on
 
 
 def train_diffusion(
-    config: DiffusionConfig,
+    config: DiffusionTraining,
     context: StageContext,
     *,
     images: Artifact,
@@ -46,11 +46,11 @@ def train_diffusion(
     not fit, both before anything is started; TrainingError if losses stop being finite or workers fail too often.
     """
     index = load_index(images.url("index.json"))
-    resolution = config.resolution if autoencoder is None else resolution_of_latents(index, autoencoder)
+    resolution = config.data.resolution if autoencoder is None else resolution_of_latents(index, autoencoder)
     encoders: dict[str, Any] = {"contrastive": contrastive, "text_encoder": text_encoder}
-    frozen, arrays = frozen_networks(config.conditions, images, index, resolution=resolution, **encoders)
+    frozen, arrays = frozen_networks(config.conditioning.conditions, images, index, resolution=resolution, **encoders)
     check_sizes(config, frozen.sizes)
-    learned = sampling_settings(config, index.classes)
+    learned = settings_of(config, index.classes)
     if autoencoder is not None:
         load, scale = latents_of(config, context, index, autoencoder)
         frozen, learned = Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}
@@ -62,29 +62,46 @@ def train_diffusion(
         **frozen.sizes,
     )
     how: dict[str, Any] = {
-        "condition_member": config.condition_member,
+        "condition_member": config.conditioning.condition_member,
         "dataset_info": dataset_info,
         "resolution": resolution,
     }
     how |= {"load_encoders": frozen.load_encoders, "arrays": arrays}
-    texts = {BPE: read_bpe(index)} if "text" in config.conditions else {}
-    how["model"] = ModelDescription(network_kind(config), network_arguments(config, dataset_info), learned, texts=texts)
-    if isinstance(config, ImageToImageConfig):
-        degradation = Degradation(config.seed, config.tasks, config.jpeg_qualities)
+    texts = {BPE: read_bpe(index)} if "text" in config.conditioning.conditions else {}
+    how["model"] = ModelDescription(config.network.kind, network_arguments(config, dataset_info), learned, texts=texts)
+    if config.degradation is not None:
+        degradation = Degradation(config.optimization.seed, config.degradation.tasks, config.degradation.jpeg_qualities)
         return train_on_images(ImageToImageTask, config, context, index, degradation=degradation, **how)
     return train_on_images(DiffusionTask, config, context, index, **how)
 
 
+def settings_of(config: DiffusionTraining, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What a sampler must know of the training; plain values, they go into the bundle."""
+    settings: dict[str, Any] = {
+        "role": "base",
+        "resolution": config.data.resolution,
+        "objective": config.process.objective(),
+        "classes": list(classes),
+    }
+    if config.conditioning.condition_member is not None:
+        settings["condition_member"] = config.conditioning.condition_member
+    if config.low_res is not None:
+        settings |= {"role": "upsampler", **config.low_res.model_dump()}
+    if config.degradation is not None:
+        settings |= {"role": "image_to_image", **config.degradation.model_dump(mode="json", exclude={"jpeg_qualities"})}
+    return settings
+
+
 def latents_of(
-    config: DiffusionConfig, context: StageContext, index: ShardIndex, autoencoder: Artifact
+    config: DiffusionTraining, context: StageContext, index: ShardIndex, autoencoder: Artifact
 ) -> tuple[LoadEncoder, float]:
     """The encoder of latents and its scale: one over the deviation of the latents of training images (Rombach et al.,
     2022, appendix G). Raises ValueError if the recipe's sizes are not theirs."""
     shape = describe_autoencoder(autoencoder).diffused_shape
-    wanted = (config.in_channels, config.resolution, config.resolution)
+    wanted = (config.data.in_channels, config.data.resolution, config.data.resolution)
     if shape != wanted:
         raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {wanted}")
-    part = random_part(index, samples=MEASURED, seed=config.seed)
+    part = random_part(index, samples=MEASURED, seed=config.optimization.seed)
     with context.pool() as pool:
         scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
     return partial(load_latents, autoencoder=autoencoder, scale=scale), scale
@@ -114,8 +131,10 @@ def resolution_of_latents(index: ShardIndex, autoencoder: Artifact) -> int:
     return index.resolution
 
 
-def check_sizes(config: DiffusionConfig, made: dict[str, int]) -> None:
+def check_sizes(config: DiffusionTraining, made: dict[str, int]) -> None:
     """Raises ValueError if the recipe says another size of a condition than its encoder makes."""
     for name, size in made.items():
-        if getattr(config, name, None) not in (None, size):
-            raise ValueError(f"{name} is {getattr(config, name)} in the recipe, but its encoder makes {size}")
+        if getattr(config.conditioning, name, None) not in (None, size):
+            raise ValueError(
+                f"{name} is {getattr(config.conditioning, name)} in the recipe, but its encoder makes {size}"
+            )

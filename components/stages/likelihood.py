@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, load_index
 from components.evaluation.likelihood import (

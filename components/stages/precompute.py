@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components import events
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.encoded_set import commit_set, encode_set
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.stages.context import StageContext

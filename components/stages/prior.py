@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from components.data.errors import TokensError
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.trainings import MaskedPriorTraining, PixelTraining, PriorTraining
 from components.data.shards import BPE
 from components.data.token_artifacts import (
     check_aligned,
@@ -16,24 +16,22 @@ from components.data.token_artifacts import (
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.networks import describe_autoencoder, open_autoencoder
-from components.training.config import DatasetInfo, MaskedPriorConfig, PixelConfig, PriorConfig, TokenGrid
 from components.training.launch import train
 from components.training.loop import Task
+from components.training.networks import network_arguments
 from components.training.results import ModelDescription
 from components.training.tasks.masked_prior import MaskedPriorTask
-from components.training.tasks.pixels import PixelTask, pixel_arguments
-from components.training.tasks.prior import PriorTask, transformer_arguments
+from components.training.tasks.pixels import PixelTask
+from components.training.tasks.prior import PriorTask
 from components.training.worker import RankStream
 
-AnyPrior = PriorConfig | MaskedPriorConfig | PixelConfig
-KINDS = {"transformer": "prior", "masked_transformer": "masked_prior", "pixelcnn": "pixelcnn", "row_lstm": "row_lstm"}
+AnyPrior = PriorTraining | MaskedPriorTraining | PixelTraining
 TASKS: dict[str, Callable[..., Task]] = {
     "transformer": PriorTask,
     "masked_transformer": MaskedPriorTask,
     "pixelcnn": PixelTask,
     "row_lstm": PixelTask,
 }
-SAMPLING = {"guidance_scale", "temperature", "top_k", "top_p", "num_inference_steps", "choice_temperature"}
 
 
 def train_prior(
@@ -50,33 +48,28 @@ def train_prior(
     if the inputs don't fit each other; TrainingError if the losses stop being finite or workers fail too often.
     """
     about, grid = tokens.metadata, grid_of(tokens)
-    check_condition(condition, wanted="condition" in config.conditions)
+    check_condition(condition, wanted="condition" in config.conditioning.conditions)
     if condition is not None:
         with context.pool() as pool:
             pool.call(partial(check_aligned, tokens, condition))
     dataset_info = DatasetInfo(
         num_classes=len(about["classes"]), condition=None if condition is None else grid_of(condition), **about["text"]
     )
-    if isinstance(config, MaskedPriorConfig) and config.num_inference_steps > grid.height * grid.width:
-        raise TokensError(
-            f"num_inference_steps {config.num_inference_steps} is more than the {grid.height * grid.width} tokens"
-        )
     if tokenizer is not None:
         network = describe_autoencoder(tokenizer)
         check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
-    numbers = config.model_dump(include={"global_batch_size", "seed", "total_steps"})
+    numbers = config.optimization.model_dump(include={"global_batch_size", "seed", "total_steps"})
     settings = {"role": "prior", "grid": about["grid"], "classes": about["classes"]}
-    settings |= config.model_dump(include=SAMPLING)
-    texts = {BPE: tokens.read(BPE).decode()} if "text" in config.conditions else {}
+    texts = {BPE: tokens.read(BPE).decode()} if "text" in config.conditioning.conditions else {}
     trained = train(
         partial(
-            TASKS[config.network],
+            TASKS[config.network.kind],
             config,
             dataset_info=dataset_info,
             grid=grid,
             load_tokenizer=None if tokenizer is None else partial(open_autoencoder, tokenizer),
         ),
-        config=config,
+        config=config.optimization,
         stage=context.stage,
         key=context.key,
         folder=context.train_store,
@@ -86,16 +79,10 @@ def train_prior(
         resources=context.resources,
         store=context.store,
         model=ModelDescription(
-            KINDS[config.network], network_arguments(config, dataset_info, grid), settings, texts=texts
+            config.network.kind, network_arguments(config, dataset_info, grid), settings, texts=texts
         ),
     )
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
-
-
-def network_arguments(config: AnyPrior, dataset_info: DatasetInfo, grid: TokenGrid) -> dict[str, Any]:
-    if isinstance(config, PixelConfig):
-        return pixel_arguments(config, dataset_info, grid)
-    return transformer_arguments(config, dataset_info, grid)
 
 
 def grid_of(tokens: Artifact) -> TokenGrid:

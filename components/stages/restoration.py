@@ -93,14 +93,19 @@ def degraded(
     Raises ValueError as `measure_restoration`.
     """
     with cascade.local_copy() as folder:
-        model = Cascade.load(folder).first_models.get("translate")
-    if model is None:
+        maker = Cascade.load(folder).makers.get("translate")
+    if maker is None:
         raise ValueError("this cascade has no image-to-image model whose restorations could be measured")
+    model = maker.first
     size = model.settings["resolution"]
     held_out = read_split(index, "holdout", resolution=size, limit=config.samples)
     if not held_out.key:
         raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
-    how = {"mask_area": model.settings["mask_area"], "factors": model.settings["factors"], "seed": config.seed}
+    how = {
+        "mask_area": model.settings["mask_area"],
+        "factors": model.settings["super_resolution_factors"],
+        "seed": config.seed,
+    }
     asked = asked_of(model, held_out.label, held_out.caption)
     damaged = damage(held_out.image, tasks=model.settings["tasks"], compress=jpeg_compressed, asked=asked, **how)
     return model, held_out.image, damaged

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.sampling.frozen_text import (
     LENGTH,
     PRETRAINED_FILES,

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from components import events
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.encoding import encode_shards, token_names
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import parse_tokens

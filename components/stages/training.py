@@ -6,6 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.trainings import (
+    AutoencoderTraining,
+    ClassifierTraining,
+    ContrastiveTraining,
+    DiffusionPriorTraining,
+    GANTraining,
+    PixelTraining,
+)
 from components.data.arrays import parse_arrays
 from components.data.degradations import Degradation
 from components.data.held_out import held_out_arrays
@@ -13,9 +22,6 @@ from components.data.shards import Member, ShardIndex, check_member, read_bpe
 from components.data.stream import training_stream
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.training.classifier_config import ClassifierConfig
-from components.training.config import AutoencoderConfig, DiffusionConfig, GANConfig, PixelConfig
-from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
 from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls, maker_of
 from components.training.launch import train
 from components.training.loop import Task
@@ -23,13 +29,13 @@ from components.training.results import ModelDescription
 from components.training.worker import RayStream
 
 ImageConfig = (
-    AutoencoderConfig
-    | DiffusionConfig
-    | GANConfig
-    | PixelConfig
-    | ContrastiveConfig
-    | DiffusionPriorConfig
-    | ClassifierConfig
+    AutoencoderTraining
+    | DiffusionTraining
+    | GANTraining
+    | PixelTraining
+    | ContrastiveTraining
+    | DiffusionPriorTraining
+    | ClassifierTraining
 )
 TEXTS = ("text_states", "text_embedding")
 HELD_OUT = 256  # images for previews and the final evaluation
@@ -65,21 +71,21 @@ def train_on_images(
     if condition_member is not None:
         check_member(index, condition_member)
     resources = context.resources
-    how: dict[str, Any] = {"resolution": resolution or config.resolution, "member": member}
+    how: dict[str, Any] = {"resolution": resolution or config.data.resolution, "member": member}
     how |= {"condition_member": condition_member, "degradation": degradation, "arrays": tuple(arrays)}
     stream = partial(
         training_stream,
         index,
         **how,
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        total_steps=config.total_steps,
+        global_batch_size=config.optimization.global_batch_size,
+        seed=config.optimization.seed,
+        total_steps=config.optimization.total_steps,
         reader_cpus=resources.reader_cpus,
         readers=resources.readers,
     )
     trained = train(
         partial(make_task, config, **arguments),
-        config=config,
+        config=config.optimization,
         stage=context.stage,
         key=context.key,
         folder=context.train_store,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.storage.store import SCRATCH, DamagedFileError, Digest, Store, digest_of, in_parallel
 
 MANIFEST = "manifest.json"

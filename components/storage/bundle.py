@@ -27,14 +27,14 @@ WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 NETWORKS: dict[str, type[nn.Module]] = {
     "autoencoder": Autoencoder,
-    "prior": Transformer,
-    "masked_prior": MaskedTransformer,
+    "transformer": Transformer,
+    "masked_transformer": MaskedTransformer,
     "pixelcnn": GatedPixelCNN,
     "row_lstm": RowLSTM,
     "gan": Generator,
-    "diffusion": UNet,
+    "unet": UNet,
     "dit": DiT,
-    "noisy_classifier": NoisyClassifier,
+    "classifier": NoisyClassifier,
     "contrastive": ContrastiveEncoder,
     "diffusion_prior": DiffusionPrior,
 }
@@ -74,7 +74,8 @@ def load_bundle(folder: Path) -> ModelBundle:
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a trained model")
     description = json.loads(path.read_text())
     if description["kind"] not in NETWORKS:
-        raise ValueError(f"{path}: unknown kind {description['kind']!r}; known are {', '.join(NETWORKS)}")
+        kind = description["kind"]
+        raise ValueError(f"{path}: unknown kind {kind!r}, of another version perhaps; known are {', '.join(NETWORKS)}")
     module = NETWORKS[description["kind"]](**description["network"])
     module.load_state_dict(load_file(folder / WEIGHTS))
     return ModelBundle(description["kind"], description["network"], description["settings"], module.eval().float())

@@ -5,7 +5,6 @@ used last, `champion` the one of the last run that ended well.
 """
 
 import importlib.metadata
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,23 +18,28 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 import components
-from components.diffusion.degradation import MASK_TASKS
+from components.sampling.answers import example_of
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
-from components.sampling.image_files import base64_png
-from components.sampling.model import works_alone
 from components.storage.artifact import Artifact
-from components.storage.bundle import DESCRIPTION as MODEL
 from components.tracking.names import registered_name
 from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 MODEL_CODE = Path(__file__).with_name("cascade_model.py")
-PACKED = ("__init__.py", "diffusion", "losses", "models", "sampling", "storage/__init__.py", "storage/bundle.py")
-REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "safetensors", "tokenizers", "torch")
+PACKED = (
+    "__init__.py",
+    "configuration",
+    "diffusion",
+    "losses",
+    "models",
+    "sampling",
+    "storage/__init__.py",
+    "storage/bundle.py",
+)
+REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
@@ -119,7 +123,7 @@ def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) ->
             artifacts={ARTIFACT: str(model)},
             code_paths=[str(pack_code(Path(scratch)))],
             pip_requirements=pip_requirements(model),
-            input_example=_input_example(model),
+            input_example=input_example(model),
             mlflow_model=mlflow_model or Model(),
         )
 
@@ -137,67 +141,10 @@ def pack_code(folder: Path) -> Path:
     return package
 
 
-def _input_example(model: Path) -> list[dict[str, Any]] | None:
-    """One row that the cascade_model of `model` takes; None for one that takes none alone."""
-    if (model / DESCRIPTION).is_file():
-        return [_row_of_cascade(model)]
-    if not (model / MODEL).is_file():  # a pretrained text encoder
-        return [{"prompt": "red"}]
-    about = _description(model)
-    kind, network, settings = about["kind"], about["network"], about["settings"]
-    if not works_alone(kind, network, settings):
-        return None
-    row = {} if kind == "noisy_classifier" else _conditions(network) | _given_image(settings)
-    if network.get("condition_grid"):
-        height, width = network["condition_grid"]
-        row["condition"] = json.dumps([[0] * width] * height)
-    tokenizer = kind == "autoencoder" and network.get("bottleneck") != "gaussian"
-    if tokenizer or kind == "noisy_classifier" or settings.get("role") == "upsampler":
-        row["image"] = _gray_image(settings.get("low_res_resolution", settings["resolution"]))
-    return [row]
-
-
-def _row_of_cascade(model: Path) -> dict[str, Any]:
-    stages = json.loads((model / DESCRIPTION).read_text())["stages"]
-    first = next(stages[name] for name in ("base", "prior", "model") if name in stages)
-    about = _description(model / first)
-    row = _conditions(about["network"]) | _given_image(about["settings"])
-    if first == "base":
-        row |= {"generator": "diffusion", "guidance_scale": 2.0, "steps": 10}
-    if "classifier" in stages:
-        row |= {"label": "0", "classifier_scale": 1.0}
-    if "condition" in stages:
-        row["condition"] = _gray_image(_description(model / stages["condition"])["settings"]["resolution"])
-    return row
-
-
-def _description(model: Path) -> dict[str, Any]:
-    return json.loads((model / MODEL).read_text())
-
-
-def _conditions(network: dict[str, Any]) -> dict[str, Any]:
-    """A label or a prompt, where the network takes one, and a seed."""
-    if network.get("num_classes"):
-        return {"label": "0", "seed": 1}
-    texts = ("text", "text_length", "text_states_dim", "image_embedding_dim")
-    return {"prompt": "red", "seed": 1} if any(network.get(name) for name in texts) else {"seed": 1}
-
-
-def _given_image(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a diffusion model is conditioned on, or works on: an image of its size, of which all is to be made."""
-    side = settings.get("resolution", 0)
-    if settings.get("condition_member"):
-        return {"condition": _gray_image(side)}
-    if settings.get("role") != "image_to_image":
-        return {}
-    task = settings["tasks"][0]
-    side = side // settings["factors"][0] if task == "super_resolution" else side
-    mask = {"mask": _gray_image(side)} if task in MASK_TASKS else {}
-    return {"task": task, "image": _gray_image(side)} | mask
-
-
-def _gray_image(side: int) -> str:
-    return base64_png(Image.new("RGB", (side, side), "gray"))
+def input_example(model: Path) -> list[dict[str, Any]] | None:
+    """One row that the model takes; None for one that takes none alone."""
+    example = example_of(model)
+    return None if example is None else [example.model_dump(exclude_none=True)]
 
 
 def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:

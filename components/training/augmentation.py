@@ -1,13 +1,21 @@
-"""Images moved and mirrored at random, each as its position in the stream says.
+"""Images moved, mirrored and cut into windows at random, each as its position in the stream says.
 
-Shapes: B batch, H W pixels.
+A network without attention looks at the surroundings of a pixel, not at all of the image: it learns from windows, for
+a fraction of the memory, and samples whole images (the top stages of a cascade).
+
+Shapes: B batch, H W pixels, S resolution, W window size.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.training.loop import Batch
 from components.training.randomness import sample_integers
+
+IMAGES = ("image", "low_res", "condition_image")
 
 
 def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Tensor:
@@ -27,3 +35,27 @@ def mirrored(image: Tensor, position: Tensor, *, seed: int) -> Tensor:
     """Every second one of (B, 3, H, W), drawn at random, with left and right exchanged."""
     mirror = sample_integers(seed, position, stream="mirror", high=2) == 1
     return torch.where(mirror[:, None, None, None], image.flip(3), image)
+
+
+class Windows(NamedTuple):
+    """A square window of each image."""
+
+    top: Tensor  # (B,) int64
+    left: Tensor  # (B,) int64
+    size: int  # W
+
+    def cut(self, image: Tensor) -> Tensor:  # (B, C, S, S) -> (B, C, W, W)
+        corners = zip(image, self.top.tolist(), self.left.tolist(), strict=True)
+        return torch.stack([each[:, y : y + self.size, x : x + self.size] for each, y, x in corners])
+
+
+def draw_windows(seed: int, position: Tensor, *, resolution: int, size: int) -> Windows:
+    """Each place of the window inside the image alike, by (seed, position)."""
+    places = resolution - size + 1
+    top, left = (sample_integers(seed, position, stream=f"window_{name}", high=places) for name in ("top", "left"))
+    return Windows(top, left, size)
+
+
+def cropped(tensors: Batch, windows: Windows) -> Batch:
+    """The same window of x_0 and of every image among the conditions; what is no image stays."""
+    return {name: windows.cut(value) if name in IMAGES else value for name, value in tensors.items()}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.storage.store import Digest, digest_of
-from components.training.guard import NonFiniteError
+from components.training.optim import NonFiniteError
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"

@@ -1,12 +1,12 @@
-"""DatasetInfo of a batch, and their dropout for classifier-free guidance (Ho & Salimans, 2022)."""
+"""Conditions of a batch, and their dropout for classifier-free guidance (Ho & Salimans, 2022)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from components.training.config import DatasetInfo, DiffusionConfig, PixelConfig, TokenNetworkConfig
-from components.training.contrastive_config import DiffusionPriorConfig
+from components.configuration.conditions import ConditionsConfig
+from components.configuration.dataset_info import DatasetInfo
 from components.training.loop import Batch
 from components.training.randomness import sample_uniform
 
@@ -40,23 +40,21 @@ def null_conditions(
 
 
 def dropped_conditions(
-    batch: Batch,
-    config: TokenNetworkConfig | PixelConfig | DiffusionConfig | DiffusionPriorConfig,
-    dataset_info: DatasetInfo,
+    batch: Batch, conditioning: ConditionsConfig, dataset_info: DatasetInfo, *, seed: int
 ) -> dict[str, Tensor]:
     """Replace conditions by their null with probability cond_drop_prob, sample by sample.
 
     "joint" drops all of a sample's conditions together; "independent" draws for each, which guidance by one of several
     conditions needs. What is drawn depends on (seed, position) alone.
     """
-    full = conditions_of(batch, config.conditions)
+    full = conditions_of(batch, conditioning.conditions)
     null_condition = dataset_info.condition.codebook_size if dataset_info.condition else 0
     empty = null_conditions(
-        batch, config.conditions, num_classes=dataset_info.num_classes, null_condition=null_condition
+        batch, conditioning.conditions, num_classes=dataset_info.num_classes, null_condition=null_condition
     )
     mixed = {}
     for name, value in full.items():
-        stream = "drop" if config.cond_drop == "joint" else f"drop_{name}"
-        drop = sample_uniform(config.seed, batch["position"], stream=stream) < config.cond_drop_prob
+        stream = "drop" if conditioning.cond_drop == "joint" else f"drop_{name}"
+        drop = sample_uniform(seed, batch["position"], stream=stream) < conditioning.cond_drop_prob
         mixed[name] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), empty[name], value)
     return mixed

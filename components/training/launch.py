@@ -15,6 +15,7 @@ import ray.train.torch
 from ray.exceptions import ActorDiedError
 
 from components import events
+from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
 from components.pool import portable
 from components.ray_internals import (
@@ -23,7 +24,6 @@ from components.ray_internals import (
     get_webui_url_from_internal_kv,
 )
 from components.storage.store import Store
-from components.training.config import TrainingConfig
 from components.training.loop import Arrays, Task
 from components.training.ordered_shards import MakeDataset, OrderedShards, nothing
 from components.training.results import ModelDescription, Trained, read_finished
@@ -42,7 +42,7 @@ class TrainingError(RuntimeError):
 def train(
     make_task: Callable[..., Task],
     *,
-    config: TrainingConfig,
+    config: OptimizationConfig,
     stage: str,
     key: str,
     folder: Store,

@@ -8,11 +8,9 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from components.training.config import TrainingConfig
-from components.training.ema import EMA, Network
-from components.training.guard import NonFiniteGuard
-from components.training.loop import Batch
-from components.training.optim import clip_gradients, learning_rate, make_optimizer
+from components.configuration.optimization import OptimizationConfig
+from components.training.loop import Arrays, Batch
+from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer
 from components.training.parallel import Worker, data_parallel, synchronized
 from components.training.power_ema import PowerEMA
 from components.training.randomness import derive_seed
@@ -27,19 +25,19 @@ class Learner(Generic[Network]):
         self,
         network: Network,
         *,
-        config: TrainingConfig,
+        config: OptimizationConfig,
         worker: Worker,
-        ema_decay: float,
-        compile_network: bool = False,
+        averaged: bool = True,
     ) -> None:
+        """`averaged`: whether an average of the weights is kept as the configuration says; no discriminator has one."""
         self.config = config
         self.worker = worker
         self.network = network.to(worker.device)
-        if compile_network:
+        if config.compile_network:
             self.network.compile()  # in place: names of weights stay, copies such as the EMA's are not compiled
         self.forward = data_parallel(self.network, worker)
         self.optimizer = make_optimizer(self.network, config)
-        self.ema = make_ema(self.network, config, decay=ema_decay)
+        self.ema = make_ema(self.network, config) if averaged else None
         self.guard = NonFiniteGuard()
 
     def snapshot(self) -> Network:
@@ -72,6 +70,13 @@ class Learner(Generic[Network]):
         if self.ema:
             self.ema.update(self.network)
 
+    def step(self, step: int) -> Tensor:
+        """`update`, and the EMA after a step that was taken. Returns the gradient norm before clipping."""
+        taken, norm = self.update(step)
+        if taken:
+            self.average()
+        return norm
+
     def weights(self) -> dict[str, Tensor]:
         """Flat names -> tensors, for safetensors."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
@@ -100,11 +105,32 @@ class Learner(Generic[Network]):
                 network.load_state_dict(below(f"{average}.", weights))
 
 
-def make_ema(network: Network, config: TrainingConfig, *, decay: float) -> EMA[Network] | PowerEMA[Network] | None:
-    """The average of the recipe's kind; none where `decay` is 0."""
-    if decay == 0:
+class LearnerTask(Generic[Network]):
+    """What all tasks with one network have in common; see `components.training.loop.Task`."""
+
+    learner: Learner[Network]
+    max_batch: int | None = None
+    parts_matter: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["weights"], state["learner"])
+
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Nothing, for what makes no images."""
+        del held_out, step
+        return {}
+
+
+def make_ema(network: Network, config: OptimizationConfig) -> EMA[Network] | PowerEMA[Network] | None:
+    """The average of the recipe's kind; none where `ema_decay` is 0."""
+    if config.ema_decay == 0:
         return None
-    return PowerEMA(network, sigma_rel=config.ema_sigma_rel) if config.ema == "power" else EMA(network, decay=decay)
+    if config.ema == "power":
+        return PowerEMA(network, sigma_rel=config.ema_sigma_rel)
+    return EMA(network, decay=config.ema_decay)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from components.training.config import TrainingConfig
+from components.configuration.optimization import OptimizationConfig
 
 Batch = dict[str, Tensor]
 Arrays = dict[str, np.ndarray]
@@ -38,7 +38,7 @@ class Task(Protocol):
 def fit(
     task: Task,
     batches: Iterator[Batch],
-    config: TrainingConfig,
+    config: OptimizationConfig,
     *,
     start_step: int = 0,
     log: Callable[[int, Metrics], None] = lambda step, metrics: None,
@@ -67,6 +67,6 @@ def fit(
     return step
 
 
-def is_scheduled(step: int, config: TrainingConfig) -> bool:
+def is_scheduled(step: int, config: OptimizationConfig) -> bool:
     """Whether the recipe wants a checkpoint after this step."""
     return step % config.checkpoint_every == 0 or step == config.total_steps

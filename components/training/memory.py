@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from components import events
+from components.configuration.optimization import OptimizationConfig
 from components.storage.store import Store
 from components.training.checkpoint import generator_states, restore_generators
-from components.training.config import TrainingConfig
 from components.training.loop import Batch, Task
 from components.training.parallel import Worker, by_itself, lowest
 from components.training.reporting import Reporter
@@ -179,7 +179,7 @@ def tell(found: int, share: int, reporter: Reporter) -> None:
         reporter.recorder.emit(events.Warning(reporter.stage, line))
 
 
-def out_of_memory(error: RuntimeError, task: Task, config: TrainingConfig, worker: Worker) -> str:
+def out_of_memory(error: RuntimeError, task: Task, config: OptimizationConfig, worker: Worker) -> str:
     """The line for a device that ran out of memory after all, with what to set. Raises any other `error`."""
     if not is_out_of_memory(error):
         raise error

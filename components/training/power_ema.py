@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.training.ema import Network
+from components.training.optim import Network
 
 WIDTHS = (0.05, 0.10)  # sigma_rel of the averages that are tracked, as published
 CUTOFF = 1e-13  # relative size of the singular values that rounding has left nothing of

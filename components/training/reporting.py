@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from components import events
-from components.training.config import TrainingConfig
+from components.configuration.optimization import OptimizationConfig
 from components.training.loop import Arrays, Batch, Metrics, Task
 from components.training.optim import learning_rate
 from components.training.parallel import Worker, average_metrics
@@ -17,7 +17,7 @@ class Reporter:
     """Rank 0 reports; the other ranks take part where numbers are averaged."""
 
     def __init__(
-        self, config: TrainingConfig, *, stage: str, worker: Worker, recorder: events.Recorder, start_step: int
+        self, config: OptimizationConfig, *, stage: str, worker: Worker, recorder: events.Recorder, start_step: int
     ) -> None:
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
         self.start_step = start_step

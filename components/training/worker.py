@@ -15,16 +15,16 @@ from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from components import events
+from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
 from components.node import node_threads
 from components.ray_internals import get_train_context
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
-from components.training.config import TrainingConfig
-from components.training.guard import NonFiniteError
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
+from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     """All that a worker needs; picklable."""
 
     make_task: Callable[..., Task]  # called with worker=
-    config: TrainingConfig
+    config: OptimizationConfig
     stage: str
     run: Store
     stream: Stream
@@ -155,7 +155,7 @@ def read_held_out(job: Job, worker: Worker) -> Arrays:
     return arrays
 
 
-def has_snapshots(config: TrainingConfig) -> bool:
+def has_snapshots(config: OptimizationConfig) -> bool:
     """Whether averages are kept to choose from; see `components.training.snapshots`."""
     return config.ema == "power" and config.ema_decay > 0
 

@@ -55,7 +55,7 @@ def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
     shape = SHAPES[workflow]
     try:
         shape.model_validate(tree)
-        return shape.model_validate(apply_overrides(tree, assignments))
+        return shape.model_validate(apply_overrides(tree, assignments, shape))
     except ValidationError as error:
         raise UsageError(f"recipe {name_or_file}: {explain(error, shape)}") from error
 

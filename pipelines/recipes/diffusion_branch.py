@@ -4,16 +4,22 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from components.configuration import Config
-from components.stages.cascade import CascadeConfig
+from components.configuration.config import Config
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import DiffusionBranchSampling
+from components.configuration.trainings import (
+    AutoencoderTraining,
+    ClassifierTraining,
+    ContrastiveTraining,
+    DiffusionPriorTraining,
+    check_guide,
+)
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
-from components.training.classifier_config import ClassifierConfig, check_guide
-from components.training.config import AutoencoderConfig, DiffusionConfig
-from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
+from pipelines.recipes.checks import check_cascade
 
 
 class DiffusionBranchRecipe(Config):
@@ -27,29 +33,22 @@ class DiffusionBranchRecipe(Config):
     workflow: Literal["diffusion_branch"] = "diffusion_branch"
     name: str
     images: ImagesConfig
-    autoencoder: AutoencoderConfig | None = None
-    contrastive: ContrastiveConfig | None = None
+    autoencoder: AutoencoderTraining | None = None
+    contrastive: ContrastiveTraining | None = None
     text_encoder: TextEncoderConfig | None = None
-    diffusion_prior: DiffusionPriorConfig | None = None
+    diffusion_prior: DiffusionPriorTraining | None = None
     precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
-    classifier: ClassifierConfig | None = None  # of noisy images; guides the base
-    base: DiffusionConfig
-    upsamplers: tuple[DiffusionConfig, ...] = ()
-    cascade: CascadeConfig = CascadeConfig()
+    classifier: ClassifierTraining | None = None  # of noisy images; guides the base
+    base: DiffusionTraining
+    upsamplers: tuple[DiffusionTraining, ...] = ()
+    sampling: DiffusionBranchSampling = DiffusionBranchSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        if self.base.low_res_resolution is not None:
-            raise ValueError("base.low_res_resolution must be empty: the base model starts from noise alone")
-        made = self.base.resolution if self.autoencoder is None else self.autoencoder.resolution
-        for number, upsampler in enumerate(self.upsamplers):
-            if upsampler.low_res_resolution != made:
-                raise ValueError(
-                    f"upsamplers.{number}.low_res_resolution must be {made}, what the stage before it makes"
-                )
-            made = upsampler.resolution
+        made = (self.autoencoder or self.base).data.resolution
+        made = check_cascade(self.base, self.upsamplers, self.sampling, made=made)
         if self.images.resolution < made:
             raise ValueError(f"images.resolution {self.images.resolution} is below {made}, which a model makes")
         if self.classifier is not None and self.autoencoder is None:
@@ -60,13 +59,13 @@ class DiffusionBranchRecipe(Config):
     def _latents_fit(self) -> Self:
         if self.autoencoder is None:
             return self
-        side = self.autoencoder.resolution // 2 ** (len(self.autoencoder.channel_mult) - 1)
-        if self.base.resolution != side:
-            raise ValueError(f"base.resolution must be {side}, the side of the autoencoder's latents")
-        if self.base.in_channels != (channels := latent_channels(self.autoencoder)):
-            raise ValueError(f"base.in_channels must be {channels}, those of the autoencoder's latents")
-        if self.base.threshold != "none":
-            raise ValueError("base.threshold must be none: latents have no range to be clipped to")
+        side = self.autoencoder.data.resolution // self.autoencoder.network.factor
+        if self.base.data.resolution != side:
+            raise ValueError(f"base.data.resolution must be {side}, the side of the autoencoder's latents")
+        if self.base.data.in_channels != (channels := self.autoencoder.network.diffused_channels):
+            raise ValueError(f"base.data.in_channels must be {channels}, those of the autoencoder's latents")
+        if self.sampling.base.threshold != "none":
+            raise ValueError("sampling.base.threshold must be none: latents have no range to be clipped to")
         if self.classifier is not None:
             raise ValueError("classifier knows images, the base makes latents: leave one of them out")
         return self
@@ -74,7 +73,7 @@ class DiffusionBranchRecipe(Config):
     @model_validator(mode="after")
     def _encoders_are_there(self) -> Self:
         models = (self.base, *self.upsamplers)
-        asked = {name for model in models for name in model.conditions}
+        asked = {name for model in models for name in model.conditioning.conditions}
         if "text_states" in asked and self.contrastive is None and self.text_encoder is None:
             raise ValueError("text_states among the conditions need contrastive or text_encoder")
         if "image_embedding" in asked and (self.contrastive is None or self.diffusion_prior is None):
@@ -90,17 +89,18 @@ class DiffusionBranchRecipe(Config):
         encoder, prior = self.contrastive, self.diffusion_prior
         if encoder is None:
             return self
-        made = {"image_embedding": "embedding_dim"} | ({} if self.text_encoder else {"text_states": "text_dim"})
+        made = {"image_embedding": encoder.network.embedding_dim}
+        made |= {} if self.text_encoder else {"text_states": encoder.text.text_dim}
         models = {"base": self.base} | {f"upsamplers.{n}": upsampler for n, upsampler in enumerate(self.upsamplers)}
         for where, model in models.items():
-            for condition in made.keys() & {*model.conditions}:
-                size = getattr(encoder, made[condition])
-                if getattr(model, f"{condition}_dim") not in (None, size):
-                    raise ValueError(f"{where}.{condition}_dim must be contrastive.{made[condition]} {size}")
-        if prior is not None and prior.resolution < encoder.resolution:
-            raise ValueError(f"diffusion_prior.resolution must be at least contrastive.resolution {encoder.resolution}")
-        learned = self.base.resolution if self.autoencoder is None else self.autoencoder.resolution
-        if "image_embedding" in self.base.conditions and learned < encoder.resolution:
+            for condition in made.keys() & {*model.conditioning.conditions}:
+                if getattr(model.conditioning, f"{condition}_dim") not in (None, made[condition]):
+                    raise ValueError(f"{where}.{condition}_dim must be {made[condition]}, as contrastive makes it")
+        seen = encoder.data.resolution
+        if prior is not None and prior.data.resolution < seen:
+            raise ValueError(f"diffusion_prior.resolution must be at least contrastive.resolution {seen}")
+        learned = (self.autoencoder or self.base).data.resolution
+        if "image_embedding" in self.base.conditioning.conditions and learned < seen:
             raise ValueError(f"contrastive.resolution must be at most {learned}, that of the images base learns from")
         return self
 
@@ -116,19 +116,11 @@ class DiffusionBranchRecipe(Config):
                 raise ValueError(f"{column} among precompute.columns has no model that makes it in this recipe")
         if self.images.resolution < wanted.resolution:
             raise ValueError(f"images.resolution {self.images.resolution} is below precompute.resolution")
-        if "latents" in wanted.columns and autoencoder is not None and wanted.resolution != autoencoder.resolution:
-            raise ValueError(f"precompute.resolution must be {autoencoder.resolution}, that of the autoencoder")
-        least = 0 if "latents" in wanted.columns else (autoencoder or self.base).resolution
+        if "latents" in wanted.columns and autoencoder is not None and wanted.resolution != autoencoder.data.resolution:
+            raise ValueError(f"precompute.resolution must be {autoencoder.data.resolution}, that of the autoencoder")
+        least = 0 if "latents" in wanted.columns else (autoencoder or self.base).data.resolution
         if self.diffusion_prior is not None and "image_embedding" not in wanted.columns:
-            least = max(least, self.diffusion_prior.resolution)
+            least = max(least, self.diffusion_prior.data.resolution)
         if wanted.kept < least:
             raise ValueError(f"precompute.kept_resolution must be at least {least}, what is read of its images")
         return self
-
-
-def latent_channels(autoencoder: AutoencoderConfig) -> int:
-    """Channels of what latent diffusion works on: those of `Autoencoder.diffused_shape`."""
-    channels = {"gaussian": autoencoder.latent_channels, "fsq": len(autoencoder.fsq_levels)}
-    if autoencoder.bottleneck == "gumbel" and autoencoder.codebook_size is not None:
-        return autoencoder.codebook_size
-    return channels.get(autoencoder.bottleneck) or autoencoder.codebook_dim or autoencoder.latent_channels

@@ -6,17 +6,24 @@ The images are those of the rows before diffusion, and the autoencoder of latent
 from collections.abc import Callable
 from typing import Any
 
+from components.configuration.diffusion import DegradationConfig, DiffusionTraining
+from components.configuration.sampling import (
+    DiffusionBranchSampling,
+    DiffusionPriorSampling,
+    DiffusionSampling,
+    RestorationSampling,
+)
+from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
-from components.training.classifier_config import ClassifierConfig
-from components.training.config import DiffusionConfig
-from components.training.contrastive_config import ContrastiveConfig, DiffusionPriorConfig
-from components.training.image_to_image_config import ImageToImageConfig
 from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
 from pipelines.recipes.image_to_image import ImageToImageRecipe
 
+ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
+SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
+RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 SIZE_32: dict[str, Any] = {  # what differs from 16² in the same minutes
     "resolution": 32,
     "attention_resolutions": (8,),
@@ -35,29 +42,19 @@ def ddpm() -> DiffusionBranchRecipe:
         prediction_type="epsilon",
         min_snr_gamma=None,
         variance="fixed_large",
-        sampler="ddpm",
-        num_inference_steps=100,
     )
-    return branch("ddpm", base)
+    return branch("ddpm", base, DiffusionSampling(sampler="ddpm", num_inference_steps=100))
 
 
 def dit() -> DiffusionBranchRecipe:
     """D5: a diffusion transformer (DiT) at 16² by class, patches of 2²."""
-    base = sketching(
-        backbone="dit",
-        channel_mult=(),
-        attention_resolutions=(),
-        patch_size=2,
-        model_channels=160,
-        num_layers=6,
-        guidance_scale=1.5,
-    )
-    return branch("dit", base)
+    base = sketching(network={"kind": "dit", "patch_size": 2, "model_dim": 160, "num_layers": 6, "num_heads": 5})
+    return branch("dit", base, SKETCH.replace(guidance_scale=1.5))
 
 
 def classifier_guided() -> DiffusionBranchRecipe:
     """D6: a conditional model at 16², pulled towards its class by the gradient of a classifier of noisy images."""
-    classifier = ClassifierConfig(
+    classifier = ClassifierTraining.of(
         resolution=16,
         model_channels=32,
         channel_mult=(1, 2),
@@ -73,43 +70,43 @@ def classifier_guided() -> DiffusionBranchRecipe:
         checkpoint_every=150,
         sample_every=300,
     )
-    return branch("classifier_guided", sketching(total_steps=1000), classifier=classifier)
+    return branch("classifier_guided", sketching(total_steps=1000), SKETCH, classifier=classifier)
 
 
 def class_guided() -> DiffusionBranchRecipe:
     """D7: classifier-free guidance by class at 16², inside an interval of noise levels only."""
-    return branch("class_guided", sketching(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))
+    sampling = SKETCH.replace(guidance_scale=2.0, guidance_interval=(0.2, 5.0))
+    return branch("class_guided", sketching(), sampling)
 
 
 def glide() -> DiffusionBranchRecipe:
     """D8: GLIDE at 16², captions by cross-attention to the states of a text transformer, classifier-free guidance."""
-    base = sketching(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2, guidance_scale=3.0)
-    return branch("glide", base)
+    base = sketching(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2)
+    return branch("glide", base, SKETCH.replace(guidance_scale=3.0))
 
 
 def edm() -> DiffusionBranchRecipe:
     """D15: EDM at 16² by class, preconditioning and Heun's sampler on Karras' noise levels."""
-    base = diffusion(objective="edm", sampler="heun", num_inference_steps=12)
-    return branch("edm", base)
+    return branch("edm", diffusion(process="edm"), DiffusionSampling(sampler="heun", num_inference_steps=12))
 
 
 def flow() -> DiffusionBranchRecipe:
     """D15: rectified flow at 16² by class, Euler's steps."""
-    return branch("flow", diffusion(objective="flow", sampler="euler", num_inference_steps=25))
+    return branch("flow", diffusion(process="flow"), DiffusionSampling(sampler="euler", num_inference_steps=25))
 
 
 def zero_terminal_snr() -> DiffusionBranchRecipe:
     """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step."""
-    base = diffusion(zero_terminal_snr=True, min_snr_gamma=None, sampler="ddim", spacing="trailing")
-    return branch("zero_terminal_snr", base)
+    base = diffusion(zero_terminal_snr=True, min_snr_gamma=None)
+    return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing"))
 
 
 def latent_diffusion() -> DiffusionBranchRecipe:
     """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images."""
-    base = diffusion(in_channels=4, threshold="none", guidance_scale=1.5)
+    base, sampling = diffusion(in_channels=4), ANCESTRAL.replace(threshold="none", guidance_scale=1.5)
     autoencoder = vae_gan_autoencoder()
-    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.resolution, kept_resolution=16)
-    return branch("latent_diffusion", base, autoencoder=autoencoder, precompute=once)
+    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
+    return branch("latent_diffusion", base, sampling, autoencoder=autoencoder, precompute=once)
 
 
 def imagen() -> DiffusionBranchRecipe:
@@ -117,19 +114,17 @@ def imagen() -> DiffusionBranchRecipe:
     base = sketching(
         conditions=("text_states",),
         text_conditioning="cross_attention",
-        text_states_dim=contrastive().text_dim,
-        guidance_scale=4.0,
-        threshold="dynamic",
-        threshold_percentile=0.95,
+        text_states_dim=contrastive().text.text_dim,
         total_steps=1000,
     )
+    sampling = SKETCH.replace(guidance_scale=4.0, threshold="dynamic", threshold_percentile=0.95)
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
-    return branch("imagen", base, contrastive=contrastive(), precompute=once)
+    return branch("imagen", base, sampling, contrastive=contrastive(), precompute=once)
 
 
 def dalle2() -> DiffusionBranchRecipe:
     """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder of those."""
-    prior = DiffusionPriorConfig(
+    prior = DiffusionPriorTraining.of(
         resolution=16,
         model_dim=128,
         num_layers=4,
@@ -138,20 +133,18 @@ def dalle2() -> DiffusionBranchRecipe:
         global_batch_size=64,
         learning_rate=1e-3,
         ema_decay=0.99,
-        sampler="dpm_solver_pp",
-        num_inference_steps=16,
-        guidance_scale=1.5,
         checkpoint_every=150,
         sample_every=300,
     )
     base = sketching(
         conditions=("image_embedding",),
-        image_embedding_dim=contrastive().embedding_dim,
-        guidance_scale=1.5,
+        image_embedding_dim=contrastive().network.embedding_dim,
         total_steps=1000,
     )
+    embeddings = DiffusionPriorSampling(sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)
+    sampling = DiffusionBranchSampling(base=SKETCH.replace(guidance_scale=1.5), diffusion_prior=embeddings)
     once = PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16)
-    return branch("dalle2", base, contrastive=contrastive(), diffusion_prior=prior, precompute=once)
+    return branch("dalle2", base, sampling, contrastive=contrastive(), diffusion_prior=prior, precompute=once)
 
 
 def depth_diffusion() -> DiffusionBranchRecipe:
@@ -159,11 +152,15 @@ def depth_diffusion() -> DiffusionBranchRecipe:
     base = sketching(
         conditions=("condition_image",),
         condition_member="depth",
-        condition_image_channels=3,
         **SIZE_32,
     )
     return DiffusionBranchRecipe(
-        name="depth_diffusion", images=scenes(), base=base, samples=SAMPLES, evaluation=EVALUATION
+        name="depth_diffusion",
+        images=scenes(),
+        base=base,
+        sampling=DiffusionBranchSampling(base=SKETCH),
+        samples=SAMPLES,
+        evaluation=EVALUATION,
     )
 
 
@@ -174,9 +171,8 @@ def glide_inpainting() -> ImageToImageRecipe:
         conditions=("text",),
         text_conditioning="cross_attention",
         cond_drop_prob=0.2,
-        guidance_scale=2.0,
     )
-    return restored("glide_inpainting", model)
+    return restored("glide_inpainting", model, RESTORED.replace(guidance_scale=2.0))
 
 
 def super_resolution() -> ImageToImageRecipe:
@@ -200,19 +196,22 @@ def cascade_1024() -> DiffusionBranchRecipe:
         total_steps=600,
         checkpoint_every=200,
         sample_every=300,
-        guidance_scale=1.5,
     )
     return DiffusionBranchRecipe(
         name="cascade_1024",
-        images=emoji(resolution=1024).model_copy(update={"limit": 1024, "samples_per_shard": 64}),
+        images=emoji(resolution=1024).replace(limit=1024, samples_per_shard=64),
         base=small,
         upsamplers=(enlarging(64, 256), enlarging(256, 1024)),
+        sampling=DiffusionBranchSampling(
+            base=SKETCH.replace(guidance_scale=1.5),
+            upsamplers=(SKETCH.replace(num_inference_steps=6, noise_level=50),) * 2,
+        ),
         samples=SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0),
-        evaluation=EVALUATION.model_copy(update={"feature_network": "none"}),
+        evaluation=EVALUATION.replace(feature_network="none"),
     )
 
 
-def enlarging(low_res: int, resolution: int) -> DiffusionConfig:
+def enlarging(low_res: int, resolution: int) -> DiffusionTraining:
     """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
     return sketching(
         resolution=resolution,
@@ -226,8 +225,6 @@ def enlarging(low_res: int, resolution: int) -> DiffusionConfig:
         global_batch_size=8,
         total_steps=300,
         max_noise_level=300,
-        noise_level=50,
-        num_inference_steps=6,
         checkpoint_every=150,
         sample_every=150,
     )
@@ -253,55 +250,61 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], s
 }
 
 
-def branch(name: str, base: DiffusionConfig, **parts: Any) -> DiffusionBranchRecipe:
-    """A recipe on the demo's images."""
-    return DiffusionBranchRecipe(name=name, images=emoji(), base=base, samples=SAMPLES, evaluation=EVALUATION, **parts)
+def branch(
+    name: str,
+    base: DiffusionTraining,
+    sampling: DiffusionSampling | DiffusionBranchSampling,
+    **parts: Any,
+) -> DiffusionBranchRecipe:
+    """A recipe on the demo's images; `sampling` is of the base, or of all models."""
+    if isinstance(sampling, DiffusionSampling):
+        sampling = DiffusionBranchSampling(base=sampling)
+    return DiffusionBranchRecipe(
+        name=name, images=emoji(), base=base, sampling=sampling, samples=SAMPLES, evaluation=EVALUATION, **parts
+    )
 
 
-def restored(name: str, model: ImageToImageConfig) -> ImageToImageRecipe:
+def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling | None = None) -> ImageToImageRecipe:
     """A recipe of restoring the demo's images."""
     restoration = RestorationConfig(samples=48, reference_samples=1024)
-    return ImageToImageRecipe(name=name, images=emoji(), model=model, restoration=restoration)
+    chosen = RestorationSampling(model=sampling or RESTORED)
+    return ImageToImageRecipe(name=name, images=emoji(), model=model, sampling=chosen, restoration=restoration)
 
 
-def restoring(**changes: Any) -> ImageToImageConfig:
+def restoring(**changes: Any) -> DiffusionTraining:
     """A U-Net at 32² that is given a degraded image."""
-    return ImageToImageConfig(**(diffusion_numbers(conditions=(), num_inference_steps=10, **SIZE_32) | changes))
+    numbers = diffusion_numbers(conditions=(), degradation=DegradationConfig(), **SIZE_32)
+    return DiffusionTraining.of(**(numbers | changes))
 
 
-def sketching(**changes: Any) -> DiffusionConfig:
+def sketching(**changes: Any) -> DiffusionTraining:
     """Predicts x_0: flat colors after minutes, where v-prediction leaves grain that the solver does not cure."""
-    return diffusion(prediction_type="sample", sampler="sde_dpm_solver_pp", **changes)
+    return diffusion(prediction_type="sample", **changes)
 
 
-def diffusion(**changes: Any) -> DiffusionConfig:
-    return DiffusionConfig(**diffusion_numbers(**changes))
+def diffusion(**changes: Any) -> DiffusionTraining:
+    return DiffusionTraining.of(**diffusion_numbers(**changes))
 
 
 def diffusion_numbers(**changes: Any) -> dict[str, Any]:
-    """16² by class in minutes: v-prediction, min-SNR, cosine schedule, ancestral sampling."""
+    """16² by class in minutes: v-prediction, min-SNR, cosine schedule."""
     numbers: dict[str, Any] = {
         "resolution": 16,
-        "model_channels": 32,
-        "channel_mult": (1, 2, 4),
-        "num_res_blocks": 1,
-        "attention_resolutions": (8, 4),
+        "network": {"model_channels": 32, "channel_mult": (1, 2, 4), "attention_resolutions": (8, 4)},
         "total_steps": 1320,
         "global_batch_size": 24,  # in the same minutes better than 600 steps of 64: distance 77 in place of 85
         "learning_rate": 1e-3,
         "ema_decay": 0.995,
         "precision": "bf16",
-        "sampler": "ddpm",  # its noise cures the grain of brief training
-        "num_inference_steps": 15,
         "checkpoint_every": 330,
         "sample_every": 660,
     }
     return numbers | changes
 
 
-def contrastive() -> ContrastiveConfig:
+def contrastive() -> ContrastiveTraining:
     """Captions and images of 16² in one space."""
-    return ContrastiveConfig(
+    return ContrastiveTraining.of(
         resolution=16,
         channels=32,
         channel_mult=(1, 2),

@@ -4,16 +4,18 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from components.configuration import Config
+from components.configuration.config import Config
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.processes import DiscreteProcess
+from components.configuration.sampling import DiffusionBranchSampling
+from components.configuration.trainings import ClassifierTraining, check_guide
 from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
-from components.stages.cascade import CascadeConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
-from components.training.classifier_config import ClassifierConfig, check_guide
-from components.training.config import DiffusionConfig
+from pipelines.recipes.checks import check_cascade
 
 
 class DiffusionStudiesRecipe(Config):
@@ -22,11 +24,11 @@ class DiffusionStudiesRecipe(Config):
     workflow: Literal["diffusion_studies"] = "diffusion_studies"
     name: str
     images: ImagesConfig
-    base: DiffusionConfig
-    weaker: DiffusionConfig | None = None  # guides the base: smaller, or trained for fewer steps
-    classifier: ClassifierConfig | None = None  # of noisy images, guides the base
-    judge: ClassifierConfig | None = None  # of clean images, guides nothing
-    cascade: CascadeConfig = CascadeConfig()
+    base: DiffusionTraining
+    weaker: DiffusionTraining | None = None  # guides the base: smaller, or trained for fewer steps
+    classifier: ClassifierTraining | None = None  # of noisy images, guides the base
+    judge: ClassifierTraining | None = None  # of clean images, guides nothing
+    sampling: DiffusionBranchSampling = DiffusionBranchSampling()
     samples: SamplesConfig
     likelihood: LikelihoodConfig | None = None
     steps_study: StepsStudyConfig | None = None
@@ -35,16 +37,15 @@ class DiffusionStudiesRecipe(Config):
 
     @model_validator(mode="after")
     def _models_fit(self) -> Self:
-        if self.base.low_res_resolution is not None:
-            raise ValueError("base.low_res_resolution must be empty: a base model starts from noise alone")
+        side, conditions = check_cascade(self.base, (), self.sampling), self.base.conditioning.conditions
         for name in ("weaker", "classifier", "judge"):
             model = getattr(self, name)
-            if model is not None and model.resolution != self.base.resolution:
-                raise ValueError(f"{name}.resolution must be base.resolution {self.base.resolution}")
-        if self.images.resolution < self.base.resolution:
-            raise ValueError(f"images.resolution must be at least base.resolution {self.base.resolution}")
-        if self.weaker is not None and self.weaker.conditions != self.base.conditions:
-            raise ValueError(f"weaker.conditions must be base.conditions {list(self.base.conditions)}")
+            if model is not None and model.data.resolution != side:
+                raise ValueError(f"{name}.resolution must be base.resolution {side}")
+        if self.images.resolution < side:
+            raise ValueError(f"images.resolution must be at least base.resolution {side}")
+        if self.weaker is not None and self.weaker.conditioning.conditions != conditions:
+            raise ValueError(f"weaker.conditions must be base.conditions {list(conditions)}")
         if self.classifier is not None:
             check_guide(self.classifier, self.base)
         if self.judge is not None and self.judge.noisy:
@@ -53,11 +54,12 @@ class DiffusionStudiesRecipe(Config):
 
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
-        if self.base.objective != "discrete":
+        process = self.base.process
+        if not isinstance(process, DiscreteProcess):
             if self.likelihood is not None:
-                raise ValueError(f"likelihood needs base.objective discrete, not {self.base.objective}")
+                raise ValueError(f"likelihood needs base.process discrete, not {process.kind}")
             return self
-        most = self.base.num_train_timesteps
+        most = process.num_train_timesteps
         if self.likelihood is not None:
             count = self.likelihood.timesteps_per_image or most
             if not 2 <= count <= most:
@@ -86,6 +88,6 @@ class DiffusionStudiesRecipe(Config):
         for name, needed in needs.items():
             if needed and getattr(self, name) is None:
                 raise ValueError(f"{name} is missing: guidance_study.methods {list(methods)} need it")
-        if "label" not in self.base.conditions:
+        if "label" not in self.base.conditioning.conditions:
             raise ValueError("base.conditions must hold label: guidance_study asks for classes")
         return self

@@ -6,17 +6,25 @@ Rows share what has equal numbers: the images, and the VQ-GAN that three priors 
 from collections.abc import Callable
 from typing import Any
 
+from components.configuration.sampling import MaskedTokenSampling, TokenBranchSampling, TokenSampling
+from components.configuration.trainings import (
+    AutoencoderTraining,
+    GANTraining,
+    MaskedPriorTraining,
+    PixelTraining,
+    PriorTraining,
+)
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
-from components.training.config import AutoencoderConfig, GANConfig, MaskedPriorConfig, PixelConfig, PriorConfig
 from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.token_branch import ConditionRecipe, TokenBranchRecipe
 
 Row = OneModelRecipe | TokenBranchRecipe
 SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6, images_per_prompt=4)
 EVALUATION = EvaluationConfig(reference_samples=1024)
+GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(top_k=100)
 
 
 def vae() -> OneModelRecipe:
@@ -84,19 +92,19 @@ def pixelrnn() -> OneModelRecipe:
 def vqgan_pixelcnn() -> TokenBranchRecipe:
     """P2: PixelCNN by class over the index grid of a tokenizer."""
     prior = pixels(network="pixelcnn", channels=64, num_layers=7, global_batch_size=32)
-    return token_branch("vqgan_pixelcnn", prior)
+    return token_branch("vqgan_pixelcnn", prior, TokenSampling())
 
 
 def vqgan_transformer() -> TokenBranchRecipe:
     """P3: transformer by class over the tokens of the VQ-GAN; guidance, top-k; windows for larger images."""
     prior = transformer(conditions=("label",), positions="rotary_2d", token_corruption=0.1)
-    return token_branch("vqgan_transformer", prior)
+    return token_branch("vqgan_transformer", prior, GUIDED)
 
 
 def dalle() -> TokenBranchRecipe:
     """P4: DALL-E, one transformer that learns captions and the dVAE's tokens in one sequence."""
     prior = transformer(conditions=("text",), text_loss_weight=1 / 8)
-    return token_branch("dalle", prior, tokenizer=dvae_tokenizer())
+    return token_branch("dalle", prior, GUIDED, tokenizer=dvae_tokenizer())
 
 
 def depth_transformer() -> TokenBranchRecipe:
@@ -113,15 +121,16 @@ def image_transformer() -> TokenBranchRecipe:
 
 def maskgit() -> TokenBranchRecipe:
     """P6: MaskGIT over the tokens of the VQ-GAN by class, 12 steps in place of 64."""
-    prior = MaskedPriorConfig(**prior_numbers(conditions=("label",)), num_inference_steps=12)
-    return token_branch("maskgit", prior)
+    prior = MaskedPriorTraining.of(**prior_numbers(conditions=("label",)))
+    sampling = MaskedTokenSampling(**GUIDED.model_dump(), num_inference_steps=12)
+    return token_branch("maskgit", prior, sampling)
 
 
 def gan() -> OneModelRecipe:
     """G1: residual GAN by class at 32², projection discriminator, spectral norm, hinge loss."""
     return one_model(
         "gan",
-        GANConfig(
+        GANTraining.of(
             resolution=32,
             channels=24,
             channel_mult=(1, 2, 4),
@@ -162,7 +171,7 @@ DISCRETE_ROWS: dict[Callable[[], Row], str] = {
 
 
 def one_model(
-    name: str, model: AutoencoderConfig | PixelConfig | GANConfig, *, images: ImagesConfig | None = None
+    name: str, model: AutoencoderTraining | PixelTraining | GANTraining, *, images: ImagesConfig | None = None
 ) -> OneModelRecipe:
     """A recipe of one model of the demo's images, or of other images."""
     return OneModelRecipe(name=name, images=images or emoji(), model=model, samples=SAMPLES, evaluation=EVALUATION)
@@ -170,9 +179,10 @@ def one_model(
 
 def token_branch(
     name: str,
-    prior: PriorConfig | MaskedPriorConfig | PixelConfig,
+    prior: PriorTraining | MaskedPriorTraining | PixelTraining,
+    sampling: TokenSampling,
     *,
-    tokenizer: AutoencoderConfig | None = None,
+    tokenizer: AutoencoderTraining | None = None,
     images: ImagesConfig | None = None,
     condition: ConditionRecipe | None = None,
 ) -> TokenBranchRecipe:
@@ -183,16 +193,17 @@ def token_branch(
         tokenizer=tokenizer or vqgan_tokenizer(),
         condition=condition,
         prior=prior,
+        sampling=TokenBranchSampling(prior=sampling),
         samples=SAMPLES,
         evaluation=EVALUATION,
     )
 
 
-def conditioned(name: str, seen: AutoencoderConfig) -> TokenBranchRecipe:
+def conditioned(name: str, seen: AutoencoderTraining) -> TokenBranchRecipe:
     """A recipe of a prior over scenes after the tokens of another image of the same scene."""
-    condition = ConditionRecipe(tokenizer=seen, tokens=TokensConfig(member=seen.member))
-    prior = transformer(conditions=("condition",), guidance_scale=1.0, global_batch_size=16)
-    return token_branch(name, prior, images=scenes(), tokenizer=scene_tokenizer(), condition=condition)
+    condition = ConditionRecipe(tokenizer=seen, tokens=TokensConfig(member=seen.data.member))
+    prior = transformer(conditions=("condition",), global_batch_size=16)
+    return token_branch(name, prior, UNGUIDED, images=scenes(), tokenizer=scene_tokenizer(), condition=condition)
 
 
 def emoji(resolution: int = 64) -> ImagesConfig:
@@ -220,7 +231,7 @@ def scenes() -> ImagesConfig:
     )
 
 
-def autoencoder(**changes: Any) -> AutoencoderConfig:
+def autoencoder(**changes: Any) -> AutoencoderTraining:
     """64² pixels to 8² latents by mean squared difference alone."""
     numbers: dict[str, Any] = {
         "resolution": 64,
@@ -240,10 +251,10 @@ def autoencoder(**changes: Any) -> AutoencoderConfig:
         "checkpoint_every": 150,
         "sample_every": 325,
     }
-    return AutoencoderConfig(**(numbers | changes))
+    return AutoencoderTraining.of(**(numbers | changes))
 
 
-def lecture_vqvae(**changes: Any) -> AutoencoderConfig:
+def lecture_vqvae(**changes: Any) -> AutoencoderTraining:
     """128² pixels to 32² latents, K = 512 (van den Oord et al., 2017, section 4.2), by squared error."""
     numbers: dict[str, Any] = {
         "resolution": 128,
@@ -257,7 +268,7 @@ def lecture_vqvae(**changes: Any) -> AutoencoderConfig:
     return autoencoder(**(numbers | changes))
 
 
-def vqgan_tokenizer() -> AutoencoderConfig:
+def vqgan_tokenizer() -> AutoencoderTraining:
     """The demo's VQ-GAN with fewer steps."""
     return autoencoder(
         codebook_size=512,
@@ -273,7 +284,7 @@ def vqgan_tokenizer() -> AutoencoderConfig:
     )
 
 
-def vae_gan_autoencoder() -> AutoencoderConfig:
+def vae_gan_autoencoder() -> AutoencoderTraining:
     """The first stage of latent diffusion: a divergence that only keeps the latents near the origin (Rombach et al.,
     2022, appendix G), so that the reconstruction decides what they hold."""
     return autoencoder(
@@ -291,7 +302,7 @@ def vae_gan_autoencoder() -> AutoencoderConfig:
     )
 
 
-def dvae_tokenizer() -> AutoencoderConfig:
+def dvae_tokenizer() -> AutoencoderTraining:
     """Gumbel-softmax; the relaxation hardens while the weight of the divergence grows (Ramesh et al., 2021)."""
     return autoencoder(
         bottleneck="gumbel",
@@ -305,7 +316,7 @@ def dvae_tokenizer() -> AutoencoderConfig:
     )
 
 
-def scene_tokenizer(**changes: Any) -> AutoencoderConfig:
+def scene_tokenizer(**changes: Any) -> AutoencoderTraining:
     """32² pixels to 8² tokens of 128 codes."""
     numbers: dict[str, Any] = {
         "resolution": 32,
@@ -336,19 +347,17 @@ def prior_numbers(**changes: Any) -> dict[str, Any]:
         "weight_decay": 0.05,
         "ema_decay": 0.99,
         "precision": "bf16",
-        "guidance_scale": 1.5,
-        "top_k": 100,
         "checkpoint_every": 150,
         "sample_every": 225,
     }
     return numbers | changes
 
 
-def transformer(**changes: Any) -> PriorConfig:
-    return PriorConfig(**prior_numbers(**changes))
+def transformer(**changes: Any) -> PriorTraining:
+    return PriorTraining.of(**prior_numbers(**changes))
 
 
-def pixels(**changes: Any) -> PixelConfig:
+def pixels(**changes: Any) -> PixelTraining:
     """A PixelCNN or Row LSTM by class."""
     numbers: dict[str, Any] = {
         "conditions": ("label",),
@@ -360,4 +369,4 @@ def pixels(**changes: Any) -> PixelConfig:
         "checkpoint_every": 150,
         "sample_every": 225,
     }
-    return PixelConfig(**(numbers | changes))
+    return PixelTraining.of(**(numbers | changes))

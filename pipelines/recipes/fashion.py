@@ -6,6 +6,8 @@ All at the images' own 28², each training minutes on two cores.
 from collections.abc import Callable
 from typing import Any
 
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.trainings import ClassifierTraining
 from components.diffusion.samplers import SAMPLERS
 from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
@@ -13,8 +15,6 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
-from components.training.classifier_config import ClassifierConfig
-from components.training.config import DiffusionConfig
 from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
 
 REFERENCE = 5000  # training images that distances are measured to
@@ -104,7 +104,7 @@ def studies(name: str, **parts: Any) -> DiffusionStudiesRecipe:
     )
 
 
-def unet_by_class(**changes: Any) -> DiffusionConfig:
+def unet_by_class(**changes: Any) -> DiffusionTraining:
     """What both studies sample from; x_0 predicted has half the distance of v-prediction after 15 steps."""
     numbers: dict[str, Any] = {
         "prediction_type": "sample",
@@ -115,7 +115,7 @@ def unet_by_class(**changes: Any) -> DiffusionConfig:
     return unet(**(numbers | changes))
 
 
-def unet(**changes: Any) -> DiffusionConfig:
+def unet(**changes: Any) -> DiffusionTraining:
     """28² in three levels, by class."""
     numbers: dict[str, Any] = {
         "resolution": 28,
@@ -131,10 +131,10 @@ def unet(**changes: Any) -> DiffusionConfig:
         "checkpoint_every": 400,
         "sample_every": 800,
     }
-    return DiffusionConfig(**(numbers | changes))
+    return DiffusionTraining.of(**(numbers | changes))
 
 
-def classifier(**changes: Any) -> ClassifierConfig:
+def classifier(**changes: Any) -> ClassifierTraining:
     """28² to ten classes."""
     numbers: dict[str, Any] = {
         "resolution": 28,
@@ -150,4 +150,4 @@ def classifier(**changes: Any) -> ClassifierConfig:
         "checkpoint_every": 250,
         "sample_every": 500,
     }
-    return ClassifierConfig(**(numbers | changes))
+    return ClassifierTraining.of(**(numbers | changes))

@@ -4,11 +4,12 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from components.configuration import Config
-from components.stages.cascade import CascadeConfig
+from components.configuration.config import Config
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import RestorationSampling
 from components.stages.images import ImagesConfig
 from components.stages.restoration import RestorationConfig
-from components.training.image_to_image_config import ImageToImageConfig
+from pipelines.recipes.checks import check_steps
 
 
 class ImageToImageRecipe(Config):
@@ -17,14 +18,17 @@ class ImageToImageRecipe(Config):
     workflow: Literal["image_to_image"] = "image_to_image"
     name: str
     images: ImagesConfig
-    model: ImageToImageConfig
-    cascade: CascadeConfig = CascadeConfig()
+    model: DiffusionTraining
+    sampling: RestorationSampling = RestorationSampling()
     restoration: RestorationConfig
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> Self:
-        if self.images.resolution < self.model.resolution:
-            raise ValueError(f"images.resolution must be at least model.resolution {self.model.resolution}")
+        if self.images.resolution < self.model.data.resolution:
+            raise ValueError(f"images.resolution must be at least model.resolution {self.model.data.resolution}")
+        if self.model.degradation is None:
+            raise ValueError("model.degradation is missing: what it restores")
+        check_steps("sampling.model", self.sampling.model, self.model)
         if self.images.holdout_fraction == 0:
             raise ValueError("images.holdout_fraction must be above 0: held-out images are restored")
         return self

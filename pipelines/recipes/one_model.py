@@ -1,15 +1,15 @@
 """The shape of a recipe of one model that is trained on the images themselves."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from components.configuration import Config
-from components.stages.cascade import CascadeConfig
+from components.configuration.config import Config
+from components.configuration.sampling import OneModelSampling
+from components.configuration.trainings import AnyLoneModel, AutoencoderTraining, PixelTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from components.training.config import AutoencoderConfig, GANConfig, PixelConfig
 
 
 class OneModelRecipe(Config):
@@ -18,20 +18,23 @@ class OneModelRecipe(Config):
     workflow: Literal["one_model"] = "one_model"
     name: str
     images: ImagesConfig
-    model: Annotated[AutoencoderConfig | PixelConfig | GANConfig, Field(discriminator="network")]
-    cascade: CascadeConfig = CascadeConfig()
+    model: AnyLoneModel
+    sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
 
     @property
     def makes_images(self) -> bool:
         """An autoencoder with codes needs a prior over them first: that is a token branch."""
-        return not isinstance(self.model, AutoencoderConfig) or self.model.bottleneck == "gaussian"
+        return not isinstance(self.model, AutoencoderTraining) or self.model.network.bottleneck == "gaussian"
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> Self:
-        if self.model.resolution is None:
+        side = self.model.data.resolution
+        if side is None:
             raise ValueError("model.resolution is missing: a model of images needs it")
-        if self.images.resolution < self.model.resolution:
-            raise ValueError(f"images.resolution must be at least model.resolution {self.model.resolution}")
+        if self.images.resolution < side:
+            raise ValueError(f"images.resolution must be at least model.resolution {side}")
+        if self.sampling.model is not None and not isinstance(self.model, PixelTraining):
+            raise ValueError(f"sampling.model must be empty: a {self.model.network.kind} leaves nothing to choose")
         return self

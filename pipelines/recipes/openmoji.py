@@ -1,9 +1,11 @@
 """The demo: every system of the cascade on 3,773 real images, on a laptop, in about a quarter of an hour."""
 
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import CascadeSampling, DiffusionSampling, TokenSampling
+from components.configuration.trainings import AutoencoderTraining, PriorTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from components.training.config import AutoencoderConfig, DiffusionConfig, PriorConfig
 from pipelines.recipes.cascade import CascadeRecipe
 
 
@@ -23,14 +25,19 @@ def openmoji() -> CascadeRecipe:
         prior=prior(),
         base=base(),
         upsamplers=(upsampler(),),
+        sampling=CascadeSampling(
+            prior=TokenSampling(guidance_scale=1.5, top_k=100),
+            base=DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=14, guidance_scale=1.5),
+            upsamplers=(DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=8, noise_level=80),),
+        ),
         samples=SamplesConfig(),
         evaluation=EvaluationConfig(precision="bf16"),
     )
 
 
-def tokenizer() -> AutoencoderConfig:
+def tokenizer() -> AutoencoderTraining:
     """VQ-GAN, 64² pixels to 8² tokens of 512 codes."""
-    return AutoencoderConfig(
+    return AutoencoderTraining.of(
         resolution=64,
         channels=16,
         channel_mult=(1, 2, 4, 4),
@@ -56,9 +63,9 @@ def tokenizer() -> AutoencoderConfig:
     )
 
 
-def prior() -> PriorConfig:
+def prior() -> PriorTraining:
     """Transformer over the 64 tokens, asked by class and caption."""
-    return PriorConfig(
+    return PriorTraining.of(
         model_dim=192,
         num_layers=4,
         num_heads=6,
@@ -72,16 +79,14 @@ def prior() -> PriorConfig:
         weight_decay=0.05,
         ema_decay=0.99,
         precision="bf16",
-        guidance_scale=1.5,
-        top_k=100,
         checkpoint_every=150,
         sample_every=225,
     )
 
 
-def base() -> DiffusionConfig:
+def base() -> DiffusionTraining:
     """The sketch, asked by class and caption."""
-    return DiffusionConfig(
+    return DiffusionTraining.of(
         resolution=16,
         model_channels=32,
         channel_mult=(1, 2, 4),
@@ -96,17 +101,14 @@ def base() -> DiffusionConfig:
         ema_decay=0.995,
         prediction_type="sample",  # flat colors after minutes, where v_prediction leaves grain: 177 in place of 192
         precision="bf16",
-        guidance_scale=1.5,
-        sampler="sde_dpm_solver_pp",
-        num_inference_steps=14,
         checkpoint_every=325,
         sample_every=650,
     )
 
 
-def upsampler() -> DiffusionConfig:
+def upsampler() -> DiffusionTraining:
     """16² to 64²; it is told how much noise its low-res image carries."""
-    return DiffusionConfig(
+    return DiffusionTraining.of(
         resolution=64,
         low_res_resolution=16,
         model_channels=16,
@@ -119,9 +121,6 @@ def upsampler() -> DiffusionConfig:
         prediction_type="sample",  # 120 in place of 187
         precision="bf16",
         max_noise_level=400,
-        noise_level=80,
-        sampler="sde_dpm_solver_pp",
-        num_inference_steps=8,
         checkpoint_every=230,
         sample_every=575,
     )

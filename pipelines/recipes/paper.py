@@ -7,9 +7,10 @@ cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/image
 
 from collections.abc import Callable
 
+from components.configuration.sampling import TokenBranchSampling, TokenSampling
+from components.configuration.trainings import AutoencoderTraining, PriorTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.samples import SamplesConfig
-from components.training.config import AutoencoderConfig, PriorConfig
 from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.one_model import OneModelRecipe
@@ -30,7 +31,7 @@ from pipelines.recipes.token_branch import TokenBranchRecipe
 
 PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchRecipe | ImageToImageRecipe]
 
-AUTOENCODERS: tuple[Callable[[], AutoencoderConfig], ...] = (
+AUTOENCODERS: tuple[Callable[[], AutoencoderTraining], ...] = (
     vqgan_imagenet_f16_1024,
     vqgan_imagenet_f16_16384,
     ldm_kl_f4,
@@ -50,7 +51,7 @@ def imagenet_class_prior() -> TokenBranchRecipe:
     Esser et al. (2021), table 4 ("cin256"): 48 layers, 24 heads, width 1,536, AdamW (0.9, 0.95), weight decay 0.01;
     learning rate 4.5e-6 for each image of the batch. Batch and steps are ours.
     """
-    prior = PriorConfig(
+    prior = PriorTraining.of(
         model_dim=1536,
         num_layers=48,
         num_heads=24,
@@ -61,10 +62,9 @@ def imagenet_class_prior() -> TokenBranchRecipe:
         betas=(0.9, 0.95),
         weight_decay=0.01,
         precision="bf16",
-        top_k=600,
-        top_p=0.92,
     )
-    return token_branch("imagenet_class_prior", prior, vqgan_imagenet_f16_16384(), text_length=16)
+    sampling = TokenSampling(top_k=600, top_p=0.92)
+    return token_branch("imagenet_class_prior", prior, sampling, vqgan_imagenet_f16_16384(), text_length=16)
 
 
 def mindalle_text_prior() -> TokenBranchRecipe:
@@ -73,7 +73,7 @@ def mindalle_text_prior() -> TokenBranchRecipe:
     kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384; DALL-E's
     weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.
     """
-    prior = PriorConfig(
+    prior = PriorTraining.of(
         model_dim=1536,
         num_layers=42,
         num_heads=24,
@@ -85,9 +85,9 @@ def mindalle_text_prior() -> TokenBranchRecipe:
         betas=(0.9, 0.96),
         weight_decay=0.045,
         precision="bf16",
-        top_k=256,
     )
-    return token_branch("mindalle_text_prior", prior, vqgan_imagenet_f16_16384(), vocab_size=16_384, text_length=64)
+    captions = {"vocab_size": 16_384, "text_length": 64}
+    return token_branch("mindalle_text_prior", prior, TokenSampling(top_k=256), vqgan_imagenet_f16_16384(), **captions)
 
 
 PRIORS = (imagenet_class_prior, mindalle_text_prior)
@@ -100,7 +100,7 @@ def paper_recipes() -> dict[str, PaperRecipe]:
     return lone | branches
 
 
-def lone_recipe(config: Callable[[], AutoencoderConfig]) -> Callable[[], OneModelRecipe]:
+def lone_recipe(config: Callable[[], AutoencoderTraining]) -> Callable[[], OneModelRecipe]:
     """The recipe of a published autoencoder by itself, with its docstring."""
 
     def recipe() -> OneModelRecipe:
@@ -117,13 +117,21 @@ def lone_recipe(config: Callable[[], AutoencoderConfig]) -> Callable[[], OneMode
 
 
 def token_branch(
-    name: str, prior: PriorConfig, tokenizer: AutoencoderConfig, *, vocab_size: int = 1024, text_length: int
+    name: str,
+    prior: PriorTraining,
+    sampling: TokenSampling,
+    tokenizer: AutoencoderTraining,
+    *,
+    vocab_size: int = 1024,
+    text_length: int,
 ) -> TokenBranchRecipe:
+    """A recipe on images of the user's own; `sampling` is of the prior."""
     return TokenBranchRecipe(
         name=name,
         images=images(resolution=256, vocab_size=vocab_size, text_length=text_length),
         tokenizer=tokenizer,
         prior=prior,
+        sampling=TokenBranchSampling(prior=sampling),
         samples=SamplesConfig(measured_samples=10_000),
         evaluation=EvaluationConfig(held_out_samples=10_000),
     )

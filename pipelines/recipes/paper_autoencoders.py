@@ -6,7 +6,7 @@ a batch for each GPU and a learning rate for each image of the batch (4.5e-6), c
 file. Codebook and commitment loss have their weights of the paper; the published code has the two the other way round.
 """
 
-from components.training.config import AutoencoderConfig
+from components.configuration.trainings import AutoencoderTraining
 
 GPUS = 8
 RATE_PER_IMAGE = 4.5e-6
@@ -16,7 +16,7 @@ LPIPS_WEIGHTS = "vgg16_lpips.safetensors"
 F4, F8, F8_VQ, F16 = (1, 2, 4), (1, 2, 4, 4), (1, 2, 2, 4), (1, 1, 2, 2, 4)
 
 
-def vqgan_imagenet_f16_1024(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def vqgan_imagenet_f16_1024(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """VQ-GAN, 256² to 16² tokens of 1,024 codes: taming-transformers, `configs/imagenet_vqgan.yaml`."""
     return _codes(
         1024,
@@ -30,7 +30,7 @@ def vqgan_imagenet_f16_1024(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> A
     )
 
 
-def vqgan_imagenet_f16_16384(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def vqgan_imagenet_f16_16384(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """VQ-GAN, 256² to 16² tokens of 16,384 codes: `model.yaml` next to its weights; the batch is that of the other."""
     return _codes(
         16_384,
@@ -44,19 +44,19 @@ def vqgan_imagenet_f16_16384(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> 
     )
 
 
-def ldm_kl_f4(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def ldm_kl_f4(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """LDM first stage, 256² to a Gaussian of 64² x 3: `models/first_stage_models/kl-f4/config.yaml`."""
     return _gaussian(
         latent_channels=3, channel_mult=F4, batch_per_gpu=10, perceptual_weights_uri=perceptual_weights_uri
     )
 
 
-def ldm_kl_f8(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def ldm_kl_f8(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """LDM first stage, 256² to a Gaussian of 32² x 4: `models/first_stage_models/kl-f8/config.yaml`."""
     return _gaussian(latent_channels=4, channel_mult=F8, batch_per_gpu=4, perceptual_weights_uri=perceptual_weights_uri)
 
 
-def ldm_kl_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def ldm_kl_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """LDM first stage, 256² to a Gaussian of 16² x 16: `models/first_stage_models/kl-f16/config.yaml`."""
     return _gaussian(
         latent_channels=16,
@@ -67,7 +67,7 @@ def ldm_kl_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderCon
     )
 
 
-def ldm_vq_f4(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def ldm_vq_f4(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """LDM first stage, 256² to 64² codes of 8,192 x 3: `models/first_stage_models/vq-f4/config.yaml`."""
     return _codes(
         8192,
@@ -79,7 +79,7 @@ def ldm_vq_f4(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConf
     )
 
 
-def ldm_vq_f8(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def ldm_vq_f8(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """LDM first stage, 256² to 32² codes of 16,384 x 4: `models/first_stage_models/vq-f8/config.yaml`."""
     return _codes(
         16_384,
@@ -93,7 +93,7 @@ def ldm_vq_f8(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConf
     )
 
 
-def ldm_vq_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderConfig:
+def ldm_vq_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderTraining:
     """LDM first stage, 256² to 16² codes of 16,384 x 8: `models/first_stage_models/vq-f16/config.yaml`."""
     return _codes(
         16_384,
@@ -108,13 +108,13 @@ def ldm_vq_f16(*, perceptual_weights_uri: str = LPIPS_WEIGHTS) -> AutoencoderCon
     )
 
 
-def vqvae_imagenet_128() -> AutoencoderConfig:
+def vqvae_imagenet_128() -> AutoencoderTraining:
     """VQ-VAE, 128² to 32² tokens of 512 codes, trained as in section 4.1 of van den Oord et al. (2017).
 
     Published: Adam, rate 2e-4, 250,000 steps of 128 images, two strided convolutions and two residual blocks 256 wide
     on each side. Ours halves as often and has residual blocks at every resolution, so there is no count to reach.
     """
-    return AutoencoderConfig(
+    return AutoencoderTraining.of(
         resolution=128,
         channels=64,
         channel_mult=(1, 2, 4),
@@ -139,7 +139,7 @@ def vqvae_imagenet_128() -> AutoencoderConfig:
     )
 
 
-def dalle_dvae_f8_8192() -> AutoencoderConfig:
+def dalle_dvae_f8_8192() -> AutoencoderTraining:
     """DALL-E's dVAE, 256² to 32² tokens of 8,192 codes, trained as in appendix A.2 of Ramesh et al. (2021).
 
     Its encoder and decoder are an architecture of their own (four groups of bottleneck blocks 256 wide); ours, of about
@@ -147,7 +147,7 @@ def dalle_dvae_f8_8192() -> AutoencoderConfig:
     with weight decay 1e-4, an average of the weights, KL weight 0 to 6.6 in 5,000 updates, temperature 1 to 1/16 in
     150,000, rate 1e-4 to 1.25e-6 along a cosine of 1,200,000 updates. Ours has that cosine over all updates.
     """
-    return AutoencoderConfig(
+    return AutoencoderTraining.of(
         resolution=256,
         channels=128,
         channel_mult=F8,
@@ -188,8 +188,8 @@ def _codes(
     attention_resolutions: tuple[int, ...] = (),
     discriminator_start: int = 0,
     discriminator_layers: int = 3,
-) -> AutoencoderConfig:
-    return AutoencoderConfig(
+) -> AutoencoderTraining:
+    return AutoencoderTraining.of(
         resolution=256,
         channels=128,
         channel_mult=channel_mult,
@@ -224,8 +224,8 @@ def _gaussian(
     batch_per_gpu: int,
     perceptual_weights_uri: str,
     attention_resolutions: tuple[int, ...] = (),
-) -> AutoencoderConfig:
-    return AutoencoderConfig(
+) -> AutoencoderTraining:
+    return AutoencoderTraining.of(
         resolution=256,
         channels=128,
         channel_mult=channel_mult,

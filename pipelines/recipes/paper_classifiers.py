@@ -8,31 +8,31 @@ are shifts by at most an eighth of the side is ours.
 from collections.abc import Callable
 from typing import Any
 
-from components.training.classifier_config import ClassifierConfig
+from components.configuration.trainings import ClassifierTraining
 from pipelines.recipes.paper_diffusion import ADM_64, ADM_128, ADM_256, ADM_512, LOGGED, NORM_GROUPS
 
 
-def adm_classifier_64() -> ClassifierConfig:
+def adm_classifier_64() -> ClassifierTraining:
     """ADM's classifier of noisy images, 64², twice as deep as the others; on the cosine schedule of its model."""
     return _classifier(64, channel_mult=ADM_64, num_res_blocks=4, schedule="cosine")
 
 
-def adm_classifier_128() -> ClassifierConfig:
+def adm_classifier_128() -> ClassifierTraining:
     """ADM's classifier of noisy images, 128²."""
     return _classifier(128, channel_mult=ADM_128)
 
 
-def adm_classifier_256() -> ClassifierConfig:
+def adm_classifier_256() -> ClassifierTraining:
     """ADM's classifier of noisy images, 256²."""
     return _classifier(256, channel_mult=ADM_256)
 
 
-def adm_classifier_512() -> ClassifierConfig:
+def adm_classifier_512() -> ClassifierTraining:
     """ADM's classifier of noisy images, 512²."""
     return _classifier(512, channel_mult=ADM_512)
 
 
-PAPER_CLASSIFIERS: tuple[Callable[[], ClassifierConfig], ...] = (
+PAPER_CLASSIFIERS: tuple[Callable[[], ClassifierTraining], ...] = (
     adm_classifier_64,
     adm_classifier_128,
     adm_classifier_256,
@@ -40,7 +40,7 @@ PAPER_CLASSIFIERS: tuple[Callable[[], ClassifierConfig], ...] = (
 )
 
 
-def _classifier(resolution: int, **numbers: Any) -> ClassifierConfig:
+def _classifier(resolution: int, **numbers: Any) -> ClassifierTraining:
     shared: dict[str, Any] = {
         "model_channels": 128,
         "num_res_blocks": 2,
@@ -59,4 +59,4 @@ def _classifier(resolution: int, **numbers: Any) -> ClassifierConfig:
         "max_shift": resolution // 8,
         "mirror": True,
     }
-    return ClassifierConfig(resolution=resolution, **(shared | LOGGED | numbers))
+    return ClassifierTraining.of(resolution=resolution, **(shared | LOGGED | numbers))

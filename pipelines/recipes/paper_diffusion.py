@@ -12,8 +12,7 @@ A label is dropped where guidance needs it, and its table then has one row more:
 from collections.abc import Callable
 from typing import Any
 
-from components.training.config import DiffusionConfig
-from components.training.image_to_image_config import ImageToImageConfig
+from components.configuration.diffusion import DiffusionTraining
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
 NORM_GROUPS = 32  # everywhere: `normalization` of OpenAI's and LDM's code, the default of DDPM's group norm
@@ -37,10 +36,10 @@ LOGGED: dict[str, Any] = {"log_every": 100, "checkpoint_every": 5000, "sample_ev
 ALWAYS_LABELED: dict[str, Any] = {"conditions": ("label",), "cond_drop_prob": 0.0}
 UNCONDITIONAL: dict[str, Any] = {"conditions": (), "cond_drop_prob": 0.0}
 # Of upsamplers that see the low-resolution image as it is.
-WITHOUT_NOISE: dict[str, Any] = {"max_noise_level": 0, "noise_level": 0}
+WITHOUT_NOISE: dict[str, Any] = {"max_noise_level": 0}
 
 
-def ddpm_cifar_10() -> DiffusionConfig:
+def ddpm_cifar_10() -> DiffusionTraining:
     """DDPM, 32²: appendix B. 800,000 steps of 128 images, rate 2e-4 after 5,000 steps, sampled in 1,000 steps."""
     return _published(
         resolution=32,
@@ -57,14 +56,12 @@ def ddpm_cifar_10() -> DiffusionConfig:
         learning_rate=2e-4,
         warmup_steps=5000,
         schedule="linear",
-        sampler="ddpm",
-        num_inference_steps=1000,
         **SIMPLE,
         **UNCONDITIONAL,
     )
 
 
-def iddpm_imagenet_64() -> DiffusionConfig:
+def iddpm_imagenet_64() -> DiffusionTraining:
     """Improved DDPM, 64², no label: 1,500,000 steps of 128 images at 4,000 noise levels, sampled in 250 steps."""
     return _published(
         resolution=64,
@@ -79,14 +76,12 @@ def iddpm_imagenet_64() -> DiffusionConfig:
         learning_rate=1e-4,
         schedule="cosine",
         num_train_timesteps=4000,
-        sampler="ddpm",
-        num_inference_steps=250,
         **LEARNED_VARIANCE,
         **UNCONDITIONAL,
     )
 
 
-def adm_imagenet_64() -> DiffusionConfig:
+def adm_imagenet_64() -> DiffusionTraining:
     """ADM, 64²: 540,000 steps of 2,048 images, cosine schedule, dropout."""
     return _adm(
         resolution=64,
@@ -103,27 +98,27 @@ def adm_imagenet_64() -> DiffusionConfig:
     )
 
 
-def adm_imagenet_128() -> DiffusionConfig:
+def adm_imagenet_128() -> DiffusionTraining:
     """ADM, 128²: 4,360,000 steps of 256 images."""
     return _adm(resolution=128, channel_mult=ADM_128, num_heads=4, total_steps=4_360_000, **ALWAYS_LABELED)
 
 
-def adm_imagenet_256() -> DiffusionConfig:
+def adm_imagenet_256() -> DiffusionTraining:
     """ADM, 256²: 1,980,000 steps of 256 images."""
     return _adm(resolution=256, channel_mult=ADM_256, head_dim=64, total_steps=1_980_000, **ALWAYS_LABELED)
 
 
-def adm_imagenet_256_unconditional() -> DiffusionConfig:
+def adm_imagenet_256_unconditional() -> DiffusionTraining:
     """ADM, 256², without a label, for guidance by a classifier alone. Steps as those of the other."""
     return _adm(resolution=256, channel_mult=ADM_256, head_dim=64, total_steps=1_980_000, **UNCONDITIONAL)
 
 
-def adm_imagenet_512() -> DiffusionConfig:
+def adm_imagenet_512() -> DiffusionTraining:
     """ADM, 512²: 1,940,000 steps of 256 images."""
     return _adm(resolution=512, channel_mult=ADM_512, head_dim=64, total_steps=1_940_000, **ALWAYS_LABELED)
 
 
-def adm_upsampler_64_256() -> DiffusionConfig:
+def adm_upsampler_64_256() -> DiffusionTraining:
     """ADM's upsampler, 64² to 256²: 500,000 steps of 256 images."""
     return _adm(
         resolution=256,
@@ -137,7 +132,7 @@ def adm_upsampler_64_256() -> DiffusionConfig:
     )
 
 
-def adm_upsampler_128_512() -> DiffusionConfig:
+def adm_upsampler_128_512() -> DiffusionTraining:
     """ADM's upsampler, 128² to 512²: six levels, as the one to 256². Steps as those of that one."""
     return _adm(
         resolution=512,
@@ -152,7 +147,7 @@ def adm_upsampler_128_512() -> DiffusionConfig:
     )
 
 
-def cdm_upsampler_64_256() -> DiffusionConfig:
+def cdm_upsampler_64_256() -> DiffusionTraining:
     """CDM's upsampler, 64² to 256²: the method of the paper in a network of ours, so there is no count to reach.
 
     Published: conditioning augmentation by noise of a level that each image draws, embedded like the time, from the
@@ -168,12 +163,11 @@ def cdm_upsampler_64_256() -> DiffusionConfig:
         schedule="cosine",
         total_steps=500_000,
         max_noise_level=999,
-        noise_level=200,
         **ALWAYS_LABELED,
     )
 
 
-def glide_base() -> DiffusionConfig:
+def glide_base() -> DiffusionTraining:
     """GLIDE, 64², the released (filtered) network with its text transformer.
 
     Published for the large one: 2,500,000 steps of 2,048 images, then texts dropped in one of five; guidance scale 3.
@@ -186,11 +180,10 @@ def glide_base() -> DiffusionConfig:
         total_steps=2_500_000,
         global_batch_size=2048,
         cond_drop_prob=0.2,
-        guidance_scale=3.0,
     )
 
 
-def glide_upsampler() -> DiffusionConfig:
+def glide_upsampler() -> DiffusionTraining:
     """GLIDE's upsampler, 64² to 256², released (filtered), with a text transformer of its own.
 
     Published for the large one: 1,600,000 steps of 512 images; sampled in 27 steps.
@@ -204,12 +197,11 @@ def glide_upsampler() -> DiffusionConfig:
         total_steps=1_600_000,
         global_batch_size=512,
         cond_drop_prob=0.0,
-        num_inference_steps=27,
         **WITHOUT_NOISE,
     )
 
 
-def ldm_ffhq_f4() -> DiffusionConfig:
+def ldm_ffhq_f4() -> DiffusionTraining:
     """LDM, unconditional, on latents of 64² x 3 of vq-f4: `configs/latent-diffusion/ffhq-ldm-vq-4.yaml`, table 12."""
     return _ldm(
         resolution=64,
@@ -225,7 +217,7 @@ def ldm_ffhq_f4() -> DiffusionConfig:
     )
 
 
-def ldm_imagenet_f8() -> DiffusionConfig:
+def ldm_imagenet_f8() -> DiffusionTraining:
     """LDM by class on latents of 32² x 4 of vq-f8: `configs/latent-diffusion/cin-ldm-vq-f8.yaml`. Steps are ours."""
     return _ldm(
         resolution=32,
@@ -243,7 +235,7 @@ def ldm_imagenet_f8() -> DiffusionConfig:
     )
 
 
-def ldm_imagenet_f4() -> DiffusionConfig:
+def ldm_imagenet_f4() -> DiffusionTraining:
     """LDM by class on latents of 64² x 3 of vq-f4, the released `cin256-v2` with a null label; table 12."""
     return _ldm(
         resolution=64,
@@ -259,11 +251,10 @@ def ldm_imagenet_f4() -> DiffusionConfig:
         learning_rate=1e-4,
         conditions=("label",),
         cond_drop_prob=0.1,
-        guidance_scale=1.5,
     )
 
 
-def ldm_text_to_image() -> DiffusionConfig:
+def ldm_text_to_image() -> DiffusionTraining:
     """LDM by text on latents of 32² x 4 of kl-f8, 1.4 billion with its text encoder; table 15.
 
     That encoder stands outside here; its states have 1,280 features.
@@ -284,17 +275,16 @@ def ldm_text_to_image() -> DiffusionConfig:
         learning_rate=1e-4,
         conditions=("text_states",),
         cond_drop_prob=0.1,
-        guidance_scale=5.0,
     )
 
 
-def palette() -> ImageToImageConfig:
+def palette() -> DiffusionTraining:
     """Palette, 256²: ADM's network without a label, the other image concatenated; 1,000,000 steps of 1,024 images.
 
     Published: rate 1e-4 after 10,000 steps, 2,000 noise levels, 1,000 steps at sampling, on a schedule fitted to them,
     where ours takes every second level; one network for four tasks. Ours sees the mask as a channel more.
     """
-    return ImageToImageConfig(
+    return DiffusionTraining.of(
         resolution=256,
         model_channels=256,
         channel_mult=ADM_256,
@@ -310,8 +300,6 @@ def palette() -> ImageToImageConfig:
         beta_start=1e-6,
         beta_end=1e-2,
         num_train_timesteps=2000,
-        sampler="ddpm",
-        num_inference_steps=1000,
         **LOGGED,
         **SIMPLE,
         **UNCONDITIONAL,
@@ -319,7 +307,7 @@ def palette() -> ImageToImageConfig:
     )
 
 
-PAPER_DIFFUSION: tuple[Callable[[], DiffusionConfig], ...] = (
+PAPER_DIFFUSION: tuple[Callable[[], DiffusionTraining], ...] = (
     ddpm_cifar_10,
     iddpm_imagenet_64,
     adm_imagenet_64,
@@ -340,26 +328,24 @@ PAPER_DIFFUSION: tuple[Callable[[], DiffusionConfig], ...] = (
 )
 
 
-def _published(**numbers: Any) -> DiffusionConfig:
+def _published(**numbers: Any) -> DiffusionTraining:
     heads: dict[str, Any] = {"head_dim": None} if "num_heads" in numbers else {}
-    return DiffusionConfig(**(CONSTANT_RATE | LOGGED | heads | {"norm_groups": NORM_GROUPS} | numbers))
+    return DiffusionTraining.of(**(CONSTANT_RATE | LOGGED | heads | {"norm_groups": NORM_GROUPS} | numbers))
 
 
-def _adm(**numbers: Any) -> DiffusionConfig:
+def _adm(**numbers: Any) -> DiffusionTraining:
     shared = {"model_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "schedule": "linear"}
     training = {"global_batch_size": 256, "learning_rate": 1e-4, "weight_decay": 0.0}
-    sampling = {"sampler": "ddpm", "num_inference_steps": 250}
-    return _published(**(shared | training | sampling | LEARNED_VARIANCE | numbers))
+    return _published(**(shared | training | LEARNED_VARIANCE | numbers))
 
 
-def _glide(**numbers: Any) -> DiffusionConfig:
+def _glide(**numbers: Any) -> DiffusionTraining:
     network = {"model_channels": 192, "head_dim": 64, "dropout": 0.1, "text_conditioning": "cross_attention"}
     text = {"text_dim": 512, "text_layers": 16, "text_heads": 8, "text_padding": "learned", "conditions": ("text",)}
     return _adm(**(network | text | numbers))
 
 
-def _ldm(**numbers: Any) -> DiffusionConfig:
+def _ldm(**numbers: Any) -> DiffusionTraining:
     shared = {"num_res_blocks": 2, "scale_shift_norm": False, "resample_in_blocks": False}
     schedule = {"schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
-    sampling = {"sampler": "ddim", "num_inference_steps": 200, "threshold": "none"}
-    return _published(**(shared | schedule | sampling | SIMPLE | numbers))
+    return _published(**(shared | schedule | SIMPLE | numbers))

@@ -1,9 +1,11 @@
 """Every stage at its smallest, on the procedural set: what tests run, and the impatient."""
 
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import CascadeSampling, DiffusionSampling
+from components.configuration.trainings import AutoencoderTraining, PriorTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from components.training.config import AutoencoderConfig, DiffusionConfig, PriorConfig
 from pipelines.recipes.cascade import CascadeRecipe
 
 
@@ -24,14 +26,17 @@ def smoke() -> CascadeRecipe:
         prior=prior(),
         base=base(),
         upsamplers=(upsampler(),),
+        sampling=CascadeSampling(
+            base=DiffusionSampling(num_inference_steps=20), upsamplers=(DiffusionSampling(num_inference_steps=10),)
+        ),
         samples=SamplesConfig(measured_samples=64, images_per_class=3, num_prompts=3, images_per_prompt=3),
         evaluation=EvaluationConfig(reference_samples=256, held_out_samples=48),
     )
 
 
-def tokenizer() -> AutoencoderConfig:
+def tokenizer() -> AutoencoderTraining:
     """VQ-GAN without a perceptual network, 32² pixels to 8² tokens of 128 codes."""
-    return AutoencoderConfig(
+    return AutoencoderTraining.of(
         resolution=32,
         channels=16,
         channel_mult=(1, 2, 2),  # 32 -> 8: 64 tokens an image
@@ -53,9 +58,9 @@ def tokenizer() -> AutoencoderConfig:
     )
 
 
-def prior() -> PriorConfig:
+def prior() -> PriorTraining:
     """Two layers over the 64 tokens."""
-    return PriorConfig(
+    return PriorTraining.of(
         model_dim=64,
         num_layers=2,
         num_heads=4,
@@ -73,9 +78,9 @@ def prior() -> PriorConfig:
     )
 
 
-def base() -> DiffusionConfig:
+def base() -> DiffusionTraining:
     """A 16² base."""
-    return DiffusionConfig(
+    return DiffusionTraining.of(
         resolution=16,
         model_channels=16,
         channel_mult=(1, 2),
@@ -89,16 +94,15 @@ def base() -> DiffusionConfig:
         learning_rate=2e-3,
         warmup_steps=10,
         ema_decay=0.9,
-        num_inference_steps=20,
         log_every=10,
         checkpoint_every=25,
         sample_every=80,
     )
 
 
-def upsampler() -> DiffusionConfig:
+def upsampler() -> DiffusionTraining:
     """16² to 32²."""
-    return DiffusionConfig(
+    return DiffusionTraining.of(
         resolution=32,
         low_res_resolution=16,
         model_channels=16,
@@ -109,7 +113,6 @@ def upsampler() -> DiffusionConfig:
         learning_rate=2e-3,
         warmup_steps=10,
         ema_decay=0.9,
-        num_inference_steps=10,
         log_every=10,
         checkpoint_every=25,
         sample_every=60,

@@ -102,7 +102,7 @@ def interleaved(steps: dict[str, Step], *, rounds: int) -> dict[str, tuple[float
 
 def our_sampling() -> Step:
     network = our_network(None).eval().to(memory_format=torch.channels_last)
-    settings = {"name": "discrete", "schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    settings = {"kind": "discrete", "schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon"}
     objective = make_objective(settings)
     streams = [torch.Generator().manual_seed(seed) for seed in range(SAMPLED)]
 

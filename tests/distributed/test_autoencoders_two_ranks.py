@@ -22,7 +22,7 @@ STEPS = 6
 def trained(name: str, worker: Worker) -> dict[str, torch.Tensor]:
     config = config_of(name, total_steps=STEPS)
     task = AutoencoderTask(config, worker=worker)
-    fit(task, batches(config, to_batch, worker=worker), config)
+    fit(task, batches(config, to_batch, worker=worker), config.optimization)
     return weights_of(task)
 
 

@@ -31,7 +31,7 @@ def train_rank(rank: int, port: int, folder: str) -> None:
     assert gather(torch.tensor([rank, 7]), worker).tolist() == [0, 7, 1, 7]
     for parts in (None, 3):
         task, rows = contrastive_task(config, worker=worker, max_batch_per_device=parts), []
-        fit(task, batches(config, to_batch, worker=worker), config, log=partial(keep, rows))
+        fit(task, batches(config, to_batch, worker=worker), config.optimization, log=partial(keep, rows))
         weights = {name: tensor.contiguous() for name, tensor in weights_of(task).items()}
         save_file(weights | {"metrics": torch.stack(rows)}, f"{folder}/{parts}-{rank}.safetensors")
     dist.destroy_process_group()
@@ -52,7 +52,7 @@ def test_two_ranks_equal_one_and_see_its_loss(trained_by_two: Path) -> None:
     torch.set_num_threads(1)
     config, rows = contrastive_config(**STEPS), []
     task = contrastive_task(config)
-    fit(task, batches(config, to_batch), config, log=partial(keep, rows))
+    fit(task, batches(config, to_batch), config.optimization, log=partial(keep, rows))
     found = load_file(trained_by_two / "None-0.safetensors")
     torch.testing.assert_close(found.pop("metrics"), torch.stack(rows), rtol=1e-3, atol=1e-4)
     assert_close(found, weights_of(task))

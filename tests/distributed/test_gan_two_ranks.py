@@ -23,7 +23,7 @@ def train_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     worker, config = Worker(rank, 2, torch.device("cpu")), gan_config(**CONFIG)
     task = make_task(config, worker=worker)
-    fit(task, batches(config, to_batch, worker=worker), config)
+    fit(task, batches(config, to_batch, worker=worker), config.optimization)
     if rank == 0:  # previews are rank 0's alone: they must not wait for the others
         task.preview({}, 4)
         task.evaluate(rows_at(config, range(1000, 1012)))
@@ -46,7 +46,7 @@ def test_two_ranks_equal_one(trained_by_two: Path) -> None:
     torch.set_num_threads(1)
     config = gan_config(**CONFIG)
     task = make_task(config)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     assert_close(load_file(trained_by_two / "0.safetensors"), weights_of(task))
 
 

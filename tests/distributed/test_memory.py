@@ -17,10 +17,10 @@ from torch import Tensor
 from components.execution import Resources
 from components.storage.store import Store
 from components.training.checkpoint import WEIGHTS
-from components.training.diffusion_settings import network_arguments
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.memory import KEPT
+from components.training.networks import network_arguments
 from components.training.results import ModelDescription, Trained
 from components.training.run_folder import fetch_checkpoint, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
@@ -83,8 +83,8 @@ class LateTask(ShortTask):
 
 
 def rank_rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
-    size = CONFIG.global_batch_size
-    for step in range(start_step, CONFIG.total_steps):
+    size = CONFIG.optimization.global_batch_size
+    for step in range(start_step, CONFIG.optimization.total_steps):
         first = step * size + rank * size // world_size
         yield rows_at(CONFIG, range(first, first + size // world_size))
 
@@ -95,7 +95,7 @@ def run(
     """Train in `folder`, resuming what is there."""
     return train(
         partial(make_task, CONFIG, dataset_info=DATASET_INFO, place=str(folder)),
-        config=CONFIG,
+        config=CONFIG.optimization,
         stage="base",
         key="key",
         folder=Store(str(folder / "train")),
@@ -104,7 +104,7 @@ def run(
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=failures, **resources),
         store=Store(str(folder)),
-        model=ModelDescription("diffusion", network_arguments(CONFIG, DATASET_INFO), settings={}),
+        model=ModelDescription("unet", network_arguments(CONFIG, DATASET_INFO), settings={}),
         tries_memory=tries,
     )
 
@@ -114,7 +114,7 @@ def last_weights(folder: Path) -> dict[str, Tensor]:
     train = Store(str(folder / "train" / "key"))
     done = last_checkpoint(train)
     assert done is not None
-    assert done.step == CONFIG.total_steps
+    assert done.step == CONFIG.optimization.total_steps
     return load_file(fetch_checkpoint(train, done.name, folder / "fetched") / WEIGHTS)
 
 
@@ -156,7 +156,10 @@ def test_a_step_that_runs_out_ends_in_one_line_and_the_run_goes_on_from_its_chec
     )
     assert last_checkpoint(Store(str(tmp_path / "train" / "key"))) == ("step-000000010", 10)
     if workers == 1:
-        assert run(tmp_path, LateTask, workers=1, max_batch_per_device=ROOM).summary["steps"] == CONFIG.total_steps
+        assert (
+            run(tmp_path, LateTask, workers=1, max_batch_per_device=ROOM).summary["steps"]
+            == CONFIG.optimization.total_steps
+        )
 
 
 def test_a_preview_that_runs_out_is_left_out_and_an_evaluation_that_does_leaves_the_finished_training(

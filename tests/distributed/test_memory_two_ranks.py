@@ -53,12 +53,12 @@ def train_rank(rank: int, port: int, folder: Path) -> None:
         config, task = made(kind, worker)
         if rank == 1:
             (limit_memory if where == "forward" else limit_memory_of_backward)(task, ROOM)
-        fit(task, rows_in(folder / case, task, config, worker), config)
+        fit(task, rows_in(folder / case, task, config, worker), config.optimization)
         save(task, folder / f"{case}-{rank}.safetensors")
     for kind in FORWARD:
         config, task = made(kind, worker)
         task.max_batch = ROOM
-        fit(task, batches(config, to_batch, worker=worker), config)
+        fit(task, batches(config, to_batch, worker=worker), config.optimization)
         save(task, folder / f"{kind}-told-{rank}.safetensors")
     (folder / f"refused-{rank}").write_text(refused(folder / "gan", worker))
     dist.destroy_process_group()

@@ -23,9 +23,9 @@ from components.execution import Resources
 from components.node import node_threads
 from components.pool import Pool
 from components.storage.store import Store
-from components.training.diffusion_settings import network_arguments
 from components.training.launch import train
 from components.training.loop import Arrays
+from components.training.networks import network_arguments
 from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
@@ -55,16 +55,16 @@ class TellingTask(DiffusionTask):
 
 
 def rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
-    share = CONFIG.global_batch_size // world_size
-    for step in range(start_step, CONFIG.total_steps):
-        first = step * CONFIG.global_batch_size + rank * share
+    share = CONFIG.optimization.global_batch_size // world_size
+    for step in range(start_step, CONFIG.optimization.total_steps):
+        first = step * CONFIG.optimization.global_batch_size + rank * share
         yield rows_at(CONFIG, range(first, first + share))
 
 
 def trained(place: Store) -> list[dict[str, int]]:
     train(
         partial(TellingTask, CONFIG, dataset_info=DATASET_INFO, place=place.uri),
-        config=CONFIG,
+        config=CONFIG.optimization,
         stage="base",
         key="key",
         folder=place.join("train"),
@@ -73,7 +73,7 @@ def trained(place: Store) -> list[dict[str, int]]:
         recorder=SilentRecorder(),
         resources=RESOURCES,
         store=place,
-        model=ModelDescription("diffusion", network_arguments(CONFIG, DATASET_INFO), settings={}),
+        model=ModelDescription("unet", network_arguments(CONFIG, DATASET_INFO), settings={}),
     )
     return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
 

@@ -19,9 +19,9 @@ from components.data.stream import training_stream
 from components.execution import Resources
 from components.storage.store import Store
 from components.training.checkpoint import WEIGHTS
-from components.training.diffusion_settings import network_arguments
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import network_arguments
 from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import fetch_checkpoint, last_checkpoint
@@ -86,10 +86,10 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
     make_stream = partial(
         training_stream,
         index,
-        resolution=CONFIG.resolution,
-        global_batch_size=CONFIG.global_batch_size,
-        seed=CONFIG.seed,
-        total_steps=CONFIG.total_steps,
+        resolution=CONFIG.data.resolution,
+        global_batch_size=CONFIG.optimization.global_batch_size,
+        seed=CONFIG.optimization.seed,
+        total_steps=CONFIG.optimization.total_steps,
         reader_cpus=0.25,
     )
     dataset_info = DATASET_INFO.model_copy(
@@ -99,7 +99,7 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
     held_out["text"] = held_out["text"].repeat(2, axis=1)[:, : index.text.text_length]
     return train(
         partial(make_task, CONFIG, dataset_info=dataset_info, **options),
-        config=CONFIG,
+        config=CONFIG.optimization,
         stage="base",
         key="key",
         folder=Store(str(folder / "train")),
@@ -108,7 +108,7 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2),
         store=Store(str(folder)),
-        model=ModelDescription("diffusion", network_arguments(CONFIG, dataset_info), settings={}),
+        model=ModelDescription("unet", network_arguments(CONFIG, dataset_info), settings={}),
     )
 
 
@@ -117,7 +117,7 @@ def last_weights(folder: Path) -> dict[str, Tensor]:
     train = Store(str(folder / "train" / "key"))
     done = last_checkpoint(train)
     assert done is not None
-    assert done.step == CONFIG.total_steps
+    assert done.step == CONFIG.optimization.total_steps
     return load_file(fetch_checkpoint(train, done.name, folder / "fetched") / WEIGHTS)
 
 

@@ -38,7 +38,7 @@ def train_rank(rank: int, port: int, folder: str, kinds: tuple[str, ...]) -> Non
         for parts in (None, 3):
             config = config_without_dropout(kind)
             task = make_task(config, worker=worker, max_batch_per_device=parts)
-            fit(task, batches(config, to_batch, worker=worker), config)
+            fit(task, batches(config, to_batch, worker=worker), config.optimization)
             weights = {name: tensor.contiguous() for name, tensor in weights_of(task).items()}
             save_file(weights, f"{folder}/{kind}-{parts}-{rank}.safetensors")
     dist.destroy_process_group()
@@ -59,7 +59,7 @@ def test_two_ranks_equal_one(kind: str, trained_by_two: Path) -> None:
     torch.set_num_threads(1)
     config = config_without_dropout(kind)
     task = make_task(config)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     assert_close(load_file(trained_by_two / f"{kind}-None-0.safetensors"), weights_of(task))
 
 

@@ -145,8 +145,8 @@ def test_a_head_lost_with_its_journal_loses_nothing_that_mlflow_had_and_says_wha
 
 
 def test_a_worker_killed_while_it_evaluates_repeats_no_step(cluster: Cluster, tmp_path: Path, record: Record):
-    options = ["--until", "base", *settings("base", total_steps=SHORT, num_inference_steps=1000)]
-    run = smoke(cluster, tmp_path, "evaluation", *options)  # with previews that take their time
+    options = ["--until", "base", *settings("base", total_steps=SHORT)]
+    run = smoke(cluster, tmp_path, "evaluation", *options)
     driver = run.start()
     wait_until(lambda: run.step() == SHORT, run, poll=0.02)
     (trainer,) = [process for node in cluster.workers for process in node.processes(TRAINER)]

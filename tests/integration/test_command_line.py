@@ -59,7 +59,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     [
         (["--recipe", "openmojy"], "no recipe 'openmojy'; did you mean 'openmoji'?"),
         (["--set", "base.totl_steps=5"], "unknown field 'totl_steps'; did you mean 'total_steps'?"),
-        (["--set", "base.total_steps=none at all"], "base.total_steps"),
+        (["--set", "base.total_steps=none at all"], "base.optimization.total_steps"),
         (["--set", "nonsense"], "write it as field.name=value"),
         (["--set", "upsamplers.7.total_steps=5"], "item '7' of 1"),
         (["--set", "upsamplers.0.low_res_resolution=32"], "must be 16"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.execution import Resources
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact

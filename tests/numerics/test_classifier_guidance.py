@@ -3,24 +3,25 @@
 import pytest
 import torch
 
+from components.configuration.sampling import ClassifierSampling
 from components.diffusion.objective import make_objective
 from components.models.noisy_classifier import NoisyClassifier
 from components.sampling.classifier import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
-from components.training.tasks.classifier import classifier_arguments, classifier_objective
+from components.training.networks import network_arguments
 from tests.tiny_text_image import classifier_config
 from tests.tiny_training import DATASET_INFO
 
 
 def classifier(**changes: object) -> SamplingModel:
     config = classifier_config(**changes)
-    arguments = classifier_arguments(config, DATASET_INFO)
-    settings = {"noisy": config.noisy, "objective": classifier_objective(config)}
+    arguments = network_arguments(config, DATASET_INFO)
+    settings = {"noisy": config.noisy, "objective": config.process.objective()}
     module = NoisyClassifier(**arguments).double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # residual branches start at zero
-    return SamplingModel("classifier", "noisy_classifier", arguments, settings, module, None)
+    return SamplingModel("classifier", "classifier", arguments, settings, module, None, ClassifierSampling())
 
 
 def test_the_score_is_the_gradient_of_the_log_probability() -> None:
@@ -60,14 +61,14 @@ def test_a_classifier_of_clean_images_guides_nothing_but_judges() -> None:
 @pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
 def test_it_guides_models_of_its_own_process_only(objective: str) -> None:
     about = {"resolution": 8, "classes": ["a", "b", "c"]}
-    model = classifier(objective=objective)
+    model = classifier(process=objective)
     model = model._replace(settings=model.settings | about)
     process = model.settings["objective"] | {"prediction_type": "epsilon", "time_density": "logit_normal"}
     base = model._replace(name="base", settings={"objective": process, **about})
     check_guides(model, base)
     with pytest.raises(ValueError, match="can't guide base: they differ in classes"):
         check_guides(model, base._replace(settings=base.settings | {"classes": ["a", "b", "d"]}))
-    other = {"discrete": {"schedule": "linear"}, "edm": {"sigma_data": 1.0}, "flow": {"name": "edm"}}[objective]
+    other = {"discrete": {"schedule": "linear"}, "edm": {"sigma_data": 1.0}, "flow": {"kind": "edm"}}[objective]
     with pytest.raises(ValueError, match=f"differ in {next(iter(other))}"):
         check_guides(model, base._replace(settings={"objective": process | other, **about}))
 
@@ -75,7 +76,7 @@ def test_it_guides_models_of_its_own_process_only(objective: str) -> None:
 @pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
 def test_guidance_raises_the_probability_of_the_class(objective: str) -> None:
     """One small step along the score, at a time of each process."""
-    model, label = classifier(objective=objective), torch.tensor([1, 1])
+    model, label = classifier(process=objective), torch.tensor([1, 1])
     process = make_objective(model.settings["objective"])
     time = process.times(torch.tensor([0.3, 0.6], dtype=torch.float64))
     x_t = process.add_noise(torch.zeros(2, 3, 8, 8).double(), torch.randn(2, 3, 8, 8).double(), time)

@@ -15,11 +15,11 @@ from components.diffusion.degradation import (
 from components.diffusion.masks import NUMBERS
 from components.diffusion.objective import make_objective
 
-DISCRETE = {"name": "discrete", "schedule": "cosine", "num_train_timesteps": 50}
+DISCRETE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50}
 OBJECTIVES = [
     *({**DISCRETE, "prediction_type": kind} for kind in ("epsilon", "sample", "v_prediction")),
-    {"name": "edm"},
-    {"name": "flow"},
+    {"kind": "edm"},
+    {"kind": "flow"},
 ]
 HOW = {"mask_area": (0.2, 0.5), "factors": (2, 4)}
 
@@ -113,7 +113,7 @@ def diffusion_tensors(settings: dict):
     return objective, x_0, noise, output.requires_grad_(), mask, time
 
 
-@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: s.get("prediction_type", s["name"]))
+@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: s.get("prediction_type", s["kind"]))
 def test_the_loss_does_not_look_at_known_pixels_and_is_the_mean_over_the_mask(settings: dict) -> None:
     objective, x_0, noise, output, mask, time = diffusion_tensors(settings)
     x_t = add_noise_in_mask(objective, x_0, noise, time, mask)
@@ -129,7 +129,7 @@ def test_the_loss_does_not_look_at_known_pixels_and_is_the_mean_over_the_mask(se
         torch.testing.assert_close(loss[row : row + 1], alone)
 
 
-@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: s.get("prediction_type", s["name"]))
+@pytest.mark.parametrize("settings", OBJECTIVES, ids=lambda s: s.get("prediction_type", s["kind"]))
 def test_a_mask_of_ones_changes_nothing(settings: dict) -> None:
     objective, x_0, noise, output, mask, time = diffusion_tensors(settings)
     mask = torch.ones_like(mask)

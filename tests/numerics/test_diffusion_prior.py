@@ -3,20 +3,22 @@
 import pytest
 import torch
 
+from components.configuration.sampling import DiffusionPriorSampling
 from components.models.diffusion_prior import DiffusionPrior
 from components.sampling.diffusion_prior import sample_image_embeddings, text_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.training.tasks.diffusion_prior import diffusion_prior_arguments, prior_objective
+from components.training.networks import network_arguments
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
-CONFIG = prior_config(candidates=2, guidance_scale=1.5)
+CONFIG = prior_config()
 
 
 def prior(**changes: object) -> SamplingModel:
-    arguments = diffusion_prior_arguments(CONFIG, PRIOR_DATASET_INFO)
-    settings = {"objective": prior_objective(CONFIG), **CONFIG.model_dump(), **changes}
-    return SamplingModel("prior", "diffusion_prior", arguments, settings, DiffusionPrior(**arguments).eval(), None)
+    arguments = network_arguments(CONFIG, PRIOR_DATASET_INFO)
+    sampling = DiffusionPriorSampling(**({"num_inference_steps": 4, "guidance_scale": 1.5} | changes))
+    settings, module = {"objective": CONFIG.process.objective()}, DiffusionPrior(**arguments).eval()
+    return SamplingModel("prior", "diffusion_prior", arguments, settings, module, None, sampling)
 
 
 def inputs(size: int = 3) -> dict[str, torch.Tensor]:

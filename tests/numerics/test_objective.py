@@ -151,7 +151,7 @@ def test_training_times_have_their_distribution():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "ddpm"}, "unknown objective"),
+        ({"kind": "ddpm"}, "unknown objective"),
         ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "zero_terminal_snr needs prediction_type"),
         ({"zero_terminal_snr": True, "prediction_type": "sample", "min_snr_gamma": 5.0}, "min_snr_gamma None"),
         ({"loss": "hybrid"}, "loss hybrid needs variance learned_range"),
@@ -160,7 +160,7 @@ def test_training_times_have_their_distribution():
     ],
 )
 def test_settings_that_cannot_be_learned_are_refused_in_one_line(settings, message):
-    sound = {"name": "discrete", "schedule": "linear", "num_train_timesteps": 100, "prediction_type": "v_prediction"}
+    sound = {"kind": "discrete", "schedule": "linear", "num_train_timesteps": 100, "prediction_type": "v_prediction"}
     with pytest.raises(ValueError, match=message) as refused:
         make_objective(sound | settings)
     assert "\n" not in str(refused.value)

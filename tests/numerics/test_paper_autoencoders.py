@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
-from components.training.config import AutoencoderConfig
-from components.training.tasks.autoencoder import autoencoder_arguments
+from components.training.networks import network_arguments
 from pipelines.recipes.paper_autoencoders import (
     dalle_dvae_f8_8192,
     ldm_kl_f4,
@@ -23,9 +23,9 @@ from pipelines.recipes.paper_autoencoders import (
 )
 
 
-def build(config: AutoencoderConfig) -> Autoencoder:
+def build(config: AutoencoderTraining) -> Autoencoder:
     with torch.device("meta"):
-        return Autoencoder(**autoencoder_arguments(config))
+        return Autoencoder(**network_arguments(config))
 
 
 def count(module: nn.Module) -> int:
@@ -47,7 +47,7 @@ def count(module: nn.Module) -> int:
     ],
 )
 def test_a_published_autoencoder_has_its_published_size_and_latent(
-    recipe: Callable[[], AutoencoderConfig], published: int, latent_shape: tuple[int, int, int]
+    recipe: Callable[[], AutoencoderTraining], published: int, latent_shape: tuple[int, int, int]
 ):
     network = build(recipe())
     assert count(network) == published

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.trainings import ClassifierTraining
 from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
-from components.training.classifier_config import ClassifierConfig
-from components.training.config import DatasetInfo, DiffusionConfig
-from components.training.diffusion_settings import network_arguments, network_kind, objective_settings
-from components.training.tasks.classifier import classifier_arguments, classifier_objective
+from components.training.networks import network_arguments
 from pipelines.recipes import paper_diffusion
 from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.paper_branches import PAPER_BRANCHES
@@ -39,9 +39,9 @@ PUBLISHED = {
 WITHOUT_A_COUNT = {"cdm_upsampler_64_256", "palette"}
 
 
-def build(config: DiffusionConfig) -> nn.Module:
+def build(config: DiffusionTraining) -> nn.Module:
     with torch.device("meta"):
-        return NETWORKS[network_kind(config)](**network_arguments(config, DATASET_INFO))
+        return NETWORKS[config.network.kind](**network_arguments(config, DATASET_INFO))
 
 
 def count(module: nn.Module) -> int:
@@ -49,7 +49,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("config", PAPER_DIFFUSION, ids=lambda config: config.__name__)
-def test_a_published_network_has_its_published_size(config: Callable[[], DiffusionConfig]):
+def test_a_published_network_has_its_published_size(config: Callable[[], DiffusionTraining]):
     network = build(config())
     size = count(network)
     if network.class_is_token:  # LDM counts its U-Net alone; the table of class tokens stands outside it
@@ -69,19 +69,19 @@ def test_every_published_network_is_in_the_list():
     zip(PAPER_CLASSIFIERS, (65_438_568, 42_568_040, 54_096_360, 54_448_360), strict=True),
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_published_classifier_has_its_published_size(config: Callable[[], ClassifierConfig], published: int):
+def test_a_published_classifier_has_its_published_size(config: Callable[[], ClassifierTraining], published: int):
     with torch.device("meta"):
-        assert count(NoisyClassifier(**classifier_arguments(config(), DATASET_INFO))) == published
+        assert count(NoisyClassifier(**network_arguments(config(), DATASET_INFO))) == published
 
 
 @pytest.mark.parametrize("recipe", PAPER_BRANCHES, ids=lambda recipe: recipe.__name__)
 def test_a_published_classifier_knows_the_noise_of_the_guided_model(recipe: Callable[[], DiffusionBranchRecipe]):
     classifier, base = recipe().classifier, recipe().base
     if classifier is not None:
-        assert classifier.resolution == base.resolution
-        process = classifier_objective(classifier)
+        assert classifier.data.resolution == base.data.resolution
+        process = classifier.process.objective()
         del process["prediction_type"]  # which says nothing of the noise
-        assert process.items() <= objective_settings(base).items()
+        assert process.items() <= base.process.objective().items()
 
 
 def test_palette_is_the_unconditional_network_of_adm_with_a_image_and_without_a_variance():

@@ -13,17 +13,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from components.configuration import Config
+from components.configuration.config import Config
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.optimization import Training
+from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
 from components.storage.bundle import NETWORKS
-from components.training.classifier_config import ClassifierConfig
-from components.training.config import AutoencoderConfig, DatasetInfo, DiffusionConfig
-from components.training.contrastive_config import ContrastiveConfig
-from components.training.diffusion_settings import network_arguments, network_kind
-from components.training.tasks.autoencoder import autoencoder_arguments
-from components.training.tasks.classifier import classifier_arguments
-from components.training.tasks.contrastive import contrastive_arguments
+from components.training.networks import network_arguments
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import AUTOENCODERS, paper_recipes
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS, adm_classifier_512
@@ -139,14 +137,7 @@ def first_stage_norms(mult: Sequence[int], attention: Sequence[int]) -> list[int
 
 def arguments_of(config: Config) -> tuple[str, dict[str, Any]]:
     """Kind and arguments of a recipe's network."""
-    if isinstance(config, AutoencoderConfig):
-        return "autoencoder", autoencoder_arguments(config)
-    if isinstance(config, ClassifierConfig):
-        return "noisy_classifier", classifier_arguments(config, DATASET_INFO)
-    if isinstance(config, ContrastiveConfig):
-        return "contrastive", contrastive_arguments(config, DATASET_INFO)
-    assert isinstance(config, DiffusionConfig)
-    return network_kind(config), network_arguments(config, DATASET_INFO)
+    return config.network.kind, network_arguments(config, DATASET_INFO)
 
 
 def build(config: Config) -> nn.Module:
@@ -170,19 +161,19 @@ def name_of(value: object) -> str:
 
 
 @pytest.mark.parametrize("recipe", PAPER_DIFFUSION, ids=name_of)
-def test_every_norm_of_a_published_u_net_has_its_published_groups(recipe: Callable[[], DiffusionConfig]):
+def test_every_norm_of_a_published_u_net_has_its_published_groups(recipe: Callable[[], DiffusionTraining]):
     assert norms_of(build(recipe())) == published(unet_norms(*UNETS[recipe.__name__]))
 
 
 @pytest.mark.parametrize("recipe", PAPER_CLASSIFIERS, ids=name_of)
-def test_every_norm_of_a_published_classifier_has_its_published_groups(recipe: Callable[[], ClassifierConfig]):
+def test_every_norm_of_a_published_classifier_has_its_published_groups(recipe: Callable[[], ClassifierTraining]):
     assert norms_of(build(recipe())) == published(classifier_norms(*CLASSIFIERS[recipe.__name__]))
 
 
 @pytest.mark.parametrize(
     "recipe", [recipe for recipe in AUTOENCODERS if recipe.__name__ not in OF_OUR_OWN], ids=name_of
 )
-def test_every_norm_of_a_published_autoencoder_has_its_published_groups(recipe: Callable[[], AutoencoderConfig]):
+def test_every_norm_of_a_published_autoencoder_has_its_published_groups(recipe: Callable[[], AutoencoderTraining]):
     assert norms_of(build(recipe())) == published(first_stage_norms(*FIRST_STAGES[recipe.__name__]))
 
 
@@ -221,7 +212,7 @@ def configs_in(part: object) -> Iterator[Config]:
         for each in part:
             yield from configs_in(each)
     elif isinstance(part, Config):
-        if "norm_groups" in type(part).model_fields:
+        if isinstance(part, Training) and "norm_groups" in type(part.network).model_fields:
             yield part
         for name in type(part).model_fields:
             yield from configs_in(getattr(part, name))
@@ -238,12 +229,11 @@ def test_networks_of_our_own_size_keep_four_channels_in_each_group(name: str):
 def test_groups_that_are_named_are_those_of_every_norm(name: str):
     """Attention too, of each kind, whose widths at published sizes would have 32 groups either way."""
     for config in configs_in(RECIPES[name]()):
-        if getattr(config, "backbone", "unet") == "unet":
-            assert {groups for _, groups in norms_of(build(config.model_copy(update={"norm_groups": 2})))} == {2}
+        if config.network.kind != "dit":
+            assert {groups for _, groups in norms_of(build(config.replace(norm_groups=2)))} == {2}
 
 
 @pytest.mark.parametrize("groups", [7, 48])
 def test_groups_that_divide_no_level_are_refused_by_name(groups: int):
-    numbers = adm_classifier_512().model_dump() | {"norm_groups": groups}
     with pytest.raises(ValidationError, match=f"norm_groups {groups} must divide the channels of every level"):
-        ClassifierConfig.model_validate(numbers)
+        adm_classifier_512().replace(norm_groups=groups)

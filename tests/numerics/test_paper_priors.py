@@ -6,9 +6,9 @@ Their tables differ from ours (classes in a table of their own, no bias at the h
 import pytest
 import torch
 
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.models.transformer import Transformer
-from components.training.config import DatasetInfo, TokenGrid
-from components.training.tasks.prior import transformer_arguments
+from components.training.networks import network_arguments
 from pipelines.recipes.paper import imagenet_class_prior, mindalle_text_prior
 
 
@@ -21,5 +21,5 @@ def test_a_published_prior_has_its_published_size(recipe, billions: float, class
     dataset_info = DatasetInfo(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
     grid = TokenGrid(codebook_size=16_384, height=16, width=16)
     with torch.device("meta"):
-        network = Transformer(**transformer_arguments(built.prior, dataset_info, grid))
+        network = Transformer(**network_arguments(built.prior, dataset_info, grid))
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e9, 1) == billions

@@ -24,7 +24,7 @@ def make_quantizer(*, codebook_size: int = 16, dim: int = 8, threshold: float = 
     quantizer = EMAQuantizer(
         codebook_size=codebook_size,
         codebook_dim=dim,
-        ema_decay=0.8,
+        codebook_decay=0.8,
         dead_code_threshold=threshold,
         l2_normalize=normalize,
     )

@@ -8,15 +8,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
-from components.training.annealing import kl_weight_at, temperature_at
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.config import AutoencoderConfig
 from components.training.loop import Task, fit
+from components.training.networks import network_arguments
+from components.training.optim import kl_weight_at, temperature_at
 from components.training.tasks import autoencoder as module
-from components.training.tasks.autoencoder import AutoencoderTask, autoencoder_arguments
+from components.training.tasks.autoencoder import AutoencoderTask
 from tests.tiny_autoencoders import NO_CODES, RECIPES, config_of
 from tests.tiny_training import (
     assert_close,
@@ -35,10 +36,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(config: AutoencoderConfig, *, max_batch_per_device: int | None = None) -> AutoencoderTask:
+def trained(config: AutoencoderTraining, *, max_batch_per_device: int | None = None) -> AutoencoderTask:
     task = AutoencoderTask(config)
     task.max_batch = max_batch_per_device
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     return task
 
 
@@ -50,12 +51,12 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name: str, tmp_path: P
     def save(step: int, task: Task) -> None:
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
-    fit(AutoencoderTask(config), batches(config, to_batch), config, save=save)
+    fit(AutoencoderTask(config), batches(config, to_batch), config.optimization, save=save)
     torch.rand(17)  # what happened in the process since must not matter
     task = AutoencoderTask(config)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
@@ -65,7 +66,7 @@ def test_training_moves_every_weight_and_lowers_the_reconstruction_loss(name: st
     task = AutoencoderTask(config)
     before, losses = weights_of(task), []
     batch = next(batches(config, to_batch))
-    for step in range(1, config.total_steps + 1):
+    for step in range(1, config.optimization.total_steps + 1):
         losses.append(float(task.train_step(batch, step)["reconstruction_loss"]))
     after = weights_of(task)
     still = [key for key in before if "network." in key and torch.equal(before[key], after[key])]
@@ -97,7 +98,7 @@ def test_relaxed_codes_start_as_features_of_the_first_batch_and_only_then() -> N
 @pytest.mark.parametrize("name", RECIPES)
 def test_without_an_adversarial_weight_there_is_no_discriminator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(name)
-    wanted = config.adversarial_weight > 0
+    wanted = config.losses.adversarial_weight > 0
     if not wanted:
         monkeypatch.delattr(module, "PatchDiscriminator")
     task = AutoencoderTask(config)
@@ -121,7 +122,7 @@ def test_evaluation_repeats_itself_and_names_what_the_model_has(name: str) -> No
     assert set(found) >= {"held_out_reconstruction_loss"}
     assert ("held_out_codebook_usage" in found) == (name not in GAUSSIAN)
     assert ("held_out_kl_loss" in found) == (name in (*GAUSSIAN, "dvae"))
-    assert ("held_out_bits_per_dim" in found) == (config.reconstruction == "discretized_logistic")
+    assert ("held_out_bits_per_dim" in found) == (config.network.reconstruction == "discretized_logistic")
     (image,) = task.preview(held_out, 1).values()
     assert image.startswith(b"\x89PNG")
 
@@ -131,7 +132,7 @@ def test_a_kept_model_rebuilds_itself(name: str, tmp_path: Path) -> None:
     config = config_of(name)
     task = trained(config_of(name, total_steps=5))
     network = task.generator.snapshot()
-    save_bundle(tmp_path, ModelBundle("autoencoder", autoencoder_arguments(config), {"resolution": 8}, network))
+    save_bundle(tmp_path, ModelBundle("autoencoder", network_arguments(config), {"resolution": 8}, network))
     loaded = load_bundle(tmp_path).module
     assert isinstance(loaded, Autoencoder)
     image = torch.rand(2, 3, 8, 8) * 2 - 1
@@ -160,7 +161,7 @@ def test_the_bound_of_a_vae_is_above_the_entropy_of_its_data_and_comes_near_it()
     task = AutoencoderTask(config)
     held_out = coin_images(range(10_000, 10_064))
     before = task.evaluate(held_out)["held_out_bits_per_dim"]
-    for step in range(1, config.total_steps + 1):
+    for step in range(1, config.optimization.total_steps + 1):
         task.train_step(to_batch(coin_images(range(16 * step, 16 * (step + 1)))), step)
     after = task.evaluate(held_out)["held_out_bits_per_dim"]
     assert before > 1.2
@@ -175,12 +176,12 @@ def test_bits_per_dim_of_codes_counts_log_k_for_each() -> None:
 
 
 def test_weights_and_temperature_follow_their_schedules() -> None:
-    config = config_of("dvae", kl_weight=6.0, kl_warmup_steps=10, temperature_steps=100)
+    config = config_of("dvae", kl_weight=6.0, kl_warmup_steps=10, temperature_steps=100).losses
     assert [round(kl_weight_at(config, step), 9) for step in (0, 5, 10, 11)] == [0.0, 3.0, 6.0, 6.0]
     assert temperature_at(config, 0) == 1.0
     assert temperature_at(config, 50) == pytest.approx((1 + 1 / 16) / 2)
     assert temperature_at(config, 100) == temperature_at(config, 10_000) == 1 / 16
-    assert config_of("vae").kl_weight == kl_weight_at(config_of("vae"), 1) == 1.0
+    assert config_of("vae").losses.kl_weight == kl_weight_at(config_of("vae").losses, 1) == 1.0
 
 
 def test_kl_is_weighted_so_that_the_loss_of_a_vae_is_its_bound_a_dimension() -> None:

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from components.sampling import answers
+from components.sampling.answers import predictor_of
 from components.sampling.device import best_device
-from components.tracking import cascade_model
-from components.tracking.cascade_model import Row, predictor_of
-from components.tracking.registry import _input_example
+from components.sampling.rows import Row
+from components.tracking.registry import input_example
 from pipelines import sample_command
 from pipelines.sample_command import load_cascade, sample_images
 from pipelines.translate_command import translate_image
@@ -43,7 +44,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decision falls on the GPU that is none."""
-    for module in (cascade_model, sample_command):
+    for module in (answers, sample_command):
         monkeypatch.setattr(module, "best_device", lambda: GPU)
 
 
@@ -64,7 +65,7 @@ def test_a_gpu_is_taken_where_torch_can_use_one(there: bool, monkeypatch: pytest
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_registered_model_on_a_gpu_answers_as_on_the_processor(kind: str, tmp_path: Path, request: Any):
     folder = MODELS[kind](tmp_path)
-    (row,) = _input_example(folder) or []
+    (row,) = input_example(folder) or []
     rows = [Row(**row | ({"steps": 2} if kind in (*GENERATORS, "palette") else {}))]
     rows += [Row(image=base64.b64encode(png(0, 12)).decode())] if kind == "contrastive" else []
     wanted = predictor_of(folder)(rows)

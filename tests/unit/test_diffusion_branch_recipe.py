@@ -8,11 +8,9 @@ import pytest
 
 from components.models.autoencoder import Autoencoder
 from components.stages.text_encoder import TextEncoderConfig
-from components.training.config import AutoencoderConfig
-from components.training.tasks.autoencoder import autoencoder_arguments
+from components.training.networks import network_arguments
 from pipelines.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.diffusion_branch import latent_channels
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.discrete_rows import vae_gan_autoencoder
 from pipelines.recipes.paper_branches import ldm_text_to_image
@@ -26,26 +24,26 @@ VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
 @pytest.mark.parametrize(
     ("recipe", "assignment", "words"),
     [
-        ("classifier_guided", "classifier.schedule=linear", ["classifier.schedule", "'cosine'"]),
-        ("classifier_guided", "classifier.num_train_timesteps=500", ["classifier.num_train_timesteps", "1000"]),
-        ("classifier_guided", "classifier.objective=edm", ["classifier.objective", "'discrete'"]),
+        ("classifier_guided", "classifier.schedule=linear", ["classifier.process.schedule", "'cosine'"]),
+        ("classifier_guided", "classifier.num_train_timesteps=500", ["classifier.process.num_train_timesteps", "1000"]),
+        ("classifier_guided", "classifier.process=edm", ["classifier.process.kind", "'discrete'"]),
         ("classifier_guided", "classifier.noisy=false", ["classifier.noisy"]),
         (
             "classifier_guided",
             "classifier.resolution=8 classifier.attention_resolutions=[4]",
-            ["classifier.resolution", "16"],
+            ["classifier.data.resolution", "16"],
         ),
-        ("latent_diffusion", "base.in_channels=3", ["base.in_channels", "4"]),
-        ("latent_diffusion", "base.threshold=static", ["base.threshold"]),
+        ("latent_diffusion", "base.in_channels=3", ["base.data.in_channels", "4"]),
+        ("latent_diffusion", "sampling.base.threshold=static", ["sampling.base.threshold"]),
         ("imagen", "contrastive=null", ["text_states", "contrastive or text_encoder"]),
-        ("imagen", "base.text_states_dim=32", ["base.text_states_dim", "contrastive.text_dim 64"]),
-        ("dalle2", "base.image_embedding_dim=32", ["base.image_embedding_dim", "contrastive.embedding_dim 64"]),
+        ("imagen", "base.text_states_dim=32", ["base.text_states_dim", "64", "contrastive"]),
+        ("dalle2", "base.image_embedding_dim=32", ["base.image_embedding_dim", "64", "contrastive"]),
         ("dalle2", "contrastive.resolution=32 diffusion_prior.resolution=32", ["contrastive.resolution", "16"]),
         ("dalle2", "diffusion_prior.resolution=8", ["diffusion_prior.resolution", "16"]),
         ("dalle2", "text_encoder.uri=somewhere", ["leave text_encoder out"]),
         ("dalle2", "precompute.columns=[latents]", ["latents among precompute.columns", "no model"]),
         ("class_guided", "precompute.resolution=16 precompute.columns=[text_states]", ["text_states", "no model"]),
-        ("class_guided", "precompute.resolutoin=16", ["precompute.resolution"]),
+        ("class_guided", "precompute.resolutoin=16", ["precompute.resolutoin", "'resolution'"]),
         ("class_guided", "precompute.resolution=128", ["images.resolution 64", "precompute.resolution"]),
         ("class_guided", "precompute.resolution=8", ["precompute.kept_resolution", "16"]),
         ("latent_diffusion", "precompute.resolution=32", ["precompute.resolution", "64"]),
@@ -70,9 +68,9 @@ def test_networks_that_do_not_fit_are_refused(recipe: str, assignment: str, word
     ],
 )
 def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict) -> None:
-    numbers = vae_gan_autoencoder().model_dump() | VAE | {"codebook_size": None, "codebook_dim": None}
-    config = AutoencoderConfig(**(numbers | {"channels": 32, "latent_channels": 8} | bottleneck))
-    assert latent_channels(config) == Autoencoder(**autoencoder_arguments(config)).diffused_shape[0]
+    sizes = {"codebook_size": None, "codebook_dim": None, "channels": 32, "latent_channels": 8}
+    config = vae_gan_autoencoder().replace(**(VAE | sizes | bottleneck))
+    assert config.network.diffused_channels == Autoencoder(**network_arguments(config)).diffused_shape[0]
 
 
 def asked_by(uri: str) -> Needs:

@@ -14,7 +14,7 @@ from components.sampling.model import check_conditions, encode_conditions, load_
 from components.sampling.requests import Request
 from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.diffusion_settings import network_arguments, network_kind
+from components.training.networks import network_arguments
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, dit_config, rows_at
 
@@ -37,7 +37,7 @@ CONFIGS = {
         text_conditioning="spatial_transformer", class_token_dim=8, transformer_depth=2, in_channels=4
     ),
     "dalle2": diffusion_config(image_embedding_dim=6, gradient_checkpointing=True, text_states_dim=5, conditions=()),
-    "dit": dit_config(condition_image_channels=1),
+    "dit": dit_config(conditions=("condition_image",), condition_member="depth"),
 }
 
 
@@ -46,9 +46,9 @@ def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) ->
     config = CONFIGS[name]
     arguments = network_arguments(config, DATASET_INFO)
     assert json.loads(json.dumps(arguments)) == arguments
-    network = NETWORKS[network_kind(config)](**arguments)
+    network = NETWORKS[config.network.kind](**arguments)
     assert isinstance(network, DiT if name == "dit" else UNet)
-    save_bundle(tmp_path, ModelBundle(network_kind(config), arguments, {}, network))
+    save_bundle(tmp_path, ModelBundle(config.network.kind, arguments, {}, network))
     loaded = load_bundle(tmp_path).module
     assert type(loaded) is type(network)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
@@ -56,7 +56,7 @@ def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) ->
 
 def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
     network = NoisyClassifier(**CLASSIFIER)
-    save_bundle(tmp_path, ModelBundle("noisy_classifier", CLASSIFIER, {}, network))
+    save_bundle(tmp_path, ModelBundle("classifier", CLASSIFIER, {}, network))
     x_t, time = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
     torch.testing.assert_close(load_bundle(tmp_path).module(x_t, time), network.eval()(x_t, time))
 
@@ -66,8 +66,8 @@ def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
     [
         ({"variance": "learned_range", "loss": "hybrid"}, "learned_variance", True),
         ({"cond_drop_prob": 0.0}, "null_label", False),
-        ({"low_res_resolution": 4, "max_noise_level": 0, "noise_level": 0}, "embed_noise_level", False),
-        ({"conditions": ("text",), "class_token_dim": 8}, "class_token_dim", None),
+        ({"low_res_resolution": 4, "max_noise_level": 0}, "embed_noise_level", False),
+        ({"conditions": ("condition_image",), "condition_member": "mask"}, "condition_image_channels", 3),
         ({"channel_mult": (1, 2)}, "channel_mult", [1, 2]),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path
     assert task.preview(rows_at(config, range(8)), 1)
     network = task.learner.network
     assert network.class_embedding.num_embeddings == DATASET_INFO.num_classes
-    save_bundle(tmp_path, ModelBundle("diffusion", network_arguments(config, DATASET_INFO), {}, network))
+    save_bundle(tmp_path, ModelBundle("unet", network_arguments(config, DATASET_INFO), {}, network))
     model = load_model("base", tmp_path)
     check_conditions(model, Request(label=0, seed=1))
     assert encode_conditions(model, [Request(label=0, seed=1)]).null == {}
@@ -91,7 +91,6 @@ def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path
         check_conditions(model, Request(seed=1))
 
 
-def test_a_transformer_has_heads_by_count_or_by_channels() -> None:
-    by_count = network_arguments(dit_config(head_dim=None, num_heads=4), DATASET_INFO)
-    by_channels = network_arguments(dit_config(head_dim=4), DATASET_INFO)
-    assert by_count["num_heads"] == by_channels["num_heads"] == 4
+def test_a_class_token_needs_a_class() -> None:
+    with pytest.raises(ValueError, match="class_token_dim needs label"):
+        diffusion_config(conditions=("text",), class_token_dim=8)

@@ -8,13 +8,15 @@ import torch
 
 from components.diffusion.samplers import SAMPLERS
 from components.diffusion.timestep_sampling import KEPT, record
-from components.sampling.diffusion import sample_base, sample_upsampler
+from components.sampling.generators.diffusion import sample_base, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.requests import Request
+from components.stages.diffusion import settings_of
 from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
-from components.training.diffusion_settings import network_arguments, sampling_settings
+from components.training.frozen import Latents
 from components.training.loop import fit
+from components.training.networks import network_arguments
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_cascade import CLASSES
 from tests.tiny_training import DATASET_INFO, DIFFUSIONS, batches, config_of, make_task, rows_at
@@ -30,7 +32,7 @@ def one_thread() -> None:
 def trained(kind: str, **changes: Any) -> DiffusionTask:
     config = config_of(kind, **changes)
     task = make_task(config)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     assert isinstance(task, DiffusionTask)
     return task
 
@@ -46,22 +48,24 @@ def test_every_objective_lowers_its_loss_on_a_batch(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str, tmp_path: Path) -> None:
     """The bundle rebuilds the objective; a request may name another sampler, and each image belongs to its seed."""
-    is_upsampler = config_of(kind).low_res_resolution is not None
-    config = config_of(kind, conditions=("label",), **({} if is_upsampler else {"guidance_interval": (0.1, 5.0)}))
+    config = config_of(kind, conditions=("label",))
+    is_upsampler = config.low_res is not None
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
-    bundle = ModelBundle(
-        "diffusion", network_arguments(config, DATASET_INFO), sampling_settings(config, tuple(CLASSES)), network
-    )
-    save_bundle(tmp_path / "model", bundle)
-    model = load_model("base", tmp_path / "model")
+    arguments, settings = network_arguments(config, DATASET_INFO), settings_of(config, tuple(CLASSES))
+    save_bundle(tmp_path / "model", ModelBundle("unet", arguments, settings, network))
+    sampling = {"num_inference_steps": 2, "guidance_interval": (0.1, 5.0)}
+    model = load_model("base", tmp_path / "model", sampling=sampling)
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]
     if is_upsampler:
         images = sample_upsampler(model, requests, torch.zeros(2, 3, 4, 4))
         assert images.shape == (2, 3, 8, 8)
         return
     for sampler in (None, *SAMPLERS):
-        asked = [request._replace(sampler=sampler, steps=min(3, config.num_train_timesteps)) for request in requests]
+        asked = [
+            request._replace(sampler=sampler, steps=min(3, getattr(config.process, "num_train_timesteps", 3)))
+            for request in requests
+        ]
         together, alone = sample_base(model, asked), sample_base(model, asked[1:])
         assert together.abs().max() <= 1 + 1e-5
         torch.testing.assert_close(together[1:], alone, atol=2 / 255, rtol=0)  # a grey level
@@ -69,8 +73,9 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
 
 
 def test_latents_are_not_clipped() -> None:
-    config = config_of("base", conditions=("label",), threshold="none")
+    config = config_of("base", conditions=("label",))
     task = make_task(config)
+    task.encoders = [Latents(torch.nn.Identity(), 1.0)]
     with torch.no_grad():
         for network in (task.learner.network, task.learner.snapshot()):
             network.conv_out.bias.fill_(30.0)

@@ -108,7 +108,7 @@ def _jobs(requests: dict[str, list[Request]]) -> list[SampleJob]:
 def test_shown_prompts_are_the_given_ones_or_captions_each_once(cascade: Cascade) -> None:
     shown = gallery_requests(CONFIG, cascade, captions=("grey cat", "grey cat", "", "red flag"), seed=0)
     assert [r.prompt for r in shown["tokens_by_prompt"]] == ["grey cat", "grey cat", "red flag", "red flag"]
-    given = gallery_requests(CONFIG.model_copy(update={"prompts": ("red apple",)}), cascade, captions=(), seed=0)
+    given = gallery_requests(CONFIG.replace(prompts=("red apple",)), cascade, captions=(), seed=0)
     assert [r.prompt for r in given["diffusion_by_prompt"]] == ["red apple", "red apple"]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.configuration.sampling import DiffusionSampling
 from components.diffusion.schedule import make_schedule
 from components.evaluation.likelihood import (
     BoundJob,
@@ -30,7 +31,7 @@ from tests.unit.test_evaluation_report import Page
 
 T, DEVIATION, SIDE = 40, 0.15, 4
 OBJECTIVE = {
-    "name": "discrete",
+    "kind": "discrete",
     "schedule": "linear",
     "num_train_timesteps": T,
     "prediction_type": "epsilon",
@@ -61,7 +62,7 @@ class ExactNetwork(nn.Module):
 
 def exact_model() -> SamplingModel:
     settings = {"objective": OBJECTIVE, "resolution": SIDE}
-    return SamplingModel("base", "diffusion", {}, settings, ExactNetwork(), None)
+    return SamplingModel("base", "unet", {}, settings, ExactNetwork(), None, DiffusionSampling())
 
 
 def normal_images(count: int) -> np.ndarray:
@@ -183,7 +184,7 @@ def test_gray_images_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"role": "upsampler"}, "upsampler"), ({"objective": {"name": "flow"}}, "discrete")]
+    ("settings", "words"), [({"role": "upsampler"}, "upsampler"), ({"objective": {"kind": "flow"}}, "discrete")]
 )
 def test_a_model_without_this_bound_is_refused_in_one_line(settings: dict[str, object], words: str) -> None:
     model = exact_model()

@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     base = load_model("base", write_models(folder)["base"])
     described = {"resolution": 8, "noisy": True, "objective": base.settings["objective"], "classes": CLASSES}
-    classifier = load_model("classifier", write(folder / "classifier", "noisy_classifier", CLASSIFIER, described))
+    classifier = load_model("classifier", write(folder / "classifier", "classifier", CLASSIFIER, described))
     weaker = load_model("base", write_models(folder / "weaker")["base"])
     for parameter in weaker.module.parameters():
         parameter.data.mul_(0.8)
@@ -104,7 +104,7 @@ def test_every_sampler_runs_every_number_of_steps_and_the_reference() -> None:
 
 
 def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
-    config = STEPS.model_copy(update={"samplers": ("ddpm",), "steps": (2, 8)})
+    config = STEPS.replace(samplers=("ddpm",), steps=(2, 8))
     assert list(steps_study.settings_of(config)) == ["ddpm_2", "ddpm_8"]
 
 

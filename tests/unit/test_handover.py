@@ -20,12 +20,13 @@ from ray import cloudpickle
 from torch import nn
 
 import components.stages
+from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
 from components.data import pool as shard_pool
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.pool import HandoverError, Pool, file_name, portable
 from components.stages.autoencoder import train_autoencoder
-from components.stages.cascade import CascadeConfig, compose_cascade
+from components.stages.cascade import compose_cascade
 from components.stages.classifier import train_classifier
 from components.stages.context import StageContext
 from components.stages.contrastive import train_contrastive
@@ -183,6 +184,7 @@ def house(simulated: None, tmp_path_factory: pytest.TempPathFactory) -> House:
     return House(tmp_path_factory.mktemp("house"))
 
 
+FEW = DiffusionSampling(num_inference_steps=3)
 IMAGES = {"images": "images"}
 STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     "images": (ingest_images, ImagesConfig(source="scenes", limit=72, **SET), {}),
@@ -223,10 +225,10 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     "palette": (train_diffusion, image_to_image_config(), IMAGES),
     "cascade": (
         compose_cascade,
-        CascadeConfig(),
+        CascadeSampling(base=FEW, upsamplers=(FEW,)),
         {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_16"]},
     ),
-    "restoring": (compose_cascade, CascadeConfig(), {"model": "palette"}),
+    "restoring": (compose_cascade, RestorationSampling(model=FEW), {"model": "palette"}),
     "samples": (
         sample_generators,
         SamplesConfig(measured_samples=2, images_per_class=1, max_classes=2, num_prompts=1, images_per_prompt=1),
@@ -249,12 +251,12 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     ),
     "steps_study": (
         study_steps,
-        STEPS.model_copy(update={"samples": 2, "reference_samples": 4}),
+        STEPS.replace(samples=2, reference_samples=4),
         {**IMAGES, "cascade": "cascade"},
     ),
     "guidance_study": (
         study_guidance,
-        GUIDANCE.model_copy(update={"samples": 2, "reference_samples": 4}),
+        GUIDANCE.replace(samples=2, reference_samples=4),
         {**IMAGES, "base": "base", "judge": "judge", "weaker": "weaker", "classifier": "classifier"},
     ),
 }

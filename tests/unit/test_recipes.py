@@ -6,7 +6,6 @@ import pytest
 
 from components.data.sources import fashion_mnist
 from components.storage.store import Store
-from components.training.config import TrainingConfig
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import ddpm
@@ -58,6 +57,25 @@ def test_rows_that_share_numbers_share_stages():
     assert len({row["prior"] for row in keys[1:]}) == 3
 
 
+@pytest.mark.parametrize(
+    ("recipe", "assignment"),
+    [
+        ("openmoji", "sampling.base.guidance_scale=3"),
+        ("openmoji", "sampling.prior.top_k=50"),
+        ("openmoji", "sampling.upsamplers.0.num_inference_steps=4"),
+        ("palette", "sampling.model.num_inference_steps=4"),
+        ("maskgit", "sampling.prior.num_inference_steps=4"),
+        ("dalle2", "sampling.diffusion_prior.candidates=3"),
+    ],
+)
+def test_what_only_sampling_uses_trains_nothing_again(recipe: str, assignment: str):
+    root = Store("memory://rows")
+    before, after = (build_workflow(load_recipe(recipe, asked)).plan(root) for asked in ([], [assignment]))
+    moved = {a.stage.name for a, b in zip(before, after, strict=True) if a.key != b.key}
+    assert moved <= {"cascade", "samples", "evaluation", "restoration"}
+    assert "cascade" in moved
+
+
 def workflow_of(recipe) -> Workflow:
     return build_workflow(recipe())
 
@@ -85,22 +103,22 @@ def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
 @pytest.mark.parametrize("recipe", [*ROWS, *paper_recipes().values()])
 def test_a_sampling_step_lies_inside_the_training(recipe):
     for config in trainings(workflow_of(recipe)).values():
-        assert isinstance(config, TrainingConfig)
-        assert config.sample_every <= config.total_steps
-        assert config.checkpoint_every <= config.total_steps
+        steps = config.optimization
+        assert steps.sample_every <= steps.total_steps
+        assert steps.checkpoint_every <= steps.total_steps
 
 
 @pytest.mark.parametrize(
     ("recipe", "assignment", "words"),
     [
         ("maskgit", "prior.num_layer=2", ["prior.num_layer", "num_layers"]),
-        ("maskgit", "prior.num_layers=0", ["prior.num_layers", "got 0"]),
+        ("maskgit", "prior.num_layers=0", ["prior.network.num_layers", "got 0"]),
         ("vae", "model.kl_weigth=1", ["model.kl_weigth", "kl_weight"]),
         ("gan", "model.resolution=30", ["resolution 30"]),
         ("dalle", "tokenizer.bottleneck=gaussian", ["gaussian"]),
         ("depth_transformer", "condition.tokens.member=mask", ["mask", "depth"]),
         ("vae", "images.resolution=16", ["images.resolution", "32"]),
-        ("maskgit", "prior.num_inference_steps=65", ["prior.num_inference_steps", "64"]),
+        ("maskgit", "sampling.prior.num_inference_steps=65", ["sampling.prior.num_inference_steps", "64"]),
         ("depth_transformer", "condition=null", ["condition is missing"]),
         ("depth_transformer", "prior.conditions=[label]", ["condition is given", "label"]),
         ("vqgan_pixelcnn", "prior.resolution=8 prior.channels=66", ["prior.resolution"]),
@@ -147,7 +165,7 @@ def test_rows_without_their_images_are_known_before_anything_runs(tmp_path: Path
         ("guidance_study.feature_network=none", ["guidance_study.feature_network"]),
         ("images.resolution=16", ["images.resolution", "28"]),
         ("weaker.conditions=[]", ["weaker.conditions", "label"]),
-        ("classifier.schedule=linear", ["classifier.schedule", "cosine"]),
+        ("classifier.schedule=linear", ["classifier.process.schedule", "cosine"]),
         ("guidance_study.num_inference_steps=1001", ["guidance_study.num_inference_steps", "1000"]),
         ("guidance_study.scales=[-1.0]", ["guidance_study.scales"]),
         ("guidance_study.methods=[]", ["guidance_study.methods"]),
@@ -176,9 +194,8 @@ def test_steps_that_do_not_exist_are_refused(recipe: str, assignments: str, word
 
 
 def test_only_steps_of_training_have_a_bound():
-    flow = "base.objective=flow base.prediction_type=v_prediction base.min_snr_gamma=5.0 base.variance=fixed_small"
-    with pytest.raises(UsageError, match=r"likelihood needs base\.objective discrete"):
-        load_recipe("fashion_likelihood_ddpm", flow.split())
+    with pytest.raises(UsageError, match=r"likelihood needs base\.process discrete, not flow"):
+        load_recipe("fashion_likelihood_ddpm", ["base.process=flow"])
 
 
 def test_a_study_that_is_not_asked_for_is_no_stage():

@@ -11,12 +11,11 @@ from rich.console import Console
 
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from pipelines.cli import SAMPLERS
 from pipelines.sample_command import sample_images
 from pipelines.workflow import UsageError
 from tests.tiny_diffusion_branches import classifier_guided, imagen
 
-UNKNOWN_SAMPLER = f"unknown sampler 'plms': choose {SAMPLERS}$"  # all that --help names
+UNKNOWN_SAMPLER = "base.sampler: Input should be 'ddpm'"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
     """Images of class 1."""
     options = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
-    asked = {"labels": ["1"], "prompts": [], "conditions": [], "seed": 4, "count": 1, **dict.fromkeys(options)}
+    asked = {
+        "labels": ["1"],
+        "prompts": [],
+        "conditions": [],
+        "seed": 4,
+        "count": 1,
+        "settings": [],
+        **dict.fromkeys(options),
+    }
     grid = sample_images(str(folder), **(asked | changes), out=out, console=Console(quiet=True))
     return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path != grid]
 
@@ -45,13 +52,24 @@ def test_what_is_asked_for_is_what_is_sampled(folder: Path, how: dict, tmp_path:
     ("how", "words"),
     [
         ({"sampler": "plms"}, UNKNOWN_SAMPLER),
-        ({"classifier_scale": float("inf")}, "classifier_scale must be a finite number"),
+        ({"classifier_scale": float("inf")}, "classifier.guidance_scale: Input should be a finite number"),
     ],
 )
 def test_what_can_not_be_sampled_is_one_line(folder: Path, how: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         sampled(folder, tmp_path, **how)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_of_any_stage_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
+    (made,) = sampled(folder, tmp_path, settings=["base.guidance_interval=[0.2, 5.0]", "base.guidance_scale=3"])
+    asked = Request(label=1, seed=4, guidance_scale=3.0, sampling=(("base", "guidance_interval", (0.2, 5.0)),))
+    plain, wanted = Cascade.load(folder).sample([asked._replace(sampling=()), asked])
+    np.testing.assert_array_equal(made, wanted)
+    assert (made != plain).any()
+    for wrong in ("base", "base.eta", "eta=0.5"):
+        with pytest.raises(UsageError, match=f"--set '{wrong}': write it as STAGE.SETTING=VALUE"):
+            sampled(folder, tmp_path, settings=[wrong])
 
 
 def test_a_cascade_without_a_classifier_takes_no_scale_of_one(tmp_path: Path) -> None:
@@ -80,7 +98,7 @@ def test_the_command_takes_the_options_and_ends_in_exit_code_2(folder: Path, tmp
     ]
     done = subprocess.run([*command, "--sampler", "plms"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: unknown sampler 'plms'")
+    assert done.stderr.startswith("error: base.sampler: Input should be 'ddpm'")
     assert len(done.stderr.strip().splitlines()) == 1
     how = ["--sampler", "ddim", "--classifier-scale", "2", "--out", "made"]
     made = subprocess.run([*command, *how], cwd=tmp_path, capture_output=True, text=True, timeout=120)

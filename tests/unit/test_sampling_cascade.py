@@ -12,7 +12,7 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request, random_stream
 from tests.tiny_cascade import write_cascade, write_models
 
-UNKNOWN_SAMPLER = "unknown sampler 'plms': choose ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"
+UNKNOWN_SAMPLER = r"base.sampler: Input should be 'ddpm', 'ddim', 'dpm_solver_pp'.* \(got 'plms'\)"
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +89,22 @@ def test_each_stage_of_the_generator_shows_its_image_and_its_steps(cascade: Casc
         (Request(label="cars"), "unknown label 'cars'"),
         (Request(prompt=" "), "the prompt is empty"),
         (Request(prompt="red apple " * 20), "the prompt is too long: "),
-        (Request(label=0, generator="air"), "unknown generator 'air': choose diffusion or tokens"),
-        (Request(label=0, steps=0), r"steps must be in \[1, 50\], not 0"),
+        (Request(label=0, generator="air"), "this cascade has no air generator; it has diffusion and tokens"),
+        (Request(label=0, steps=0), r"base.num_inference_steps: Input should be greater than or equal to 1 \(got 0\)"),
         (Request(label=0, steps=51), r"steps must be in \[1, 50\], not 51"),
         (Request(label=0, sampler="plms"), UNKNOWN_SAMPLER),
         (Request(label=0, sampler="ddim", generator="tokens"), "the tokens generator takes no sampler"),
-        (Request(label=0, steps=4, generator="tokens"), "the token branch takes no steps"),
+        (Request(label=0, steps=4, generator="tokens"), "this prior takes no steps"),
+        (Request(label=0, sampling=(("upsampler_16", "eta", 2.0),)), "upsampler_16.eta: Input should be less than"),
+        (Request(label=0, sampling=(("upsampler_16", "noise_level", 21),)), r"noise_level must be in \[0, 20\]"),
+        (Request(label=0, sampling=(("base", "top_k", 3),)), "base.top_k: this model takes no such setting"),
+        (
+            Request(label=0, sampling=(("upsampler_32", "eta", 0.5),)),
+            "no stage 'upsampler_32' of the diff",
+        ),
         (Request(label=0, top_k=4), "the diffusion generator takes no top_k"),
-        (Request(label=0, generator="tokens", top_p=0.0), "top_p must be in"),
-        (Request(label=0, guidance_scale=float("nan")), "guidance_scale must be a finite number"),
+        (Request(label=0, generator="tokens", top_p=0.0), "prior.top_p: Input should be greater than 0"),
+        (Request(label=0, guidance_scale=float("nan")), "base.guidance_scale: Input should be a finite number"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_in_one_line(cascade: Cascade, request_: Request, message: str):
@@ -128,9 +135,9 @@ def test_a_folder_without_a_cascade_is_named(tmp_path: Path):
 
 
 def test_sampling_needs_none_of_the_frameworks_around_it():
-    """The packed model's requirements are torch, numpy, einops, safetensors, tokenizers and pillow."""
+    """The packed model's requirements are torch, numpy, einops, pydantic, safetensors, tokenizers and pillow."""
     code = (
-        "import sys; [sys.modules.__setitem__(m, None) for m in ('ray', 'mlflow', 'fsspec', 'pydantic')];"
+        "import sys; [sys.modules.__setitem__(m, None) for m in ('ray', 'mlflow', 'fsspec')];"
         "import components.sampling.cascade"
     )
     # torch itself looks for fsspec and does without it

@@ -8,13 +8,14 @@ from PIL import Image
 
 from components.data.images import load_depth
 from components.evaluation.gallery import GalleryConfig, gallery_requests
+from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
-from components.tracking.cascade_model import Row, predictor_of
-from components.tracking.registry import _input_example
+from components.sampling.rows import Row
+from components.tracking.registry import input_example
 from pipelines.sample_command import _condition
-from tests.tiny_cascade import DIFFUSION, UNET, write_model, write_models
+from tests.tiny_cascade import DIFFUSION, FEW, UNET, write_model, write_models
 
 SIZE = 8
 
@@ -24,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("depth")
     network = UNET | {"resolution": SIZE, "text": None, "condition_image_channels": 3}
     settings = DIFFUSION | {"role": "base", "resolution": SIZE, "condition_member": "depth"}
-    base = write_model(folder / "depth", "diffusion", network, settings)
-    return compose(folder / "cascade", base=base)
+    base = write_model(folder / "depth", "unet", network, settings)
+    return compose(folder / "cascade", base=base, sampling={"base": FEW})
 
 
 @pytest.fixture(scope="module")
@@ -76,4 +77,4 @@ def test_the_gallery_shows_what_was_made_of_condition_images(cascade: Cascade) -
 
 def test_a_registered_model_takes_its_example(folder: Path) -> None:
     for model in (folder, folder / "base"):
-        assert predictor_of(model)([Row(**row) for row in _input_example(model)])
+        assert predictor_of(model)([Row(**row) for row in input_example(model)])

@@ -1,18 +1,24 @@
 """Laws of a cascade whose base works in latents, on what frozen encoders say, or under a classifier's pull."""
 
+import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from components.models.autoencoder import Autoencoder
-from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose, load_part
-from components.sampling.diffusion import sample_base
+from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose
+from components.sampling.frozen_text import contrastive_text
+from components.sampling.generator import Parts
+from components.sampling.generators.diffusion import sample_base
 from components.sampling.images import to_uint8
+from components.sampling.model import load_model
 from components.sampling.requests import Request
-from tests.tiny_cascade import CLASSES, DIFFUSION
+from tests.tiny_cascade import CLASSES, DIFFUSION, FEW
 from tests.tiny_diffusion_branches import GENERATORS, LATENT_SCALE, base, classifier, contrastive, latent
 from tests.unit.test_frozen_text import pretrained_folder
 
@@ -24,6 +30,10 @@ REQUESTS = {
     "classifier_guided": [Request(label=seed % 3, seed=seed, classifier_scale=3.0) for seed in range(4)],
     "guided_by_the_classifier_alone": [Request(label=seed % 3, seed=seed) for seed in range(4)],
 }
+
+
+def part(name: str, folder: Path, sampling: dict[str, Any] | None = None) -> Any:
+    return contrastive_text(folder) if name == "contrastive" else load_model(name, folder, sampling=sampling)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +61,12 @@ def test_the_same_request_gives_the_same_image_in_whatever_batch(cascade_of: Cal
 def test_a_cascade_is_its_parts_wherever_they_lie(generator: str, tmp_path: Path) -> None:
     folder = GENERATORS[generator](tmp_path / "made").rename(tmp_path / "moved")
     names = {path.name for path in folder.iterdir() if path.is_dir()}
-    upsamplers = tuple(load_part(name, folder / name, device="cpu") for name in names if "upsampler" in name)
-    parts = {name: load_part(name, folder / name, device="cpu") for name in names if "upsampler" not in name}
+    sampling = json.loads((folder / DESCRIPTION).read_text())["sampling"]
+    upsamplers = tuple(part(name, folder / name, sampling.get(name)) for name in names if "upsampler" in name)
+    parts = {name: part(name, folder / name, sampling.get(name)) for name in names if "upsampler" not in name}
     by_hand, loaded = Cascade(**parts, upsamplers=upsamplers), Cascade.load(folder)
     assert loaded.generators == by_hand.generators == ("diffusion",)
-    assert {field for field, part in vars(loaded).items() if part} == {*parts} | (
+    assert {field.name for field in fields(Parts) if getattr(loaded, field.name)} == {*parts} | (
         {"upsamplers"} if upsamplers else set()
     )
     assert farthest(loaded.sample(REQUESTS[generator]), by_hand.sample(REQUESTS[generator])) == 0
@@ -98,7 +109,7 @@ def test_frames_of_latents_are_shown_as_images(cascade_of: Callable) -> None:
 
     (made,) = cascade.sample(REQUESTS["latent"][:1])
     (images,) = cascade.sample_stages(REQUESTS["latent"][:1], on_step=on_step)
-    assert len(frames) == DIFFUSION["num_inference_steps"]
+    assert len(frames) == FEW["num_inference_steps"]
     np.testing.assert_array_equal(images["base"], made)
     np.testing.assert_array_equal(to_uint8(frames[-1])[0], made)
 
@@ -106,9 +117,9 @@ def test_frames_of_latents_are_shown_as_images(cascade_of: Callable) -> None:
 def test_latents_and_their_decoder_need_each_other(tmp_path: Path) -> None:
     folder = latent(tmp_path)
     with pytest.raises(ValueError, match="need each other"):
-        Cascade(base=load_part("base", folder / "base", device="cpu"))
-    images = load_part("base", base(tmp_path / "images"), device="cpu")
-    decoder = load_part("autoencoder", folder / "autoencoder", device="cpu")
+        Cascade(base=part("base", folder / "base"))
+    images = part("base", base(tmp_path / "images"))
+    decoder = part("autoencoder", folder / "autoencoder")
     with pytest.raises(ValueError, match="need each other"):
         Cascade(base=images, autoencoder=decoder)
 
@@ -151,10 +162,10 @@ def test_a_prompt_that_the_encoder_can_not_read_to_its_end_is_refused(cascade_of
 
 
 def test_a_base_that_reads_without_its_encoder_is_refused(tmp_path: Path) -> None:
-    lone = Cascade(base=load_part("base", base(tmp_path, image_embedding_dim=6), device="cpu"))
+    lone = Cascade(base=part("base", base(tmp_path, image_embedding_dim=6)))
     with pytest.raises(ValueError, match="needs a diffusion prior over 6 numbers"):
         lone.sample([Request(prompt="red apple")])
-    text = load_part("contrastive", contrastive(tmp_path), device="cpu")
+    text = part("contrastive", contrastive(tmp_path))
     with pytest.raises(ValueError, match="needs a diffusion prior over 6 numbers"):
         Cascade(base=lone.base, contrastive=text).sample([Request(prompt="red apple")])
 
@@ -196,7 +207,7 @@ def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, generator: 
     [
         ({"objective": DIFFUSION["objective"] | {"schedule": "linear"}}, "they differ in schedule"),
         ({"objective": DIFFUSION["objective"] | {"num_train_timesteps": 60}}, "they differ in num_train_timesteps"),
-        ({"objective": {"name": "edm", "sigma_data": 0.5}}, "they differ in name, schedule"),
+        ({"objective": {"kind": "edm", "sigma_data": 0.5}}, "they differ in kind, schedule"),
         ({"resolution": 16}, "they differ in resolution"),
         ({"classes": CLASSES[::-1]}, "they differ in classes"),
         ({"noisy": False}, "knows clean images only"),

@@ -4,26 +4,28 @@ import pytest
 import torch
 from torch import nn
 
+from components.configuration.sampling import DiffusionPriorSampling, DiffusionSampling
 from components.models.diffusion_prior import DiffusionPrior
 from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.training.tasks.diffusion_prior import diffusion_prior_arguments, prior_objective
+from components.training.networks import network_arguments
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 REQUESTS = (Request(prompt="a red circle", seed=1), Request(seed=2))
 
 
 def base(**network: int) -> SamplingModel:
-    return SamplingModel("base", "diffusion", network, {}, nn.Linear(1, 1), None)
+    return SamplingModel("base", "unet", network, {}, nn.Linear(1, 1), None, DiffusionSampling())
 
 
 def prior() -> SamplingModel:
     config = prior_config()
-    arguments = diffusion_prior_arguments(config, PRIOR_DATASET_INFO)
-    settings = {"objective": prior_objective(config), **config.model_dump()}
-    return SamplingModel("prior", "diffusion_prior", arguments, settings, DiffusionPrior(**arguments).eval(), None)
+    arguments = network_arguments(config, PRIOR_DATASET_INFO)
+    settings, sampling = {"objective": config.process.objective()}, DiffusionPriorSampling(num_inference_steps=4)
+    module = DiffusionPrior(**arguments).eval()
+    return SamplingModel("prior", "diffusion_prior", arguments, settings, module, None, sampling)
 
 
 def test_states_are_those_of_the_prompt_and_the_null_is_the_empty_text() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from components.models.gan import Generator, estimate_statistics
-from components.sampling.gan import sample_gan
+from components.sampling.generators.gan import sample_gan
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request
 from components.storage.bundle import ModelBundle, save_bundle

@@ -11,7 +11,7 @@ from PIL import Image
 from components.diffusion.corruption import from_levels, to_levels
 from components.sampling.image_files import MAX_PIXELS, base64_png, encode_png, enlarged, open_given_image, open_image
 from components.sampling.images import from_uint8, levels_to_uint8, read_image, to_uint8
-from components.training.previews import png_grid
+from components.training.batches import png_grid
 from tests.unit.test_data_hostile import png_of
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)

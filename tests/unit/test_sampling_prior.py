@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from components.sampling.generators.tokens import check_prior, sample_best, sample_prior
 from components.sampling.model import SamplingModel, load_model
-from components.sampling.prior import check_prior, sample_best, sample_prior
 from components.sampling.requests import Request, check_request
 from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
 from tests.tiny_cascade import CLASSES
@@ -22,18 +22,18 @@ NETWORK = {
     "num_classes": len(CLASSES),
 }
 IMAGE = {"condition_codebook_size": 6, "condition_grid": [2, 2]}
-KINDS = ("prior", "masked_prior")
+KINDS = ("transformer", "masked_transformer")
 
 
-def load(folder: Path, kind: str, *, settings: dict[str, Any] | None = None, **network: Any) -> SamplingModel:
+def load(folder: Path, kind: str, *, sampling: dict[str, Any] | None = None, **network: Any) -> SamplingModel:
     torch.manual_seed(0)
     module = NETWORKS[kind](**NETWORK | network)
     for parameter in module.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_().mul_(0.3)
-    known = {"grid": [4, 4], "classes": CLASSES} | (settings or {})
+    known = {"grid": [4, 4], "classes": CLASSES}
     save_bundle(folder, ModelBundle(kind, NETWORK | network, known, module))
-    return load_model("prior", folder)
+    return load_model("prior", folder, sampling=sampling)
 
 
 def requests(count: int, **asked: Any) -> list[Request]:
@@ -63,7 +63,7 @@ def test_candidates_are_other_images_of_the_same_seed(kind: str, tmp_path: Path)
 
 
 def test_the_best_of_several_is_one_of_them_and_always_the_same(tmp_path: Path) -> None:
-    model = load(tmp_path, "prior")
+    model = load(tmp_path, "transformer")
     best = sample_best(model, requests(3), n=4)
     for i, k in enumerate(best.candidate.tolist()):
         assert torch.equal(best.chosen[i], sample_prior(model, requests(3), candidate=k)[i])
@@ -72,33 +72,33 @@ def test_the_best_of_several_is_one_of_them_and_always_the_same(tmp_path: Path) 
     assert torch.equal(alone, best.chosen[1])
     assert torch.equal(sample_best(model, requests(3), n=1).chosen, sample_prior(model, requests(3)))
     with pytest.raises(ValueError, match="needs a causal transformer"):
-        sample_best(load(tmp_path / "masked", "masked_prior"), requests(3), n=4)
+        sample_best(load(tmp_path / "masked", "masked_transformer"), requests(3), n=4)
 
 
 def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
-    masked, causal = load(tmp_path / "a", "masked_prior"), load(tmp_path / "b", "prior")
+    masked, causal = load(tmp_path / "a", "masked_transformer"), load(tmp_path / "b", "transformer")
     (request,) = requests(1, steps=5)
     check_request(request)
     check_prior(masked, request)
-    with pytest.raises(ValueError, match="the token branch takes no steps"):
+    with pytest.raises(ValueError, match="this prior takes no steps"):
         check_prior(causal, request)
-    for steps in (0, 17):
-        with pytest.raises(ValueError, match=rf"steps must be in \[1, 16\], not {steps}"):
+    for steps, words in ((0, "num_inference_steps: Input should be"), (17, r"steps must be in \[1, 16\], not 17")):
+        with pytest.raises(ValueError, match=words):
             check_prior(masked, request._replace(steps=steps))
-    own = load(tmp_path / "c", "masked_prior", settings={"num_inference_steps": 5, "choice_temperature": 2.0})
-    asked = load(tmp_path / "d", "masked_prior", settings={"num_inference_steps": 9, "choice_temperature": 2.0})
+    own = load(tmp_path / "c", "masked_transformer", sampling={"num_inference_steps": 5, "choice_temperature": 2.0})
+    asked = load(tmp_path / "d", "masked_transformer", sampling={"num_inference_steps": 9, "choice_temperature": 2.0})
     assert torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3, steps=5)))
     assert not torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3)))
 
 
 def test_a_larger_grid_is_for_causal_priors(tmp_path: Path) -> None:
-    model = load(tmp_path / "a", "prior", **IMAGE)
+    model = load(tmp_path / "a", "transformer", **IMAGE)
     condition = torch.randint(0, 6, (2, 6))
     assert sample_prior(model, requests(2), condition, grid=(4, 6)).shape == (2, 4, 6)
     same = sample_prior(model, requests(2), condition[:, :4], grid=(4, 4))
     assert torch.equal(same, sample_prior(model, requests(2), condition[:, :4]))
     with pytest.raises(ValueError, match="4×4 alone, not of 4×6"):
-        sample_prior(load(tmp_path / "b", "masked_prior"), requests(2), grid=(4, 6))
+        sample_prior(load(tmp_path / "b", "masked_transformer"), requests(2), grid=(4, 6))
     with pytest.raises(ValueError, match="3×4 is smaller than the 4×4"):
         sample_prior(model, requests(2), condition[:, :4], grid=(3, 4))
 

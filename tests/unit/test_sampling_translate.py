@@ -20,22 +20,22 @@ from components.evaluation.restoration import (
     restoration_table,
     restorations,
 )
+from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
-from components.tracking.cascade_model import Row, predictor_of
-from components.tracking.registry import _input_example
-from tests.tiny_cascade import CLASSES, OBJECTIVE, TEXT, UNET, write_model
+from components.sampling.rows import Row
+from components.tracking.registry import input_example
+from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
 
 SIDE = 16
 PALETTE = {
     "role": "image_to_image",
     "resolution": SIDE,
     "objective": OBJECTIVE,
-    "sampler": "ddpm",
-    "num_inference_steps": 4,
     "classes": CLASSES,
     "tasks": list(TASKS),
-    "factors": [2, 4],
+    "super_resolution_factors": [2, 4],
+    "mask_area": [0.1, 0.5],
 }
 
 
@@ -43,7 +43,8 @@ def write_palette(folder: Path, *, text: bool = False, **settings: Any) -> Path:
     """A cascade of nothing but an image-to-image model with random weights."""
     network = UNET | {"resolution": SIDE, "num_classes": None, "text": TEXT if text else None}
     network |= {"condition_image_channels": 4}
-    return compose(folder / "cascade", model=write_model(folder / "palette", "diffusion", network, PALETTE | settings))
+    model = write_model(folder / "palette", "unet", network, PALETTE | settings)
+    return compose(folder / "cascade", model=model, sampling={"model": FEW})
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +144,9 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
         ({"task": "super_resolution", "mask": None}, "16x16 pixels, for super_resolution this model takes 8x8 or 4x4"),
         ({"label": 0}, "takes no label"),
         ({"prompt": "red"}, "takes no prompt"),
-        ({"condition": b"x"}, "takes no condition image"),
+        ({"condition": b"x"}, "the translate generator takes no condition"),
         ({"steps": 51}, r"steps must be in \[1, 50\], not 51"),
-        ({"generator": "diffusion"}, "only the translate generator takes image, not the diffusion generator"),
+        ({"generator": "diffusion"}, "this cascade has no diffusion generator; it has translate"),
         ({"top_k": 3}, "translate generator takes no top_k"),
     ],
 )
@@ -164,7 +165,7 @@ def test_a_task_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
 def test_a_registered_model_takes_its_example_and_answers_as_the_cascade(tmp_path: Path) -> None:
     folder = write_palette(tmp_path)
     for model in (folder, folder / "model"):
-        (answer,) = predictor_of(model)([Row(**row) for row in _input_example(model)])
+        (answer,) = predictor_of(model)([Row(**row) for row in input_example(model)])
         assert Image.open(io.BytesIO(base64.b64decode(answer))).size == (SIDE, SIDE)
     request = request_of("inpainting", 1)
     given = {name: base64.b64encode(getattr(request, name)).decode() for name in ("image", "mask")}
@@ -199,8 +200,8 @@ def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(cascade: C
 
 def test_images_are_asked_for_by_what_the_model_takes(cascade: Cascade, tmp_path: Path) -> None:
     labels, captions = np.arange(3), ("red apple", " ", "red apple " * 20)
-    assert asked_of(cascade.first_models["translate"], labels, captions) == [Request()] * 3
-    glide = Cascade.load(write_palette(tmp_path, text=True)).first_models["translate"]
+    assert asked_of(cascade.makers["translate"].first, labels, captions) == [Request()] * 3
+    glide = Cascade.load(write_palette(tmp_path, text=True)).makers["translate"].first
     assert [request.prompt for request in asked_of(glide, labels, captions)] == ["red apple", None, None]
 
 

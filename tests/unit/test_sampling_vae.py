@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from components.configuration.sampling import ModelSampling
 from components.models.autoencoder import Autoencoder
+from components.sampling.generators.vae import sample_vae
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.sampling.vae import sample_vae
 
 NETWORK = {
     "resolution": 16,
@@ -25,7 +26,9 @@ NETWORK = {
 def model_of(**changes: Any) -> SamplingModel:
     torch.manual_seed(0)
     network = NETWORK | changes
-    return SamplingModel("vae", "autoencoder", network, {"resolution": 16}, Autoencoder(**network).eval(), None)
+    return SamplingModel(
+        "vae", "autoencoder", network, {"resolution": 16}, Autoencoder(**network).eval(), None, ModelSampling()
+    )
 
 
 def test_a_image_depends_on_its_seed_and_not_on_its_batch() -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from components.configuration.optimization import Training
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.node import threads_of
 from components.stages import images
 from components.stages.context import StageContext
 from components.storage.store import Store
-from components.training.config import TrainingConfig
 from pipelines.cluster import CPUS_PER_CORE, Cluster, local_cpus, parse_cluster
 from pipelines.plan_command import overview
 from pipelines.preflight import check_batches, concurrent_trainings, trainings
@@ -61,7 +61,7 @@ def test_a_training_takes_the_most_workers_that_share_its_batch_on_the_gpus_it_m
         for training, config in trainings(workflow).items():
             others = max(sum(map(workers.get, found)) for found in at_once if training in found) - workers[training]
             may_use = max(1, gpus - others)
-            divisors = [count for count in range(1, may_use + 1) if config.global_batch_size % count == 0]
+            divisors = [count for count in range(1, may_use + 1) if config.optimization.global_batch_size % count == 0]
             assert workers[training] == max(divisors), (training, gpus)
             assert shares[training].gpus_per_worker == 1
         crowded = [found for found in at_once if sum(map(workers.get, found)) > gpus]
@@ -77,7 +77,7 @@ def test_no_recipe_is_refused_and_none_has_less_than_an_equal_share_holds(name: 
         check_batches(workflow, shares)
         for training, config in trainings(workflow).items():
             equal = max(1, gpus // max(len(found) for found in at_once if training in found))
-            held = max(count for count in range(1, equal + 1) if config.global_batch_size % count == 0)
+            held = max(count for count in range(1, equal + 1) if config.optimization.global_batch_size % count == 0)
             assert shares[training].num_workers >= held, (training, gpus)
 
 
@@ -122,7 +122,7 @@ def test_pools_that_run_at_once_never_wait_for_gpus_that_another_pool_holds(gpus
     """Two pools with half of the GPUs each, both waiting for the other half before they begin, would wait for ever."""
     workflow = build_workflow(fashion_guidance())
     shares = share_cluster(workflow, profile, Cluster(cpus=8 * gpus, gpus=gpus))
-    pools = [stage.name for stage in workflow.stages if not isinstance(stage.config, TrainingConfig)]
+    pools = [stage.name for stage in workflow.stages if not isinstance(stage.config, Training)]
     pools = [name for name in pools if shares[name].gpus_per_worker]
     groups = concurrent_stages(workflow, pools)
     assert max(map(len, groups)) > 1  # there are such pools

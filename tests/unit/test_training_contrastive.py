@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.configuration.dataset_info import DatasetInfo
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.config import DatasetInfo
 from components.training.loop import Task, fit
-from components.training.tasks.contrastive import ContrastiveTask, contrastive_arguments
+from components.training.networks import network_arguments
+from components.training.tasks.contrastive import ContrastiveTask
 from tests.tiny_text_image import contrastive_config, contrastive_task
 from tests.tiny_training import assert_close, assert_equal_bits, batches, rows_at, weights_of
 
@@ -23,7 +24,7 @@ def one_thread() -> None:
 def trained(*, steps: int = 20, **options: int) -> ContrastiveTask:
     config = contrastive_config(total_steps=steps)
     task = contrastive_task(config, **options)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     return task
 
 
@@ -33,11 +34,11 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> Non
     def save(step: int, task: Task) -> None:
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
-    fit(contrastive_task(config), batches(config, to_batch), config, save=save)
+    fit(contrastive_task(config), batches(config, to_batch), config.optimization, save=save)
     task = contrastive_task(config)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
@@ -49,12 +50,12 @@ def test_training_moves_every_weight_and_learns_pairs_by_heart() -> None:
     config = contrastive_config(total_steps=60, warmup_steps=2, max_shift=0, learning_rate=5e-3)
     task = contrastive_task(config)
     before, batch, losses = weights_of(task), next(batches(config, to_batch)), []
-    for step in range(1, config.total_steps + 1):
+    for step in range(1, config.optimization.total_steps + 1):
         losses.append(float(task.train_step(batch, step)["loss"]))
     after = weights_of(task)
     assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
     assert losses[-1] < 0.1 * losses[0]
-    rows = rows_at(config, range(config.global_batch_size))
+    rows = rows_at(config, range(config.optimization.global_batch_size))
     metrics = task.evaluate({name: rows[name] for name in ("image", "text")})
     assert metrics["held_out_image_to_text"] == metrics["held_out_text_to_image"] == 1
     assert task.evaluate(rows) == task.evaluate(rows)
@@ -70,7 +71,7 @@ def test_a_non_finite_batch_changes_nothing() -> None:
 
 def test_a_set_without_captions_is_refused() -> None:
     with pytest.raises(ValueError, match="this set has none"):
-        contrastive_arguments(contrastive_config(), DatasetInfo(num_classes=3))
+        network_arguments(contrastive_config(), DatasetInfo(num_classes=3))
 
 
 def test_shifts_move_each_image_by_its_position_and_repeat_its_edge() -> None:

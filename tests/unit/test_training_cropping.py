@@ -3,7 +3,7 @@
 import torch
 
 from components.diffusion.schedule import make_schedule
-from components.training.cropping import cropped, draw_windows
+from components.training.augmentation import cropped, draw_windows
 
 
 def test_windows_lie_inside_and_each_place_comes_alike() -> None:

@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from components.sampling.diffusion import sample_base
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import DiffusionSampling
 from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.generators.diffusion import sample_base
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.stages.diffusion import check_sizes
+from components.stages.diffusion import check_sizes, settings_of
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.config import DiffusionConfig
-from components.training.diffusion_settings import sampling_settings
 from components.training.loop import Task, fit
-from components.training.tasks.diffusion import DiffusionTask, network_arguments
+from components.training.networks import network_arguments
+from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, load_frozen_image, load_frozen_text_tower
 from tests.tiny_training import assert_close, assert_equal_bits, batches, diffusion_config, rows_at, weights_of
 
@@ -28,21 +29,21 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def config_of(**changes: Any) -> DiffusionConfig:
-    numbers = {"conditions": BOTH, "text_conditioning": "cross_attention", "threshold": "dynamic", "dropout": 0.0}
+def config_of(**changes: Any) -> DiffusionTraining:
+    numbers = {"conditions": BOTH, "text_conditioning": "cross_attention", "dropout": 0.0}
     return diffusion_config(**(numbers | changes))
 
 
-def task_of(config: DiffusionConfig, *, max_batch_per_device: int | None = None) -> DiffusionTask:
+def task_of(config: DiffusionTraining, *, max_batch_per_device: int | None = None) -> DiffusionTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
     task = DiffusionTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
     task.max_batch = max_batch_per_device
     return task
 
 
-def trained(config: DiffusionConfig, **options: Any) -> DiffusionTask:
+def trained(config: DiffusionTraining, **options: Any) -> DiffusionTask:
     task = task_of(config, **options)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     return task
 
 
@@ -55,11 +56,11 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit_previews_and_all(tmp_p
         assert set(task.preview(rows, step)) == {"samples"}
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
-    fit(task_of(config), batches(config, to_batch), config, save=save)
+    fit(task_of(config), batches(config, to_batch), config.optimization, save=save)
     task = task_of(config)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
@@ -72,20 +73,21 @@ def test_training_moves_every_weight_and_keeps_no_encoder() -> None:
     config = config_of(total_steps=40, warmup_steps=2)
     task = task_of(config)
     before = weights_of(task)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     after = weights_of(task)
     assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
     assert not [name for name in before if "text_encoder" in name or "image_encoder" in name]
 
 
-def model_of(config: DiffusionConfig) -> SamplingModel:
+def model_of(config: DiffusionTraining) -> SamplingModel:
     network = task_of(config).learner.network.eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))  # what starts at zero sees no condition
     arguments = network_arguments(config, PRIOR_DATASET_INFO)
-    return SamplingModel("base", "diffusion", arguments, sampling_settings(config, ()), network, None)
+    sampling = DiffusionSampling(num_inference_steps=4)
+    return SamplingModel("base", "unet", arguments, settings_of(config, ()), network, None, sampling)
 
 
 def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:

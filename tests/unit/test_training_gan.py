@@ -13,11 +13,12 @@ from components.models.gan import ConditionalBatchNorm2d, Generator, batch_momen
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.guard import NonFiniteError
 from components.training.learner import below
 from components.training.loop import Task, fit
+from components.training.networks import network_arguments
+from components.training.optim import NonFiniteError
 from components.training.parallel import Worker
-from components.training.tasks.gan import GANTask, generator_arguments
+from components.training.tasks.gan import GANTask
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, batches, gan_config, make_task, rows_at, weights_of
 
 
@@ -29,7 +30,7 @@ def one_thread() -> None:
 def trained(**changes: object) -> GANTask:
     config = gan_config(**changes)
     task = make_task(config)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     return task
 
 
@@ -43,12 +44,12 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(precision: str, tmp_pa
         task.preview({}, step)
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
-    fit(make_task(config), batches(config, to_batch), config, save=save)
+    fit(make_task(config), batches(config, to_batch), config.optimization, save=save)
     torch.rand(17)
     task = make_task(config)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
@@ -56,7 +57,7 @@ def test_training_moves_every_weight_of_both_networks() -> None:
     config = gan_config()
     task = make_task(config)
     before = weights_of(task)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     after = weights_of(task)
     still = {name for name in before if torch.equal(before[name], after[name])}
     # Statistics are estimated for the average only, and a matrix of one row has one left singular vector.
@@ -73,7 +74,12 @@ def test_the_discriminator_learns_to_tell_images_from_noise() -> None:
     config = gan_config(learning_rate=1e-6, total_steps=60, augment=False)
     task = make_task(config)
     losses = []
-    fit(task, batches(config, to_batch), config, log=lambda _, metrics: losses.append(float(metrics["loss"])))
+    fit(
+        task,
+        batches(config, to_batch),
+        config.optimization,
+        log=lambda _, metrics: losses.append(float(metrics["loss"])),
+    )
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
@@ -108,7 +114,7 @@ def test_previews_and_evaluation_leave_training_as_it_is() -> None:
         shown.preview(held_out, step)
         shown.evaluate(held_out)
 
-    fit(task, batches(config, to_batch), config, show=show)
+    fit(task, batches(config, to_batch), config.optimization, show=show)
     assert_equal_bits(weights_of(task), weights_of(undisturbed))
 
 
@@ -139,7 +145,7 @@ def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run() ->
         with torch.no_grad():
             parameter.fill_(float("inf"))
         with pytest.raises(NonFiniteError, match="lower learning_rate"):
-            fit(task, batches(config, to_batch), config)
+            fit(task, batches(config, to_batch), config.optimization)
 
 
 def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
         {name: tensor.contiguous() for name, tensor in weights_of(task).items()}, tmp_path / "weights.safetensors"
     )
     weights = below("generator.ema.", load_file(tmp_path / "weights.safetensors"))
-    arguments = generator_arguments(task.config, DATASET_INFO)
+    arguments = network_arguments(task.config, DATASET_INFO)
     network = Generator(**arguments)
     network.load_state_dict(weights)
     save_bundle(tmp_path, ModelBundle("gan", arguments, {"resolution": 8}, network))

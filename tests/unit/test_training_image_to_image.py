@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from components.configuration.diffusion import TASKS
 from components.diffusion.degradation import MASK_TASKS
+from components.training.augmentation import draw_windows
 from components.training.batches import to_batch
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.cropping import draw_windows
-from components.training.image_to_image_config import TASKS
 from components.training.tasks.image_to_image import ImageToImageTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, image_to_image_config, make_task, rows_at
 
@@ -84,7 +84,7 @@ def test_the_restored_image_keeps_the_known_pixels() -> None:
         ({"super_resolution_factors": (3,)}, "3 must be at least 2 and divide 8"),
         ({"super_resolution_factors": ()}, "needs super_resolution_factors"),
         ({"low_res_resolution": 4}, "super_resolution is one of its tasks"),
-        ({"condition_image_channels": 3}, "no other image"),
+        ({"conditions": ("condition_image",), "condition_member": "depth"}, "no other image"),
         ({"crop_size": 4, "attention_resolutions": ()}, "crop_size None"),
         ({"loss": "hybrid", "variance": "learned_range"}, "loss must be simple"),
     ],
@@ -102,7 +102,6 @@ def test_a_recipe_that_can_not_be_trained_is_refused(changes: dict[str, Any], wo
         ({"crop_size": 5, "attention_resolutions": ()}, "crop_size 5 must be below resolution 8 and halve 1 times"),
         ({"conditions": ("condition_image",)}, "needs condition_member"),
         ({"condition_member": "depth"}, "needs condition_member"),
-        ({"conditions": ("condition_image",), "condition_member": "depth"}, "condition_image_channels must be 3"),
     ],
 )
 def test_windows_and_condition_images_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -121,7 +120,7 @@ def test_training_evaluation_and_previews_see_windows_and_the_trained_network_wh
     task.preview(rows, 1)
     assert set(sizes) == {(4, 4)}
     low_res, level = task.conditioning_images(batch)["low_res"], torch.zeros(6, dtype=torch.int64)
-    conditions = conditions_of(batch, config.conditions) | {"low_res": low_res, "noise_level": level}
+    conditions = conditions_of(batch, config.conditioning.conditions) | {"low_res": low_res, "noise_level": level}
     whole = task.learner.snapshot()(batch["image"], level, **conditions)
     assert whole.shape == batch["image"].shape
     names = [type(module).__name__ for module in task.learner.network.modules()]
@@ -132,16 +131,16 @@ def test_windows_are_those_of_the_whole_images_before_noise_is_added() -> None:
     config = diffusion_config(low_res_resolution=4, crop_size=4, attention_resolutions=())
     task, batch = make_task(config), to_batch(rows_at(config, range(6)))
     seen, given = task.crop(batch, noise_level=0)  # no noise
-    windows = draw_windows(config.seed, batch["position"], resolution=8, size=4)
+    windows = draw_windows(config.optimization.seed, batch["position"], resolution=8, size=4)
     assert torch.equal(seen["image"], windows.cut(batch["image"]))
     assert torch.equal(given["low_res"], windows.cut(task.conditioning_images(batch)["low_res"]))
 
 
 def test_a_condition_image_is_dropped_to_zeros_sample_by_sample() -> None:
-    image = {"condition_member": "depth", "condition_image_channels": 3, "cond_drop": "independent"}
+    image = {"condition_member": "depth", "cond_drop": "independent"}
     config = diffusion_config(conditions=("label", "condition_image"), **image)
     task, batch = make_task(config), to_batch(rows_at(config, range(60)))
-    given = dropped_conditions(batch, config, DATASET_INFO)["condition_image"]
+    given = dropped_conditions(batch, config.conditioning, DATASET_INFO, seed=5)["condition_image"]
     dropped = (given == 0).all(dim=(1, 2, 3))
     assert 0.15 < dropped.float().mean() < 0.45  # cond_drop_prob is 0.3
     assert torch.equal(given[~dropped], batch["condition_image"][~dropped])

@@ -50,7 +50,7 @@ def made(kind: str, **changes: Any) -> tuple[Any, Any]:
         make_config, make = OTHERS[kind]
         config = make_config(total_steps=6, **changes)
         return config, make(config)
-    plain = {} if kind in ("tokenizer", "gan") else {"dropout": 0.0}
+    plain = {} if kind in ("tokenizer", "gan", "dit") else {"dropout": 0.0}
     config = config_of(kind, **{"total_steps": 6, **plain, **changes})
     return config, make_task(config)
 
@@ -58,7 +58,7 @@ def made(kind: str, **changes: Any) -> tuple[Any, Any]:
 def with_room_in(folder: Path, task: Task, config: Any, *, start_step: int = 0) -> Iterator[dict[str, Tensor]]:
     """The batches of a start in the run folder `folder`, after the task was set to what it has room for."""
     recorder = FileRecorder(folder / "log.jsonl")
-    reporter = Reporter(config, stage="base", worker=ALONE, recorder=recorder, start_step=start_step)
+    reporter = Reporter(config.optimization, stage="base", worker=ALONE, recorder=recorder, start_step=start_step)
     rows = batches(config, to_batch, start_step=start_step)
     return with_room(task, rows, reporter, Store(str(folder)))
 
@@ -77,12 +77,12 @@ def is_same(a: Any, b: Any) -> bool:
 def test_a_number_that_was_found_trains_as_one_that_was_told_bit_for_bit(kind: str, tmp_path: Path) -> None:
     config, told = made(kind)
     told.max_batch = ROOM
-    fit(told, batches(config, to_batch), config)
+    fit(told, batches(config, to_batch), config.optimization)
     task = made(kind)[1]
     limit_memory(task, ROOM)
     rows = with_room_in(tmp_path, task, config)
     assert task.max_batch == ROOM
-    fit(task, rows, config)
+    fit(task, rows, config.optimization)
     assert_equal_bits(weights_of(task), weights_of(told))
 
 
@@ -90,7 +90,7 @@ def test_a_number_that_was_found_trains_as_one_that_was_told_bit_for_bit(kind: s
 def test_tries_leave_task_and_generators_as_they_were(kind: str, tmp_path: Path) -> None:
     """Those of a run that goes on after 3 steps; some tries break off halfway, and the last ones succeed."""
     config, first = made(kind)
-    fit(first, batches(config, to_batch), config.model_copy(update={"total_steps": 3}))
+    fit(first, batches(config, to_batch), config.optimization.model_copy(update={"total_steps": 3}))
     loaded, task = made(kind)[1], made(kind)[1]
     for other in (loaded, task):
         other.load_state_dict(torch.load(saved(first, tmp_path), weights_only=True))
@@ -146,7 +146,7 @@ def test_a_compiled_network_is_compiled_for_the_size_that_was_found(tmp_path: Pa
 
     task.losses = refused
     task.learner.network.compile(backend=backend)
-    fit(task, with_room_in(tmp_path, task, config), config.model_copy(update={"total_steps": 1}))
+    fit(task, with_room_in(tmp_path, task, config), config.optimization.model_copy(update={"total_steps": 1}))
     assert task.max_batch == ROOM
     assert symbols
     assert not any(symbols)  # none for a size that may change
@@ -197,7 +197,7 @@ def test_a_restart_with_nothing_left_to_train_evaluates_with_the_number(tmp_path
     config, task = made("base")
     (tmp_path / KEPT).write_text('{"max_batch_per_device": 2}')
     recorder = FileRecorder(tmp_path / "log.jsonl")
-    reporter = Reporter(config, stage="base", worker=ALONE, recorder=recorder, start_step=6)
+    reporter = Reporter(config.optimization, stage="base", worker=ALONE, recorder=recorder, start_step=6)
     assert not list(with_room(task, iter(()), reporter, Store(str(tmp_path))))
     assert task.max_batch == 2
 

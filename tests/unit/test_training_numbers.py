@@ -7,17 +7,23 @@ import pytest
 import torch
 from torch import nn
 
+from components.configuration.optimization import OptimizationConfig
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.config import TrainingConfig
-from components.training.ema import EMA, decay_at
-from components.training.guard import PATIENCE, NonFiniteError, NonFiniteGuard
-from components.training.optim import learning_rate, make_optimizer
+from components.training.optim import (
+    EMA,
+    PATIENCE,
+    NonFiniteError,
+    NonFiniteGuard,
+    decay_at,
+    learning_rate,
+    make_optimizer,
+)
 from components.training.randomness import sample_integers, sample_normal, sample_uniform, step_generator
 
 
-def config(**changes: object) -> TrainingConfig:
+def config(**changes: object) -> OptimizationConfig:
     numbers = {"total_steps": 100, "global_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 10}
-    return TrainingConfig(**(numbers | changes))
+    return OptimizationConfig(**(numbers | changes))
 
 
 def test_ema_after_n_updates_is_its_closed_form() -> None:

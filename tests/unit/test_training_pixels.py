@@ -13,8 +13,9 @@ from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
 from components.training.loop import Task, fit
+from components.training.networks import network_arguments
 from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.pixels import PixelTask, pixel_arguments
+from components.training.tasks.pixels import PixelTask
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,
@@ -73,11 +74,11 @@ def test_a_resumed_run_over_tokens_equals_an_uninterrupted_one_bit_for_bit(netwo
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
     uninterrupted = token_task(network)
-    fit(uninterrupted, batches(config, to_batch), config, save=save)
+    fit(uninterrupted, batches(config, to_batch), config.optimization, save=save)
     task = token_task(network)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
@@ -95,7 +96,7 @@ def test_tokens_are_shown_through_the_tokenizer_and_not_without_one():
 def test_a_bundle_rebuilds_the_network(network: str, grid: object, tmp_path: Path):
     config = pixel_config(network=network)
     task = PixelTask(config, dataset_info=DATASET_INFO, grid=grid)
-    arguments = pixel_arguments(config, DATASET_INFO, grid)
+    arguments = network_arguments(config, DATASET_INFO, grid)
     save_bundle(tmp_path, ModelBundle(network, arguments, {}, task.learner.network))
     values = task.values(to_batch(rows_at(config, range(2))))
     with torch.no_grad():

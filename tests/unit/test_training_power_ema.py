@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.configuration.trainings import GANTraining
 from components.storage.bundle import load_bundle
 from components.training.batches import to_batch
 from components.training.checkpoint import WEIGHTS, read_checkpoint, write_checkpoint
-from components.training.config import GANConfig
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.power_ema import Profile
@@ -42,9 +42,9 @@ def trained(folder: Path) -> Task:
     def save(step: int, task: Task) -> None:
         state = task.state_dict()
         write_checkpoint(folder / str(step), state, step=step)
-        write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.ema_sigma_rel)
+        write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.optimization.ema_sigma_rel)
 
-    fit(task, batches(config, to_batch), config, save=save)
+    fit(task, batches(config, to_batch), config.optimization, save=save)
     return task
 
 
@@ -54,7 +54,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> Non
     task = make_task(config)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
     assert task.state_dict()["learner"]["ema_updates"] == 20
 
@@ -69,13 +69,13 @@ def test_snapshots_hold_both_averages_of_each_checkpoint(tmp_path: Path) -> None
 
 def model_of(folder: Path) -> Path:
     """The final state of `trained` as the folder that a stage commits."""
-    from components.training.tasks.prior import transformer_arguments
+    from components.training.networks import network_arguments
 
     trained(folder / "run")
     model = folder / "model"
     model.mkdir()
     (folder / "run" / SNAPSHOTS).rename(model / SNAPSHOTS)
-    description = ModelDescription("prior", transformer_arguments(prior_config(), DATASET_INFO, GRID), settings={})
+    description = ModelDescription("transformer", network_arguments(prior_config(), DATASET_INFO, GRID), settings={})
     summary = {"steps": 20.0, "ema_sigma_rel": 0.07}
     weights = load_file(folder / "run" / "20" / WEIGHTS)
     write_model(model, description, weights=weights, summary=summary, previews={})
@@ -103,4 +103,4 @@ def test_a_model_without_snapshots_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_a_gan_has_no_power_average() -> None:
     with pytest.raises(ValueError, match="exponential"):
-        GANConfig(**(gan_config().model_dump() | {"ema": "power"}))
+        GANTraining.of(**(gan_config().model_dump() | {"ema": "power"}))

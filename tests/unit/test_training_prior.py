@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.configuration.trainings import MaskedPriorTraining, PriorTraining
 from components.data.errors import TokensError
 from components.data.token_artifacts import (
     check_aligned,
@@ -22,9 +23,9 @@ from components.storage.artifact import Artifact, commit_artifact, describe_byte
 from components.storage.store import Store
 from components.training.batches import to_batch
 from components.training.conditioning import dropped_conditions
-from components.training.config import MaskedPriorConfig, PriorConfig
 from components.training.loop import Batch
-from components.training.tasks.prior import PriorTask, learned_text, transformer_arguments
+from components.training.networks import network_arguments
+from components.training.tasks.prior import PriorTask, learned_text
 from tests.tiny_training import (
     CONDITION,
     DATASET_INFO,
@@ -53,12 +54,13 @@ def test_a_dropped_condition_image_is_the_null_token_everywhere(make_config: Any
     config = make_config(conditions=("label", "condition"), cond_drop_prob=0.5)
     batch = batch_at(config, range(200))
     assert 0 <= batch["condition"].min() <= batch["condition"].max() < CONDITION.codebook_size
-    mixed = dropped_conditions(batch, config, DATASET_INFO)
+    mixed = dropped_conditions(batch, config.conditioning, DATASET_INFO, seed=5)
     dropped = mixed["label"] == DATASET_INFO.num_classes
     assert 60 < dropped.sum() < 140
     assert (mixed["condition"][dropped] == CONDITION.codebook_size).all()
     assert torch.equal(mixed["condition"][~dropped], batch["condition"][~dropped])
-    independent = dropped_conditions(batch, config.model_copy(update={"cond_drop": "independent"}), DATASET_INFO)
+    independently = config.replace(cond_drop="independent").conditioning
+    independent = dropped_conditions(batch, independently, DATASET_INFO, seed=5)
     assert not torch.equal(independent["condition"][:, 0] == CONDITION.codebook_size, independent["label"] == 3)
 
 
@@ -143,7 +145,7 @@ def test_held_out_bits_of_a_text_are_those_of_its_tokens_together() -> None:
 
 def test_the_arguments_rebuild_the_network_from_plain_values() -> None:
     config = prior_config(**EVERYTHING, positions="learned_2d", text_loss_weight=0.1)
-    network = Transformer(**transformer_arguments(config, DATASET_INFO, GRID))
+    network = Transformer(**network_arguments(config, DATASET_INFO, GRID))
     assert network.grid == (GRID.height, GRID.width)
     assert network.condition_grid == (1, 2)
     assert network.null_condition == CONDITION.codebook_size
@@ -165,9 +167,9 @@ def test_numbers_that_do_not_fit_are_refused(make: Any, numbers: dict[str, Any],
 
 
 def test_the_kind_of_network_is_part_of_the_numbers() -> None:
-    assert PriorConfig.model_validate(prior_config().model_dump()) == prior_config()
+    assert PriorTraining.model_validate(prior_config().model_dump()) == prior_config()
     with pytest.raises(ValueError, match="network"):
-        MaskedPriorConfig.model_validate(masked_prior_config().model_dump() | {"network": "transformer"})
+        MaskedPriorTraining.model_validate(masked_prior_config().model_dump() | {"network": "transformer"})
 
 
 def tokens_artifact(root: Path, *, keys: range, width: int, first: int = 0) -> Artifact:

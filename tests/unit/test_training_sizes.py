@@ -11,10 +11,10 @@ from torch import Tensor
 from components.storage.bundle import NETWORKS
 from components.storage.store import Store
 from components.training.batches import to_batch
+from components.training.networks import network_arguments
 from components.training.results import ModelDescription, write_model
 from components.training.sizes import autoencoder_grid, training_sizes
 from components.training.snapshots import write_snapshots
-from components.training.tasks.autoencoder import autoencoder_arguments
 from pipelines.recipes.catalog import RECIPES
 from pipelines.space import space_of
 from pipelines.workflow import PlannedStage
@@ -76,7 +76,7 @@ def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
     state = make_task(config).state_dict()
     for updates in (8, 16, 20):
         state["learner"]["ema_updates"] = updates
-        write_snapshots(tmp_path / "snapshots", state, sigma_rel=config.ema_sigma_rel)
+        write_snapshots(tmp_path / "snapshots", state, sigma_rel=config.optimization.ema_sigma_rel)
     files = sum(path.stat().st_size for path in (tmp_path / "snapshots").iterdir())
     weights = training_sizes(diffusion_config(), DATASET_INFO).model
     assert training_sizes(config, DATASET_INFO).model == 7 * weights
@@ -85,7 +85,7 @@ def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
 
 def test_a_model_takes_what_is_said(tmp_path):
     config = autoencoder_config()
-    network = autoencoder_arguments(config)
+    network = network_arguments(config)
     weights = {f"network.{name}": t for name, t in NETWORKS["autoencoder"](**network).state_dict().items()}
     description = ModelDescription("autoencoder", network, {})
     write_model(tmp_path, description, weights=weights, summary={}, previews={})
@@ -112,7 +112,7 @@ def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
     program = """
 import sys
 from pipelines.recipes.openmoji import base, tokenizer
-from components.training.config import DatasetInfo
+from components.configuration.dataset_info import DatasetInfo
 from components.training.sizes import training_sizes
 before = "sympy" in sys.modules
 for config in (base(), tokenizer()):

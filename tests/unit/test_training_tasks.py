@@ -9,8 +9,8 @@ from PIL import Image
 
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.guard import NonFiniteError
 from components.training.loop import Task, fit
+from components.training.optim import NonFiniteError
 from tests.tiny_training import (
     KINDS,
     assert_close,
@@ -30,7 +30,7 @@ def one_thread() -> None:
 
 def trained(config: Any, **options: Any) -> Task:
     task = make_task(config, **options)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     return task
 
 
@@ -44,23 +44,24 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(kind: str, precision: 
     def save(step: int, task: Task) -> None:
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
-    fit(make_task(config), batches(config, to_batch), config, save=save)
+    fit(make_task(config), batches(config, to_batch), config.optimization, save=save)
     torch.rand(17)  # what happened in the process since must not matter
     task = make_task(config)
     step, state = read_checkpoint(tmp_path / "10")
     assert step == 10
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
-    config = config_of(kind, total_steps=40, warmup_steps=2, dropout=0.0) if kind != "tokenizer" else config_of(kind)
+    plain = {} if kind == "dit" else {"dropout": 0.0}
+    config = config_of(kind) if kind == "tokenizer" else config_of(kind, total_steps=40, warmup_steps=2, **plain)
     task = make_task(config)
     before, losses = weights_of(task), []
     batch = next(batches(config, to_batch))
-    for step in range(1, config.total_steps + 1):
+    for step in range(1, config.optimization.total_steps + 1):
         losses.append(float(task.train_step(batch, step)["loss"]))
     after = weights_of(task)
     still = [name for name in before if torch.equal(before[name], after[name])]
@@ -71,7 +72,7 @@ def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_equals_no_accumulation(kind: str) -> None:
-    config = config_of(kind, total_steps=6, **({} if kind == "tokenizer" else {"dropout": 0.0}))
+    config = config_of(kind, total_steps=6, **({} if kind in ("tokenizer", "dit") else {"dropout": 0.0}))
     whole, parts = trained(config), trained(config, max_batch_per_device=3)
     assert_close(weights_of(parts), weights_of(whole))
 
@@ -86,7 +87,7 @@ def test_previews_and_evaluation_leave_training_as_it_is(kind: str) -> None:
         shown.preview(held_out, step)
         shown.evaluate(held_out)
 
-    fit(task, batches(config, to_batch), config, show=show)
+    fit(task, batches(config, to_batch), config.optimization, show=show)
     assert_equal_bits(weights_of(task), weights_of(undisturbed))
 
 
@@ -113,7 +114,7 @@ def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run(kind
     assert_equal_bits(weights_of(task), before)
     poison_weights(task)
     with pytest.raises(NonFiniteError, match="lower learning_rate"):
-        fit(task, batches(config, to_batch), config)
+        fit(task, batches(config, to_batch), config.optimization)
 
 
 def poison_weights(task: Task) -> None:

@@ -33,7 +33,7 @@ def trained(kind: str, changes: dict[str, Any] | None = None, **options: Any) ->
     make_config, make_task = KINDS[kind]
     config = make_config(**(changes or {}))
     task = make_task(config, **options)
-    fit(task, batches(config, to_batch), config)
+    fit(task, batches(config, to_batch), config.optimization)
     return task
 
 
@@ -46,11 +46,11 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(kind: str, tmp_path: P
         task.evaluate(rows_at(config, range(1000, 1012)))
         write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
 
-    fit(make_task(config), batches(config, to_batch), config, save=save)
+    fit(make_task(config), batches(config, to_batch), config.optimization, save=save)
     task = make_task(config)
     step, state = read_checkpoint(tmp_path / "10")
     task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config, start_step=step)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
@@ -66,7 +66,7 @@ def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
     config = make_config(total_steps=60, warmup_steps=2, weight_decay=0.0)
     task = make_task(config)
     before, batch, losses = weights_of(task), next(batches(config, to_batch)), []
-    for step in range(1, config.total_steps + 1):
+    for step in range(1, config.optimization.total_steps + 1):
         losses.append(float(task.train_step(batch, step)["loss"]))
     after = weights_of(task)
     assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
@@ -113,7 +113,7 @@ def test_dropped_conditions_of_frozen_encoders_are_those_of_the_empty_text_both_
     config = prior_config(cond_drop_prob=0.5, global_batch_size=64)
     task = prior_task(config)
     batch = encoded(next(batches(config, to_batch)), task.encoders)
-    mixed = dropped_conditions(batch, config, PRIOR_DATASET_INFO)
+    mixed = dropped_conditions(batch, config.conditioning, PRIOR_DATASET_INFO, seed=5)
     states = (mixed["text_states"] == batch["null_text_states"]).flatten(1).all(1)
     embedding = (mixed["text_embedding"] == batch["null_text_embedding"]).all(1)
     assert torch.equal(states, embedding)

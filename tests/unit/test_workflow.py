@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.storage.artifact import Artifact, commit_artifact
 from components.storage.store import Store
 from pipelines.workflow import Selection, Stage, UsageError, Workflow

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from components.configuration import Config
+from components.configuration.config import Config
 from components.data.errors import ShardError, SourceError
 from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.configuration.trainings import AutoencoderTraining
 from components.losses.adversarial import (
     GeneratorLoss,
     adaptive_weight,
@@ -31,14 +32,13 @@ from components.models.quantizer import (
     draw_latents,
     gather_over_ranks,
 )
-from components.training.annealing import kl_weight_at, temperature_at
-from components.training.batches import to_batch, with_positions
-from components.training.config import AutoencoderConfig
+from components.training.batches import png_grid, to_batch, with_positions
 from components.training.learner import Learner, accumulated, below, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import make_network
+from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import ALONE, Worker, average
 from components.training.perceptual_weights import load_perceptual_loss
-from components.training.previews import png_grid
 from components.training.randomness import sample_gumbel, sample_normal, step_generator
 
 PREVIEW_SAMPLES = 8
@@ -60,28 +60,6 @@ class Judgement(NamedTuple):
     discriminator_loss: Tensor
 
 
-def autoencoder_arguments(config: AutoencoderConfig) -> dict[str, Any]:
-    """Arguments of the autoencoder for this recipe; plain values, they go into the bundle."""
-    return {
-        "resolution": config.resolution,
-        "channels": config.channels,
-        "channel_mult": list(config.channel_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "attention_resolutions": list(config.attention_resolutions),
-        "latent_channels": config.latent_channels,
-        "bottleneck": config.bottleneck,
-        "codebook_size": config.codebook_size,
-        "codebook_dim": config.codebook_dim,
-        "ema_decay": config.codebook_decay,
-        "codebook_init": config.codebook_init,
-        "l2_normalize": config.l2_normalize,
-        "fsq_levels": list(config.fsq_levels),
-        "reconstruction": config.reconstruction,
-        "patch_shortcut": config.patch_shortcut,
-        "norm_groups": config.norm_groups,
-    }
-
-
 class AutoencoderTask:
     """Autoencoder and, if its weight is above zero, discriminator. Only the autoencoder is kept.
 
@@ -91,30 +69,33 @@ class AutoencoderTask:
     max_batch: int | None = None
     parts_matter: bool = False
 
-    def __init__(self, config: AutoencoderConfig, *, worker: Worker = ALONE) -> None:
+    def __init__(self, config: AutoencoderTraining, *, worker: Worker = ALONE) -> None:
         self.config, self.worker = config, worker
-        with seeded(config.seed):
-            autoencoder = Autoencoder(**autoencoder_arguments(config))
-            self.discriminator = self.make_discriminator() if config.adversarial_weight > 0 else None
-        autoencoder.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-        self.generator = Learner(autoencoder, config=config, worker=worker, ema_decay=config.ema_decay)
-        network = config.perceptual_network if config.perceptual_weight > 0 else "none"
-        self.perceptual = load_perceptual_loss(network, weights_uri=config.perceptual_weights_uri)
+        self.seed = config.optimization.seed
+        with seeded(config.optimization.seed):
+            autoencoder = make_network(config)
+            self.discriminator = self.make_discriminator() if config.losses.adversarial_weight > 0 else None
+        autoencoder.to(memory_format=torch.channels_last)
+        self.generator = Learner(autoencoder, config=config.optimization, worker=worker)
+        network = config.losses.perceptual_network if config.losses.perceptual_weight > 0 else "none"
+        self.perceptual = load_perceptual_loss(network, weights_uri=config.losses.perceptual_weights_uri)
         if self.perceptual is not None:
             self.perceptual.to(worker.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def make_discriminator(self) -> Learner[PatchDiscriminator]:
         config = self.config
-        network = PatchDiscriminator(channels=config.discriminator_channels, num_layers=config.discriminator_layers)
+        network = PatchDiscriminator(
+            channels=config.losses.discriminator_channels, num_layers=config.losses.discriminator_layers
+        )
         network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-        return Learner(network, config=config, worker=self.worker, ema_decay=0)
+        return Learner(network, config=config.optimization, worker=self.worker, averaged=False)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Both networks see the same reconstructions, and the discriminator learns from step 1: one that is untrained
         when the generator begins to hear it ruins reconstructions (taming-transformers issue 93).
         """
         learners = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
-        if step == 1 and self.config.starts_from_features:
+        if step == 1 and self.config.network.starts_from_features:
             self.start_codes(batch)
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
         ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None
@@ -154,11 +135,11 @@ class AutoencoderTask:
         """The autoencoder's terms of one part."""
         image = part["image"]
         output, encoded = autoencoder(image, **draws)
-        nll_loss = reconstruction_loss(output, image=image, kind=self.config.reconstruction)
+        nll_loss = reconstruction_loss(output, image=image, kind=self.config.network.reconstruction)
         terms = {"reconstruction_loss": nll_loss}
         if self.perceptual is not None:
             terms["perceptual_loss"] = self.perceptual(self.decoded(output), image).mean()
-            nll_loss = nll_loss + self.config.perceptual_weight * terms["perceptual_loss"]
+            nll_loss = nll_loss + self.config.losses.perceptual_weight * terms["perceptual_loss"]
         return Losses(output, encoded, terms | encoded.losses, nll_loss)
 
     def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Judgement:
@@ -173,7 +154,7 @@ class AutoencoderTask:
 
     def balance(self, losses: Losses, judgement: Judgement, *, step: int, ratio: Tensor | None) -> GeneratorLoss:
         """Reconstruction, perceptual and, as soon as it is heard, adversarial loss."""
-        weight = self.config.adversarial_weight
+        weight = self.config.losses.adversarial_weight
         if not self.is_heard(step):
             return GeneratorLoss(losses.nll_loss, torch.zeros_like(losses.nll_loss))
         if ratio is not None:
@@ -206,30 +187,30 @@ class AutoencoderTask:
 
     def is_heard(self, step: int) -> bool:
         """Whether the generator hears the discriminator in this step."""
-        return self.discriminator is not None and step > self.config.discriminator_start
+        return self.discriminator is not None and step > self.config.losses.discriminator_start
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Weights of the bottleneck's losses. Reconstruction is a mean over the 3 H W values of an image, so the KL
         divergence, in nats an image, is divided by as many: with kl_weight 1 their sum is the bound a dimension."""
         return {
             "codebook_loss": 1.0,
-            "commitment_loss": self.config.commitment_cost,
-            "kl_loss": kl_weight_at(self.config, step) / (3 * self.config.resolution**2),
+            "commitment_loss": self.config.losses.commitment_cost,
+            "kl_loss": kl_weight_at(self.config.losses, step) / (3 * self.config.data.resolution**2),
         }
 
     def draws(self, part: Batch, *, step: int | None) -> dict[str, Tensor | float]:
         """What the bottleneck draws for these samples; step None: as in evaluation, where codes are hard."""
-        network, seed, position = self.generator.network, self.config.seed, part["position"]
+        network, seed, position = self.generator.network, self.seed, part["position"]
         stream = "latent" if step is not None else "latent_held_out"
-        if self.config.bottleneck == "gaussian":
+        if self.config.network.bottleneck == "gaussian":
             return {"noise": sample_normal(seed, position, stream=stream, shape=network.latent_shape)}
-        if self.config.bottleneck == "gumbel" and step is not None:
+        if self.config.network.bottleneck == "gumbel" and step is not None:
             noise = sample_gumbel(seed, position, stream=stream, shape=(network.codebook_size, *network.grid))
-            return {"noise": noise, "temperature": temperature_at(self.config, step)}
+            return {"noise": noise, "temperature": temperature_at(self.config.losses, step)}
         return {}
 
     def decoded(self, output: Tensor) -> Tensor:
-        return image_of(output, kind=self.config.reconstruction)
+        return image_of(output, kind=self.config.network.reconstruction)
 
     @torch.no_grad()
     def start_codes(self, batch: Batch) -> None:
@@ -238,7 +219,7 @@ class AutoencoderTask:
         for part in split(batch, self.max_batch or len(batch["position"])):
             own.append(rearrange(network.encoder(part["image"]), "b c h w -> (b h w) c"))
         features = gather_over_ranks(torch.cat(own))
-        generator = step_generator(self.config.seed, 1, stream="codebook")
+        generator = step_generator(self.seed, 1, stream="codebook")
         centers = draw_latents(features, network.codebook_size, generator=generator)
         assert isinstance(network.bottleneck, GumbelQuantizer)
         network.bottleneck.start_at(centers, to_logits=network.project_in)
@@ -251,7 +232,7 @@ class AutoencoderTask:
         dead = quantizer.update_codebook(
             torch.cat([encoded.latents for encoded in made if encoded.latents is not None]),
             indices=torch.cat([encoded.indices for encoded in made if encoded.indices is not None]),
-            generator=step_generator(self.config.seed, step, stream="codebook"),
+            generator=step_generator(self.seed, step, stream="codebook"),
         )
         # Of the codes' running counts: over the last 1 / (1 - codebook_decay) batches of all ranks.
         perplexity = codebook_perplexity(quantizer.ema_count)
@@ -290,7 +271,7 @@ class AutoencoderTask:
             histogram = codebook_histogram(torch.cat(indices), codebook_size=network.codebook_size)
             found["held_out_codebook_usage"] = float(codebook_usage(histogram))
             found["held_out_codebook_perplexity"] = float(codebook_perplexity(histogram))
-        if self.config.reconstruction == "discretized_logistic":
+        if self.config.network.reconstruction == "discretized_logistic":
             found["held_out_bits_per_dim"] = self.bits_per_dim(totals)
         return found
 
@@ -301,11 +282,11 @@ class AutoencoderTask:
         log K each, whatever the relaxation's divergence was.
         """
         network = self.generator.network
-        if self.config.bottleneck == "gaussian":
+        if self.config.network.bottleneck == "gaussian":
             nats = terms["kl_loss"]
         else:
             nats = math.prod(network.grid) * math.log(network.codebook_size)
-        return (terms["reconstruction_loss"] + nats / (3 * self.config.resolution**2)) / math.log(2)
+        return (terms["reconstruction_loss"] + nats / (3 * self.config.data.resolution**2)) / math.log(2)
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
@@ -318,7 +299,7 @@ class AutoencoderTask:
     def shown(self, network: Autoencoder, part: Batch) -> list[Tensor]:
         """The rows of a preview, each (B, 3, H, W)."""
         rows = [part["image"], network.reconstruct(part["image"])]
-        if self.config.bottleneck == "gaussian":
-            z = sample_normal(self.config.seed, part["position"], stream="preview", shape=network.latent_shape)
+        if self.config.network.bottleneck == "gaussian":
+            z = sample_normal(self.seed, part["position"], stream="preview", shape=network.latent_shape)
             rows.append(network.decode(z))
         return rows

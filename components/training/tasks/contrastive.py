@@ -11,59 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.trainings import ContrastiveTraining
 from components.losses.contrastive import ContrastiveGradients, along_gradient, contrastive_gradients, contrastive_loss
-from components.models.contrastive import ContrastiveEncoder, Embeddings
+from components.models.contrastive import Embeddings
 from components.training.augmentation import shifted
 from components.training.batches import to_batch, with_positions
-from components.training.config import DatasetInfo
-from components.training.contrastive_config import ContrastiveConfig
-from components.training.learner import Learner, accumulated, held_out_parts, seeded, split
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker, gather
 
 
-def contrastive_arguments(config: ContrastiveConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
-    """Arguments of the encoder for this recipe and data set; plain values, they go into the bundle.
-
-    Raises ValueError for a set without captions.
-    """
-    if dataset_info.vocab_size == 0:
-        raise ValueError("a contrastive encoder needs images with captions, and this set has none")
-    return {
-        "resolution": config.resolution,
-        "channels": config.channels,
-        "channel_mult": list(config.channel_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "patch_size": config.patch_size,
-        "embedding_dim": config.embedding_dim,
-        "norm_groups": config.norm_groups,
-        "text": {
-            "vocab_size": dataset_info.vocab_size,
-            "context_length": dataset_info.text_length,
-            "model_dim": config.text_dim,
-            "num_layers": config.text_layers,
-            "num_heads": config.text_heads,
-        },
-    }
-
-
-class ContrastiveTask:
+class ContrastiveTask(LearnerTask[Any]):
     """Two encoders, of images and of texts, that learn to agree."""
-
-    max_batch: int | None = None
-    parts_matter: bool = False
 
     def __init__(
         self,
-        config: ContrastiveConfig,
+        config: ContrastiveTraining,
         *,
         dataset_info: DatasetInfo,
         worker: Worker = ALONE,
     ) -> None:
         self.config, self.worker = config, worker
-        with seeded(config.seed):
-            network = ContrastiveEncoder(**contrastive_arguments(config, dataset_info))
-        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+        self.seed = config.optimization.seed
+        with seeded(config.optimization.seed):
+            network = make_network(config, dataset_info)
+        self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         known, done = self.gradients_in_parts(batch), 0
@@ -85,7 +59,7 @@ class ContrastiveTask:
             return network(self.augmented(part), part["text"])
 
     def augmented(self, part: Batch) -> Tensor:
-        return shifted(part["image"], part["position"], seed=self.config.seed, max_shift=self.config.max_shift)
+        return shifted(part["image"], part["position"], seed=self.seed, max_shift=self.config.data.max_shift)
 
     def gradients_in_parts(self, batch: Batch) -> ContrastiveGradients | None:
         """The loss and its gradients for a batch that is taken in parts; None for one that is not, which needs no
@@ -110,12 +84,6 @@ class ContrastiveTask:
         towers = along_gradient(embeddings.image, known.image[rows]) + along_gradient(embeddings.text, known.text[rows])
         return self.worker.world_size * towers + share * along_gradient(embeddings.log_scale, known.log_scale)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state["weights"], state["learner"])
-
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Loss of the averaged weights over all held-out pairs at once, and how many find each other first."""
@@ -131,11 +99,6 @@ class ContrastiveTask:
             "held_out_text_to_image": float(retrieval_accuracy(text, image, same=same)),
             "held_out_pairs": float(len(same)),
         }
-
-    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """It makes no images."""
-        del held_out, step
-        return {}
 
 
 def retrieval_accuracy(query: Tensor, found: Tensor, *, same: Tensor) -> Tensor:

@@ -11,77 +11,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.trainings import DiffusionPriorTraining
 from components.diffusion.objective import make_objective
-from components.models.diffusion_prior import DiffusionPrior
 from components.training.batches import to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import DatasetInfo
-from components.training.contrastive_config import DiffusionPriorConfig
 from components.training.frozen import LoadEncoder, encoded
-from components.training.learner import Learner, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
 
 
-def prior_objective(config: DiffusionPriorConfig) -> dict[str, Any]:
-    """What it learns, as plain values: x_0 itself, every step weighing the same."""
-    return {
-        "name": "discrete",
-        "schedule": config.schedule,
-        "num_train_timesteps": config.num_train_timesteps,
-        "prediction_type": "sample",
-    }
-
-
-def diffusion_prior_arguments(config: DiffusionPriorConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
-    """Arguments of the network for this recipe and encoder; plain values, they go into the bundle."""
-    return {
-        "embedding_dim": dataset_info.image_embedding_dim,
-        "text_length": dataset_info.text_states_length,
-        "text_dim": dataset_info.text_states_dim,
-        "model_dim": config.model_dim,
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "dropout": config.dropout,
-    }
-
-
-class DiffusionPriorTask:
+class DiffusionPriorTask(LearnerTask[Any]):
     """One transformer that learns where, among the embeddings of images, those of a text are.
 
     `load_encoders` add the columns image_embedding, text_states and text_embedding, and the null of the last two.
     """
 
-    max_batch: int | None = None
-
     def __init__(
         self,
-        config: DiffusionPriorConfig,
+        config: DiffusionPriorTraining,
         *,
         dataset_info: DatasetInfo,
         load_encoders: Sequence[LoadEncoder],
         worker: Worker = ALONE,
     ) -> None:
         self.config, self.dataset_info, self.worker = config, dataset_info, worker
-        self.parts_matter = config.dropout > 0
-        self.objective = make_objective(prior_objective(config))
+        self.seed = config.optimization.seed
+        self.parts_matter = config.network.dropout > 0
+        self.objective = make_objective(config.process.objective())
         self.encoders = [load(worker.device) for load in load_encoders]
-        with seeded(config.seed):
-            network = DiffusionPrior(**diffusion_prior_arguments(config, dataset_info))
-        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+        with seeded(config.optimization.seed):
+            network = make_network(config, dataset_info)
+        self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for plain, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
             part = encoded(plain, self.encoders)
-            conditions = dropped_conditions(part, self.config, self.dataset_info)
+            conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
             loss = self.losses(self.learner.forward, part, conditions).mean() * share
             self.learner.backward(loss)
             total += loss.detach()
-        taken, norm = self.learner.update(step)
-        if taken:
-            self.learner.average()
+        norm = self.learner.step(step)
         return {"loss": total, "grad_norm": norm}
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
@@ -93,16 +67,10 @@ class DiffusionPriorTask:
 
     def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """x_t (B, E), time (B,) and noise (B, E) of each position."""
-        seed, position, x_0 = self.config.seed, batch["position"], batch["image_embedding"]
+        seed, position, x_0 = self.seed, batch["position"], batch["image_embedding"]
         time = self.objective.times(sample_uniform(seed, position, stream="timestep"))
         noise = sample_normal(seed, position, stream="noise", shape=tuple(x_0.shape[1:]))
         return self.objective.add_noise(x_0, noise, time), time, noise
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state["weights"], state["learner"])
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
@@ -112,7 +80,7 @@ class DiffusionPriorTask:
         network, rows = self.learner.snapshot(), []
         for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             part = encoded(plain, self.encoders)
-            conditions, x_0 = conditions_of(part, self.config.conditions), part["image_embedding"]
+            conditions, x_0 = conditions_of(part, self.config.conditioning.conditions), part["image_embedding"]
             guess = self.guess(network, part, conditions)
             rows.append(
                 torch.stack(
@@ -130,13 +98,11 @@ class DiffusionPriorTask:
         """What the network makes of noise alone at the last time: near the mean embedding under the text, (B, E)."""
         time = self.objective.times(torch.full(batch["position"].shape, 1 - 2**-24, device=self.worker.device))
         noise = sample_normal(
-            self.config.seed, batch["position"], stream="guess", shape=tuple(batch["image_embedding"].shape[1:])
+            self.seed,
+            batch["position"],
+            stream="guess",
+            shape=tuple(batch["image_embedding"].shape[1:]),
         )
         return self.objective.predict_x_0(
             self.objective.apply(network, noise, time, **conditions), x_t=noise, time=time
         )
-
-    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """It makes no images; the decoder does."""
-        del held_out, step
-        return {}

@@ -12,42 +12,20 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.trainings import GANTraining
 from components.losses.adversarial import generator_loss, hinge_discriminator_loss
 from components.losses.augmentation import DRAWS, augment
 from components.models.gan import Generator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
-from components.training.batches import to_batch, with_positions
-from components.training.config import DatasetInfo, GANConfig
+from components.training.batches import png_grid, to_batch, with_positions
 from components.training.learner import Learner, accumulated, below, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import discriminator_arguments, make_network
 from components.training.parallel import ALONE, Worker
-from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
 PREVIEW_SAMPLES, PREVIEW_ROWS = 8, 10
 STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, that the statistics of batch norms are estimated with
-
-
-def generator_arguments(config: GANConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
-    """Arguments of the generator for this recipe and data set; plain values, they go into the bundle."""
-    return {
-        "resolution": config.resolution,
-        "channels": config.channels,
-        "channel_mult": list(config.channel_mult),
-        "noise_dim": config.noise_dim,
-        "num_classes": dataset_info.num_classes if config.conditions else None,
-        "attention_resolutions": list(config.attention_resolutions),
-    }
-
-
-def discriminator_arguments(config: GANConfig, dataset_info: DatasetInfo) -> dict[str, Any]:
-    """Arguments of the discriminator, which no bundle keeps."""
-    return {
-        "resolution": config.resolution,
-        "channels": config.discriminator_channels,
-        "channel_mult": list(config.discriminator_channel_mult),
-        "num_classes": dataset_info.num_classes if config.conditions else None,
-        "attention_resolutions": list(config.attention_resolutions),
-    }
 
 
 class GANTask:
@@ -63,26 +41,28 @@ class GANTask:
 
     def __init__(
         self,
-        config: GANConfig,
+        config: GANTraining,
         *,
         dataset_info: DatasetInfo,
         worker: Worker = ALONE,
     ) -> None:
         """Raises ValueError if a rank's share of the batch does not divide by the steps of the discriminator."""
         self.config, self.dataset_info, self.worker = config, dataset_info, worker
-        if worker.share(config.global_batch_size) % config.discriminator_steps:
+        self.seed = config.optimization.seed
+        if worker.share(config.optimization.global_batch_size) % config.optimization.discriminator_steps:
             raise ValueError(
-                f"global_batch_size {config.global_batch_size} must be a multiple of discriminator_steps "
-                f"{config.discriminator_steps} times the {worker.world_size} workers"
+                f"global_batch_size {config.optimization.global_batch_size} must be a multiple of discriminator_steps "
+                f"{config.optimization.discriminator_steps} times the {worker.world_size} workers"
             )
-        with seeded(config.seed):
-            generator = Generator(**generator_arguments(config, dataset_info))
+        with seeded(config.optimization.seed):
+            generator = make_network(config, dataset_info)
             discriminator = ProjectionDiscriminator(**discriminator_arguments(config, dataset_info))
         for network in (generator, discriminator):
             network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-        other = config.model_copy(update={"learning_rate": config.discriminator_learning_rate})
-        self.generator = Learner(generator, config=config, worker=worker, ema_decay=config.ema_decay)
-        self.discriminator = Learner(discriminator, config=other, worker=worker, ema_decay=0)
+        own = config.optimization
+        other = own.replace(learning_rate=own.discriminator_learning_rate)
+        self.generator = Learner(generator, config=own, worker=worker)
+        self.discriminator = Learner(discriminator, config=other, worker=worker, averaged=False)
         self.finished: Generator | None = None  # of the weights as they are; see `finish`
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
@@ -93,7 +73,7 @@ class GANTask:
         after an update that was not taken they are put back, since what was not finite may have reached them.
         """
         before = [buffer.clone() for buffer in self.buffers()]
-        turns = self.config.discriminator_steps
+        turns = self.config.optimization.discriminator_steps
         taken, totals = [], {}
         for turn in range(turns):
             part = {name: value[turn::turns] for name, value in batch.items()}
@@ -144,21 +124,19 @@ class GANTask:
 
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
         """Images (B, 3, H, W) for the labels of the part, from noise of their positions."""
-        noise = sample_normal(self.config.seed, part["position"], stream=stream, shape=(self.config.noise_dim,))
-        return generator(noise, part["label"] if self.config.conditions else None)
+        noise = sample_normal(self.seed, part["position"], stream=stream, shape=(self.config.network.noise_dim,))
+        return generator(noise, part["label"] if self.config.conditioning.conditions else None)
 
     def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
         """Logits of images that are one or several times as many as the part has labels."""
-        label = part["label"].repeat(len(image) // len(part["label"])) if self.config.conditions else None
+        label = part["label"].repeat(len(image) // len(part["label"])) if self.config.conditioning.conditions else None
         return discriminator(image, label)
 
     def augmented(self, image: Tensor, part: Batch, stream: str) -> Tensor:
         """Images as the discriminator sees them in training, in fp32."""
-        if not self.config.augment:
+        if not self.config.adversary.augment:
             return image.float()
-        draws = [
-            sample_uniform(self.config.seed, part["position"], stream=f"augment_{stream}_{name}") for name in DRAWS
-        ]
+        draws = [sample_uniform(self.seed, part["position"], stream=f"augment_{stream}_{name}") for name in DRAWS]
         return augment(image.float(), draws=torch.stack(draws, dim=1))
 
     def buffers(self) -> Iterator[Tensor]:
@@ -180,11 +158,9 @@ class GANTask:
         """The noise (B, Z) and labels (B,), every class alike, that statistics are estimated with: always the same."""
         config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH, device=self.worker.device)
         for position in positions.split(STATISTICS_BATCH):
-            noise = sample_normal(config.seed, position, stream="statistics_noise", shape=(config.noise_dim,))
-            label = sample_integers(
-                config.seed, position, stream="statistics_label", high=self.dataset_info.num_classes
-            )
-            yield noise, label if config.conditions else None
+            noise = sample_normal(self.seed, position, stream="statistics_noise", shape=(config.network.noise_dim,))
+            label = sample_integers(self.seed, position, stream="statistics_label", high=self.dataset_info.num_classes)
+            yield noise, label if config.conditioning.conditions else None
 
     def state_dict(self) -> dict[str, Any]:
         """The average is written as it samples."""
@@ -229,13 +205,13 @@ class GANTask:
         """A row of samples for each of the first classes, from the same noise in each row."""
         del held_out, step
         config, device = self.config, self.worker.device
-        classes = min(self.dataset_info.num_classes, PREVIEW_ROWS) if config.conditions else 1
+        classes = min(self.dataset_info.num_classes, PREVIEW_ROWS) if config.conditioning.conditions else 1
         position = torch.arange(PREVIEW_SAMPLES, device=device)
-        noise = sample_normal(config.seed, position, stream="preview", shape=(config.noise_dim,))
+        noise = sample_normal(self.seed, position, stream="preview", shape=(config.network.noise_dim,))
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
         images = [
-            self.finish()(part["noise"], part["label"] if config.conditions else None)
+            self.finish()(part["noise"], part["label"] if config.conditioning.conditions else None)
             for part in held_out_parts(batch, self.generator, max_batch=self.max_batch)
         ]
         return {"samples": png_grid(torch.cat(images), columns=PREVIEW_SAMPLES)}

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.trainings import MaskedPriorTraining
 from components.losses.likelihood import masked_token_loss
 from components.models.autoencoder import Autoencoder
 from components.models.masked_transformer import MaskedTransformer
-from components.sampling.maskgit import maskgit
-from components.training.batches import to_batch, with_positions
+from components.sampling.maskgit import STEPS, maskgit
+from components.training.batches import png_grid, to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import DatasetInfo, MaskedPriorConfig, TokenGrid
-from components.training.learner import Learner, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
-from components.training.previews import png_grid
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
-from components.training.tasks.prior import preview_batch, preview_generators, token_images, transformer_arguments
+from components.training.tasks.prior import preview_batch, preview_generators, token_images
 
 EVALUATION_DRAWS = 4  # masks that each held-out image is judged by
 
@@ -50,14 +51,12 @@ def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int
     return ranks < counts[:, None]
 
 
-class MaskedPriorTask:
+class MaskedPriorTask(LearnerTask[Any]):
     """One transformer that learns what stands behind masked tokens, under the images' conditions."""
-
-    max_batch: int | None = None
 
     def __init__(
         self,
-        config: MaskedPriorConfig,
+        config: MaskedPriorTraining,
         *,
         dataset_info: DatasetInfo,
         grid: TokenGrid,
@@ -66,10 +65,11 @@ class MaskedPriorTask:
     ) -> None:
         """`load_tokenizer` gives the network that turns tokens into images, for previews; None: no previews."""
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
-        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
-        with seeded(config.seed):
-            network = MaskedTransformer(**transformer_arguments(config, dataset_info, grid))
-        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+        self.seed = config.optimization.seed
+        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
+        with seeded(config.optimization.seed):
+            network = make_network(config, dataset_info, grid)
+        self.learner = Learner(network, config=config.optimization, worker=worker)
 
     @property
     def num_tokens(self) -> int:
@@ -78,16 +78,14 @@ class MaskedPriorTask:
     def train_step(self, batch: Batch, step: int) -> Metrics:
         config, total = self.config, torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, config, self.dataset_info)
-            masked = training_masks(config.seed, part["position"], num_tokens=self.num_tokens)
+            conditions = dropped_conditions(part, config.conditioning, self.dataset_info, seed=self.seed)
+            masked = training_masks(self.seed, part["position"], num_tokens=self.num_tokens)
             loss = self.loss(
                 self.learner.forward, part, conditions, masked=masked, label_smoothing=config.label_smoothing
             )
             self.learner.backward(loss * share)
             total += loss.detach() * share
-        taken, norm = self.learner.update(step)
-        if taken:
-            self.learner.average()
+        norm = self.learner.step(step)
         return {"loss": total, "grad_norm": norm}
 
     def loss(
@@ -105,19 +103,13 @@ class MaskedPriorTask:
             logits = network(inputs, **conditions)
         return masked_token_loss(logits, tokens=batch["tokens"], masked=masked, label_smoothing=label_smoothing)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state["weights"], state["learner"])
-
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Averaged weights on held-out images: upper bound of the bits/token, drawn one by one in random order."""
         batch = with_positions(to_batch(held_out, self.worker.device))
-        network, nats, seed = self.learner.snapshot(), 0.0, self.config.seed
+        network, nats, seed = self.learner.snapshot(), 0.0, self.seed
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
-            conditions = conditions_of(part, self.config.conditions)
+            conditions = conditions_of(part, self.config.conditioning.conditions)
             for draw in range(EVALUATION_DRAWS):
                 masked = evaluation_masks(seed, part["position"], num_tokens=self.num_tokens, draw=draw)
                 loss = self.loss(network, part, conditions, masked=masked, label_smoothing=0.0)
@@ -136,12 +128,11 @@ class MaskedPriorTask:
 
     def sampled(self, network: MaskedTransformer, part: Batch) -> Tensor:
         """Tokens (B, N) under the part's conditions."""
-        conditions = conditions_of(part, self.config.conditions)
+        conditions = conditions_of(part, self.config.conditioning.conditions)
         return maskgit(
             network,
-            generators=preview_generators(self.config.seed, part["position"]),
-            steps=self.config.num_inference_steps,
-            choice_temperature=self.config.choice_temperature,
+            generators=preview_generators(self.seed, part["position"]),
+            steps=min(STEPS, self.num_tokens),
             label=conditions.get("label"),
             text=conditions.get("text"),
             condition=conditions.get("condition"),

@@ -13,53 +13,29 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.trainings import PixelTraining
 from components.diffusion.corruption import from_levels, to_levels
 from components.losses.likelihood import token_loss
 from components.models.autoencoder import Autoencoder
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
 from components.sampling.pixelwise import PixelNetwork, generate_grid
-from components.training.batches import to_batch, with_positions
+from components.training.batches import png_grid, to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import DatasetInfo, PixelConfig, TokenGrid
-from components.training.learner import Learner, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
-from components.training.previews import png_grid
 from components.training.tasks.prior import preview_batch, preview_generators
 
 EVALUATION_BATCH = 16  # the logits of 32² RGB images take 3 MB each
 
 
-def pixel_arguments(config: PixelConfig, dataset_info: DatasetInfo, grid: TokenGrid | None) -> dict[str, Any]:
-    """Arguments of the network for this recipe and data set; plain values, they go into the bundle.
-
-    `grid` is that of the tokens; None: raw pixels.
-    """
-    return {
-        "num_values": 256 if grid is None else grid.codebook_size,
-        "num_channels": 3 if grid is None else 1,
-        "channels": config.channels,
-        "num_layers": config.num_layers,
-        "kernel_size": config.kernel_size,
-        "num_classes": dataset_info.num_classes if "label" in config.conditions else None,
-        "embedding": "intensity" if grid is None else "table",
-        "dropout": config.dropout,
-    }
-
-
-def make_network(config: PixelConfig, arguments: dict[str, Any]) -> PixelNetwork:
-    return GatedPixelCNN(**arguments) if config.network == "pixelcnn" else RowLSTM(**arguments)
-
-
-class PixelTask:
+class PixelTask(LearnerTask[Any]):
     """One network that learns the values of images, each from those before it, under a class or nothing."""
-
-    max_batch: int | None = None
 
     def __init__(
         self,
-        config: PixelConfig,
+        config: PixelTraining,
         *,
         dataset_info: DatasetInfo,
         grid: TokenGrid | None = None,
@@ -70,22 +46,21 @@ class PixelTask:
         images, for previews; tokens without it have none.
         """
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
-        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
+        self.seed = config.optimization.seed
+        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
         self.unit = "dim" if grid is None else "token"
-        with seeded(config.seed):
-            network = make_network(config, pixel_arguments(config, dataset_info, grid))
-        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+        with seeded(config.optimization.seed):
+            network = make_network(config, dataset_info, grid)
+        self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, self.config, self.dataset_info)
+            conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
             loss = self.loss(self.learner.forward, part, conditions) * share
             self.learner.backward(loss)
             total += loss.detach()
-        taken, norm = self.learner.update(step)
-        if taken:
-            self.learner.average()
+        norm = self.learner.step(step)
         return {"loss": total, f"bits_per_{self.unit}": bits(total), "grad_norm": norm}
 
     def loss(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
@@ -101,19 +76,13 @@ class PixelTask:
             return to_levels(batch["image"]).round().long()  # exact: they were 8-bit images
         return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state["weights"], state["learner"])
-
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Bits/dim, or a token, of the averaged weights on held-out images under their own conditions."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats = self.learner.snapshot(), torch.zeros((), dtype=torch.float64)
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch, most=EVALUATION_BATCH):
-            conditions = conditions_of(part, self.config.conditions)
+            conditions = conditions_of(part, self.config.conditioning.conditions)
             nats += self.loss(network, part, conditions).cpu() * len(part["position"])
         return {f"held_out_bits_per_{self.unit}": float(bits(nats / len(batch["position"])))}
 
@@ -132,8 +101,8 @@ class PixelTask:
     def sampled(self, network: PixelNetwork, part: Batch) -> Tensor:
         """Values (B, C, H, W) under the part's classes."""
         height, width = self.values(part).shape[2:]
-        generators = preview_generators(self.config.seed, part["position"])
-        label = conditions_of(part, self.config.conditions).get("label")
+        generators = preview_generators(self.seed, part["position"])
+        label = conditions_of(part, self.config.conditioning.conditions).get("label")
         return generate_grid(network, generators=generators, height=height, width=width, label=label)
 
 

@@ -12,17 +12,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.trainings import PriorTraining
 from components.losses.likelihood import text_loss, text_nats, token_loss
 from components.models.autoencoder import Autoencoder
 from components.models.transformer import JointLogits, Transformer
 from components.sampling.autoregressive import generate
-from components.training.batches import to_batch, with_positions
+from components.training.batches import png_grid, to_batch, with_positions
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.config import DatasetInfo, PriorConfig, TokenGrid, TokenNetworkConfig
-from components.training.learner import Learner, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
+from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
-from components.training.previews import png_grid
 from components.training.randomness import derive_seed, sample_uniforms
 
 PREVIEW_SAMPLES = 8
@@ -34,36 +35,12 @@ class PriorLosses(NamedTuple):
     text: Tensor  # ()  nats a token of the text; 0 where it is a condition only
 
 
-def transformer_arguments(config: TokenNetworkConfig, dataset_info: DatasetInfo, grid: TokenGrid) -> dict[str, Any]:
-    """Arguments of the network for this recipe and data set; plain values, they go into the bundle."""
-    text = "text" in config.conditions
-    condition = dataset_info.condition if "condition" in config.conditions else None
-    arguments = {
-        "codebook_size": grid.codebook_size,
-        "num_tokens": grid.height * grid.width,
-        "grid": [grid.height, grid.width],
-        "positions": config.positions,
-        "model_dim": config.model_dim,
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "num_classes": dataset_info.num_classes if "label" in config.conditions else None,
-        "vocab_size": dataset_info.vocab_size if text else None,
-        "text_length": dataset_info.text_length if text else None,
-        "condition_codebook_size": condition.codebook_size if condition else None,
-        "condition_grid": [condition.height, condition.width] if condition else None,
-        "dropout": config.dropout,
-    }
-    return arguments | ({"predict_text": config.text_loss_weight > 0} if isinstance(config, PriorConfig) else {})
-
-
-class PriorTask:
+class PriorTask(LearnerTask[Any]):
     """One transformer that learns the tokens of images under their conditions."""
-
-    max_batch: int | None = None
 
     def __init__(
         self,
-        config: PriorConfig,
+        config: PriorTraining,
         *,
         dataset_info: DatasetInfo,
         grid: TokenGrid,
@@ -72,21 +49,20 @@ class PriorTask:
     ) -> None:
         """`load_tokenizer` gives the network that turns tokens into images, for previews; None: no previews."""
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
-        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.dropout > 0
-        with seeded(config.seed):
-            network = Transformer(**transformer_arguments(config, dataset_info, grid))
-        self.learner = Learner(network, config=config, worker=worker, ema_decay=config.ema_decay)
+        self.seed = config.optimization.seed
+        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
+        with seeded(config.optimization.seed):
+            network = make_network(config, dataset_info, grid)
+        self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         totals = torch.zeros(3, device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, self.config, self.dataset_info)
+            conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
             losses = self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
             self.learner.backward(losses.loss * share)
             totals += torch.stack(losses).detach() * share
-        taken, norm = self.learner.update(step)
-        if taken:
-            self.learner.average()
+        norm = self.learner.step(step)
         loss, tokens, text = totals.unbind()
         metrics = {"loss": loss, "bits_per_token": tokens / math.log(2), "grad_norm": norm}
         return metrics | ({"text_bits_per_token": text / math.log(2)} if self.config.text_loss_weight else {})
@@ -117,15 +93,9 @@ class PriorTask:
         if config.token_corruption == 0:
             return tokens
         shape = (2, tokens.shape[1])
-        replaced, other = sample_uniforms(config.seed, position, stream="corruption", shape=shape).unbind(1)
+        replaced, other = sample_uniforms(self.seed, position, stream="corruption", shape=shape).unbind(1)
         random = (other.double() * self.grid.codebook_size).long()  # (B, N) in [0, K)
         return torch.where(replaced < config.token_corruption, random, tokens)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.learner.weights(), "learner": self.learner.progress()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state["weights"], state["learner"])
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
@@ -134,7 +104,9 @@ class PriorTask:
         network, nats, of_texts, words = self.learner.snapshot(), 0.0, 0.0, 0.0
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             with self.learner.autocast():
-                logits = network(part["tokens"], **conditions_of(part, self.config.conditions), **self.wanted_logits)
+                logits = network(
+                    part["tokens"], **conditions_of(part, self.config.conditioning.conditions), **self.wanted_logits
+                )
             if isinstance(logits, JointLogits):
                 text, count = text_nats(logits.text, text=part["text"])
                 of_texts, words, logits = of_texts + float(text.sum()), words + float(count.sum()), logits.tokens
@@ -154,10 +126,10 @@ class PriorTask:
 
     def sampled(self, network: Transformer, part: Batch) -> Tensor:
         """Tokens (B, N) under the part's conditions."""
-        conditions = conditions_of(part, self.config.conditions)
+        conditions = conditions_of(part, self.config.conditioning.conditions)
         return generate(
             network,
-            generators=preview_generators(self.config.seed, part["position"]),
+            generators=preview_generators(self.seed, part["position"]),
             label=conditions.get("label"),
             text=conditions.get("text"),
             condition=conditions.get("condition"),

@@ -4,13 +4,14 @@ Shapes: B requests, h w the grid of tokens, N = h * w, M tokens of a condition i
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from components.configuration.sampling import MaskedTokenSampling, TokenSampling
+from components.models.autoencoder import Autoencoder
 from components.models.masked_transformer import MaskedTransformer
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
@@ -18,9 +19,12 @@ from components.models.token_network import TokenNetwork
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.best_of import Best, best_of, mutual_information
-from components.sampling.maskgit import CHOICE_TEMPERATURE, STEPS, maskgit
-from components.sampling.model import Conditions, SamplingModel, asked_or_set, check_conditions, encode_conditions
-from components.sampling.pixels import sample_grid
+from components.sampling.condition import condition_tokens
+from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
+from components.sampling.generators.pixels import sample_grid, token_sampling
+from components.sampling.image_files import gray_png
+from components.sampling.maskgit import maskgit
+from components.sampling.model import Conditions, SamplingModel, check_conditions, encode_conditions
 from components.sampling.requests import Request, random_stream
 from components.sampling.sliding_window import generate_window
 
@@ -30,12 +34,13 @@ def check_prior(model: SamplingModel, request: Request) -> None:
     check_conditions(model, request)
     if (request.best_of or 1) > 1 and not isinstance(model.module, Transformer):
         raise ValueError(f"best of {request.best_of} needs a causal transformer, which knows how likely its tokens are")
-    if request.steps is None:
-        return
-    if not isinstance(model.module, MaskedTransformer):
-        raise ValueError("the token branch takes no steps: it samples each token once")
-    if not 1 <= request.steps <= model.module.num_tokens:
-        raise ValueError(f"steps must be in [1, {model.module.num_tokens}], not {request.steps}")
+    if request.steps is not None and not isinstance(model.module, MaskedTransformer):
+        raise ValueError("this prior takes no steps: it samples each token once")
+    sampling = token_sampling(model, request)
+    if isinstance(sampling, MaskedTokenSampling) and isinstance(model.module, MaskedTransformer):
+        most = model.module.num_tokens
+        if sampling.num_inference_steps > most:
+            raise ValueError(f"steps must be in [1, {most}], not {sampling.num_inference_steps}")
 
 
 def sample_prior(
@@ -60,7 +65,8 @@ def sample_prior(
     grid = grid or (height, width)
     larger = grid != (height, width)
     conditions = prior_conditions(model, requests, condition, larger=larger)
-    settings = _filters(model, requests[0]) | {
+    sampling = token_sampling(model, requests[0])
+    settings: dict[str, Any] = sampling.model_dump(include=set(TokenSampling.model_fields)) | {
         "generators": [random_stream(request.seed, stage) for request in requests],
         **conditions.condition,
         "null_text": conditions.null["text"][0] if "text" in conditions.null else None,
@@ -72,8 +78,8 @@ def sample_prior(
     if isinstance(network, Transformer):
         tokens = generate_window(network, grid=grid, **settings) if larger else generate(network, **settings)
     elif isinstance(network, MaskedTransformer):
-        steps = asked_or_set(requests[0].steps, model.settings, "num_inference_steps", STEPS)
-        choice_temperature = model.settings.get("choice_temperature", CHOICE_TEMPERATURE)
+        assert isinstance(sampling, MaskedTokenSampling)
+        steps, choice_temperature = sampling.num_inference_steps, sampling.choice_temperature
         tokens = maskgit(network, steps=steps, choice_temperature=choice_temperature, **settings)
     else:
         raise TypeError(f"no sampler for a {type(network).__name__}")
@@ -121,11 +127,54 @@ def prior_conditions(
     return Conditions(conditions.condition | {"condition": condition}, conditions.null | {"condition": null})
 
 
-def _filters(model: SamplingModel, request: Request) -> dict[str, Any]:
-    asked = partial(asked_or_set, settings=model.settings)
-    return {
-        "guidance_scale": asked(request.guidance_scale, name="guidance_scale", default=1.0),
-        "temperature": asked(request.temperature, name="temperature", default=1.0),
-        "top_k": asked(request.top_k, name="top_k", default=None),
-        "top_p": asked(request.top_p, name="top_p", default=None),
-    }
+class Tokens(Generator):
+    """(Tokens of a condition image ->) prior -> tokenizer's decoder."""
+
+    name, title = "tokens", "Tokens"
+    options = ("condition", "guidance_scale", "steps", "temperature", "top_k", "top_p", "best_of", "size")
+
+    @classmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        return parts.prior if parts.tokenizer is not None else None
+
+    @property
+    def condition_images(self) -> ConditionImages | None:
+        seen = self.parts.condition
+        return None if seen is None else ConditionImages(seen.settings["resolution"], seen.settings["member"])
+
+    def check(self, request: Request) -> None:
+        check_prior(self.first, request)
+        self.grid(request)
+
+    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        tokenizer, seen = self.parts.tokenizer, self.parts.condition
+        assert tokenizer is not None
+        condition = None if seen is None else condition_tokens(seen, requests)
+        candidates = requests[0].best_of or 1
+        if candidates > 1:
+            tokens = sample_best(self.first, requests, condition, n=candidates).chosen  # (B, h, w)
+        else:
+            tokens = sample_prior(self.first, requests, condition, grid=self.grid(requests[0]))
+        assert isinstance(tokenizer.module, Autoencoder)
+        return {"tokenizer": tokenizer.module.detokenize(tokens.to(tokenizer.device))}
+
+    def grid(self, request: Request) -> tuple[int, int] | None:
+        """The grid of tokens of a request's size; None for that of the model. Raises ValueError if there is none."""
+        if request.size is None:
+            return None
+        assert self.parts.tokenizer is not None
+        height, width = self.first.settings["grid"]
+        factor = self.parts.tokenizer.settings["resolution"] // height
+        smallest = (height * factor, width * factor)
+        if any(side % factor for side in request.size) or any(
+            side < least for side, least in zip(request.size, smallest, strict=True)
+        ):
+            raise ValueError(f"size must be multiples of {factor} of at least {smallest}, not {request.size}")
+        if not isinstance(self.first.module, Transformer) or self.parts.condition is not None:
+            raise ValueError("this prior makes no larger images: only a transformer without condition image does")
+        return request.size[0] // factor, request.size[1] // factor
+
+    def example(self) -> Request:
+        seen = self.condition_images
+        request = super().example()
+        return request if seen is None else request._replace(condition=gray_png(seen.resolution))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
+from components.sampling.generator import Generator, OnStep, Parts
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, random_stream
 
@@ -26,3 +27,18 @@ def sample_vae(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
     streams = [random_stream(request.seed, model.name) for request in requests]
     z = torch.stack([torch.randn(network.latent_shape, generator=stream) for stream in streams])
     return network.decode(z.to(model.device))
+
+
+class VAE(Generator):
+    """Noise -> decoder of a VAE."""
+
+    name, title = "vae", "Decoder"
+
+    @classmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        model = parts.model
+        gaussian = model is not None and model.kind == "autoencoder" and model.network.get("bottleneck") == "gaussian"
+        return model if gaussian else None
+
+    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        return {self.first.name: sample_vae(self.first, requests)}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from components.sampling.generator import Generator, OnStep, Parts
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, class_id, random_stream
 
@@ -31,3 +32,16 @@ def _label(model: SamplingModel, request: Request, stream: torch.Generator) -> i
     if request.label is not None:
         return class_id(request.label, model.classes)
     return int(torch.randint(len(model.classes), (), generator=stream))
+
+
+class GAN(Generator):
+    """Noise -> generator of a GAN."""
+
+    name, title = "gan", "Generator"
+
+    @classmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        return parts.model if parts.model is not None and parts.model.kind == "gan" else None
+
+    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        return {self.first.name: sample_gan(self.first, requests)}

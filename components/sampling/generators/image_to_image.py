@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.diffusion import samplers
 from components.diffusion.corruption import upsample
 from components.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask, gray
-from components.diffusion.samplers import OnStep
-from components.sampling.diffusion import denoise, noise_of
-from components.sampling.image_files import open_given_image
+from components.sampling.generator import Generator, OnStep, Parts
+from components.sampling.generators.diffusion import check_sampling, denoise, first_sampling, noise_of, of_stage
+from components.sampling.image_files import gray_png, open_given_image
 from components.sampling.images import from_uint8
-from components.sampling.model import SamplingModel, asked_or_set
+from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, check_given_image
 
 WHITE = 128  # gray levels of a mask from here on are its mask
@@ -32,22 +33,20 @@ class Given(NamedTuple):
 
 
 @torch.no_grad()
-def translate(model: SamplingModel, requests: Sequence[Request], *, on_step: OnStep | None = None) -> Tensor:
+def translate(model: SamplingModel, requests: Sequence[Request], *, on_step: samplers.OnStep | None = None) -> Tensor:
     """Images (B, 3, S, S) in [-1, 1] of checked requests that share guidance_scale, steps and sampler.
 
     The known pixels of inpainting and uncropping stand before the network at every step, and come out as they came in
     (Saharia et al., 2022). Each request has a task of its own.
     """
-    noise, first = noise_of(model, requests), requests[0]
+    noise = noise_of(model, requests)
     known, mask, filled = given_images(model, requests, noise(-1))
     made = denoise(
         model,
         requests,
         {"condition_image": Degraded(filled, mask).condition},
         noise,
-        guidance_scale=asked_or_set(first.guidance_scale, model.settings, "guidance_scale", 1.0),
-        num_inference_steps=asked_or_set(first.steps, model.settings, "num_inference_steps", None),
-        sampler=asked_or_set(first.sampler, model.settings, "sampler", "ddim"),
+        first_sampling(model, requests[0]),
         on_step=on_step,
         around=partial(denoise_in_mask, known=known, mask=mask),
     )
@@ -71,6 +70,7 @@ def given_images(model: SamplingModel, requests: Sequence[Request], noise: Tenso
 
 def check_translation(model: SamplingModel, request: Request) -> None:
     """Raise ValueError, in one line, for a task, image or mask that the model can't work on."""
+    check_given_image(request)
     check_given_image(request._replace(task=task_of(model, request)))
     read_given(model, request)
 
@@ -89,7 +89,8 @@ def read_given(model: SamplingModel, request: Request) -> Given:
     """The image and the mask of one request. Raises ValueError if they don't fit the model or each other."""
     task, size = task_of(model, request), model.settings["resolution"]
     image = open_given_image(request.image or b"")
-    sides = [size // factor for factor in model.settings["factors"]] if task == "super_resolution" else [size]
+    factors = model.settings["super_resolution_factors"] if task == "super_resolution" else [1]
+    sides = [size // factor for factor in factors]
     if image.size not in [(side, side) for side in sides]:
         wanted = " or ".join(f"{side}x{side}" for side in sides)
         raise ValueError(f"the image has {image.width}x{image.height} pixels, for {task} this model takes {wanted}")
@@ -112,3 +113,31 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     if not unknown.any():
         raise ValueError("the mask has no white pixel: there is nothing to make")
     return unknown
+
+
+class ImageToImage(Generator):
+    """An image with something missing -> an image-to-image model -> the image."""
+
+    name, title = "translate", "Image to image"
+    options = ("image", "mask", "task", "guidance_scale", "steps", "sampler")
+
+    @classmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        model = parts.model
+        return model if model is not None and model.settings.get("role") == "image_to_image" else None
+
+    def check(self, request: Request) -> None:
+        check_translation(self.first, request)
+        super().check(request)
+        check_sampling(self.first, first_sampling(self.first, request))
+
+    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        name = self.first.name
+        return {name: translate(self.first, requests, on_step=of_stage(on_step, name))}
+
+    def example(self) -> Request:
+        settings = self.first.settings
+        task, side = settings["tasks"][0], settings["resolution"]
+        side = side // settings["super_resolution_factors"][0] if task == "super_resolution" else side
+        mask = gray_png(side) if task in MASK_TASKS else None
+        return super().example()._replace(task=task, image=gray_png(side), mask=mask)

@@ -1,0 +1,133 @@
+"""Training of a diffusion model: a base, an upsampler (with `low_res`) or one that restores (with `degradation`)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.configuration.conditions import DiffusionConditions
+from components.configuration.config import Config
+from components.configuration.networks import DiffusionNetwork, UNetConfig
+from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.processes import DiscreteProcess, Process
+
+DegradationTask = Literal["inpainting", "uncropping", "colorization", "jpeg", "super_resolution"]
+TASKS: tuple[DegradationTask, ...] = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
+
+
+class DiffusionData(Config):
+    """What it learns from."""
+
+    resolution: int = Field(ge=4)  # pixels, or sides of latents
+    in_channels: int = Field(3, ge=1)  # and out; other than 3 where the image is a latent
+    crop_size: int | None = Field(None, ge=4)  # pixels of the window that a step sees; None: whole images
+
+
+class LowResConfig(Config):
+    """The smaller image that an upsampler enlarges, noised in training (Ho et al., 2022, section 4.2)."""
+
+    low_res_resolution: int = Field(ge=4)  # pixels
+    max_noise_level: int = Field(500, ge=0)  # in noising steps of 0 to augmentation_steps; each sample draws its own
+    augmentation_schedule: Literal["linear", "cosine"] = "cosine"
+    augmentation_steps: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _level_exists(self) -> Self:
+        if self.max_noise_level >= self.augmentation_steps:
+            raise ValueError(f"max_noise_level must be below augmentation_steps {self.augmentation_steps}")
+        return self
+
+
+class DegradationConfig(Config):
+    """What an image-to-image model restores (Palette; Saharia et al., 2022)."""
+
+    tasks: tuple[DegradationTask, ...] = TASKS  # each sample draws one, each alike; the network is not told which
+    jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, drawn alike
+    mask_area: tuple[float, float] = (0.1, 0.5)  # least and greatest share that rectangles and borders hide
+    super_resolution_factors: tuple[int, ...] = (2, 4)  # one is drawn
+
+    @model_validator(mode="after")
+    def _degradations_exist(self) -> Self:
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks must name at least one task, each once, not {self.tasks}")
+        lowest, highest = self.jpeg_qualities
+        if not 1 <= lowest <= highest <= 95:
+            raise ValueError(f"jpeg_qualities must be lowest and highest within [1, 95], not {self.jpeg_qualities}")
+        least, greatest = self.mask_area
+        if not 0 < least <= greatest < 1:
+            raise ValueError(f"mask_area must be least and greatest share inside (0, 1), not {self.mask_area}")
+        if "super_resolution" in self.tasks and not self.super_resolution_factors:
+            raise ValueError("super_resolution needs super_resolution_factors, as (2, 4)")
+        return self
+
+
+class DiffusionTraining(Training):
+    """Network, process and data of one diffusion model.
+
+    Text-guided inpainting (GLIDE; Nichol et al., 2022) is conditions ("text",) and tasks ("inpainting",).
+    """
+
+    stage_version = 3  # windows are cut before noise is drawn
+
+    network: DiffusionNetwork
+    process: Process = DiscreteProcess()
+    conditioning: DiffusionConditions = DiffusionConditions()
+    low_res: LowResConfig | None = None
+    degradation: DegradationConfig | None = None
+    data: DiffusionData
+    optimization: OptimizationConfig
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image that is concatenated to x_t: a condition image, or a degraded one and its mask."""
+        if self.degradation is not None:
+            return 4
+        return 3 if "condition_image" in self.conditioning.conditions else 0
+
+    @model_validator(mode="after")
+    def _condition_image_is_named(self) -> Self:
+        conditioning = self.conditioning
+        if ("condition_image" in conditioning.conditions) != (conditioning.condition_member is not None):
+            raise ValueError("condition_image among the conditions needs condition_member, image, depth or mask")
+        class_token_dim = self.network.class_token_dim if isinstance(self.network, UNetConfig) else None
+        if class_token_dim is not None and "label" not in conditioning.conditions:
+            raise ValueError("class_token_dim needs label among the conditions")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        size, network = self.data.crop_size, self.network
+        if size is None:
+            return self
+        if not isinstance(network, UNetConfig) or network.attention_resolutions:
+            raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole image")
+        halvings = len(network.channel_mult) - 1
+        if size >= self.data.resolution or size % 2**halvings:
+            raise ValueError(
+                f"crop_size {size} must be below resolution {self.data.resolution} and halve {halvings} times"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _low_res_is_smaller(self) -> Self:
+        if self.low_res is not None and self.low_res.low_res_resolution >= self.data.resolution:
+            raise ValueError(
+                f"low_res_resolution {self.low_res.low_res_resolution} must be below {self.data.resolution}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_image_is_given(self) -> Self:
+        if self.degradation is None:
+            return self
+        if self.low_res is not None:
+            raise ValueError("an image-to-image model takes no low_res: super_resolution is one of its tasks")
+        if self.conditioning.condition_member is not None:
+            raise ValueError("an image-to-image model is given the degraded image and its mask, and no other image")
+        if getattr(self.process, "loss", "simple") != "simple" or self.data.crop_size is not None:
+            raise ValueError("an image-to-image model learns from masks: loss must be simple, and crop_size None")
+        for factor in self.degradation.super_resolution_factors:
+            if factor < 2 or self.data.resolution % factor:
+                raise ValueError(
+                    f"super_resolution_factors: {factor} must be at least 2 and divide {self.data.resolution}"
+                )
+        return self

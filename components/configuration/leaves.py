@@ -1,0 +1,147 @@
+"""Values of a configuration's tree by their names: `total_steps` in place of `optimization.total_steps`.
+
+A name may be short where only one place below has it. Trees are nested dictionaries as `model_dump` gives them; a part
+that is left out is None or missing, and is created when one of its fields is set.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+KIND = "kind"
+Place = tuple[str, ...]
+
+
+class PlaceError(ValueError):
+    """No such name, or more than one place that has it; `known` holds the names that there are."""
+
+    def __init__(self, message: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a model's tree with values set.
+
+    Args:
+        values: by name: of a field, of a part ("network": a kind, or a mapping of its own fields), of a field of a part
+            where only one part has it, or a path as "network.dropout".
+
+    Raises PlaceError.
+    """
+    result: dict[str, Any] = _copied(tree)
+    parts = {name for name in values if "." not in name and parts_of(model, name)}
+    for name in sorted(values, key=lambda name: name not in parts):  # kinds first: they decide which fields there are
+        value = values[name]
+        if name in parts and isinstance(value, Mapping):
+            put(result, model, (name,), value.get(KIND, result.get(name) or {}))
+            for field in value.keys() - {KIND}:
+                put(result, model, (name, field), value[field])
+        else:
+            put(result, model, find(model, result, name), value)
+    return result
+
+
+def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
+    """Set one value in a tree. A part's kind may be given in its place; a new kind keeps the fields that it shares."""
+    *parents, leaf = place
+    for parent in parents:
+        candidates = members(model, tree, parent)
+        tree[parent] = tree.get(parent) or started(model, parent, candidates[0])
+        model, tree = candidates[0], tree[parent]
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if (kinds := parts_of(model, leaf)) and isinstance(value, str):
+        tree[leaf] = _of_kind(kinds, tree.get(leaf) or started(model, leaf, kinds[0]), value)
+    elif leaf == KIND and tree.get(KIND) not in (None, value):
+        raise PlaceError(f"give the kind in place of the part: {'.'.join(parents)}={value}")
+    else:
+        tree[leaf] = value
+
+
+def started(model: type[BaseModel], name: str, part: type[BaseModel]) -> dict[str, Any]:
+    """The tree of a part that is created: its default, or nothing but its kind."""
+    default, kind = model.model_fields[name].default, kind_of(part)
+    if isinstance(default, BaseModel):
+        return default.model_dump()
+    return {} if kind is None else {KIND: kind}
+
+
+def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
+    """The place that a name means. Raises PlaceError if there is none, or more than one."""
+    if "." in name or name in model.model_fields:
+        return tuple(name.split("."))
+    places = [place for place in below(model, tree) if place[-1] == name]
+    if len(places) == 1:
+        return places[0]
+    if not places:
+        known = tuple(dict.fromkeys(place[-1] for place in below(model, tree)))
+        raise PlaceError(f"unknown field {name!r}", known)
+    raise PlaceError(f"{name} stands in several places: {' and '.join('.'.join(place) for place in places)}")
+
+
+def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
+    """Every place of a model's tree, as far as the kinds of its parts are known; lists are not looked into."""
+    found: dict[Place, None] = {}
+    for name in model.model_fields:
+        found[name,] = None
+        subtree = tree.get(name)
+        for part in members(model, tree, name):
+            for place in below(part, subtree if isinstance(subtree, Mapping) else {}):
+                if place[-1] != KIND:
+                    found[name, *place] = None
+    yield from found
+
+
+def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[type[BaseModel]]:
+    """The models that the part `name` may be, given what the tree says of it; the first kind where it says nothing."""
+    subtree, parts = tree.get(name), parts_of(model, name)
+    if isinstance(subtree, Mapping) and subtree:
+        return [part for part in parts if fits(part, subtree)] or parts
+    default = model.model_fields[name].default if name in model.model_fields else None
+    return [type(default)] if isinstance(default, BaseModel) else parts[:1]
+
+
+def parts_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The models that a field may hold; empty for a plain value, and for a list."""
+    return _models(model.model_fields[name].annotation) if name in model.model_fields else []
+
+
+def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
+    """Whether a tree's fields, and the kinds that it and its parts name, are those of the model."""
+    if not model.model_fields.keys() >= tree.keys():
+        return False
+    field = model.model_fields.get(KIND)
+    if field is not None and KIND in tree and tree[KIND] not in get_args(field.annotation):
+        return False
+    named = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
+    return all(
+        any(fits(part, value) for part in parts) for name, value in named.items() if (parts := parts_of(model, name))
+    )
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """The kind that a model's field `kind` names; None for a model of no union."""
+    field = model.model_fields.get(KIND)
+    return get_args(field.annotation)[0] if field is not None else None
+
+
+def _of_kind(kinds: list[type[BaseModel]], tree: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    for part in kinds:
+        if kind_of(part) == kind:
+            return {name: value for name, value in tree.items() if name in part.model_fields} | {KIND: kind}
+    names = tuple(str(kind_of(part)) for part in kinds)
+    raise PlaceError(f"unknown kind {kind!r}: choose {' or '.join(names)}", names)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if getattr(annotation, "__origin__", None) in (tuple, list, dict):
+        return []
+    return [found for item in get_args(annotation) for found in _models(item)]
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in tree.items()}

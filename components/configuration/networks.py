@@ -1,0 +1,251 @@
+"""Networks by kind. Fields are arguments of the constructor that `components.storage.bundle.NETWORKS` has for the kind;
+what the data set and the other parts of a training decide is added where it is built (`components.training.networks`).
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.configuration.config import Config
+
+
+class UNetConfig(Config):
+    """U-Net of a diffusion model (Dhariwal and Nichol, 2021)."""
+
+    kind: Literal["unet"] = "unet"
+    model_channels: int = Field(ge=4)
+    channel_mult: tuple[int | float, ...] = Field(min_length=1)  # one level each, halves too
+    num_res_blocks: int = Field(1, ge=1)
+    attention_resolutions: tuple[int, ...] = ()  # in pixels
+    head_dim: int | None = Field(32, ge=1)  # channels of a head; None: by num_heads
+    num_heads: int | None = Field(None, ge=1)  # instead of head_dim, which is None then
+    dropout: float = Field(0.0, ge=0, lt=1)
+    text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
+    transformer_depth: int = Field(1, ge=1)  # of spatial transformers
+    class_token_dim: int | None = Field(None, ge=1)  # the label is a token for them instead of part of the embedding
+    scale_shift_norm: bool = True  # adaptive group norm, or time by addition
+    resample_in_blocks: bool = True  # or by convolutions
+    norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
+    gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers
+
+    @model_validator(mode="after")
+    def _network_has_its_numbers(self) -> Self:
+        if (self.head_dim is None) == (self.num_heads is None):
+            raise ValueError("give either head_dim or num_heads; head_dim=None where num_heads is given")
+        check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
+        return self
+
+
+class DiTConfig(Config):
+    """Diffusion transformer (Peebles and Xie, 2023)."""
+
+    kind: Literal["dit"] = "dit"
+    patch_size: int = Field(2, ge=1)
+    model_dim: int = Field(ge=4)
+    num_layers: int = Field(12, ge=1)
+    num_heads: int = Field(ge=1)
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        check_heads(self.model_dim, self.num_heads)
+        return self
+
+
+DiffusionNetwork = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]
+
+
+class AutoencoderNetworkConfig(Config):
+    """Autoencoder with a bottleneck: a VAE, VQ-VAE, dVAE or VQ-GAN, as its losses train it."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    channels: int = Field(ge=4)
+    channel_mult: tuple[int, ...]  # one level each; every further level halves the grid
+    num_res_blocks: int = Field(ge=1)
+    attention_resolutions: tuple[int, ...] = ()  # in pixels
+    latent_channels: int = Field(ge=1)
+    patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
+    norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
+    reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"
+    bottleneck: Literal["vq_ema", "vq", "gumbel", "fsq", "gaussian"] = "vq_ema"
+    codebook_size: int | None = Field(None, ge=2)  # of vq_ema, vq and gumbel
+    codebook_dim: int | None = Field(None, ge=1)  # of the same; None: latent_channels
+    codebook_decay: float = Field(0.99, gt=0, lt=1)  # of vq_ema: EMA of the codes
+    codebook_init: Literal["data", "kmeans", "random"] = "data"  # data: of vq_ema and gumbel; random: of gumbel
+    l2_normalize: bool = True  # codes of vq_ema and vq
+    fsq_levels: tuple[int, ...] = ()  # one a channel; their product is the number of codes
+
+    @model_validator(mode="after")
+    def _bottleneck_has_its_numbers(self) -> Self:
+        check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
+        has_codebook = self.bottleneck in ("vq_ema", "vq", "gumbel")
+        if has_codebook and self.codebook_size is None:
+            raise ValueError(f"bottleneck {self.bottleneck} needs codebook_size")
+        if not has_codebook and (self.codebook_size is not None or self.codebook_dim is not None):
+            raise ValueError(f"bottleneck {self.bottleneck} takes no codebook_size and no codebook_dim")
+        if (self.bottleneck == "fsq") != bool(self.fsq_levels):
+            raise ValueError("fsq_levels belong to bottleneck fsq, which needs them, as (8, 5, 5, 5)")
+        if self.fsq_levels and min(self.fsq_levels) < 2:
+            raise ValueError(f"fsq_levels must be at least 2, not {min(self.fsq_levels)}")
+        if self.codebook_init == "kmeans" and self.bottleneck != "vq_ema":
+            raise ValueError(f"codebook_init kmeans belongs to bottleneck vq_ema, not {self.bottleneck}")
+        if self.codebook_init == "random" and self.bottleneck != "gumbel":
+            raise ValueError(f"codebook_init random belongs to bottleneck gumbel, not {self.bottleneck}")
+        if self.starts_from_features and self.codebook_dim not in (None, self.latent_channels):
+            raise ValueError(
+                f"codebook_init data of gumbel needs codebook_dim {self.latent_channels}, that of latent_channels, not "
+                f"{self.codebook_dim}; or take codebook_init random"
+            )
+        return self
+
+    @property
+    def starts_from_features(self) -> bool:
+        """Whether relaxed codes start as features of the first batch."""
+        return self.bottleneck == "gumbel" and self.codebook_init == "data"
+
+    @property
+    def factor(self) -> int:
+        """Pixels of an image's side for each position of the grid."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def diffused_channels(self) -> int:
+        """Channels of what latent diffusion works on: those of `Autoencoder.diffused_shape`."""
+        channels = {"gaussian": self.latent_channels, "fsq": len(self.fsq_levels)}
+        if self.bottleneck == "gumbel" and self.codebook_size is not None:
+            return self.codebook_size
+        return channels.get(self.bottleneck) or self.codebook_dim or self.latent_channels
+
+
+class TokenNetworkConfig(Config):
+    """What both transformers over tokens share."""
+
+    model_dim: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    positions: Literal["learned", "learned_2d", "rotary_2d"] = "learned"  # one table, rows and columns, or rotations
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        check_heads(self.model_dim, self.num_heads)
+        head_dim = self.model_dim // self.num_heads
+        if self.positions == "rotary_2d" and head_dim % 4:
+            raise ValueError(f"positions rotary_2d needs model_dim / num_heads to be a multiple of 4, not {head_dim}")
+        return self
+
+
+class TransformerConfig(TokenNetworkConfig):
+    """Decoder-only transformer over tokens."""
+
+    kind: Literal["transformer"] = "transformer"
+
+
+class MaskedTransformerConfig(TokenNetworkConfig):
+    """Transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
+
+    kind: Literal["masked_transformer"] = "masked_transformer"
+
+
+class PixelNetworkConfig(Config):
+    """What both networks that read an image value by value share (van den Oord et al., 2016)."""
+
+    channels: int = Field(ge=2)
+    num_layers: int = Field(ge=1)  # after the first, which has a kernel of 7
+    kernel_size: int = Field(5, ge=3)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _kernel_has_a_middle(self) -> Self:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        return self
+
+
+class PixelCNNConfig(PixelNetworkConfig):
+    """Gated PixelCNN."""
+
+    kind: Literal["pixelcnn"] = "pixelcnn"
+
+
+class RowLSTMConfig(PixelNetworkConfig):
+    """Row LSTM."""
+
+    kind: Literal["row_lstm"] = "row_lstm"
+
+
+class GANConfig(Config):
+    """Generator of the class-conditional residual GAN (Brock et al., 2019)."""
+
+    kind: Literal["gan"] = "gan"
+    channels: int = Field(ge=4)
+    channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down; each level halves the sides
+    noise_dim: int = Field(ge=1)
+    attention_resolutions: tuple[int, ...] = ()  # in pixels, of the discriminator too
+
+
+class ClassifierNetworkConfig(Config):
+    """The encoder of a U-Net with a class at its end (Dhariwal and Nichol, 2021)."""
+
+    kind: Literal["classifier"] = "classifier"
+    model_channels: int = Field(ge=4)
+    channel_mult: tuple[int | float, ...] = Field(min_length=1)
+    num_res_blocks: int = Field(ge=1)
+    attention_resolutions: tuple[int, ...] = ()  # in pixels
+    head_dim: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
+        return self
+
+
+class ContrastiveNetworkConfig(Config):
+    """Two encoders into one space (CLIP; Radford et al., 2021); the size of the text's is in `TextConfig`."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    channels: int = Field(ge=4)
+    channel_mult: tuple[int, ...] = Field(min_length=1)  # one level each; every further level halves the sides
+    num_res_blocks: int = Field(ge=1)
+    patch_size: int = Field(4, ge=1)  # pixels; the first level has resolution / patch_size positions on a side
+    embedding_dim: int = Field(ge=2)
+    norm_groups: int | None = Field(None, ge=1)  # None: 32, or fewer so that each keeps four channels
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
+        return self
+
+
+class DiffusionPriorNetworkConfig(Config):
+    """Transformer over a caption and a noised embedding (DALL-E 2; Ramesh et al., 2022, section 2.2)."""
+
+    kind: Literal["diffusion_prior"] = "diffusion_prior"
+    model_dim: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.model_dim % (2 * self.num_heads):
+            raise ValueError(f"model_dim {self.model_dim} must be a multiple of twice num_heads {self.num_heads}")
+        return self
+
+
+def check_heads(model_dim: int, num_heads: int) -> None:
+    """Raise ValueError unless the heads share the width equally."""
+    if model_dim % num_heads:
+        raise ValueError(f"model_dim {model_dim} must be a multiple of num_heads {num_heads}")
+
+
+def check_norm_groups(norm_groups: int | None, channels: int, channel_mult: Iterable[float]) -> None:
+    """Raise ValueError, naming the width, if the groups don't divide the channels of a level, channels * mult."""
+    for mult in channel_mult:
+        if norm_groups is not None and int(channels * mult) % norm_groups:
+            raise ValueError(
+                f"norm_groups {norm_groups} must divide the channels of every level, not {mult}x{channels}"
+            )

@@ -1,0 +1,74 @@
+"""How a network is trained: steps, batch, rate, average, precision, and how often it reports."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.configuration.config import Config
+
+
+class OptimizationConfig(Config):
+    """What all trainings share."""
+
+    total_steps: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1)  # samples a step over all workers; the number of workers is not identity
+    seed: int = Field(0, ge=0)
+    learning_rate: float = Field(gt=0)  # peak, reached after the warm-up
+    lr_decay: Literal["linear", "cosine"] = "linear"
+    final_lr_fraction: float = Field(0.02, ge=0, le=1)  # of learning_rate, at the last step
+    warmup_steps: int = Field(50, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW
+    weight_decay: float = Field(0.0, ge=0)  # on matrices and kernels only
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)  # of the weights; 0 keeps no average
+    ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
+    ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 is autocast: weights, EMA and optimizer stay fp32
+    compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    sample_every: int = Field(200, ge=1)
+
+    @model_validator(mode="after")
+    def _warm_up_ends_in_time(self) -> Self:
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below total_steps {self.total_steps}")
+        return self
+
+
+class Training(Config):
+    """The training of one model."""
+
+    optimization: OptimizationConfig
+
+
+class AdversarialOptimization(OptimizationConfig):
+    """Of an autoencoder and its discriminator."""
+
+    betas: tuple[float, float] = (0.5, 0.9)  # of both optimizers; a GAN wants little momentum
+    ema: Literal["exponential"] = "exponential"  # codebooks can't be combined afterwards
+
+
+class GANOptimization(OptimizationConfig):
+    """Of a generator and its discriminator."""
+
+    betas: tuple[float, float] = (0.0, 0.9)  # of both optimizers; a GAN wants no momentum
+    ema: Literal["exponential"] = "exponential"  # statistics of batch norms can't be combined afterwards
+    ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
+    discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
+    discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch
+
+    @model_validator(mode="after")
+    def _batch_has_equal_parts(self) -> Self:
+        if self.global_batch_size % self.discriminator_steps:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} must be a multiple of discriminator_steps "
+                f"{self.discriminator_steps}"
+            )
+        return self
+
+
+class ClassifierOptimization(OptimizationConfig):
+    """Of a classifier."""
+
+    weight_decay: float = Field(0.05, ge=0)

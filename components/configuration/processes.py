@@ -1,0 +1,105 @@
+"""How images are noised, and what a network learns of it.
+
+`objective()` gives what `components.diffusion.objective.make_objective` takes.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.configuration.config import Config
+
+
+class DiscreteNoise(Config):
+    """Noise in steps (Ho et al., 2020)."""
+
+    kind: Literal["discrete"] = "discrete"
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    beta_start: float | None = Field(None, gt=0, lt=1)  # of a linear one, as they are: SR3 and Palette 1e-6 and 1e-2;
+    beta_end: float | None = Field(None, gt=0, lt=1)  # None: the usual ones, times 1000 / num_train_timesteps
+    num_train_timesteps: int = Field(1000, ge=1)
+    zero_terminal_snr: bool = False
+
+    @model_validator(mode="after")
+    def _schedule_exists(self) -> Self:
+        if (self.beta_start is None) != (self.beta_end is None):
+            raise ValueError("give both beta_start and beta_end, or neither")
+        if self.schedule == "cosine" and self.beta_start is not None:
+            raise ValueError("schedule cosine takes no beta_start and no beta_end")
+        last = {"linear": 20.0, "scaled_linear": 12.0, "cosine": 0.0}[self.schedule]
+        if self.beta_end is None and last >= self.num_train_timesteps:
+            raise ValueError(
+                f"schedule {self.schedule} needs num_train_timesteps above {last:.0f}, not {self.num_train_timesteps}: "
+                "its last beta must be below 1"
+            )
+        if self.zero_terminal_snr and self.num_train_timesteps < 2:
+            raise ValueError("zero_terminal_snr needs num_train_timesteps of at least 2")
+        return self
+
+    @property
+    def noise(self) -> "DiscreteNoise":
+        """How images are noised, without what a network predicts."""
+        return DiscreteNoise(**{name: getattr(self, name) for name in DiscreteNoise.model_fields})
+
+    def objective(self) -> dict[str, Any]:
+        """Plain values for `make_objective`; what a network would predict does not matter where only noise is added."""
+        return self.model_dump(mode="json") | {"prediction_type": "v_prediction"}
+
+
+class DiscreteProcess(DiscreteNoise):
+    """What a network learns of noise in steps."""
+
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"  # of ancestral steps
+    loss: Literal["simple", "hybrid", "vlb"] = "simple"
+    timestep_sampling: Literal["uniform", "loss_aware"] = "uniform"
+    min_snr_gamma: float | None = Field(5.0, gt=0)  # of the simple loss
+
+    def objective(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"timestep_sampling"})
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample, not epsilon")
+        if self.zero_terminal_snr and self.min_snr_gamma is not None:
+            raise ValueError("zero_terminal_snr needs min_snr_gamma None: the last step would weigh nothing")
+        if (self.variance == "learned_range") != (self.loss == "hybrid") and self.loss != "vlb":
+            raise ValueError("variance learned_range and loss hybrid need each other (or loss vlb)")
+        if self.loss == "vlb" and self.min_snr_gamma is not None:
+            raise ValueError("loss vlb has its own weights: it needs min_snr_gamma None")
+        return self
+
+
+class EDMProcess(Config):
+    """Noise of any level with preconditioning (Karras et al., 2022)."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: float = Field(0.5, gt=0)  # deviation of the images or latents
+
+    @property
+    def noise(self) -> Self:
+        return self
+
+    def objective(self) -> dict[str, Any]:
+        """Plain values for `make_objective`."""
+        return self.model_dump(mode="json")
+
+
+class FlowProcess(Config):
+    """A straight line from noise to image (rectified flow; Liu et al., 2023)."""
+
+    kind: Literal["flow"] = "flow"
+    time_density: Literal["uniform", "logit_normal"] = "uniform"
+
+    @property
+    def noise(self) -> Self:
+        return self
+
+    def objective(self) -> dict[str, Any]:
+        """Plain values for `make_objective`."""
+        return self.model_dump(mode="json")
+
+
+Process = Annotated[DiscreteProcess | EDMProcess | FlowProcess, Field(discriminator="kind")]
+Noise = Annotated[DiscreteNoise | EDMProcess | FlowProcess, Field(discriminator="kind")]

@@ -1,0 +1,115 @@
+"""How trained models sample where a request asks for nothing else. No part of a training: these numbers enter the keys
+of the cascade, its samples and studies alone, and travel with the composed cascade.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from components.configuration.config import Config
+
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
+NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
+
+
+class ModelSampling(Config):
+    """Of a model that leaves nothing to choose: a GAN, a VAE, an encoder."""
+
+
+class DiffusionSampling(ModelSampling):
+    """Of a base, an upsampler or an image-to-image model."""
+
+    sampler: SamplerName = "ddim"
+    num_inference_steps: int = Field(50, ge=1)
+    eta: float = Field(0.0, ge=0, le=1)  # ddim
+    spacing: Literal["linspace", "leading", "trailing", "karras"] | None = None  # None: as suits the sampler
+    threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
+    threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
+    noise_level: int | None = Field(None, ge=0)  # of an upsampler's low-res image; None: 100, or the highest it learned
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
+    guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if self.eta > 0 and self.sampler != "ddim":
+            raise ValueError(f"eta belongs to sampler ddim, not {self.sampler}")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval must rise from at least 0, not {self.guidance_interval}")
+        return self
+
+
+class TokenSampling(ModelSampling):
+    """Of a model that draws one value after another: a causal prior, a PixelCNN, a Row LSTM."""
+
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, le=1)
+
+
+class MaskedTokenSampling(TokenSampling):
+    """Of a masked prior."""
+
+    num_inference_steps: int = Field(12, ge=1)  # at most the tokens of an image
+    choice_temperature: float = Field(4.5, ge=0)  # of the noise on what is kept first; the paper's
+
+
+class DiffusionPriorSampling(ModelSampling):
+    """Of DALL-E 2's diffusion prior."""
+
+    sampler: Literal["ddpm", "ddim", "dpm_solver_pp"] = "ddpm"
+    num_inference_steps: int = Field(64, ge=1)
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
+    candidates: int = Field(2, ge=1)  # as many are drawn, and the one nearest to the text is kept
+
+
+class ClassifierSampling(ModelSampling):
+    """Of a classifier that guides."""
+
+    guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # of its gradient; 0 is off
+
+
+class SamplingConfig(Config):
+    """How the models of a cascade sample, by what they are in it; those that are not named leave nothing to choose."""
+
+    def by_model(self, upsamplers: tuple[str, ...] = ()) -> dict[str, dict[str, object]]:
+        """Name of a model -> its fields, plain values; `upsamplers` names the larger ones, smallest first."""
+        found = self.model_dump(mode="json", exclude_none=False)
+        larger = zip(upsamplers, found.pop("upsamplers", ()), strict=True)
+        return {name: fields for name, fields in [*found.items(), *larger] if fields is not None}
+
+
+class TokenBranchSampling(SamplingConfig):
+    """Of a token branch."""
+
+    prior: TokenSampling | MaskedTokenSampling = TokenSampling()
+
+
+class DiffusionBranchSampling(SamplingConfig):
+    """Of a diffusion branch."""
+
+    diffusion_prior: DiffusionPriorSampling | None = None
+    classifier: ClassifierSampling | None = None
+    base: DiffusionSampling = DiffusionSampling()
+    upsamplers: tuple[DiffusionSampling, ...] = ()
+
+
+class CascadeSampling(SamplingConfig):
+    """Of both."""
+
+    prior: TokenSampling = TokenSampling()
+    base: DiffusionSampling = DiffusionSampling()
+    upsamplers: tuple[DiffusionSampling, ...] = ()
+
+
+class RestorationSampling(SamplingConfig):
+    """Of an image-to-image model."""
+
+    model: DiffusionSampling = DiffusionSampling()
+
+
+class OneModelSampling(SamplingConfig):
+    """Of a model of pixels; others leave nothing to choose."""
+
+    model: TokenSampling | None = None

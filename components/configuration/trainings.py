@@ -1,0 +1,265 @@
+"""Trainings of all other models: autoencoders, priors, pixels, GAN, classifier, and DALL-E 2's first two networks."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from components.configuration.conditions import LabelConditions, Member, PriorConditions, TextConfig, TokenConditions
+from components.configuration.config import Config
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.networks import (
+    AutoencoderNetworkConfig,
+    ClassifierNetworkConfig,
+    ContrastiveNetworkConfig,
+    DiffusionPriorNetworkConfig,
+    GANConfig,
+    MaskedTransformerConfig,
+    PixelCNNConfig,
+    RowLSTMConfig,
+    TransformerConfig,
+)
+from components.configuration.optimization import (
+    AdversarialOptimization,
+    ClassifierOptimization,
+    GANOptimization,
+    OptimizationConfig,
+    Training,
+)
+from components.configuration.processes import DiscreteNoise, DiscreteProcess, Noise
+
+PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
+
+
+class AutoencoderData(Config):
+    """What an autoencoder learns from."""
+
+    resolution: int = Field(ge=8)  # pixels
+    member: Member = "image"  # what of each sample is the image
+
+
+class AutoencoderLosses(Config):
+    """Weights that make an autoencoder a VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN."""
+
+    commitment_cost: float = Field(0.25, ge=0)
+    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound, where reconstruction is a likelihood
+    kl_warmup_steps: int = Field(0, ge=0)  # from 0 to kl_weight along a cosine
+    temperature_steps: int = Field(0, ge=0)  # of gumbel: from 1 to final_temperature along a cosine
+    final_temperature: float = Field(1 / 16, gt=0, le=1)
+    perceptual_network: PerceptualNetwork
+    perceptual_weights_uri: str | None = None  # where the weights are, for networks that no package ships
+    perceptual_weight: float = Field(1.0, ge=0)  # 0: the perceptual network is not loaded
+    adversarial_weight: float = Field(0.8, ge=0)  # on top of the adaptive weight; 0: there is no discriminator
+    discriminator_start: int = Field(0, ge=0)  # the generator hears it from then on; it learns from step 1
+    discriminator_channels: int = Field(64, ge=4)
+    discriminator_layers: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _weights_have_a_source(self) -> Self:
+        if self.perceptual_network == "vgg16_lpips" and self.perceptual_weights_uri is None:
+            raise ValueError("perceptual_network vgg16_lpips needs perceptual_weights_uri (its weights are no package)")
+        return self
+
+
+class AutoencoderTraining(Training):
+    """An autoencoder and, where it has a weight, its discriminator."""
+
+    stage_version = 2  # codes of gumbel start as features
+
+    network: AutoencoderNetworkConfig
+    losses: AutoencoderLosses
+    data: AutoencoderData
+    optimization: AdversarialOptimization
+
+
+class PriorTraining(Training):
+    """A causal transformer over tokens (Esser et al., 2021)."""
+
+    stage_version = 2  # dropout on residual branches alone
+
+    network: TransformerConfig
+    conditioning: TokenConditions = TokenConditions()
+    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
+    text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
+    optimization: OptimizationConfig
+
+    @model_validator(mode="after")
+    def _there_is_a_text_to_learn(self) -> Self:
+        if self.text_loss_weight > 0 and "text" not in self.conditioning.conditions:
+            raise ValueError(f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
+        return self
+
+
+class MaskedPriorTraining(Training):
+    """A transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
+
+    stage_version = 2  # dropout on residual branches alone
+
+    network: MaskedTransformerConfig
+    conditioning: TokenConditions = TokenConditions()
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    optimization: OptimizationConfig
+
+
+class PixelData(Config):
+    """What a PixelCNN or Row LSTM learns from."""
+
+    resolution: int | None = Field(None, ge=2)  # pixels; None: the grid of the tokens
+
+
+class PixelTraining(Training):
+    """Gated PixelCNN or Row LSTM, over the 8-bit values of RGB pixels or, where `resolution` is None, over tokens."""
+
+    network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
+    conditioning: LabelConditions = LabelConditions()
+    data: PixelData = PixelData()
+    optimization: OptimizationConfig
+
+    @model_validator(mode="after")
+    def _colors_share_the_channels(self) -> Self:
+        network = self.network
+        shares = (1 if self.data.resolution is None else 3) * (2 if network.kind == "row_lstm" else 1)
+        if network.channels % shares:
+            raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
+        return self
+
+
+class ImageData(Config):
+    """Whole images."""
+
+    resolution: int = Field(ge=4)  # pixels
+
+
+class AdversaryConfig(Config):
+    """The discriminator of a GAN."""
+
+    discriminator_channels: int = Field(ge=4)
+    discriminator_channel_mult: tuple[int, ...] = Field(min_length=1)
+    augment: bool = False  # differentiable augmentation of all that the discriminator sees, for small sets
+
+
+class GANTraining(Training):
+    """Class-conditional residual GAN (Brock et al., 2019): both networks, and how they play."""
+
+    network: GANConfig
+    adversary: AdversaryConfig
+    conditioning: LabelConditions = LabelConditions()
+    data: ImageData
+    optimization: GANOptimization
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        resolution = self.data.resolution
+        levels = {
+            "channel_mult": self.network.channel_mult,
+            "discriminator_channel_mult": self.adversary.discriminator_channel_mult,
+        }
+        for name, level in levels.items():
+            if resolution % 2 ** len(level):
+                raise ValueError(f"resolution {resolution} can't be halved once for each level of {name}")
+        return self
+
+
+class AugmentedData(ImageData):
+    """Images, moved and mirrored at random in training."""
+
+    max_shift: int = Field(0, ge=0)  # pixels that images are moved by, at most and each way
+    mirror: bool = False  # half of the images are mirrored
+
+
+class ClassifierTraining(Training):
+    """Classifier of noisy images, for guidance (Dhariwal and Nichol, 2021), or of clean ones, for measurement."""
+
+    network: ClassifierNetworkConfig
+    noisy: bool = True  # False: it sees clean images only, and guides nothing
+    process: Noise = DiscreteNoise()  # that of the diffusion model that it guides
+    data: AugmentedData
+    optimization: ClassifierOptimization
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        if self.data.resolution % 2 ** (len(self.network.channel_mult) - 1):
+            raise ValueError(f"resolution {self.data.resolution} can't be halved between the levels of channel_mult")
+        return self
+
+
+class ShiftedData(ImageData):
+    """Images, moved at random in training."""
+
+    max_shift: int = Field(0, ge=0)  # pixels that images are moved by, at most and each way
+
+
+class ContrastiveTraining(Training):
+    """Contrastive text-image encoder (CLIP; Radford et al., 2021). Its batch decides how hard the task is."""
+
+    network: ContrastiveNetworkConfig
+    text: TextConfig
+    data: ShiftedData
+    optimization: OptimizationConfig
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        factor = self.network.patch_size * 2 ** (len(self.network.channel_mult) - 1)
+        if self.data.resolution % factor:
+            raise ValueError(
+                f"resolution {self.data.resolution} must be a multiple of {factor}, of its patches and levels"
+            )
+        if self.text.text_dim % self.text.text_heads:
+            raise ValueError(f"text_dim {self.text.text_dim} must be a multiple of text_heads {self.text.text_heads}")
+        return self
+
+
+class DiffusionPriorTraining(Training):
+    """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over the embeddings of a contrastive encoder."""
+
+    stage_version = 2  # attention in fp32 on a CPU
+
+    network: DiffusionPriorNetworkConfig
+    process: DiscreteProcess = DiscreteProcess(prediction_type="sample", min_snr_gamma=None)
+    conditioning: PriorConditions = PriorConditions()
+    data: ImageData  # of the contrastive encoder, or larger
+    optimization: OptimizationConfig
+
+
+def network_kind(training: object) -> str:
+    """The kind of a training's network: what tells trainings apart where a recipe takes one of several."""
+    network = training.get("network") if isinstance(training, dict) else getattr(training, "network", None)
+    return str(network.get("kind") if isinstance(network, dict) else getattr(network, "kind", None))
+
+
+AnyPrior = Annotated[
+    Annotated[PriorTraining, Tag("transformer")]
+    | Annotated[MaskedPriorTraining, Tag("masked_transformer")]
+    | Annotated[PixelTraining, Tag("pixelcnn")]
+    | Annotated[PixelTraining, Tag("row_lstm")],
+    Discriminator(network_kind),
+]
+AnyLoneModel = Annotated[
+    Annotated[AutoencoderTraining, Tag("autoencoder")]
+    | Annotated[PixelTraining, Tag("pixelcnn")]
+    | Annotated[PixelTraining, Tag("row_lstm")]
+    | Annotated[GANTraining, Tag("gan")],
+    Discriminator(network_kind),
+]
+AnyTraining = (
+    AutoencoderTraining
+    | DiffusionTraining
+    | PriorTraining
+    | MaskedPriorTraining
+    | PixelTraining
+    | GANTraining
+    | ClassifierTraining
+    | ContrastiveTraining
+    | DiffusionPriorTraining
+)
+
+
+def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:
+    """Raise ValueError, naming the field, if the recipe's classifier can't guide its base: other images or noise."""
+    if not classifier.noisy:
+        raise ValueError("classifier.noisy must be true: it guides noisy images")
+    if classifier.data.resolution != base.data.resolution:
+        raise ValueError(f"classifier.data.resolution must be base.data.resolution {base.data.resolution}")
+    own, wanted = classifier.process.model_dump(), base.process.noise.model_dump()
+    for name, value in wanted.items():
+        if own.get(name) != value:
+            raise ValueError(f"classifier.process.{name} must be base.process.{name} {value!r}")

@@ -1,0 +1,200 @@
+"""What a trained model does with rows: those that make images by their generator, the others each in its own way.
+
+What a row may say depends on the model:
+    cascade, base,  label or prompt, seed, generator, guidance_scale, steps, sampler, … -> PNG
+    PixelCNN, GAN,  (and condition, a base64 PNG, where prior or base want one; classifier_scale, where one guides)
+    VAE
+    image-to-image  image and mask (base64 PNG), task, and label or prompt, seed, steps, … -> PNG
+    upsampler       image (base64 PNG) and label or prompt, seed -> PNG
+    autoencoder     image (base64) -> its reconstruction, PNG
+    prior           label or prompt, seed, guidance_scale, … -> tokens, a JSON list of rows
+    contrastive     prompt or image (base64) -> its embedding, of length 1, a JSON list
+    text encoder    prompt -> its states, a JSON list with a list for each token
+    classifier      image (base64) -> the probability of each class, a JSON object
+A model of latents or of embeddings, and one that reads by another network, answers only as a part of its cascade.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from components.models.autoencoder import Autoencoder
+from components.models.contrastive import ContrastiveEncoder
+from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade, read_parts
+from components.sampling.classifier import class_log_probabilities
+from components.sampling.device import best_device
+from components.sampling.frozen_text import load_frozen_text
+from components.sampling.generators.diffusion import sample_upsampler
+from components.sampling.generators.tokens import check_prior, sample_prior
+from components.sampling.image_files import base64_png, gray_png
+from components.sampling.images import to_uint8
+from components.sampling.model import (
+    SamplingModel,
+    check_conditions,
+    check_prompt_length,
+    describe_model,
+    load_model,
+    reads_prompts,
+    works_alone,
+)
+from components.sampling.requests import Request, check_request
+from components.sampling.rows import Row
+from components.storage.bundle import DESCRIPTION as MODEL
+
+LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
+Predict = Callable[[list[Row]], list[str]]
+
+
+class Answerer(NamedTuple):
+    """One kind of model that makes no image of nothing."""
+
+    answer: Callable[[SamplingModel, Row], str]  # raises ValueError, in one line, for a row that can't be met
+    example: Callable[[SamplingModel], Row]
+
+
+def predictor_of(folder: Path) -> Predict:
+    """What a trained model in `folder` does with rows, on the best device that there is."""
+    device = best_device()
+    if (folder / DESCRIPTION).is_file():
+        return _sample(Cascade.load(folder, device=device))
+    if not (folder / MODEL).is_file():
+        text = load_frozen_text(folder, device=device)
+        return lambda rows: [json.dumps(states.tolist()) for states in text.encode([row.text() for row in rows]).states]
+    model = load_model(_stage_of(folder), folder, device=device)
+    lone = lone_cascade(model)
+    if lone is not None:
+        return _sample(lone)
+    answerer = answerer_of(model)
+
+    def answer(rows: list[Row]) -> list[str]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
+            return [_refuse(model) if answerer is None else answerer.answer(model, row) for row in rows]
+
+    return answer
+
+
+def example_of(folder: Path) -> Row | None:
+    """A row that the model in `folder` takes; None for one that takes none alone. No weights are read."""
+    if (folder / DESCRIPTION).is_file():
+        cascade = Cascade(**read_parts(folder, weights=False))
+        return Row.of(next(iter(cascade.makers.values())).example())
+    if not (folder / MODEL).is_file():  # a pretrained text encoder
+        return Row(prompt="red")
+    model = describe_model(_stage_of(folder), folder)
+    lone, answerer = lone_cascade(model), answerer_of(model)
+    if lone is not None:
+        return Row.of(next(iter(lone.makers.values())).example())
+    return None if answerer is None else answerer.example(model)
+
+
+def answerer_of(model: SamplingModel) -> Answerer | None:
+    """None for a model that needs the networks that it was trained with."""
+    return ANSWERERS.get(model.kind) if works_alone(model.kind, model.network, model.settings) else None
+
+
+def _sample(cascade: Cascade) -> Predict:
+    return lambda rows: [base64_png(image) for image in cascade.sample([row.request() for row in rows])]
+
+
+def _refuse(model: SamplingModel) -> str:
+    raise ValueError(
+        f"the model of stage {model.name} needs the networks that it was trained with: "
+        "load the composed cascade instead"
+    )
+
+
+def _asked(model: SamplingModel) -> Request:
+    """A label or a prompt, where the model takes one, and a seed."""
+    label = "0" if model.classes else None
+    return Request(label=label, prompt="red" if label is None and reads_prompts(model) else None, seed=1)
+
+
+def _described(model: SamplingModel) -> Row:
+    return Row.of(Request(prompt="red"))
+
+
+def _shown(model: SamplingModel) -> Row:
+    return Row.of(Request(image=gray_png(model.settings["resolution"])))
+
+
+def _reconstruct(model: SamplingModel, row: Row) -> str:
+    image = row.read_image(model.settings["resolution"])[None].to(model.device)
+    assert isinstance(model.module, Autoencoder)
+    return base64_png(to_uint8(model.module.reconstruct(image))[0])
+
+
+@torch.no_grad()
+def _embed(model: SamplingModel, row: Row) -> str:
+    """Images and texts are on one sphere: the likeness of two embeddings is the sum of their products."""
+    network, text = model.module, model.text
+    assert isinstance(network, ContrastiveEncoder)
+    assert text is not None
+    if (row.prompt is None) == (row.image is None):
+        raise ValueError("this model needs either a prompt or an image")
+    if row.prompt is None:
+        image = row.read_image(network.resolution)[None].to(model.device)
+        return json.dumps(network.encode_image(image)[0].tolist())
+    check_prompt_length(text, row.prompt)
+    return json.dumps(network.encode_text(text.encode([row.prompt]).to(model.device)).embedding[0].tolist())
+
+
+def _classify(model: SamplingModel, row: Row) -> str:
+    probabilities = class_log_probabilities(model, row.read_image(model.settings["resolution"])[None])[0].exp()
+    return json.dumps(dict(zip(model.classes, probabilities.tolist(), strict=True)))
+
+
+def _draw_tokens(model: SamplingModel, row: Row) -> str:
+    """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
+    given = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
+    request = row.model_copy(update={"condition": None}).request()._replace(generator="tokens")
+    check_request(request)
+    check_prior(model, request if given is None else request._replace(condition=b"tokens"))
+    return json.dumps(sample_prior(model, [request], given)[0].tolist())
+
+
+def _enlarge(model: SamplingModel, row: Row) -> str:
+    request = row.model_copy(update={"image": None}).request()._replace(generator="diffusion")
+    check_request(request)
+    check_conditions(model, request)
+    low_res = row.read_image(model.settings["low_res_resolution"])[None]
+    return base64_png(to_uint8(sample_upsampler(model, [request], low_res))[0])
+
+
+def _tokens_asked(model: SamplingModel) -> Row:
+    row = Row.of(_asked(model))
+    if not model.network.get("condition_grid"):
+        return row
+    height, width = model.network["condition_grid"]
+    return row.model_copy(update={"condition": json.dumps([[0] * width] * height)})
+
+
+def _small_shown(model: SamplingModel) -> Row:
+    return Row.of(_asked(model)._replace(image=gray_png(model.settings["low_res_resolution"])))
+
+
+ENLARGES, DRAWS = Answerer(_enlarge, _small_shown), Answerer(_draw_tokens, _tokens_asked)
+ANSWERERS: dict[str, Answerer] = {  # by the kind of the network
+    "autoencoder": Answerer(_reconstruct, _shown),
+    "unet": ENLARGES,
+    "dit": ENLARGES,
+    "transformer": DRAWS,
+    "masked_transformer": DRAWS,
+    "pixelcnn": DRAWS,
+    "row_lstm": DRAWS,
+    "contrastive": Answerer(_embed, _described),
+    "classifier": Answerer(_classify, _shown),
+}
+
+
+def _stage_of(folder: Path) -> str:
+    """The stage's name gives a model its random streams: the same image alone as in the cascade."""
+    description = json.loads((folder / MODEL).read_text())
+    settings = description["settings"]
+    if settings.get("role") == "upsampler":
+        return f"upsampler_{settings['resolution']}"
+    if settings.get("role") == "image_to_image":
+        return "model"
+    return settings.get("role") or LONE_STAGE.get(description["kind"], description["kind"])

@@ -1,0 +1,92 @@
+"""What every kind of generator is: a way from a request to an image, made of the models that it needs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from components.sampling.frozen_text import ContrastiveText, FrozenText
+from components.sampling.model import SamplingModel, check_conditions, reads_prompts
+from components.sampling.requests import Request
+
+OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
+
+
+class ConditionImages(NamedTuple):
+    """What a request's condition image is."""
+
+    resolution: int
+    member: str  # what of a sample it was in training: image, depth or mask
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The models of a cascade by what they are in it, in fp32; None for those that are not there."""
+
+    tokenizer: SamplingModel | None = None
+    prior: SamplingModel | None = None
+    condition: SamplingModel | None = None  # tokenizer of the images that the prior is conditioned on
+    base: SamplingModel | None = None
+    autoencoder: SamplingModel | None = None  # decoder of a base that makes latents
+    contrastive: ContrastiveText | None = None  # reads prompts for the base (Imagen) or the diffusion prior (DALL-E 2)
+    text_encoder: FrozenText | None = None  # the same, pretrained elsewhere
+    diffusion_prior: SamplingModel | None = None
+    classifier: SamplingModel | None = None  # of noisy images; guides the base
+    upsamplers: tuple[SamplingModel, ...] = ()
+    model: SamplingModel | None = None  # makes images by itself: PixelCNN, PixelRNN, GAN, VAE, image-to-image
+
+
+class Generator(ABC):
+    """One kind of generator. A new one is a file with its class, and a line in `generators/kinds.py`."""
+
+    name: ClassVar[str]  # as requests choose it
+    title: ClassVar[str]  # as the report has it
+    options: ClassVar[tuple[str, ...]] = ()  # fields of a request that it takes besides label, prompt and seed
+    shows_steps: ClassVar[bool] = False  # whether `sample` tells on_step what it makes on the way
+
+    def __init__(self, parts: Parts) -> None:
+        """Raises ValueError, in one line, if its models don't fit each other."""
+        first = self.first_of(parts)
+        assert first is not None
+        self.parts, self.first = parts, first
+
+    @classmethod
+    @abstractmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        """The model that it starts with, whose conditions requests may name; None if there is no such generator."""
+
+    @property
+    def models(self) -> tuple[SamplingModel, ...]:
+        """Those whose sampling settings a request may change, by the names of their stages."""
+        return (self.first,)
+
+    @property
+    def sides(self) -> list[int]:
+        """Resolutions of what its models work on, which decide how large a batch may be."""
+        return [self.first.settings.get("resolution") or 1]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that requests may ask for, by id."""
+        return self.first.classes
+
+    @property
+    def condition_images(self) -> ConditionImages | None:
+        """What images it is conditioned on; None if on none."""
+        return None
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError, in one line, if it can't make the image of a request whose options it takes."""
+        check_conditions(self.first, request)
+
+    @abstractmethod
+    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) of each stage, the finished ones last, for checked requests with the same options."""
+
+    def example(self) -> Request:
+        """A request that it can meet."""
+        if self.classes:
+            return Request(label="0", seed=1, generator=self.name)
+        return Request(prompt="red" if reads_prompts(self.first) else None, seed=1, generator=self.name)

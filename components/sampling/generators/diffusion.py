@@ -1,0 +1,295 @@
+"""The diffusion branch's stages: base and upsamplers, in fp32, each image with its own random stream.
+
+Shapes: B images, H = W resolution. Images are float32 (B, 3, H, W) in [-1, 1].
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.configuration.sampling import NOISE_LEVEL, ClassifierSampling, DiffusionSampling
+from components.diffusion import samplers
+from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
+from components.diffusion.guidance import guide
+from components.diffusion.objective import Objective, make_objective
+from components.diffusion.samplers import Denoise, Score, sample
+from components.diffusion.schedule import make_schedule
+from components.models.autoencoder import Autoencoder
+from components.sampling.classifier import check_guides, classifier_score
+from components.sampling.diffusion_prior import prior_sampling
+from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
+from components.sampling.image_files import gray_png
+from components.sampling.model import (
+    Conditions,
+    SamplingModel,
+    check_conditions,
+    check_prompt_length,
+    encode_conditions,
+    sampling_of,
+    takes_condition_image,
+)
+from components.sampling.requests import Request, class_id, random_stream
+
+NOTHING = Conditions({}, {})
+MOST_STEPS = 1000  # of a process without training steps
+
+
+def sample_base(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    *,
+    frozen: Conditions = NOTHING,
+    classifier: SamplingModel | None = None,
+    on_step: samplers.OnStep | None = None,
+) -> Tensor:
+    """Images (B, 3, H, W) of requests that share guidance_scale, classifier_scale, steps and sampler (those of the
+    first one count).
+
+    Args:
+        frozen: what `frozen_conditions` makes of them, for a model that takes such.
+        classifier: of noisy images; its gradient towards each request's label guides.
+
+    Raises ValueError for an unknown sampler, or steps that are out of its range.
+    """
+    return denoise(
+        model,
+        requests,
+        {},
+        noise_of(model, requests),
+        first_sampling(model, requests[0]),
+        frozen=frozen,
+        score=None if classifier is None else score_of(classifier, requests),
+        on_step=on_step,
+    )
+
+
+def score_of(classifier: SamplingModel, requests: Sequence[Request]) -> Score | None:
+    """Towards the requests' labels, by the scale that they ask for, else by the classifier's own; None if it is 0."""
+    scale = guide_sampling(classifier, requests[0]).guidance_scale
+    if scale == 0:
+        return None
+    return classifier_score(classifier, encode_conditions(classifier, requests).condition["label"], scale)
+
+
+def first_sampling(model: SamplingModel, request: Request) -> DiffusionSampling:
+    """Of a base or an image-to-image model, which the short options of a request are for. Raises ValueError."""
+    asked = {"guidance_scale": request.guidance_scale, "num_inference_steps": request.steps, "sampler": request.sampler}
+    return sampling_of(model, request, **asked)
+
+
+def guide_sampling(classifier: SamplingModel, request: Request) -> ClassifierSampling:
+    """Of the classifier that guides. Raises ValueError."""
+    return sampling_of(classifier, request, guidance_scale=request.classifier_scale)
+
+
+def check_sampling(model: SamplingModel, sampling: DiffusionSampling) -> None:
+    """Raise ValueError, in one line, if the model can't be sampled in so many steps, or with so much noise."""
+    limit, steps = model.settings["objective"].get("num_train_timesteps", MOST_STEPS), sampling.num_inference_steps
+    if steps > limit:
+        raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
+    most = model.settings.get("max_noise_level", 0)
+    if sampling.noise_level is not None and sampling.noise_level > most:
+        raise ValueError(f"{model.name}: noise_level must be in [0, {most}], not {sampling.noise_level}")
+
+
+def sample_upsampler(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    low_res: Tensor,
+    *,
+    frozen: Conditions = NOTHING,
+    on_step: samplers.OnStep | None = None,
+) -> Tensor:
+    """Enlarge low_res (B, 3, h, w) to (B, 3, H, W), with the model's own guidance scale, steps and noise level.
+
+    The images of the stage before are rounded to 8 bits first, as those that the upsampler was trained on, and then
+    noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2).
+    """
+    noise = noise_of(model, requests)
+    enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
+    sampling, learned = sampling_of(model, requests[0]), model.settings
+    chosen = min(NOISE_LEVEL, learned["max_noise_level"]) if sampling.noise_level is None else sampling.noise_level
+    level = torch.full((len(requests),), chosen, device=model.device)
+    schedule = make_schedule(learned["augmentation_schedule"], num_train_timesteps=learned["augmentation_steps"])
+    low_res = augment_low_res(schedule, enlarged, noise(-1), level)
+    return denoise(
+        model,
+        requests,
+        {"low_res": low_res, "noise_level": level},
+        noise,
+        sampling,
+        frozen=frozen,
+        on_step=on_step,
+    )
+
+
+def objective_of(model: SamplingModel) -> Objective:
+    """What a diffusion model was trained to undo."""
+    return make_objective(model.settings["objective"])
+
+
+def denoise(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    extra: dict[str, Tensor],
+    noise: Callable[[int], Tensor],
+    sampling: DiffusionSampling,
+    *,
+    frozen: Conditions = NOTHING,
+    on_step: samplers.OnStep | None,
+    score: Score | None = None,
+    around: Callable[[Denoise], Denoise] = lambda network: network,
+) -> Tensor:
+    """Images (B, 3, H, W) of requests.
+
+    Args:
+        extra: conditions that are never null.
+        noise: the next noise (B, 3, H, W), x_T first.
+        around: what is done to the guided network before it is sampled from.
+    """
+    condition, null = encode_conditions(model, requests)
+    objective = objective_of(model)
+    network = guide(
+        objective,
+        model.module,
+        condition | frozen.condition | extra,
+        null | frozen.null,
+        sampling.guidance_scale,
+        interval=sampling.guidance_interval,
+        rescale=sampling.guidance_rescale,
+    )
+    return sample(
+        around(network),
+        objective,
+        noise(-1),
+        noise=noise,
+        score=score,
+        on_step=on_step,
+        **sampling_arguments(sampling),
+    )
+
+
+def sampling_arguments(sampling: DiffusionSampling) -> dict[str, Any]:
+    """Arguments of `components.diffusion.samplers.sample`."""
+    names = {"sampler", "num_inference_steps", "eta", "spacing", "threshold"}
+    return sampling.model_dump(include=names) | {"percentile": sampling.threshold_percentile}
+
+
+def noise_of(model: SamplingModel, requests: Sequence[Request]) -> Callable[[int], Tensor]:
+    """Draw the next noise (B, 3, H, W): row i from the stream of request i, whatever else is in the batch."""
+    streams = [random_stream(request.seed, model.name) for request in requests]
+    shape = (model.network.get("in_channels", 3), model.settings["resolution"], model.settings["resolution"])
+
+    def noise(step: int) -> Tensor:
+        del step  # the order of the draws is what counts
+        return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(model.device)
+
+    return noise
+
+
+class Diffusion(Generator):
+    """Prompt -> frozen text encoder -> (diffusion prior ->) base (-> autoencoder's decoder) -> upsampler -> …"""
+
+    name, title = "diffusion", "Diffusion"
+    options = ("condition", "guidance_scale", "steps", "sampler", "classifier_scale")
+    shows_steps = True
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        made = parts.autoencoder or self.first
+        for upsampler in parts.upsamplers:
+            takes, makes = upsampler.settings["low_res_resolution"], made.settings["resolution"]
+            if takes != makes:
+                raise ValueError(f"{upsampler.name} enlarges {takes}² images, the stage before it makes {makes}²")
+            made = upsampler
+        if ("latent_scale" in self.first.settings) != (parts.autoencoder is not None):
+            raise ValueError("a base that makes latents and the autoencoder of those latents need each other")
+        if parts.classifier is not None:
+            check_guides(parts.classifier, self.first)
+
+    @classmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        return parts.base
+
+    @property
+    def models(self) -> tuple[SamplingModel, ...]:
+        others = (self.parts.diffusion_prior, self.parts.classifier, *self.parts.upsamplers)
+        return (self.first, *(model for model in others if model is not None))
+
+    @property
+    def sides(self) -> list[int]:
+        models = (self.first, self.parts.autoencoder, *self.parts.upsamplers)
+        return [model.settings["resolution"] for model in models if model is not None]
+
+    @property
+    def classes(self) -> list[str]:
+        """Those of the base, or where that knows none, those of the classifier that guides it."""
+        return self.first.classes or ([] if self.parts.classifier is None else self.parts.classifier.classes)
+
+    @property
+    def condition_images(self) -> ConditionImages | None:
+        if not takes_condition_image(self.first):
+            return None
+        return ConditionImages(self.first.settings["resolution"], self.first.settings["condition_member"])
+
+    def check(self, request: Request) -> None:
+        """Upsamplers enlarge what the base made, and take what they know of the request."""
+        parts = self.parts
+        if request.classifier_scale is not None and parts.classifier is None:
+            raise ValueError("classifier_scale needs a cascade with a classifier, which guides its base")
+        if request.prompt is not None and parts.contrastive is not None:
+            check_prompt_length(parts.contrastive.text, request.prompt)
+        if request.label is not None and not self.first.classes and self.classes:
+            class_id(request.label, self.classes)
+            request = request._replace(label=None)  # the classifier alone hears of it
+        check_conditions(self.first, request)
+        check_sampling(self.first, first_sampling(self.first, request))
+        for upsampler in parts.upsamplers:
+            check_sampling(upsampler, sampling_of(upsampler, request))
+        if parts.diffusion_prior is not None:
+            prior_sampling(parts.diffusion_prior, request)
+        if parts.classifier is not None:
+            guide_sampling(parts.classifier, request)
+
+    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        shown = of_stage(on_step, "base", self.image)
+        frozen = self.frozen_conditions(self.first, requests)
+        made = sample_base(self.first, requests, frozen=frozen, classifier=self.parts.classifier, on_step=shown)
+        images = {"base": self.image(made)}
+        for model in self.parts.upsamplers:
+            low_res, frozen = list(images.values())[-1], self.frozen_conditions(model, requests)
+            shown = of_stage(on_step, model.name)
+            images[model.name] = sample_upsampler(model, requests, low_res, frozen=frozen, on_step=shown)
+        return images
+
+    def image(self, made: Tensor) -> Tensor:
+        """What the base made as images (B, 3, H, W)."""
+        if self.parts.autoencoder is None:
+            return made
+        decoder = self.parts.autoencoder.module
+        assert isinstance(decoder, Autoencoder)
+        return decoder.from_latents(made / self.first.settings["latent_scale"])
+
+    def frozen_conditions(self, model: SamplingModel, requests: Sequence[Request]) -> Conditions:
+        parts = self.parts
+        text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
+        return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior)
+
+    def example(self) -> Request:
+        request = super().example()._replace(guidance_scale=2.0, steps=10)
+        if self.parts.classifier is not None:
+            request = request._replace(label="0", classifier_scale=1.0)
+        side = self.condition_images
+        return request if side is None else request._replace(condition=gray_png(side.resolution))
+
+
+def of_stage(
+    on_step: OnStep | None, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image
+) -> Callable[[int, float, Tensor, Tensor], None] | None:
+    """Tells a sampler's steps as those of a stage."""
+    if on_step is None:
+        return None
+    return lambda step, time, x_t, x_0: on_step(stage, step, time, image(x_t), image(x_0))

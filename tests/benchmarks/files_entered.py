@@ -1,0 +1,101 @@
+"""How many of the repository's files a reader passes: from a prompt to a PNG, and from `cascade run` to
+`optimizer.step`. `python -m tests.benchmarks.files_entered` prints both lists.
+
+The first counts every file a function of which is called; the second those on the call stacks at the hand-overs (the
+driver submits the stage, the stage starts Ray Train, a rank takes a step), since Ray calls the rest from threads.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from tests.tiny_cascade import write_cascade
+
+ROOT = Path(__file__).resolve().parents[2]
+HOOK = """
+import os, sys, threading
+
+HAND_OVERS = {("_remote", "remote_function.py"), ("fit", "data_parallel_trainer.py"), ("step", "adamw.py")}
+told = set()
+
+
+def hook(frame, event, arg):
+    name = (frame.f_code.co_name, os.path.basename(frame.f_code.co_filename))
+    if event != "call" or name not in HAND_OVERS:
+        return
+    files, caller = [], frame
+    while caller is not None:
+        files.append(os.path.relpath(caller.f_code.co_filename, ROOT))
+        caller = caller.f_back
+    own = tuple(file for file in files if file.startswith(("components/", "pipelines/")))
+    if own and own not in told:
+        told.add(own)
+        with open(os.path.join(PLACE, f"{os.getpid()}-{len(told)}"), "w") as out:
+            out.write("\\n".join([name[0], *own]))
+
+
+sys.setprofile(hook)
+threading.setprofile(hook)
+"""
+
+
+def own_file(frame: FrameType) -> str | None:
+    """The repository's file that a function stands in, relative to the root; None for module bodies and others."""
+    name = frame.f_code.co_filename
+    if frame.f_code.co_name == "<module>" or not name.startswith((f"{ROOT}/components/", f"{ROOT}/pipelines/")):
+        return None
+    return os.path.relpath(name, ROOT)
+
+
+def from_prompt_to_png(folder: Path) -> list[str]:
+    """Files entered by `cascade sample --prompt`, in the order in which they are entered first."""
+    entered: dict[str, None] = {}
+
+    def hook(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and (name := own_file(frame)) is not None:
+            entered[name] = None
+
+    options = ["sample", "--model", str(write_cascade(folder)), "--prompt", "red apple", "--count", "1"]
+    sys.setprofile(hook)
+    done = CliRunner().invoke(app, [*options, "--out", str(folder / "out")])
+    sys.setprofile(None)
+    assert done.exit_code == 0, done.output
+    return list(entered)
+
+
+def from_run_to_step(folder: Path) -> list[str]:
+    """Files on the stacks from `cascade run` to the optimizer's step of the base."""
+    (folder / "hook").mkdir()
+    (folder / "told").mkdir()
+    program = f"ROOT, PLACE = {str(ROOT)!r}, {str(folder / 'told')!r}\n{HOOK}"
+    (folder / "hook" / "sitecustomize.py").write_text(program)
+    few = ["total_steps=2", "warmup_steps=1", "checkpoint_every=2", "sample_every=2"]
+    command = [str(Path(sys.executable).with_name("cascade")), "run", "--recipe", "smoke", "--until", "base"]
+    command += [part for setting in few for part in ("--set", f"base.{setting}")]
+    paths = os.pathsep.join([str(folder / "hook"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": paths}, check=True, stdout=subprocess.DEVNULL)
+    stacks = [path.read_text().splitlines() for path in (folder / "told").iterdir()]
+    found: dict[str, None] = {}
+    for hand_over, last in (
+        ("_remote", "pipelines/execute.py"),
+        ("fit", "components/training/launch.py"),
+        ("step", "components/training/learner.py"),
+    ):
+        of_base = [files for name, *files in stacks if name == hand_over and files[0] == last]
+        for file in reversed(min(of_base, key=len)):
+            found[file] = None
+    return list(found)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        for title, find in (("from a prompt to a PNG", from_prompt_to_png), ("to optimizer.step", from_run_to_step)):
+            (Path(place) / find.__name__).mkdir()
+            files = find(Path(place) / find.__name__)
+            print(f"{title}: {len(files)} files", *files, sep="\n  ")

@@ -1,0 +1,107 @@
+"""Laws of configurations: they mirror what they build, and a value has one place."""
+
+import inspect
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from components.configuration import networks
+from components.configuration.config import Config
+from components.configuration.diffusion import DegradationConfig, DiffusionTraining
+from components.configuration.leaves import KIND, PlaceError, kind_of
+from components.configuration.sampling import SamplerName
+from components.configuration.trainings import AutoencoderTraining
+from components.diffusion.samplers import SAMPLERS
+from components.storage.bundle import NETWORKS
+from tests.tiny_text_image import prior_config
+from tests.tiny_training import autoencoder_config, diffusion_config
+
+CONFIGS = {
+    str(kind_of(config)): config
+    for config in vars(networks).values()
+    if inspect.isclass(config) and issubclass(config, Config) and KIND in config.model_fields
+}
+
+
+def arguments_of(network: type) -> set[str]:
+    """What a constructor takes, and what those take that it hands `**settings` to."""
+    found: set[str] = set()
+    for base in network.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            found |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return found
+
+
+def test_every_kind_of_network_has_a_configuration():
+    assert CONFIGS.keys() == NETWORKS.keys()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_fields_are_arguments_of_the_constructor(kind: str):
+    assert {*CONFIGS[kind].model_fields} - {KIND} <= arguments_of(NETWORKS[kind])
+
+
+def test_a_short_name_means_its_only_place():
+    config = diffusion_config(total_steps=7, dropout=0.25, cond_drop_prob=0.5)
+    assert config.optimization.total_steps == 7
+    assert config.network.dropout == 0.25
+    assert config.conditioning.cond_drop_prob == 0.5
+    assert config.replace(total_steps=9).optimization.total_steps == 9
+    assert config.replace(total_steps=9).replace(total_steps=7) == config
+    with pytest.raises(PlaceError, match="unknown field 'total_stepz'"):
+        diffusion_config(total_stepz=1)
+
+
+def test_a_name_with_two_places_is_refused_and_a_path_is_not():
+    class Pair(Config):
+        left: DegradationConfig = DegradationConfig()
+        right: DegradationConfig = DegradationConfig()
+
+    with pytest.raises(PlaceError, match=r"mask_area stands in several places: left\.mask_area and right"):
+        Pair.of(mask_area=(0.2, 0.3))
+    assert Pair.of(**{"right.mask_area": (0.2, 0.3)}).right.mask_area == (0.2, 0.3)
+
+
+def test_a_kind_stands_in_the_place_of_its_part_and_has_only_its_own_fields():
+    flow = diffusion_config(process={"kind": "flow", "time_density": "logit_normal"})
+    assert flow.process.model_dump() == {"kind": "flow", "time_density": "logit_normal"}
+    assert flow.replace(process="edm").process.model_dump() == {"kind": "edm", "sigma_data": 0.5}
+    with pytest.raises(PlaceError, match="unknown field 'min_snr_gamma'"):
+        flow.replace(min_snr_gamma=None)
+    with pytest.raises(PlaceError, match="unknown kind 'resnet': choose unet or dit"):
+        flow.replace(network="resnet")
+    with pytest.raises(PlaceError, match="give the kind in place of the part: network=dit"):
+        flow.replace(**{"network.kind": "dit"})
+
+
+def test_a_part_that_is_left_out_is_created_by_one_of_its_fields():
+    assert diffusion_config().low_res is None
+    upsampler = diffusion_config(low_res_resolution=4)
+    assert upsampler.low_res is not None
+    assert upsampler.low_res.low_res_resolution == 4
+    assert diffusion_config(degradation={}).degradation == DegradationConfig()
+
+
+def test_a_value_of_a_part_leaves_its_other_defaults_as_they_are():
+    process = prior_config(num_train_timesteps=7).process
+    assert (process.num_train_timesteps, process.prediction_type, process.min_snr_gamma) == (7, "sample", None)
+
+
+def test_a_tree_that_was_printed_is_read_again():
+    for config in (diffusion_config(low_res_resolution=4), autoencoder_config()):
+        assert type(config).model_validate(config.model_dump(mode="json")) == config
+
+
+def test_the_samplers_that_can_be_chosen_are_those_that_there_are():
+    assert get_args(SamplerName) == SAMPLERS
+
+
+def test_a_typo_and_a_field_of_another_training_are_refused():
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        DiffusionTraining.model_validate(diffusion_config().model_dump() | {"losses": {}})
+    with pytest.raises(PlaceError):
+        AutoencoderTraining.of(num_train_timesteps=10)
