@@ -1,15 +1,47 @@
 """The whole system on one screen, and the program that `ray job submit -- python pipelines/full_cascade.py` runs."""
 
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from components.configuration.config import Config
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import CascadeSampling
+from components.configuration.trainings import AutoencoderTraining, PriorTraining
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
 from components.stages.diffusion import train_diffusion
-from components.stages.evaluate import evaluate
-from components.stages.images import images_identity, ingest_images
+from components.stages.evaluate import EvaluationConfig, evaluate
+from components.stages.images import ImagesConfig, images_identity, ingest_images
 from components.stages.prior import train_prior
-from components.stages.samples import sample_generators
-from components.stages.tokens import tokenize_images
-from pipelines.recipes.cascade import CascadeRecipe
+from components.stages.samples import SamplesConfig, sample_generators
+from components.stages.tokens import TokensConfig, tokenize_images
+from pipelines.recipes.checks import check_cascade
 from pipelines.workflow import Stage, Workflow
+
+
+class CascadeRecipe(Config):
+    """The whole cascade. `cascade show NAME` prints it; an edited copy runs with `--recipe my.yaml`."""
+
+    workflow: Literal["full_cascade"] = "full_cascade"
+    name: str
+    images: ImagesConfig
+    tokenizer: AutoencoderTraining
+    tokens: TokensConfig = TokensConfig()
+    prior: PriorTraining
+    base: DiffusionTraining
+    upsamplers: tuple[DiffusionTraining, ...]
+    sampling: CascadeSampling = CascadeSampling()
+    samples: SamplesConfig
+    evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        made = check_cascade(self.base, self.upsamplers, self.sampling, made=self.base.data.resolution)
+        largest = max(made, self.tokenizer.data.resolution)
+        if self.images.resolution < largest:
+            raise ValueError(f"images.resolution {self.images.resolution} is below {largest}, which a model makes")
+        return self
 
 
 def full_cascade(recipe: CascadeRecipe) -> Workflow:

@@ -7,35 +7,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipelines.recipes.cascade import CascadeRecipe
-from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
-from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
-from pipelines.recipes.image_to_image import ImageToImageRecipe
-from pipelines.recipes.one_model import OneModelRecipe
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.overrides import apply_overrides, explain
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.rows import ROWS
 from pipelines.recipes.smoke import smoke
-from pipelines.recipes.token_branch import TokenBranchRecipe
 from pipelines.workflow import UsageError, nearest
+from pipelines.workflows import WORKFLOWS, Recipe
 
-Recipe = (
-    CascadeRecipe
-    | TokenBranchRecipe
-    | OneModelRecipe
-    | DiffusionBranchRecipe
-    | ImageToImageRecipe
-    | DiffusionStudiesRecipe
-)
-SHAPES: dict[str, type[Recipe]] = {
-    "full_cascade": CascadeRecipe,
-    "token_branch": TokenBranchRecipe,
-    "one_model": OneModelRecipe,
-    "diffusion_branch": DiffusionBranchRecipe,
-    "image_to_image": ImageToImageRecipe,
-    "diffusion_studies": DiffusionStudiesRecipe,
-}
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS)},
     **paper_recipes(),
@@ -50,9 +29,9 @@ def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
     """
     tree = _tree(name_or_file)
     workflow = tree.get("workflow", "full_cascade")
-    if workflow not in SHAPES:
-        raise UsageError(f"recipe {name_or_file}: unknown workflow {workflow!r}{nearest(str(workflow), SHAPES)}")
-    shape = SHAPES[workflow]
+    if workflow not in WORKFLOWS:
+        raise UsageError(f"recipe {name_or_file}: unknown workflow {workflow!r}{nearest(str(workflow), WORKFLOWS)}")
+    shape, _ = WORKFLOWS[workflow]
     try:
         shape.model_validate(tree)
         return shape.model_validate(apply_overrides(tree, assignments, shape))

@@ -17,9 +17,9 @@ from components.configuration.trainings import ClassifierTraining, ContrastiveTr
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
-from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
+from pipelines.diffusion_branch import DiffusionBranchRecipe
+from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
-from pipelines.recipes.image_to_image import ImageToImageRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted

@@ -18,8 +18,8 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
-from pipelines.recipes.one_model import OneModelRecipe
-from pipelines.recipes.token_branch import ConditionRecipe, TokenBranchRecipe
+from pipelines.one_model import OneModelRecipe
+from pipelines.token_branch import ConditionRecipe, TokenBranchRecipe
 
 Row = OneModelRecipe | TokenBranchRecipe
 SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6, images_per_prompt=4)

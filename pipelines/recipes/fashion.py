@@ -15,7 +15,7 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
-from pipelines.recipes.diffusion_studies import DiffusionStudiesRecipe
+from pipelines.diffusion_studies import DiffusionStudiesRecipe
 
 REFERENCE = 5000  # training images that distances are measured to
 

@@ -11,9 +11,9 @@ from components.configuration.sampling import TokenBranchSampling, TokenSampling
 from components.configuration.trainings import AutoencoderTraining, PriorTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.samples import SamplesConfig
-from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
-from pipelines.recipes.image_to_image import ImageToImageRecipe
-from pipelines.recipes.one_model import OneModelRecipe
+from pipelines.diffusion_branch import DiffusionBranchRecipe
+from pipelines.image_to_image import ImageToImageRecipe
+from pipelines.one_model import OneModelRecipe
 from pipelines.recipes.paper_autoencoders import (
     dalle_dvae_f8_8192,
     ldm_kl_f4,
@@ -27,7 +27,7 @@ from pipelines.recipes.paper_autoencoders import (
     vqvae_imagenet_128,
 )
 from pipelines.recipes.paper_branches import PAPER_BRANCHES, images, palette_256
-from pipelines.recipes.token_branch import TokenBranchRecipe
+from pipelines.token_branch import TokenBranchRecipe
 
 PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchRecipe | ImageToImageRecipe]
 

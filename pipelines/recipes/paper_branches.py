@@ -18,9 +18,9 @@ from components.stages.images import ImagesConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
+from pipelines.diffusion_branch import DiffusionBranchRecipe
+from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.recipes import paper_classifiers, paper_diffusion
-from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
-from pipelines.recipes.image_to_image import ImageToImageRecipe
 from pipelines.recipes.paper_autoencoders import ldm_kl_f8, ldm_vq_f4, ldm_vq_f8
 
 SOURCE = "s3://your-bucket/images/*.tar"

@@ -12,8 +12,8 @@ from components.configuration.trainings import ClassifierTraining
 from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
 from components.training.networks import network_arguments
+from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes import paper_diffusion
-from pipelines.recipes.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes.paper_branches import PAPER_BRANCHES
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
