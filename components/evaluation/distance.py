@@ -63,13 +63,6 @@ def pack_gaussian(gaussian: Gaussian) -> bytes:
     return buffer.getvalue()
 
 
-def unpack_gaussian(data: bytes) -> Gaussian:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return Gaussian(
-            arrays["mean"].astype(np.float64), arrays["covariance"].astype(np.float64), int(arrays["count"])
-        )
-
-
 def _square_root(covariance: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

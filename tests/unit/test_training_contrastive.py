@@ -1,15 +1,12 @@
 """Laws of the contrastive encoder's training, without Ray."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from components.configuration.dataset_info import DatasetInfo
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.loop import Task, fit
+from components.training.loop import fit
 from components.training.networks import network_arguments
 from components.training.tasks.contrastive import ContrastiveTask
 from tests.tiny_text_image import contrastive_config, contrastive_task
@@ -26,20 +23,6 @@ def trained(*, steps: int = 20, **options: int) -> ContrastiveTask:
     task = contrastive_task(config, **options)
     fit(task, batches(config, to_batch), config.optimization)
     return task
-
-
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
-    config, uninterrupted = contrastive_config(), trained()
-
-    def save(step: int, task: Task) -> None:
-        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
-
-    fit(contrastive_task(config), batches(config, to_batch), config.optimization, save=save)
-    task = contrastive_task(config)
-    step, state = read_checkpoint(tmp_path / "10")
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
-    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
 def test_accumulation_equals_no_accumulation() -> None:

@@ -12,7 +12,6 @@ from components.losses.adversarial import generator_loss, hinge_discriminator_lo
 from components.models.gan import ConditionalBatchNorm2d, Generator, batch_moments
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.networks import network_arguments
@@ -32,25 +31,6 @@ def trained(**changes: object) -> GANTask:
     task = make_task(config)
     fit(task, batches(config, to_batch), config.optimization)
     return task
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(precision: str, tmp_path: Path) -> None:
-    """20 steps == 10 + restore in a new task + 10, with previews in one of them only."""
-    config = gan_config(precision=precision)
-    uninterrupted = trained(precision=precision)
-
-    def save(step: int, task: Task) -> None:
-        task.preview({}, step)
-        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
-
-    fit(make_task(config), batches(config, to_batch), config.optimization, save=save)
-    torch.rand(17)
-    task = make_task(config)
-    step, state = read_checkpoint(tmp_path / "10")
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
-    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
 def test_training_moves_every_weight_of_both_networks() -> None:

@@ -11,20 +11,15 @@ from pydantic import ValidationError
 
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
-from components.training.loop import Task, fit
 from components.training.networks import network_arguments
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.pixels import PixelTask
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,
-    assert_equal_bits,
     autoencoder_config,
-    batches,
     pixel_config,
     rows_at,
-    weights_of,
 )
 
 NETWORKS = ("pixelcnn", "row_lstm")
@@ -64,22 +59,6 @@ def test_bits_are_the_mean_of_all_values_however_the_images_are_split():
         logits = task.learner.snapshot()(levels, label=batch["label"]).log_softmax(dim=-1)
     expected = -float(logits.gather(-1, levels[..., None]).mean()) / math.log(2)
     assert task.evaluate(held_out)["held_out_bits_per_dim"] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_resumed_run_over_tokens_equals_an_uninterrupted_one_bit_for_bit(network: str, tmp_path: Path):
-    config = token_task(network).config
-
-    def save(step: int, task: Task) -> None:
-        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
-
-    uninterrupted = token_task(network)
-    fit(uninterrupted, batches(config, to_batch), config.optimization, save=save)
-    task = token_task(network)
-    step, state = read_checkpoint(tmp_path / "10")
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
-    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
 def test_tokens_are_shown_through_the_tokenizer_and_not_without_one():

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
 from components.training.loop import Task, fit
 from components.training.optim import NonFiniteError
 from tests.tiny_training import (
@@ -32,26 +31,6 @@ def trained(config: Any, **options: Any) -> Task:
     task = make_task(config, **options)
     fit(task, batches(config, to_batch), config.optimization)
     return task
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(kind: str, precision: str, tmp_path: Path) -> None:
-    """20 steps == 10 + restore in a new task + 10."""
-    config = config_of(kind, precision=precision)
-    uninterrupted = trained(config)
-
-    def save(step: int, task: Task) -> None:
-        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
-
-    fit(make_task(config), batches(config, to_batch), config.optimization, save=save)
-    torch.rand(17)  # what happened in the process since must not matter
-    task = make_task(config)
-    step, state = read_checkpoint(tmp_path / "10")
-    assert step == 10
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
-    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,13 +1,11 @@
 """Laws of the trainings behind frozen encoders and of the classifier, without Ray."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
 from components.training.conditioning import dropped_conditions
 from components.training.frozen import encoded
 from components.training.loop import Task, fit
@@ -19,7 +17,7 @@ from tests.tiny_text_image import (
     prior_config,
     prior_task,
 )
-from tests.tiny_training import assert_close, assert_equal_bits, batches, rows_at, weights_of
+from tests.tiny_training import assert_close, batches, rows_at, weights_of
 
 KINDS = {"prior": (prior_config, prior_task), "classifier": (classifier_config, classifier_task)}
 
@@ -35,23 +33,6 @@ def trained(kind: str, changes: dict[str, Any] | None = None, **options: Any) ->
     task = make_task(config, **options)
     fit(task, batches(config, to_batch), config.optimization)
     return task
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    make_config, make_task = KINDS[kind]
-    config, uninterrupted = make_config(dropout=0.1), trained(kind, {"dropout": 0.1})
-
-    def save(step: int, task: Task) -> None:
-        task.evaluate(rows_at(config, range(1000, 1012)))
-        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
-
-    fit(make_task(config), batches(config, to_batch), config.optimization, save=save)
-    task = make_task(config)
-    step, state = read_checkpoint(tmp_path / "10")
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
-    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,104 @@
+"""One law of every task: a run that was broken off and taken up again ends with the bits of one that was not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.loop import Task, fit
+from components.training.tasks.autoencoder import AutoencoderTask
+from components.training.tasks.diffusion import DiffusionTask
+from components.training.tasks.pixels import PixelTask
+from tests import tiny_autoencoders
+from tests.tiny_text_image import (
+    PRIOR_DATASET_INFO,
+    classifier_config,
+    classifier_task,
+    contrastive_config,
+    contrastive_task,
+    load_frozen_image,
+    load_frozen_text_tower,
+    prior_config,
+    prior_task,
+)
+from tests.tiny_training import (
+    DATASET_INFO,
+    GRID,
+    KINDS,
+    assert_equal_bits,
+    batches,
+    config_of,
+    diffusion_config,
+    gan_config,
+    make_task,
+    pixel_config,
+    rows_at,
+    weights_of,
+)
+from tests.tiny_training import prior_config as token_prior_config
+
+Case = tuple[Any, Callable[[Any], Task]]  # configuration, and what makes its task
+
+
+def decoder(config: Any) -> Task:
+    loaders = (load_frozen_image, load_frozen_text_tower)
+    return DiffusionTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
+
+
+def over_tokens(config: Any) -> Task:
+    return PixelTask(config, dataset_info=DATASET_INFO, grid=GRID)
+
+
+CASES: dict[str, Case] = {
+    **{f"{kind} {p}": (config_of(kind, precision=p), make_task) for kind in KINDS for p in ("fp32", "bf16")},
+    **{f"gan {p}": (gan_config(precision=p), make_task) for p in ("fp32", "bf16")},
+    **{name: (tiny_autoencoders.config_of(name), AutoencoderTask) for name in tiny_autoencoders.RECIPES},
+    **{
+        f"{kind} of tokens": (pixel_config(network=kind, resolution=None), over_tokens)
+        for kind in ("pixelcnn", "row_lstm")
+    },
+    "power average": (token_prior_config(ema="power", ema_sigma_rel=0.07), make_task),
+    "contrastive": (contrastive_config(), contrastive_task),
+    "diffusion prior": (prior_config(dropout=0.1), prior_task),
+    "classifier": (classifier_config(dropout=0.1), classifier_task),
+    "decoder of frozen encoders": (
+        diffusion_config(
+            conditions=("text_states", "image_embedding"),
+            text_conditioning="cross_attention",
+            cond_drop="independent",
+            dropout=0.0,
+        ),
+        decoder,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """20 steps == 10 + restore in a new task + 10; evaluated and shown on the way in one of them only."""
+    config, make = CASES[name]
+    uninterrupted, rows = make(config), rows_at(config, range(1000, 1012))
+    fit(uninterrupted, batches(config, to_batch), config.optimization)
+
+    def save(step: int, task: Task) -> None:
+        assert task.evaluate(rows) == task.evaluate(rows)
+        task.preview(rows, step)
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(make(config), batches(config, to_batch), config.optimization, save=save)
+    torch.rand(17)  # what happened in the process since must not matter
+    task = make(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    assert step == 10
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
