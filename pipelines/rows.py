@@ -11,8 +11,7 @@ from components.data.errors import SourceError
 from components.evaluation.rows_page import RowResult, render_rows
 from pipelines import driver
 from pipelines.display import duration
-from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.rows import ROWS
+from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.reporting import run_images
 from pipelines.workflow import UsageError, nearest
 

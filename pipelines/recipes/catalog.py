@@ -7,14 +7,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS
+from pipelines.recipes.discrete_rows import DISCRETE_ROWS
+from pipelines.recipes.fashion import FASHION
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.overrides import apply_overrides, explain
 from pipelines.recipes.paper import paper_recipes
-from pipelines.recipes.rows import ROWS
 from pipelines.recipes.smoke import smoke
 from pipelines.workflow import UsageError, nearest
 from pipelines.workflows import WORKFLOWS, Recipe
 
+ROWS = {**DISCRETE_ROWS, **DIFFUSION_ROWS, **FASHION}  # recipe -> row of the lecture
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS)},
     **paper_recipes(),

@@ -7,7 +7,7 @@ import pytest
 from components.data.sources import fashion_mnist
 from components.storage.store import Store
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
-from pipelines.recipes.catalog import RECIPES, load_recipe, resolved_yaml
+from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import ddpm
 from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
 from pipelines.recipes.fashion import (
@@ -19,7 +19,6 @@ from pipelines.recipes.fashion import (
 )
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
-from pipelines.recipes.rows import ROWS
 from pipelines.rows import chosen_rows, sources_here
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow

@@ -19,10 +19,10 @@ from components.models.token_network import TokenNetwork
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.best_of import Best, best_of, mutual_information
-from components.sampling.condition import condition_tokens
 from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
 from components.sampling.generators.pixels import sample_grid, token_sampling
 from components.sampling.image_files import gray_png
+from components.sampling.images import read_image
 from components.sampling.maskgit import maskgit
 from components.sampling.model import Conditions, SamplingModel, check_conditions, encode_conditions
 from components.sampling.requests import Request, random_stream
@@ -125,6 +125,14 @@ def prior_conditions(
     condition = condition.to(model.device)
     null = torch.full_like(condition, network.null_condition)
     return Conditions(conditions.condition | {"condition": condition}, conditions.null | {"condition": null})
+
+
+def condition_tokens(tokenizer: SamplingModel, requests: Sequence[Request]) -> Tensor:
+    """Tokens (B, M) of the requests' condition images, all of which must have one, on the tokenizer's device."""
+    resolution = tokenizer.settings["resolution"]
+    images = [read_image(request.condition or b"", resolution=resolution) for request in requests]
+    assert isinstance(tokenizer.module, Autoencoder)
+    return rearrange(tokenizer.module.tokenize(torch.stack(images).to(tokenizer.device)), "b h w -> b (h w)")
 
 
 class Tokens(Generator):
