@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -89,8 +89,7 @@ class DecodedShard:
         data: bytes | None = None,
     ) -> None:
         self.url, self.about = index.url(entry.url), {name: index.array(name) for name in arrays}
-        how: dict[str, Any] = {"member": member, "condition_member": condition_member, "arrays": arrays}
-        stored = read_shard(index, entry, **how, data=data)
+        stored = read_shard(index, entry, member=member, condition_member=condition_member, arrays=arrays, data=data)
         samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
@@ -99,14 +98,14 @@ class DecodedShard:
             tokenizer_of(index), [sample.caption for sample in self.samples], text_length=index.text.text_length
         )
         each = 3 * resolution**2 * (1 if condition_member is None else 2)
-        how = {"resolution": resolution, "keep": index.samples * each <= CACHE_BYTES}
+        decoded = partial(Images, resolution=resolution, keep=index.samples * each <= CACHE_BYTES)
         keys = [sample.key for sample in self.samples]
         decoder = partial(_decoder, index, keys, url=index.url(entry.url), resolution=resolution)
-        self.image = Images([sample.image for sample in self.samples], decoder(member=member), **how)
+        self.image = decoded([sample.image for sample in self.samples], decoder(member=member))
         self.condition: Images | None = None
         if condition_member is not None:
             files = [sample.condition or b"" for sample in self.samples]  # reading made sure that there is one
-            self.condition = Images(files, decoder(member=condition_member), **how)
+            self.condition = decoded(files, decoder(member=condition_member))
 
     @property
     def nbytes(self) -> int:

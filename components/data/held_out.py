@@ -5,8 +5,9 @@ Shapes: N samples, H = W = resolution, L text_length.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,12 +46,19 @@ def read_split(
         condition_member: what of each sample is its condition image, where there is one, here and below.
         arrays: names of arrays of the set that are wanted too, here and below.
     """
-    how: dict[str, Any] = {"resolution": resolution, "member": member, "condition_member": condition_member}
-    how["arrays"] = arrays
+    decoded = partial(
+        DecodedShard,
+        index,
+        split=split,
+        resolution=resolution,
+        member=member,
+        condition_member=condition_member,
+        arrays=arrays,
+    )
     found: list[SplitArrays] = []
     count = 0
     for entry in index.shards:
-        shard = DecodedShard(index, entry, split=split, **how)
+        shard = decoded(entry)
         found.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
         count += len(found[-1].key)
         if count == limit:
@@ -109,12 +117,19 @@ def held_out_arrays(
     drawn by the samples' own numbers; with arrays these, float16 (N, ...). A set that holds nothing out (a choice of
     its `holdout_fraction`, or too few images) shows training samples, and says so in the log. Raises ShardError.
     """
-    how: dict[str, Any] = {"resolution": resolution, "limit": limit, "member": member}
-    how |= {"condition_member": condition_member, "arrays": arrays}
-    samples = read_split(index, "holdout", **how)
+    read = partial(
+        read_split,
+        index,
+        resolution=resolution,
+        limit=limit,
+        member=member,
+        condition_member=condition_member,
+        arrays=arrays,
+    )
+    samples = read("holdout")
     if not samples.key:
         logger.warning("%s holds no image out: previews and evaluation use training images", index.source)
-        samples = read_split(index, "train", **how)
+        samples = read("train")
     rows = {"image": samples.image, "label": samples.label, "text": samples.text, **samples.arrays}
     if samples.condition_image is not None:
         rows["condition_image"] = samples.condition_image

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from components.configuration.conditions import Member
 from components.sampling.frozen_text import ContrastiveText, FrozenText
 from components.sampling.model import SamplingModel, check_conditions, reads_prompts
 from components.sampling.requests import Request
@@ -18,7 +19,7 @@ class ConditionImages(NamedTuple):
     """What a request's condition image is."""
 
     resolution: int
-    member: str  # what of a sample it was in training: image, depth or mask
+    member: Member  # what of a sample it was in training
 
 
 @dataclass(frozen=True)

@@ -61,18 +61,25 @@ def train_diffusion(
         text_length=index.text.text_length,
         **frozen.sizes,
     )
-    how: dict[str, Any] = {
-        "condition_member": config.conditioning.condition_member,
-        "dataset_info": dataset_info,
-        "resolution": resolution,
-    }
-    how |= {"load_encoders": frozen.load_encoders, "arrays": arrays}
     texts = {BPE: read_bpe(index)} if "text" in config.conditioning.conditions else {}
-    how["model"] = ModelDescription(config.network.kind, network_arguments(config, dataset_info), learned, texts=texts)
+    model = ModelDescription(config.network.kind, network_arguments(config, dataset_info), learned, texts=texts)
+    task, degradation = DiffusionTask, None
     if config.degradation is not None:
-        degradation = Degradation(config.optimization.seed, config.degradation.tasks, config.degradation.jpeg_qualities)
-        return train_on_images(ImageToImageTask, config, context, index, degradation=degradation, **how)
-    return train_on_images(DiffusionTask, config, context, index, **how)
+        task, damaged = ImageToImageTask, config.degradation
+        degradation = Degradation(config.optimization.seed, damaged.tasks, damaged.jpeg_qualities)
+    return train_on_images(
+        task,
+        config,
+        context,
+        index,
+        resolution=resolution,
+        model=model,
+        condition_member=config.conditioning.condition_member,
+        degradation=degradation,
+        arrays=arrays,
+        dataset_info=dataset_info,
+        load_encoders=frozen.load_encoders,
+    )
 
 
 def settings_of(config: DiffusionTraining, classes: tuple[str, ...]) -> dict[str, Any]:

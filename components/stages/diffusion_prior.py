@@ -1,7 +1,5 @@
 """Train DALL-E 2's diffusion prior over the embeddings of a contrastive encoder."""
 
-from typing import Any
-
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import DiffusionPriorTraining
 from components.data.shards import BPE, load_index, read_bpe
@@ -25,8 +23,16 @@ def train_diffusion_prior(
     columns = ("image_embedding", *config.conditioning.conditions)
     frozen, given = frozen_networks(columns, images, index, resolution=config.data.resolution, contrastive=contrastive)
     dataset_info = DatasetInfo(num_classes=len(index.classes), **frozen.sizes)
-    how: dict[str, Any] = {"dataset_info": dataset_info, "load_encoders": frozen.load_encoders, "arrays": given}
     settings = {"role": "diffusion_prior", "objective": config.process.objective()}
     network = network_arguments(config, dataset_info)
     model = ModelDescription("diffusion_prior", network, settings, texts={BPE: read_bpe(index)})
-    return train_on_images(DiffusionPriorTask, config, context, index, model=model, **how)
+    return train_on_images(
+        DiffusionPriorTask,
+        config,
+        context,
+        index,
+        model=model,
+        arrays=given,
+        dataset_info=dataset_info,
+        load_encoders=frozen.load_encoders,
+    )

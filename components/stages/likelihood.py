@@ -44,8 +44,8 @@ def measure_likelihood(
     with context.pool() as pool:
         plan = pool.call(partial(plan_bound, config, load_index(images.url("index.json")), model))
         total = sum(len(job.image) for job in plan.jobs)
-        how = {"timesteps_per_image": config.timesteps_per_image, "seed": config.seed}
-        for job in measure_bounds(plan.jobs, model, **how, files=files, pool=pool):
+        steps, seed = config.timesteps_per_image, config.seed
+        for job in measure_bounds(plan.jobs, model, timesteps_per_image=steps, seed=seed, files=files, pool=pool):
             context.report_images(done := done + len(job.image), total)
     found = read_bound(files, plan.jobs)
     summary = summarize(found, gray=plan.gray)

@@ -101,13 +101,15 @@ def degraded(
     held_out = read_split(index, "holdout", resolution=size, limit=config.samples)
     if not held_out.key:
         raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
-    how = {
-        "mask_area": model.settings["mask_area"],
-        "factors": model.settings["super_resolution_factors"],
-        "seed": config.seed,
-    }
-    asked = asked_of(model, held_out.label, held_out.caption)
-    damaged = damage(held_out.image, tasks=model.settings["tasks"], compress=jpeg_compressed, asked=asked, **how)
+    damaged = damage(
+        held_out.image,
+        tasks=model.settings["tasks"],
+        mask_area=model.settings["mask_area"],
+        factors=model.settings["super_resolution_factors"],
+        compress=jpeg_compressed,
+        asked=asked_of(model, held_out.label, held_out.caption),
+        seed=config.seed,
+    )
     return model, held_out.image, damaged
 
 

@@ -1,7 +1,7 @@
 """Samples: both generators of the composed cascade at work, to be looked at and to be measured."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -101,7 +101,6 @@ def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionIma
     captions = held_out.caption or trained.caption
     if condition is None:
         return Found(captions, trained, [], [])
-    how: dict[str, Any] = condition._asdict()
-    seen = read_split(index, "holdout", limit=config.num_prompts, **how)
-    measured = read_split(part, "train", **how)
+    read = partial(read_split, resolution=condition.resolution, member=condition.member)
+    seen, measured = read(index, "holdout", limit=config.num_prompts), read(part, "train")
     return Found(captions, trained, *([encode_png(image) for image in split.image] for split in (seen, measured)))

@@ -71,12 +71,17 @@ def train_on_images(
     if condition_member is not None:
         check_member(index, condition_member)
     resources = context.resources
-    how: dict[str, Any] = {"resolution": resolution or config.data.resolution, "member": member}
-    how |= {"condition_member": condition_member, "degradation": degradation, "arrays": tuple(arrays)}
+    wanted: dict[str, Any] = {  # of each sample, in training and of what is held out
+        "resolution": resolution or config.data.resolution,
+        "member": member,
+        "condition_member": condition_member,
+        "degradation": degradation,
+        "arrays": tuple(arrays),
+    }
     stream = partial(
         training_stream,
         index,
-        **how,
+        **wanted,
         global_batch_size=config.optimization.global_batch_size,
         seed=config.optimization.seed,
         total_steps=config.optimization.total_steps,
@@ -90,7 +95,7 @@ def train_on_images(
         key=context.key,
         folder=context.train_store,
         stream=RayStream(stream),
-        held_out=partial(held_out_arrays, index, **how, limit=HELD_OUT),
+        held_out=partial(held_out_arrays, index, **wanted, limit=HELD_OUT),
         recorder=context.recorder,
         resources=resources,
         store=context.store,
