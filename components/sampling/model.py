@@ -96,7 +96,15 @@ def load_model(
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         text = TextCondition(load_bpe(folder / BPE), text_length)
     chosen = SAMPLING.get(kind, ModelSampling)
-    return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, sampling or {}, name))
+    values = fewest_steps(chosen, network, settings) | dict(sampling or {})
+    return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
+
+
+def fewest_steps(kind: type[ModelSampling], network: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, int]:
+    """The default number of steps, where a model has fewer of them."""
+    most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")
+    field = kind.model_fields.get("num_inference_steps")
+    return {} if field is None or most is None else {"num_inference_steps": min(field.default, most)}
 
 
 def describe_model(name: str, folder: Path) -> SamplingModel:

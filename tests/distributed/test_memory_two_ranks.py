@@ -39,7 +39,7 @@ def made(kind: str, worker: Worker) -> tuple[Any, Task]:
 
 def rows_in(folder: Path, task: Task, config: Any, worker: Worker) -> Any:
     recorder = FileRecorder(folder / f"log-{worker.rank}.jsonl")
-    reporter = Reporter(config, stage="base", worker=worker, recorder=recorder, start_step=0)
+    reporter = Reporter(config.optimization, stage="base", worker=worker, recorder=recorder, start_step=0)
     return with_room(task, batches(config, to_batch, worker=worker), reporter, Store(str(folder)))
 
 

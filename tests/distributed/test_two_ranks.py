@@ -27,7 +27,7 @@ STEPS = 6
 
 def config_without_dropout(kind: str):  # dropped units depend on the rank
     changes = {"total_steps": STEPS, "global_batch_size": 8}
-    return config_of(kind, **changes, **({} if kind == "tokenizer" else {"dropout": 0.0}))
+    return config_of(kind, **changes, **({} if kind in ("tokenizer", "dit") else {"dropout": 0.0}))
 
 
 def train_rank(rank: int, port: int, folder: str, kinds: tuple[str, ...]) -> None:
