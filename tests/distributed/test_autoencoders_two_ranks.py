@@ -1,18 +1,16 @@
 """Two ranks equal one for each bottleneck: noise belongs to the sample, codebooks to all ranks."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from components.training.batches import to_batch
 from components.training.loop import fit
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.autoencoder import AutoencoderTask
+from tests.distributed.gloo import run_two_ranks
 from tests.tiny_autoencoders import RECIPES, config_of
 from tests.tiny_training import assert_close, assert_equal_bits, batches, weights_of
 
@@ -26,22 +24,18 @@ def trained(name: str, worker: Worker) -> dict[str, torch.Tensor]:
     return weights_of(task)
 
 
-def train_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def train_rank(worker: Worker, folder: str) -> None:
     for name in RECIPES:
-        weights = trained(name, Worker(rank, 2, torch.device("cpu")))
-        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, f"{folder}/{name}-{rank}.safetensors")
-    dist.destroy_process_group()
+        weights = trained(name, worker)
+        save_file(
+            {key: tensor.contiguous() for key, tensor in weights.items()}, f"{folder}/{name}-{worker.rank}.safetensors"
+        )
 
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_rank, args=(port, str(folder)), nprocs=2)
+    run_two_ranks(train_rank, str(folder))
     return folder
 
 

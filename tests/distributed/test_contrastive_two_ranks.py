@@ -1,19 +1,17 @@
 """Two ranks of the contrastive encoder equal one with the whole batch: real gloo processes, each with half of it."""
 
-import socket
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.training.batches import to_batch
 from components.training.loop import Metrics, fit
 from components.training.parallel import Worker, gather
+from tests.distributed.gloo import run_two_ranks
 from tests.tiny_text_image import contrastive_config, contrastive_task
 from tests.tiny_training import assert_close, assert_equal_bits, batches, weights_of
 
@@ -24,26 +22,20 @@ def keep(rows: list[Tensor], step: int, metrics: Metrics) -> None:
     rows.append(torch.stack([metrics["loss"], metrics["grad_norm"]]))  # Adam alone would forgive a wrong factor
 
 
-def train_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    worker, config = Worker(rank, 2, torch.device("cpu")), contrastive_config(**STEPS)
-    assert gather(torch.tensor([rank, 7]), worker).tolist() == [0, 7, 1, 7]
+def train_rank(worker: Worker, folder: str) -> None:
+    config = contrastive_config(**STEPS)
+    assert gather(torch.tensor([worker.rank, 7]), worker).tolist() == [0, 7, 1, 7]
     for parts in (None, 3):
         task, rows = contrastive_task(config, worker=worker, max_batch_per_device=parts), []
         fit(task, batches(config, to_batch, worker=worker), config.optimization, log=partial(keep, rows))
         weights = {name: tensor.contiguous() for name, tensor in weights_of(task).items()}
-        save_file(weights | {"metrics": torch.stack(rows)}, f"{folder}/{parts}-{rank}.safetensors")
-    dist.destroy_process_group()
+        save_file(weights | {"metrics": torch.stack(rows)}, f"{folder}/{parts}-{worker.rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_rank, args=(port, str(folder)), nprocs=2)
+    run_two_ranks(train_rank, str(folder))
     return folder
 
 

@@ -1,44 +1,36 @@
 """Two ranks of the GAN equal one, batch norm included: real gloo processes, each with half of every global batch."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from components.training.batches import to_batch
 from components.training.loop import fit
 from components.training.parallel import Worker
+from tests.distributed.gloo import run_two_ranks
 from tests.tiny_training import assert_close, assert_equal_bits, batches, gan_config, make_task, rows_at, weights_of
 
 # Without attention: in front of a batch norm its last bias has no gradient but rounding, which Adam amplifies.
 CONFIG = {"total_steps": 4, "warmup_steps": 2, "discriminator_steps": 2, "attention_resolutions": ()}
 
 
-def train_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    worker, config = Worker(rank, 2, torch.device("cpu")), gan_config(**CONFIG)
+def train_rank(worker: Worker, folder: str) -> None:
+    config = gan_config(**CONFIG)
     task = make_task(config, worker=worker)
     fit(task, batches(config, to_batch, worker=worker), config.optimization)
-    if rank == 0:  # previews are rank 0's alone: they must not wait for the others
+    if worker.rank == 0:  # previews are rank 0's alone: they must not wait for the others
         task.preview({}, 4)
         task.evaluate(rows_at(config, range(1000, 1012)))
     weights = {name: tensor.contiguous() for name, tensor in weights_of(task).items()}
-    save_file(weights, f"{folder}/{rank}.safetensors")
-    dist.destroy_process_group()
+    save_file(weights, f"{folder}/{worker.rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_rank, args=(port, str(folder)), nprocs=2)
+    run_two_ranks(train_rank, str(folder))
     return folder
 
 

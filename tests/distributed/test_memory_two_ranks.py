@@ -1,15 +1,11 @@
 """Ranks agree on how many samples they have room for, whichever of them runs out, and where: real gloo processes."""
 
 import json
-import socket
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from components.storage.store import Store
@@ -18,6 +14,7 @@ from components.training.loop import Task, fit
 from components.training.memory import KEPT, NoRoomError, with_room
 from components.training.parallel import Worker
 from components.training.reporting import Reporter
+from tests.distributed.gloo import run_two_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
 from tests.tiny_text_image import contrastive_config, contrastive_task
@@ -43,25 +40,20 @@ def rows_in(folder: Path, task: Task, config: Any, worker: Worker) -> Any:
     return with_room(task, batches(config, to_batch, worker=worker), reporter, Store(str(folder)))
 
 
-def train_rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    worker = Worker(rank, 2, torch.device("cpu"))
+def train_rank(worker: Worker, folder: Path) -> None:
     for case in CASES:
         kind, where = case.split("-")
         config, task = made(kind, worker)
-        if rank == 1:
+        if worker.rank == 1:
             (limit_memory if where == "forward" else limit_memory_of_backward)(task, ROOM)
         fit(task, rows_in(folder / case, task, config, worker), config.optimization)
-        save(task, folder / f"{case}-{rank}.safetensors")
+        save(task, folder / f"{case}-{worker.rank}.safetensors")
     for kind in FORWARD:
         config, task = made(kind, worker)
         task.max_batch = ROOM
         fit(task, batches(config, to_batch, worker=worker), config.optimization)
-        save(task, folder / f"{kind}-told-{rank}.safetensors")
-    (folder / f"refused-{rank}").write_text(refused(folder / "gan", worker))
-    dist.destroy_process_group()
+        save(task, folder / f"{kind}-told-{worker.rank}.safetensors")
+    (folder / f"refused-{worker.rank}").write_text(refused(folder / "gan", worker))
 
 
 def save(task: Task, path: Path) -> None:
@@ -86,10 +78,7 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for name in (*CASES, "gan"):
         (folder / name).mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_rank, args=(port, folder), nprocs=2)
+    run_two_ranks(train_rank, folder)
     return folder
 
 

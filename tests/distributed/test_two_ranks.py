@@ -1,17 +1,15 @@
 """Two ranks equal one: real gloo processes, each with half of every global batch."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from components.training.batches import to_batch
 from components.training.loop import fit
 from components.training.parallel import Worker
+from tests.distributed.gloo import run_two_ranks
 from tests.tiny_training import (
     KINDS,
     assert_close,
@@ -30,27 +28,20 @@ def config_without_dropout(kind: str):  # dropped units depend on the rank
     return config_of(kind, **changes, **({} if kind in ("tokenizer", "dit") else {"dropout": 0.0}))
 
 
-def train_rank(rank: int, port: int, folder: str, kinds: tuple[str, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    worker = Worker(rank, 2, torch.device("cpu"))
+def train_rank(worker: Worker, folder: str, kinds: tuple[str, ...]) -> None:
     for kind in kinds:
         for parts in (None, 3):
             config = config_without_dropout(kind)
             task = make_task(config, worker=worker, max_batch_per_device=parts)
             fit(task, batches(config, to_batch, worker=worker), config.optimization)
             weights = {name: tensor.contiguous() for name, tensor in weights_of(task).items()}
-            save_file(weights, f"{folder}/{kind}-{parts}-{rank}.safetensors")
-    dist.destroy_process_group()
+            save_file(weights, f"{folder}/{kind}-{parts}-{worker.rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_rank, args=(port, str(folder), KINDS), nprocs=2)
+    run_two_ranks(train_rank, str(folder), KINDS)
     return folder
 
 

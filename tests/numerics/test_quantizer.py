@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from einops import rearrange
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
 from components.models.quantizer import (
@@ -15,6 +15,8 @@ from components.models.quantizer import (
     codebook_usage,
     nearest_codes,
 )
+from components.training.parallel import Worker
+from tests.distributed.gloo import run_two_ranks
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
 
@@ -181,27 +183,22 @@ def test_the_average_follows_its_closed_form():
     torch.testing.assert_close(quantizer.codebook, total / smoothed[:, None])
 
 
-def train_shard(rank: int, world_size: int, folder: str, init: str) -> None:
+def train_shard(worker: Worker, folder: str, init: str) -> None:
     """Six updates on this rank's slice of each global batch; rank r saves its codebook."""
-    torch.set_num_threads(1)
-    if world_size > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     torch.manual_seed(0)
     quantizer = make_quantizer(codebook_size=32, threshold=0.5)
     quantizer.initialized.fill_(False)
     quantizer.codebook_init = init
     for step in range(6):
         batch = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(step))
-        update(quantizer, batch.chunk(world_size)[rank], seed=step)
-    torch.save(quantizer.state_dict(), Path(folder) / f"{world_size}-{rank}.pt")
-    if world_size > 1:
-        distributed.destroy_process_group()
+        update(quantizer, batch.chunk(worker.world_size)[worker.rank], seed=step)
+    torch.save(quantizer.state_dict(), Path(folder) / f"{worker.world_size}-{worker.rank}.pt")
 
 
 @pytest.mark.parametrize("init", ["data", "kmeans"])
 def test_two_ranks_give_the_codebook_of_one_on_the_whole_batch_bit_for_bit(init: str, tmp_path: Path):
-    train_shard(0, 1, str(tmp_path), init)
-    multiprocessing.spawn(train_shard, (2, str(tmp_path), init), nprocs=2)
+    train_shard(Worker(0, 1, torch.device("cpu")), str(tmp_path), init)
+    run_two_ranks(train_shard, str(tmp_path), init)
     expected, *states = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert (expected["ema_count"] != 1).any()
     for state in states:
