@@ -321,7 +321,7 @@ def report(
     """Render a run's report again from what is in storage. Example: `cascade report --run openmoji-1a2b3c`"""
     from components.storage.store import Store
     from pipelines.profiles import storage_uri
-    from pipelines.reporting import newest_run, render_run
+    from pipelines.run_report import newest_run, render_run
 
     root = Store(storage_uri(storage))
     typer.echo(f"report: {render_run(root, run_name or newest_run(root))[0]}")

@@ -5,17 +5,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from components.data.ingest import PACKAGED, IngestConfig, ingest
-from components.data.preflight import check_file, check_source, file_to_try
 from components.data.shards import INDEX
+from components.data.source_check import check_file, check_source, file_to_try
 from components.storage.store import Store, absolute
 from pipelines.session import on_cluster, start_ray
 
 
 def check_workers(source: str, path: str | None, store: Store) -> None:
     """Raise UsageError or SourceError, in one line, if the nodes that work can't read the source or write shards."""
+    from pipelines.checkpoint_space import Space
     from pipelines.nodes import check_nodes  # with torch, which `cascade data` does without on one machine
     from pipelines.preflight import needs_of_source
-    from pipelines.space import Space
 
     check_nodes(needs_of_source(source, path), store, Space())
 

@@ -18,6 +18,7 @@ from components import events
 from components.execution import Resources
 from components.storage.store import Store, StoreError, absolute
 from components.tracking.names import registered_name
+from pipelines.checkpoint_space import space_of
 from pipelines.cluster import parse_cluster
 from pipelines.display import Display, duration, stage_table
 from pipelines.execute import Outcome, execute
@@ -27,11 +28,10 @@ from pipelines.preflight import Needs, check_batches, check_needs, needs_of
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
-from pipelines.reporting import render_run, save_run
 from pipelines.resource_table import resource_table
+from pipelines.run_report import render_run, save_run
 from pipelines.session import on_cluster, start_ray
 from pipelines.shares import share_cluster
-from pipelines.space import space_of
 from pipelines.workflow import PlannedStage, Selection, UsageError, Workflow
 from pipelines.workflows import build_workflow
 

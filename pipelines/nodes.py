@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from components.data.errors import SourceError
 from components.pool import portable
 from components.storage.store import Store, StoreError
+from pipelines.checkpoint_space import Space
 from pipelines.execute import one_line
 from pipelines.preflight import Needs, check_needs
-from pipelines.space import Space
 from pipelines.workflow import UsageError
 
 logger = logging.getLogger("cascade")

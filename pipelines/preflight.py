@@ -8,7 +8,7 @@ from components.configuration.optimization import Training
 from components.configuration.trainings import AutoencoderTraining
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion
-from components.data.preflight import check_file, check_source, detect_source, file_to_try
+from components.data.source_check import check_file, check_source, detect_source, file_to_try
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig
 from components.execution import Resources

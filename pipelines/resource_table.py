@@ -14,7 +14,7 @@ from pipelines.shares import WITHOUT_NETWORK, concurrent_stages, largest_crowd
 from pipelines.workflow import Workflow
 
 
-class Row(NamedTuple):
+class ResourceRow(NamedTuple):
     """One stage on a cluster."""
 
     stage: str
@@ -27,7 +27,9 @@ class Row(NamedTuple):
     why: str
 
 
-def resource_rows(workflow: Workflow, profile: Profile, cluster: Cluster, shares: Mapping[str, Resources]) -> list[Row]:
+def resource_rows(
+    workflow: Workflow, profile: Profile, cluster: Cluster, shares: Mapping[str, Resources]
+) -> list[ResourceRow]:
     """A row for each stage of `shares` that runs a network."""
     configs = {
         stage.name: stage.config
@@ -43,7 +45,7 @@ def resource_rows(workflow: Workflow, profile: Profile, cluster: Cluster, shares
         share = size // workers if size else None
         most = resources.max_batch_per_device
         rows.append(
-            Row(
+            ResourceRow(
                 name,
                 resources,
                 workers,

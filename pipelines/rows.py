@@ -12,7 +12,7 @@ from components.evaluation.rows_page import RowResult, render_rows
 from pipelines import driver
 from pipelines.display import duration
 from pipelines.recipes.catalog import RECIPES, ROWS
-from pipelines.reporting import run_images
+from pipelines.run_report import run_images
 from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"

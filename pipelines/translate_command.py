@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from components.evaluation.grids import Block, render_blocks
+from components.evaluation.grids import GridBlock, render_blocks
 from components.sampling.image_files import encode_png, open_given_image
 from components.sampling.requests import Request
 from pipelines.sample_command import load_cascade, read_settings
@@ -78,6 +78,6 @@ def _write(images: list[np.ndarray], asked: Request, image: Path, out: Path, *, 
     if asked.mask is not None:
         before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN
     shown = out / "before_after.png"
-    blocks = [Block("before", [before]), Block("after", images)]
+    blocks = [GridBlock("before", [before]), GridBlock("after", images)]
     shown.write_bytes(render_blocks(blocks, columns=min(4, len(images))))
     return shown

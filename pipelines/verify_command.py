@@ -6,7 +6,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from components.storage.artifact import Artifact, ArtifactError, load_artifact, verify_artifact
 from components.storage.store import Store
 from pipelines.profiles import storage_uri
-from pipelines.reporting import load_plan, newest_run
+from pipelines.run_report import load_plan, newest_run
 
 SOUND, DAMAGED = 0, 1
 

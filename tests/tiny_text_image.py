@@ -12,8 +12,8 @@ from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
+from components.training.building import network_arguments
 from components.training.frozen import Encoder, image_encoder, text_encoder
-from components.training.networks import network_arguments
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.classifier import ClassifierTask
 from components.training.tasks.contrastive import ContrastiveTask

@@ -1,5 +1,5 @@
 """Networks by kind. Fields are arguments of the constructor that `components.storage.bundle.NETWORKS` has for the kind;
-what the data set and the other parts of a training decide is added where it is built (`components.training.networks`).
+what the data set and the other parts of a training decide is added where it is built (`components.training.building`).
 """
 
 from collections.abc import Iterable

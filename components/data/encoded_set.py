@@ -18,7 +18,7 @@ from components.data.arrays import ArrayInfo, write_array
 from components.data.decoded import DecodedShard
 from components.data.images import load_image
 from components.data.parts import sidecar
-from components.data.pool import ShardJob, process_shards
+from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.execution import Resources

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 
 from components.data.held_out import read_whole_shard
-from components.data.pool import ShardJob, process_shards
+from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
 from components.execution import Resources
@@ -19,7 +19,7 @@ from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
-from components.storage.networks import open_autoencoder
+from components.storage.autoencoders import open_autoencoder
 from components.storage.store import Store
 
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from components.configuration.config import Config
 from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
-from components.data.parallel import run_pieces
 from components.data.parts import Part, PartWriter
+from components.data.pieces import run_pieces
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, read_bpe, save_index
 from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder

@@ -14,7 +14,7 @@ import numpy as np
 WINDOW_SHARDS = 3
 
 
-class Window(NamedTuple):
+class ShuffleWindow(NamedTuple):
     """A few shards whose training samples are shuffled together."""
 
     epoch: int
@@ -31,7 +31,7 @@ class Window(NamedTuple):
 class Pick(NamedTuple):
     """Where the samples of some positions come from: entry i is sample `ordinals[i]` of `window.shards[places[i]]`."""
 
-    window: Window
+    window: ShuffleWindow
     places: np.ndarray  # int64 (n,)  place of the shard in the window
     ordinals: np.ndarray  # int64 (n,)  number of the sample among the shard's training samples
 
@@ -41,7 +41,7 @@ def permutation(count: int, *, key: Sequence[int]) -> np.ndarray:  # int64 (coun
     return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(count), kind="stable")
 
 
-def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[Window]:
+def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[ShuffleWindow]:
     """The windows of the endless stream, from the one that holds position `start`.
 
     Args:
@@ -60,11 +60,13 @@ def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[Window]
         for number in range(int(np.searchsorted(stops, start, side="right")), len(starts)):
             shards = order[number * WINDOW_SHARDS : (number + 1) * WINDOW_SHARDS]
             if stops[number] > starts[number]:
-                yield Window(epoch, number, int(starts[number]), tuple(shards.tolist()), tuple(sizes[shards].tolist()))
+                yield ShuffleWindow(
+                    epoch, number, int(starts[number]), tuple(shards.tolist()), tuple(sizes[shards].tolist())
+                )
         epoch += 1
 
 
-def pick(window: Window, *, seed: int, first: int, last: int) -> Pick:
+def pick(window: ShuffleWindow, *, seed: int, first: int, last: int) -> Pick:
     """The part of positions [first, last) that lies in `window`."""
     order = permutation(sum(window.counts), key=(seed, window.epoch, window.number))
     chosen = order[max(first - window.start, 0) : max(last - window.start, 0)]

@@ -23,7 +23,7 @@ from ray.data.context import DataContext
 from components.data.decoded import View, shard_cache
 from components.data.degradations import Degradation, degrade
 from components.data.feeding import Feeder, LazySource
-from components.data.order import Window, pick, windows
+from components.data.order import ShuffleWindow, pick, windows
 from components.data.shards import Member, ShardEntry, ShardIndex
 
 GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
@@ -77,7 +77,7 @@ class Chunk(NamedTuple):
 
     first: int
     last: int
-    windows: tuple[tuple[Window, tuple[ShardEntry, ...]], ...]
+    windows: tuple[tuple[ShuffleWindow, tuple[ShardEntry, ...]], ...]
 
 
 def training_stream(

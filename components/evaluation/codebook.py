@@ -22,7 +22,7 @@ from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
-from components.storage.networks import open_autoencoder
+from components.storage.autoencoders import open_autoencoder
 
 
 class CodebookUse(Config):

@@ -20,7 +20,7 @@ from components.evaluation.generated import (
     read_job,
     shown_requests,
 )
-from components.evaluation.grids import Block, compared_grid, labelled_grid, readable, render_blocks, strip_grid
+from components.evaluation.grids import GridBlock, compared_grid, labelled_grid, readable, render_blocks, strip_grid
 from components.pool import file_name
 from components.sampling.cascade import Cascade
 from components.sampling.generators.kinds import GENERATORS
@@ -150,7 +150,7 @@ def side_by_side(made: SampledImages, labels: Sequence[str]) -> bytes:
     """The image of each stage of the generator, in a row for each stage; one column for each condition."""
     columns = [labels.index(label) for label in dict.fromkeys(labels)][:SIDE_BY_SIDE]
     blocks = [
-        Block(f"{readable(stage)}, {images.shape[1]} pixels", [images[column] for column in columns])
+        GridBlock(f"{readable(stage)}, {images.shape[1]} pixels", [images[column] for column in columns])
         for stage, images in made.stages.items()
     ]
     captions = [labels[column] for column in columns]

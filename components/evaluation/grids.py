@@ -23,7 +23,7 @@ LINE = TEXT_SIZE + 12  # pixels of a line of text
 INK, PAPER, FRAME = (31, 41, 55), (255, 255, 255), (226, 232, 240)
 
 
-class Block(NamedTuple):
+class GridBlock(NamedTuple):
     """Some rows of images under one heading. Captions, where given, stand below each image."""
 
     heading: str
@@ -43,8 +43,8 @@ def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, column
     groups = [(label, [image for _, image in members]) for label, members in pairs]
     longest = max(len(members) for _, members in groups)
     if longest == 1:
-        return render_blocks([Block("", images, labels)], columns=columns or min(6, len(images)))
-    return render_blocks([Block(label, members) for label, members in groups], columns=columns or min(8, longest))
+        return render_blocks([GridBlock("", images, labels)], columns=columns or min(6, len(images)))
+    return render_blocks([GridBlock(label, members) for label, members in groups], columns=columns or min(8, longest))
 
 
 def compared_grid(
@@ -54,18 +54,19 @@ def compared_grid(
     blocks = []
     for start in range(0, len(originals), columns):
         part = slice(start, start + columns)
-        blocks += [Block(headings[0], originals[part]), Block(headings[1], others[part])]
+        blocks += [GridBlock(headings[0], originals[part]), GridBlock(headings[1], others[part])]
     return render_blocks(blocks, columns=min(columns, len(originals)))
 
 
 def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: Sequence[str]) -> bytes:
     """The denoising strip of one image: noisy x_t above the x_0 that the model sees in it, step by step."""
     return render_blocks(
-        [Block("x_t, what the model is given", x_t), Block("x_0, what it predicts", x_0, captions)], columns=len(x_t)
+        [GridBlock("x_t, what the model is given", x_t), GridBlock("x_0, what it predicts", x_0, captions)],
+        columns=len(x_t),
     )
 
 
-def render_blocks(blocks: Sequence[Block], *, columns: int) -> bytes:
+def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:
     """Blocks from top to bottom, `columns` images in a row, as PNG."""
     sides = [max(image.shape[:2]) for block in blocks for image in block.images]
     cell = max(sides) * max(1, -(-CELL // max(sides)))
@@ -103,7 +104,7 @@ def fit_text(text: str, width: int) -> str:
     return text.rstrip() + "…"
 
 
-def _draw(canvas: Image.Image, block: Block, *, top: int, columns: int, cell: int) -> None:
+def _draw(canvas: Image.Image, block: GridBlock, *, top: int, columns: int, cell: int) -> None:
     draw, font = ImageDraw.Draw(canvas), text_font()
     if block.heading:
         draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP), fill=INK, font=font)
@@ -117,7 +118,7 @@ def _draw(canvas: Image.Image, block: Block, *, top: int, columns: int, cell: in
             draw.text((left, upper + cell + 4), fit_text(block.captions[index], cell), fill=INK, font=font)
 
 
-def _height(block: Block, columns: int, cell: int) -> int:
+def _height(block: GridBlock, columns: int, cell: int) -> int:
     rows = -(-len(block.images) // columns)
     return (LINE if block.heading else 0) + rows * (cell + GAP + (LINE if block.captions else 0)) + GAP
 

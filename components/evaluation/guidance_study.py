@@ -19,7 +19,7 @@ from components.evaluation.variants import (
     HELD_OUT,
     Made,
     Measured,
-    Plan,
+    StudyPlan,
     VariantJob,
     VariantsConfig,
     counted,
@@ -55,7 +55,7 @@ class GuidanceStudyConfig(VariantsConfig):
     num_inference_steps: int = Field(25, ge=1)
 
 
-class Setting(NamedTuple):
+class GuidanceSetting(NamedTuple):
     """One way to sample."""
 
     method: Method
@@ -95,13 +95,13 @@ def scales_of(config: GuidanceStudyConfig, method: Method) -> list[float]:
     return sorted({off(method), *chosen})
 
 
-def settings_of(config: GuidanceStudyConfig) -> dict[str, Setting]:
+def settings_of(config: GuidanceStudyConfig) -> dict[str, GuidanceSetting]:
     """Name -> setting; what several methods share is there once."""
-    every = [Setting(method, scale) for method in config.methods for scale in scales_of(config, method)]
+    every = [GuidanceSetting(method, scale) for method in config.methods for scale in scales_of(config, method)]
     return {setting.name: setting for setting in every}
 
 
-def plan_study(config: GuidanceStudyConfig, models: Mapping[str, Artifact], index: ShardIndex) -> Plan:
+def plan_study(config: GuidanceStudyConfig, models: Mapping[str, Artifact], index: ShardIndex) -> StudyPlan:
     """Requests with the labels of training images, and what the judge sees in held-out ones. Runs in a worker. Raises
     as `load_models`."""
     loaded = load_models(models)
@@ -109,7 +109,7 @@ def plan_study(config: GuidanceStudyConfig, models: Mapping[str, Artifact], inde
     requests = study_requests(config, index, Cascade(base=loaded.base), prompts=False)
     held_out = held_out_arrays(index, resolution=size, limit=config.samples)
     accuracy = float(np.mean(judge(loaded.judge, held_out["image"]) == held_out["label"]))
-    return Plan(requests, size, accuracy)
+    return StudyPlan(requests, size, accuracy)
 
 
 def load_models(models: Mapping[str, Artifact]) -> Models:
@@ -166,7 +166,7 @@ def draw_guidance(found: Measured, config: GuidanceStudyConfig, *, salt: str) ->
     accuracies, distances, each_other = [], [], []
     for method in config.methods:
         title, scales = TITLES[method], scales_of(config, method)
-        line = [found.points[Setting(method, scale).name] for scale in scales]
+        line = [found.points[GuidanceSetting(method, scale).name] for scale in scales]
         seen, far = [point.accuracy for point in line], [point.distance for point in line]
         accuracies.append(Series(title, scales, seen))
         distances.append(Series(title, scales, far))
@@ -193,7 +193,7 @@ def guidance_table(found: Measured, config: GuidanceStudyConfig) -> dict[str, An
             [TITLES[method], scale, p.accuracy, p.accuracy_standard_error, p.distance, p.evaluations, config.samples]
             for method in config.methods
             for scale in scales_of(config, method)
-            for p in [found.points[Setting(method, scale).name]]
+            for p in [found.points[GuidanceSetting(method, scale).name]]
         ],
     }
 
@@ -211,8 +211,10 @@ def guidance_headline(found: Measured, config: GuidanceStudyConfig) -> dict[str,
     chosen = {}
     for method in config.methods:
         scales = [scale for scale in scales_of(config, method) if scale != off(method)]
-        without = found.points[Setting(method, off(method)).name]
-        best = min((found.points[Setting(method, scale).name] for scale in scales), key=lambda point: point.distance)
+        without = found.points[GuidanceSetting(method, off(method)).name]
+        best = min(
+            (found.points[GuidanceSetting(method, scale).name] for scale in scales), key=lambda point: point.distance
+        )
         chosen |= {point.setting.title: point for point in (without, best)}
     accuracies = {f"accuracy, {title} (N {config.samples})": point.accuracy for title, point in chosen.items()}
     return accuracies | {f"distance, {title} (N {config.samples})": point.distance for title, point in chosen.items()}

@@ -13,7 +13,7 @@ import torch
 from components.diffusion.corruption import downsample
 from components.diffusion.degradation import MASK_TASKS, blurred, gray
 from components.diffusion.masks import NUMBERS, border_mask, inpainting_mask
-from components.evaluation.grids import Block, readable, render_blocks
+from components.evaluation.grids import GridBlock, readable, render_blocks
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel
@@ -142,9 +142,9 @@ def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> 
     blocks = []
     for each in found:
         name = readable(each.name)
-        blocks.append(Block(f"{name}, given ({each.degraded_psnr:.1f} dB)", list(each.degraded[:columns])))
-        blocks.append(Block(f"{name}, restored ({each.psnr:.1f} dB)", list(each.restored[:columns])))
-    return render_blocks([*blocks, Block("original", list(found[0].original[:columns]))], columns=columns)
+        blocks.append(GridBlock(f"{name}, given ({each.degraded_psnr:.1f} dB)", list(each.degraded[:columns])))
+        blocks.append(GridBlock(f"{name}, restored ({each.psnr:.1f} dB)", list(each.restored[:columns])))
+    return render_blocks([*blocks, GridBlock("original", list(found[0].original[:columns]))], columns=columns)
 
 
 def psnr(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from components.evaluation.variants import (
     HELD_OUT,
     Made,
     Measured,
-    Plan,
+    StudyPlan,
     VariantJob,
     VariantsConfig,
     counted,
@@ -33,7 +33,7 @@ class StepsStudyConfig(VariantsConfig):
     reference_steps: int = Field(250, ge=1)
 
 
-class Setting(NamedTuple):
+class SamplerSetting(NamedTuple):
     """One way to sample."""
 
     sampler: SamplerName
@@ -48,21 +48,21 @@ class Setting(NamedTuple):
         return f"{self.sampler}, {self.steps} steps"
 
 
-def settings_of(config: StepsStudyConfig) -> dict[str, Setting]:
+def settings_of(config: StepsStudyConfig) -> dict[str, SamplerSetting]:
     """Name -> setting, the reference last."""
-    chosen = [Setting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
+    chosen = [SamplerSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
     return {setting.name: setting for setting in (*chosen, reference_of(config))}
 
 
-def reference_of(config: StepsStudyConfig) -> Setting:
-    return Setting(config.reference_sampler, config.reference_steps)
+def reference_of(config: StepsStudyConfig) -> SamplerSetting:
+    return SamplerSetting(config.reference_sampler, config.reference_steps)
 
 
-def plan_study(config: StepsStudyConfig, cascade: Artifact, index: ShardIndex) -> Plan:
+def plan_study(config: StepsStudyConfig, cascade: Artifact, index: ShardIndex) -> StudyPlan:
     """Requests with the conditions of training images. Runs in a worker. Raises as `load_cascade`."""
     loaded = load_cascade(cascade)
     assert loaded.base is not None
-    return Plan(study_requests(config, index, loaded, prompts=True), loaded.base.settings["resolution"])
+    return StudyPlan(study_requests(config, index, loaded, prompts=True), loaded.base.settings["resolution"])
 
 
 def load_cascade(cascade: Artifact) -> Cascade:
@@ -88,7 +88,7 @@ def draw_steps(found: Measured, config: StepsStudyConfig, *, salt: str) -> dict[
     """Title -> SVG: one line for each sampler, and the reference as a level."""
     reference, lines = found.points[reference_of(config).name], []
     for sampler in config.samplers:
-        line = [found.points[Setting(sampler, steps).name] for steps in sorted(set(config.steps))]
+        line = [found.points[SamplerSetting(sampler, steps).name] for steps in sorted(set(config.steps))]
         lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
     panel = Panel(
         "network evaluations an image",
@@ -119,7 +119,7 @@ def steps_summary(found: Measured, config: StepsStudyConfig) -> dict[str, float]
 def steps_headline(found: Measured, config: StepsStudyConfig) -> dict[str, float]:
     """The reference, and each sampler at the number of steps in the middle."""
     middle = sorted(config.steps)[len(config.steps) // 2]
-    chosen = {Setting(sampler, middle) for sampler in config.samplers} | {reference_of(config)}
+    chosen = {SamplerSetting(sampler, middle) for sampler in config.samplers} | {reference_of(config)}
     return {
         f"distance, {point.setting.title} (N {config.samples})": point.distance
         for point in found.points.values()

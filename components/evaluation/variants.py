@@ -17,7 +17,7 @@ from components.data.shards import ShardIndex
 from components.data.subset import random_part, read_random_part
 from components.evaluation.features import FeatureNetwork
 from components.evaluation.generated import jobs_of, measured_requests
-from components.evaluation.grids import Block, render_blocks
+from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
 from components.evaluation.measure import REFERENCE, MeasureConfig
 from components.pool import file_name
@@ -59,7 +59,7 @@ class Made(NamedTuple):
     correct: np.ndarray  # (N,) bool: whether an independent classifier sees the class that was asked for; or (0,)
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
     """What a study starts from."""
 
     requests: list[Request]
@@ -175,4 +175,4 @@ def sets_of(
 
 def variants_grid(points: Mapping[str, Point]) -> bytes:
     """The first images of each way, in a row of their own: one column has one seed and one condition. PNG."""
-    return render_blocks([Block(point.setting.title, point.first) for point in points.values()], columns=SHOWN)
+    return render_blocks([GridBlock(point.setting.title, point.first) for point in points.values()], columns=SHOWN)

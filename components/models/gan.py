@@ -208,7 +208,7 @@ class GeneratorBlock(nn.Module):
         return self.attention(h + skip)
 
 
-class Generator(nn.Module):
+class GANGenerator(nn.Module):
     """Noise and class -> image.
 
     Args:
@@ -326,7 +326,7 @@ class ProjectionDiscriminator(nn.Module):
 
 
 @torch.no_grad()
-def estimate_statistics(generator: Generator, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+def estimate_statistics(generator: GANGenerator, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
     """Set the statistics of each batch norm to those of the given noise (B, Z) and labels (B,), in batches of one size.
 
     What sampling normalizes with, in place of averages over training (standing statistics; Brock et al., 2019, section

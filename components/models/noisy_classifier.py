@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from components.models.conditioned import embedding_mlp
 from components.models.layers import GroupNorm, SelfAttention2d, attend, timestep_embedding
-from components.models.unet_blocks import ResBlock, down_path, heads_of, levels_of, middle, resampler_of
+from components.models.unet_blocks import TimedResBlock, down_path, heads_of, levels_of, middle, resampler_of
 
 
 class NoisyClassifier(nn.Module):
@@ -55,7 +55,7 @@ class NoisyClassifier(nn.Module):
         embedding_dim, channels = 4 * model_channels, levels[-1].channels
         heads = partial(heads_of, head_dim=head_dim, num_heads=num_heads)
         residual = partial(
-            ResBlock,
+            TimedResBlock,
             embedding_dim=embedding_dim,
             dropout=dropout,
             scale_shift_norm=scale_shift_norm,

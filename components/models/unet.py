@@ -18,7 +18,7 @@ from components.models.cross_attention import SpatialTransformer, TextAttention2
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
 from components.models.unet_blocks import (
     Attention,
-    ResBlock,
+    TimedResBlock,
     down_path,
     heads_of,
     levels_of,
@@ -90,7 +90,7 @@ class UNet(ConditionedNetwork):
         self.resolution, self.model_channels = resolution, model_channels
         self.gradient_checkpointing = gradient_checkpointing
         residual = partial(
-            ResBlock,
+            TimedResBlock,
             embedding_dim=embedding_dim,
             dropout=dropout,
             scale_shift_norm=scale_shift_norm,

@@ -22,7 +22,7 @@ class Level(NamedTuple):
     attention: bool
 
 
-class ResBlock(nn.Module):
+class TimedResBlock(nn.Module):
     """Two convolutions with the embedding between them, around a skip; resampling comes before the first one.
 
     Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B.
@@ -69,7 +69,7 @@ class Layers(nn.ModuleList):
 
     def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
         for layer in self:
-            if isinstance(layer, ResBlock):
+            if isinstance(layer, TimedResBlock):
                 x = layer(x, embedding)
             elif isinstance(layer, TextAttention2d | SpatialTransformer):
                 x = layer(x, context)
@@ -78,7 +78,7 @@ class Layers(nn.ModuleList):
         return x
 
 
-Residual = Callable[..., ResBlock]
+Residual = Callable[..., TimedResBlock]
 Attention = Callable[[int], nn.Module]
 Resampler = Callable[[int, Resample], nn.Module]
 

@@ -40,19 +40,19 @@ from components.sampling.model import (
     reads_prompts,
     works_alone,
 )
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, check_request
-from components.sampling.rows import Row
 from components.storage.bundle import DESCRIPTION as MODEL
 
 LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
-Predict = Callable[[list[Row]], list[str]]
+Predict = Callable[[list[RequestRow]], list[str]]
 
 
 class Answerer(NamedTuple):
     """One kind of model that makes no image of nothing."""
 
-    answer: Callable[[SamplingModel, Row], str]  # raises ValueError, in one line, for a row that can't be met
-    example: Callable[[SamplingModel], Row]
+    answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError, in one line, for a row that can't be met
+    example: Callable[[SamplingModel], RequestRow]
 
 
 def predictor_of(folder: Path) -> Predict:
@@ -69,24 +69,24 @@ def predictor_of(folder: Path) -> Predict:
         return _sample(lone)
     answerer = answerer_of(model)
 
-    def answer(rows: list[Row]) -> list[str]:
+    def answer(rows: list[RequestRow]) -> list[str]:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
             return [_refuse(model) if answerer is None else answerer.answer(model, row) for row in rows]
 
     return answer
 
 
-def example_of(folder: Path) -> Row | None:
+def example_of(folder: Path) -> RequestRow | None:
     """A row that the model in `folder` takes; None for one that takes none alone. No weights are read."""
     if (folder / DESCRIPTION).is_file():
         cascade = Cascade(**read_parts(folder, weights=False))
-        return Row.of(next(iter(cascade.makers.values())).example())
+        return RequestRow.of(next(iter(cascade.makers.values())).example())
     if not (folder / MODEL).is_file():  # a pretrained text encoder
-        return Row(prompt="red")
+        return RequestRow(prompt="red")
     model = describe_model(_stage_of(folder), folder)
     lone, answerer = lone_cascade(model), answerer_of(model)
     if lone is not None:
-        return Row.of(next(iter(lone.makers.values())).example())
+        return RequestRow.of(next(iter(lone.makers.values())).example())
     return None if answerer is None else answerer.example(model)
 
 
@@ -112,22 +112,22 @@ def _asked(model: SamplingModel) -> Request:
     return Request(label=label, prompt="red" if label is None and reads_prompts(model) else None, seed=1)
 
 
-def _described(model: SamplingModel) -> Row:
-    return Row.of(Request(prompt="red"))
+def _described(model: SamplingModel) -> RequestRow:
+    return RequestRow.of(Request(prompt="red"))
 
 
-def _shown(model: SamplingModel) -> Row:
-    return Row.of(Request(image=gray_png(model.settings["resolution"])))
+def _shown(model: SamplingModel) -> RequestRow:
+    return RequestRow.of(Request(image=gray_png(model.settings["resolution"])))
 
 
-def _reconstruct(model: SamplingModel, row: Row) -> str:
+def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
     image = row.read_image(model.settings["resolution"])[None].to(model.device)
     assert isinstance(model.module, Autoencoder)
     return base64_png(to_uint8(model.module.reconstruct(image))[0])
 
 
 @torch.no_grad()
-def _embed(model: SamplingModel, row: Row) -> str:
+def _embed(model: SamplingModel, row: RequestRow) -> str:
     """Images and texts are on one sphere: the likeness of two embeddings is the sum of their products."""
     network, text = model.module, model.text
     assert isinstance(network, ContrastiveEncoder)
@@ -141,12 +141,12 @@ def _embed(model: SamplingModel, row: Row) -> str:
     return json.dumps(network.encode_text(text.encode([row.prompt]).to(model.device)).embedding[0].tolist())
 
 
-def _classify(model: SamplingModel, row: Row) -> str:
+def _classify(model: SamplingModel, row: RequestRow) -> str:
     probabilities = class_log_probabilities(model, row.read_image(model.settings["resolution"])[None])[0].exp()
     return json.dumps(dict(zip(model.classes, probabilities.tolist(), strict=True)))
 
 
-def _draw_tokens(model: SamplingModel, row: Row) -> str:
+def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
     given = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()._replace(generator="tokens")
@@ -155,7 +155,7 @@ def _draw_tokens(model: SamplingModel, row: Row) -> str:
     return json.dumps(sample_prior(model, [request], given)[0].tolist())
 
 
-def _enlarge(model: SamplingModel, row: Row) -> str:
+def _enlarge(model: SamplingModel, row: RequestRow) -> str:
     request = row.model_copy(update={"image": None}).request()._replace(generator="diffusion")
     check_request(request)
     check_conditions(model, request)
@@ -163,16 +163,16 @@ def _enlarge(model: SamplingModel, row: Row) -> str:
     return base64_png(to_uint8(sample_upsampler(model, [request], low_res))[0])
 
 
-def _tokens_asked(model: SamplingModel) -> Row:
-    row = Row.of(_asked(model))
+def _tokens_asked(model: SamplingModel) -> RequestRow:
+    row = RequestRow.of(_asked(model))
     if not model.network.get("condition_grid"):
         return row
     height, width = model.network["condition_grid"]
     return row.model_copy(update={"condition": json.dumps([[0] * width] * height)})
 
 
-def _small_shown(model: SamplingModel) -> Row:
-    return Row.of(_asked(model)._replace(image=gray_png(model.settings["low_res_resolution"])))
+def _small_shown(model: SamplingModel) -> RequestRow:
+    return RequestRow.of(_asked(model)._replace(image=gray_png(model.settings["low_res_resolution"])))
 
 
 ENLARGES, DRAWS = Answerer(_enlarge, _small_shown), Answerer(_draw_tokens, _tokens_asked)

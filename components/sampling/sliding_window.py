@@ -16,7 +16,7 @@ from components.models.transformer import Transformer
 from components.sampling.autoregressive import OnToken, check_filters, draw, given, guided_logits, with_null
 
 
-class Window(NamedTuple):
+class TokenWindow(NamedTuple):
     """Where a window lies, and the place in it, in its own raster order, of the token that it is for."""
 
     top: int
@@ -84,23 +84,23 @@ def generate_window(
     return canvas.flatten(1)
 
 
-def window_of(number: int, grid: tuple[int, int], trained: tuple[int, int]) -> Window:
+def window_of(number: int, grid: tuple[int, int], trained: tuple[int, int]) -> TokenWindow:
     """The window of the token with this number in raster order: it stands in the middle, rows and columns // 2, unless
     the window would leave the grid."""
     row, column = divmod(number, grid[1])
     top, left = (
         min(max(at - part // 2, 0), whole - part) for at, whole, part in zip((row, column), grid, trained, strict=True)
     )
-    return Window(top, left, place=(row - top) * trained[1] + column - left)
+    return TokenWindow(top, left, place=(row - top) * trained[1] + column - left)
 
 
-def cut(canvas: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+def cut(canvas: Tensor, window: TokenWindow, size: tuple[int, int]) -> Tensor:
     """Tokens of the window, (B, H, W) -> (B, size[0] * size[1]) in raster order."""
     return canvas[:, window.top : window.top + size[0], window.left : window.left + size[1]].flatten(1)
 
 
 def cut_condition(
-    transformer: Transformer, condition: Tensor | None, grid: tuple[int, int], window: Window
+    transformer: Transformer, condition: Tensor | None, grid: tuple[int, int], window: TokenWindow
 ) -> Tensor | None:
     """The part (B, M) of the whole grid's condition (B, M') that belongs to the window."""
     if condition is None:
@@ -108,7 +108,7 @@ def cut_condition(
     height, width = transformer.condition_grid
     whole = [grid[0] * height // transformer.grid[0], grid[1] * width // transformer.grid[1]]
     top, left = window.top * height // transformer.grid[0], window.left * width // transformer.grid[1]
-    return cut(condition.unflatten(1, whole), Window(top, left, place=0), (height, width))
+    return cut(condition.unflatten(1, whole), TokenWindow(top, left, place=0), (height, width))
 
 
 def check_grid(transformer: Transformer, grid: tuple[int, int], condition: Tensor | None) -> None:

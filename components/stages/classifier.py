@@ -6,7 +6,7 @@ from components.data.shards import load_index
 from components.stages.context import StageContext
 from components.stages.training import train_on_images
 from components.storage.artifact import Artifact
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from components.training.results import ModelDescription
 from components.training.tasks.classifier import ClassifierTask
 

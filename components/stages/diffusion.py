@@ -17,9 +17,9 @@ from components.sampling.model import most_at_once
 from components.stages.context import StageContext
 from components.stages.training import check_maker, frozen_networks, train_on_images
 from components.storage.artifact import Artifact
-from components.storage.networks import describe_autoencoder, open_autoencoder
+from components.storage.autoencoders import describe_autoencoder, open_autoencoder
+from components.training.building import network_arguments
 from components.training.frozen import Frozen, LoadEncoder, load_latents
-from components.training.networks import network_arguments
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.image_to_image import ImageToImageTask

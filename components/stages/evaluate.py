@@ -18,7 +18,7 @@ from components.evaluation.measure import DistanceRow, MeasureConfig, compared_s
 from components.pool import Pool
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.networks import describe_autoencoder
+from components.storage.autoencoders import describe_autoencoder
 
 RECONSTRUCTED = "reconstructions of held-out images"
 

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from components.data.ingest import IngestConfig, ingest
 from components.data.listing import FileVersion
-from components.data.preflight import detect_source, source_digest
 from components.data.shards import BPE, INDEX, load_index
+from components.data.source_check import detect_source, source_digest
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact, FileEntry
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, load_index
-from components.evaluation.likelihood import (
+from components.evaluation.likelihood_study import (
     BoundJob,
     bound_jobs,
     bound_table,

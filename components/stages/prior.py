@@ -15,10 +15,10 @@ from components.data.token_artifacts import (
 )
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.networks import describe_autoencoder, open_autoencoder
+from components.storage.autoencoders import describe_autoencoder, open_autoencoder
+from components.training.building import network_arguments
 from components.training.launch import train
 from components.training.loop import Task
-from components.training.networks import network_arguments
 from components.training.results import ModelDescription
 from components.training.tasks.masked_prior import MaskedPriorTask
 from components.training.tasks.pixels import PixelTask

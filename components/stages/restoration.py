@@ -69,7 +69,7 @@ def measure_restoration(
     )
 
 
-class Plan(NamedTuple):
+class RestorationPlan(NamedTuple):
     """What is asked of the model."""
 
     jobs: dict[str, list[SampleJob]]  # degradation -> its jobs
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     resolution: int
 
 
-class Found(NamedTuple):
+class RestorationResult(NamedTuple):
     """What came of it."""
 
     table: dict[str, Any]
@@ -113,14 +113,14 @@ def degraded(
     return model, held_out.image, damaged
 
 
-def plan_restoration(config: RestorationConfig, index: ShardIndex, cascade: Artifact) -> Plan:
+def plan_restoration(config: RestorationConfig, index: ShardIndex, cascade: Artifact) -> RestorationPlan:
     """The jobs of every degradation. Runs in a worker."""
     model, _, damaged = degraded(config, index, cascade)
     jobs = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
-    return Plan(jobs, model.name, model.settings["resolution"])
+    return RestorationPlan(jobs, model.name, model.settings["resolution"])
 
 
-def sets_of(config: RestorationConfig, index: ShardIndex, plan: Plan, files: Store) -> dict[str, ImageSet]:
+def sets_of(config: RestorationConfig, index: ShardIndex, plan: RestorationPlan, files: Store) -> dict[str, ImageSet]:
     """What to measure distances of: training images, and what was made of each degradation."""
     part, limit = random_part(index, samples=config.reference_samples, seed=config.seed), config.reference_samples
     trained = split_parts(part, "train", resolution=plan.resolution, limit=limit)
@@ -136,12 +136,12 @@ def read_restorations(
     config: RestorationConfig,
     index: ShardIndex,
     cascade: Artifact,
-    plan: Plan,
+    plan: RestorationPlan,
     files: Store,
     distances: dict[str, float],
-) -> Found:
+) -> RestorationResult:
     """Figures, table and image of what the jobs left in `files`. Runs in a worker."""
     _, originals, damaged = degraded(config, index, cascade)
     made = {name: joined([read_job(job.name, files) for job in jobs]).finished for name, jobs in plan.jobs.items()}
     found = restorations(damaged, made, originals)
-    return Found(restoration_table(found, distances), restoration_figures(found), draw_restorations(found))
+    return RestorationResult(restoration_table(found, distances), restoration_figures(found), draw_restorations(found))

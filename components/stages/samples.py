@@ -84,7 +84,7 @@ def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[s
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
 
 
-class Found(NamedTuple):
+class RealConditions(NamedTuple):
     """Conditions of real images."""
 
     captions: tuple[str, ...]  # to show: of held-out images where there are any
@@ -93,14 +93,16 @@ class Found(NamedTuple):
     measured: list[bytes]  # those of `trained`
 
 
-def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionImages | None) -> Found:
+def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionImages | None) -> RealConditions:
     """What images are asked for by; `condition` says what condition images are, where models take them."""
     part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
     trained = read_split(part, "train", resolution=READ_RESOLUTION)
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
     captions = held_out.caption or trained.caption
     if condition is None:
-        return Found(captions, trained, [], [])
+        return RealConditions(captions, trained, [], [])
     read = partial(read_split, resolution=condition.resolution, member=condition.member)
     seen, measured = read(index, "holdout", limit=config.num_prompts), read(part, "train")
-    return Found(captions, trained, *([encode_png(image) for image in split.image] for split in (seen, measured)))
+    return RealConditions(
+        captions, trained, *([encode_png(image) for image in split.image] for split in (seen, measured))
+    )

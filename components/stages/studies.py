@@ -14,7 +14,7 @@ from components.evaluation.variants import (
     HELD_OUT,
     Made,
     Measured,
-    Plan,
+    StudyPlan,
     VariantJob,
     VariantSampler,
     VariantsConfig,
@@ -73,7 +73,7 @@ def _measured(
     images: Artifact,
     settings: Mapping[str, Any],
     *,
-    plan: Callable[[ShardIndex], Plan],
+    plan: Callable[[ShardIndex], StudyPlan],
     load: Callable[[], Any],
     sample: Callable[[Any, VariantJob], Made],
 ) -> Measured:

@@ -13,7 +13,7 @@ from components.evaluation.codebook import codebook_use
 from components.models.quantizer import codebook_histogram
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.networks import describe_autoencoder
+from components.storage.autoencoders import describe_autoencoder
 from components.storage.store import Store
 
 

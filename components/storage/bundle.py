@@ -15,7 +15,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder
 from components.models.diffusion_prior import DiffusionPrior
 from components.models.dit import DiT
-from components.models.gan import Generator
+from components.models.gan import GANGenerator
 from components.models.masked_transformer import MaskedTransformer
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.pixelcnn import GatedPixelCNN
@@ -31,7 +31,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "masked_transformer": MaskedTransformer,
     "pixelcnn": GatedPixelCNN,
     "row_lstm": RowLSTM,
-    "gan": Generator,
+    "gan": GANGenerator,
     "unet": UNet,
     "dit": DiT,
     "classifier": NoisyClassifier,

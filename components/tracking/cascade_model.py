@@ -6,14 +6,14 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from components.sampling.answers import predictor_of
-from components.sampling.rows import Row
+from components.sampling.request_rows import RequestRow
 
 
 class CascadeModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         self.answer = predictor_of(Path(context.artifacts["model"]))
 
-    def predict(self, model_input: list[Row]) -> list[str]:
+    def predict(self, model_input: list[RequestRow]) -> list[str]:
         """One string a row: base64 PNG, or JSON. Raises ValueError, in one line, for a row that can't be met."""
         return self.answer(model_input)
 

@@ -10,8 +10,8 @@ PREVIEW = "preview.png"
 
 def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
     """In words, the steps at which the recipe wants points and images and `tracked` has none; empty if it has all."""
-    config = artifact.provenance.get("config", {})
-    if not {"total_steps", "log_every", "sample_every"} <= config.keys():
+    config = artifact.provenance.get("config", {}).get("optimization")
+    if config is None:
         return ""  # no training
     total = config["total_steps"]
     points = scheduled(config["log_every"], total) - set().union(*tracked.steps.values())

@@ -30,8 +30,8 @@ from components.sampling.frozen_text import (
 )
 from components.sampling.text_encoding import parse_bpe
 from components.storage.artifact import Artifact
+from components.storage.autoencoders import open_autoencoder
 from components.storage.bundle import DESCRIPTION
-from components.storage.networks import open_autoencoder
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch
 

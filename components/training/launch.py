@@ -28,7 +28,7 @@ from components.training.loop import Arrays, Task
 from components.training.ordered_shards import MakeDataset, OrderedShards, nothing
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
-from components.training.worker import Job, RayStream, Stream, train_worker
+from components.training.worker import RayStream, Stream, TrainingJob, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
@@ -82,7 +82,7 @@ def train(
     run = folder.join(key)
     tries = resources.gpus_per_worker > 0 if tries_memory is None else tries_memory
     tries = tries and resources.max_batch_per_device is None
-    job = Job(make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries)
+    job = TrainingJob(make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries)
     while (trained := read_finished(run)) is None:
         again = run_trainer(portable(job, what=f"the job of stage {stage}"), key=key, folder=folder)
         if not again and read_finished(run) is None:
@@ -91,7 +91,7 @@ def train(
     return trained
 
 
-def fall_back(job: Job, name: str, why: str) -> None:
+def fall_back(job: TrainingJob, name: str, why: str) -> None:
     """Make the checkpoint before a damaged one the last, and say so."""
     before = forget_checkpoint(job.run, name)
     place = f"the checkpoint of step {before.step}" if before else "the start: there is no other checkpoint"
@@ -100,7 +100,7 @@ def fall_back(job: Job, name: str, why: str) -> None:
     job.recorder.emit(events.Warning(job.stage, line))
 
 
-def run_trainer(job: Job, *, key: str, folder: Store) -> bool:
+def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
     """Run Ray Train in the run folder `folder/key`. Raises TrainingError with the worker's own last line.
 
     Returns whether it has to run again: a checkpoint was damaged, or a node is taken away and training left it in time.
@@ -186,7 +186,7 @@ def worker_resources(resources: Resources) -> dict[str, float]:
     return wanted | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
-def resumed(job: Job) -> MakeDataset:
+def resumed(job: TrainingJob) -> MakeDataset:
     """What makes the stream from the checkpoint that workers are about to load; called whenever workers start.
 
     It goes to `OrderedShards` in the place of a dataset: only that is told how many workers there are this time. There

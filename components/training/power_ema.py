@@ -22,7 +22,7 @@ WIDTHS = (0.05, 0.10)  # sigma_rel of the averages that are tracked, as publishe
 CUTOFF = 1e-13  # relative size of the singular values that rounding has left nothing of
 
 
-class Profile(NamedTuple):
+class EMAProfile(NamedTuple):
     """Which average of which moment."""
 
     updates: int  # of the optimizer, all that there were
@@ -81,7 +81,7 @@ def decay_at(update: int, *, gamma: float) -> float:
     return (1 - 1 / update) ** (gamma + 1)
 
 
-def correlations(rows: Sequence[Profile], columns: Sequence[Profile]) -> np.ndarray:
+def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> np.ndarray:
     """Inner products of profiles as functions of time (equation 151), (len(rows), len(columns)) float64."""
     t_a, t_b = np.array([[p.updates for p in rows]], float).T, np.array([[p.updates for p in columns]], float)
     gamma_a = np.array([[gamma_of(p.sigma_rel) for p in rows]]).T
@@ -90,7 +90,7 @@ def correlations(rows: Sequence[Profile], columns: Sequence[Profile]) -> np.ndar
     return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
 
 
-def coefficients(kept: Sequence[Profile], wanted: Profile) -> np.ndarray:
+def coefficients(kept: Sequence[EMAProfile], wanted: EMAProfile) -> np.ndarray:
     """What to multiply the snapshots by, (N,) float64 with sum 1: the wanted profile by least squares (algorithm 3).
 
     Snapshots of later moments than the wanted one know too much and get 0. Raises ValueError where none is left.
@@ -119,10 +119,10 @@ def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> d
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in total.items()}
 
 
-def posthoc_ema(snapshots: Mapping[Profile, Mapping[str, Tensor]], sigma_rel: float) -> dict[str, Tensor]:
+def posthoc_ema(snapshots: Mapping[EMAProfile, Mapping[str, Tensor]], sigma_rel: float) -> dict[str, Tensor]:
     """The average of width `sigma_rel` at the moment of the last snapshot, from those of other widths and moments.
 
     Raises ValueError for a width that has no profile, or where there is no snapshot.
     """
     last = max((profile.updates for profile in snapshots), default=0)
-    return combine(snapshots.values(), coefficients([*snapshots], Profile(last, sigma_rel)))
+    return combine(snapshots.values(), coefficients([*snapshots], EMAProfile(last, sigma_rel)))

@@ -10,8 +10,8 @@ from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import AnyTraining, AutoencoderTraining, GANTraining
 from components.models.discriminator import PatchDiscriminator
 from components.models.gan import ProjectionDiscriminator
+from components.training.building import discriminator_arguments, make_network
 from components.training.loop import is_scheduled
-from components.training.networks import discriminator_arguments, make_network
 
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
-from components.training.power_ema import Profile, coefficients, combine, nearest_first
+from components.training.power_ema import EMAProfile, coefficients, combine, nearest_first
 
 SNAPSHOTS = "snapshots"
 
@@ -29,17 +29,17 @@ def write_snapshots(folder: Path, state: dict[str, Any], *, sigma_rel: float) ->
         save_file(weights, folder / f"{width:.3f}-{state['learner']['ema_updates']:09d}.safetensors")
 
 
-def kept_profiles(folder: Path) -> dict[Profile, Path]:
+def kept_profiles(folder: Path) -> dict[EMAProfile, Path]:
     """The snapshots in `folder`, by profile, earlier ones first."""
     files = [(path.stem.split("-"), path) for path in folder.glob("*.safetensors")]
-    return dict(sorted((Profile(int(updates), float(width)), path) for (width, updates), path in files))
+    return dict(sorted((EMAProfile(int(updates), float(width)), path) for (width, updates), path in files))
 
 
 def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
     """`posthoc_ema` of the files in `folder`, which are read one by one. Raises ValueError as that does."""
     kept = kept_profiles(folder)
     last = max((profile.updates for profile in kept), default=0)
-    weights = coefficients([*kept], Profile(last, sigma_rel))
+    weights = coefficients([*kept], EMAProfile(last, sigma_rel))
     return combine((load_file(path) for path in kept.values()), weights)
 
 

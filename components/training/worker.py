@@ -54,7 +54,7 @@ class RankStream(NamedTuple):
 Stream = RayStream | RankStream
 
 
-class Job(NamedTuple):
+class TrainingJob(NamedTuple):
     """All that a worker needs; picklable."""
 
     make_task: Callable[..., Task]  # called with worker=
@@ -77,7 +77,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     data, memory), {"preempted": step} if a node is taken away, {"damaged": name of the checkpoint, "why": …} if its
     state can't be read.
     """
-    job: Job = arguments["job"]
+    job: TrainingJob = arguments["job"]
     torch.set_num_threads(node_threads(job.resources))
     if job.resources.low_priority:
         set_idle_priority()
@@ -141,7 +141,7 @@ def is_leaving(worker: Worker) -> bool:
     return any_rank(get_train_context().preemption_context.preemption_info is not None, worker)
 
 
-def read_held_out(job: Job, worker: Worker) -> Arrays:
+def read_held_out(job: TrainingJob, worker: Worker) -> Arrays:
     """What rank 0 shows and evaluates on; nothing on the others. Raises UnreadableError on all ranks if it is bad."""
     arrays, why = {}, ""
     try:
@@ -187,7 +187,7 @@ def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[
     return step, seconds
 
 
-def rank_batches(job: Job, worker: Worker, *, start_step: int) -> Iterator[Batch]:
+def rank_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Batch]:
     """This rank's share of each global batch. Raises RuntimeError if the stream is not where training is."""
     size = job.config.global_batch_size
     share = worker.share(size)
@@ -207,7 +207,7 @@ def rank_batches(job: Job, worker: Worker, *, start_step: int) -> Iterator[Batch
 class Saver:
     """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0)."""
 
-    def __init__(self, job: Job, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
+    def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:

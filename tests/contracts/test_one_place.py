@@ -37,3 +37,12 @@ def test_pixels_are_converted_encoded_and_resized_in_one_place(repository: Path,
                     found += [f"{name}: {line.strip()} (stands in {next(iter(places))})"] * (name not in places)
     assert found == []
     assert used == {(pattern, name) for pattern, places in PLACES.items() for name in places}
+
+
+def test_no_class_name_stands_for_two_things(repository: Path, sources: list[Path]) -> None:
+    """A name that two files define must be looked up each time it is read."""
+    defined: dict[str, list[str]] = {}
+    for path in sources:
+        for name in re.findall(r"^class (\w+)", path.read_text(), flags=re.MULTILINE):
+            defined.setdefault(name, []).append(path.relative_to(repository).as_posix())
+    assert {name: files for name, files in defined.items() if len(files) > 1} == {}

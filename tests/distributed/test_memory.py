@@ -16,11 +16,11 @@ from torch import Tensor
 
 from components.execution import Resources
 from components.storage.store import Store
+from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.memory import KEPT
-from components.training.networks import network_arguments
 from components.training.results import ModelDescription, Trained
 from components.training.run_folder import fetch_checkpoint, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask

@@ -17,15 +17,15 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.data.pool import ShardJob, process_shards
+from components.data.shard_files import ShardJob, process_shards
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.node import node_threads
 from components.pool import Pool
 from components.storage.store import Store
+from components.training.building import network_arguments
 from components.training.launch import train
 from components.training.loop import Arrays
-from components.training.networks import network_arguments
 from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask

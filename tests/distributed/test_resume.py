@@ -18,10 +18,10 @@ from components.data.shards import load_index
 from components.data.stream import training_stream
 from components.execution import Resources
 from components.storage.store import Store
+from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import network_arguments
 from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import fetch_checkpoint, last_checkpoint

@@ -17,13 +17,17 @@ from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
 from components import events
+from components.configuration.optimization import OptimizationConfig, Training
 from components.storage.artifact import Artifact
 from components.tracking.environment import environment
 from pipelines import recorder
 from pipelines.recorder import EXPERIMENT, RunRecorder
 
 TOTAL, LOST = 30, 20  # steps of the training, and of the driver that is lost
-CONFIG = {"total_steps": TOTAL, "log_every": 1, "sample_every": 10}
+OPTIMIZATION = OptimizationConfig(
+    total_steps=TOTAL, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=1, sample_every=10
+)
+CONFIG = Training(optimization=OPTIMIZATION).model_dump()
 
 
 @pytest.fixture(autouse=True)

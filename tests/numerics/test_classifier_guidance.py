@@ -8,7 +8,7 @@ from components.diffusion.objective import make_objective
 from components.models.noisy_classifier import NoisyClassifier
 from components.sampling.classifier import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from tests.tiny_text_image import classifier_config
 from tests.tiny_training import DATASET_INFO
 

@@ -8,7 +8,7 @@ from components.models.diffusion_prior import DiffusionPrior
 from components.sampling.diffusion_prior import sample_image_embeddings, text_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 CONFIG = prior_config()

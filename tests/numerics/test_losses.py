@@ -11,8 +11,8 @@ from components.losses.adversarial import (
     generator_loss,
     hinge_discriminator_loss,
 )
-from components.losses.likelihood import token_loss
 from components.losses.reconstruction import reconstruction_loss
+from components.losses.token_likelihood import token_loss
 
 
 def test_hinge_losses_have_their_closed_form():

@@ -8,7 +8,7 @@ from torch import nn
 
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from pipelines.recipes.paper_autoencoders import (
     dalle_dvae_f8_8192,
     ldm_kl_f4,

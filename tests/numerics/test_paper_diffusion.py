@@ -11,7 +11,7 @@ from components.configuration.diffusion import DiffusionTraining
 from components.configuration.trainings import ClassifierTraining
 from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.recipes import paper_diffusion
 from pipelines.recipes.paper_branches import PAPER_BRANCHES

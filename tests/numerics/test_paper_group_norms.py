@@ -21,7 +21,7 @@ from components.configuration.trainings import AutoencoderTraining, ClassifierTr
 from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
 from components.storage.bundle import NETWORKS
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import AUTOENCODERS, paper_recipes
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS, adm_classifier_512

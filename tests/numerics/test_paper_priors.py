@@ -8,7 +8,7 @@ import torch
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.models.transformer import Transformer
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from pipelines.recipes.paper import imagenet_class_prior, mindalle_text_prior
 
 

@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from components.models.unet import UNet
-from components.models.unet_blocks import ResBlock
+from components.models.unet_blocks import TimedResBlock
 from tests.peer_unets import copy_weights, randomized
 
 SMALL = {
@@ -133,7 +133,7 @@ def full_network(**changes) -> UNet:
 def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
     network = full_network()
     assert network(**inputs()).abs().max() == 0
-    block = ResBlock(16, 16, embedding_dim=64, dropout=0.0, scale_shift_norm=True)
+    block = TimedResBlock(16, 16, embedding_dim=64, dropout=0.0, scale_shift_norm=True)
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(block(x, torch.randn(2, 64)), x)
 

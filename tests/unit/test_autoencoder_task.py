@@ -12,8 +12,8 @@ from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
+from components.training.building import network_arguments
 from components.training.loop import fit
-from components.training.networks import network_arguments
 from components.training.optim import kl_weight_at, temperature_at
 from components.training.tasks import autoencoder as module
 from components.training.tasks.autoencoder import AutoencoderTask

@@ -15,7 +15,7 @@ from components.data.arrays import ArrayInfo, parse_arrays, write_array
 from components.data.encoded_set import Encode, Rows, SetEncoder, commit_set, part_names
 from components.data.errors import ShardError
 from components.data.held_out import read_split
-from components.data.pool import ShardJob
+from components.data.shard_files import ShardJob
 from components.data.shards import BPE, ShardIndex, read_bpe
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard

@@ -12,7 +12,7 @@ from components.data.encoding import TokenEncoder
 from components.data.errors import ShardError
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
 from components.data.images import load_depth, load_image, load_mask
-from components.data.pool import ShardJob
+from components.data.shard_files import ShardJob
 from components.data.shards import (
     Member,
     ShardEntry,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.data.order import WINDOW_SHARDS, Window, permutation, windows
+from components.data.order import WINDOW_SHARDS, ShuffleWindow, permutation, windows
 from components.data.shards import ShardEntry, ShardIndex, TextInfo
 from components.data.stream import Chunk, Layout, StreamDatasource, plan_chunks, read_chunk
 from components.storage.store import Store
@@ -20,14 +20,14 @@ LAYOUT = Layout(64, 1024, 8, 0, 16)
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=11).filter(any)
 
 
-def naive_windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[Window]:
+def naive_windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[ShuffleWindow]:
     """The law as one would write it down: all windows of all epochs from the first one on."""
     epoch, position = 0, 0
     while True:
         order = permutation(len(counts), key=(seed, epoch))
         for number, first in enumerate(range(0, len(order), WINDOW_SHARDS)):
             shards = tuple(int(shard) for shard in order[first : first + WINDOW_SHARDS])
-            window = Window(epoch, number, position, shards, tuple(counts[shard] for shard in shards))
+            window = ShuffleWindow(epoch, number, position, shards, tuple(counts[shard] for shard in shards))
             position = window.stop
             if window.stop > window.start and window.stop > start:
                 yield window

@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.data.errors import SourceError
 from components.data.ingest import open_source
-from components.data.preflight import check_file, check_source, detect_source, file_to_try, source_digest
+from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
 from components.data.sources import fashion_mnist
 from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder

@@ -16,7 +16,7 @@ from rich.console import Console
 from components.sampling import answers
 from components.sampling.answers import predictor_of
 from components.sampling.device import best_device
-from components.sampling.rows import Row
+from components.sampling.request_rows import RequestRow
 from components.tracking.registry import input_example
 from pipelines import sample_command
 from pipelines.sample_command import load_cascade, sample_images
@@ -66,8 +66,8 @@ def test_a_gpu_is_taken_where_torch_can_use_one(there: bool, monkeypatch: pytest
 def test_a_registered_model_on_a_gpu_answers_as_on_the_processor(kind: str, tmp_path: Path, request: Any):
     folder = MODELS[kind](tmp_path)
     (row,) = input_example(folder) or []
-    rows = [Row(**row | ({"steps": 2} if kind in (*GENERATORS, "palette") else {}))]
-    rows += [Row(image=base64.b64encode(png(0, 12)).decode())] if kind == "contrastive" else []
+    rows = [RequestRow(**row | ({"steps": 2} if kind in (*GENERATORS, "palette") else {}))]
+    rows += [RequestRow(image=base64.b64encode(png(0, 12)).decode())] if kind == "contrastive" else []
     wanted = predictor_of(folder)(rows)
     request.getfixturevalue("on_gpu")
     with pretend_gpu() as computing:

@@ -8,7 +8,7 @@ import pytest
 
 from components.models.autoencoder import Autoencoder
 from components.stages.text_encoder import TextEncoderConfig
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from pipelines.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen

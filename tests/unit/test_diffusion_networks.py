@@ -14,7 +14,7 @@ from components.sampling.model import check_conditions, encode_conditions, load_
 from components.sampling.requests import Request
 from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, dit_config, rows_at
 

@@ -14,9 +14,9 @@ from components.sampling.requests import Request
 from components.stages.diffusion import settings_of
 from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
+from components.training.building import network_arguments
 from components.training.frozen import Latents
 from components.training.loop import fit
-from components.training.networks import network_arguments
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_cascade import CLASSES
 from tests.tiny_training import DATASET_INFO, DIFFUSIONS, batches, config_of, make_task, rows_at

@@ -35,7 +35,7 @@ from components.sampling.model import load_model
 from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.storage.store import Store
-from pipelines.reporting import run_images, study_of
+from pipelines.run_report import run_images, study_of
 from tests.tiny_cascade import CLASSES, write_cascade, write_models
 from tests.tiny_generators import write
 from tests.unit.test_evaluation_report import Page
@@ -83,13 +83,13 @@ def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> VariantJob
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("ddpm", 5), ("ddim", 5), ("dpm_solver_pp", 5), ("heun", 9)])
 def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: str, evaluations: int) -> None:
-    made = steps_study.sample_in(cascade, job(steps_study.Setting(sampler, 5)))
+    made = steps_study.sample_in(cascade, job(steps_study.SamplerSetting(sampler, 5)))
     assert made.evaluations == evaluations
     assert made.images.shape == (6, 8, 8, 3)
 
 
 def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Cascade) -> None:
-    setting = steps_study.Setting("ddpm", 4)
+    setting = steps_study.SamplerSetting("ddpm", 4)
     whole = steps_study.sample_in(cascade, job(setting)).images
     alone = steps_study.sample_in(cascade, job(setting, REQUESTS[4:5])).images
     assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
@@ -226,7 +226,9 @@ def test_the_training_images_are_at_distance_zero_from_themselves_at_every_scale
 
 def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     files = Store(str(tmp_path))
-    jobs = variant_jobs({"way": steps_study.Setting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])["way"]
+    jobs = variant_jobs({"way": steps_study.SamplerSetting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])[
+        "way"
+    ]
     assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
     images = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
 
@@ -237,7 +239,7 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     sampler = VariantSampler(lambda: images, sample, files)
     assert [sampler(one) for one in jobs] == jobs
     found = read_points(files, {"way": jobs}, {"way": 3.0})["way"]
-    assert (found.setting, found.distance) == (steps_study.Setting("ddim", 2), 3.0)
+    assert (found.setting, found.distance) == (steps_study.SamplerSetting("ddim", 2), 3.0)
     np.testing.assert_array_equal(found.first, images[:8])
     parts = [FileImages(files, file_name(one.name), "images", len(one.requests)) for one in jobs]
     np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), images)

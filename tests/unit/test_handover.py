@@ -21,7 +21,7 @@ from torch import nn
 
 import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
-from components.data import pool as shard_pool
+from components.data import shard_files
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.pool import HandoverError, Pool, file_name, portable
@@ -49,7 +49,7 @@ from components.storage.store import SCRATCH, Store
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
-from components.training.worker import Job, RankStream
+from components.training.worker import RankStream, TrainingJob
 from tests.tiny_text_image import classifier_config, contrastive_config
 from tests.tiny_text_image import prior_config as diffusion_prior_config
 from tests.tiny_training import (
@@ -118,7 +118,7 @@ def read_pieces(work: Any, pieces: Sequence[str], *, num_cpus: float) -> Iterato
     yield from enumerate(made)
 
 
-def run_trainer(job: Job, *, key: str, folder: Store) -> bool:
+def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
     """A training of no steps: the real task with its data, and the files of its model."""
     del key, folder
     job = sent(job, "the job")
@@ -146,7 +146,7 @@ def simulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "load_state_dict", load)
         patch.setattr(StageContext, "pool", lambda self: SimulatedPool(self.resources))
-        patch.setattr(shard_pool, "_finished", process_shards)
+        patch.setattr(shard_files, "_finished", process_shards)
         patch.setattr("components.data.ingest.run_pieces", read_pieces)
         patch.setattr(launch, "run_trainer", run_trainer)
         yield
@@ -304,7 +304,7 @@ def test_what_is_on_one_node_only_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_loaded_on_the_head(house: House) -> None:
-    from components.storage.networks import describe_autoencoder, open_autoencoder
+    from components.storage.autoencoders import describe_autoencoder, open_autoencoder
 
     with pytest.raises(LoadedOnTheHeadError):
         open_autoencoder(house("tokenizer"))

@@ -17,8 +17,8 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.generator import Generator, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
+from components.sampling.request_rows import Row
 from components.sampling.requests import Request, class_id
-from components.sampling.rows import Row
 from components.tracking.registry import input_example
 from pipelines.sample_command import sample_images
 from tests.tiny_generators import LONE, write

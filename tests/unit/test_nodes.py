@@ -8,9 +8,9 @@ import pytest
 from components.evaluation.measure import MeasureConfig
 from components.pool import HandoverError, portable
 from components.storage.store import SCRATCH, Store
+from pipelines.checkpoint_space import Space
 from pipelines.nodes import _remedy, try_node
 from pipelines.preflight import Needs
-from pipelines.space import Space
 
 NO_ROOM = Space(temporary=10**18, trainings=("base",))
 

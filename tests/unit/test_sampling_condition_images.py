@@ -11,8 +11,8 @@ from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.image_files import encode_png
+from components.sampling.request_rows import Row
 from components.sampling.requests import Request
-from components.sampling.rows import Row
 from components.tracking.registry import input_example
 from pipelines.sample_command import _condition
 from tests.tiny_cascade import DIFFUSION, FEW, UNET, write_model, write_models

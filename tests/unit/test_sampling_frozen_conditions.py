@@ -10,7 +10,7 @@ from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 REQUESTS = (Request(prompt="a red circle", seed=1), Request(seed=2))

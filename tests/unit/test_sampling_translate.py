@@ -22,8 +22,8 @@ from components.evaluation.restoration import (
 )
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
-from components.sampling.rows import Row
 from components.tracking.registry import input_example
 from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
 
@@ -165,11 +165,11 @@ def test_a_task_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
 def test_a_registered_model_takes_its_example_and_answers_as_the_cascade(tmp_path: Path) -> None:
     folder = write_palette(tmp_path)
     for model in (folder, folder / "model"):
-        (answer,) = predictor_of(model)([Row(**row) for row in input_example(model)])
+        (answer,) = predictor_of(model)([RequestRow(**row) for row in input_example(model)])
         assert Image.open(io.BytesIO(base64.b64decode(answer))).size == (SIDE, SIDE)
     request = request_of("inpainting", 1)
     given = {name: base64.b64encode(getattr(request, name)).decode() for name in ("image", "mask")}
-    (answer,) = predictor_of(folder)([Row(task="inpainting", seed=1, **given)])
+    (answer,) = predictor_of(folder)([RequestRow(task="inpainting", seed=1, **given)])
     with Image.open(io.BytesIO(base64.b64decode(answer))) as image:
         np.testing.assert_array_equal(np.asarray(image), Cascade.load(folder).sample([request])[0])
 

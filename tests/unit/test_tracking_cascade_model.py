@@ -16,8 +16,8 @@ from components.sampling.classifier import class_log_probabilities
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.images import read_image
 from components.sampling.model import load_model
+from components.sampling.request_rows import Row
 from components.sampling.requests import Request
-from components.sampling.rows import Row
 from components.tracking.registry import REQUIREMENTS, input_example, pip_requirements
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive

@@ -6,8 +6,8 @@ import torch
 from components.configuration.dataset_info import DatasetInfo
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
+from components.training.building import network_arguments
 from components.training.loop import fit
-from components.training.networks import network_arguments
 from components.training.tasks.contrastive import ContrastiveTask
 from tests.tiny_text_image import contrastive_config, contrastive_task
 from tests.tiny_training import assert_close, assert_equal_bits, batches, rows_at, weights_of

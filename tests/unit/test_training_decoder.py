@@ -13,8 +13,8 @@ from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
 from components.stages.diffusion import check_sizes, settings_of
 from components.training.batches import to_batch
+from components.training.building import network_arguments
 from components.training.loop import fit
-from components.training.networks import network_arguments
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, load_frozen_image, load_frozen_text_tower
 from tests.tiny_training import assert_close, batches, diffusion_config, weights_of

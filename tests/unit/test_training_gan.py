@@ -12,9 +12,9 @@ from components.losses.adversarial import generator_loss, hinge_discriminator_lo
 from components.models.gan import ConditionalBatchNorm2d, Generator, batch_moments
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
+from components.training.building import network_arguments
 from components.training.learner import below
 from components.training.loop import Task, fit
-from components.training.networks import network_arguments
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker
 from components.training.tasks.gan import GANTask

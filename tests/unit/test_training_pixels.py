@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.pixels import PixelTask
 from tests.tiny_training import (

@@ -62,7 +62,7 @@ def test_snapshots_hold_both_averages_of_each_checkpoint(tmp_path: Path) -> None
 
 def model_of(folder: Path) -> Path:
     """The final state of `trained` as the folder that a stage commits."""
-    from components.training.networks import network_arguments
+    from components.training.building import network_arguments
 
     trained(folder / "run")
     model = folder / "model"

@@ -22,9 +22,9 @@ from components.models.transformer import Transformer
 from components.storage.artifact import Artifact, commit_artifact, describe_bytes
 from components.storage.store import Store
 from components.training.batches import to_batch
+from components.training.building import network_arguments
 from components.training.conditioning import dropped_conditions
 from components.training.loop import Batch
-from components.training.networks import network_arguments
 from components.training.tasks.prior import PriorTask, learned_text
 from tests.tiny_training import (
     CONDITION,

@@ -11,12 +11,12 @@ from torch import Tensor
 from components.storage.bundle import NETWORKS
 from components.storage.store import Store
 from components.training.batches import to_batch
-from components.training.networks import network_arguments
+from components.training.building import network_arguments
 from components.training.results import ModelDescription, write_model
 from components.training.sizes import autoencoder_grid, training_sizes
 from components.training.snapshots import write_snapshots
+from pipelines.checkpoint_space import space_of
 from pipelines.recipes.catalog import RECIPES
-from pipelines.space import space_of
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests.tiny_text_image import contrastive_config, contrastive_task

@@ -33,9 +33,9 @@ from components.models.quantizer import (
     gather_over_ranks,
 )
 from components.training.batches import png_grid, to_batch, with_positions
+from components.training.building import make_network
 from components.training.learner import Learner, accumulated, below, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import ALONE, Worker, average
 from components.training.perceptual_weights import load_perceptual_loss

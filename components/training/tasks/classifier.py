@@ -14,9 +14,9 @@ from components.configuration.trainings import ClassifierTraining
 from components.diffusion.objective import make_objective
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch, with_positions
+from components.training.building import make_network
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
 

@@ -17,9 +17,9 @@ from components.losses.contrastive import ContrastiveGradients, along_gradient, 
 from components.models.contrastive import Embeddings
 from components.training.augmentation import shifted
 from components.training.batches import to_batch, with_positions
+from components.training.building import make_network
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded, split
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker, gather
 
 

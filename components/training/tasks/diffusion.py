@@ -21,11 +21,11 @@ from components.diffusion.schedule import make_schedule
 from components.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
 from components.training.augmentation import cropped, draw_windows
 from components.training.batches import png_grid, to_batch, with_positions
+from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.frozen import Latents, LoadEncoder, encoded
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker, gather
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 

@@ -15,11 +15,11 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import DiffusionPriorTraining
 from components.diffusion.objective import make_objective
 from components.training.batches import to_batch, with_positions
+from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
 

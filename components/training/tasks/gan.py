@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import GANTraining
 from components.losses.adversarial import generator_loss, hinge_discriminator_loss
-from components.losses.augmentation import DRAWS, augment
-from components.models.gan import Generator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
+from components.losses.differentiable_augmentation import DRAWS, augment
+from components.models.gan import GANGenerator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
 from components.training.batches import png_grid, to_batch, with_positions
+from components.training.building import discriminator_arguments, make_network
 from components.training.learner import Learner, accumulated, below, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import discriminator_arguments, make_network
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
@@ -63,7 +63,7 @@ class GANTask:
         other = own.replace(learning_rate=own.discriminator_learning_rate)
         self.generator = Learner(generator, config=own, worker=worker)
         self.discriminator = Learner(discriminator, config=other, worker=worker, averaged=False)
-        self.finished: Generator | None = None  # of the weights as they are; see `finish`
+        self.finished: GANGenerator | None = None  # of the weights as they are; see `finish`
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """The discriminator learns from each of `discriminator_steps` equal parts of the batch, then the generator once
@@ -142,7 +142,7 @@ class GANTask:
     def buffers(self) -> Iterator[Tensor]:
         return chain(self.generator.network.buffers(), self.discriminator.network.buffers())
 
-    def finish(self) -> Generator:
+    def finish(self) -> GANGenerator:
         """The averaged generator, ready to sample: a copy with singular vectors and batch statistics of its own.
 
         A function of the weights and the seed alone, and made on each rank by itself. Training never sees it.

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import MaskedPriorTraining
-from components.losses.likelihood import masked_token_loss
+from components.losses.token_likelihood import masked_token_loss
 from components.models.autoencoder import Autoencoder
 from components.models.masked_transformer import MaskedTransformer
 from components.sampling.maskgit import STEPS, maskgit
 from components.training.batches import png_grid, to_batch, with_positions
+from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
 from components.training.tasks.prior import preview_batch, preview_generators, token_images

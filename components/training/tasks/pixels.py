@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PixelTraining
 from components.diffusion.corruption import from_levels, to_levels
-from components.losses.likelihood import token_loss
+from components.losses.token_likelihood import token_loss
 from components.models.autoencoder import Autoencoder
 from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import png_grid, to_batch, with_positions
+from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.prior import preview_batch, preview_generators
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PriorTraining
-from components.losses.likelihood import text_loss, text_nats, token_loss
+from components.losses.token_likelihood import text_loss, text_nats, token_loss
 from components.models.autoencoder import Autoencoder
 from components.models.transformer import JointLogits, Transformer
 from components.sampling.autoregressive import generate
 from components.training.batches import png_grid, to_batch, with_positions
+from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.networks import make_network
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import derive_seed, sample_uniforms
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from components.diffusion.discrete import DiscreteObjective
-from components.diffusion.likelihood import prior_bits
 from components.diffusion.objective import make_objective
+from components.diffusion.variational_bound import prior_bits
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.pool import Pool, file_name
 from components.sampling.device import best_device

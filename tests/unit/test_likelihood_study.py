@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.configuration.sampling import DiffusionSampling
 from components.diffusion.schedule import make_schedule
-from components.evaluation.likelihood import (
+from components.evaluation.likelihood_study import (
     BoundJob,
     BoundTerms,
     bound_jobs,

@@ -13,7 +13,7 @@ from components.sampling.requests import Request
 IMAGES = ("image", "mask", "condition")
 
 
-class Row(pydantic.BaseModel):
+class RequestRow(pydantic.BaseModel):
     """One image; what is left out is the model's own choice."""
 
     label: str | None = None  # class name, or id as number or digits
@@ -43,7 +43,7 @@ class Row(pydantic.BaseModel):
         return str(value) if info.field_name == "label" and isinstance(value, int) else value
 
     @classmethod
-    def of(cls, request: Request) -> "Row":
+    def of(cls, request: Request) -> "RequestRow":
         """The row that asks for it."""
         asked = {name: value for name, value in request._asdict().items() if value and name in cls.model_fields}
         return cls(**asked | {name: base64.b64encode(asked[name]).decode() for name in IMAGES if name in asked})

@@ -12,9 +12,9 @@ from components.storage.connection import StoreError
 from components.storage.space import check_room, readable_bytes
 from components.storage.store import Store
 from pipelines import driver
+from pipelines.checkpoint_space import space_of
 from pipelines.cli import main
 from pipelines.driver import RunOptions, prepare
-from pipelines.space import space_of
 
 
 class Usage(NamedTuple):
