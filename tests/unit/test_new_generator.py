@@ -17,7 +17,7 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.generator import Generator, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
-from components.sampling.request_rows import Row
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, class_id
 from components.tracking.registry import input_example
 from pipelines.sample_command import sample_images
@@ -68,7 +68,7 @@ def test_the_command_samples_by_it(folder: Path, tmp_path: Path):
 def test_a_registered_model_takes_its_example(folder: Path):
     (example,) = input_example(folder) or []
     assert example["generator"] == "flat"
-    (answer,) = predictor_of(folder)([Row(**example)])
+    (answer,) = predictor_of(folder)([RequestRow(**example)])
     assert answer.startswith("iVBOR")  # a PNG in base64
 
 

@@ -11,7 +11,7 @@ from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.image_files import encode_png
-from components.sampling.request_rows import Row
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
 from components.tracking.registry import input_example
 from pipelines.sample_command import _condition
@@ -77,4 +77,4 @@ def test_the_gallery_shows_what_was_made_of_condition_images(cascade: Cascade) -
 
 def test_a_registered_model_takes_its_example(folder: Path) -> None:
     for model in (folder, folder / "base"):
-        assert predictor_of(model)([Row(**row) for row in input_example(model)])
+        assert predictor_of(model)([RequestRow(**row) for row in input_example(model)])

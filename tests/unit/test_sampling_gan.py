@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.models.gan import Generator, estimate_statistics
+from components.models.gan import GANGenerator, estimate_statistics
 from components.sampling.generators.gan import sample_gan
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request
@@ -26,7 +26,7 @@ def model_of(folder: Path, **changes: object) -> SamplingModel:
     """A generator of random weights, from disk."""
     torch.manual_seed(0)
     arguments = NETWORK | changes
-    network = Generator(**arguments)
+    network = GANGenerator(**arguments)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

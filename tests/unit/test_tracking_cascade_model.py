@@ -16,7 +16,7 @@ from components.sampling.classifier import class_log_probabilities
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.images import read_image
 from components.sampling.model import load_model
-from components.sampling.request_rows import Row
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
 from components.tracking.registry import REQUIREMENTS, input_example, pip_requirements
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
@@ -28,7 +28,7 @@ from tests.unit.test_sampling_translate import write_palette
 
 def predict(folder: Path) -> str:
     """What the model in `folder` answers to its own example."""
-    (answer,) = predictor_of(folder)([Row(**row) for row in input_example(folder)])
+    (answer,) = predictor_of(folder)([RequestRow(**row) for row in input_example(folder)])
     return answer
 
 
@@ -46,7 +46,7 @@ def test_a_model_alone_paints_the_same_as_composed(generator: str, tmp_path: Pat
 def test_a_model_that_works_on_images_does_alone_as_composed(tmp_path: Path):
     folder = write_palette(tmp_path)
     (example,) = input_example(folder)
-    row = Row(**example | {"steps": 4, "sampler": "ddpm"})
+    row = RequestRow(**example | {"steps": 4, "sampler": "ddpm"})
     alone, composed = (pixels(predictor_of(place)([row])[0]) for place in (folder / "model", folder))
     assert np.array_equal(alone, composed)
 
@@ -74,7 +74,7 @@ def test_the_whole_cascade_and_each_of_its_models_take_their_rows(tmp_path: Path
 
 def test_a_row_with_a_generator_left_out_takes_the_first_one(tmp_path: Path):
     folder = token_branch(PRIORS["transformer"], tmp_path)
-    (answer,) = predictor_of(folder)([Row(label="1", seed=5, best_of=2)])
+    (answer,) = predictor_of(folder)([RequestRow(label="1", seed=5, best_of=2)])
     (expected,) = Cascade.load(folder).sample([Request(label=1, seed=5, best_of=2)])
     assert np.array_equal(pixels(answer), expected)
 
@@ -116,30 +116,37 @@ def test_a_model_that_does_nothing_alone_says_what_to_load(generator: str, part:
     assert input_example(folder) is None
     answer = predictor_of(folder)
     with pytest.raises(ValueError, match=f"{part} needs the networks .*: load the composed cascade") as caught:
-        answer([Row(prompt="red", label="0", image=text(image()))])
+        answer([RequestRow(prompt="red", label="0", image=text(image()))])
     assert "\n" not in str(caught.value)
 
 
 def test_a_contrastive_model_answers_embeddings_of_texts_and_of_images(tmp_path: Path):
     folder = contrastive(tmp_path)
     predict = predictor_of(folder)
-    rows = [Row(prompt="red apple"), Row(prompt="grey cat"), Row(image=text(image(0))), Row(image=text(image(1)))]
+    rows = [
+        RequestRow(prompt="red apple"),
+        RequestRow(prompt="grey cat"),
+        RequestRow(image=text(image(0))),
+        RequestRow(image=text(image(1))),
+    ]
     embeddings = np.array([json.loads(answer) for answer in predict(rows)])
     assert embeddings.shape == (4, 6)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     assert len(np.unique(embeddings.round(4), axis=0)) == 4
     wanted = load_frozen_text(folder).encode(["red apple"]).embedding[0]
     np.testing.assert_allclose(embeddings[0] * 6**0.5, wanted.numpy(), rtol=1e-5)
-    for row in (Row(), Row(prompt="red", image=text(image()))):
+    for row in (RequestRow(), RequestRow(prompt="red", image=text(image()))):
         with pytest.raises(ValueError, match="either a prompt or an image"):
             predict([row])
     with pytest.raises(ValueError, match="the prompt is too long"):
-        predict([Row(prompt="red apple " * 20)])
+        predict([RequestRow(prompt="red apple " * 20)])
 
 
 def test_a_classifier_answers_the_probability_of_each_class(tmp_path: Path):
     folder = classifier(tmp_path)
-    answers = [json.loads(answer) for answer in predictor_of(folder)([Row(image=text(image(seed))) for seed in (0, 1)])]
+    answers = [
+        json.loads(answer) for answer in predictor_of(folder)([RequestRow(image=text(image(seed))) for seed in (0, 1)])
+    ]
     assert answers[0] != answers[1]
     for seed, answer in enumerate(answers):
         read = read_image(image(seed), resolution=8)[None]
@@ -148,14 +155,14 @@ def test_a_classifier_answers_the_probability_of_each_class(tmp_path: Path):
         torch.testing.assert_close(torch.tensor(list(answer.values())), wanted)
         assert sum(answer.values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="needs an image"):
-        predictor_of(folder)([Row()])
+        predictor_of(folder)([RequestRow()])
 
 
 def test_a_pretrained_text_encoder_answers_states_and_needs_its_library(tmp_path: Path):
     folder = pretrained_folder(tmp_path / "text_encoder", "bert")
     assert np.array(json.loads(predict(folder))).shape == (5, 8)
     with pytest.raises(ValueError, match="needs a prompt"):
-        predictor_of(folder)([Row()])
+        predictor_of(folder)([RequestRow()])
     for model in (folder, tmp_path):  # alone, and as a part
         names = {requirement.partition("==")[0] for requirement in pip_requirements(model)}
         assert names == {*REQUIREMENTS, "transformers"}
@@ -172,7 +179,11 @@ def test_a_diffusion_transformer_and_a_base_with_a_condition_image_take_their_ro
 
 def test_a_row_names_a_sampler_and_how_much_a_classifier_pulls(tmp_path: Path):
     folder = GENERATORS["classifier_guided"](tmp_path)
-    rows = [Row(label="1", seed=3), Row(label="1", seed=3, sampler="ddim"), Row(label="1", seed=3, classifier_scale=9)]
+    rows = [
+        RequestRow(label="1", seed=3),
+        RequestRow(label="1", seed=3, sampler="ddim"),
+        RequestRow(label="1", seed=3, classifier_scale=9),
+    ]
     asked = [Request(label=1, seed=3), Request(label=1, seed=3, sampler="ddim")]
     asked.append(Request(label=1, seed=3, classifier_scale=9.0))
     made = [pixels(answer) for answer in predictor_of(folder)(rows)]
