@@ -10,13 +10,14 @@ from statistics import median
 import numpy as np
 import ray
 import torch
-from einops import rearrange
 
-from components.data.encoding import BATCH, encode_shards
+from components.data.encoding import encode_shards
 from components.data.held_out import read_whole_shard
 from components.data.shards import ShardIndex
 from components.execution import Resources
 from components.models.autoencoder import Autoencoder
+from components.sampling.images import from_uint8
+from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.bundle import load_bundle
 from components.storage.store import Store
@@ -80,9 +81,9 @@ def bare(index: ShardIndex, model: Path) -> float:
 
 
 def encode(network: Autoencoder, pixels: np.ndarray) -> None:
-    for first in range(0, len(pixels), BATCH):
-        image = rearrange(torch.from_numpy(pixels[first : first + BATCH]), "n h w c -> n c h w").float() / 127.5 - 1
-        network.tokenize(image)
+    size = most_at_once(RESOLUTION)
+    for first in range(0, len(pixels), size):
+        network.tokenize(from_uint8(torch.from_numpy(pixels[first : first + size])))
 
 
 if __name__ == "__main__":

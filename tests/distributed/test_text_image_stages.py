@@ -21,7 +21,7 @@ from components.stages.precompute import PrecomputeConfig, encoders_of, precompu
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from components.training.frozen import ColumnEncoder
-from components.training.power_ema import WIDTHS, Profile
+from components.training.power_ema import WIDTHS, EMAProfile
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles
 from tests.distributed.runs import context_of, images_artifact
 from tests.tiny_text_image import classifier_config, contrastive_config, prior_config
@@ -89,7 +89,7 @@ def test_a_prior_draws_embeddings_for_prompts(contrastive: Artifact, prior: Arti
 
 def test_snapshots_outlive_their_checkpoints_and_let_another_average_be_chosen(prior: Artifact, tmp_path: Path) -> None:
     folder = prior.download(tmp_path / "prior")
-    assert [*kept_profiles(folder / SNAPSHOTS)] == [Profile(step, width) for step in (10, 20) for width in WIDTHS]
+    assert [*kept_profiles(folder / SNAPSHOTS)] == [EMAProfile(step, width) for step in (10, 20) for width in WIDTHS]
     assert prior.metadata["summary"]["ema_sigma_rel"] == 0.07
     weights = load_model("prior", folder).module.state_dict()
     chosen = choose_average(folder, tmp_path / "other", sigma_rel=0.05).module.state_dict()

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from components.models.gan import (
     ConditionalBatchNorm2d,
-    Generator,
+    GANGenerator,
     NormedDownsampleConv2d,
     NormedUpsampleConv2d,
     ProjectionDiscriminator,
@@ -21,10 +21,10 @@ from components.models.gan import (
 )
 
 
-def small_generator(num_classes: int | None = 3, **changes: object) -> Generator:
+def small_generator(num_classes: int | None = 3, **changes: object) -> GANGenerator:
     torch.manual_seed(0)
     shape = {"resolution": 16, "channels": 8, "channel_mult": (1, 2), "noise_dim": 6, "attention_resolutions": (8,)}
-    return Generator(**(shape | {"num_classes": num_classes} | changes)).double()
+    return GANGenerator(**(shape | {"num_classes": num_classes} | changes)).double()
 
 
 def small_discriminator(num_classes: int | None = 3) -> ProjectionDiscriminator:
@@ -189,7 +189,7 @@ def test_class_and_noise_decide_the_image():
 def test_widths_are_those_of_biggan_128():
     """Brock et al. (2019), table 4: 16, 16, 8, 4, 2, 1 times 96 channels from 4 pixels on, and back."""
     with torch.device("meta"):
-        generator = Generator(
+        generator = GANGenerator(
             resolution=128, channels=96, channel_mult=(1, 2, 4, 8, 16), noise_dim=128, num_classes=1000
         )
         discriminator = ProjectionDiscriminator(

@@ -7,8 +7,8 @@ from torch import nn
 
 from components.training.power_ema import (
     WIDTHS,
+    EMAProfile,
     PowerEMA,
-    Profile,
     coefficients,
     correlations,
     decay_at,
@@ -34,7 +34,7 @@ def walk() -> torch.Tensor:
 
 def tracked(
     weights: torch.Tensor, *, sigma_rel: float = 0.1
-) -> tuple[PowerEMA, dict[Profile, dict[str, torch.Tensor]]]:
+) -> tuple[PowerEMA, dict[EMAProfile, dict[str, torch.Tensor]]]:
     network = nn.Linear(5, 1, bias=False).double()
     ema, snapshots = PowerEMA(network, sigma_rel=sigma_rel), {}
     for update, row in enumerate(weights, 1):
@@ -44,7 +44,7 @@ def tracked(
         if update % EVERY == 0:
             for width, average in zip(ema.widths, ema.networks, strict=True):
                 kept = {name: tensor.clone() for name, tensor in average.state_dict().items()}
-                snapshots[Profile(update, width)] = kept
+                snapshots[EMAProfile(update, width)] = kept
     return ema, snapshots
 
 
@@ -76,10 +76,10 @@ def test_the_average_nearest_to_the_wanted_width_is_the_one_that_previews_see() 
 
 
 def test_correlations_are_inner_products_of_the_profiles() -> None:
-    a, b = Profile(300, 0.05), Profile(400, 0.1)
+    a, b = EMAProfile(300, 0.05), EMAProfile(400, 0.1)
     time = (np.arange(4_000_000) + 0.5) / 10_000  # to 400
 
-    def profile(of: Profile) -> np.ndarray:
+    def profile(of: EMAProfile) -> np.ndarray:
         gamma = gamma_of(of.sigma_rel)
         return np.where(time <= of.updates, (gamma + 1) * time**gamma / float(of.updates) ** (gamma + 1), 0)
 
@@ -92,12 +92,12 @@ def test_correlations_are_inner_products_of_the_profiles() -> None:
 def test_reconstructing_a_stored_profile_returns_it() -> None:
     _, snapshots = tracked(walk())
     for width in WIDTHS:
-        weights = coefficients([*snapshots], Profile(UPDATES, width))
-        stored = [profile == Profile(UPDATES, width) for profile in snapshots]
+        weights = coefficients([*snapshots], EMAProfile(UPDATES, width))
+        stored = [profile == EMAProfile(UPDATES, width) for profile in snapshots]
         np.testing.assert_allclose(weights, np.array(stored, float), atol=1e-6)
         torch.testing.assert_close(
             posthoc_ema(snapshots, width)["weight"].double(),
-            snapshots[Profile(UPDATES, width)]["weight"].double(),
+            snapshots[EMAProfile(UPDATES, width)]["weight"].double(),
             rtol=0,
             atol=1e-5,
         )
@@ -109,23 +109,25 @@ def test_a_reconstructed_average_is_the_one_that_was_not_tracked(sigma_rel: floa
     _, snapshots = tracked(weights)
     wanted = torch.from_numpy(shares(UPDATES, sigma_rel)) @ weights
     found = posthoc_ema(snapshots, sigma_rel)["weight"][0].double()
-    nearest = min((snapshots[Profile(UPDATES, width)]["weight"][0].double() - wanted).abs().max() for width in WIDTHS)
+    nearest = min(
+        (snapshots[EMAProfile(UPDATES, width)]["weight"][0].double() - wanted).abs().max() for width in WIDTHS
+    )
     assert (found - wanted).abs().max() < 0.05 * nearest
 
 
 def test_snapshots_of_later_moments_have_no_part() -> None:
-    kept = [Profile(update, width) for update in (100, 200, 300) for width in WIDTHS]
-    weights = coefficients(kept, Profile(200, 0.07))
+    kept = [EMAProfile(update, width) for update in (100, 200, 300) for width in WIDTHS]
+    weights = coefficients(kept, EMAProfile(200, 0.07))
     assert weights[4:].tolist() == [0, 0]
     assert weights.sum() == pytest.approx(1)
     with pytest.raises(ValueError, match="no snapshot up to update 50"):
-        coefficients(kept, Profile(50, 0.07))
+        coefficients(kept, EMAProfile(50, 0.07))
 
 
 def test_buffers_are_those_of_the_last_snapshot() -> None:
     snapshots = {
-        Profile(10, 0.05): {"weight": torch.ones(2), "count": torch.tensor(1)},
-        Profile(20, 0.05): {"weight": torch.zeros(2), "count": torch.tensor(2)},
+        EMAProfile(10, 0.05): {"weight": torch.ones(2), "count": torch.tensor(1)},
+        EMAProfile(20, 0.05): {"weight": torch.zeros(2), "count": torch.tensor(2)},
     }
     assert posthoc_ema(snapshots, 0.05)["count"] == 2
 

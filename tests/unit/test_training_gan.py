@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from components.losses.adversarial import generator_loss, hinge_discriminator_loss
-from components.models.gan import ConditionalBatchNorm2d, Generator, batch_moments
+from components.models.gan import ConditionalBatchNorm2d, GANGenerator, batch_moments
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
@@ -45,7 +45,7 @@ def test_training_moves_every_weight_of_both_networks() -> None:
     assert still == unused | {"discriminator.network.logit.parametrizations.weight.0._u"}
 
 
-def statistics_of(network: Generator) -> list[str]:
+def statistics_of(network: GANGenerator) -> list[str]:
     norms = [name for name, module in network.named_modules() if isinstance(module, ConditionalBatchNorm2d)]
     return [f"{name}.{buffer}" for name in norms for buffer in ("mean", "var")]
 
@@ -136,7 +136,7 @@ def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
     )
     weights = below("generator.ema.", load_file(tmp_path / "weights.safetensors"))
     arguments = network_arguments(task.config, DATASET_INFO)
-    network = Generator(**arguments)
+    network = GANGenerator(**arguments)
     network.load_state_dict(weights)
     save_bundle(tmp_path, ModelBundle("gan", arguments, {"resolution": 8}, network))
     bundle = load_bundle(tmp_path)

@@ -12,7 +12,7 @@ from components.training.batches import to_batch
 from components.training.checkpoint import WEIGHTS, write_checkpoint
 from components.training.learner import below
 from components.training.loop import Task, fit
-from components.training.power_ema import Profile
+from components.training.power_ema import EMAProfile
 from components.training.results import ModelDescription, write_model
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, write_snapshots
 from tests.tiny_training import (
@@ -55,9 +55,9 @@ def test_each_step_that_was_taken_is_in_the_averages(tmp_path: Path) -> None:
 def test_snapshots_hold_both_averages_of_each_checkpoint(tmp_path: Path) -> None:
     weights = weights_of(trained(tmp_path))
     kept = kept_profiles(tmp_path / SNAPSHOTS)
-    assert [*kept] == [Profile(10, 0.05), Profile(10, 0.10), Profile(20, 0.05), Profile(20, 0.10)]
-    assert_equal_bits(load_file(kept[Profile(20, 0.05)]), below("ema.", weights))  # 0.05 is nearest to 0.07
-    assert_equal_bits(load_file(kept[Profile(20, 0.10)]), below("second_ema.", weights))
+    assert [*kept] == [EMAProfile(10, 0.05), EMAProfile(10, 0.10), EMAProfile(20, 0.05), EMAProfile(20, 0.10)]
+    assert_equal_bits(load_file(kept[EMAProfile(20, 0.05)]), below("ema.", weights))  # 0.05 is nearest to 0.07
+    assert_equal_bits(load_file(kept[EMAProfile(20, 0.10)]), below("second_ema.", weights))
 
 
 def model_of(folder: Path) -> Path:
@@ -78,7 +78,7 @@ def model_of(folder: Path) -> Path:
 def test_a_model_can_be_given_another_average_without_training_again(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     kept = kept_profiles(model / SNAPSHOTS)
-    narrow, wide = load_file(kept[Profile(20, 0.05)]), load_file(kept[Profile(20, 0.10)])
+    narrow, wide = load_file(kept[EMAProfile(20, 0.05)]), load_file(kept[EMAProfile(20, 0.10)])
     between = load_bundle(model).module.state_dict()
     name = next(name for name, tensor in narrow.items() if not torch.equal(tensor, wide[name]))
     assert not torch.equal(between[name], narrow[name])

@@ -1,0 +1,15 @@
+"""Benchmarks are not run by the suite; that the product still has what they import is held here."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from tests import benchmarks
+
+MODULES = sorted(path.stem for path in Path(benchmarks.__file__).parent.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_benchmark_imports_what_the_product_has(module: str) -> None:
+    importlib.import_module(f"{benchmarks.__name__}.{module}")
