@@ -33,7 +33,7 @@ class OneModelRecipe(Config):
     @property
     def makes_images(self) -> bool:
         """An autoencoder with codes needs a prior over them first: that is a token branch."""
-        return not isinstance(self.model, AutoencoderTraining) or self.model.network.bottleneck == "gaussian"
+        return not isinstance(self.model, AutoencoderTraining) or self.model.network.bottleneck.kind == "gaussian"
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> Self:
@@ -77,4 +77,4 @@ def stage_name(recipe: OneModelRecipe) -> str:
 
 
 def autoencoder_name(config: AutoencoderTraining) -> str:
-    return "vae" if config.network.bottleneck == "gaussian" else "tokenizer"
+    return "vae" if config.network.bottleneck.kind == "gaussian" else "tokenizer"

@@ -46,7 +46,7 @@ class TokenBranchRecipe(Config):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        if self.tokenizer.network.bottleneck == "gaussian":
+        if self.tokenizer.network.bottleneck.kind == "gaussian":
             raise ValueError("tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq")
         resolution, conditions = self.tokenizer.data.resolution, self.prior.conditioning.conditions
         if self.images.resolution < resolution:

@@ -6,21 +6,24 @@ from components.configuration.trainings import AutoencoderTraining
 from tests.tiny_training import autoencoder_config
 
 SMALL = {"resolution": 8, "channel_mult": (1, 2), "adversarial_weight": 0.0}
-NO_CODES = {"codebook_size": None, "codebook_dim": None}
 RECIPES: dict[str, dict[str, Any]] = {
-    "vae": {**SMALL, **NO_CODES, "bottleneck": "gaussian", "reconstruction": "discretized_logistic"},
-    "vae_gan": {**SMALL, **NO_CODES, "bottleneck": "gaussian", "kl_weight": 1e-2, "adversarial_weight": 0.8},
-    "vq_vae": {**SMALL, "patch_shortcut": True, "bottleneck": "vq", "l2_normalize": False, "reconstruction": "mse"},
+    "vae": {**SMALL, "bottleneck": "gaussian", "reconstruction": "discretized_logistic"},
+    "vae_gan": {**SMALL, "bottleneck": "gaussian", "kl_weight": 1e-2, "adversarial_weight": 0.8},
+    "vq_vae": {
+        **SMALL,
+        "patch_shortcut": True,
+        "bottleneck": {"kind": "vq", "codebook_size": 16, "codebook_dim": 4, "l2_normalize": False},
+        "reconstruction": "mse",
+    },
     "vq_vae_ema": {**SMALL, "codebook_init": "kmeans", "reconstruction": "discretized_logistic"},
     "dvae": {
         **SMALL,
-        "bottleneck": "gumbel",
-        "codebook_dim": 8,
+        "bottleneck": {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 8},
         "reconstruction": "logit_laplace",
         "kl_warmup_steps": 5,
         "temperature_steps": 15,
     },
-    "fsq": {**SMALL, **NO_CODES, "bottleneck": "fsq", "fsq_levels": (5, 4, 3)},
+    "fsq": {**SMALL, "bottleneck": {"kind": "fsq", "levels": (5, 4, 3)}},
 }
 
 

@@ -39,8 +39,7 @@ TOKENIZER = {
     "num_res_blocks": 1,
     "attention_resolutions": [],
     "latent_channels": 8,
-    "codebook_size": 32,
-    "codebook_dim": 4,
+    "bottleneck": {"kind": "vq_ema", "codebook_size": 32, "codebook_dim": 4},
 }
 PRIOR = {
     "codebook_size": 32,

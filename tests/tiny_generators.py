@@ -9,7 +9,7 @@ from components.sampling.cascade import compose
 from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
 from tests.tiny_cascade import CLASSES, TOKENIZER
 
-CONDITION = {**TOKENIZER, "codebook_size": 8}
+CONDITION = {**TOKENIZER, "bottleneck": {**TOKENIZER["bottleneck"], "codebook_size": 8}}
 PIXELS = {"num_channels": 3, "channels": 6, "num_layers": 1, "kernel_size": 3, "num_classes": 3}
 SIZE = {"resolution": 4, "classes": CLASSES}
 PLAIN = {"codebook_size": 32, "num_tokens": 16, "grid": [4, 4], "model_dim": 16, "num_layers": 1, "num_heads": 2}
@@ -17,11 +17,7 @@ GRID = {"grid": [4, 4], "classes": CLASSES}
 LONE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pixels": ("pixelcnn", {**PIXELS, "num_values": 256, "embedding": "intensity"}, SIZE),
     "gan": ("gan", {"resolution": 8, "channels": 4, "channel_mult": [1, 2], "noise_dim": 4, "num_classes": 3}, SIZE),
-    "vae": (
-        "autoencoder",
-        {**TOKENIZER, "bottleneck": "gaussian", "codebook_size": None, "codebook_dim": None},
-        {"resolution": 16},
-    ),
+    "vae": ("autoencoder", {**TOKENIZER, "bottleneck": {"kind": "gaussian"}}, {"resolution": 16}),
 }
 PRIORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "transformer": ("transformer", {**PLAIN, "num_classes": 3, "positions": "rotary_2d"}, GRID),

@@ -31,16 +31,23 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
     Raises PlaceError.
     """
     result: dict[str, Any] = _copied(tree)
-    parts = {name for name in values if "." not in name and parts_of(model, name)}
-    for name in sorted(values, key=lambda name: name not in parts):  # kinds first: they decide which fields there are
-        value = values[name]
+    parts = list(part_names(model))
+    first = [name for name in parts if name in values]  # kinds first: they decide which fields there are
+    for name in first + [name for name in values if name not in first]:
+        value, place = values[name], find(model, result, name)
         if name in parts and isinstance(value, Mapping):
-            put(result, model, (name,), value.get(KIND, result.get(name) or {}))
+            put(result, model, place, value.get(KIND, _at(result, place)))
             for field in value.keys() - {KIND}:
-                put(result, model, (name, field), value[field])
+                put(result, model, (*place, field), value[field])
         else:
-            put(result, model, find(model, result, name), value)
+            put(result, model, place, value)
     return result
+
+
+def part_names(model: type[BaseModel]) -> dict[str, None]:
+    """The names of a model's parts, each before those of its own parts."""
+    own = {name: parts for name in model.model_fields if (parts := parts_of(model, name))}
+    return dict.fromkeys([*own, *(name for parts in own.values() for part in parts for name in part_names(part))])
 
 
 def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
@@ -145,3 +152,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+
+
+def _at(tree: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """The tree of the part at a place; empty where it is left out."""
+    for name in place:
+        tree = tree.get(name) or {}
+    return tree

@@ -56,6 +56,54 @@ class DiTConfig(Config):
 DiffusionNetwork = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]
 
 
+class EMACodesConfig(Config):
+    """Nearest code, codes as averages of the latents that chose them (van den Oord et al., 2017, appendix A.1)."""
+
+    kind: Literal["vq_ema"] = "vq_ema"
+    codebook_size: int = Field(ge=2)
+    codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
+    codebook_decay: float = Field(0.99, gt=0, lt=1)  # of the averages
+    codebook_init: Literal["data", "kmeans"] = "data"  # latents of the first batch, or their clusters
+    l2_normalize: bool = True
+
+
+class GradientCodesConfig(Config):
+    """Nearest code, codes moved by gradient (van den Oord et al., 2017, equation 3)."""
+
+    kind: Literal["vq"] = "vq"
+    codebook_size: int = Field(ge=2)
+    codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
+    l2_normalize: bool = True
+
+
+class GumbelCodesConfig(Config):
+    """Categorical codes, relaxed while they train (Ramesh et al., 2021, section 2.1)."""
+
+    kind: Literal["gumbel"] = "gumbel"
+    codebook_size: int = Field(ge=2)
+    codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
+    codebook_init: Literal["data", "random"] = "data"  # data: features of the first batch
+
+
+class ScalarCodesConfig(Config):
+    """Finite scalar quantization (Mentzer et al., 2023)."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)  # one a channel; their product: the codes
+
+
+class GaussianConfig(Config):
+    """A diagonal Gaussian of latent_channels for each position (Kingma and Welling, 2014)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+
+
+Bottleneck = Annotated[
+    EMACodesConfig | GradientCodesConfig | GumbelCodesConfig | ScalarCodesConfig | GaussianConfig,
+    Field(discriminator="kind"),
+]
+
+
 class AutoencoderNetworkConfig(Config):
     """Autoencoder with a bottleneck: a VAE, VQ-VAE, dVAE or VQ-GAN, as its losses train it."""
 
@@ -68,41 +116,20 @@ class AutoencoderNetworkConfig(Config):
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"
-    bottleneck: Literal["vq_ema", "vq", "gumbel", "fsq", "gaussian"] = "vq_ema"
-    codebook_size: int | None = Field(None, ge=2)  # of vq_ema, vq and gumbel
-    codebook_dim: int | None = Field(None, ge=1)  # of the same; None: latent_channels
-    codebook_decay: float = Field(0.99, gt=0, lt=1)  # of vq_ema: EMA of the codes
-    codebook_init: Literal["data", "kmeans", "random"] = "data"  # data: of vq_ema and gumbel; random: of gumbel
-    l2_normalize: bool = True  # codes of vq_ema and vq
-    fsq_levels: tuple[int, ...] = ()  # one a channel; their product is the number of codes
+    bottleneck: Bottleneck
 
     @model_validator(mode="after")
-    def _bottleneck_has_its_numbers(self) -> Self:
+    def _sizes_fit(self) -> Self:
         check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
-        has_codebook = self.bottleneck in ("vq_ema", "vq", "gumbel")
-        if has_codebook and self.codebook_size is None:
-            raise ValueError(f"bottleneck {self.bottleneck} needs codebook_size")
-        if not has_codebook and (self.codebook_size is not None or self.codebook_dim is not None):
-            raise ValueError(f"bottleneck {self.bottleneck} takes no codebook_size and no codebook_dim")
-        if (self.bottleneck == "fsq") != bool(self.fsq_levels):
-            raise ValueError("fsq_levels belong to bottleneck fsq, which needs them, as (8, 5, 5, 5)")
-        if self.fsq_levels and min(self.fsq_levels) < 2:
-            raise ValueError(f"fsq_levels must be at least 2, not {min(self.fsq_levels)}")
-        if self.codebook_init == "kmeans" and self.bottleneck != "vq_ema":
-            raise ValueError(f"codebook_init kmeans belongs to bottleneck vq_ema, not {self.bottleneck}")
-        if self.codebook_init == "random" and self.bottleneck != "gumbel":
-            raise ValueError(f"codebook_init random belongs to bottleneck gumbel, not {self.bottleneck}")
-        if self.starts_from_features and self.codebook_dim not in (None, self.latent_channels):
+        codes = self.bottleneck
+        if not isinstance(codes, GumbelCodesConfig) or codes.codebook_init == "random":
+            return self
+        if codes.codebook_dim not in (None, self.latent_channels):
             raise ValueError(
                 f"codebook_init data of gumbel needs codebook_dim {self.latent_channels}, that of latent_channels, not "
-                f"{self.codebook_dim}; or take codebook_init random"
+                f"{codes.codebook_dim}; or take codebook_init random"
             )
         return self
-
-    @property
-    def starts_from_features(self) -> bool:
-        """Whether relaxed codes start as features of the first batch."""
-        return self.bottleneck == "gumbel" and self.codebook_init == "data"
 
     @property
     def factor(self) -> int:
@@ -112,10 +139,15 @@ class AutoencoderNetworkConfig(Config):
     @property
     def diffused_channels(self) -> int:
         """Channels of what latent diffusion works on: those of `Autoencoder.diffused_shape`."""
-        channels = {"gaussian": self.latent_channels, "fsq": len(self.fsq_levels)}
-        if self.bottleneck == "gumbel" and self.codebook_size is not None:
-            return self.codebook_size
-        return channels.get(self.bottleneck) or self.codebook_dim or self.latent_channels
+        match self.bottleneck:
+            case GaussianConfig():
+                return self.latent_channels
+            case ScalarCodesConfig(levels=levels):
+                return len(levels)
+            case GumbelCodesConfig(codebook_size=codebook_size):
+                return codebook_size
+            case EMACodesConfig(codebook_dim=codebook_dim) | GradientCodesConfig(codebook_dim=codebook_dim):
+                return codebook_dim or self.latent_channels
 
 
 class TokenNetworkConfig(Config):

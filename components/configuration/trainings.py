@@ -63,7 +63,7 @@ class AutoencoderLosses(Config):
 class AutoencoderTraining(Training):
     """An autoencoder and, where it has a weight, its discriminator."""
 
-    stage_version = 2  # codes of gumbel start as features
+    stage_version = 3  # the bottleneck is a part of its network
 
     network: AutoencoderNetworkConfig
     losses: AutoencoderLosses

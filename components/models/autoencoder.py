@@ -8,7 +8,8 @@ Shapes: B batch, C channels of a level or of z, H W pixels of a level, D latent_
 the decoder's output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ from components.models.layers import GroupNorm, SelfAttention2d, zeroed
 from components.models.quantizer import EMAQuantizer, VectorQuantizer
 
 Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer
+BOTTLENECKS: dict[str, type[Bottleneck]] = {
+    "vq_ema": EMAQuantizer,
+    "vq": VectorQuantizer,
+    "gumbel": GumbelQuantizer,
+    "fsq": ScalarQuantizer,
+    "gaussian": GaussianBottleneck,
+}
 
 
 def _group_norm(channels: int, norm_groups: int | None) -> GroupNorm:
@@ -203,10 +211,7 @@ class Autoencoder(nn.Module):
         num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
         attention_resolutions: resolutions, in pixels, with attention after each block; the middle always has it.
         latent_channels: width of the encoder's and decoder's end; a Gaussian's encoder has twice that.
-        bottleneck: "vq_ema", "vq", "gumbel", "fsq" or "gaussian".
-        codebook_size, codebook_dim: of "vq_ema", "vq" and "gumbel"; codebook_dim None is latent_channels.
-        codebook_decay, dead_code_threshold, codebook_init: see `EMAQuantizer`; l2_normalize: of it and "vq".
-        fsq_levels: see `ScalarQuantizer`.
+        bottleneck: see `make_bottleneck`.
         reconstruction: what the decoder's output means, see `components.losses.reconstruction`.
         patch_shortcut: whether a linear map goes around the encoder and one around the decoder (residual autoencoding,
             Chen et al., 2024, section 3.1, with a learned map of all levels in place of an average of each): what is
@@ -214,7 +219,7 @@ class Autoencoder(nn.Module):
         norm_groups: of every group norm; see `groups_of`.
 
     Raises:
-        ValueError: when the resolution cannot be halved that often, or the bottleneck is unknown or lacks its numbers.
+        ValueError: when the resolution cannot be halved that often, or the bottleneck is unknown.
     """
 
     def __init__(
@@ -226,14 +231,7 @@ class Autoencoder(nn.Module):
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
         latent_channels: int,
-        bottleneck: str = "vq_ema",
-        codebook_size: int | None = None,
-        codebook_dim: int | None = None,
-        codebook_decay: float = 0.99,
-        dead_code_threshold: float = 0.25,
-        codebook_init: str = "data",
-        l2_normalize: bool = True,
-        fsq_levels: Sequence[int] = (),
+        bottleneck: Mapping[str, Any],
         reconstruction: str = "l1",
         patch_shortcut: bool = False,
         norm_groups: int | None = None,
@@ -254,22 +252,12 @@ class Autoencoder(nn.Module):
             "patch_shortcut": patch_shortcut,
             "norm_groups": norm_groups,
         }
-        width = 2 * latent_channels if bottleneck == "gaussian" else latent_channels
+        width = 2 * latent_channels if bottleneck["kind"] == "gaussian" else latent_channels
         self.encoder = Encoder(**ends, out_channels=width)
         self.decoder = Decoder(
             **ends, latent_channels=latent_channels, out_channels=output_channels(kind=reconstruction)
         )
-        self.bottleneck = make_bottleneck(
-            bottleneck,
-            latent_channels=latent_channels,
-            codebook_size=codebook_size,
-            codebook_dim=codebook_dim,
-            codebook_decay=codebook_decay,
-            dead_code_threshold=dead_code_threshold,
-            codebook_init=codebook_init,
-            l2_normalize=l2_normalize,
-            fsq_levels=fsq_levels,
-        )
+        self.bottleneck = make_bottleneck(**bottleneck, latent_channels=latent_channels)
         self.project_in = nn.Conv2d(width, self.bottleneck.in_channels, 1)
         self.project_out = nn.Conv2d(self.bottleneck.channels, latent_channels, 1)
 
@@ -355,36 +343,13 @@ class Autoencoder(nn.Module):
         return self.bottleneck
 
 
-def make_bottleneck(
-    name: str,
-    *,
-    latent_channels: int,
-    codebook_size: int | None,
-    codebook_dim: int | None,
-    codebook_decay: float,
-    dead_code_threshold: float,
-    codebook_init: str,
-    l2_normalize: bool,
-    fsq_levels: Sequence[int],
-) -> Bottleneck:
-    """The bottleneck of that name, see `Autoencoder`. Raises ValueError if it is unknown or lacks its numbers."""
-    if name == "gaussian":
+def make_bottleneck(*, kind: str, latent_channels: int, **own: Any) -> Bottleneck:
+    """The bottleneck of a kind of BOTTLENECKS; `own` are arguments of its class, of which codebook_dim is
+    latent_channels where it is None. Raises ValueError if the kind is unknown."""
+    if kind not in BOTTLENECKS:
+        raise ValueError(f"unknown bottleneck {kind!r}: choose {', '.join(BOTTLENECKS)}")
+    if kind == "gaussian":
         return GaussianBottleneck(channels=latent_channels)
-    if name == "fsq":
-        return ScalarQuantizer(levels=fsq_levels)
-    if codebook_size is None:
-        raise ValueError(f"the bottleneck {name} needs a codebook_size")
-    size: dict[str, int] = {"codebook_size": codebook_size, "codebook_dim": codebook_dim or latent_channels}
-    if name == "gumbel":
-        return GumbelQuantizer(**size)
-    if name == "vq":
-        return VectorQuantizer(**size, l2_normalize=l2_normalize)
-    if name == "vq_ema":
-        return EMAQuantizer(
-            **size,
-            codebook_decay=codebook_decay,
-            dead_code_threshold=dead_code_threshold,
-            l2_normalize=l2_normalize,
-            codebook_init=codebook_init,
-        )
-    raise ValueError(f"unknown bottleneck {name!r}: choose vq_ema, vq, gumbel, fsq or gaussian")
+    if "codebook_size" in own:
+        own["codebook_dim"] = own.get("codebook_dim") or latent_channels
+    return BOTTLENECKS[kind](**own)

@@ -53,10 +53,12 @@ class GumbelQuantizer(nn.Module):
 
     sharpness = 20.0  # of logits that start as distances: the mean squared distance between two codes, in nats
 
-    def __init__(self, *, codebook_size: int, codebook_dim: int) -> None:
+    def __init__(self, *, codebook_size: int, codebook_dim: int, codebook_init: str = "data") -> None:
+        """Codes start at random; with `codebook_init` "data" a training calls `start_at` before its first step."""
         super().__init__()
         self.codebook_size = self.in_channels = codebook_size
         self.channels = codebook_dim
+        self.codebook_init = codebook_init
         self.codebook = nn.Parameter(torch.randn(codebook_size, codebook_dim))  # (K, C)
 
     def forward(self, logits: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Encoded:
@@ -110,7 +112,7 @@ class ScalarQuantizer(nn.Module):
         """Raises ValueError for no levels, or fewer than two of a channel."""
         super().__init__()
         if len(levels) == 0 or min(levels) < 2:
-            raise ValueError(f"fsq_levels must be numbers of at least 2, one a channel, not {list(levels)}")
+            raise ValueError(f"levels must be numbers of at least 2, one a channel, not {list(levels)}")
         self.codebook_size = math.prod(levels)
         self.in_channels = self.channels = len(levels)
         basis = [math.prod(levels[:channel]) for channel in range(len(levels))]

@@ -4,6 +4,7 @@ Imports only what the packed model of the registry carries (no ray, mlflow, fssp
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,22 +61,33 @@ def describe_bundle(description: bytes) -> ModelBundle:
     """The model of a DESCRIPTION file, its network without weights (on the meta device): shapes and no memory."""
     about = json.loads(description)
     with torch.device("meta"):
-        module = NETWORKS[about["kind"]](**about["network"])
+        module = built(about)
     return ModelBundle(about["kind"], about["network"], about["settings"], module)
 
 
 def load_bundle(folder: Path) -> ModelBundle:
     """Rebuild the network and load its weights, in evaluation mode on the CPU in fp32.
 
-    Raises ValueError if the folder holds no model of a known kind.
+    Raises ValueError if the folder holds no model, or one that this version doesn't know.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a trained model")
     description = json.loads(path.read_text())
-    if description["kind"] not in NETWORKS:
-        kind = description["kind"]
-        raise ValueError(f"{path}: unknown kind {kind!r}, of another version perhaps; known are {', '.join(NETWORKS)}")
-    module = NETWORKS[description["kind"]](**description["network"])
+    try:
+        module = built(description)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     module.load_state_dict(load_file(folder / WEIGHTS))
     return ModelBundle(description["kind"], description["network"], description["settings"], module.eval().float())
+
+
+def built(description: Mapping[str, Any]) -> nn.Module:
+    """The network of a description, with initial weights. Raises ValueError for one of another version."""
+    kind, network = description["kind"], description["network"]
+    if kind not in NETWORKS:
+        raise ValueError(f"unknown kind {kind!r}, of another version perhaps; known are {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[kind](**network)
+    except TypeError as error:  # it takes other arguments here
+        raise ValueError(f"a network {kind} of another version perhaps: {error}; train it again") from None

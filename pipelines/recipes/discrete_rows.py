@@ -6,6 +6,12 @@ Rows share what has equal numbers: the images, and the VQ-GAN that three priors 
 from collections.abc import Callable
 from typing import Any
 
+from components.configuration.networks import (
+    EMACodesConfig,
+    GradientCodesConfig,
+    GumbelCodesConfig,
+    ScalarCodesConfig,
+)
 from components.configuration.sampling import MaskedTokenSampling, TokenBranchSampling, TokenSampling
 from components.configuration.trainings import (
     AutoencoderTraining,
@@ -54,12 +60,12 @@ def vae_gan() -> OneModelRecipe:
 
 def vqvae() -> OneModelRecipe:
     """T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow averages."""
-    return one_model("vqvae", lecture_vqvae(bottleneck="vq_ema"), images=emoji(resolution=128))
+    return lecture_vqvae("vqvae", EMACodesConfig(codebook_size=512, codebook_dim=16, codebook_decay=0.97))
 
 
 def vqvae_gradient() -> OneModelRecipe:
     """T2: the same VQ-VAE with the codebook trained by gradient, without any remedy against collapse."""
-    return one_model("vqvae_gradient", lecture_vqvae(bottleneck="vq", l2_normalize=False), images=emoji(resolution=128))
+    return lecture_vqvae("vqvae_gradient", GradientCodesConfig(codebook_size=512, codebook_dim=16, l2_normalize=False))
 
 
 def vqgan() -> OneModelRecipe:
@@ -74,7 +80,7 @@ def dvae() -> OneModelRecipe:
 
 def fsq() -> OneModelRecipe:
     """T5: finite scalar quantization, 8 x 8 x 8 levels, 64² pixels to 8² tokens."""
-    return one_model("fsq", autoencoder(bottleneck="fsq", fsq_levels=(8, 8, 8)))
+    return one_model("fsq", autoencoder(bottleneck=ScalarCodesConfig(levels=(8, 8, 8))))
 
 
 def pixelcnn() -> OneModelRecipe:
@@ -254,18 +260,12 @@ def autoencoder(**changes: Any) -> AutoencoderTraining:
     return AutoencoderTraining.of(**(numbers | changes))
 
 
-def lecture_vqvae(**changes: Any) -> AutoencoderTraining:
+def lecture_vqvae(name: str, bottleneck: EMACodesConfig | GradientCodesConfig) -> OneModelRecipe:
     """128² pixels to 32² latents, K = 512 (van den Oord et al., 2017, section 4.2), by squared error."""
-    numbers: dict[str, Any] = {
-        "resolution": 128,
-        "channel_mult": (1, 2, 2),
-        "codebook_size": 512,
-        "codebook_dim": 16,
-        "codebook_decay": 0.97,
-        "total_steps": 250,
-        "sample_every": 125,
-    }
-    return autoencoder(**(numbers | changes))
+    model = autoencoder(
+        resolution=128, channel_mult=(1, 2, 2), bottleneck=bottleneck, total_steps=250, sample_every=125
+    )
+    return one_model(name, model, images=emoji(resolution=128))
 
 
 def vqgan_tokenizer() -> AutoencoderTraining:
@@ -305,9 +305,7 @@ def vae_gan_autoencoder() -> AutoencoderTraining:
 def dvae_tokenizer() -> AutoencoderTraining:
     """Gumbel-softmax; the relaxation hardens while the weight of the divergence grows (Ramesh et al., 2021)."""
     return autoencoder(
-        bottleneck="gumbel",
-        codebook_size=512,
-        codebook_dim=64,
+        bottleneck=GumbelCodesConfig(codebook_size=512, codebook_dim=64),
         patch_shortcut=False,  # with it 8 % of the codes are in use in place of 73 %
         reconstruction="logit_laplace",
         kl_weight=6.6,  # as published; after 150 steps 98 codes' worth are in use, and 51 with 1

@@ -34,8 +34,7 @@ NETWORK = {
     "num_res_blocks": 1,
     "attention_resolutions": [8],
     "latent_channels": 128,
-    "codebook_size": 512,
-    "codebook_dim": 8,
+    "bottleneck": {"kind": "vq_ema", "codebook_size": 512, "codebook_dim": 8},
 }
 
 

@@ -81,8 +81,7 @@ class Ours(nn.Module):
             num_res_blocks=1,
             attention_resolutions=(RESOLUTION >> (len(CHANNEL_MULT) - 1),),
             latent_channels=LATENT_CHANNELS,
-            codebook_size=CODEBOOK_SIZE,
-            codebook_dim=CODEBOOK_DIM,
+            bottleneck={"kind": "vq_ema", "codebook_size": CODEBOOK_SIZE, "codebook_dim": CODEBOOK_DIM},
         )
         self.generator = torch.Generator()
 

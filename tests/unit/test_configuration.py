@@ -13,6 +13,7 @@ from components.configuration.leaves import KIND, PlaceError, kind_of
 from components.configuration.sampling import SamplerName
 from components.configuration.trainings import AutoencoderTraining
 from components.diffusion.samplers import SAMPLERS
+from components.models.autoencoder import BOTTLENECKS
 from components.storage.bundle import NETWORKS
 from tests.tiny_text_image import prior_config
 from tests.tiny_training import autoencoder_config, diffusion_config
@@ -22,6 +23,7 @@ CONFIGS = {
     for config in vars(networks).values()
     if inspect.isclass(config) and issubclass(config, Config) and KIND in config.model_fields
 }
+BUILT = NETWORKS | BOTTLENECKS
 
 
 def arguments_of(network: type) -> set[str]:
@@ -36,13 +38,13 @@ def arguments_of(network: type) -> set[str]:
     return found
 
 
-def test_every_kind_of_network_has_a_configuration():
-    assert CONFIGS.keys() == NETWORKS.keys()
+def test_every_kind_of_network_and_bottleneck_has_a_configuration():
+    assert CONFIGS.keys() == BUILT.keys()
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BUILT)
 def test_fields_are_arguments_of_the_constructor(kind: str):
-    assert {*CONFIGS[kind].model_fields} - {KIND} <= arguments_of(NETWORKS[kind])
+    assert {*CONFIGS[kind].model_fields} - {KIND} <= arguments_of(BUILT[kind])
 
 
 def test_a_short_name_means_its_only_place():
@@ -76,6 +78,17 @@ def test_a_kind_stands_in_the_place_of_its_part_and_has_only_its_own_fields():
         flow.replace(network="resnet")
     with pytest.raises(PlaceError, match="give the kind in place of the part: network=dit"):
         flow.replace(**{"network.kind": "dit"})
+
+
+def test_a_part_of_a_part_has_a_kind_too():
+    config = autoencoder_config()
+    codes = config.replace(codebook_dim=8, bottleneck="gumbel").network.bottleneck
+    assert codes.model_dump() == {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 8, "codebook_init": "data"}
+    assert config.replace(bottleneck={"codebook_decay": 0.5}) == config.replace(codebook_decay=0.5)
+    scalars = config.replace(levels=(4, 4), bottleneck="fsq")  # the kind first: it decides which fields there are
+    assert scalars.replace(bottleneck="gaussian").network.bottleneck.model_dump() == {"kind": "gaussian"}
+    with pytest.raises(PlaceError, match="unknown field 'codebook_size'"):
+        scalars.replace(codebook_size=8)
 
 
 def test_a_part_that_is_left_out_is_created_by_one_of_its_fields():

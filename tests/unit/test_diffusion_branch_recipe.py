@@ -60,16 +60,16 @@ def test_networks_that_do_not_fit_are_refused(recipe: str, assignment: str, word
 @pytest.mark.parametrize(
     "bottleneck",
     [
-        {"bottleneck": "gaussian"},
-        {"bottleneck": "vq_ema", "codebook_size": 16},
-        {"bottleneck": "vq", "codebook_size": 16, "codebook_dim": 5},
-        {"bottleneck": "gumbel", "codebook_size": 16},
-        {"bottleneck": "fsq", "fsq_levels": (4, 4)},
+        {"kind": "gaussian"},
+        {"kind": "vq_ema", "codebook_size": 16},
+        {"kind": "vq", "codebook_size": 16, "codebook_dim": 5},
+        {"kind": "gumbel", "codebook_size": 16},
+        {"kind": "fsq", "levels": (4, 4)},
     ],
 )
 def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict) -> None:
-    sizes = {"codebook_size": None, "codebook_dim": None, "channels": 32, "latent_channels": 8}
-    config = vae_gan_autoencoder().replace(**(VAE | sizes | bottleneck))
+    sizes = {"channels": 32, "latent_channels": 8, "bottleneck": bottleneck}
+    config = vae_gan_autoencoder().replace(**(VAE | sizes))
     assert config.network.diffused_channels == Autoencoder(**network_arguments(config)).diffused_shape[0]
 
 

@@ -66,7 +66,7 @@ from tests.unit.test_frozen_text import pretrained_folder
 
 SIDE = 16
 SET = {"resolution": SIDE, "samples_per_shard": 24, "holdout_fraction": 0.2, "vocab_size": 300, "text_length": 16}
-VAE = {"bottleneck": "gaussian", "channel_mult": (1, 2, 2), "codebook_size": None, "codebook_dim": None}
+VAE = {"bottleneck": "gaussian", "channel_mult": (1, 2, 2)}
 LATENT = {"resolution": 4, "in_channels": 8, "attention_resolutions": (), "conditions": ("label",)}
 at_work = False  # whether a simulated worker is
 

@@ -18,7 +18,7 @@ NETWORK = {
     "num_res_blocks": 1,
     "attention_resolutions": [],
     "latent_channels": 4,
-    "bottleneck": "gaussian",
+    "bottleneck": {"kind": "gaussian"},
     "reconstruction": "discretized_logistic",
 }
 
@@ -41,6 +41,6 @@ def test_a_image_depends_on_its_seed_and_not_on_its_batch() -> None:
 
 
 def test_an_autoencoder_with_codes_is_refused() -> None:
-    model = model_of(bottleneck="vq_ema", codebook_size=16)
+    model = model_of(bottleneck={"kind": "vq_ema", "codebook_size": 16})
     with pytest.raises(ValueError, match="stage vae is no VAE"):
         sample_vae(model, [Request()])

@@ -37,8 +37,9 @@ class VAE(Generator):
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
         model = parts.model
-        gaussian = model is not None and model.kind == "autoencoder" and model.network.get("bottleneck") == "gaussian"
-        return model if gaussian else None
+        if model is None or model.kind != "autoencoder" or model.network["bottleneck"]["kind"] != "gaussian":
+            return None
+        return model
 
     def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
         return {self.first.name: sample_vae(self.first, requests)}

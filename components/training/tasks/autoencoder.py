@@ -95,7 +95,7 @@ class AutoencoderTask:
         when the generator begins to hear it ruins reconstructions (taming-transformers issue 93).
         """
         learners = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
-        if step == 1 and self.config.network.starts_from_features:
+        if step == 1:
             self.start_codes(batch)
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
         ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None
@@ -202,9 +202,9 @@ class AutoencoderTask:
         """What the bottleneck draws for these samples; step None: as in evaluation, where codes are hard."""
         network, seed, position = self.generator.network, self.seed, part["position"]
         stream = "latent" if step is not None else "latent_held_out"
-        if self.config.network.bottleneck == "gaussian":
+        if self.config.network.bottleneck.kind == "gaussian":
             return {"noise": sample_normal(seed, position, stream=stream, shape=network.latent_shape)}
-        if self.config.network.bottleneck == "gumbel" and step is not None:
+        if self.config.network.bottleneck.kind == "gumbel" and step is not None:
             noise = sample_gumbel(seed, position, stream=stream, shape=(network.codebook_size, *network.grid))
             return {"noise": noise, "temperature": temperature_at(self.config.losses, step)}
         return {}
@@ -214,15 +214,17 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def start_codes(self, batch: Batch) -> None:
-        """Relaxed codes start as features of the first batch of all ranks."""
+        """Relaxed codes start as features of the first batch of all ranks; other bottlenecks have nothing to start."""
         network, own = self.generator.network, []
+        quantizer = network.bottleneck
+        if not isinstance(quantizer, GumbelQuantizer) or quantizer.codebook_init != "data":
+            return
         for part in split(batch, self.max_batch or len(batch["position"])):
             own.append(rearrange(network.encoder(part["image"]), "b c h w -> (b h w) c"))
         features = gather_over_ranks(torch.cat(own))
         generator = step_generator(self.seed, 1, stream="codebook")
         centers = draw_latents(features, network.codebook_size, generator=generator)
-        assert isinstance(network.bottleneck, GumbelQuantizer)
-        network.bottleneck.start_at(centers, to_logits=network.project_in)
+        quantizer.start_at(centers, to_logits=network.project_in)
 
     def update_codebook(self, made: list[Encoded], step: int) -> Metrics:
         """Move an EMA codebook by the latents of the whole batch; other bottlenecks have nothing to move."""
@@ -282,7 +284,7 @@ class AutoencoderTask:
         log K each, whatever the relaxation's divergence was.
         """
         network = self.generator.network
-        if self.config.network.bottleneck == "gaussian":
+        if self.config.network.bottleneck.kind == "gaussian":
             nats = terms["kl_loss"]
         else:
             nats = math.prod(network.grid) * math.log(network.codebook_size)
@@ -299,7 +301,7 @@ class AutoencoderTask:
     def shown(self, network: Autoencoder, part: Batch) -> list[Tensor]:
         """The rows of a preview, each (B, 3, H, W)."""
         rows = [part["image"], network.reconstruct(part["image"])]
-        if self.config.network.bottleneck == "gaussian":
+        if self.config.network.bottleneck.kind == "gaussian":
             z = sample_normal(self.seed, part["position"], stream="preview", shape=network.latent_shape)
             rows.append(network.decode(z))
         return rows
