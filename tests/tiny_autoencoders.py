@@ -12,7 +12,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vq_vae": {
         **SMALL,
         "patch_shortcut": True,
-        "bottleneck": {"kind": "vq", "codebook_size": 16, "codebook_dim": 4, "l2_normalize": False},
+        "bottleneck": {
+            "kind": "vq",
+            "codebook_size": 16,
+            "codebook_dim": 4,
+            "codebook_init": "data",
+            "l2_normalize": False,
+        },
         "reconstruction": "mse",
     },
     "vq_vae_ema": {**SMALL, "codebook_init": "kmeans", "reconstruction": "discretized_logistic"},

@@ -73,6 +73,7 @@ class GradientCodesConfig(Config):
     kind: Literal["vq"] = "vq"
     codebook_size: int = Field(ge=2)
     codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
+    codebook_init: Literal["uniform", "data"] = "uniform"  # U(-1/K, 1/K) as published, or latents of the first batch
     l2_normalize: bool = True
 
 

@@ -78,8 +78,8 @@ class GumbelQuantizer(nn.Module):
         return Encoded(z=z, losses={"kl_loss": kl.mean()}, indices=indices)
 
     @torch.no_grad()
-    def start_at(self, centers: Tensor, *, to_logits: nn.Conv2d) -> None:
-        """Make the codes of `centers` (K, C), features that `to_logits` (C -> K, 1 x 1) makes logits of.
+    def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
+        """Make the codes of `centers` (K, C), features that `project_in` (C -> K, 1 x 1) makes logits of.
 
         logit_k = -beta ||f - c_k||^2, of which a softmax does not see the part beta ||f||^2, so that it is linear in f:
         the relaxation starts as soft vector quantization. From random logits all features have much the same code, and
@@ -88,9 +88,9 @@ class GumbelQuantizer(nn.Module):
         mean = centers.mean(dim=0)
         codes = centers - mean
         beta = self.sharpness / torch.cdist(codes, codes).square().mean()
-        to_logits.weight.copy_(2 * beta * codes[:, :, None, None])
-        assert to_logits.bias is not None
-        to_logits.bias.copy_(-beta * codes.square().sum(dim=1) - 2 * beta * codes @ mean)
+        project_in.weight.copy_(2 * beta * codes[:, :, None, None])
+        assert project_in.bias is not None
+        project_in.bias.copy_(-beta * codes.square().sum(dim=1) - 2 * beta * codes @ mean)
         self.codebook.copy_(codes / codes.square().mean().sqrt())
 
     def lookup(self, indices: Tensor) -> Tensor:

@@ -23,9 +23,13 @@ class VectorQuantizer(nn.Module):
     the other way round (taming-transformers #57).
     """
 
-    def __init__(self, *, codebook_size: int, codebook_dim: int, l2_normalize: bool = False) -> None:
-        """Codes start in U(-1/K, 1/K) as published, or as random directions where they are normalized."""
+    def __init__(
+        self, *, codebook_size: int, codebook_dim: int, l2_normalize: bool = False, codebook_init: str = "uniform"
+    ) -> None:
+        """Codes start in U(-1/K, 1/K) as published, or as random directions where they are normalized; with
+        `codebook_init` "data" a training calls `start_at` before its first step."""
         super().__init__()
+        self.codebook_init = codebook_init
         self.codebook_size = codebook_size
         self.in_channels = self.channels = codebook_dim
         self.l2_normalize = l2_normalize
@@ -40,6 +44,15 @@ class VectorQuantizer(nn.Module):
         e = F.embedding(indices, codes)  # (B, h, w, C)
         losses = {"codebook_loss": F.mse_loss(e, z.detach()), "commitment_loss": F.mse_loss(z, e.detach())}
         return Encoded(z=_straight_through(e.detach(), z), losses=losses, indices=indices)
+
+    @torch.no_grad()
+    def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
+        """Make codes of `centers` (K, D), features that `project_in` (D -> C, 1 x 1) makes latents of.
+
+        Codes in U(-1/K, 1/K) are nearly equal: a few are nearest to all latents, and only those ever move.
+        """
+        codes = rearrange(project_in(centers[:, :, None, None]), "k c 1 1 -> k c")
+        self.codebook.copy_(F.normalize(codes, dim=-1) if self.l2_normalize else codes)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of `indices` (B, h, w): (B, C, h, w)."""

@@ -59,13 +59,14 @@ def vae_gan() -> OneModelRecipe:
 
 
 def vqvae() -> OneModelRecipe:
-    """T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow averages."""
-    return lecture_vqvae("vqvae", EMACodesConfig(codebook_size=512, codebook_dim=16, codebook_decay=0.97))
+    """T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow the slide's loss."""
+    return one_model("vqvae", slide_vqvae(), images=emoji(resolution=128))
 
 
-def vqvae_gradient() -> OneModelRecipe:
-    """T2: the same VQ-VAE with the codebook trained by gradient, without any remedy against collapse."""
-    return lecture_vqvae("vqvae_gradient", GradientCodesConfig(codebook_size=512, codebook_dim=16, l2_normalize=False))
+def vqvae_ema() -> OneModelRecipe:
+    """T2: the same with today's remedies: codes of length 1 that follow averages, and a patch shortcut."""
+    codes = EMACodesConfig(codebook_size=512, codebook_dim=16, codebook_decay=0.97)
+    return one_model("vqvae_ema", lecture_vqvae(bottleneck=codes), images=emoji(resolution=128))
 
 
 def vqgan() -> OneModelRecipe:
@@ -95,10 +96,13 @@ def pixelrnn() -> OneModelRecipe:
     )
 
 
-def vqgan_pixelcnn() -> TokenBranchRecipe:
-    """P2: PixelCNN by class over the index grid of a tokenizer."""
-    prior = pixels(network="pixelcnn", channels=64, num_layers=7, global_batch_size=32)
-    return token_branch("vqgan_pixelcnn", prior, TokenSampling())
+def vqvae_pixelcnn() -> TokenBranchRecipe:
+    """P2: PixelCNN by class over the index grid of the slide's VQ-VAE, 32² codes."""
+    prior = pixels(
+        network="pixelcnn", channels=48, num_layers=7, global_batch_size=8, total_steps=200, sample_every=100
+    )
+    images = emoji(resolution=128)
+    return token_branch("vqvae_pixelcnn", prior, TokenSampling(), tokenizer=slide_vqvae(), images=images)
 
 
 def vqgan_transformer() -> TokenBranchRecipe:
@@ -160,13 +164,13 @@ DISCRETE_ROWS: dict[Callable[[], Row], str] = {
     vae: "T1",
     vae_gan: "T1",
     vqvae: "T2",
-    vqvae_gradient: "T2",
+    vqvae_ema: "T2",
     vqgan: "T3",
     dvae: "T4",
     fsq: "T5",
     pixelcnn: "P1",
     pixelrnn: "P1",
-    vqgan_pixelcnn: "P2",
+    vqvae_pixelcnn: "P2",
     vqgan_transformer: "P3",
     dalle: "P4",
     depth_transformer: "P5",
@@ -260,12 +264,15 @@ def autoencoder(**changes: Any) -> AutoencoderTraining:
     return AutoencoderTraining.of(**(numbers | changes))
 
 
-def lecture_vqvae(name: str, bottleneck: EMACodesConfig | GradientCodesConfig) -> OneModelRecipe:
+def lecture_vqvae(**changes: Any) -> AutoencoderTraining:
     """128² pixels to 32² latents, K = 512 (van den Oord et al., 2017, section 4.2), by squared error."""
-    model = autoencoder(
-        resolution=128, channel_mult=(1, 2, 2), bottleneck=bottleneck, total_steps=250, sample_every=125
-    )
-    return one_model(name, model, images=emoji(resolution=128))
+    return autoencoder(resolution=128, channel_mult=(1, 2, 2), total_steps=250, sample_every=125, **changes)
+
+
+def slide_vqvae() -> AutoencoderTraining:
+    """The slide's loss and nothing else; codes start as latents, since of equal ones few are ever used."""
+    codes = GradientCodesConfig(codebook_size=512, codebook_dim=16, codebook_init="data", l2_normalize=False)
+    return lecture_vqvae(bottleneck=codes, patch_shortcut=False)
 
 
 def vqgan_tokenizer() -> AutoencoderTraining:

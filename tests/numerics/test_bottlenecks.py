@@ -95,7 +95,7 @@ def test_gumbel_noise_draws_codes_with_the_probabilities_of_the_logits():
 def test_a_relaxation_that_starts_at_features_is_soft_vector_quantization():
     quantizer, to_logits = GumbelQuantizer(codebook_size=16, codebook_dim=4), torch.nn.Conv2d(4, 16, 1)
     centers, features = 3 + 0.1 * torch.randn(16, 4), 3 + 0.1 * torch.randn(2, 4, 5, 5)
-    quantizer.start_at(centers, to_logits=to_logits)
+    quantizer.start_at(centers, project_in=to_logits)
     distances = (features[:, None] - centers[None, :, :, None, None]).square().sum(dim=2)  # (B, K, h, w)
     beta = GumbelQuantizer.sharpness / torch.cdist(centers, centers).square().mean()
     logits = to_logits(features)
@@ -225,3 +225,13 @@ def test_normalized_codes_are_found_by_direction():
     scaled.codebook.data.copy_(F.normalize(quantizer.codebook.data, dim=1))
     z_e = torch.randn(2, 4, 4, 4)
     assert torch.equal(quantizer(7 * z_e).indices, scaled(z_e).indices)
+
+
+@pytest.mark.parametrize("l2_normalize", [False, True])
+def test_codes_that_start_at_data_are_found_by_that_data(l2_normalize: bool):
+    quantizer = VectorQuantizer(codebook_size=16, codebook_dim=4, l2_normalize=l2_normalize, codebook_init="data")
+    project_in, centers = torch.nn.Conv2d(6, 4, 1), torch.randn(16, 6)
+    quantizer.start_at(centers, project_in=project_in)
+    encoded = quantizer(project_in(centers[:, :, None, None]))
+    assert torch.equal(encoded.indices.flatten(), torch.arange(16))
+    torch.testing.assert_close(encoded.losses["codebook_loss"], torch.zeros(()))

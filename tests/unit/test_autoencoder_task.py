@@ -64,9 +64,10 @@ def test_accumulation_equals_no_accumulation(name: str) -> None:
     assert_close(weights_of(parts), weights_of(whole))
 
 
-def test_relaxed_codes_start_as_features_of_the_first_batch_and_only_then() -> None:
+@pytest.mark.parametrize("name", ["dvae", "vq_vae"])
+def test_codes_start_as_features_of_the_first_batch_and_only_then(name: str) -> None:
     """With updates too small to see, the codes in use after a step are those of an untrained encoder's neighbors."""
-    config = config_of("dvae", learning_rate=1e-12, warmup_steps=0)
+    config = config_of(name, learning_rate=1e-12, warmup_steps=0)
     task, batch = AutoencoderTask(config), next(batches(config, to_batch))
     before = task.generator.network.tokenize(batch["image"]).unique()
     task.train_step(batch, 1)

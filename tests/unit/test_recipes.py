@@ -9,7 +9,7 @@ from components.storage.store import Store
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import ddpm
-from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_pixelcnn, vqgan_transformer
+from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_transformer, vqvae, vqvae_pixelcnn
 from pipelines.recipes.fashion import (
     FASHION,
     fashion_guidance,
@@ -45,15 +45,17 @@ def test_every_row_before_diffusion_has_a_recipe():
 
 
 def test_rows_that_share_numbers_share_stages():
-    """The tokenizer trained for row T3 is found by three priors, and its tokens too."""
+    """The tokenizer trained for row T3 is found by two priors, and its tokens too; that of row T2 by its own."""
     root = Store("memory://rows")
     keys = [
         {entry.stage.name: entry.key for entry in build_workflow(recipe()).plan(root)}
-        for recipe in (vqgan, vqgan_transformer, maskgit, vqgan_pixelcnn)
+        for recipe in (vqgan, vqgan_transformer, maskgit)
     ]
     assert len({row["images"] for row in keys}) == len({row["tokenizer"] for row in keys}) == 1
     assert len({row["tokens"] for row in keys[1:]}) == 1
-    assert len({row["prior"] for row in keys[1:]}) == 3
+    assert len({row["prior"] for row in keys[1:]}) == 2
+    alone, below = ({e.stage.name: e.key for e in build_workflow(r()).plan(root)} for r in (vqvae, vqvae_pixelcnn))
+    assert alone["tokenizer"] == below["tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_sampling_step_lies_inside_the_training(recipe):
         ("maskgit", "sampling.prior.num_inference_steps=65", ["sampling.prior.num_inference_steps", "64"]),
         ("depth_transformer", "condition=null", ["condition is missing"]),
         ("depth_transformer", "prior.conditions=[label]", ["condition is given", "label"]),
-        ("vqgan_pixelcnn", "prior.resolution=8 prior.channels=66", ["prior.resolution"]),
+        ("vqvae_pixelcnn", "prior.resolution=8 prior.channels=66", ["prior.resolution"]),
     ],
 )
 def test_an_error_names_the_field_as_it_is_written(recipe: str, assignment: str, words: list[str]):
@@ -138,7 +140,7 @@ def test_an_unknown_workflow_of_a_file_is_named(tmp_path: Path):
 
 
 def test_rows_are_chosen_by_row_or_recipe():
-    assert chosen_rows(["T2", "gan"]) == {"vqvae": "T2", "vqvae_gradient": "T2", "gan": "G1"}
+    assert chosen_rows(["T2", "gan"]) == {"vqvae": "T2", "vqvae_ema": "T2", "gan": "G1"}
     assert len(chosen_rows([])) == len(ROWS)
     with pytest.raises(UsageError, match=r"maskgti.*maskgit"):
         chosen_rows(["maskgti"])

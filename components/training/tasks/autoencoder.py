@@ -26,6 +26,7 @@ from components.models.bottleneck import Encoded, GumbelQuantizer
 from components.models.discriminator import PatchDiscriminator
 from components.models.quantizer import (
     EMAQuantizer,
+    VectorQuantizer,
     codebook_histogram,
     codebook_perplexity,
     codebook_usage,
@@ -214,17 +215,17 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def start_codes(self, batch: Batch) -> None:
-        """Relaxed codes start as features of the first batch of all ranks; other bottlenecks have nothing to start."""
+        """Codes with a gradient start as features of the first batch of all ranks, where the recipe says so."""
         network, own = self.generator.network, []
         quantizer = network.bottleneck
-        if not isinstance(quantizer, GumbelQuantizer) or quantizer.codebook_init != "data":
+        if not isinstance(quantizer, GumbelQuantizer | VectorQuantizer) or quantizer.codebook_init != "data":
             return
         for part in split(batch, self.max_batch or len(batch["position"])):
             own.append(rearrange(network.encoder(part["image"]), "b c h w -> (b h w) c"))
         features = gather_over_ranks(torch.cat(own))
         generator = step_generator(self.seed, 1, stream="codebook")
         centers = draw_latents(features, network.codebook_size, generator=generator)
-        quantizer.start_at(centers, to_logits=network.project_in)
+        quantizer.start_at(centers, project_in=network.project_in)
 
     def update_codebook(self, made: list[Encoded], step: int) -> Metrics:
         """Move an EMA codebook by the latents of the whole batch; other bottlenecks have nothing to move."""
