@@ -8,8 +8,14 @@ file. Codebook and commitment loss have their weights of the paper; the publishe
 
 from typing import NamedTuple
 
-from components.configuration.networks import GaussianConfig, GradientCodesConfig, GumbelCodesConfig
-from components.configuration.trainings import AutoencoderTraining
+from components.configuration.networks import (
+    AutoencoderNetworkConfig,
+    GaussianConfig,
+    GradientCodesConfig,
+    GumbelCodesConfig,
+)
+from components.configuration.optimization import AdversarialOptimization
+from components.configuration.trainings import AutoencoderData, AutoencoderLosses, AutoencoderTraining
 from pipelines.recipes.paper_diffusion import INTERVALS, NORM_GROUPS
 
 GPUS = 8
@@ -34,8 +40,7 @@ def first_stage(
     discriminator_layers: int,
 ) -> PaperAutoencoder:
     """A row of VQ-GAN or LDM, with what all have. `Normalize` of both is in modules/diffusionmodules/model.py."""
-    training = AutoencoderTraining.of(
-        resolution=256,
+    network = AutoencoderNetworkConfig(
         channels=128,
         channel_mult=channel_mult,
         num_res_blocks=2,
@@ -43,12 +48,16 @@ def first_stage(
         latent_channels=latent_channels,
         norm_groups=NORM_GROUPS,
         bottleneck=GaussianConfig() if codes is None else GradientCodesConfig(codebook_size=codes, l2_normalize=False),
+    )
+    losses = AutoencoderLosses(
         kl_weight=1e-6 if codes is None else 1.0,
         perceptual_network="vgg16_lpips",
         perceptual_weights_uri="vgg16_lpips.safetensors",
         adversarial_weight=adversarial_weight,
         discriminator_start=discriminator_start,
         discriminator_layers=discriminator_layers,
+    )
+    optimization = AdversarialOptimization(
         total_steps=500_000,
         global_batch_size=GPUS * batch_per_gpu,
         learning_rate=GPUS * batch_per_gpu * RATE_PER_IMAGE,
@@ -57,7 +66,10 @@ def first_stage(
         ema_decay=0.0,
         **INTERVALS,
     )
-    return PaperAutoencoder(about, training)
+    data = AutoencoderData(resolution=256)
+    return PaperAutoencoder(
+        about, AutoencoderTraining(network=network, losses=losses, data=data, optimization=optimization)
+    )
 
 
 # fmt: off
@@ -93,23 +105,30 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
     # 1/16 in 150,000, rate 1e-4 to 1.25e-6 along a cosine of 1,200,000 updates. Ours has that cosine over all updates.
     "dalle_dvae_f8_8192": PaperAutoencoder(
         "DALL-E's dVAE, 256² to 32² tokens of 8,192 codes, trained as in appendix A.2 of Ramesh et al. (2021).",
-        AutoencoderTraining.of(
-            resolution=256, channels=128, channel_mult=F8, num_res_blocks=2, latent_channels=128,
-            bottleneck=GumbelCodesConfig(codebook_size=8192, codebook_init="random"), reconstruction="logit_laplace",
-            kl_weight=6.6, kl_warmup_steps=5000, temperature_steps=150_000,
-            perceptual_network="none", adversarial_weight=0.0,
-            total_steps=3_000_000, global_batch_size=512, learning_rate=1e-4, lr_decay="cosine",
-            final_lr_fraction=0.0125, warmup_steps=0, betas=(0.9, 0.999), weight_decay=1e-4, ema_decay=0.999,
-            **INTERVALS)),
+        AutoencoderTraining(
+            network=AutoencoderNetworkConfig(
+                channels=128, channel_mult=F8, num_res_blocks=2, latent_channels=128, reconstruction="logit_laplace",
+                bottleneck=GumbelCodesConfig(codebook_size=8192, codebook_init="random")),
+            losses=AutoencoderLosses(
+                kl_weight=6.6, kl_warmup_steps=5000, temperature_steps=150_000,
+                perceptual_network="none", adversarial_weight=0.0),
+            data=AutoencoderData(resolution=256),
+            optimization=AdversarialOptimization(
+                total_steps=3_000_000, global_batch_size=512, learning_rate=1e-4, lr_decay="cosine",
+                final_lr_fraction=0.0125, warmup_steps=0, betas=(0.9, 0.999), weight_decay=1e-4, ema_decay=0.999,
+                **INTERVALS))),
     # Published: Adam, rate 2e-4, 250,000 steps of 128 images, two strided convolutions and two residual blocks 256 wide
     # on each side. Ours halves as often and has residual blocks at every resolution, so there is no count to reach.
     "vqvae_imagenet_128": PaperAutoencoder(
         "VQ-VAE, 128² to 32² tokens of 512 codes, trained as in section 4.1 of van den Oord et al. (2017).",
-        AutoencoderTraining.of(
-            resolution=128, channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=64,
-            bottleneck=GradientCodesConfig(codebook_size=512, l2_normalize=False), reconstruction="mse",
-            perceptual_network="none", adversarial_weight=0.0,
-            total_steps=250_000, global_batch_size=128, learning_rate=2e-4, final_lr_fraction=1.0, warmup_steps=0,
-            betas=(0.9, 0.999), ema_decay=0.0, **INTERVALS)),
+        AutoencoderTraining(
+            network=AutoencoderNetworkConfig(
+                channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=64, reconstruction="mse",
+                bottleneck=GradientCodesConfig(codebook_size=512, l2_normalize=False)),
+            losses=AutoencoderLosses(perceptual_network="none", adversarial_weight=0.0),
+            data=AutoencoderData(resolution=128),
+            optimization=AdversarialOptimization(
+                total_steps=250_000, global_batch_size=128, learning_rate=2e-4, final_lr_fraction=1.0, warmup_steps=0,
+                betas=(0.9, 0.999), ema_decay=0.0, **INTERVALS))),
 }
 # fmt: on

@@ -7,7 +7,10 @@ are shifts by at most an eighth of the side is ours.
 
 from typing import Literal
 
-from components.configuration.trainings import ClassifierTraining
+from components.configuration.networks import ClassifierNetworkConfig
+from components.configuration.optimization import ClassifierOptimization
+from components.configuration.processes import DiscreteNoise
+from components.configuration.trainings import AugmentedData, ClassifierTraining
 from pipelines.recipes.paper_diffusion import ADM_64, ADM_128, ADM_256, ADM_512, INTERVALS, NORM_GROUPS
 
 
@@ -18,15 +21,15 @@ def classifier(
     schedule: Literal["linear", "cosine"],
 ) -> ClassifierTraining:
     """A row of the table, with what all have."""
-    return ClassifierTraining.of(
-        resolution=resolution,
+    network = ClassifierNetworkConfig(
         model_channels=128,
         channel_mult=channel_mult,
         num_res_blocks=num_res_blocks,
         attention_resolutions=(32, 16, 8),
         head_dim=64,
         norm_groups=NORM_GROUPS,
-        schedule=schedule,
+    )
+    optimization = ClassifierOptimization(
         total_steps=300_000,
         global_batch_size=256,
         learning_rate=3e-4,
@@ -35,9 +38,13 @@ def classifier(
         betas=(0.9, 0.999),
         weight_decay=0.05,
         ema_decay=0.0,
-        max_shift=resolution // 8,
-        mirror=True,
         **INTERVALS,
+    )
+    return ClassifierTraining(
+        network=network,
+        process=DiscreteNoise(schedule=schedule),
+        data=AugmentedData(resolution=resolution, max_shift=resolution // 8, mirror=True),
+        optimization=optimization,
     )
 
 

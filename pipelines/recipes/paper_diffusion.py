@@ -12,7 +12,9 @@ A label is dropped where guidance needs it, and its table then has one row more:
 from typing import Literal
 
 from components.configuration.conditions import DiffusionConditions, PaddedTextConfig
-from components.configuration.diffusion import DegradationConfig, DiffusionTraining, LowResConfig
+from components.configuration.diffusion import DegradationConfig, DiffusionData, DiffusionTraining, LowResConfig
+from components.configuration.networks import UNetConfig
+from components.configuration.optimization import OptimizationConfig
 from components.configuration.processes import DiscreteProcess
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
@@ -62,9 +64,7 @@ def unet(
     warmup_steps: int = 0,
 ) -> DiffusionTraining:
     """A row of the table, with what all have: groups of norms, Adam at a constant rate, a slow average of weights."""
-    return DiffusionTraining.of(
-        resolution=resolution,
-        in_channels=in_channels,
+    network = UNetConfig(
         model_channels=model_channels,
         channel_mult=channel_mult,
         num_res_blocks=num_res_blocks,
@@ -77,10 +77,8 @@ def unet(
         scale_shift_norm=scale_shift_norm,
         resample_in_blocks=resample_in_blocks,
         norm_groups=NORM_GROUPS,
-        process=process,
-        conditioning=conditioning,
-        low_res=low_res,
-        degradation=degradation,
+    )
+    optimization = OptimizationConfig(
         total_steps=total_steps,
         global_batch_size=global_batch_size,
         learning_rate=learning_rate,
@@ -89,6 +87,15 @@ def unet(
         betas=(0.9, 0.999),
         ema_decay=0.9999,
         **INTERVALS,
+    )
+    return DiffusionTraining(
+        network=network,
+        process=process,
+        conditioning=conditioning,
+        low_res=low_res,
+        degradation=degradation,
+        data=DiffusionData(resolution=resolution, in_channels=in_channels),
+        optimization=optimization,
     )
 
 
