@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
+from components.configuration.networks import DiTConfig
 from components.configuration.sampling import (
     DiffusionBranchSampling,
     DiffusionPriorSampling,
@@ -14,6 +15,7 @@ from components.configuration.sampling import (
     RestorationSampling,
 )
 from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
+from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
@@ -24,31 +26,19 @@ from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
-SIZE_32: dict[str, Any] = {  # what differs from 16² in the same minutes
-    "resolution": 32,
-    "attention_resolutions": (8,),
-    "global_batch_size": 12,
-    "total_steps": 1000,
-    "checkpoint_every": 250,
-    "sample_every": 500,
-}
 
 
 def ddpm() -> DiffusionBranchRecipe:
     """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps."""
-    base = diffusion(
-        conditions=(),
-        schedule="linear",
-        prediction_type="epsilon",
-        min_snr_gamma=None,
-        variance="fixed_large",
+    base = diffusion().replace(
+        conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
     )
     return branch("ddpm", base, DiffusionSampling(sampler="ddpm", num_inference_steps=100))
 
 
 def dit() -> DiffusionBranchRecipe:
     """D5: a diffusion transformer (DiT) at 16² by class, patches of 2²."""
-    base = sketching(network={"kind": "dit", "patch_size": 2, "model_dim": 160, "num_layers": 6, "num_heads": 5})
+    base = sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5))
     return branch("dit", base, SKETCH.replace(guidance_scale=1.5))
 
 
@@ -70,7 +60,7 @@ def classifier_guided() -> DiffusionBranchRecipe:
         checkpoint_every=150,
         sample_every=300,
     )
-    return branch("classifier_guided", sketching(total_steps=1000), SKETCH, classifier=classifier)
+    return branch("classifier_guided", sketching().replace(total_steps=1000), SKETCH, classifier=classifier)
 
 
 def class_guided() -> DiffusionBranchRecipe:
@@ -81,29 +71,30 @@ def class_guided() -> DiffusionBranchRecipe:
 
 def glide() -> DiffusionBranchRecipe:
     """D8: GLIDE at 16², captions by cross-attention to the states of a text transformer, classifier-free guidance."""
-    base = sketching(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2)
+    base = sketching().replace(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2)
     return branch("glide", base, SKETCH.replace(guidance_scale=3.0))
 
 
 def edm() -> DiffusionBranchRecipe:
     """D15: EDM at 16² by class, preconditioning and Heun's sampler on Karras' noise levels."""
-    return branch("edm", diffusion(process="edm"), DiffusionSampling(sampler="heun", num_inference_steps=12))
+    return branch("edm", diffusion().replace(process="edm"), DiffusionSampling(sampler="heun", num_inference_steps=12))
 
 
 def flow() -> DiffusionBranchRecipe:
     """D15: rectified flow at 16² by class, Euler's steps."""
-    return branch("flow", diffusion(process="flow"), DiffusionSampling(sampler="euler", num_inference_steps=25))
+    sampling = DiffusionSampling(sampler="euler", num_inference_steps=25)
+    return branch("flow", diffusion().replace(process="flow"), sampling)
 
 
 def zero_terminal_snr() -> DiffusionBranchRecipe:
     """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step."""
-    base = diffusion(zero_terminal_snr=True, min_snr_gamma=None)
+    base = diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None)
     return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing"))
 
 
 def latent_diffusion() -> DiffusionBranchRecipe:
     """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images."""
-    base, sampling = diffusion(in_channels=4), ANCESTRAL.replace(threshold="none", guidance_scale=1.5)
+    base, sampling = diffusion().replace(in_channels=4), ANCESTRAL.replace(threshold="none", guidance_scale=1.5)
     autoencoder = vae_gan_autoencoder()
     once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
     return branch("latent_diffusion", base, sampling, autoencoder=autoencoder, precompute=once)
@@ -111,7 +102,7 @@ def latent_diffusion() -> DiffusionBranchRecipe:
 
 def imagen() -> DiffusionBranchRecipe:
     """D14: Imagen at 16², a frozen text encoder's states by cross-attention, dynamic thresholding, strong guidance."""
-    base = sketching(
+    base = sketching().replace(
         conditions=("text_states",),
         text_conditioning="cross_attention",
         text_states_dim=contrastive().text.text_dim,
@@ -136,7 +127,7 @@ def dalle2() -> DiffusionBranchRecipe:
         checkpoint_every=150,
         sample_every=300,
     )
-    base = sketching(
+    base = sketching().replace(
         conditions=("image_embedding",),
         image_embedding_dim=contrastive().network.embedding_dim,
         total_steps=1000,
@@ -149,35 +140,21 @@ def dalle2() -> DiffusionBranchRecipe:
 
 def depth_diffusion() -> DiffusionBranchRecipe:
     """D9: from a depth map to an image of the scene at 32², the map concatenated to what is denoised."""
-    base = sketching(
-        conditions=("condition_image",),
-        condition_member="depth",
-        **SIZE_32,
-    )
-    return DiffusionBranchRecipe(
-        name="depth_diffusion",
-        images=scenes(),
-        base=base,
-        sampling=DiffusionBranchSampling(base=SKETCH),
-        samples=SAMPLES,
-        evaluation=EVALUATION,
-    )
+    base = at_32(sketching()).replace(conditions=("condition_image",), condition_member="depth")
+    return branch("depth_diffusion", base, SKETCH, images=scenes())
 
 
 def glide_inpainting() -> ImageToImageRecipe:
     """D8: text-guided inpainting of 32² images (GLIDE): a mask is filled as its caption says."""
-    model = restoring(
-        tasks=("inpainting",),
-        conditions=("text",),
-        text_conditioning="cross_attention",
-        cond_drop_prob=0.2,
+    model = restoring().replace(
+        tasks=("inpainting",), conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2
     )
     return restored("glide_inpainting", model, RESTORED.replace(guidance_scale=2.0))
 
 
 def super_resolution() -> ImageToImageRecipe:
     """D10: super-resolution, 16² or 8² to 32², pairs by antialiased downsampling."""
-    return restored("super_resolution", restoring(tasks=("super_resolution",)))
+    return restored("super_resolution", restoring().replace(tasks=("super_resolution",)))
 
 
 def palette() -> ImageToImageRecipe:
@@ -187,7 +164,7 @@ def palette() -> ImageToImageRecipe:
 
 def cascade_1024() -> DiffusionBranchRecipe:
     """D11: images of 1024² through three trained stages, 64² by a base, 256² and 1024² by upsamplers of windows."""
-    small = sketching(
+    small = sketching().replace(
         resolution=64,
         model_channels=16,
         channel_mult=(1, 2, 4, 8),
@@ -213,7 +190,7 @@ def cascade_1024() -> DiffusionBranchRecipe:
 
 def enlarging(low_res: int, resolution: int) -> DiffusionTraining:
     """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
-    return sketching(
+    return sketching().replace(
         resolution=resolution,
         low_res_resolution=low_res,
         crop_size=64,
@@ -254,13 +231,21 @@ def branch(
     name: str,
     base: DiffusionTraining,
     sampling: DiffusionSampling | DiffusionBranchSampling,
+    *,
+    images: ImagesConfig | None = None,
     **parts: Any,
 ) -> DiffusionBranchRecipe:
-    """A recipe on the demo's images; `sampling` is of the base, or of all models."""
+    """A recipe on the demo's images, or others; `sampling` is of the base, or of all models."""
     if isinstance(sampling, DiffusionSampling):
         sampling = DiffusionBranchSampling(base=sampling)
     return DiffusionBranchRecipe(
-        name=name, images=emoji(), base=base, sampling=sampling, samples=SAMPLES, evaluation=EVALUATION, **parts
+        name=name,
+        images=images or emoji(),
+        base=base,
+        sampling=sampling,
+        samples=SAMPLES,
+        evaluation=EVALUATION,
+        **parts,
     )
 
 
@@ -271,35 +256,43 @@ def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling | 
     return ImageToImageRecipe(name=name, images=emoji(), model=model, sampling=chosen, restoration=restoration)
 
 
-def restoring(**changes: Any) -> DiffusionTraining:
+def at_32(training: DiffusionTraining) -> DiffusionTraining:
+    """What takes the same minutes at 32² as the 16² of `diffusion`."""
+    return training.replace(
+        resolution=32,
+        attention_resolutions=(8,),
+        global_batch_size=12,
+        total_steps=1000,
+        checkpoint_every=250,
+        sample_every=500,
+    )
+
+
+def restoring() -> DiffusionTraining:
     """A U-Net at 32² that is given a degraded image."""
-    numbers = diffusion_numbers(conditions=(), degradation=DegradationConfig(), **SIZE_32)
-    return DiffusionTraining.of(**(numbers | changes))
+    return at_32(diffusion()).replace(conditions=(), degradation=DegradationConfig())
 
 
-def sketching(**changes: Any) -> DiffusionTraining:
+def sketching() -> DiffusionTraining:
     """Predicts x_0: flat colors after minutes, where v-prediction leaves grain that the solver does not cure."""
-    return diffusion(prediction_type="sample", **changes)
+    return diffusion().replace(prediction_type="sample")
 
 
-def diffusion(**changes: Any) -> DiffusionTraining:
-    return DiffusionTraining.of(**diffusion_numbers(**changes))
-
-
-def diffusion_numbers(**changes: Any) -> dict[str, Any]:
+def diffusion() -> DiffusionTraining:
     """16² by class in minutes: v-prediction, min-SNR, cosine schedule."""
-    numbers: dict[str, Any] = {
-        "resolution": 16,
-        "network": {"model_channels": 32, "channel_mult": (1, 2, 4), "attention_resolutions": (8, 4)},
-        "total_steps": 1320,
-        "global_batch_size": 24,  # in the same minutes better than 600 steps of 64: distance 77 in place of 85
-        "learning_rate": 1e-3,
-        "ema_decay": 0.995,
-        "precision": "bf16",
-        "checkpoint_every": 330,
-        "sample_every": 660,
-    }
-    return numbers | changes
+    return DiffusionTraining.of(
+        resolution=16,
+        model_channels=32,
+        channel_mult=(1, 2, 4),
+        attention_resolutions=(8, 4),
+        total_steps=1320,
+        global_batch_size=24,  # in the same minutes better than 600 steps of 64: distance 77 in place of 85
+        learning_rate=1e-3,
+        ema_decay=0.995,
+        precision="bf16",
+        checkpoint_every=330,
+        sample_every=660,
+    )
 
 
 def contrastive() -> ContrastiveTraining:

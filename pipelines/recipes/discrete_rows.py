@@ -4,7 +4,6 @@ Rows share what has equal numbers: the images, and the VQ-GAN that three priors 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from components.configuration.networks import (
     EMACodesConfig,
@@ -35,22 +34,20 @@ GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(t
 
 def vae() -> OneModelRecipe:
     """T1: VAE at 32², Gaussian latents of 4² x 16, its bound in bits/dim."""
-    return one_model(
-        "vae",
-        autoencoder(
-            resolution=32,
-            channels=32,
-            channel_mult=(1, 2, 2, 2),
-            latent_channels=16,
-            bottleneck="gaussian",
-            reconstruction="discretized_logistic",
-            kl_warmup_steps=200,
-            total_steps=700,
-            global_batch_size=16,
-            learning_rate=1e-3,
-            betas=(0.9, 0.99),
-        ),
+    model = autoencoder().replace(
+        resolution=32,
+        channels=32,
+        channel_mult=(1, 2, 2, 2),
+        latent_channels=16,
+        bottleneck="gaussian",
+        reconstruction="discretized_logistic",
+        kl_warmup_steps=200,
+        total_steps=700,
+        global_batch_size=16,
+        learning_rate=1e-3,
+        betas=(0.9, 0.99),
     )
+    return one_model("vae", model)
 
 
 def vae_gan() -> OneModelRecipe:
@@ -66,7 +63,7 @@ def vqvae() -> OneModelRecipe:
 def vqvae_ema() -> OneModelRecipe:
     """T2: the same with today's remedies: codes of length 1 that follow averages, and a patch shortcut."""
     codes = EMACodesConfig(codebook_size=512, codebook_dim=16, codebook_decay=0.97)
-    return one_model("vqvae_ema", lecture_vqvae(bottleneck=codes), images=emoji(resolution=128))
+    return one_model("vqvae_ema", lecture_vqvae(codes), images=emoji(resolution=128))
 
 
 def vqgan() -> OneModelRecipe:
@@ -81,59 +78,54 @@ def dvae() -> OneModelRecipe:
 
 def fsq() -> OneModelRecipe:
     """T5: finite scalar quantization, 8 x 8 x 8 levels, 64² pixels to 8² tokens."""
-    return one_model("fsq", autoencoder(bottleneck=ScalarCodesConfig(levels=(8, 8, 8))))
+    return one_model("fsq", autoencoder().replace(bottleneck=ScalarCodesConfig(levels=(8, 8, 8))))
 
 
 def pixelcnn() -> OneModelRecipe:
     """P1: gated PixelCNN over the sub-pixels of 16² images by class, exact bits/dim."""
-    return one_model("pixelcnn", pixels(network="pixelcnn", resolution=16, channels=48, num_layers=7))
+    return one_model("pixelcnn", pixels())
 
 
 def pixelrnn() -> OneModelRecipe:
     """P1: Row LSTM over the sub-pixels of 16² images by class, exact bits/dim."""
-    return one_model(
-        "pixelrnn", pixels(network="row_lstm", resolution=16, channels=48, num_layers=4, kernel_size=3, total_steps=800)
-    )
+    return one_model("pixelrnn", pixels().replace(network="row_lstm", num_layers=4, kernel_size=3, total_steps=800))
 
 
 def vqvae_pixelcnn() -> TokenBranchRecipe:
     """P2: PixelCNN by class over the index grid of the slide's VQ-VAE, 32² codes."""
-    prior = pixels(
-        network="pixelcnn", channels=48, num_layers=7, global_batch_size=8, total_steps=200, sample_every=100
-    )
+    prior = pixels().replace(resolution=None, global_batch_size=8, total_steps=200, sample_every=100)
     images = emoji(resolution=128)
     return token_branch("vqvae_pixelcnn", prior, TokenSampling(), tokenizer=slide_vqvae(), images=images)
 
 
 def vqgan_transformer() -> TokenBranchRecipe:
     """P3: transformer by class over the tokens of the VQ-GAN; guidance, top-k; windows for larger images."""
-    prior = transformer(conditions=("label",), positions="rotary_2d", token_corruption=0.1)
+    prior = transformer().replace(positions="rotary_2d", token_corruption=0.1)
     return token_branch("vqgan_transformer", prior, GUIDED)
 
 
 def dalle() -> TokenBranchRecipe:
     """P4: DALL-E, one transformer that learns captions and the dVAE's tokens in one sequence."""
-    prior = transformer(conditions=("text",), text_loss_weight=1 / 8)
+    prior = transformer().replace(conditions=("text",), text_loss_weight=1 / 8)
     return token_branch("dalle", prior, GUIDED, tokenizer=dvae_tokenizer())
 
 
 def depth_transformer() -> TokenBranchRecipe:
     """P5: from a depth map to an image; the map has a tokenizer of its own."""
-    seen = scene_tokenizer(member="depth", codebook_size=64, total_steps=200)
+    seen = scene_tokenizer().replace(member="depth", codebook_size=64, total_steps=200)
     return conditioned("depth_transformer", seen)
 
 
 def image_transformer() -> TokenBranchRecipe:
     """P5: from an image of 16² to one of 32²; the small one has a tokenizer of its own."""
-    seen = scene_tokenizer(resolution=16, channel_mult=(1, 2, 2), total_steps=200)
+    seen = scene_tokenizer().replace(resolution=16, total_steps=200)
     return conditioned("image_transformer", seen)
 
 
 def maskgit() -> TokenBranchRecipe:
     """P6: MaskGIT over the tokens of the VQ-GAN by class, 12 steps in place of 64."""
-    prior = MaskedPriorTraining.of(**prior_numbers(conditions=("label",)))
     sampling = MaskedTokenSampling(**GUIDED.model_dump(), num_inference_steps=12)
-    return token_branch("maskgit", prior, sampling)
+    return token_branch("maskgit", masked_transformer(), sampling)
 
 
 def gan() -> OneModelRecipe:
@@ -212,7 +204,7 @@ def token_branch(
 def conditioned(name: str, seen: AutoencoderTraining) -> TokenBranchRecipe:
     """A recipe of a prior over scenes after the tokens of another image of the same scene."""
     condition = ConditionRecipe(tokenizer=seen, tokens=TokensConfig(member=seen.data.member))
-    prior = transformer(conditions=("condition",), global_batch_size=16)
+    prior = transformer().replace(conditions=("condition",), global_batch_size=16)
     return token_branch(name, prior, UNGUIDED, images=scenes(), tokenizer=scene_tokenizer(), condition=condition)
 
 
@@ -241,46 +233,45 @@ def scenes() -> ImagesConfig:
     )
 
 
-def autoencoder(**changes: Any) -> AutoencoderTraining:
-    """64² pixels to 8² latents by mean squared difference alone."""
-    numbers: dict[str, Any] = {
-        "resolution": 64,
-        "channels": 16,
-        "channel_mult": (1, 2, 4, 4),
-        "num_res_blocks": 1,
-        "latent_channels": 64,
-        "patch_shortcut": True,
-        "reconstruction": "mse",  # a mean keeps more color than l1's median
-        "perceptual_network": "none",
-        "perceptual_weight": 0.0,
-        "adversarial_weight": 0.0,
-        "total_steps": 650,
-        "global_batch_size": 8,
-        "learning_rate": 2e-3,
-        "ema_decay": 0.99,
-        "checkpoint_every": 150,
-        "sample_every": 325,
-    }
-    return AutoencoderTraining.of(**(numbers | changes))
+def autoencoder() -> AutoencoderTraining:
+    """64² pixels to 8² tokens of 512 codes by mean squared difference alone."""
+    return AutoencoderTraining.of(
+        resolution=64,
+        channels=16,
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=1,
+        latent_channels=64,
+        patch_shortcut=True,
+        bottleneck=EMACodesConfig(codebook_size=512, codebook_dim=8, codebook_decay=0.97),
+        reconstruction="mse",  # a mean keeps more color than l1's median
+        perceptual_network="none",
+        perceptual_weight=0.0,
+        adversarial_weight=0.0,
+        total_steps=650,
+        global_batch_size=8,
+        learning_rate=2e-3,
+        ema_decay=0.99,
+        checkpoint_every=150,
+        sample_every=325,
+    )
 
 
-def lecture_vqvae(**changes: Any) -> AutoencoderTraining:
+def lecture_vqvae(bottleneck: EMACodesConfig | GradientCodesConfig) -> AutoencoderTraining:
     """128² pixels to 32² latents, K = 512 (van den Oord et al., 2017, section 4.2), by squared error."""
-    return autoencoder(resolution=128, channel_mult=(1, 2, 2), total_steps=250, sample_every=125, **changes)
+    return autoencoder().replace(
+        resolution=128, channel_mult=(1, 2, 2), bottleneck=bottleneck, total_steps=250, sample_every=125
+    )
 
 
 def slide_vqvae() -> AutoencoderTraining:
     """The slide's loss and nothing else; codes start as latents, since of equal ones few are ever used."""
     codes = GradientCodesConfig(codebook_size=512, codebook_dim=16, codebook_init="data", l2_normalize=False)
-    return lecture_vqvae(bottleneck=codes, patch_shortcut=False)
+    return lecture_vqvae(codes).replace(patch_shortcut=False)
 
 
 def vqgan_tokenizer() -> AutoencoderTraining:
     """The demo's VQ-GAN with fewer steps."""
-    return autoencoder(
-        codebook_size=512,
-        codebook_dim=8,
-        codebook_decay=0.97,
+    return autoencoder().replace(
         perceptual_network="efficientnet_lite1",
         perceptual_weight=0.1,
         adversarial_weight=0.4,
@@ -294,16 +285,11 @@ def vqgan_tokenizer() -> AutoencoderTraining:
 def vae_gan_autoencoder() -> AutoencoderTraining:
     """The first stage of latent diffusion: a divergence that only keeps the latents near the origin (Rombach et al.,
     2022, appendix G), so that the reconstruction decides what they hold."""
-    return autoencoder(
+    return vqgan_tokenizer().replace(
         channel_mult=(1, 2, 4),
         latent_channels=4,
         bottleneck="gaussian",
         kl_weight=1e-6,
-        perceptual_network="efficientnet_lite1",
-        perceptual_weight=0.1,
-        adversarial_weight=0.4,
-        discriminator_channels=16,
-        discriminator_layers=2,
         discriminator_start=300,
         total_steps=650,
     )
@@ -311,7 +297,7 @@ def vae_gan_autoencoder() -> AutoencoderTraining:
 
 def dvae_tokenizer() -> AutoencoderTraining:
     """Gumbel-softmax; the relaxation hardens while the weight of the divergence grows (Ramesh et al., 2021)."""
-    return autoencoder(
+    return autoencoder().replace(
         bottleneck=GumbelCodesConfig(codebook_size=512, codebook_dim=64),
         patch_shortcut=False,  # with it 8 % of the codes are in use in place of 73 %
         reconstruction="logit_laplace",
@@ -321,57 +307,61 @@ def dvae_tokenizer() -> AutoencoderTraining:
     )
 
 
-def scene_tokenizer(**changes: Any) -> AutoencoderTraining:
+def scene_tokenizer() -> AutoencoderTraining:
     """32² pixels to 8² tokens of 128 codes."""
-    numbers: dict[str, Any] = {
-        "resolution": 32,
-        "channels": 32,
-        "channel_mult": (1, 2, 2),
-        "latent_channels": 32,
-        "codebook_size": 128,
-        "codebook_dim": 8,
-        "codebook_decay": 0.97,
-        "total_steps": 300,
-        "global_batch_size": 16,
-        "sample_every": 150,
-    }
-    return autoencoder(**(numbers | changes))
+    return autoencoder().replace(
+        resolution=32,
+        channels=32,
+        channel_mult=(1, 2, 2),
+        latent_channels=32,
+        codebook_size=128,
+        total_steps=300,
+        global_batch_size=16,
+        sample_every=150,
+    )
 
 
-def prior_numbers(**changes: Any) -> dict[str, Any]:
-    """The demo's transformer."""
-    numbers: dict[str, Any] = {
-        "model_dim": 192,
-        "num_layers": 4,
-        "num_heads": 6,
-        "dropout": 0.1,
-        "cond_drop_prob": 0.1,
-        "total_steps": 450,
-        "global_batch_size": 32,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.05,
-        "ema_decay": 0.99,
-        "precision": "bf16",
-        "checkpoint_every": 150,
-        "sample_every": 225,
-    }
-    return numbers | changes
+def transformer() -> PriorTraining:
+    """The demo's, by class."""
+    return PriorTraining.of(
+        model_dim=192,
+        num_layers=4,
+        num_heads=6,
+        dropout=0.1,
+        conditions=("label",),
+        cond_drop_prob=0.1,
+        total_steps=450,
+        global_batch_size=32,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        ema_decay=0.99,
+        precision="bf16",
+        checkpoint_every=150,
+        sample_every=225,
+    )
 
 
-def transformer(**changes: Any) -> PriorTraining:
-    return PriorTraining.of(**prior_numbers(**changes))
+def masked_transformer() -> MaskedPriorTraining:
+    """The same size, batch and steps."""
+    plain = transformer()
+    return MaskedPriorTraining.of(
+        **plain.network.model_dump(exclude={"kind"}), conditioning=plain.conditioning, optimization=plain.optimization
+    )
 
 
-def pixels(**changes: Any) -> PixelTraining:
-    """A PixelCNN or Row LSTM by class."""
-    numbers: dict[str, Any] = {
-        "conditions": ("label",),
-        "dropout": 0.1,
-        "total_steps": 450,
-        "global_batch_size": 16,
-        "learning_rate": 2e-3,
-        "ema_decay": 0.99,
-        "checkpoint_every": 150,
-        "sample_every": 225,
-    }
-    return PixelTraining.of(**(numbers | changes))
+def pixels() -> PixelTraining:
+    """A PixelCNN by class, of 16² images."""
+    return PixelTraining.of(
+        network="pixelcnn",
+        resolution=16,
+        channels=48,
+        num_layers=7,
+        dropout=0.1,
+        conditions=("label",),
+        total_steps=450,
+        global_batch_size=16,
+        learning_rate=2e-3,
+        ema_decay=0.99,
+        checkpoint_every=150,
+        sample_every=225,
+    )

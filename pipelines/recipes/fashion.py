@@ -18,6 +18,7 @@ from components.stages.samples import SamplesConfig
 from pipelines.diffusion_studies import DiffusionStudiesRecipe
 
 REFERENCE = 5000  # training images that distances are measured to
+LIKELIHOOD = LikelihoodConfig(samples=256, timesteps_per_image=250)  # all 1,000: four times the minutes
 
 
 def fashion_steps() -> DiffusionStudiesRecipe:
@@ -34,7 +35,7 @@ def fashion_guidance() -> DiffusionStudiesRecipe:
     return studies(
         "fashion_guidance",
         base=unet_by_class(),
-        weaker=unet_by_class(total_steps=300, checkpoint_every=300, sample_every=300),
+        weaker=unet_by_class().replace(total_steps=300, checkpoint_every=300, sample_every=300),
         classifier=classifier(noisy=True),
         judge=classifier(noisy=False),
         guidance_study=GuidanceStudyConfig(
@@ -51,14 +52,10 @@ def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
     """D2: variational bound of DDPM, linear schedule, noise prediction, fixed large variance, in its three terms."""
     return studies(
         "fashion_likelihood_ddpm",
-        base=unet(
-            conditions=(),
-            schedule="linear",
-            prediction_type="epsilon",
-            min_snr_gamma=None,
-            variance="fixed_large",
+        base=unet().replace(
+            conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
         ),
-        likelihood=LikelihoodConfig(samples=256, timesteps_per_image=250),  # all 1,000: four times the minutes
+        likelihood=LIKELIHOOD,
     )
 
 
@@ -66,7 +63,7 @@ def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
     """D3: variational bound of Improved DDPM, cosine schedule, learned variance, hybrid loss, in its three terms."""
     return studies(
         "fashion_likelihood_hybrid",
-        base=unet(
+        base=unet().replace(
             conditions=(),
             schedule="cosine",
             prediction_type="epsilon",
@@ -74,7 +71,7 @@ def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
             variance="learned_range",
             loss="hybrid",
         ),
-        likelihood=LikelihoodConfig(samples=256, timesteps_per_image=250),  # all 1,000: four times the minutes
+        likelihood=LIKELIHOOD,
     )
 
 
@@ -104,50 +101,43 @@ def studies(name: str, **parts: Any) -> DiffusionStudiesRecipe:
     )
 
 
-def unet_by_class(**changes: Any) -> DiffusionTraining:
+def unet_by_class() -> DiffusionTraining:
     """What both studies sample from; x_0 predicted has half the distance of v-prediction after 15 steps."""
-    numbers: dict[str, Any] = {
-        "prediction_type": "sample",
-        "total_steps": 2300,
-        "checkpoint_every": 575,
-        "sample_every": 1150,
-    }
-    return unet(**(numbers | changes))
+    return unet().replace(prediction_type="sample", total_steps=2300, checkpoint_every=575, sample_every=1150)
 
 
-def unet(**changes: Any) -> DiffusionTraining:
+def unet() -> DiffusionTraining:
     """28² in three levels, by class."""
-    numbers: dict[str, Any] = {
-        "resolution": 28,
-        "model_channels": 16,  # twice as many cost twice the time, in training and in each of the studies' evaluations
-        "channel_mult": (1, 2, 4),  # 28 -> 7
-        "num_res_blocks": 1,
-        "attention_resolutions": (7,),
-        "total_steps": 1600,
-        "global_batch_size": 24,
-        "learning_rate": 1.5e-3,
-        "ema_decay": 0.995,
-        "precision": "bf16",
-        "checkpoint_every": 400,
-        "sample_every": 800,
-    }
-    return DiffusionTraining.of(**(numbers | changes))
+    return DiffusionTraining.of(
+        resolution=28,
+        model_channels=16,  # twice as many cost twice the time, in training and in each of the studies' evaluations
+        channel_mult=(1, 2, 4),  # 28 -> 7
+        num_res_blocks=1,
+        attention_resolutions=(7,),
+        total_steps=1600,
+        global_batch_size=24,
+        learning_rate=1.5e-3,
+        ema_decay=0.995,
+        precision="bf16",
+        checkpoint_every=400,
+        sample_every=800,
+    )
 
 
-def classifier(**changes: Any) -> ClassifierTraining:
+def classifier(*, noisy: bool) -> ClassifierTraining:
     """28² to ten classes."""
-    numbers: dict[str, Any] = {
-        "resolution": 28,
-        "model_channels": 16,
-        "channel_mult": (1, 2, 4),
-        "num_res_blocks": 1,
-        "attention_resolutions": (7,),
-        "total_steps": 500,
-        "global_batch_size": 64,
-        "learning_rate": 1e-3,
-        "ema_decay": 0.99,
-        "precision": "bf16",
-        "checkpoint_every": 250,
-        "sample_every": 500,
-    }
-    return ClassifierTraining.of(**(numbers | changes))
+    return ClassifierTraining.of(
+        resolution=28,
+        model_channels=16,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=1,
+        attention_resolutions=(7,),
+        noisy=noisy,
+        total_steps=500,
+        global_batch_size=64,
+        learning_rate=1e-3,
+        ema_decay=0.99,
+        precision="bf16",
+        checkpoint_every=250,
+        sample_every=500,
+    )

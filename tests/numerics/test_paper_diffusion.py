@@ -1,20 +1,15 @@
 """The published diffusion networks and classifiers have their published number of parameters; none is left out."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
-from components.configuration.trainings import ClassifierTraining
 from components.models.noisy_classifier import NoisyClassifier
 from components.storage.bundle import NETWORKS
 from components.training.building import network_arguments
-from pipelines.diffusion_branch import DiffusionBranchRecipe
-from pipelines.recipes import paper_diffusion
-from pipelines.recipes.paper_branches import PAPER_BRANCHES
+from pipelines.recipes.paper_branches import PAPER_BRANCHES, diffusion_branch
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 
@@ -48,35 +43,35 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("config", PAPER_DIFFUSION, ids=lambda config: config.__name__)
-def test_a_published_network_has_its_published_size(config: Callable[[], DiffusionTraining]):
-    network = build(config())
+@pytest.mark.parametrize("name", PAPER_DIFFUSION)
+def test_a_published_network_has_its_published_size(name: str):
+    network = build(PAPER_DIFFUSION[name])
     size = count(network)
     if network.class_is_token:  # LDM counts its U-Net alone; the table of class tokens stands outside it
         size -= count(network.class_embedding)
-    if config.__name__ in WITHOUT_A_COUNT:
+    if name in WITHOUT_A_COUNT:
         assert size > 300e6
     else:
-        assert size == PUBLISHED[config.__name__]
+        assert size == PUBLISHED[name]
 
 
 def test_every_published_network_is_in_the_list():
-    assert {config.__name__ for config in PAPER_DIFFUSION} == PUBLISHED.keys() | WITHOUT_A_COUNT
+    assert PAPER_DIFFUSION.keys() == PUBLISHED.keys() | WITHOUT_A_COUNT
 
 
 @pytest.mark.parametrize(
-    ("config", "published"),
+    ("name", "published"),
     zip(PAPER_CLASSIFIERS, (65_438_568, 42_568_040, 54_096_360, 54_448_360), strict=True),
-    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_published_classifier_has_its_published_size(config: Callable[[], ClassifierTraining], published: int):
+def test_a_published_classifier_has_its_published_size(name: str, published: int):
     with torch.device("meta"):
-        assert count(NoisyClassifier(**network_arguments(config(), DATASET_INFO))) == published
+        assert count(NoisyClassifier(**network_arguments(PAPER_CLASSIFIERS[name], DATASET_INFO))) == published
 
 
-@pytest.mark.parametrize("recipe", PAPER_BRANCHES, ids=lambda recipe: recipe.__name__)
-def test_a_published_classifier_knows_the_noise_of_the_guided_model(recipe: Callable[[], DiffusionBranchRecipe]):
-    classifier, base = recipe().classifier, recipe().base
+@pytest.mark.parametrize("name", PAPER_BRANCHES)
+def test_a_published_classifier_knows_the_noise_of_the_guided_model(name: str):
+    recipe = diffusion_branch(name, PAPER_BRANCHES[name])
+    classifier, base = recipe.classifier, recipe.base
     if classifier is not None:
         assert classifier.data.resolution == base.data.resolution
         process = classifier.process.objective()
@@ -85,7 +80,7 @@ def test_a_published_classifier_knows_the_noise_of_the_guided_model(recipe: Call
 
 
 def test_palette_is_the_unconditional_network_of_adm_with_a_image_and_without_a_variance():
-    adm = build(paper_diffusion.adm_imagenet_256_unconditional())
+    adm = build(PAPER_DIFFUSION["adm_imagenet_256_unconditional"])
     more = 4 * 256 * 9  # four more channels go in: an image and its mask
     fewer = 3 * 256 * 9 + 3  # and three fewer come out
-    assert count(build(paper_diffusion.palette())) == count(adm) + more - fewer
+    assert count(build(PAPER_DIFFUSION["palette"])) == count(adm) + more - fewer

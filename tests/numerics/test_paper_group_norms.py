@@ -5,7 +5,7 @@ A norm of other groups has as many parameters and computes another function, so 
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,16 +15,15 @@ from torch import nn
 
 from components.configuration.config import Config
 from components.configuration.dataset_info import DatasetInfo
-from components.configuration.diffusion import DiffusionTraining
 from components.configuration.optimization import Training
-from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
 from components.storage.bundle import NETWORKS
 from components.training.building import network_arguments
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.paper import AUTOENCODERS, paper_recipes
-from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS, adm_classifier_512
+from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.paper_autoencoders import AUTOENCODERS
+from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 
 DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
@@ -156,30 +155,24 @@ def published(norms: list[int]) -> list[tuple[int, int]]:
     return [(channels, GROUPS) for channels in norms]
 
 
-def name_of(value: object) -> str:
-    return getattr(value, "__name__", "")
+@pytest.mark.parametrize("name", PAPER_DIFFUSION)
+def test_every_norm_of_a_published_u_net_has_its_published_groups(name: str):
+    assert norms_of(build(PAPER_DIFFUSION[name])) == published(unet_norms(*UNETS[name]))
 
 
-@pytest.mark.parametrize("recipe", PAPER_DIFFUSION, ids=name_of)
-def test_every_norm_of_a_published_u_net_has_its_published_groups(recipe: Callable[[], DiffusionTraining]):
-    assert norms_of(build(recipe())) == published(unet_norms(*UNETS[recipe.__name__]))
+@pytest.mark.parametrize("name", PAPER_CLASSIFIERS)
+def test_every_norm_of_a_published_classifier_has_its_published_groups(name: str):
+    assert norms_of(build(PAPER_CLASSIFIERS[name])) == published(classifier_norms(*CLASSIFIERS[name]))
 
 
-@pytest.mark.parametrize("recipe", PAPER_CLASSIFIERS, ids=name_of)
-def test_every_norm_of_a_published_classifier_has_its_published_groups(recipe: Callable[[], ClassifierTraining]):
-    assert norms_of(build(recipe())) == published(classifier_norms(*CLASSIFIERS[recipe.__name__]))
-
-
-@pytest.mark.parametrize(
-    "recipe", [recipe for recipe in AUTOENCODERS if recipe.__name__ not in OF_OUR_OWN], ids=name_of
-)
-def test_every_norm_of_a_published_autoencoder_has_its_published_groups(recipe: Callable[[], AutoencoderTraining]):
-    assert norms_of(build(recipe())) == published(first_stage_norms(*FIRST_STAGES[recipe.__name__]))
+@pytest.mark.parametrize("name", [name for name in AUTOENCODERS if name not in OF_OUR_OWN])
+def test_every_norm_of_a_published_autoencoder_has_its_published_groups(name: str):
+    assert norms_of(build(AUTOENCODERS[name].training)) == published(first_stage_norms(*FIRST_STAGES[name]))
 
 
 def test_the_classifier_of_512_pixels_computes_norms_of_two_channels_a_group():
     """Its first level is 64 wide, where four channels a group would be 16 groups and another function."""
-    norm = build(adm_classifier_512()).down[0][0].norm_1
+    norm = build(PAPER_CLASSIFIERS["adm_classifier_512"]).down[0][0].norm_1
     assert (norm.num_channels, norm.num_groups) == (64, 32)
     norm.to_empty(device="cpu")
     torch.manual_seed(0)
@@ -236,4 +229,4 @@ def test_groups_that_are_named_are_those_of_every_norm(name: str):
 @pytest.mark.parametrize("groups", [7, 48])
 def test_groups_that_divide_no_level_are_refused_by_name(groups: int):
     with pytest.raises(ValidationError, match=f"norm_groups {groups} must divide the channels of every level"):
-        adm_classifier_512().replace(norm_groups=groups)
+        PAPER_CLASSIFIERS["adm_classifier_512"].replace(norm_groups=groups)

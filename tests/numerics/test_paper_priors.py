@@ -9,14 +9,14 @@ import torch
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.models.transformer import Transformer
 from components.training.building import network_arguments
-from pipelines.recipes.paper import imagenet_class_prior, mindalle_text_prior
+from pipelines.recipes.paper import PRIORS, token_branch
 
 
 @pytest.mark.parametrize(
-    ("recipe", "billions", "classes"), [(imagenet_class_prior, 1.4, 1000), (mindalle_text_prior, 1.3, 1)]
+    ("name", "billions", "classes"), [("imagenet_class_prior", 1.4, 1000), ("mindalle_text_prior", 1.3, 1)]
 )
-def test_a_published_prior_has_its_published_size(recipe, billions: float, classes: int):
-    built = recipe()
+def test_a_published_prior_has_its_published_size(name: str, billions: float, classes: int):
+    built = token_branch(name, PRIORS[name])
     text = built.images
     dataset_info = DatasetInfo(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
     grid = TokenGrid(codebook_size=16_384, height=16, width=16)

@@ -13,7 +13,6 @@ from pipelines.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.discrete_rows import vae_gan_autoencoder
-from pipelines.recipes.paper_branches import ldm_text_to_image
 from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 from tests.unit.test_frozen_text import pretrained_folder
@@ -104,7 +103,7 @@ def test_a_text_encoder_needs_the_library_that_loads_it(tmp_path: Path, monkeypa
 
 
 def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    options = ["--recipe", ldm_text_to_image.__name__, "--set", f"text_encoder.uri={tmp_path}/nowhere"]
+    options = ["--recipe", "ldm_text_to_image", "--set", f"text_encoder.uri={tmp_path}/nowhere"]
     options += ["--set", "autoencoder.perceptual_network=none", "--set", "images.source=scenes"]
     options += ["--set", "images.limit=8"]
     command = [str(Path(sys.executable).with_name("cascade")), "run", *options]

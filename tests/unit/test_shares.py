@@ -22,8 +22,7 @@ from pipelines.recipes.diffusion_rows import dalle2
 from pipelines.recipes.discrete_rows import depth_transformer
 from pipelines.recipes.fashion import fashion_guidance
 from pipelines.recipes.openmoji import openmoji
-from pipelines.recipes.paper import imagenet_class_prior, paper_recipes
-from pipelines.recipes.paper_branches import adm_imagenet_64_256, adm_imagenet_128_512, ldm_text_to_image
+from pipelines.recipes.paper import paper_recipes
 from pipelines.resource_table import resource_rows
 from pipelines.shares import concurrent_stages, share_cluster
 from pipelines.workflow import UsageError, Workflow
@@ -82,9 +81,9 @@ def test_no_recipe_is_refused_and_none_has_less_than_an_equal_share_holds(name: 
 
 
 def test_what_an_equal_share_leaves_goes_to_those_that_can_use_it():
-    shares = shares_of(adm_imagenet_64_256, gpus=64)  # 21 for each of three; batches of 256, 2,048, 256
+    shares = shares_of(RECIPES["adm_imagenet_64_256"], gpus=64)  # 21 for each of three; batches of 256, 2,048, 256
     assert [shares[name].num_workers for name in ("classifier", "base", "upsampler_256")] == [16, 32, 16]
-    shares = shares_of(adm_imagenet_128_512, gpus=64)  # of equal batches the longest training comes first
+    shares = shares_of(RECIPES["adm_imagenet_128_512"], gpus=64)  # of equal batches the longest training comes first
     assert [shares[name].num_workers for name in ("classifier", "base", "upsampler_512")] == [16, 32, 16]
 
 
@@ -98,7 +97,7 @@ def test_trainings_in_turn_have_all_gpus_each():
 
 
 def test_stages_that_are_finished_leave_their_gpus():
-    workflow, cluster = build_workflow(adm_imagenet_64_256()), Cluster(cpus=512, gpus=64)
+    workflow, cluster = build_workflow(RECIPES["adm_imagenet_64_256"]()), Cluster(cpus=512, gpus=64)
     shares = share_cluster(workflow, Profile(), cluster, running=["base", "cascade", "samples", "evaluation"])
     assert shares["base"].num_workers == 64
     assert "classifier" not in shares
@@ -111,7 +110,7 @@ def test_stages_that_train_nothing_use_every_gpu_that_trainings_leave(gpus: int)
     left = max(gpus - shares["base"].num_workers - shares["upsampler_64"].num_workers, 1)
     assert shares["tokens"].num_actors == left
     assert shares["images"].gpus_per_worker == shares["cascade"].gpus_per_worker == 0  # for which a CPU will do
-    assert shares_of(ldm_text_to_image, gpus=gpus)["text_encoder"].gpus_per_worker == 0
+    assert shares_of(RECIPES["ldm_text_to_image"], gpus=gpus)["text_encoder"].gpus_per_worker == 0
 
 
 @pytest.mark.parametrize("gpus", [4, 8, 64])
@@ -131,10 +130,10 @@ def test_pools_that_run_at_once_never_wait_for_gpus_that_another_pool_holds(gpus
 
 
 def test_workers_that_a_profile_names_stay_though_there_are_fewer_gpus():
-    shares = shares_of(imagenet_class_prior, gpus=8, profile=Profile(num_workers=12))
+    shares = shares_of(RECIPES["imagenet_class_prior"], gpus=8, profile=Profile(num_workers=12))
     assert shares["tokenizer"].num_workers == 12
     with pytest.raises(UsageError, match=r"prior.global_batch_size 64 can't be shared by 12 workers"):
-        check_batches(build_workflow(imagenet_class_prior()), shares)
+        check_batches(build_workflow(RECIPES["imagenet_class_prior"]()), shares)
 
 
 def test_a_cluster_without_the_gpus_of_a_profile_is_refused_with_the_remedy():
@@ -143,7 +142,7 @@ def test_a_cluster_without_the_gpus_of_a_profile_is_refused_with_the_remedy():
 
 
 def test_parts_of_a_gpu_are_workers_too():
-    shares = shares_of(imagenet_class_prior, gpus=8, profile=Profile(gpus_per_worker=0.5))
+    shares = shares_of(RECIPES["imagenet_class_prior"], gpus=8, profile=Profile(gpus_per_worker=0.5))
     assert (shares["tokenizer"].num_workers, shares["prior"].num_workers) == (12, 16)  # of 16
 
 
@@ -162,7 +161,7 @@ def test_all_that_trains_at_once_leaves_half_of_the_logical_cpus_to_the_readers(
 
 def test_a_worker_claims_no_more_cpus_than_its_gpu_s_node_has_for_it():
     cluster = Cluster(cpus=16 + 100, gpus=8, cpus_per_gpu=2)  # one node with GPUs, and many that only read
-    shares = share_cluster(build_workflow(imagenet_class_prior()), load_profile("kuberay"), cluster)
+    shares = share_cluster(build_workflow(RECIPES["imagenet_class_prior"]()), load_profile("kuberay"), cluster)
     assert (shares["tokenizer"].num_workers, shares["tokenizer"].cpus_per_worker) == (8, 2)
 
 
@@ -179,13 +178,13 @@ def test_a_laptop_has_the_threads_that_its_bits_are_of(name: str):
 
 
 def test_threads_are_those_of_the_pod_and_not_of_its_machine():
-    shares = shares_of(imagenet_class_prior, gpus=4, cpus=36, profile=load_profile("kuberay"))
+    shares = shares_of(RECIPES["imagenet_class_prior"], gpus=4, cpus=36, profile=load_profile("kuberay"))
     assert threads_of(shares["tokenizer"], cpus=8, gpus=1, cores=192) == 8
     assert threads_of(shares["samples"], cpus=8, gpus=1, cores=192) == 8
 
 
 def test_workers_on_one_node_share_its_cores_by_their_gpus():
-    shares = shares_of(adm_imagenet_64_256, gpus=64)
+    shares = shares_of(RECIPES["adm_imagenet_64_256"], gpus=64)
     found = {threads_of(shares[name], cpus=96, gpus=8, cores=192) for name in ("base", "classifier", "samples")}
     assert found == {12}
     half = Resources(threads=None, gpus_per_worker=0.5)
@@ -193,7 +192,7 @@ def test_workers_on_one_node_share_its_cores_by_their_gpus():
 
 
 def test_workers_without_gpus_share_the_cores_of_as_many_as_find_room():
-    workflow, cluster = build_workflow(imagenet_class_prior()), Cluster(cpus=32, nodes=4)
+    workflow, cluster = build_workflow(RECIPES["imagenet_class_prior"]()), Cluster(cpus=32, nodes=4)
     packed = share_cluster(workflow, Profile(num_workers=4), cluster)["tokenizer"]
     assert threads_of(packed, cpus=8, gpus=0, cores=8) == 2  # all four may come to one node
     spread = share_cluster(workflow, Profile(num_workers=4, cpus_per_worker=4), cluster)["tokenizer"]
@@ -201,12 +200,14 @@ def test_workers_without_gpus_share_the_cores_of_as_many_as_find_room():
 
 
 def test_a_profile_s_threads_are_taken_as_they_are():
-    shares = shares_of(imagenet_class_prior, gpus=4, profile=Profile(threads=3, stages={"prior": {"threads": 5}}))
+    shares = shares_of(
+        RECIPES["imagenet_class_prior"], gpus=4, profile=Profile(threads=3, stages={"prior": {"threads": 5}})
+    )
     assert (shares["tokenizer"].threads, shares["prior"].threads) == (3, 5)
 
 
 def test_pools_without_gpus_use_the_cores_of_every_node():
-    shares = share_cluster(build_workflow(imagenet_class_prior()), Profile(), Cluster(cpus=32, nodes=4))
+    shares = share_cluster(build_workflow(RECIPES["imagenet_class_prior"]()), Profile(), Cluster(cpus=32, nodes=4))
     assert shares["samples"].num_actors == 4  # one training at a time: one with all cores on each node
     shares = share_cluster(build_workflow(openmoji()), Profile(), Cluster(cpus=32, nodes=4))
     assert shares["samples"].num_actors == 8
