@@ -6,8 +6,9 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from components.configuration.config import Config
-from components.configuration.sampling import GANSampling, OneModelSampling, TokenSampling
-from components.configuration.trainings import AnyLoneModel, AutoencoderTraining, GANTraining, PixelTraining
+from components.configuration.sampling import OneModelSampling
+from components.configuration.trainings import AnyLoneModel, AutoencoderTraining
+from components.sampling.model import SAMPLING
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
 from components.stages.evaluate import EvaluationConfig, evaluate
@@ -47,7 +48,7 @@ class OneModelRecipe(Config):
     @model_validator(mode="after")
     def _sampling_is_its_own(self) -> Self:
         chosen, kind = self.sampling.model, self.model.network.kind
-        wanted = {PixelTraining: TokenSampling, GANTraining: GANSampling}.get(type(self.model))
+        wanted = SAMPLING.get(kind)
         if chosen is None or type(chosen) is wanted:
             return self
         if wanted is None:

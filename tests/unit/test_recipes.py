@@ -15,6 +15,7 @@ from pipelines.recipes.fashion import (
     fashion_guidance,
     fashion_likelihood_ddpm,
     fashion_likelihood_hybrid,
+    fashion_pixelcnn,
     fashion_steps,
 )
 from pipelines.recipes.openmoji import openmoji
@@ -207,4 +208,5 @@ def test_a_study_that_is_not_asked_for_is_no_stage():
     assert set(names[fashion_steps]) == common | {"steps_study"}
     assert set(names[fashion_guidance]) == common | {"weaker", "classifier", "judge", "guidance_study"}
     assert set(names[fashion_likelihood_ddpm]) == set(names[fashion_likelihood_hybrid]) == common | {"likelihood"}
+    assert set(names[fashion_pixelcnn]) == common - {"base"} | {"pixelcnn"}
     assert fashion_steps().base == fashion_guidance().base  # trained once for both
