@@ -208,15 +208,14 @@ def sample(
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
     prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
     condition: Annotated[list[Path], typer.Option(help="Condition image, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
-    generator: Annotated[
-        str | None, typer.Option(help="diffusion, tokens, pixels, gan or vae; the model's first one if left out.")
-    ] = None,
+    generator: Annotated[str | None, typer.Option(help="diffusion, tokens, pixels, gan, vae; else the first.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Images for each label or prompt.", min=1)] = 4,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     classifier_scale: Annotated[float | None, typer.Option(help="Scale of the classifier; 0 is off.", min=0)] = None,
+    truncation: Annotated[float | None, typer.Option(help="GAN: greatest |z| of the noise, such as 0.5.")] = None,
     best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
     settings: Sampling = [],  # noqa: B006
@@ -234,6 +233,7 @@ def sample(
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
     - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
+    - `cascade sample --model models:/image-cascade-gan@champion --label flags --truncation 0.5`
     """
     from pipelines.sample_command import sample_images
 
@@ -249,6 +249,7 @@ def sample(
         sampler=sampler,
         guidance_scale=guidance_scale,
         classifier_scale=classifier_scale,
+        truncation=truncation,
         settings=settings,
         best_of=best_of,
         size=size,
@@ -266,9 +267,7 @@ def translate(
     mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="inpainting, uncropping, colorization, jpeg or super_resolution; the model's own if it knows only one."
-        ),
+        typer.Option(help="inpainting, uncropping, colorization, jpeg or super_resolution; else its only one."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
     label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,

@@ -26,7 +26,7 @@ from components.stages.precompute import PrecomputeConfig, precompute
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from pipelines.one_model import autoencoder_name
-from pipelines.recipes.checks import check_cascade
+from pipelines.recipes.checks import check_cascade, check_channels
 from pipelines.workflow import Stage, Workflow
 
 
@@ -66,6 +66,7 @@ class DiffusionBranchRecipe(Config):
     @model_validator(mode="after")
     def _latents_fit(self) -> Self:
         if self.autoencoder is None:
+            check_channels(self.base, self.upsamplers)
             return self
         side = self.autoencoder.data.resolution // self.autoencoder.network.factor
         if self.base.data.resolution != side:

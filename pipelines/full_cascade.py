@@ -16,7 +16,7 @@ from components.stages.images import ImagesConfig, images_identity, ingest_image
 from components.stages.prior import train_prior
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.tokens import TokensConfig, tokenize_images
-from pipelines.recipes.checks import check_cascade
+from pipelines.recipes.checks import check_cascade, check_channels
 from pipelines.workflow import Stage, Workflow
 
 
@@ -37,6 +37,7 @@ class CascadeRecipe(Config):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
+        check_channels(self.base, self.upsamplers)
         made = check_cascade(self.base, self.upsamplers, self.sampling, made=self.base.data.resolution)
         largest = max(made, self.tokenizer.data.resolution)
         if self.images.resolution < largest:

@@ -7,7 +7,8 @@ from pydantic import model_validator
 
 from components.configuration.config import Config
 from components.configuration.sampling import OneModelSampling
-from components.configuration.trainings import AnyLoneModel, AutoencoderTraining, PixelTraining
+from components.configuration.trainings import AnyLoneModel, AutoencoderTraining
+from components.sampling.model import SAMPLING
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
 from components.stages.evaluate import EvaluationConfig, evaluate
@@ -42,9 +43,17 @@ class OneModelRecipe(Config):
             raise ValueError("model.resolution is missing: a model of images needs it")
         if self.images.resolution < side:
             raise ValueError(f"images.resolution must be at least model.resolution {side}")
-        if self.sampling.model is not None and not isinstance(self.model, PixelTraining):
-            raise ValueError(f"sampling.model must be empty: a {self.model.network.kind} leaves nothing to choose")
         return self
+
+    @model_validator(mode="after")
+    def _sampling_is_its_own(self) -> Self:
+        chosen, kind = self.sampling.model, self.model.network.kind
+        wanted = SAMPLING.get(kind)
+        if chosen is None or type(chosen) is wanted:
+            return self
+        if wanted is None:
+            raise ValueError(f"sampling.model must be empty: a {kind} leaves nothing to choose")
+        raise ValueError(f"sampling.model: a {kind} takes {', '.join(wanted.model_fields)}")
 
 
 TRAININGS: dict[str, Callable[..., Artifact]] = {

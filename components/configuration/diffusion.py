@@ -18,7 +18,7 @@ class DiffusionData(Config):
     """What it learns from."""
 
     resolution: int = Field(ge=4)  # pixels, or sides of latents
-    in_channels: int = Field(3, ge=1)  # and out; other than 3 where the image is a latent
+    in_channels: int = Field(3, ge=1)  # and out; 1: gray images; else other than 3 where the image is a latent
     crop_size: int | None = Field(None, ge=4)  # pixels of the window that a step sees; None: whole images
 
 
@@ -112,6 +112,14 @@ class DiffusionTraining(Training):
         if self.low_res is not None and self.low_res.low_res_resolution >= self.data.resolution:
             raise ValueError(
                 f"low_res_resolution {self.low_res.low_res_resolution} must be below {self.data.resolution}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _given_images_have_colors(self) -> Self:
+        if self.data.in_channels != 3 and (self.low_res is not None or self.degradation is not None):
+            raise ValueError(
+                f"in_channels must be 3 for a model that enlarges or restores images, not {self.data.in_channels}"
             )
         return self
 

@@ -13,7 +13,7 @@ NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
 
 
 class ModelSampling(Config):
-    """Of a model that leaves nothing to choose: a GAN, a VAE, an encoder."""
+    """Of a model that leaves nothing to choose: a VAE, an encoder."""
 
 
 class DiffusionSampling(ModelSampling):
@@ -53,6 +53,12 @@ class MaskedTokenSampling(TokenSampling):
 
     num_inference_steps: int = Field(12, ge=1)  # at most the tokens of an image
     choice_temperature: float = Field(4.5, ge=0)  # of the noise on what is kept first; the paper's
+
+
+class GANSampling(ModelSampling):
+    """Of a GAN's generator."""
+
+    truncation: float | None = Field(None, gt=0, allow_inf_nan=False)  # greatest |z| of its noise; None: any
 
 
 class DiffusionPriorSampling(ModelSampling):
@@ -110,6 +116,6 @@ class RestorationSampling(SamplingConfig):
 
 
 class OneModelSampling(SamplingConfig):
-    """Of a model of pixels; others leave nothing to choose."""
+    """Of a model of pixels or a GAN; others leave nothing to choose."""
 
-    model: TokenSampling | None = None
+    model: TokenSampling | GANSampling | None = None

@@ -104,10 +104,11 @@ class PixelData(Config):
     """What a PixelCNN or Row LSTM learns from."""
 
     resolution: int | None = Field(None, ge=2)  # pixels; None: the grid of the tokens
+    in_channels: Literal[1, 3] = 3  # of pixels; 1: gray images
 
 
 class PixelTraining(Training):
-    """Gated PixelCNN or Row LSTM, over the 8-bit values of RGB pixels or, where `resolution` is None, over tokens."""
+    """Gated PixelCNN or Row LSTM, over 8-bit values of pixels, RGB or gray, or, where `resolution` is None, tokens."""
 
     network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
     conditioning: LabelConditions = LabelConditions()
@@ -116,8 +117,8 @@ class PixelTraining(Training):
 
     @model_validator(mode="after")
     def _colors_share_the_channels(self) -> Self:
-        network = self.network
-        shares = (1 if self.data.resolution is None else 3) * (2 if network.kind == "row_lstm" else 1)
+        network, colors = self.network, 1 if self.data.resolution is None else self.data.in_channels
+        shares = colors * (2 if network.kind == "row_lstm" else 1)
         if network.channels % shares:
             raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
         return self
@@ -259,6 +260,8 @@ def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None
         raise ValueError("classifier.noisy must be true: it guides noisy images")
     if classifier.data.resolution != base.data.resolution:
         raise ValueError(f"classifier.data.resolution must be base.data.resolution {base.data.resolution}")
+    if base.data.in_channels != 3:
+        raise ValueError(f"base.data.in_channels must be 3, not {base.data.in_channels}: classifier sees colors")
     own, wanted = classifier.process.model_dump(), base.process.noise.model_dump()
     for name, value in wanted.items():
         if own.get(name) != value:

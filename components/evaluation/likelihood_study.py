@@ -26,6 +26,8 @@ from components.diffusion.variational_bound import prior_bits
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.pool import Pool, file_name
 from components.sampling.device import best_device
+from components.sampling.gray import one_channel
+from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, encode_conditions, load_model
 from components.sampling.requests import Request, random_stream
@@ -108,30 +110,31 @@ def is_exact(found: BoundTerms) -> bool:
     return bool((found.weights == 1).all())
 
 
-def summarize(found: BoundTerms, *, gray: bool) -> dict[str, float]:
+def summarize(found: BoundTerms, *, png: np.ndarray) -> dict[str, float]:
     """Metrics: the bound and its three parts, means over images, each with its standard error.
 
-    `held_out_bits_per_dim` is the exact sum over t, `estimated_held_out_bits_per_dim` the stratified estimate. Of gray
-    images three equal values are told; what they cost together is `..._bits_per_gray_pixel`.
+    `held_out_bits_per_dim` is the exact sum over t, `estimated_held_out_bits_per_dim` the stratified estimate.
+    `png_bits_per_dim` is what the same images take as PNGs, png (N,).
     """
     prefix = "held_out" if is_exact(found) else "estimated_held_out"
     metrics = {}
     for part, values in bound_parts(found).items():
         name = "_".join(filter(None, (prefix, "bits_per_dim", part)))
         metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
-    if gray:
-        metrics[f"{prefix}_bits_per_gray_pixel"] = 3 * metrics[f"{prefix}_bits_per_dim"]
-    return metrics
+    return metrics | {"png_bits_per_dim": float(png.mean())}
 
 
-def bound_table(found: BoundTerms) -> dict[str, Any]:
-    """Columns and rows for the report."""
+def bound_table(found: BoundTerms, *, png: np.ndarray) -> dict[str, Any]:
+    """Columns and rows for the report; the last one are the same images as PNGs, png (N,)."""
     terms = "all t" if is_exact(found) else f"{found.terms.shape[1]} strata of t"
     return {
         "columns": ["term", "bits/dim", "standard error", "images", "sum over"],
         "rows": [
-            [part or "bound", float(values.mean()), standard_error(values), len(values), terms]
-            for part, values in bound_parts(found).items()
+            *(
+                [part or "bound", float(values.mean()), standard_error(values), len(values), terms]
+                for part, values in bound_parts(found).items()
+            ),
+            ["as PNG", float(png.mean()), standard_error(png), len(png), "–"],
         ],
     }
 
@@ -201,7 +204,7 @@ def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: i
     assert isinstance(objective, DiscreteObjective)
     total = len(objective.schedule)
     edges = strata(total, timesteps_per_image or total)
-    x_0 = from_uint8(job.image).to(model.device)
+    x_0 = pixels_of(model, job.image).to(model.device)
     rows = []
     for place, image in enumerate(x_0):
         condition = condition_of(model, label=int(job.label[place]), caption=job.caption[place])
@@ -267,6 +270,18 @@ def measure_bounds(
     yield from pool.finish(worker, jobs, files=files)
 
 
-def is_gray(image: np.ndarray) -> bool:
-    """Whether all three values of every pixel of (N, H, W, 3) are equal: its bits are those of one gray value."""
-    return bool((image == image[..., :1]).all())
+def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
+    """What the model knows of images (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray ones.
+
+    Raises ColorError for images in color where it knows one channel.
+    """
+    x_0 = from_uint8(image)
+    return one_channel(x_0) if model.network.get("in_channels") == 1 else x_0
+
+
+def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:
+    """Bits/dim of each of the images (N, H, W, 3) as a PNG of the channels that the model knows, the smallest that
+    Pillow makes, (N,): what the bound is compared with. Raises as `pixels_of`."""
+    channels = pixels_of(model, image).shape[1]
+    values = image[..., 0] if channels == 1 else image
+    return np.array([8 * len(encode_png(one, optimize=True)) / one.size for one in values])

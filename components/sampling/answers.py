@@ -2,8 +2,8 @@
 
 What a row may say depends on the model:
     cascade, base,  label or prompt, seed, generator, guidance_scale, steps, sampler, … -> PNG
-    PixelCNN, GAN,  (and condition, a base64 PNG, where prior or base want one; classifier_scale, where one guides)
-    VAE
+    PixelCNN, GAN,  (and condition, a base64 PNG, where prior or base want one; classifier_scale, where one guides;
+    VAE             truncation of a GAN)
     image-to-image  image and mask (base64 PNG), task, and label or prompt, seed, steps, … -> PNG
     upsampler       image (base64 PNG) and label or prompt, seed -> PNG
     autoencoder     image (base64) -> its reconstruction, PNG

@@ -16,6 +16,7 @@ from components.configuration.sampling import (
     ClassifierSampling,
     DiffusionPriorSampling,
     DiffusionSampling,
+    GANSampling,
     MaskedTokenSampling,
     ModelSampling,
     TokenSampling,
@@ -34,6 +35,7 @@ SAMPLING: dict[str, type[ModelSampling]] = {  # by the kind of the network; othe
     "masked_transformer": MaskedTokenSampling,
     "pixelcnn": TokenSampling,
     "row_lstm": TokenSampling,
+    "gan": GANSampling,
     "diffusion_prior": DiffusionPriorSampling,
     "classifier": ClassifierSampling,
 }

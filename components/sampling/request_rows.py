@@ -28,6 +28,7 @@ class RequestRow(pydantic.BaseModel):
     top_k: int | None = None
     top_p: float | None = None
     best_of: int | None = None
+    truncation: float | None = None
     sampling: str | None = None  # JSON, any sampling setting of any stage: {"upsampler_64": {"noise_level": 20}}
     image: str | None = None  # base64 of the image to work on
     mask: str | None = None  # base64 of its mask: white is to be made

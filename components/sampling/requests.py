@@ -10,7 +10,7 @@ from components.diffusion.degradation import MASK_TASKS, TASKS
 
 OPTIONS = (  # fields of a request that some generators take and others don't
     *("condition", "image", "mask", "task", "guidance_scale", "steps", "temperature", "top_k", "top_p"),
-    *("best_of", "size", "sampler", "classifier_scale"),
+    *("best_of", "size", "sampler", "classifier_scale", "truncation"),
 )
 
 
@@ -34,6 +34,7 @@ class Request(NamedTuple):
     size: tuple[int, int] | None = None  # height and width, pixels, at least those of the model; token branch only
     sampler: str | None = None  # of the base or an image-to-image model, as steps
     classifier_scale: float | None = None  # of the classifier that guides the base; 0 is no guidance
+    truncation: float | None = None  # greatest |z| of a GAN's noise
     sampling: tuple[tuple[str, str, Any], ...] = ()  # (stage, setting, value): any sampling setting of any stage
 
     def sampling_options(self) -> tuple[object, ...]:

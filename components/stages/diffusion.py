@@ -19,7 +19,7 @@ from components.stages.training import check_maker, frozen_networks, train_on_im
 from components.storage.artifact import Artifact
 from components.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.training.building import network_arguments
-from components.training.frozen import Frozen, LoadEncoder, load_latents
+from components.training.frozen import Frozen, LoadEncoder, gray_images, load_latents
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.image_to_image import ImageToImageTask
@@ -55,6 +55,8 @@ def train_diffusion(
         load, scale = latents_of(config, context, index, autoencoder)
         frozen, learned = Frozen((*frozen.load_encoders, load), frozen.sizes), learned | {"latent_scale": scale}
         arrays = (*arrays, *({"latents"} & {*index.array_names}))
+    elif config.data.in_channels == 1:
+        frozen = Frozen((*frozen.load_encoders, gray_images), frozen.sizes)
     dataset_info = DatasetInfo(
         num_classes=len(index.classes),
         vocab_size=index.text.vocab_size,

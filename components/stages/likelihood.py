@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
@@ -14,8 +15,8 @@ from components.evaluation.likelihood_study import (
     bound_table,
     check_model,
     draw_terms,
-    is_gray,
     measure_bounds,
+    png_bits,
     read_bound,
     summarize,
 )
@@ -26,6 +27,8 @@ from components.storage.artifact import Artifact
 
 class LikelihoodConfig(Config):
     """Of how many images, and whether exactly."""
+
+    stage_version = 2  # gray images are one channel, and PNGs stand beside
 
     samples: int = Field(256, ge=1)  # held-out images
     timesteps_per_image: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
@@ -38,7 +41,8 @@ def measure_likelihood(
     """Measure prior, denoising and reconstruction terms of held-out images under their own conditions.
 
     Returns an artifact of kind `report`: plots over t, a table with standard errors over images, and the figures.
-    Raises ValueError for a model that has no such bound, or a set that holds no image out.
+    Raises ValueError for a model that has no such bound, a set that holds no image out, or one in color where the model
+    knows one channel.
     """
     files, done = context.files_store, 0
     with context.pool() as pool:
@@ -48,10 +52,10 @@ def measure_likelihood(
         for job in measure_bounds(plan.jobs, model, timesteps_per_image=steps, seed=seed, files=files, pool=pool):
             context.report_images(done := done + len(job.image), total)
     found = read_bound(files, plan.jobs)
-    summary = summarize(found, gray=plan.gray)
+    summary = summarize(found, png=plan.png)
     return context.commit_study(
         plots={"Terms of the bound over t": draw_terms(found, salt=context.stage)},
-        tables={"Bits/dim of held-out images": bound_table(found)},
+        tables={"Bits/dim of held-out images": bound_table(found, png=plan.png)},
         summary=summary,
         headline={name: value for name, value in summary.items() if not name.endswith("standard_error")},
     )
@@ -61,7 +65,7 @@ class BoundPlan(NamedTuple):
     """What is measured."""
 
     jobs: list[BoundJob]
-    gray: bool  # all images
+    png: np.ndarray  # (N,) bits/dim of each image as a PNG
 
 
 def plan_bound(config: LikelihoodConfig, index: ShardIndex, model: Artifact) -> BoundPlan:
@@ -72,4 +76,5 @@ def plan_bound(config: LikelihoodConfig, index: ShardIndex, model: Artifact) -> 
     held_out = read_split(index, "holdout", resolution=loaded.settings["resolution"], limit=config.samples)
     if not held_out.key:
         raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
-    return BoundPlan(bound_jobs(held_out.image, held_out.label, held_out.caption), is_gray(held_out.image))
+    png = png_bits(loaded, held_out.image)
+    return BoundPlan(bound_jobs(held_out.image, held_out.label, held_out.caption), png)

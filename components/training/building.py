@@ -120,7 +120,7 @@ def pixel_arguments(training: PixelTraining, dataset_info: DatasetInfo, grid: To
     """What the values make of a PixelCNN or Row LSTM: those of raw pixels where there is no grid."""
     return {
         "num_values": 256 if grid is None else grid.codebook_size,
-        "num_channels": 3 if grid is None else 1,
+        "num_channels": training.data.in_channels if grid is None else 1,
         "num_classes": classes_of(training, dataset_info),
         "embedding": "intensity" if grid is None else "table",
     }

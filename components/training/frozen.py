@@ -28,6 +28,7 @@ from components.sampling.frozen_text import (
     contrastive_text,
     load_frozen_text,
 )
+from components.sampling.gray import one_channel
 from components.sampling.text_encoding import parse_bpe
 from components.storage.artifact import Artifact
 from components.storage.autoencoders import open_autoencoder
@@ -84,6 +85,15 @@ class Latents:
     def images(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W), near [-1, 1]."""
         return self.network.from_latents(latents / self.scale)
+
+
+def gray_images(device: torch.device) -> Encoder:
+    """Replaces `image`, gray in three equal channels, by one of them, (B, 1, H, W); no network is needed.
+
+    The encoder raises ColorError for an image in color.
+    """
+    del device
+    return lambda batch: {"image": one_channel(batch["image"])}
 
 
 def text_encoder(text: ContrastiveText) -> Encoder:

@@ -19,6 +19,7 @@ from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
 from components.node import node_threads
 from components.ray_internals import get_train_context
+from components.sampling.gray import ColorError
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
@@ -106,11 +107,12 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         reached = fit(task, batches, job.config, start_step=start_step, leave=partial(is_leaving, worker), **acts)
     except (NonFiniteError, NoRoomError) as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
-    except RayTaskError as error:
+    except (RayTaskError, ColorError) as error:
         # Neither does a restart heal a bad shard. Several ranks must fail together, so there Train restarts them.
-        if worker.world_size > 1 or not is_own(error.cause):
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if worker.world_size > 1 or not is_own(cause):
             raise
-        return {"stopped": str(error.cause)}
+        return {"stopped": str(cause)}
     except RuntimeError as error:
         line = out_of_memory(error, task, job.config, worker)
         if worker.world_size > 1:  # the others wait for this rank: Train must end them

@@ -38,6 +38,17 @@ def check_cascade(
     return made
 
 
+def check_channels(base: DiffusionTraining, upsamplers: Sequence[DiffusionTraining] = ()) -> None:
+    """Raise ValueError, naming the field, for a base of images, not latents, with other channels than images have."""
+    channels = base.data.in_channels
+    if channels not in (1, 3):
+        raise ValueError(
+            f"base.data.in_channels must be 3, or 1 for gray images, not {channels}: others are of latents"
+        )
+    if channels == 1 and upsamplers:
+        raise ValueError("base.data.in_channels must be 3: upsamplers enlarge images in color")
+
+
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
     """Raise ValueError, naming the field, for steps or a spacing that the model lacks."""
     process = model.process

@@ -11,7 +11,13 @@ from components.configuration.networks import (
     GumbelCodesConfig,
     ScalarCodesConfig,
 )
-from components.configuration.sampling import MaskedTokenSampling, TokenBranchSampling, TokenSampling
+from components.configuration.sampling import (
+    GANSampling,
+    MaskedTokenSampling,
+    OneModelSampling,
+    TokenBranchSampling,
+    TokenSampling,
+)
 from components.configuration.trainings import (
     AutoencoderTraining,
     GANTraining,
@@ -176,7 +182,10 @@ def one_model(
     name: str, model: AutoencoderTraining | PixelTraining | GANTraining, *, images: ImagesConfig | None = None
 ) -> OneModelRecipe:
     """A recipe of one model of the demo's images, or of other images."""
-    return OneModelRecipe(name=name, images=images or emoji(), model=model, samples=SAMPLES, evaluation=EVALUATION)
+    sampling = OneModelSampling(model=GANSampling() if isinstance(model, GANTraining) else None)
+    return OneModelRecipe(
+        name=name, images=images or emoji(), model=model, sampling=sampling, samples=SAMPLES, evaluation=EVALUATION
+    )
 
 
 def token_branch(

@@ -1,12 +1,15 @@
-"""What diffusion on Fashion-MNIST is measured by: samplers by steps, guidance by scale, likelihood.
+"""Fashion-MNIST at its own 28², each training minutes on two cores: likelihoods of its one channel, samplers by steps,
+guidance by scale.
 
-All at the images' own 28², each training minutes on two cores.
+Likelihoods are of the same held-out images, none conditioned on a class: a PixelCNN's are exact, those of diffusion are
+bounds, and the PNGs of the images stand beside.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from components.configuration.diffusion import DiffusionTraining
+from components.configuration.sampling import DiffusionBranchSampling, DiffusionSampling
 from components.configuration.trainings import ClassifierTraining
 from components.diffusion.samplers import SAMPLERS
 from components.evaluation.guidance_study import GuidanceStudyConfig
@@ -16,9 +19,13 @@ from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
 from pipelines.diffusion_studies import DiffusionStudiesRecipe
+from pipelines.one_model import OneModelRecipe
+from pipelines.recipes.discrete_rows import pixels
 
 REFERENCE = 5000  # training images that distances are measured to
-LIKELIHOOD = LikelihoodConfig(samples=256, timesteps_per_image=250)  # all 1,000: four times the minutes
+SAMPLES = SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0)
+EVALUATION = EvaluationConfig(reference_samples=REFERENCE)
+LEARNED_VARIANCE = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # ancestral steps alone have a variance
 
 
 def fashion_steps() -> DiffusionStudiesRecipe:
@@ -48,56 +55,93 @@ def fashion_guidance() -> DiffusionStudiesRecipe:
     )
 
 
+def fashion_pixelcnn() -> OneModelRecipe:
+    """P1: gated PixelCNN over gray pixels at 28², exact bits/dim."""
+    return OneModelRecipe(
+        name="fashion_pixelcnn",
+        images=fashion(),
+        model=pixels().replace(resolution=28, in_channels=1, conditions=(), channels=32, total_steps=600),
+        samples=SAMPLES,
+        evaluation=EVALUATION,
+    )
+
+
 def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
     """D2: variational bound of DDPM, linear schedule, noise prediction, fixed large variance, in its three terms."""
-    return studies(
-        "fashion_likelihood_ddpm",
-        base=unet().replace(
-            conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
-        ),
-        likelihood=LIKELIHOOD,
-    )
+    return likelihood("fashion_likelihood_ddpm", noise_net().replace(schedule="linear", variance="fixed_large"))
+
+
+def fashion_likelihood_bound() -> DiffusionStudiesRecipe:
+    """D2: the same model trained on the bound itself, the objective of 2015."""
+    base = noise_net().replace(schedule="linear", variance="fixed_large", loss="vlb")
+    return likelihood("fashion_likelihood_bound", base)
 
 
 def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
     """D3: variational bound of Improved DDPM, cosine schedule, learned variance, hybrid loss, in its three terms."""
-    return studies(
-        "fashion_likelihood_hybrid",
-        base=unet().replace(
-            conditions=(),
-            schedule="cosine",
-            prediction_type="epsilon",
-            min_snr_gamma=None,
-            variance="learned_range",
-            loss="hybrid",
-        ),
-        likelihood=LIKELIHOOD,
+    base = noise_net().replace(variance="learned_range", loss="hybrid")
+    return likelihood("fashion_likelihood_hybrid", base, LEARNED_VARIANCE)
+
+
+def fashion_likelihood_loss_aware() -> DiffusionStudiesRecipe:
+    """D3: Improved DDPM on the bound itself, timesteps drawn by their losses before half of it."""
+    base = noise_net().replace(
+        variance="learned_range",
+        loss="vlb",
+        timestep_sampling="loss_aware",
+        num_train_timesteps=500,  # of 1,000 some would be drawn less than ten times in half of the training
     )
+    return likelihood("fashion_likelihood_loss_aware", base, LEARNED_VARIANCE)
 
 
-FASHION: dict[Callable[[], DiffusionStudiesRecipe], str] = {
+FASHION: dict[Callable[[], DiffusionStudiesRecipe | OneModelRecipe], str] = {
+    fashion_pixelcnn: "P1",
     fashion_likelihood_ddpm: "D2",
+    fashion_likelihood_bound: "D2",
     fashion_likelihood_hybrid: "D3",
+    fashion_likelihood_loss_aware: "D3",
     fashion_steps: "D4",
     fashion_guidance: "D6",
 }
 
 
+def fashion() -> ImagesConfig:
+    """The images that all of them share."""
+    return ImagesConfig(
+        source="fashion_mnist",
+        resolution=28,
+        samples_per_shard=2000,
+        holdout_fraction=0.05,
+        vocab_size=300,
+        text_length=8,
+    )
+
+
 def studies(name: str, **parts: Any) -> DiffusionStudiesRecipe:
-    """A recipe on the images that all of them share."""
-    return DiffusionStudiesRecipe(
-        name=name,
-        images=ImagesConfig(
-            source="fashion_mnist",
-            resolution=28,
-            samples_per_shard=2000,
-            holdout_fraction=0.05,
-            vocab_size=300,
-            text_length=8,
-        ),
-        samples=SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0),
-        evaluation=EvaluationConfig(reference_samples=REFERENCE),
-        **parts,
+    """A recipe of studies on these images."""
+    return DiffusionStudiesRecipe(name=name, images=fashion(), samples=SAMPLES, evaluation=EVALUATION, **parts)
+
+
+def likelihood(name: str, base: DiffusionTraining, sampling: DiffusionSampling | None = None) -> DiffusionStudiesRecipe:
+    """A recipe of a model's bound."""
+    return studies(
+        name,
+        base=base,
+        sampling=DiffusionBranchSampling(base=sampling or DiffusionSampling()),
+        likelihood=LikelihoodConfig(samples=256, timesteps_per_image=250),  # all 1,000: four times the minutes
+    )
+
+
+def noise_net() -> DiffusionTraining:
+    """One gray channel and no class; predicts noise, as the likelihoods of 2020 and 2021 were measured."""
+    return unet().replace(
+        conditions=(),
+        in_channels=1,
+        schedule="cosine",
+        prediction_type="epsilon",
+        min_snr_gamma=None,
+        total_steps=1200,
+        sample_every=600,
     )
 
 

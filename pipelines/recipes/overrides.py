@@ -89,7 +89,8 @@ def explain(error: Exception, model: type[BaseModel]) -> str:
     """A validation error as one line: where, what, and the nearest known field for a typo."""
     if not isinstance(error, ValidationError):
         return str(error).splitlines()[0]
-    first = error.errors()[0]
+    found = error.errors()  # of a part of several kinds: each kind's
+    first = next((one for one in found if one["type"] != "extra_forbidden"), found[0])
     path, choices = _walk(model, first["loc"])
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
@@ -102,7 +103,8 @@ def explain(error: Exception, model: type[BaseModel]) -> str:
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
     """The place as `--set` writes it, and the models whose field is its last part.
 
-    pydantic puts the tag of a union (the kind of a network) into the location, as if it were a field.
+    pydantic puts the tag of a union (the kind of a network), or the name of its class, into the location, as if it were
+    a field.
     """
     path: list[str] = []
     owners, choices = [model], [model]
@@ -119,8 +121,8 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
 
 
 def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
-    """Whether a model is of the kind, or its network is."""
-    own = "kind" in model.model_fields and fits(model, {"kind": tag})
+    """Whether a model is of the kind, or its network is, or it has the name."""
+    own = model.__name__ == tag or ("kind" in model.model_fields and fits(model, {"kind": tag}))
     network = parts_of(model, "network")
     return own or any("kind" in part.model_fields and fits(part, {"kind": tag}) for part in network)
 

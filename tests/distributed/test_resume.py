@@ -28,7 +28,7 @@ from components.training.run_folder import fetch_checkpoint, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RayStream
 from tests.distributed.recording import FileRecorder
-from tests.distributed.runs import images_artifact
+from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
 
 CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
@@ -182,6 +182,11 @@ def test_truncated_shard_stops_the_stage_at_once_naming_it(ray_cluster: None, tm
     shard.write_bytes(shard.read_bytes()[:-1000])
     with pytest.raises(TrainingError, match=r"base stopped: shard .*shard-000001.tar has \d+ bytes"):
         run(tmp_path, workers=1)
+
+
+def test_a_color_stops_a_model_of_one_channel_at_once_with_advice(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"base stopped: image \d of a batch has the color .* set in_channels=3$"):
+        run_stage(tmp_path, "base", workers=1, in_channels=1)
 
 
 def test_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from tests.pixel_models import KINDS, make_model, random_values
 
 LABEL = torch.tensor([0, 3, 4])  # 4 is the null label
 BOTH = pytest.mark.parametrize("kind", KINDS)
-INPUTS = pytest.mark.parametrize(("num_channels", "embedding"), [(3, "intensity"), (1, "table"), (2, "table")])
+INPUTS = pytest.mark.parametrize(
+    ("num_channels", "embedding"), [(3, "intensity"), (1, "intensity"), (1, "table"), (2, "table")]
+)
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -46,7 +48,8 @@ def test_cached_logits_equal_those_of_the_full_forward(kind: str, num_channels: 
 @torch.no_grad()
 @BOTH
 @pytest.mark.parametrize(
-    ("num_values", "num_channels", "width", "embedding"), [(2, 3, 2, "intensity"), (3, 1, 3, "table")]
+    ("num_values", "num_channels", "width", "embedding"),
+    [(2, 3, 2, "intensity"), (3, 1, 3, "intensity"), (3, 1, 3, "table")],
 )
 def test_probabilities_of_all_images_sum_to_one(
     kind: str, num_values: int, num_channels: int, width: int, embedding: str

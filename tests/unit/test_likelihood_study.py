@@ -19,7 +19,6 @@ from components.evaluation.likelihood_study import (
     check_model,
     draw_terms,
     image_terms,
-    is_gray,
     joined_terms,
     measure_bound,
     standard_error,
@@ -60,20 +59,21 @@ class ExactNetwork(nn.Module):
         return torch.cat([epsilon, values[timesteps].reshape(-1, 1, 1, 1).expand_as(x_t)], dim=1)
 
 
-def exact_model() -> SamplingModel:
-    settings = {"objective": OBJECTIVE, "resolution": SIDE}
-    return SamplingModel("base", "unet", {}, settings, ExactNetwork(), None, DiffusionSampling())
+def exact_model(channels: int = 3) -> SamplingModel:
+    settings, network = {"objective": OBJECTIVE, "resolution": SIDE}, {"in_channels": channels}
+    return SamplingModel("base", "unet", network, settings, ExactNetwork(), None, DiffusionSampling())
 
 
-def normal_images(count: int) -> np.ndarray:
-    values = np.random.default_rng(0).normal(0, DEVIATION, (count, SIDE, SIDE, 3))
-    return np.rint((values + 1) * 127.5).clip(0, 255).astype(np.uint8)
+def normal_images(count: int, channels: int = 3) -> np.ndarray:
+    """Of independent values; gray ones have three equal channels."""
+    values = np.random.default_rng(0).normal(0, DEVIATION, (count, SIDE, SIDE, channels))
+    return np.rint((values + 1) * 127.5).clip(0, 255).astype(np.uint8).repeat(3 // channels, axis=3)
 
 
-def measured(image: np.ndarray, *, timesteps_per_image: int | None = None) -> BoundTerms:
+def measured(image: np.ndarray, channels: int = 3, *, timesteps_per_image: int | None = None) -> BoundTerms:
     jobs = bound_jobs(image, np.zeros(len(image), np.int64), [""] * len(image))
     how = {"timesteps_per_image": timesteps_per_image, "seed": 0}
-    return joined_terms([measure_bound(exact_model(), job, **how) for job in jobs])
+    return joined_terms([measure_bound(exact_model(channels), job, **how) for job in jobs])
 
 
 def true_bits(image: np.ndarray) -> np.ndarray:
@@ -83,10 +83,10 @@ def true_bits(image: np.ndarray) -> np.ndarray:
     return nats.mean(axis=(1, 2, 3)) / math.log(2)
 
 
-@pytest.mark.parametrize("count", [None, 12])
-def test_the_bound_of_the_exact_model_is_what_its_images_cost(count: int | None) -> None:
-    image = normal_images(48)
-    difference = bound_parts(measured(image, timesteps_per_image=count))[""] - true_bits(image)
+@pytest.mark.parametrize(("count", "channels"), [(None, 3), (12, 3), (None, 1), (12, 1)])
+def test_the_bound_of_the_exact_model_is_what_its_images_cost(count: int | None, channels: int) -> None:
+    image = normal_images(48 if channels == 3 else 144, channels)
+    difference = bound_parts(measured(image, channels, timesteps_per_image=count))[""] - true_bits(image)
     error = standard_error(difference)
     assert abs(difference.mean()) < 4 * error < 0.15
     entropy = (0.5 * math.log(2 * math.pi * math.e * DEVIATION**2) - math.log(2 / 255)) / math.log(2)
@@ -151,6 +151,9 @@ def test_the_standard_error_is_the_deviation_over_the_root_of_the_number() -> No
     assert math.isnan(standard_error(np.array([1.0])))
 
 
+PNG = np.array([5.0, 6.0])  # of the images of `found`
+
+
 def found(*, weights: tuple[int, ...]) -> BoundTerms:
     terms = np.array([[2.0, 0.5, 0.25], [4.0, 0.5, 0.75]])
     times = np.array([[0, 1, 2], [0, 1, 2]])
@@ -158,29 +161,23 @@ def found(*, weights: tuple[int, ...]) -> BoundTerms:
 
 
 def test_an_estimate_is_never_called_the_bound() -> None:
-    exact, estimate = summarize(found(weights=(1, 1, 1)), gray=False), summarize(found(weights=(1, 2, 4)), gray=True)
+    exact, estimate = (summarize(found(weights=weights), png=PNG) for weights in ((1, 1, 1), (1, 2, 4)))
     assert exact["held_out_bits_per_dim"] == pytest.approx(0.1 + 3 + 1)
     assert exact["held_out_bits_per_dim_reconstruction"] == 3
     assert exact["held_out_bits_per_dim_denoising"] == 1
     assert exact["held_out_bits_per_dim_standard_error"] == pytest.approx(2.5 / 2)
     assert estimate["estimated_held_out_bits_per_dim"] == pytest.approx(0.1 + 3 + 1 + 2)
-    assert estimate["estimated_held_out_bits_per_gray_pixel"] == pytest.approx(3 * 6.1)
-    assert not exact.keys() & estimate.keys()
-    assert not [name for name in exact if "gray" in name]
+    assert exact.keys() & estimate.keys() == {"png_bits_per_dim"}
+    assert exact["png_bits_per_dim"] == 5.5
 
 
 def test_the_table_and_the_plot_tell_the_parts() -> None:
     one = measured(normal_images(3))
-    rows = {row[0]: row[1] for row in bound_table(one)["rows"]}
+    rows = {row[0]: row[1] for row in bound_table(one, png=PNG)["rows"]}
+    assert rows["as PNG"] == 5.5
     assert rows["bound"] == pytest.approx(rows["prior"] + rows["denoising"] + rows["reconstruction"])
     page = Page(draw_terms(one, salt="likelihood"))
     assert all(words in page.text for words in ("denoising", "bound from t on", "bits/dim"))
-
-
-def test_gray_images_are_known() -> None:
-    image = normal_images(2)
-    assert not is_gray(image)
-    assert is_gray(np.repeat(image[..., :1], 3, axis=3))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pipelines.recipes.fashion import (
     fashion_guidance,
     fashion_likelihood_ddpm,
     fashion_likelihood_hybrid,
+    fashion_pixelcnn,
     fashion_steps,
 )
 from pipelines.recipes.openmoji import openmoji
@@ -65,6 +66,7 @@ def test_rows_that_share_numbers_share_stages():
         ("openmoji", "sampling.prior.top_k=50"),
         ("openmoji", "sampling.upsamplers.0.num_inference_steps=4"),
         ("palette", "sampling.model.num_inference_steps=4"),
+        ("gan", "sampling.truncation=0.5"),
         ("maskgit", "sampling.prior.num_inference_steps=4"),
         ("dalle2", "sampling.diffusion_prior.candidates=3"),
     ],
@@ -116,6 +118,9 @@ def test_a_sampling_step_lies_inside_the_training(recipe):
         ("maskgit", "prior.num_layers=0", ["prior.network.num_layers", "got 0"]),
         ("vae", "model.kl_weigth=1", ["model.kl_weigth", "kl_weight"]),
         ("gan", "model.resolution=30", ["resolution 30"]),
+        ("gan", "sampling.model.truncation=0", ["sampling.model.truncation: Input should be greater than 0", "got 0"]),
+        ("gan", 'sampling.model={"top_k":4}', ["sampling.model: a gan takes truncation"]),
+        ("vae", 'sampling.model={"truncation":0.5}', ["sampling.model must be empty", "autoencoder"]),
         ("dalle", "tokenizer.bottleneck=gaussian", ["gaussian"]),
         ("depth_transformer", "condition.tokens.member=mask", ["mask", "depth"]),
         ("vae", "images.resolution=16", ["images.resolution", "32"]),
@@ -205,4 +210,5 @@ def test_a_study_that_is_not_asked_for_is_no_stage():
     assert set(names[fashion_steps]) == common | {"steps_study"}
     assert set(names[fashion_guidance]) == common | {"weaker", "classifier", "judge", "guidance_study"}
     assert set(names[fashion_likelihood_ddpm]) == set(names[fashion_likelihood_hybrid]) == common | {"likelihood"}
+    assert set(names[fashion_pixelcnn]) == common - {"base"} | {"pixelcnn"}
     assert fashion_steps().base == fashion_guidance().base  # trained once for both

@@ -14,6 +14,7 @@ from components.sampling.requests import Request
 from pipelines.sample_command import sample_images
 from pipelines.workflow import UsageError
 from tests.tiny_diffusion_branches import classifier_guided, imagen
+from tests.tiny_generators import lone
 
 UNKNOWN_SAMPLER = "base.sampler: Input should be 'ddpm'"
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
     """Images of class 1."""
-    options = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
+    options = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
     asked = {
         "labels": ["1"],
         "prompts": [],
@@ -34,6 +35,7 @@ def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
         "seed": 4,
         "count": 1,
         "settings": [],
+        "tracking": None,
         **dict.fromkeys(options),
     }
     grid = sample_images(str(folder), **(asked | changes), out=out, console=Console(quiet=True))
@@ -44,6 +46,14 @@ def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
 def test_what_is_asked_for_is_what_is_sampled(folder: Path, how: dict, tmp_path: Path) -> None:
     (made,) = sampled(folder, tmp_path, **how)
     plain, wanted = Cascade.load(folder).sample([Request(label=1, seed=4), Request(label=1, seed=4, **how)])
+    np.testing.assert_array_equal(made, wanted)
+    assert (made != plain).any()
+
+
+def test_the_noise_of_a_gan_is_truncated_as_asked(tmp_path: Path) -> None:
+    folder = lone("gan", tmp_path)
+    (made,) = sampled(folder, tmp_path / "out", truncation=0.5)
+    plain, wanted = Cascade.load(folder).sample([Request(label=1, seed=4), Request(label=1, seed=4, truncation=0.5)])
     np.testing.assert_array_equal(made, wanted)
     assert (made != plain).any()
 

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from components.models.gan import GANGenerator, estimate_statistics
-from components.sampling.generators.gan import sample_gan
+from components.sampling.cascade import Cascade
+from components.sampling.generators.gan import sample_gan, truncated
+from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, load_model
-from components.sampling.requests import Request
+from components.sampling.requests import Request, random_stream
 from components.storage.bundle import ModelBundle, save_bundle
 
 CLASSES = ["animals", "food", "flags"]
@@ -73,3 +76,48 @@ def test_an_unknown_label_is_refused_naming_the_classes(model: SamplingModel) ->
 
 def test_a_generator_without_classes_samples(tmp_path: Path) -> None:
     assert sample_gan(model_of(tmp_path, num_classes=None), [Request(seed=3)]).shape == (1, 3, 16, 16)
+
+
+def noise_of(request: Request) -> torch.Tensor:
+    return torch.randn(1, 6, generator=random_stream(request.seed, "gan"))
+
+
+@pytest.mark.parametrize("truncation", [0.04, 0.5, 1.0, 2.0])
+def test_truncated_noise_is_the_truncated_normal(truncation: float) -> None:
+    """The distribution of rejection, which Brock et al. draw by, without any draw."""
+    noise = truncated(torch.randn(50_000, generator=torch.Generator().manual_seed(0)), truncation)
+    assert noise.abs().max() <= torch.tensor(truncation)
+    assert stats.kstest(noise.numpy(), stats.truncnorm(-truncation, truncation).cdf).pvalue > 0.01
+    assert stats.kstest(noise.numpy(), stats.norm.cdf).pvalue < 1e-9
+
+
+def test_truncation_keeps_sign_and_order_and_goes_to_the_normal() -> None:
+    noise = torch.tensor([-30.0, -9.0, -2.0, -1e-4, 0.0, 1e-4, 2.0, 9.0, 30.0])
+    for threshold in (0.1, 1.0, 3.0):
+        made = truncated(noise, threshold)
+        assert (made.diff() >= 0).all()
+        assert torch.equal(made, -truncated(-noise, threshold))
+        assert torch.equal(made[[0, 4, -1]], torch.tensor([-threshold, 0, threshold]))
+    torch.testing.assert_close(truncated(noise, 38.0), noise)
+    assert truncated(noise, None) is noise
+
+
+def test_an_image_without_truncation_is_that_of_the_plain_noise(model: SamplingModel) -> None:
+    request = Request(label=1, seed=5)
+    assert torch.equal(sample_gan(model, [request]), model.module(noise_of(request), torch.tensor([1])))
+
+
+def test_a_request_decides_its_truncation_in_whatever_company(model: SamplingModel) -> None:
+    requests = [Request(label=1, seed=5, truncation=truncation) for truncation in (None, 0.3, 1.0)]
+    images = Cascade(model=model).sample_stages(requests)
+    for request, stages in zip(requests, images, strict=True):
+        wanted = model.module(truncated(noise_of(request), request.truncation), torch.tensor([1]))
+        assert (stages["gan"] == to_uint8(wanted)[0]).all()
+    assert (images[0]["gan"] != images[1]["gan"]).any()
+
+
+@pytest.mark.parametrize("truncation", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_truncation_that_leaves_nothing_is_refused(model: SamplingModel, truncation: float) -> None:
+    with pytest.raises(ValueError, match=r"gan\.truncation: Input should be .* \(got ") as caught:
+        Cascade(model=model).sample([Request(label=1, truncation=truncation)])
+    assert "\n" not in str(caught.value)

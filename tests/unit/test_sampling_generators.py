@@ -67,6 +67,7 @@ def test_a_larger_image_has_the_size_asked_for(tmp_path: Path):
     [
         (lambda p: lone("gan", p), Request(label=1, guidance_scale=2.0), "gan generator takes no guidance_scale"),
         (lambda p: lone("gan", p), Request(label=1, temperature=1.0), "gan generator takes no temperature"),
+        (lambda p: lone("vae", p), Request(truncation=0.5), "the vae generator takes no truncation"),
         (lambda p: lone("vae", p), Request(label=1), "takes no label"),
         (lambda p: lone("vae", p), Request(steps=3), "vae generator takes no steps"),
         (lambda p: lone("pixels", p), Request(label=1, generator="tokens"), "no tokens generator; it has pixels"),

@@ -1,6 +1,6 @@
 """Training of models that know an image's exact likelihood: gated PixelCNN and Row LSTM (van den Oord et al. 2016).
 
-Their images are the 8-bit values of RGB pixels (dimensions of 256 values), or grids of tokens.
+Their images are the 8-bit values of RGB or gray pixels (dimensions of 256 values), or grids of tokens.
 
 Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image.
 """
@@ -18,6 +18,7 @@ from components.configuration.trainings import PixelTraining
 from components.diffusion.corruption import from_levels, to_levels
 from components.losses.token_likelihood import token_loss
 from components.models.autoencoder import Autoencoder
+from components.sampling.gray import one_channel
 from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
@@ -71,10 +72,11 @@ class PixelTask(LearnerTask[Any]):
         return token_loss(rearrange(logits, "b c h w k -> b (c h w) k"), tokens=values.flatten(1))
 
     def values(self, batch: Batch) -> Tensor:
-        """What the network learns of a batch, (B, C, H, W) int64."""
-        if self.grid is None:
-            return to_levels(batch["image"]).round().long()  # exact: they were 8-bit images
-        return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
+        """What the network learns of a batch, (B, C, H, W) int64. Raises ColorError where it learns gray alone."""
+        if self.grid is not None:
+            return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
+        image = batch["image"] if self.config.data.in_channels == 3 else one_channel(batch["image"])
+        return to_levels(image).round().long()  # exact: they were 8-bit images
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:

@@ -1,0 +1,185 @@
+"""Laws of models of one channel: they learn, sample and are measured on gray images, and refuse color in one line."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from components.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
+from components.evaluation.likelihood_study import bound_jobs, measure_bound, png_bits
+from components.sampling.cascade import Cascade, lone_cascade
+from components.sampling.gray import ColorError, one_channel
+from components.sampling.images import from_uint8, to_uint8
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.requests import Request
+from components.stages.diffusion import settings_of
+from components.storage.bundle import ModelBundle, save_bundle
+from components.training.batches import to_batch
+from components.training.building import network_arguments
+from components.training.frozen import encoded, gray_images
+from components.training.loop import Arrays
+from components.training.randomness import sample_normal, sample_uniform
+from components.training.tasks.diffusion import DiffusionTask
+from components.training.tasks.pixels import PixelTask
+from pipelines.recipes.catalog import load_recipe
+from pipelines.recipes.fashion import fashion_likelihood_loss_aware
+from pipelines.workflow import UsageError
+from tests.tiny_training import DATASET_INFO, diffusion_config, pixel_config, rows_at
+
+PROCESSES: dict[str, dict[str, Any]] = {
+    "simple": {},
+    "vlb": {"loss": "vlb", "min_snr_gamma": None},
+    "learned": {"variance": "learned_range", "loss": "hybrid", "min_snr_gamma": None},
+}
+COLOR = (
+    r"image 1 of a batch has the color \(200, 201, 200\) in row 2, column 3, .* learns gray images alone: "
+    "set in_channels=3"
+)
+
+
+def gray_rows(count: int = 8, side: int = 8) -> Arrays:
+    """Rows of the stream whose images are gray."""
+    rows = rows_at(diffusion_config(resolution=side), range(count))
+    return rows | {"image": np.repeat(rows["image"][..., :1], 3, axis=3)}
+
+
+def colored(rows: Arrays) -> Arrays:
+    """The same, but for a single level of a single value."""
+    image = rows["image"].copy()
+    image[1, 2, 3] = (200, 201, 200)
+    return rows | {"image": image}
+
+
+def diffusion_task(**changes: Any) -> DiffusionTask:
+    config = diffusion_config(in_channels=1, conditions=("label",), **changes)
+    return DiffusionTask(config, dataset_info=DATASET_INFO, load_encoders=(gray_images,))
+
+
+def sampling_model(task: DiffusionTask | PixelTask, folder: Path, settings: dict[str, Any]) -> SamplingModel:
+    """The task's model from disk, with weights that make something."""
+    network, config = task.learner.network, task.config
+    if isinstance(task, DiffusionTask):
+        torch.nn.init.normal_(network.conv_out.weight, std=0.3)
+    arguments = network_arguments(config, DATASET_INFO)
+    save_bundle(folder, ModelBundle(config.network.kind, arguments, settings, network))
+    return load_model("base" if isinstance(task, DiffusionTask) else "model", folder)
+
+
+def test_gray_is_one_channel_and_comes_back_as_three_equal_ones() -> None:
+    image = gray_rows()["image"]
+    channel = one_channel(from_uint8(image))
+    assert channel.shape == (8, 1, 8, 8)
+    np.testing.assert_array_equal(to_uint8(channel), image)
+
+
+def test_a_single_value_off_gray_is_refused_and_named() -> None:
+    with pytest.raises(ColorError, match=COLOR) as caught:
+        one_channel(from_uint8(colored(gray_rows())["image"]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_diffusion_model_of_one_channel_trains_samples_and_shows(process: str, tmp_path: Path) -> None:
+    task, rows = diffusion_task(**PROCESSES[process]), gray_rows()
+    assert task.learner.network.conv_in.in_channels == 1
+    losses = [float(task.train_step(to_batch(rows), step)["loss"]) for step in range(1, 4)]
+    assert all(np.isfinite(losses))
+    assert Image.open(io.BytesIO(task.preview(rows, 3)["samples"])).mode == "RGB"
+    model = sampling_model(task, tmp_path, settings_of(task.config, ("a", "b", "c")))
+    made = Cascade(base=model).sample([Request(label=seed, seed=seed, steps=3, sampler="ddpm") for seed in range(2)])
+    assert made[0].shape == (8, 8, 3)
+    assert all((image == image[..., :1]).all() for image in made)
+    assert (made[0] != made[1]).any()
+
+
+def test_the_loss_is_of_one_channel() -> None:
+    """A network that predicts nothing at first: its loss is the mean square of the one channel's noise."""
+    task, batch = diffusion_task(prediction_type="epsilon", min_snr_gamma=None), to_batch(gray_rows())
+    part = encoded(batch, task.encoders)
+    assert torch.equal(part["image"], batch["image"][:, :1])
+    losses = task.losses(task.learner.network, part, {"label": batch["label"]}, torch.full((8,), 7))
+    noise = sample_normal(task.seed, batch["position"], stream="noise", shape=(1, 8, 8))
+    torch.testing.assert_close(losses, noise.square().mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["pixelcnn", "row_lstm"])
+def test_a_model_of_pixels_counts_one_channel(kind: str, tmp_path: Path) -> None:
+    """What knows nothing needs 8 bits of each gray pixel, not 24, and draws gray images."""
+    config = pixel_config(network=kind, in_channels=1, resolution=8)
+    task, rows = PixelTask(config, dataset_info=DATASET_INFO), gray_rows()
+    assert torch.equal(task.values(to_batch(rows))[:, 0], torch.from_numpy(rows["image"][..., 0]).long())
+    assert np.isfinite(float(task.train_step(to_batch(rows), 1)["loss"]))
+    model = sampling_model(task, tmp_path, {"resolution": 8, "classes": ["a", "b", "c"]})
+    cascade = lone_cascade(model)
+    assert cascade is not None
+    (image,) = cascade.sample([Request(seed=1, label=1)] if model.classes else [Request(seed=1)])
+    assert image.shape == (8, 8, 3)
+    assert (image == image[..., :1]).all()
+    assert Image.open(io.BytesIO(task.preview(rows, 1)["samples"])).mode == "RGB"
+    for parameter in task.learner.snapshot().head.out.parameters():
+        parameter.data.zero_()
+    assert task.evaluate(rows) == {"held_out_bits_per_dim": pytest.approx(8.0, rel=1e-6)}
+
+
+def test_trainings_and_measures_of_one_channel_refuse_color(tmp_path: Path) -> None:
+    rows, diffusion = colored(gray_rows()), diffusion_task(**PROCESSES["learned"])
+    pixels = PixelTask(pixel_config(in_channels=1, resolution=8), dataset_info=DATASET_INFO)
+    model = sampling_model(diffusion, tmp_path, settings_of(diffusion.config, ("a", "b", "c")))
+    jobs = bound_jobs(rows["image"], rows["label"], [""] * 8)
+    for refuses in (
+        lambda: diffusion.train_step(to_batch(rows), 1),
+        lambda: pixels.train_step(to_batch(rows), 1),
+        lambda: png_bits(model, rows["image"]),
+        lambda: measure_bound(model, jobs[0], timesteps_per_image=2, seed=0),
+    ):
+        with pytest.raises(ColorError, match=COLOR):
+            refuses()
+
+
+def test_pngs_are_measured_in_bits_of_the_channels_that_the_model_knows(tmp_path: Path) -> None:
+    """Noise can't be compressed: 8 bits of each value and the format's own bytes, be it one channel or three."""
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    gray = np.repeat(image[..., :1], 3, axis=3)
+    color_task = DiffusionTask(diffusion_config(conditions=("label",)), dataset_info=DATASET_INFO)
+    color = sampling_model(color_task, tmp_path / "c", settings_of(color_task.config, ("a", "b", "c")))
+    one = sampling_model(diffusion_task(), tmp_path / "g", settings_of(diffusion_task().config, ("a", "b", "c")))
+    for model, images, values in ((color, image, 3072), (one, gray, 1024)):
+        bits = png_bits(model, images)
+        assert bits.shape == (2,)
+        assert ((bits > 8) & (bits < 8 + 8 * 150 / values)).all()
+    flat = np.full((1, 32, 32, 3), 7, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(flat[0, ..., 0]).save(file, format="PNG", optimize=True)
+    assert png_bits(one, flat) == pytest.approx(8 * len(file.getvalue()) / 1024)
+
+
+def test_loss_aware_timesteps_begin_before_half_of_the_training() -> None:
+    """By the recipe's own draws: from the step on at which each timestep has its losses."""
+    base = fashion_likelihood_loss_aware().base
+    numbers, total = base.optimization, base.process.num_train_timesteps
+    positions = torch.arange(numbers.total_steps // 2 * numbers.global_batch_size)
+    uniform = sample_uniform(numbers.seed, positions, stream="timestep")
+    timesteps, _ = draw_timesteps(empty_history(total), uniform)
+    assert torch.bincount(timesteps, minlength=total).min() >= KEPT
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignments", "words"),
+    [
+        ("fashion_pixelcnn", "model.in_channels=2", "model.data.in_channels"),
+        ("fashion_steps", "base.in_channels=2", r"base\.data\.in_channels must be 3, or 1 for gray images, not 2"),
+        ("openmoji", "base.in_channels=1", r"base\.data\.in_channels must be 3: upsamplers"),
+        ("openmoji", "upsamplers.0.in_channels=1", "in_channels must be 3 for a model that enlarges"),
+        ("palette", "model.in_channels=1", "in_channels must be 3 for a model that enlarges or restores"),
+        ("fashion_guidance", "base.in_channels=1", r"weaker\.in_channels must be base\.in_channels 1"),
+        ("fashion_guidance", "base.in_channels=1 weaker.in_channels=1", "classifier sees colors"),
+    ],
+)
+def test_channels_that_no_image_has_are_refused(recipe: str, assignments: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        load_recipe(recipe, assignments.split())
+    assert "\n" not in str(caught.value)
