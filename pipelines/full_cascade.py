@@ -16,6 +16,7 @@ from components.stages.images import ImagesConfig, images_identity, ingest_image
 from components.stages.prior import train_prior
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.tokens import TokensConfig, tokenize_images
+from pipelines.agreement import AgreementRecipe, agreement_stages
 from pipelines.recipes.checks import check_cascade, check_channels
 from pipelines.workflow import Stage, Workflow
 
@@ -34,6 +35,7 @@ class CascadeRecipe(Config):
     sampling: CascadeSampling = CascadeSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
+    agreement: AgreementRecipe | None = None  # whether labels and prompts do anything
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
@@ -42,6 +44,8 @@ class CascadeRecipe(Config):
         largest = max(made, self.tokenizer.data.resolution)
         if self.images.resolution < largest:
             raise ValueError(f"images.resolution {self.images.resolution} is below {largest}, which a model makes")
+        if self.agreement is not None:
+            self.agreement.check_size(min(made, self.tokenizer.data.resolution))
         return self
 
 
@@ -60,8 +64,10 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **models)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
+    agreement = agreement_stages(recipe.agreement, images=images, cascade=cascade)
 
-    return Workflow(recipe.name, [images, tokenizer, tokens, prior, base, *upsamplers, cascade, samples, evaluation])
+    trained = [tokenizer, tokens, prior, base, *upsamplers]
+    return Workflow(recipe.name, [images, *trained, cascade, samples, evaluation, *agreement])
 
 
 if __name__ == "__main__":

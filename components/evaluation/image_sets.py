@@ -137,7 +137,12 @@ def samples_of(entry: ShardEntry, split: Split) -> int:
 def spread(parts: Sequence[ShardImages], count: int, *, seed: int) -> list[ShardImages]:
     """At most `count` of the images, drawn at random, in their order."""
     total = sum(part.num_images for part in parts)
-    chosen, first, found = np.sort(np.random.default_rng(seed).permutation(total)[:count]), 0, []
+    return some_of(parts, np.sort(np.random.default_rng(seed).permutation(total)[:count]))
+
+
+def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImages]:
+    """The images of these numbers (n,) among those of all parts, ascending."""
+    first, found = 0, []
     for part in parts:
         own = chosen[(chosen >= first) & (chosen < first + part.num_images)] - first
         if len(own):

@@ -110,6 +110,11 @@ class MadeStage(NamedTuple):
     parts: tuple[ImagePart, ...]
 
 
+def branch_name(generator: str) -> str:
+    """What the images of a generator are called in tables."""
+    return f"{generator.removesuffix('s')} branch"
+
+
 def compared_sets(
     trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
 ) -> dict[str, ImageSet]:
@@ -127,6 +132,6 @@ def compared_sets(
     sets["noise"] = ImageSet(tuple(noise_parts(count, resolution=side, seed=seed)), "scale")
     for stage in made:
         about = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
-        name = f"{stage.generator.removesuffix('s')} branch{about}, {stage.side}²"
+        name = f"{branch_name(stage.generator)}{about}, {stage.side}²"
         sets[name] = ImageSet(stage.parts, "model")
     return sets

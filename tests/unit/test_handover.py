@@ -22,9 +22,11 @@ from torch import nn
 import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
 from components.data import shard_files
+from components.evaluation.agreement import AgreementConfig
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.pool import HandoverError, Pool, file_name, portable
+from components.stages.agreement import measure_agreement
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
 from components.stages.classifier import train_classifier
@@ -243,6 +245,11 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
         measure_restoration,
         RestorationConfig(samples=2, feature_network="none"),
         {**IMAGES, "cascade": "restoring"},
+    ),
+    "agreement": (
+        measure_agreement,
+        AgreementConfig(samples=3),
+        {**IMAGES, "cascade": "cascade", "judge": "judge", "matcher": "contrastive"},
     ),
     "likelihood": (
         measure_likelihood,

@@ -75,7 +75,7 @@ def test_what_only_sampling_uses_trains_nothing_again(recipe: str, assignment: s
     root = Store("memory://rows")
     before, after = (build_workflow(load_recipe(recipe, asked)).plan(root) for asked in ([], [assignment]))
     moved = {a.stage.name for a, b in zip(before, after, strict=True) if a.key != b.key}
-    assert moved <= {"cascade", "samples", "evaluation", "restoration"}
+    assert moved <= {"cascade", "samples", "evaluation", "agreement", "restoration"}
     assert "cascade" in moved
 
 
@@ -96,9 +96,11 @@ def test_trainings_that_wait_for_no_other_run_at_once():
 
 def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
     workflow = workflow_of(openmoji)
-    assert {concurrent_trainings(workflow, name) for name in trainings(workflow)} == {3}  # one of each branch
+    assert {concurrent_trainings(workflow, name) for name in trainings(workflow)} == {
+        5
+    }  # one of each branch, and two that judge
     alone = [name for name in trainings(workflow) if stands_alone(workflow, name)]
-    assert alone == ["base", "upsampler_64"]  # the prior waits for the tokenizer
+    assert alone == ["base", "upsampler_64", "judge", "matcher"]  # the prior waits for the tokenizer
     only = workflow_of(ddpm)
     assert not any(stands_alone(only, name) for name in trainings(only))  # there is nobody to let go first
 

@@ -1,0 +1,214 @@
+"""Laws of what images are asked for and what independent networks see in them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from components.training.networks import network_arguments
+
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.trainings import ClassifierTraining
+from components.data.held_out import held_out_arrays
+from components.data.shards import BPE, ShardIndex
+from components.evaluation.agreement import (
+    Agreement,
+    AskedPart,
+    CaptionRanker,
+    ClassJudge,
+    caption_agreement,
+    caption_ranks,
+    class_agreement,
+    label_table,
+    prompt_table,
+)
+from components.evaluation.image_sets import some_of, split_parts
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from components.stages.agreement import Wanted, asked_jobs, headline, known_parts, summary, wanted_of
+from components.storage.artifact import Artifact
+from components.storage.bundle import ModelBundle, save_bundle
+from components.storage.store import Store
+from components.training.batches import to_batch, with_positions
+from components.training.tasks.classifier import ClassifierTask
+from pipelines.recipes.catalog import load_recipe
+from pipelines.workflow import UsageError
+from tests.image_sets import CAPTIONS, number_of, write_scenes, write_set
+from tests.tiny_cascade import commit_model, write_cascade
+from tests.tiny_text_image import classifier_config, contrastive_config, frozen_contrastive
+
+SIDE = 8
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    store = Store(str(tmp_path_factory.mktemp("scenes")))
+    return write_scenes(store, sizes=(40, 40, 40), resolution=SIDE)
+
+
+def random_unit(*shape: int, seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_who_knows_the_labels_is_always_right_and_shuffled_labels_get_chance() -> None:
+    numbers = np.random.default_rng(0)
+    asked = numbers.choice(5, 60, p=(0.5, 0.2, 0.1, 0.1, 0.1))
+    assert class_agreement(asked, asked).accuracy == 1
+    assert class_agreement(asked, asked).standard_error == 0
+    seen = np.where(numbers.random(60) < 0.7, asked, numbers.integers(0, 5, 60))
+    turned = [class_agreement(seen, np.roll(asked, turn)) for turn in range(60)]  # every label meets every image once
+    assert np.mean([each.accuracy for each in turned]) == pytest.approx(turned[0].chance)
+    assert turned[0].accuracy > turned[0].chance > 1 / 5  # a frequent class is met more often
+
+
+def test_a_rank_counts_nearer_captions_and_does_not_depend_on_their_order() -> None:
+    image, text, own = random_unit(20, 6, seed=1), random_unit(9, 6, seed=2), np.arange(20) % 9
+    ranks = caption_ranks(image, text, own)
+    assert ranks[3] == 1 + sum(image[3] @ other > image[3] @ text[own[3]] for other in text)
+    order = np.random.default_rng(3).permutation(9)
+    np.testing.assert_array_equal(caption_ranks(image, text[order], np.argsort(order)[own]), ranks)
+    np.testing.assert_array_equal(caption_ranks(text, text, np.arange(9)), 1)
+
+
+def test_equal_captions_share_their_ranks() -> None:
+    image, text = random_unit(7, 6, seed=4), random_unit(5, 6, seed=5)
+    twins = text[[0, 0, 0, 1, 1]]
+    every = [caption_ranks(image, twins, np.full(7, own)) for own in range(5)]
+    np.testing.assert_array_equal(every[0], every[2])
+    assert set(every[0].tolist()) <= {2.0, 4.0}  # three that share the places 1 to 3, or 3 to 5
+    np.testing.assert_array_equal(np.sum(every, axis=0), 15)  # whatever is nearer, ranks are those of 1 to 5
+    np.testing.assert_array_equal(
+        caption_ranks(image, text[[0] * 5], np.full(7, 3)), 3
+    )  # who knows nothing: (C + 1) / 2
+
+
+def test_every_caption_as_the_own_one_gives_chance() -> None:
+    image, text = random_unit(6, 4, seed=6), random_unit(8, 4, seed=7)
+    ranks = np.concatenate([caption_ranks(image, text, np.full(6, own)) for own in range(8)])
+    found = caption_agreement(ranks, candidates=8)
+    assert found.accuracy == found.chance == 1 / 8
+    assert found.median_rank == (8 + 1) / 2
+
+
+def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifier(
+    scenes: ShardIndex, tmp_path: Path
+) -> None:
+    held_out = held_out_arrays(scenes, resolution=SIDE, limit=100)
+    config, dataset_info = classifier_config(noisy=False), DatasetInfo(num_classes=len(scenes.classes))
+    task = ClassifierTask(config, dataset_info=dataset_info)
+    for parameter in task.learner.snapshot().parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batch = with_positions(to_batch(held_out, torch.device("cpu")))
+    mean = task.logits(task.learner.snapshot(), batch["image"], batch).mean(dim=0)
+    task.learner.snapshot().pool.proj.bias.data -= mean  # not the same class for all
+    classifier = judge_of(task, config, dataset_info, tmp_path)
+
+    parts = known_parts(scenes, wanted_of(scenes, samples=100)["label"], resolution=SIDE)
+    seen = np.concatenate([ClassJudge(classifier)(part) for part in parts])
+    found = class_agreement(seen, np.concatenate([part.asked for part in parts]))
+    assert found.count == len(held_out["label"]) > 5
+    shown = np.concatenate([images for part in parts for images in part.images.batches()])
+    np.testing.assert_array_equal(shown, held_out["image"])
+    assert len({*seen.tolist()}) > 1
+    assert found.accuracy == pytest.approx(task.evaluate(held_out)["held_out_accuracy"])
+
+
+def judge_of(task: ClassifierTask, config: ClassifierTraining, dataset_info: DatasetInfo, folder: Path) -> Artifact:
+    settings = {"resolution": SIDE, "noisy": False, "objective": config.process.objective()}
+    bundle = ModelBundle("classifier", network_arguments(config, dataset_info), settings, task.learner.snapshot())
+    save_bundle(folder / "judge", bundle)
+    return commit_model(folder, "judge", "k", folder / "judge")
+
+
+def test_a_matcher_ranks_captions_of_images_of_any_larger_size(scenes: ShardIndex, tmp_path: Path) -> None:
+    """Images of 16² are seen as the means of their four pixels."""
+    encoder = frozen_contrastive()
+    vocab_size = encoder.text.bpe.get_vocab_size()
+    dataset_info = DatasetInfo(num_classes=3, vocab_size=vocab_size, text_length=encoder.text.text_length)
+    network = network_arguments(contrastive_config(), dataset_info)
+    save_bundle(tmp_path / "m", ModelBundle("contrastive", network, {"resolution": SIDE}, encoder.network))
+    encoder.text.bpe.save(str(tmp_path / "m" / BPE))
+    ranker = CaptionRanker(commit_model(tmp_path, "matcher", "k", tmp_path / "m"), ("a red circle", "a blue square"))
+    images = np.random.default_rng(8).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    ranks = [ranker(AskedPart(Given(each), (0, 0, 1, 1))) for each in (images, large)]
+    np.testing.assert_array_equal(*ranks)
+    assert {*ranks[0].tolist()} <= {1.0, 1.5, 2.0}
+    swapped = ranker(AskedPart(Given(images), (1, 1, 0, 0)))
+    np.testing.assert_array_equal(ranks[0] + swapped, 3)
+
+
+class Given:
+    """Images at hand."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images, self.num_images = images, len(images)
+
+    def batches(self):
+        yield self.images
+
+
+def test_held_out_images_are_those_that_the_requests_are_taken_from(tmp_path: Path) -> None:
+    """An image of this set tells its number, and its number its label and its caption."""
+    index = write_set(Store(str(tmp_path)), sizes=(30, 30, 30), holdout_fraction=0.3)
+    wanted = wanted_of(index, samples=8)
+    assert len(wanted["label"]) == 8
+    assert sorted(str(each.request.prompt) for each in wanted["prompt"]) == sorted(CAPTIONS)  # each once
+    assert all(each.request.prompt is None for each in wanted["label"])
+    assert all(each.request.label is None for each in wanted["prompt"])
+    for by in ("label", "prompt"):
+        parts = known_parts(index, wanted[by], resolution=SIDE)
+        numbers = np.concatenate([number_of(images) for part in parts for images in part.images.batches()])
+        asked = [value for part in parts for value in part.asked]
+        assert asked == [each.asked for each in wanted[by]]
+        kinds = [each.request.label if by == "label" else CAPTIONS.index(each.request.prompt) for each in wanted[by]]
+        np.testing.assert_array_equal(numbers % 3, kinds)
+
+
+def test_some_of_the_parts_are_the_images_of_these_numbers(scenes: ShardIndex) -> None:
+    parts = split_parts(scenes, "train", resolution=SIDE)
+    every = np.concatenate([images for part in parts for images in part.batches()])
+    chosen = np.array([0, 3, len(every) // 2, len(every) - 1])
+    some = np.concatenate([images for part in some_of(parts, chosen) for images in part.batches()])
+    np.testing.assert_array_equal(some, every[chosen])
+
+
+def test_a_generator_is_asked_for_what_it_takes_and_by_one_condition_alone(tmp_path: Path) -> None:
+    cascade = Cascade.load(write_cascade(tmp_path))
+    wanted = [Wanted(0, 2, Request(label=2)), Wanted(1, 7, Request(label=7))]  # there are three classes
+    ((job, asked),) = asked_jobs(cascade, "tokens", "label", wanted, seed=5)
+    assert asked == (2,)
+    assert [(r.label, r.prompt, r.seed, r.generator) for r in job.requests] == [(2, None, 5, "tokens")]
+
+
+def test_a_set_that_holds_nothing_out_is_asked_for_what_is_known_of_its_training_images(tmp_path: Path) -> None:
+    index = write_set(Store(str(tmp_path)), sizes=(6,), holdout_fraction=0.0)
+    (part,) = known_parts(index, wanted_of(index, samples=4)["label"], resolution=SIDE)
+    np.testing.assert_array_equal(number_of(np.concatenate([*part.images.batches()])) % 3, part.asked)
+
+
+def test_tables_and_figures_show_held_out_images_and_chance_beside_each_branch() -> None:
+    label = {"token branch": Agreement(100, 0.5, 0.2), "held-out images": Agreement(100, 0.8, 0.2)}
+    prompt = {"token branch": Agreement(50, 0.1, 0.02, 9.5, 50)}
+    assert label_table(label)["rows"][0] == ["token branch", 0.5, 0.05, 0.2, 100]
+    (row,) = prompt_table(prompt)["rows"]
+    assert dict(zip(prompt_table(prompt)["columns"], row, strict=True))["chance of it"] == 25.5
+    figures = summary({"label": label, "prompt": prompt})
+    assert figures["accuracy_label_held_out_images"] == 0.8
+    assert figures["median_rank_prompt_token_branch"] == 9.5
+    assert headline({"label": label})["class seen, token branch (N 100)"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["agreement.judge.noisy=true"], ["agreement", "judge.noisy must be false"]),
+        (["agreement.judge.resolution=128"], ["agreement.judge.data.resolution must be at most 64"]),
+        (["agreement.judge=null", "agreement.matcher=null"], ["judge and matcher are missing"]),
+    ],
+)
+def test_a_recipe_whose_judges_can_not_judge_is_refused(assignments: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("openmoji", assignments)
+    assert all(word in str(caught.value) for word in words), caught.value
