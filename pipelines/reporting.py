@@ -90,7 +90,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         finished=plan["saved"],
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
-        curves={stage["name"]: _curve(root, stage) for stage in plan["stages"]},
+        curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
         images=run_images(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
@@ -120,8 +120,9 @@ def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
     )
 
 
-def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, float]], ...]:
-    path = f"stages/{stage['name']}/{stage['key']}/curve.json"
+def stage_curve(root: Store, name: str, key: str) -> tuple[tuple[int, dict[str, float]], ...]:
+    """What a training reported by step, in its order; empty for fewer than two steps."""
+    path = f"stages/{name}/{key}/curve.json"
     points = json.loads(root.read(path)) if root.exists(path) else {}
     ordered = sorted((int(step), {n: v for n, v in values.items() if n != TIME}) for step, values in points.items())
     return tuple(ordered) if len(ordered) > 1 else ()

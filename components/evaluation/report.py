@@ -145,6 +145,29 @@ class Bar(NamedTuple):
 
 def render_report(data: ReportData) -> str:
     """The page as HTML."""
+    groups = {group: figures(data, images) for group, images in image_groups().items()}
+    groups["strips"] = strips(data)
+    known = {figure.name for group in groups.values() for figure in group}
+    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            groups=groups | {"others": figures(data, others)},
+            graph=Markup(graph(data)),
+            bars=bars(data.stages),
+            curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
+            distances=sorted(data.distances, key=lambda row: row.distance),
+            longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
+            tiles=tiles(data),
+            studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Templates of pages, and how they write figures."""
     environment = Environment(
         loader=PackageLoader("components.evaluation"),
         autoescape=True,
@@ -153,21 +176,7 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "number": number, "readable": readable, "moment": moment}
-    groups = {group: figures(data, images) for group, images in image_groups().items()}
-    groups["strips"] = strips(data)
-    known = {figure.name for group in groups.values() for figure in group}
-    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
-    return environment.get_template("report.html.j2").render(
-        data=data,
-        groups=groups | {"others": figures(data, others)},
-        graph=Markup(graph(data)),
-        bars=bars(data.stages),
-        curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
-        distances=sorted(data.distances, key=lambda row: row.distance),
-        longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
-        tiles=tiles(data),
-        studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
-    )
+    return environment
 
 
 def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
