@@ -1,6 +1,7 @@
 """The lecture's slides before diffusion, in its order: formula, slip, code, recipes whose results stand there."""
 
 from components.evaluation.formula_code import code_at
+from components.evaluation.gallery import INDEX_GRIDS
 from components.evaluation.lecture_page import Slide
 
 TAXONOMY, VQ_VAE, PRIORS, VQ_GAN, DALLE = (
@@ -58,6 +59,17 @@ DISCRETE_SLIDES = (
             code_at("models/gan.py", "ProjectionDiscriminator.forward", "(self.embedding(label) * features)"),
         ),
         recipes=("gan",),
+    ),
+    Slide(
+        chapter=VQ_VAE,
+        title="Codebook and index grid",
+        text="The encoder's features are replaced by the nearest of N codes, and an image becomes a grid of their "
+        "numbers. Near "
+        "codes have near colors here: red, green and blue are the ranks of the codes' first three principal "
+        "components.",
+        code=(code_at("models/autoencoder.py", "Autoencoder.tokenize", "indices = self.encode(image).indices"),),
+        recipes=("vqvae",),
+        shows=(INDEX_GRIDS,),
     ),
     Slide(
         chapter=VQ_VAE,

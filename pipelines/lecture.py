@@ -18,7 +18,7 @@ from pipelines.discrete_slides import DISCRETE_SLIDES
 from pipelines.display import duration
 from pipelines.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, ROWS
-from pipelines.reporting import run_images, stage_curve, study_of
+from pipelines.reporting import run_images, run_words, stage_curve, study_of
 from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"
@@ -117,6 +117,7 @@ def collect_result(prepared: driver.Prepared) -> RecipeResult:
         seconds=sum(artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in trained.values()) or None,
         figures=figures_of(artifacts, trained),
         images=run_images(artifacts),
+        words=run_words(artifacts),
         plots={title: svg for study in studies for title, svg in study.plots.items()},
         curves={
             f"{stage}: {title}": svg

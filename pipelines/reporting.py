@@ -92,6 +92,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
         curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
         images=run_images(artifacts),
+        words=run_words(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
@@ -137,6 +138,12 @@ def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
         for name in artifact.names()
         if name.endswith(".png")
     }
+
+
+def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
+    """By the name of an image the words that its rows or columns were asked for by."""
+    made = [artifact.metadata.get("words", {}) for artifact in artifacts.values() if artifact.kind == "samples"]
+    return {name: tuple(words) for found in made for name, words in found.items()}
 
 
 def study_of(artifact: Artifact) -> Study:

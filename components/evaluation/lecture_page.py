@@ -10,11 +10,11 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.evaluation.curves import with_own_ids
 from components.evaluation.formula_code import CodeLine, CodeReference, read_code
-from components.evaluation.gallery import ORIGINALS
+from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.report import Figure, figure, page_environment
 
-KEPT = (ORIGINALS,)  # what a model keeps of others: shown where it makes none, and where a slide asks for it
+KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: shown where a model makes none, and where a slide asks for it
 
 
 class Slide(Config):
@@ -39,6 +39,7 @@ class RecipeResult(Config):
     seconds: float | None = None  # of training
     figures: dict[str, float] = Field(default_factory=dict)  # likelihoods and distances by name
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG
+    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of an image -> what it was asked for by
     plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
     curves: dict[str, str] = Field(default_factory=dict)  # title -> SVG
     report: str = ""  # URL
@@ -104,16 +105,18 @@ def shown_result(result: RecipeResult, shows: Sequence[str], *, anchor: str) -> 
     """Of a recipe what the slide shows; names of elements start with the anchor, as each may stand once on a page."""
     images = {name: png for name, png in result.images.items() if name in shows} if shows else own_images(result)
     plots = {title: svg for title, svg in result.plots.items() if not shows or title in shows}
-    return ShownResult(
-        result,
-        [
-            figure(f"{anchor}-{name}", png, readable(name).capitalize(), f"{readable(name)}, {readable(result.recipe)}")
-            for name, png in images.items()
-        ],
-        inline(plots, anchor=anchor),
-        inline({} if shows else result.curves, anchor=anchor),
-        whole=not shows,
-    )
+    figures = [
+        figure(
+            f"{anchor}-{name}",
+            png,
+            readable(name).capitalize(),
+            f"{readable(name)}, {readable(result.recipe)}",
+            result.words.get(name, ()),
+        )
+        for name, png in images.items()
+    ]
+    curves = {} if shows else result.curves
+    return ShownResult(result, figures, inline(plots, anchor=anchor), inline(curves, anchor=anchor), whole=not shows)
 
 
 def own_images(result: RecipeResult) -> dict[str, bytes]:

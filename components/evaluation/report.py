@@ -35,6 +35,10 @@ GROUPS = {  # section of the page -> images in it: name -> (caption, what a scre
             "Held-out images, never trained on, and what is left of them after tokenizing",
             "Rows of originals, each above the row of their reconstructions",
         ),
+        "index_grids": (
+            "Their index grids: near codes have near colors",
+            "Originals, under each the grid of its codes in colors and what is decoded of it",
+        ),
     },
 }
 ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
@@ -112,6 +116,9 @@ class ReportData(Config):
         default_factory=dict
     )  # stage -> (step, {metric: value})
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
+    words: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict
+    )  # image -> what its rows or columns were asked for by
     feature_network: str | None = None
     distances: tuple[DistanceRow, ...] = ()
     codebook: dict[str, float] = Field(
@@ -129,6 +136,7 @@ class Figure(NamedTuple):
     source: str  # data URI
     width: int
     height: int
+    words: Sequence[str] = ()  # that its rows or columns were asked for by
 
 
 class Tile(NamedTuple):
@@ -181,7 +189,11 @@ def page_environment() -> Environment:
 
 def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
     """Those of the images that there are."""
-    return [figure(name, data.images[name], *words) for name, words in images.items() if name in data.images]
+    return [
+        figure(name, data.images[name], *told, data.words.get(name, ()))
+        for name, told in images.items()
+        if name in data.images
+    ]
 
 
 def strips(data: ReportData) -> list[Figure]:
@@ -195,10 +207,11 @@ def strips(data: ReportData) -> list[Figure]:
     return figures(data, words)
 
 
-def figure(name: str, png: bytes, caption: str, alt: str) -> Figure:
+def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
-    return Figure(name, caption, alt, f"data:image/png;base64,{base64.b64encode(png).decode()}", width, height)
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return Figure(name, caption, alt, source, width, height, words)
 
 
 def graph(data: ReportData) -> str:

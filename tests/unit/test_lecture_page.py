@@ -129,6 +129,12 @@ def test_a_recipe_is_known_by_what_it_makes_and_else_by_what_it_keeps() -> None:
     assert own_images(result("none")) == {}
 
 
+def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> None:
+    made = result("dalle", images={"tokens_by_prompt": png("red")}, words={"tokens_by_prompt": ("red heart",)})
+    figure = lecture(dalle=made).partition("-tokens_by_prompt")[2]
+    assert figure.index("<img") < figure.index("<li>red heart</li>") < figure.index("</figure>")
+
+
 def test_a_slide_shows_of_a_recipe_what_it_names() -> None:
     slide = Slide(chapter="One", title="One", recipes=("ddpm",), shows=("made", "Terms over t"))
     page = Page(lecture((slide,)))
