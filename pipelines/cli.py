@@ -144,24 +144,24 @@ def recipes() -> None:
 
 
 @app.command()
-def rows(
+def lecture(
     names: Annotated[list[str] | None, typer.Argument(help="Rows (T3) or recipes (vqgan); all if left out.")] = None,
     storage: Storage = None,
     tracking: Tracking = None,
     profile: ProfileName = "auto",
 ) -> None:
-    """Train, sample and measure each system of the lecture by its own recipe, one after another.
+    """Run the lecture: each system by its own recipe, written as a page, `lecture.html` in storage, after each.
 
-    Finished stages are cached, so the command goes on where it was stopped. It prints a summary table.
+    Finished stages are cached, so the command goes on where it was stopped.
 
     **Examples**
 
-    - `cascade rows` — all of them, a few minutes each on two cores
-    - `cascade rows T1 G1 maskgit` — three of them
+    - `cascade lecture` — all of it, a few minutes a recipe on two cores
+    - `cascade lecture T1 G1 maskgit` — three of them
     """
-    from pipelines.rows import run_rows
+    from pipelines.lecture import run_lecture
 
-    code = run_rows(names or [], storage=storage, tracking=tracking, profile=profile, console=Console())
+    code = run_lecture(names or [], storage=storage, tracking=tracking, profile=profile, console=Console())
     raise typer.Exit(code)
 
 

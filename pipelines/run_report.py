@@ -90,8 +90,9 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         finished=plan["saved"],
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
-        curves={stage["name"]: _curve(root, stage) for stage in plan["stages"]},
+        curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
         images=run_images(artifacts),
+        words=run_words(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
@@ -120,8 +121,9 @@ def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
     )
 
 
-def _curve(root: Store, stage: dict[str, Any]) -> tuple[tuple[int, dict[str, float]], ...]:
-    path = f"stages/{stage['name']}/{stage['key']}/curve.json"
+def stage_curve(root: Store, name: str, key: str) -> tuple[tuple[int, dict[str, float]], ...]:
+    """What a training reported by step, in its order; empty for fewer than two steps."""
+    path = f"stages/{name}/{key}/curve.json"
     points = json.loads(root.read(path)) if root.exists(path) else {}
     ordered = sorted((int(step), {n: v for n, v in values.items() if n != TIME}) for step, values in points.items())
     return tuple(ordered) if len(ordered) > 1 else ()
@@ -136,6 +138,12 @@ def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
         for name in artifact.names()
         if name.endswith(".png")
     }
+
+
+def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
+    """By the name of an image the words that its rows or columns were asked for by."""
+    made = [artifact.metadata.get("words", {}) for artifact in artifacts.values() if artifact.kind == "samples"]
+    return {name: tuple(words) for found in made for name, words in found.items()}
 
 
 def study_of(artifact: Artifact) -> Study:

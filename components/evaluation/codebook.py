@@ -9,11 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from components.configuration.config import Config
 from components.evaluation.features import FeatureExtractor
-from components.evaluation.gallery import RECONSTRUCTIONS, draw_reconstructions
+from components.evaluation.gallery import (
+    GRIDS,
+    INDEX_GRIDS,
+    ORIGINALS,
+    RECONSTRUCTIONS,
+    draw_index_grids,
+    draw_reconstructions,
+)
 from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
@@ -103,9 +111,41 @@ def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, T
     return np.concatenate(made), histogram
 
 
-def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> bytes:
-    """The first images of the parts with their reconstructions, as PNG. Runs in a worker."""
+def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> dict[str, bytes]:
+    """The first images of the parts with their reconstructions, and with their index grids if there are codes: PNG by
+    name. Runs in a worker."""
     network = open_autoencoder(autoencoder).to(best_device())
     batches = (images for part in parts for images in part.batches())
     originals = np.concatenate(list(islice(batches, RECONSTRUCTIONS)))[:RECONSTRUCTIONS]
-    return draw_reconstructions(originals, reconstruct(network, originals)[0])
+    made, histogram = reconstruct(network, originals)
+    drawn = {ORIGINALS: draw_reconstructions(originals, made)}
+    if histogram is not None:
+        grids = to_uint8(index_grids(network, originals[:GRIDS]))
+        drawn[INDEX_GRIDS] = draw_index_grids(originals, grids, made)
+    return drawn
+
+
+@torch.inference_mode()
+def index_grids(network: Autoencoder, images: np.ndarray) -> Tensor:
+    """The codes of images (N, H, W, 3) uint8, each in its color: (N, 3, h, w) in [-1, 1]."""
+    device = next(network.parameters()).device
+    indices = network.tokenize(from_uint8(images).to(device))  # (N, h, w)
+    every = torch.arange(network.codebook_size, device=device)
+    codes = network.lookup(every[:, None, None])[:, :, 0, 0]  # (K, C)
+    return rearrange(code_colors(codes)[indices], "n h w c -> n c h w")
+
+
+def code_colors(codes: Tensor) -> Tensor:
+    """A color in [-1, 1] for each code, (K, C) -> (K, 3): near codes look alike.
+
+    Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code
+    does not make all others alike. Where codes have fewer than three components, the other colors stay in the middle.
+    """
+    centered = codes.double() - codes.double().mean(dim=0)
+    _, lengths, directions = torch.linalg.svd(centered, full_matrices=False)
+    directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()  # SVD has none
+    colors = torch.zeros(len(codes), 3, dtype=torch.float64, device=codes.device)
+    for channel, direction in enumerate(directions[: min(3, int((lengths > 1e-6 * lengths[:1]).sum()))]):
+        place = (centered @ direction).unique(return_inverse=True)[1].double()  # equal codes have one rank
+        colors[:, channel] = 2 * place / place.max().clamp(min=1) - 1
+    return colors.float()

@@ -137,3 +137,8 @@ def _inline(svg: str, text: str, salt: str) -> str:
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     opening = f'<svg {spaces} viewBox="{view_box[1]}" role="img" class="curve"'
     return f'{opening} aria-labelledby="{salt}"><title id="{salt}">{escape(text)}</title>{drawing}'
+
+
+def with_own_ids(svg: str, prefix: str) -> str:
+    """The same drawing with other ids, for a page on which it or one that was drawn alike stands too."""
+    return re.sub(r'(\bid="|\baria-labelledby="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)

@@ -2,10 +2,11 @@
 
 Names are a contract with the report: `GENERATOR_by_class`, `GENERATOR_by_prompt`, `GENERATOR_by_condition` (each
 condition image before what was made of it), `GENERATOR_unconditional`, `strip_STAGE`, `cascade_side_by_side`,
-`originals_and_reconstructions`.
+`originals_and_reconstructions`, `index_grids`.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -30,10 +31,19 @@ from components.storage.store import Store
 
 STRIP = "strip"
 ORIGINALS = "originals_and_reconstructions"
+INDEX_GRIDS = "index_grids"
 SIDE_BY_SIDE = 6  # conditions of which the cascade's stages are shown next to each other
 SEED_APART = 1_000_000  # shown images have other seeds than measured ones
 RECONSTRUCTIONS = 24
+GRIDS = 8  # index grids shown
 UNCONDITIONAL = 32  # images shown of a model that takes no condition
+
+
+class DrawnGrid(NamedTuple):
+    """Images that were made, and the words that they were asked for by, those of a row or column once."""
+
+    png: bytes
+    words: tuple[str, ...]
 
 
 class GalleryConfig(Config):
@@ -90,8 +100,14 @@ def fitting_captions(cascade: Cascade, generator: str, captions: Sequence[str]) 
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:
     """The jobs of all shown images, and of one denoising strip."""
     jobs = [job for name, asked in requests.items() for job in jobs_of(name, asked)]
-    denoised = [asked[0] for asked in requests.values() if asked and GENERATORS[asked[0].generator or ""].shows_steps]
-    return jobs + [SampleJob(STRIP, tuple(denoised[-1:]), frames=strip_frames)] * bool(denoised)
+    denoised = denoised_request(requests)
+    return jobs + [SampleJob(STRIP, denoised, frames=strip_frames)] * bool(denoised)
+
+
+def denoised_request(requests: Mapping[str, Sequence[Request]]) -> tuple[Request, ...]:
+    """The one whose denoising is shown, if a generator of the requests denoises."""
+    shown = [asked[0] for asked in requests.values() if asked and GENERATORS[asked[0].generator or ""].shows_steps]
+    return tuple(shown[-1:])
 
 
 def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dict[str, SampledImages]:
@@ -106,20 +122,22 @@ def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dic
 
 def draw_gallery(
     requests: Mapping[str, Sequence[Request]], made: Mapping[str, SampledImages], *, classes: Sequence[str]
-) -> dict[str, bytes]:
-    """Image name -> PNG, of what was sampled: made[name] for each name of `requests`, and made["strip"]."""
+) -> dict[str, DrawnGrid]:
+    """Image name -> grid, of what was sampled: made[name] for each name of `requests`, and made["strip"]."""
     drawn = {}
     for name, asked in requests.items():
         if asked:
             labels = [condition_name(request, classes) for request in asked]
+            words = tuple(dict.fromkeys(labels))
             if asked[0].condition is not None:
-                drawn[name] = condition_grid(asked, made[name].finished)
+                drawn[name] = DrawnGrid(condition_grid(asked, made[name].finished), ())
                 continue
-            drawn[name] = labelled_grid(list(made[name].finished), labels)
+            drawn[name] = DrawnGrid(labelled_grid(list(made[name].finished), labels), words)
             if len(made[name].stages) > 1 and "cascade_side_by_side" not in drawn:
-                drawn["cascade_side_by_side"] = side_by_side(made[name], labels)
+                drawn["cascade_side_by_side"] = DrawnGrid(side_by_side(made[name], labels), words[:SIDE_BY_SIDE])
     if STRIP in made:
-        drawn |= {f"strip_{stage}": draw_strip(made[STRIP], stage) for stage in made[STRIP].strips}
+        words = tuple(condition_name(r, classes) for r in denoised_request(requests) if r.condition is None)
+        drawn |= {f"strip_{stage}": DrawnGrid(draw_strip(made[STRIP], stage), words) for stage in made[STRIP].strips}
     return drawn
 
 
@@ -162,6 +180,14 @@ def draw_strip(made: SampledImages, stage: str) -> bytes:
     strip = made.strips[stage]
     captions = [f"t = {timestep:.4g}" for timestep in strip.timesteps]
     return strip_grid(list(strip.x_t[:, 0]), list(strip.x_0[:, 0]), captions)
+
+
+def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: np.ndarray) -> bytes:
+    """The first originals (N, H, W, 3), under each its index grid in colors (N, h, w, 3), and what is decoded of it."""
+    height, width = grids.shape[1:3]
+    rows = {"original": originals, f"index grid, {height} x {width} codes": grids, "reconstruction": reconstructions}
+    blocks = [GridBlock(name, list(row[:GRIDS])) for name, row in rows.items()]
+    return render_blocks(blocks, columns=min(GRIDS, len(grids)))
 
 
 def draw_reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:

@@ -24,15 +24,16 @@ INK, PAPER, FRAME = (31, 41, 55), (255, 255, 255), (226, 232, 240)
 
 
 class GridBlock(NamedTuple):
-    """Some rows of images under one heading. Captions, where given, stand below each image."""
+    """Some rows of images under one heading and over a line of words. Captions, where given, stand below each image."""
 
     heading: str
     images: Sequence[np.ndarray]
     captions: Sequence[str] = ()
+    words: str = ""
 
 
 def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
-    """A grid in which neighbors that share a label stand in a row of their own below it.
+    """A grid in which neighbors that share a label stand in a row of their own above it.
 
     If no two neighbors share one, each label is the caption of its image. Raises ValueError for no images, or for
     other numbers of labels than of images.
@@ -44,7 +45,8 @@ def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, column
     longest = max(len(members) for _, members in groups)
     if longest == 1:
         return render_blocks([GridBlock("", images, labels)], columns=columns or min(6, len(images)))
-    return render_blocks([GridBlock(label, members) for label, members in groups], columns=columns or min(8, longest))
+    rows = [GridBlock("", members, words=label) for label, members in groups]
+    return render_blocks(rows, columns=columns or min(8, longest))
 
 
 def compared_grid(
@@ -110,6 +112,9 @@ def _draw(canvas: Image.Image, block: GridBlock, *, top: int, columns: int, cell
         draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP), fill=INK, font=font)
         top += LINE
     pitch = cell + GAP + (LINE if block.captions else 0)
+    if block.words:
+        below = top + -(-len(block.images) // columns) * pitch - GAP + 4
+        draw.text((GAP, below), fit_text(block.words, canvas.width - 2 * GAP), fill=INK, font=font)
     for index, image in enumerate(block.images):
         left, upper = GAP + index % columns * (cell + GAP), top + index // columns * pitch
         canvas.paste(in_square(image, cell), (left, upper))
@@ -120,7 +125,8 @@ def _draw(canvas: Image.Image, block: GridBlock, *, top: int, columns: int, cell
 
 def _height(block: GridBlock, columns: int, cell: int) -> int:
     rows = -(-len(block.images) // columns)
-    return (LINE if block.heading else 0) + rows * (cell + GAP + (LINE if block.captions else 0)) + GAP
+    lines = LINE * (bool(block.heading) + bool(block.words) + rows * bool(block.captions))
+    return lines + rows * (cell + GAP) + GAP
 
 
 def _first(pair: tuple[str, np.ndarray]) -> str:

@@ -35,6 +35,10 @@ GROUPS = {  # section of the page -> images in it: name -> (caption, what a scre
             "Held-out images, never trained on, and what is left of them after tokenizing",
             "Rows of originals, each above the row of their reconstructions",
         ),
+        "index_grids": (
+            "Their index grids: near codes have near colors",
+            "Originals, under each the grid of its codes in colors and what is decoded of it",
+        ),
     },
 }
 ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
@@ -112,6 +116,9 @@ class ReportData(Config):
         default_factory=dict
     )  # stage -> (step, {metric: value})
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
+    words: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict
+    )  # image -> what its rows or columns were asked for by
     feature_network: str | None = None
     distances: tuple[DistanceRow, ...] = ()
     codebook: dict[str, float] = Field(
@@ -129,6 +136,7 @@ class Figure(NamedTuple):
     source: str  # data URI
     width: int
     height: int
+    words: Sequence[str] = ()  # that its rows or columns were asked for by
 
 
 class Tile(NamedTuple):
@@ -145,6 +153,29 @@ class Bar(NamedTuple):
 
 def render_report(data: ReportData) -> str:
     """The page as HTML."""
+    groups = {group: figures(data, images) for group, images in image_groups().items()}
+    groups["strips"] = strips(data)
+    known = {figure.name for group in groups.values() for figure in group}
+    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            groups=groups | {"others": figures(data, others)},
+            graph=Markup(graph(data)),
+            bars=bars(data.stages),
+            curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
+            distances=sorted(data.distances, key=lambda row: row.distance),
+            longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
+            tiles=tiles(data),
+            studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Templates of pages, and how they write figures."""
     environment = Environment(
         loader=PackageLoader("components.evaluation"),
         autoescape=True,
@@ -153,26 +184,16 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "number": number, "readable": readable, "moment": moment}
-    groups = {group: figures(data, images) for group, images in image_groups().items()}
-    groups["strips"] = strips(data)
-    known = {figure.name for group in groups.values() for figure in group}
-    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
-    return environment.get_template("report.html.j2").render(
-        data=data,
-        groups=groups | {"others": figures(data, others)},
-        graph=Markup(graph(data)),
-        bars=bars(data.stages),
-        curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
-        distances=sorted(data.distances, key=lambda row: row.distance),
-        longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
-        tiles=tiles(data),
-        studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
-    )
+    return environment
 
 
 def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
     """Those of the images that there are."""
-    return [figure(name, data.images[name], *words) for name, words in images.items() if name in data.images]
+    return [
+        figure(name, data.images[name], *told, data.words.get(name, ()))
+        for name, told in images.items()
+        if name in data.images
+    ]
 
 
 def strips(data: ReportData) -> list[Figure]:
@@ -186,10 +207,11 @@ def strips(data: ReportData) -> list[Figure]:
     return figures(data, words)
 
 
-def figure(name: str, png: bytes, caption: str, alt: str) -> Figure:
+def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
-    return Figure(name, caption, alt, f"data:image/png;base64,{base64.b64encode(png).decode()}", width, height)
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return Figure(name, caption, alt, source, width, height, words)
 
 
 def graph(data: ReportData) -> str:

@@ -11,7 +11,6 @@ from components.data.subset import random_part
 from components.evaluation.codebook import Kept, ReconstructionMeasurer, codebook_use, draw_kept, joined
 from components.evaluation.distance import Gaussian, pack_gaussian
 from components.evaluation.features import check_feature_network
-from components.evaluation.gallery import ORIGINALS
 from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import ShardImages, held_out_parts, split_parts
 from components.evaluation.measure import DistanceRow, MeasureConfig, compared_sets, distance_rows, measure_features
@@ -26,7 +25,7 @@ RECONSTRUCTED = "reconstructions of held-out images"
 class EvaluationConfig(MeasureConfig):
     """By what distances are measured, and to how many images."""
 
-    stage_version = 2  # noise is drawn part by part
+    stage_version = 3  # keeps index grids
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
 
@@ -45,7 +44,7 @@ def evaluate(
         tokenizer: an autoencoder, where there is one to judge.
         samples: what the generators made, where there are any.
 
-    Returns an artifact of kind `report`: an image, statistics of the reference, and all figures as metadata.
+    Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
     check_feature_network(config.feature_network)
@@ -56,9 +55,9 @@ def evaluate(
             size = {"resolution": describe_autoencoder(tokenizer).resolution, "limit": config.held_out_samples}
             held_out = held_out_parts(load_index(images.url("index.json")), **size)
             kept = keep(config, context, pool, tokenizer, held_out)
-            png = pool.call(partial(draw_kept, tokenizer, held_out))
-            (folder / f"{ORIGINALS}.png").write_bytes(png)
-            context.recorder.emit(events.Image(context.stage, 0, ORIGINALS, png))
+            for name, png in pool.call(partial(draw_kept, tokenizer, held_out)).items():
+                (folder / f"{name}.png").write_bytes(png)
+                context.recorder.emit(events.Image(context.stage, 0, name, png))
             if kept.histogram is not None:
                 metadata["held_out_codebook"] = codebook_use(kept.histogram, kept.count).model_dump()
         if config.feature_network != "none":

@@ -9,7 +9,14 @@ from components import events
 from components.data.held_out import SplitArrays, read_split
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
-from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests, read_gallery
+from components.evaluation.gallery import (
+    DrawnGrid,
+    GalleryConfig,
+    draw_gallery,
+    gallery_jobs,
+    gallery_requests,
+    read_gallery,
+)
 from components.evaluation.generated import jobs_of, measured_requests, sample_jobs
 from components.pool import file_name
 from components.sampling.cascade import Cascade, ConditionImages
@@ -25,6 +32,8 @@ READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 class SamplesConfig(GalleryConfig):
     """What is sampled of each generator: images to show, and images to measure distances with."""
 
+    stage_version = 2  # keeps the words that images were asked for by
+
     measured_samples: int = Field(512, ge=0)  # of each generator, by the models' own settings
     seed: int = Field(0, ge=0)
 
@@ -32,7 +41,8 @@ class SamplesConfig(GalleryConfig):
 def sample_generators(config: SamplesConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
     """Sample what the report shows and what the evaluation measures.
 
-    Returns an artifact of kind `samples`: PNG grids, and an npz of raw images for each job.
+    Returns an artifact of kind `samples`: PNG grids, an npz of raw images for each job, and as metadata the words
+    that images were asked for by.
     """
     index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
     with context.pool() as pool:
@@ -43,10 +53,14 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         total = sum(len(job.requests) for job in jobs)
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
             context.report_images(done := done + len(job.requests), total)
-        for name, png in pool.call(partial(draw_samples, plan.shown, files, index.classes)).items():
-            (folder / f"{name}.png").write_bytes(png)
-            context.recorder.emit(events.Image(context.stage, 0, name, png))
-    metadata = {"measured": {name: [file_name(job.name) for job in group] for name, group in measured.items()}}
+        drawn = pool.call(partial(draw_samples, plan.shown, files, index.classes))
+    for name, grid in drawn.items():
+        (folder / f"{name}.png").write_bytes(grid.png)
+        context.recorder.emit(events.Image(context.stage, 0, name, grid.png))
+    metadata = {
+        "measured": {name: [file_name(job.name) for job in group] for name, group in measured.items()},
+        "words": {name: grid.words for name, grid in drawn.items()},
+    }
     paths = [f"files/{file_name(job.name)}" for job in jobs]
     return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
 
@@ -79,8 +93,8 @@ def plan_samples(config: SamplesConfig, index: ShardIndex, cascade: Artifact) ->
     return SamplesPlan(shown, measured)
 
 
-def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, bytes]:
-    """The grids of what was sampled, PNG by name. Runs in a worker."""
+def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, DrawnGrid]:
+    """The grids of what was sampled, by name. Runs in a worker."""
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
 
 

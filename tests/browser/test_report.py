@@ -1,4 +1,4 @@
-"""The report in a real browser."""
+"""The report and the lecture in a real browser."""
 
 import io
 import os
@@ -10,6 +10,7 @@ from PIL import Image
 from components.evaluation.report import render_report
 from tests.browser.chromium import Visit, find_chromium, visit
 from tests.unit.test_evaluation_report import full_report, images
+from tests.unit.test_lecture_page import lecture
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None and os.environ.get("CI") != "true", reason="no Chromium on this machine"
@@ -43,6 +44,11 @@ CONTRAST = """
 """
 
 
+FLAT_FORMULAS = """
+[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 12).map(m => m.outerHTML)
+"""
+
+
 @pytest.fixture(scope="module", params=[(1280, False), (390, True)], ids=["desktop-light", "phone-dark"])
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
     width, dark = request.param
@@ -72,3 +78,20 @@ def test_all_text_of_the_report_stands_out_from_its_ground(opened: Visit) -> Non
 def test_the_report_follows_the_light_or_dark_of_the_system(opened: Visit, request: pytest.FixtureRequest) -> None:
     corner = Image.open(io.BytesIO(opened.screenshot)).convert("L").getpixel((2, 2))
     assert (corner < 60) == ("dark" in request.node.callspec.id)
+
+
+@pytest.fixture(scope="module", params=[(1366, False), (390, True)], ids=["laptop-light", "phone-dark"])
+def lecture_opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    width, dark = request.param
+    page: Path = tmp_path_factory.mktemp("lecture") / "lecture.html"
+    page.write_text(lecture(), encoding="utf-8")
+    return visit(page.as_uri(), width=width, dark=dark, expressions=[LOADED, OVERFLOW, CONTRAST, FLAT_FORMULAS])
+
+
+def test_the_lecture_is_drawn_whole_without_complaint_or_any_request(lecture_opened: Visit) -> None:
+    loaded, overflow, poor, flat = lecture_opened.answers
+    assert loaded > 0
+    assert overflow <= 0
+    assert (poor, flat) == ([], [])
+    assert lecture_opened.complaints == []
+    assert len(lecture_opened.requests) == 1

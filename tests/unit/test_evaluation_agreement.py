@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from components.training.networks import network_arguments
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import ClassifierTraining
@@ -30,6 +29,7 @@ from components.storage.artifact import Artifact
 from components.storage.bundle import ModelBundle, save_bundle
 from components.storage.store import Store
 from components.training.batches import to_batch, with_positions
+from components.training.building import network_arguments
 from components.training.tasks.classifier import ClassifierTask
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflow import UsageError

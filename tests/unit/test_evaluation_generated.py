@@ -17,6 +17,7 @@ from components.evaluation.generated import (
     sample_job,
     unpack_job,
 )
+from components.evaluation.grids import readable
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.sampling.cascade import Cascade
@@ -90,7 +91,17 @@ def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the
         "strip_base",
         "strip_upsampler_16",
     }
-    assert all(Image.open(io.BytesIO(png)).size[0] > 128 for png in drawn.values())
+    assert all(Image.open(io.BytesIO(grid.png)).size[0] > 128 for grid in drawn.values())
+
+
+def test_every_grid_keeps_the_words_that_its_images_were_asked_for_by(cascade: Cascade) -> None:
+    requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
+    made = {job.name.rpartition("-")[0] or job.name: sample_job(cascade, job) for job in _jobs(requests)}
+    words = {name: grid.words for name, grid in draw_gallery(requests, made, classes=CLASSES).items()}
+    assert words["tokens_by_prompt"] == words["diffusion_by_prompt"] == CAPTIONS[:2]
+    assert words["diffusion_by_class"] == tuple(readable(name) for name in CLASSES)
+    (shown,) = next(job.requests for job in _jobs(requests) if job.frames)
+    assert words["strip_base"] == (shown.prompt or readable(CLASSES[shown.label]),)
 
 
 def test_classes_that_the_classifier_alone_knows_are_shown_and_measured(tmp_path: Path) -> None:
@@ -153,6 +164,8 @@ def samples(run: Fixture) -> Artifact:
 
 def test_the_samples_stage_leaves_grids_and_all_measured_images(run: Fixture, samples: Artifact) -> None:
     assert {"cascade_side_by_side.png", "strip_base.png", "tokens_by_prompt.png"} <= set(samples.names())
+    assert samples.metadata["words"]["tokens_by_prompt"] == ["red apple"]
+    assert set(samples.metadata["words"]) == {name.removesuffix(".png") for name in samples.names() if "png" in name}
     for files in samples.metadata["measured"].values():
         assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
 
@@ -191,7 +204,7 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
     ]
     assert rows["diffusion branch: base, 8²"]["samples"] == 70
     assert rows["training images shrunk to 8²"]["distance"] < rows["noise"]["distance"]
-    assert set(report.names()) == {"originals_and_reconstructions.png", "reference.npz"}
+    assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png", "reference.npz"}
     assert report.metadata["held_out_codebook"]["codebook_size"] == 32
 
 
@@ -200,4 +213,4 @@ def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixtur
     config = EvaluationConfig(feature_network="none")
     report = evaluate(config, context, images=run.images, tokenizer=run.tokenizer, samples=samples)
     assert report.metadata["distances"] == []
-    assert report.names() == ["originals_and_reconstructions.png"]
+    assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png"}

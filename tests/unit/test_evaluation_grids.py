@@ -8,6 +8,7 @@ from PIL import Image
 
 from components.evaluation.grids import (
     CELL,
+    INK,
     PAPER,
     compared_grid,
     fit_text,
@@ -48,6 +49,16 @@ def test_neighbors_with_one_label_stand_in_one_row() -> None:
     rows = [np.flatnonzero((grid == image[0, 0]).all(axis=-1).any(axis=1)) for image in images]
     assert len({tuple(row) for row in rows[:3]}) == 1
     assert rows[2].max() < rows[3].min()
+
+
+def test_the_words_of_a_row_stand_right_below_its_images() -> None:
+    images = colored(4)
+    grid = labelled_grid(images, ["cats"] * 2 + ["flags"] * 2)
+    first, second = (np.flatnonzero((pixels(grid) == image[0, 0]).all(axis=-1).any(axis=1)) for image in images[1:3])
+    ink = np.flatnonzero((pixels(grid) == INK).all(axis=-1).any(axis=1))
+    assert set(ink) & set(range(first.max() + 1, second.min()))
+    assert ink.min() > first.max()
+    assert set(ink) & set(range(second.max() + 1, len(pixels(grid))))
 
 
 def test_labels_are_drawn_and_never_outside_of_the_grid() -> None:

@@ -104,6 +104,7 @@ def full_report() -> ReportData:
         facts={"commit": "abc"},
         curves={"base": points, "prior": points[:1]},
         images=images(),
+        words={"tokens_by_prompt": ("red heart", "a <b> flag")},
         feature_network="efficientnet_lite0",
         distances=(
             DistanceRow(name="noise", distance=326.7, samples=512, purpose="scale"),
@@ -128,6 +129,14 @@ def test_every_image_is_shown_once_with_a_text_for_those_who_do_not_see_it() -> 
     page = Page(render_report(full_report()))
     assert len(page.images) == len(images())
     assert all(image["alt"] and image["width"] and image["height"] for image in page.images)
+
+
+def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> None:
+    html = render_report(full_report())
+    figure = html[html.index('<figure id="tokens_by_prompt">') :]
+    words = figure.index("<li>red heart</li><li>a &lt;b&gt; flag</li>")
+    assert figure.index("<img") < words < figure.index("</figure>")
+    assert html.count('class="words"') == 1
 
 
 def test_distances_name_their_network_and_their_number_of_images() -> None:

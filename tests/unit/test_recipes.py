@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from components.data.sources import fashion_mnist
 from components.storage.store import Store
+from pipelines.lecture import chosen_rows
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import ddpm
@@ -20,7 +20,6 @@ from pipelines.recipes.fashion import (
 )
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
-from pipelines.rows import chosen_rows, sources_here
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
@@ -151,14 +150,6 @@ def test_rows_are_chosen_by_row_or_recipe():
     assert len(chosen_rows([])) == len(ROWS)
     with pytest.raises(UsageError, match=r"maskgti.*maskgit"):
         chosen_rows(["maskgti"])
-
-
-def test_rows_without_their_images_are_known_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "nothing"))
-    here, missing = sources_here(str(tmp_path), None, "auto")
-    assert set(missing) == {recipe.__name__ for recipe in FASHION}
-    assert all("dataset-fashion-mnist" in reason for reason in missing.values())
-    assert len(here) + len(missing) == len(ROWS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""The lecture, run: every system by its own recipe, and a page of all slides: `cascade lecture`, `make lecture`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from components.configuration.optimization import Training
+from components.data.errors import SourceError
+from components.evaluation.lecture_page import RecipeResult, Slide, render_lecture
+from components.evaluation.report import stage_curves
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+from pipelines import driver
+from pipelines.diffusion_slides import DIFFUSION_SLIDES
+from pipelines.discrete_slides import DISCRETE_SLIDES
+from pipelines.display import duration
+from pipelines.profiles import storage_uri
+from pipelines.recipes.catalog import RECIPES, ROWS
+from pipelines.run_report import run_images, run_words, stage_curve, study_of
+from pipelines.workflow import UsageError, nearest
+
+HELD_OUT = "held_out_"
+PAGE = "lecture.html"
+SLIDES: tuple[Slide, ...] = (*DISCRETE_SLIDES, *DIFFUSION_SLIDES)
+
+
+def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
+    """Run the recipes of the rows in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
+
+    Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
+    first recipe and after each: all slides, with what there is by then, and what is missing.
+
+    Args:
+        names: rows or recipes to run; empty: all.
+
+    Raises UsageError for a name that is neither, SourceError for a row that is named but has no images here.
+    """
+    chosen = chosen_rows(names)
+    page = LecturePage(Store(storage_uri(storage)), tracking, profile)
+    page.write()
+    for recipe in [recipe for recipe in chosen if page.results[recipe].obstacle]:
+        if names:
+            raise SourceError(page.results[recipe].obstacle)
+        obstacle = page.results[recipe].obstacle
+        console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
+        del chosen[recipe]
+    failed = []
+    for number, (recipe, row) in enumerate(chosen.items(), start=1):
+        console.rule(f"{number} of {len(chosen)}: row {row}, {recipe}")
+        code = driver.run(options(recipe, storage, tracking, profile), console)
+        page.write()
+        if code == driver.INTERRUPTED:
+            return code
+        failed += [recipe] if code != driver.DONE else []
+    console.print(rows_table([page.results[recipe] for recipe in chosen if not page.results[recipe].missing]))
+    console.print(f"page: {page.root.url(PAGE)}", highlight=False, soft_wrap=True)
+    if failed:
+        console.print(f"failed: {', '.join(failed)}; the same command goes on from here", style="red")
+    return driver.FAILED if failed else driver.DONE
+
+
+class LecturePage:
+    """The page in a storage. What a finished recipe has to show is read once."""
+
+    def __init__(self, root: Store, tracking: str | None, profile: str) -> None:
+        self.root, self.tracking, self.profile = root, tracking, profile
+        self.results: dict[str, RecipeResult] = {}
+
+    def write(self) -> None:
+        for recipe in chosen_rows([]):
+            if recipe not in self.results or self.results[recipe].missing:
+                self.results[recipe] = self.collect(recipe)
+        self.root.write(PAGE, render_lecture(SLIDES, self.results).encode())
+
+    def collect(self, recipe: str) -> RecipeResult:
+        """What there is of a recipe, or why it can't be run here."""
+        try:
+            return collect_result(driver.prepare(options(recipe, self.root.uri, self.tracking, self.profile)))
+        except SourceError as error:
+            return RecipeResult(**named(recipe), missing=("images",), obstacle=str(error))
+
+
+def options(recipe: str, storage: str | None, tracking: str | None, profile: str) -> driver.RunOptions:
+    return driver.RunOptions(recipe=recipe, storage=storage, tracking=tracking, profile=profile)
+
+
+def chosen_rows(names: list[str]) -> dict[str, str]:
+    """Recipe -> row, of the rows or recipes named."""
+    rows = {recipe.__name__: row for recipe, row in ROWS.items()}
+    known = {*rows, *rows.values()}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no row or recipe {name!r}{nearest(name, sorted(known))}")
+    return {recipe: row for recipe, row in rows.items() if not names or recipe in names or row in names}
+
+
+def named(recipe: str) -> dict[str, Any]:
+    """By what a recipe is known."""
+    first = (RECIPES[recipe].__doc__ or "").strip().splitlines()[0]
+    return {"recipe": recipe, "row": chosen_rows([])[recipe], "about": first.partition(": ")[2]}
+
+
+def collect_result(prepared: driver.Prepared) -> RecipeResult:
+    """What the finished stages of a recipe state of held-out images, made, and took; and which are not finished."""
+    artifacts = {entry.stage.name: entry.cached for entry in prepared.planned if entry.cached is not None}
+    trained = {
+        entry.stage.name: artifacts[entry.stage.name]
+        for entry in prepared.planned
+        if is_training(entry.stage.config) and entry.stage.name in artifacts
+    }
+    missing = tuple(entry.stage.name for entry in prepared.planned if entry.cached is None)
+    studies = [study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata]
+    return RecipeResult(
+        **named(prepared.recipe.name),
+        seconds=sum(artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in trained.values()) or None,
+        figures=figures_of(artifacts, trained),
+        images=run_images(artifacts),
+        words=run_words(artifacts),
+        plots={title: svg for study in studies for title, svg in study.plots.items()},
+        curves={
+            f"{stage}: {title}": svg
+            for stage, artifact in trained.items()
+            for title, svg in drawn_curves(prepared.root, artifact).items()
+        },
+        report="" if missing else prepared.root.url(f"runs/{prepared.run}/report.html"),
+        missing=missing,
+    )
+
+
+def is_training(config: object) -> bool:
+    return isinstance(config, Training)
+
+
+def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact]) -> dict[str, float]:
+    """Likelihoods that models state, then what studies and the evaluation do."""
+    figures = {
+        name.removeprefix(HELD_OUT): value
+        for artifact in trained.values()
+        for name, value in artifact.metadata["summary"].items()
+        if "bits_per" in name
+    }
+    for artifact in artifacts.values():
+        figures |= stated_figures(artifact.metadata)
+    return figures
+
+
+def stated_figures(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """What an artifact states: a study its headline, an evaluation distances of what models made, and codes in use."""
+    figures = dict(metadata.get("headline", {}))
+    made = [found for found in metadata.get("distances", []) if found["purpose"] == "model"]
+    figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}
+    if use := metadata.get("held_out_codebook"):
+        figures |= {"codebook_usage": use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
+    return figures
+
+
+def drawn_curves(root: Store, artifact: Artifact) -> dict[str, str]:
+    """The first curves of a training, the loss first: metric -> SVG."""
+    points = stage_curve(root, artifact.stage, artifact.key)
+    main = stage_curves(f"{artifact.stage}-{artifact.key[:6]}", points)["main"] if points else []
+    return {entry["metric"].replace("_", " "): str(entry["svg"]) for entry in main[:3]}
+
+
+def rows_table(finished: list[RecipeResult]) -> Table:
+    table = Table("row", "recipe", "trained", "figures on held-out images", title="The rows", title_justify="left")
+    for row in finished:
+        figures = "\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in row.figures.items())
+        table.add_row(row.row, row.recipe, duration(row.seconds), figures)
+    return table

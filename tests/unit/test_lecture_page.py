@@ -1,0 +1,143 @@
+"""The page of the lecture: complete in itself, its formulas drawn, its code read from the source."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from components.evaluation import formula_code
+from components.evaluation.curves import curve_svg
+from components.evaluation.formula_code import CodeReference, code_at, read_code
+from components.evaluation.lecture_page import RecipeResult, Slide, own_images, render_lecture
+from pipelines.lecture import SLIDES, chosen_rows
+from pipelines.recipes.catalog import ROWS
+from tests.unit.test_evaluation_report import Page
+
+POINTS = [(step, {"loss": 1 / step}) for step in range(1, 5)]
+
+
+def png(color: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), color).save(file, format="PNG")
+    return file.getvalue()
+
+
+def result(recipe: str, **changes) -> RecipeResult:
+    numbers = {"row": "T1", "recipe": recipe, "about": "VAE <b>.", "seconds": 95.0, "figures": {"bits_per_dim": 3.25}}
+    return RecipeResult(**{**numbers, "report": "file:///report.html"} | changes)
+
+
+def lecture(slides: tuple[Slide, ...] = SLIDES, **changes) -> str:
+    """The page as if all recipes had been run, but for those that are given."""
+    plots = {"Terms over t": curve_svg(POINTS, "loss", salt="study")}
+    curves = {"model: loss": curve_svg(POINTS, "loss", salt="loss")}
+    full = {
+        recipe: result(
+            recipe, row=row, images={"strip_base": png("red"), "made": png("blue")}, plots=plots, curves=curves
+        )
+        for recipe, row in chosen_rows([]).items()
+    }
+    return render_lecture(slides, full | changes)
+
+
+def test_the_page_is_well_formed_without_script_and_asks_nobody_for_anything() -> None:
+    html = lecture()
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("data:", "#", "file:///report.html")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert "<script" not in html
+    assert "VAE &lt;b&gt;." in html
+
+
+def test_each_recipe_of_a_row_stands_whole_on_one_slide() -> None:
+    whole = [recipe for slide in SLIDES for recipe in slide.recipes if not slide.shows]
+    assert sorted(whole) == sorted(recipe.__name__ for recipe in ROWS)
+
+
+def test_the_page_says_what_a_recipe_made_measured_and_took() -> None:
+    html = lecture()
+    assert html.count("1 min 35 s") == html.count("3.25") == len(ROWS)
+    assert html.count('alt="made, ') == len(ROWS)
+    assert html.count("model: loss") == len(ROWS)
+
+
+@pytest.mark.parametrize("formula", sorted({formula for slide in SLIDES for formula in slide.formulas}))
+def test_every_formula_is_drawn_as_mathml(formula: str) -> None:
+    slide = Slide(chapter="One", title="One", formulas=(formula,))
+    html = render_lecture([slide], {})
+    assert html.count("<math") == 1
+    drawn = re.search(r"<math.*</math>", html, re.DOTALL)
+    assert drawn is not None
+    assert not re.search(r"\\[a-z]+|<mi>&</mi>", drawn[0])  # a command that the library does not know stays as it is
+
+
+@pytest.mark.parametrize("reference", [code for slide in SLIDES for code in slide.code], ids=lambda code: code.name)
+def test_every_formula_stands_in_the_code_where_its_slide_says(reference: CodeReference) -> None:
+    marked = [line for line in read_code(reference) if line.is_formula]
+    assert marked
+    source = (formula_code.ROOT / reference.file).read_text().splitlines()
+    assert any(reference.words in line.text for line in marked)
+    assert all(source[line.number - 1].endswith(line.text) for line in marked)
+
+
+@pytest.mark.parametrize(
+    ("reference", "complaint"),
+    [
+        (code_at("diffusion/gone.py", "sample", "x"), "no file components/diffusion/gone.py"),
+        (code_at("diffusion/schedule.py", "Schedule.gone", "x"), "no Schedule.gone in"),
+        (code_at("diffusion/schedule.py", "Schedule.add_noise", "minus"), "'minus' stands nowhere in"),
+        (code_at("diffusion/schedule.py", "Schedule.add_noise", "Draw x_t"), "'Draw x_t' stands nowhere in"),
+    ],
+    ids=["file", "definition", "statement", "docstring"],
+)
+def test_code_that_is_gone_is_missed(reference: CodeReference, complaint: str) -> None:
+    with pytest.raises(LookupError, match=complaint):
+        read_code(reference)
+
+
+def test_code_is_shown_without_docstring_and_near_its_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formula_code, "ROOT", tmp_path)
+    (tmp_path / "file.py").write_text(
+        "class A:\n    def f(self):\n        '''Words.'''\n"
+        + "".join(f"        x = ({n},\n            0)\n" for n in range(40))
+    )
+    lines = read_code(CodeReference(file="file.py", name="A.f", words="(20,"))
+    assert lines[0].text == "def f(self):"
+    assert [line.text for line in lines if line.is_formula] == ["    x = (20,", "        0)"]
+    assert [line.text for line in lines].count("    …") == 2
+    assert len(lines) < 20
+    assert not any("Words" in line.text for line in lines)
+
+
+def test_what_is_not_finished_is_said_with_the_command_that_makes_it() -> None:
+    away = result("gan", missing=("images",), obstacle="no such images are here.", seconds=None, report="")
+    begun = result("vae", missing=("samples", "evaluation"), seconds=None, figures={}, report="")
+    html = lecture(gan=away, vae=begun)
+    assert f"{len(ROWS) - 2} of {len(ROWS)} recipes are finished" in html
+    assert "samples, evaluation. It is made by <code>make lecture ROW=vae</code>" in html
+    assert "no such images are here. <code>make lecture ROW=gan</code>" in html
+    assert "Not finished" not in lecture()
+
+
+def test_a_recipe_is_known_by_what_it_makes_and_else_by_what_it_keeps() -> None:
+    kept, made = {"originals_and_reconstructions": png("red")}, {"gan_by_class": png("blue")}
+    assert own_images(result("gan", images=kept | made)) == made
+    assert own_images(result("vqvae", images=kept)) == kept
+    assert own_images(result("none")) == {}
+
+
+def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> None:
+    made = result("dalle", images={"tokens_by_prompt": png("red")}, words={"tokens_by_prompt": ("red heart",)})
+    figure = lecture(dalle=made).partition("-tokens_by_prompt")[2]
+    assert figure.index("<img") < figure.index("<li>red heart</li>") < figure.index("</figure>")
+
+
+def test_a_slide_shows_of_a_recipe_what_it_names() -> None:
+    slide = Slide(chapter="One", title="One", recipes=("ddpm",), shows=("made", "Terms over t"))
+    page = Page(lecture((slide,)))
+    assert len(page.images) == 1
+    assert "Terms over t" in page.text
+    assert "model: loss" not in page.text
