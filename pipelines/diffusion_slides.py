@@ -90,7 +90,7 @@ DIFFUSION_SLIDES = (
         ),
         slip="In the derivation the sign of log p_θ(x_T) changes between two lines; −log p_θ(x_T) is right in all "
         "of them.",
-        code=(code_at("diffusion/likelihood.py", "Bound.total", "return self.prior"),),
+        code=(code_at("diffusion/variational_bound.py", "Bound.total", "return self.prior"),),
     ),
     Slide(
         chapter=OBJECTIVE,
@@ -108,7 +108,7 @@ DIFFUSION_SLIDES = (
         "−KL − ΣKL + log p(x_0|x_1), is the lower bound of log p, and what is minimized is its negative.",
         code=(
             code_at("diffusion/discrete.py", "DiscreteObjective.bits", "divergence = normal_kl"),
-            code_at("diffusion/likelihood.py", "prior_bits", "nats = normal_kl"),
+            code_at("diffusion/variational_bound.py", "prior_bits", "nats = normal_kl"),
             code_at("diffusion/gaussian.py", "discretized_gaussian_nll", "inside = log_high"),
         ),
         recipes=("fashion_likelihood_ddpm", "fashion_likelihood_bound"),
@@ -196,7 +196,7 @@ DIFFUSION_SLIDES = (
         "without the U.",
         formulas=(r"\operatorname{AdaGN}(h, t) = (1 + s_t) \operatorname{GroupNorm}(h) + b_t",),
         code=(
-            code_at("models/unet_blocks.py", "ResBlock.forward", "h = self.norm_2(h) * (1 + scale) + shift"),
+            code_at("models/unet_blocks.py", "TimedResBlock.forward", "h = self.norm_2(h) * (1 + scale) + shift"),
             code_at("models/dit.py", "DiTBlock.forward", "x = x + gate_1[:, None]"),
         ),
         recipes=("dit",),

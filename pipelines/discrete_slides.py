@@ -160,7 +160,7 @@ DISCRETE_SLIDES = (
         text="Tokens are drawn one after another, with a KV cache, guidance and top-k.",
         formulas=(r"p(s|c) = \prod_{i} p(s_i \mid s_{<i}, c)",),
         code=(
-            code_at("losses/likelihood.py", "token_loss", "F.cross_entropy"),
+            code_at("losses/token_likelihood.py", "token_loss", "F.cross_entropy"),
             code_at("sampling/autoregressive.py", "generate", "tokens[i] = draw("),
         ),
         recipes=("vqgan_transformer",),
