@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from pipelines.options import SAMPLERS, Name, ProfileName, Recipe, RunName, Sampling, Set, Storage, Tracking
+
 app = typer.Typer(
     help="Train, sample and report the systems of the lecture as one resumable workflow.",
     no_args_is_help=True,
@@ -16,24 +18,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 WRONG_USE = 2
-SAMPLERS = "ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"  # here, so that --help imports no torch
-
-Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
-Sampling = Annotated[list[str], typer.Option("--set", help="A sampling setting: base.eta=0.5. Repeatable.")]
-Set = Annotated[list[str], typer.Option("--set", help="Override one number: base.total_steps=2000. Repeatable.")]
-Storage = Annotated[
-    str | None, typer.Option(help="Where artifacts go: a folder or s3://…  [CASCADE_STORAGE or ./runs]")
-]
-Tracking = Annotated[str | None, typer.Option(help="MLflow: http://… or sqlite:///…  [MLFLOW_TRACKING_URI or ./runs]")]
-ProfileName = Annotated[str, typer.Option(help="Workers and GPUs: auto, laptop, kuberay, or a YAML file.")]
-Name = Annotated[
-    str | None,
-    typer.Option(
-        help="What the run and its models (image-cascade-NAME) are called. Left out: the recipe's name, or with images "
-        "of your own that of their folder or bucket: photos, class_guided_on_photos with another than the demo."
-    ),
-]
-RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
 
 
 @app.command()
@@ -313,6 +297,29 @@ def translate(
 
 
 @app.command()
+def reconstruct(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
+    image: Annotated[list[Path], typer.Option(help="An image, of any size. Repeatable.")],
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("reconstructed"),
+) -> None:
+    """See what an autoencoder keeps of images: each as the model sees it, its codes as colors, its reconstruction.
+
+    Prints the signal-to-noise ratio of each, and the bits of its codes. Of a cascade it takes the tokenizer.
+
+    **Examples**
+
+    - `cascade reconstruct --model models:/image-cascade-openmoji@champion --image photo.png`
+    - `cascade reconstruct --model models:/image-cascade-vqvae-tokenizer@champion --image one.png --image two.jpg`
+    - `cascade reconstruct --model s3://bucket/runs/stages/vae/1a2b3c --image photo.png --out kept`
+    """
+    from pipelines.reconstruct_command import reconstruct_images
+
+    shown = reconstruct_images(model, images=image, tracking=tracking, out=out, console=Console())
+    typer.echo(f"side by side: {shown}")
+
+
+@app.command()
 def report(
     run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest one if left out.")] = None,
     storage: Storage = None,
@@ -348,18 +355,9 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only the plan is shown.")] = False,
 ) -> None:
     """Find what no manifest lists (old tries, finished training state) and delete it with --yes."""
-    from components.storage.garbage import collect, find_garbage
-    from components.storage.store import Store
-    from pipelines.profiles import storage_uri
+    from pipelines.gc_command import collect_garbage
 
-    root = Store(storage_uri(storage))
-    garbage = find_garbage(root, unused=unused)
-    for folder in garbage:
-        typer.echo(f"{folder.bytes / 1e6:10.1f} MB  {folder.path}  ({folder.reason})")
-    total = sum(folder.bytes for folder in garbage) / 1e6
-    if yes:
-        collect(root, garbage)
-    typer.echo(f"{len(garbage)} folders, {total:.1f} MB {'deleted' if yes else '(delete them with --yes)'}")
+    collect_garbage(storage, unused=unused, delete=yes)
 
 
 def run_script() -> None:

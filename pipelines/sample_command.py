@@ -3,7 +3,8 @@
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from rich.progress import Progress
 
 from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
 from components.sampling.requests import Request
 from components.storage.artifact import load_artifact
+from components.storage.bundle import DESCRIPTION as MODEL
 from components.storage.store import Store, absolute
 from components.tracking.environment import environment
 from components.tracking.registry import download_model
@@ -143,18 +145,30 @@ def load_cascade(model: str, tracking: str | None) -> Cascade:
 
     Raises UsageError if there is none.
     """
+    with local_model(model, tracking) as folder:
+        if not (folder / DESCRIPTION).is_file():
+            raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
+        return Cascade.load(folder, device=best_device())
+
+
+@contextmanager
+def local_model(model: str, tracking: str | None) -> Iterator[Path]:
+    """The folder of a trained model or a cascade that is in the registry, in storage, or on disk already.
+
+    Raises UsageError, or ValueError from the registry, if there is none.
+    """
     set_environment(environment())
-    device = best_device()
     if model.startswith("models:/"):
         registry = tracking_uri(tracking)
         if registry is None:
             raise UsageError(f"{model} is in a registry: name it with --tracking")
         with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
-            return Cascade.load(download_model(model, Path(folder), tracking_uri=registry), device=device)
-    if (Path(model) / "cascade.json").is_file():
-        return Cascade.load(model, device=device)
-    artifact = load_artifact(Store(absolute(model)))
-    if artifact is None or "cascade.json" not in artifact.names():
-        raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
-    with artifact.local_copy() as folder:
-        return Cascade.load(folder, device=device)
+            yield download_model(model, Path(folder), tracking_uri=registry)
+    elif any((Path(model) / name).is_file() for name in (DESCRIPTION, MODEL)):
+        yield Path(model)
+    else:
+        artifact = load_artifact(Store(absolute(model)))
+        if artifact is None or artifact.kind != "model":
+            raise UsageError(f"no model at {model}; give models:/NAME@champion or the folder of a model's stage")
+        with artifact.local_copy() as folder:
+            yield folder

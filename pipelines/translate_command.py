@@ -43,7 +43,10 @@ def translate_image(
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            given = {"image": _file("--image", image), "mask": None if mask is None else _file("--mask", mask)}
+            given = {
+                "image": image_bytes("--image", image),
+                "mask": None if mask is None else image_bytes("--mask", mask),
+            }
             cascade = load_cascade(model, tracking)
             if "translate" not in cascade.generators:
                 raise ValueError(f"{model} does not work on images: it has {' and '.join(cascade.generators)}")
@@ -58,7 +61,7 @@ def translate_image(
     return shown
 
 
-def _file(option: str, path: Path) -> bytes:
+def image_bytes(option: str, path: Path) -> bytes:
     """The bytes of an image file. Raises ValueError, naming option and file, if it is none."""
     if not path.is_file():
         raise ValueError(f"{option} {path}: no such file")

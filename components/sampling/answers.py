@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from components.models.autoencoder import Autoencoder
@@ -121,9 +122,13 @@ def _shown(model: SamplingModel) -> RequestRow:
 
 
 def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
-    image = row.read_image(model.settings["resolution"])[None].to(model.device)
+    return base64_png(reconstructed(model, row.read_image(model.settings["resolution"])))
+
+
+def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
+    """What an autoencoder keeps of an image (3, S, S) in [-1, 1]: uint8 (S, S, 3)."""
     assert isinstance(model.module, Autoencoder)
-    return base64_png(to_uint8(model.module.reconstruct(image))[0])
+    return to_uint8(model.module.reconstruct(image[None].to(model.device)))[0]
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ class AskedJob(NamedTuple):
     asked: tuple[int, ...]
 
 
-class Plan(NamedTuple):
+class AgreementPlan(NamedTuple):
     """What is asked for, and by what."""
 
     captions: tuple[str, ...]  # all different
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
 
 def plan_agreement(
     config: AgreementConfig, index: ShardIndex, cascade: Artifact, judges: dict[AskedBy, Artifact]
-) -> Plan:
+) -> AgreementPlan:
     """Requests for what is known of images of the set, and those images. Runs in a worker."""
     with cascade.local_copy() as folder:
         models = Cascade.load(folder)
@@ -108,7 +108,7 @@ def plan_agreement(
         with judge.local_copy() as folder:
             side = describe_model(by, folder).settings["resolution"]
         known[by] = known_parts(index, wanted[by], resolution=side)
-    return Plan(tuple(str(each.request.prompt) for each in wanted["prompt"]), made, known)
+    return AgreementPlan(tuple(str(each.request.prompt) for each in wanted["prompt"]), made, known)
 
 
 def known_split(index: ShardIndex) -> Split:
@@ -147,7 +147,9 @@ def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int)
     return found
 
 
-def judged(by: AskedBy, model: Artifact, plan: Plan, files: Store, pool: Pool, *, known: str) -> dict[str, Agreement]:
+def judged(
+    by: AskedBy, model: Artifact, plan: AgreementPlan, files: Store, pool: Pool, *, known: str
+) -> dict[str, Agreement]:
     """Agreement of what each generator made, and of the images that are `known`, by the name of the set."""
     sets = {
         branch_name(generator): [AskedPart(JobImages(files, job.name, len(asked)), asked) for job, asked in group]

@@ -6,30 +6,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pipelines.reporting import study_of
 
+from components.data.shards import load_index
 from components.data.subset import random_part
+from components.evaluation.agreement import AgreementConfig
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
 from components.evaluation.generated import (
     SampleJob,
     measured_requests,
     pack_job,
+    read_job,
     request_for,
     sample_job,
     unpack_job,
 )
 from components.evaluation.grids import readable
+from components.evaluation.guidance_study import judge
+from components.evaluation.image_sets import shrink
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.sampling.cascade import Cascade
+from components.sampling.model import load_model
 from components.sampling.requests import Request
+from components.stages.agreement import measure_agreement, wanted_of
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from tests.image_sets import write_set
-from tests.tiny_cascade import CLASSES, write_cascade, write_models
+from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
 from tests.tiny_diffusion_branches import guided_by_the_classifier_alone
+from tests.tiny_generators import write
+from tests.unit.test_evaluation_studies import CLASSIFIER
 
 CONFIG = GalleryConfig(images_per_class=2, num_prompts=2, images_per_prompt=2, strip_frames=3)
 LABELS, CAPTIONS = np.array([0, 1, 2, 1]), ("red apple", "grey cat", "red flag", "green apple")
@@ -214,3 +224,22 @@ def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixtur
     report = evaluate(config, context, images=run.images, tokenizer=run.tokenizer, samples=samples)
     assert report.metadata["distances"] == []
     assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png"}
+
+
+def test_the_agreement_of_a_branch_is_that_of_the_images_that_it_left(run: Fixture, tmp_path: Path) -> None:
+    settings = {"resolution": 8, "noisy": False, "objective": OBJECTIVE, "classes": CLASSES}
+    folder, context = write(tmp_path / "judge", "classifier", CLASSIFIER, settings), run.context("agreement")
+    judge_model = run.context("judge").commit("model", folder=folder)
+    config, index = AgreementConfig(samples=5), load_index(run.images.url("index.json"))
+    report = measure_agreement(config, context, images=run.images, cascade=run.cascade, judge=judge_model)
+    (table,) = report.metadata["tables"].values()
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
+    assert list(rows) == ["diffusion branch", "token branch", "held-out images"]
+    asked = np.array([each.asked for each in wanted_of(index, 5)["label"]])
+    for generator, name in (("diffusion", "diffusion branch"), ("tokens", "token branch")):
+        made = read_job(f"{generator}_by_label-000", context.files_store).finished
+        assert made.shape == (5, 16, 16, 3)
+        seen = judge(load_model("judge", folder), shrink(made, 8))
+        assert rows[name]["accuracy"] == (seen == asked).mean()
+        assert rows[name]["N"] == 5
+    assert study_of(report).tables

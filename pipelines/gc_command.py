@@ -1,0 +1,19 @@
+"""`cascade gc`: what no manifest lists, shown or deleted."""
+
+import typer
+
+from components.storage.garbage import collect, find_garbage
+from components.storage.store import Store
+from pipelines.profiles import storage_uri
+
+
+def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
+    """Print each folder with its size and why it is not needed, and delete them if asked to."""
+    root = Store(storage_uri(storage))
+    garbage = find_garbage(root, unused=unused)
+    for folder in garbage:
+        typer.echo(f"{folder.bytes / 1e6:10.1f} MB  {folder.path}  ({folder.reason})")
+    total = sum(folder.bytes for folder in garbage) / 1e6
+    if delete:
+        collect(root, garbage)
+    typer.echo(f"{len(garbage)} folders, {total:.1f} MB {'deleted' if delete else '(delete them with --yes)'}")
