@@ -59,9 +59,10 @@ def test_a_new_generator_samples_and_its_options_are_checked(folder: Path):
 
 
 def test_the_command_samples_by_it(folder: Path, tmp_path: Path):
-    options = ("steps", "sampler", "guidance_scale", "classifier_scale", "best_of", "size", "tracking")
+    options = ("steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
     asked = {"labels": ["2"], "prompts": [], "conditions": [], "generator": "flat", "seed": 0, "count": 1}
-    sample_images(str(folder), **asked, **dict.fromkeys(options), out=tmp_path / "out", console=Console(quiet=True))
+    about = {"tracking": None, "out": tmp_path / "out", "console": Console(quiet=True)}
+    sample_images(str(folder), **asked, **dict.fromkeys(options), **about)
     assert np.asarray(Image.open(next((tmp_path / "out").glob("*-flat-0000.png")))).min() == 255
 
 

@@ -37,10 +37,11 @@ def test_every_level_comes_back_by_every_way() -> None:
 
 def test_levels_are_rounded_and_what_lies_beyond_goes_to_the_nearer_end() -> None:
     near = torch.tensor([-9.0, -0.4, 0.6, 99.4, 254.6, 400.0]).reshape(1, 1, 1, 6)
-    expected = [0, 0, 1, 99, 255, 255]
-    assert levels_to_uint8(near).ravel().tolist() == expected
-    assert to_uint8(from_levels(near)).ravel().tolist() == expected
-    assert to_uint8(from_levels(near).clamp(-1, 1)).ravel().tolist() == expected  # before or after is the same
+    expected = np.array([0, 0, 1, 99, 255, 255]).reshape(1, 1, 6, 1).repeat(3, axis=3)
+    for levels in (near, near.expand(1, 3, 1, 6)):  # a gray channel is all three
+        np.testing.assert_array_equal(levels_to_uint8(levels), expected)
+        for image in (from_levels(levels), from_levels(levels).clamp(-1, 1)):  # before or after is the same
+            np.testing.assert_array_equal(to_uint8(image), expected)
     assert to_uint8(torch.ones(1, 3, 2, 2, dtype=torch.bfloat16, requires_grad=True)).min() == 255
 
 
