@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipelines.in_turn_commands import compare, lecture
+from pipelines.in_turn_commands import in_turn
 from pipelines.options import SAMPLERS, Name, ProfileName, Recipe, RunName, Sampling, Set, Storage, Tracking
 
 app = typer.Typer(
@@ -128,8 +128,7 @@ def recipes() -> None:
         typer.echo(f"{name:12} {(function.__doc__ or '').strip().splitlines()[0]}")
 
 
-app.command()(lecture)
-app.command()(compare)
+app.registered_commands += in_turn.registered_commands
 
 
 @app.command()

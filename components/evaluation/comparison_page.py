@@ -67,6 +67,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def system_cells(system: SystemResult) -> tuple[str, ...]:
+    """A row of the table, a cell for each of COLUMNS."""
     bits = (
         "–" if system.bits is None else f"{with_error(system.bits, system.bits_error, digits=2)}, {system.likelihood}"
     )
