@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pipelines.reporting import study_of
 
 from components.data.shards import load_index
 from components.data.subset import random_part
@@ -35,6 +34,7 @@ from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
 from components.storage.artifact import Artifact
 from components.storage.store import Store
+from pipelines.run_report import study_of
 from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
 from tests.tiny_diffusion_branches import guided_by_the_classifier_alone
@@ -176,8 +176,9 @@ def test_the_samples_stage_leaves_grids_and_all_measured_images(run: Fixture, sa
     assert {"cascade_side_by_side.png", "strip_base.png", "tokens_by_prompt.png"} <= set(samples.names())
     assert samples.metadata["words"]["tokens_by_prompt"] == ["red apple"]
     assert set(samples.metadata["words"]) == {name.removesuffix(".png") for name in samples.names() if "png" in name}
-    for files in samples.metadata["measured"].values():
+    for generator, files in samples.metadata["measured"].items():
         assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
+        assert 0 < samples.metadata["summary"][f"seconds_per_image_{generator}"] < 1
 
 
 def test_images_are_shown_where_none_are_measured(run: Fixture) -> None:
@@ -212,7 +213,12 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
         "diffusion branch: upsampler 16, 16²",
         "token branch: tokenizer, 16²",
     ]
-    assert rows["diffusion branch: base, 8²"]["samples"] == 70
+    base = rows["diffusion branch: base, 8²"]
+    assert base["samples"] == 70
+    assert base["standard_error"] > 0
+    assert 0 <= base["precision"] <= 1
+    assert 0 <= base["recall"] <= 1
+    assert rows["two halves of the training images"]["precision"] is None
     assert rows["training images shrunk to 8²"]["distance"] < rows["noise"]["distance"]
     assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png", "reference.npz"}
     assert report.metadata["held_out_codebook"]["codebook_size"] == 32

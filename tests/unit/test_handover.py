@@ -256,6 +256,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
         LikelihoodConfig(samples=2, timesteps_per_image=3),
         {**IMAGES, "model": "base"},
     ),
+    "image_likelihood": (measure_likelihood, LikelihoodConfig(samples=2), {**IMAGES, "model": "pixels"}),
     "steps_study": (
         study_steps,
         STEPS.replace(samples=2, reference_samples=4),
