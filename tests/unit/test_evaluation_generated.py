@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pipelines.reporting import study_of
 
 from components.data.shards import load_index
 from components.data.subset import random_part
@@ -35,6 +34,7 @@ from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
 from components.storage.artifact import Artifact
 from components.storage.store import Store
+from pipelines.run_report import study_of
 from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
 from tests.tiny_diffusion_branches import guided_by_the_classifier_alone
