@@ -119,12 +119,13 @@ def collect_result(prepared: driver.Prepared) -> RecipeResult:
         images=run_images(artifacts),
         words=run_words(artifacts),
         plots={title: svg for study in studies for title, svg in study.plots.items()},
+        tables={title: table for study in studies for title, table in study.tables.items()},
         curves={
             f"{stage}: {title}": svg
             for stage, artifact in trained.items()
             for title, svg in drawn_curves(prepared.root, artifact).items()
         },
-        report="" if missing else prepared.root.url(f"runs/{prepared.run}/report.html"),
+        report="" if missing else f"runs/{prepared.run}/report.html",
         missing=missing,
     )
 

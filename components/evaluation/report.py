@@ -30,6 +30,16 @@ GROUPS = {  # section of the page -> images in it: name -> (caption, what a scre
     "cascade": {
         "cascade_side_by_side": ("From small to large", "The image that each stage made, one row for each stage"),
     },
+    "noising": {
+        "forward_noising": (
+            "Held-out images on their way to noise",
+            "A row for each image: itself, then what is left of it after more and more noising steps",
+        ),
+        "predicted_x_0": (
+            "The x_0 predicted at each step",
+            "For each image what is left of it after some steps, above the clean image that the model sees in that",
+        ),
+    },
     "tokenizer": {
         "originals_and_reconstructions": (
             "Held-out images, never trained on, and what is left of them after tokenizing",
@@ -156,7 +166,7 @@ def render_report(data: ReportData) -> str:
     groups = {group: figures(data, images) for group, images in image_groups().items()}
     groups["strips"] = strips(data)
     known = {figure.name for group in groups.values() for figure in group}
-    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
+    others = {name: described_image(name) for name in data.images if name not in known}
     return (
         page_environment()
         .get_template("report.html.j2")
@@ -199,12 +209,16 @@ def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure
 def strips(data: ReportData) -> list[Figure]:
     """The denoising strip of each diffusion stage, smallest stage first."""
     names = sorted((name for name in data.images if name.startswith("strip_")), key=_strip_order)
-    stages = {name: readable(name.removeprefix("strip_")) for name in names}
-    words = {
-        name: (stage.capitalize(), f"Denoising by {stage}: noisy images above the clean ones that it predicts")
-        for name, stage in stages.items()
-    }
-    return figures(data, words)
+    return figures(data, {name: described_image(name) for name in names})
+
+
+def described_image(name: str) -> tuple[str, str]:
+    """Its caption, and what a screen reader says."""
+    if name.startswith("strip_"):
+        stage = readable(name.removeprefix("strip_"))
+        return f"Denoising, {stage}", f"Denoising by {stage}: noisy images above the clean ones that it predicts"
+    known = {name: words for images in image_groups().values() for name, words in images.items()}
+    return known.get(name, (readable(name).capitalize(), readable(name)))
 
 
 def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:

@@ -15,11 +15,13 @@ from components.configuration.sampling import (
     RestorationSampling,
 )
 from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
+from components.evaluation.noising_study import NoisingStudyConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from pipelines.diffusion_branch import DiffusionBranchRecipe
+from pipelines.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
 
@@ -28,12 +30,20 @@ SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15) 
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 
 
-def ddpm() -> DiffusionBranchRecipe:
-    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps."""
+def ddpm() -> DiffusionStudiesRecipe:
+    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps; the forward process at 64²."""
     base = diffusion().replace(
         conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
     )
-    return branch("ddpm", base, DiffusionSampling(sampler="ddpm", num_inference_steps=100))
+    return DiffusionStudiesRecipe(
+        name="ddpm",
+        images=emoji(),
+        base=base,
+        sampling=DiffusionBranchSampling(base=DiffusionSampling(sampler="ddpm", num_inference_steps=100)),
+        samples=SAMPLES,
+        noising_study=NoisingStudyConfig(resolution=64),
+        evaluation=EVALUATION,
+    )
 
 
 def dit() -> DiffusionBranchRecipe:
@@ -207,7 +217,7 @@ def enlarging(low_res: int, resolution: int) -> DiffusionTraining:
     )
 
 
-DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], str] = {
+DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe | ImageToImageRecipe], str] = {
     ddpm: "D1",
     dit: "D5",
     classifier_guided: "D6",

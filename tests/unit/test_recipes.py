@@ -195,6 +195,8 @@ def test_steps_that_do_not_exist_are_refused(recipe: str, assignments: str, word
 def test_only_steps_of_training_have_a_bound():
     with pytest.raises(UsageError, match=r"likelihood needs base\.process discrete, not flow"):
         load_recipe("fashion_likelihood_ddpm", ["base.process=flow"])
+    with pytest.raises(UsageError, match=r"noising_study needs base\.process discrete, not flow"):
+        load_recipe("ddpm", ["base.process=flow"])
 
 
 def test_a_study_that_is_not_asked_for_is_no_stage():
