@@ -22,7 +22,7 @@ from components.diffusion.discrete import DiscreteObjective
 from components.diffusion.objective import make_objective
 from components.diffusion.schedule import Schedule, make_schedule
 from components.diffusion.trajectory import spaced_timesteps
-from components.evaluation.grids import Block, render_blocks
+from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
 from components.sampling.device import best_device
@@ -162,7 +162,7 @@ def draw_forward(schedule: Schedule, images: NoisedImages, config: NoisingStudyC
     times = spaced_timesteps(len(schedule), min(config.frames, len(schedule)))
     columns = [to_uint8(images.x_0), *(to_uint8(noised_at(schedule, images, time)) for time in times)]
     rows = [[column[number] for column in columns] for number in range(len(images.x_0))]
-    blocks = [Block("", row) for row in rows[:-1]] + [Block("", rows[-1], ["x_0", *captions_of(times)])]
+    blocks = [GridBlock("", row) for row in rows[:-1]] + [GridBlock("", rows[-1], ["x_0", *captions_of(times)])]
     return render_blocks(blocks, columns=len(columns))
 
 
@@ -180,9 +180,9 @@ def draw_predicted(
     x_0 = [to_uint8(predicted_x_0(model, objective, split, first, time)) for time in times]
     blocks = []
     for number in range(len(first.x_0)):
-        blocks.append(Block("x_t" if number == 0 else "", [column[number] for column in x_t]))
+        blocks.append(GridBlock("x_t" if number == 0 else "", [column[number] for column in x_t]))
         seen = [column[number] for column in x_0]
-        blocks.append(Block("x_0 that the model sees in it" if number == 0 else "", seen, captions_of(times)))
+        blocks.append(GridBlock("x_0 that the model sees in it" if number == 0 else "", seen, captions_of(times)))
     return render_blocks(blocks, columns=len(times))
 
 
