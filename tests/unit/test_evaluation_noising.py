@@ -33,8 +33,8 @@ from components.sampling.model import load_model
 from components.storage.store import Store
 from tests.image_sets import write_set
 from tests.tiny_cascade import commit_model, write_models
-from tests.unit.test_evaluation_likelihood import exact_model, normal_images
 from tests.unit.test_evaluation_report import Page
+from tests.unit.test_likelihood_study import exact_model, normal_images
 
 LINEAR, COSINE = (make_schedule(name, num_train_timesteps=1000) for name in ("linear", "cosine"))
 PHOTOS = np.repeat(np.random.default_rng(0).choice([0, 40, 255], (32, 16, 16, 1)), 3, axis=-1).astype(np.uint8)
