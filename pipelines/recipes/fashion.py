@@ -84,7 +84,7 @@ def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
 
 
 def fashion_likelihood_loss_aware() -> DiffusionStudiesRecipe:
-    """D3: Improved DDPM on the bound itself, timesteps drawn by their losses before half of it."""
+    """D3: Improved DDPM trained on the bound itself, its timesteps drawn by their losses from step 490 on."""
     return likelihood(
         "fashion_likelihood_loss_aware",
         LEARNED_VARIANCE,
