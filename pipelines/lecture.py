@@ -9,7 +9,7 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.data.errors import SourceError
 from components.evaluation.lecture_page import RecipeResult, Slide, render_lecture
-from components.evaluation.report import stage_curves
+from components.evaluation.report import shrunk, stage_curves
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from pipelines import driver
@@ -23,6 +23,7 @@ from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"
 PAGE = "lecture.html"
+WIDEST = 2400  # pixels of an image on the page; reports have them whole
 SLIDES: tuple[Slide, ...] = (*DISCRETE_SLIDES, *DIFFUSION_SLIDES)
 
 
@@ -116,7 +117,7 @@ def collect_result(prepared: driver.Prepared) -> RecipeResult:
         **named(prepared.recipe.name),
         seconds=sum(artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in trained.values()) or None,
         figures=figures_of(artifacts, trained),
-        images=run_images(artifacts),
+        images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
         words=run_words(artifacts),
         plots={title: svg for study in studies for title, svg in study.plots.items()},
         tables={title: table for study in studies for title, table in study.tables.items()},

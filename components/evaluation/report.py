@@ -21,6 +21,7 @@ from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
 from components.sampling.generators.kinds import GENERATORS
+from components.sampling.image_files import encode_png
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
 SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
@@ -226,6 +227,15 @@ def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] =
         width, height = image.size
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return Figure(name, caption, alt, source, width, height, words)
+
+
+def shrunk(png: bytes, *, width: int) -> bytes:
+    """The image at most so many pixels wide; as it is where it is no wider."""
+    with Image.open(io.BytesIO(png)) as image:
+        if image.width <= width:
+            return png
+        height = round(image.height * width / image.width)
+        return encode_png(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), optimize=True)
 
 
 def graph(data: ReportData) -> str:
