@@ -28,7 +28,7 @@ SLIDES: tuple[Slide, ...] = (*DISCRETE_SLIDES, *DIFFUSION_SLIDES)
 
 
 def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
-    """Run the recipes of the rows in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
+    """Run the recipes of the rows that are not finished, in turn. Returns 1 if one failed, 130 if interrupted.
 
     Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
     first recipe and after each: all slides, with what there is by then, and what is missing.
@@ -47,9 +47,11 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
         obstacle = page.results[recipe].obstacle
         console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
         del chosen[recipe]
-    failed = []
-    for number, (recipe, row) in enumerate(chosen.items(), start=1):
-        console.rule(f"{number} of {len(chosen)}: row {row}, {recipe}")
+    failed, left = [], [recipe for recipe in chosen if not page.is_finished(recipe)]
+    if len(left) < len(chosen):
+        console.print(f"{len(chosen) - len(left)} of {len(chosen)} recipes are finished", highlight=False)
+    for number, recipe in enumerate(left, start=1):
+        console.rule(f"{number} of {len(left)}: row {chosen[recipe]}, {recipe}")
         code = driver.run(options(recipe, storage, tracking, profile), console)
         page.write()
         if code == driver.INTERRUPTED:
@@ -74,6 +76,11 @@ class LecturePage:
             if recipe not in self.results or self.results[recipe].missing:
                 self.results[recipe] = self.collect(recipe)
         self.root.write(PAGE, render_lecture(SLIDES, self.results).encode())
+
+    def is_finished(self, recipe: str) -> bool:
+        """Whether nothing of it is to run: every stage is there, and the report."""
+        result = self.results[recipe]
+        return not result.missing and self.root.exists(result.report)
 
     def collect(self, recipe: str) -> RecipeResult:
         """What there is of a recipe, or why it can't be run here."""
