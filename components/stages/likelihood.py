@@ -1,7 +1,7 @@
-"""Likelihood: the variational bound of a trained diffusion model on held-out images, in bits/dim."""
+"""Likelihood: bits/dim of held-out images, exact (PixelCNN, Row LSTM) or a bound (VAE, diffusion)."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -9,6 +9,15 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, load_index
+from components.evaluation.image_bits import (
+    EXACT,
+    KINDS,
+    bits_table,
+    check_likelihood,
+    measure_images,
+    read_bits,
+    summarize_bits,
+)
 from components.evaluation.likelihood_study import (
     BoundJob,
     bound_jobs,
@@ -26,7 +35,7 @@ from components.storage.artifact import Artifact
 
 
 class LikelihoodConfig(Config):
-    """Of how many images, and whether exactly."""
+    """Of how many images, and, of a diffusion model, whether exactly."""
 
     stage_version = 2  # gray images are one channel, and PNGs stand beside
 
@@ -38,32 +47,55 @@ class LikelihoodConfig(Config):
 def measure_likelihood(
     config: LikelihoodConfig, context: StageContext, *, images: Artifact, model: Artifact
 ) -> Artifact:
-    """Measure prior, denoising and reconstruction terms of held-out images under their own conditions.
+    """Measure held-out images under their own conditions; of a diffusion model prior, denoising and reconstruction.
 
-    Returns an artifact of kind `report`: plots over t, a table with standard errors over images, and the figures.
+    Returns an artifact of kind `report`: a table with standard errors over images, the figures, and, of a diffusion
+    model, plots over t.
     Raises ValueError for a model that has no such bound, a set that holds no image out, or one in color where the model
     knows one channel.
     """
-    files, done = context.files_store, 0
+    files, done, seed = context.files_store, 0, config.seed
     with context.pool() as pool:
         plan = pool.call(partial(plan_bound, config, load_index(images.url("index.json")), model))
+        if plan.kind in KINDS:
+            measuring = measure_images(plan.jobs, model, seed=seed, files=files, pool=pool)
+        else:
+            steps = config.timesteps_per_image
+            measuring = measure_bounds(plan.jobs, model, timesteps_per_image=steps, seed=seed, files=files, pool=pool)
         total = sum(len(job.image) for job in plan.jobs)
-        steps, seed = config.timesteps_per_image, config.seed
-        for job in measure_bounds(plan.jobs, model, timesteps_per_image=steps, seed=seed, files=files, pool=pool):
+        for job in measuring:
             context.report_images(done := done + len(job.image), total)
-    found = read_bound(files, plan.jobs)
-    summary = summarize(found, png=plan.png)
-    return context.commit_study(
-        plots={"Terms of the bound over t": draw_terms(found, salt=context.stage)},
-        tables={"Bits/dim of held-out images": bound_table(found, png=plan.png)},
-        summary=summary,
-        headline={name: value for name, value in summary.items() if not name.endswith("standard_error")},
-    )
+    study = whole_images(plan, context) if plan.kind in KINDS else terms_over_t(plan, context)
+    summary = study["summary"]
+    headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
+    return context.commit_study(**study, headline=headline)
+
+
+def whole_images(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
+    """What is shown of a model that states the likelihood of whole images."""
+    bits = read_bits(context.files_store, plan.jobs)
+    table = bits_table(bits, png=plan.png, exact=plan.kind in EXACT)
+    return {
+        "plots": {},
+        "tables": {"Bits/dim of held-out images": table},
+        "summary": summarize_bits(bits, png=plan.png),
+    }
+
+
+def terms_over_t(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
+    """What is shown of a diffusion model."""
+    found = read_bound(context.files_store, plan.jobs)
+    return {
+        "plots": {"Terms of the bound over t": draw_terms(found, salt=context.stage)},
+        "tables": {"Bits/dim of held-out images": bound_table(found, png=plan.png)},
+        "summary": summarize(found, png=plan.png),
+    }
 
 
 class BoundPlan(NamedTuple):
     """What is measured."""
 
+    kind: str  # of the network
     jobs: list[BoundJob]
     png: np.ndarray  # (N,) bits/dim of each image as a PNG
 
@@ -72,9 +104,10 @@ def plan_bound(config: LikelihoodConfig, index: ShardIndex, model: Artifact) -> 
     """Held-out images cut into jobs. Runs in a worker. Raises ValueError as `measure_likelihood`."""
     with model.local_copy() as folder:
         loaded = load_model(model.stage, folder)
-    check_model(loaded)
+    check = check_likelihood if loaded.kind in KINDS else check_model
+    check(loaded)
     held_out = read_split(index, "holdout", resolution=loaded.settings["resolution"], limit=config.samples)
     if not held_out.key:
         raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
     png = png_bits(loaded, held_out.image)
-    return BoundPlan(bound_jobs(held_out.image, held_out.label, held_out.caption), png)
+    return BoundPlan(loaded.kind, bound_jobs(held_out.image, held_out.label, held_out.caption), png)

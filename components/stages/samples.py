@@ -17,7 +17,7 @@ from components.evaluation.gallery import (
     gallery_requests,
     read_gallery,
 )
-from components.evaluation.generated import jobs_of, measured_requests, sample_jobs
+from components.evaluation.generated import SampleJob, jobs_of, measured_requests, sample_jobs, seconds_per_image
 from components.pool import file_name
 from components.sampling.cascade import Cascade, ConditionImages
 from components.sampling.image_files import encode_png
@@ -32,7 +32,7 @@ READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 class SamplesConfig(GalleryConfig):
     """What is sampled of each generator: images to show, and images to measure distances with."""
 
-    stage_version = 2  # keeps the words that images were asked for by
+    stage_version = 3  # keeps the words that images were asked for by, and the seconds that they took
 
     measured_samples: int = Field(512, ge=0)  # of each generator, by the models' own settings
     seed: int = Field(0, ge=0)
@@ -42,7 +42,7 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     """Sample what the report shows and what the evaluation measures.
 
     Returns an artifact of kind `samples`: PNG grids, an npz of raw images for each job, and as metadata the words
-    that images were asked for by.
+    that images were asked for by and the seconds that each generator took for an image that is measured.
     """
     index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
     with context.pool() as pool:
@@ -54,10 +54,13 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_samples, plan.shown, files, index.classes))
+        seconds = pool.call(partial(measured_seconds, measured, files))
     for name, grid in drawn.items():
         (folder / f"{name}.png").write_bytes(grid.png)
         context.recorder.emit(events.Image(context.stage, 0, name, grid.png))
+    context.recorder.emit(events.Metrics(context.stage, 0, seconds))
     metadata = {
+        "summary": seconds,
         "measured": {name: [file_name(job.name) for job in group] for name, group in measured.items()},
         "words": {name: grid.words for name, grid in drawn.items()},
     }
@@ -96,6 +99,11 @@ def plan_samples(config: SamplesConfig, index: ShardIndex, cascade: Artifact) ->
 def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, DrawnGrid]:
     """The grids of what was sampled, by name. Runs in a worker."""
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
+
+
+def measured_seconds(measured: dict[str, list[SampleJob]], files: Store) -> dict[str, float]:
+    """`seconds_per_image_GENERATOR` of each that made images to measure. Runs in a worker."""
+    return {f"seconds_per_image_{name}": seconds_per_image(group, files) for name, group in measured.items() if group}
 
 
 class RealConditions(NamedTuple):

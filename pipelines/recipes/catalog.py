@@ -14,12 +14,13 @@ from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.overrides import apply_overrides, explain
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.smoke import smoke
+from pipelines.recipes.taxonomy import TAXONOMY
 from pipelines.workflow import UsageError, nearest
 from pipelines.workflows import WORKFLOWS, Recipe
 
 ROWS = {**DISCRETE_ROWS, **DIFFUSION_ROWS, **FASHION}  # recipe -> row of the lecture
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS)},
+    **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS, *TAXONOMY)},
     **paper_recipes(),
 }
 DEMO = "openmoji"

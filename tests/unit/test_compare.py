@@ -1,0 +1,201 @@
+"""What `cascade compare` runs and shows: the same images and minutes for all, seeds side by side, nothing left out."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from components.configuration.optimization import Training
+from components.evaluation.comparison_page import (
+    COLUMNS,
+    Comparison,
+    SystemResult,
+    comparison_table,
+    draw_comparison,
+    render_comparison,
+    share_error,
+)
+from components.evaluation.measure import DistanceRow
+from components.evaluation.report import Table
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+from pipelines import compare, driver
+from pipelines.compare import SYSTEMS, ComparisonPage, chosen_systems, run_compare, seed_assignments, system_result
+from pipelines.in_turn import finished_stages
+from pipelines.recipes.catalog import RECIPES, load_recipe
+from pipelines.recipes.taxonomy import APPROXIMATE, TAXONOMY
+from pipelines.workflow import PlannedStage, UsageError
+from pipelines.workflows import build_workflow
+from tests.unit.test_evaluation_report import Page
+
+HELD_OUT = {"name": "held-out images", "distance": 26.0, "samples": 377, "purpose": "scale", "standard_error": 1.0}
+BASE = {"name": "diffusion branch: base, 16²", "distance": 120.0, "samples": 256, "purpose": "model"}
+MADE = {
+    **{"name": "diffusion branch: upsampler 32, 32²", "distance": 90.0, "samples": 256, "purpose": "model"},
+    **{"standard_error": 2.5, "precision": 0.5, "recall": 0.25},
+}
+STATED: dict[str, dict[str, Any]] = {
+    "evaluation": {"feature_network": "net", "distances": [HELD_OUT, BASE, MADE]},
+    "samples": {"summary": {"seconds_per_image_diffusion": 0.125}},
+    "likelihood": {
+        "summary": {
+            "estimated_held_out_bits_per_dim": 3.0,
+            "estimated_held_out_bits_per_dim_standard_error": 0.05,
+            "png_bits_per_dim": 4.5,
+        }
+    },
+}
+
+
+def planned(recipe: str, *, seed: int = 0) -> list[PlannedStage]:
+    tree = load_recipe(recipe, seed_assignments(RECIPES[recipe](), seed) if seed else [])
+    return build_workflow(tree).plan(Store("memory://compare"))
+
+
+def with_artifact(entry: PlannedStage) -> PlannedStage:
+    metadata = STATED.get(entry.stage.name, {"summary": {"train_seconds": 60.0, "parameters": 1000}})
+    artifact = Artifact(kind="report", stage=entry.stage.name, key=entry.key, files=(), metadata=metadata)
+    return entry._replace(cached=artifact)
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Any:
+    """A page on which only the systems named are finished."""
+
+    def make(*finished: str, monkeypatch: pytest.MonkeyPatch) -> ComparisonPage:
+        prepare = driver.prepare
+
+        def prepared(options: driver.RunOptions) -> driver.Prepared:
+            found = prepare(options)
+            ready = options.recipe in finished
+            return replace(found, planned=[with_artifact(entry) for entry in found.planned] if ready else found.planned)
+
+        monkeypatch.setattr(driver, "prepare", prepared)
+        return ComparisonPage(Store(str(tmp_path / "runs")), None, "auto")
+
+    return make
+
+
+def test_all_systems_learn_the_same_images_and_are_measured_alike() -> None:
+    recipes = [recipe() for recipe in TAXONOMY]
+    assert len({recipe.images for recipe in recipes}) == 1
+    assert len({recipe.evaluation for recipe in recipes}) == 1
+    assert len({recipe.samples for recipe in recipes}) == 1
+    keys = {entry.key for recipe in SYSTEMS for entry in planned(recipe) if entry.stage.name == "images"}
+    assert len(keys) == 1
+
+
+def test_no_system_is_conditioned_and_densities_of_pixels_state_their_bits() -> None:
+    measured = set()
+    for recipe in SYSTEMS:
+        for entry in planned(recipe):
+            conditioning = getattr(entry.stage.config, "conditioning", None)
+            assert conditioning is None or conditioning.conditions == (), recipe
+            measured |= {recipe} if entry.stage.name == "likelihood" else set()
+    assert measured == {"pixelcnn_32", "row_lstm_32", "vae_32", "ddpm_32", "ddpm_15_steps_32", "hybrid_32"}
+
+
+def test_what_two_systems_share_is_trained_once() -> None:
+    keys = {recipe: {entry.stage.name: entry.key for entry in planned(recipe)} for recipe in SYSTEMS}
+    assert keys["ddpm_32"]["base"] == keys["ddpm_15_steps_32"]["base"]
+    assert keys["ddpm_32"]["likelihood"] == keys["ddpm_15_steps_32"]["likelihood"]
+    assert keys["ddpm_32"]["samples"] != keys["ddpm_15_steps_32"]["samples"]
+    assert keys["vqgan_transformer_32"]["tokens"] == keys["maskgit_32"]["tokens"]
+
+
+@pytest.mark.parametrize("recipe", SYSTEMS)
+def test_another_seed_is_another_training_of_every_network_on_the_same_images(recipe: str) -> None:
+    one, other = planned(recipe), planned(recipe, seed=3)
+    for before, after in zip(one, other, strict=True):
+        if isinstance(before.stage.config, Training):
+            assert after.stage.config.optimization.seed == 3
+        same = before.stage.name == "images"
+        assert (before.key == after.key) == same, before.stage.name
+    assert next(entry.stage.config.seed for entry in other if entry.stage.name == "samples") == 3
+
+
+def test_a_row_says_what_its_stages_state() -> None:
+    prepared = [with_artifact(entry) for entry in planned("cascade_32")]
+    found = finished_stages(type("Prepared", (), {"planned": prepared})())  # pyrefly: ignore[bad-argument-type]
+    result = system_result("cascade_32", 0, found)
+    assert result.made == DistanceRow(**MADE)
+    assert (result.train_seconds, result.parameters) == (120.0, 2000)
+    assert (result.seconds_per_image, result.bits, result.missing) == (0.125, None, ())
+
+
+def system(title: str, **changes: Any) -> SystemResult:
+    numbers = {"recipe": "x", "title": title, "branch": APPROXIMATE, "seed": 0, "made": DistanceRow(**MADE)}
+    return SystemResult(**numbers | {"seconds_per_image": 0.125, "train_seconds": 60.0, "parameters": 12345} | changes)
+
+
+def cells(table: Table, row: int) -> dict[str, Any]:
+    return dict(zip(table.columns, table.rows[row], strict=True))
+
+
+def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the_scale() -> None:
+    systems = (
+        system("A <b>", bits=3.0, bits_error=0.05, likelihood="bound"),
+        system("B", seed=1),
+        system("C", missing=("samples",)),
+    )
+    comparison = Comparison(systems=systems, scale=(DistanceRow(**HELD_OUT),), png_bits=4.5)
+    table = comparison_table(comparison)
+    assert [row[0] for row in table.rows] == ["A <b>", "B", "held-out images", "held-out images as PNG"]
+    assert all(len(row) == len(COLUMNS) for row in table.rows)
+    first, second = cells(table, 0), cells(table, 1)
+    assert first["bits/dim"] == "3.00 ± 0.05, bound"
+    assert (first["distance"], first["N"]) == ("90.0 ± 2.5", "256")
+    assert first["precision"] == f"0.50 ± {share_error(0.5, 256):.2f}"
+    assert (first["parameters"], first["s/image"], first["trained"]) == ("12,345", "0.125", "1 min 00 s")
+    assert (second["bits/dim"], second["seed"]) == ("–", "1")
+    assert cells(table, 2)["distance"] == "26.0 ± 1.0"
+    assert cells(table, 3)["bits/dim"] == "4.50"
+
+
+def test_the_plot_has_one_line_a_system_with_all_its_seeds() -> None:
+    systems = (system("A"), system("A", seed=1, seconds_per_image=0.25), system("B"))
+    svg = draw_comparison(Comparison(systems=systems, scale=(DistanceRow(**HELD_OUT),)))
+    assert "A 90 at 0.125 90 at 0.25" in Page(svg).text
+    assert "held-out images, N 377 26" in Page(svg).text
+    assert draw_comparison(Comparison(systems=(system("A", missing=("samples",)),))) == ""
+
+
+def test_the_page_is_whole_and_says_by_what_command_the_rest_is_made() -> None:
+    left = system("C", missing=("gan", "samples"), command="cascade compare gan_32", made=None)
+    html = render_comparison(Comparison(systems=(system("A <b>"), left), feature_network="net"))
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "<script" not in html
+    assert "A &lt;b&gt;" in html
+    assert re.search(r"C:\s*gan, samples\.\s*It is made by\s*cascade compare gan_32", page.text)
+    assert "cascade compare" in Page(render_comparison(Comparison(systems=(left,)))).text
+
+
+def test_the_page_shows_every_seed_that_was_asked_for_and_reads_what_is_finished_once(
+    done: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = done("gan_32", "ddpm_32", monkeypatch=monkeypatch)
+    page.add_seed(0)
+    page.write()
+    before = dict(page.results)
+    page.add_seed(2)
+    page.write()
+    assert page.seeds == [0, 2]
+    assert page.results["gan_32", 0] is before["gan_32", 0]
+    shown = [(result.recipe, result.seed) for result in page.comparison().finished]
+    assert shown == [("ddpm_32", 0), ("ddpm_32", 2), ("gan_32", 0), ("gan_32", 2)]
+    assert {result.seed for result in page.comparison().systems if result.missing} == {0}
+    html = page.root.read(compare.PAGE).decode()
+    assert "3.00 ± 0.05, estimated bound" in html
+    assert "cascade compare vae_32" in html
+
+
+def test_names_may_leave_out_the_size_and_another_name_is_refused() -> None:
+    assert chosen_systems(["gan", "ddpm_32"]) == ["ddpm_32", "gan_32"]
+    assert chosen_systems([]) == [recipe.__name__ for recipe in TAXONOMY]
+    with pytest.raises(UsageError, match="no system 'gen'; did you mean 'gan'"):
+        run_compare(["gen"], seed=0, storage=None, tracking=None, profile="auto", console=Console(quiet=True))
