@@ -32,7 +32,7 @@ DIFFUSION_SLIDES = (
             code_at("diffusion/steps.py", "threshold_dynamically", "quantile"),
             code_at("training/tasks/diffusion_prior.py", "DiffusionPriorTask.losses", 'x_0=batch["image_embedding"]'),
         ),
-        recipes=("latent_diffusion", "imagen", "dalle2"),
+        recipes=("latent_diffusion", "stable_diffusion", "imagen", "dalle2"),
     ),
     Slide(
         chapter=BASICS,

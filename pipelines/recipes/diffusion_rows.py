@@ -94,10 +94,15 @@ def zero_terminal_snr() -> DiffusionBranchRecipe:
 
 def latent_diffusion() -> DiffusionBranchRecipe:
     """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images."""
-    base, sampling = diffusion().replace(in_channels=4), ANCESTRAL.replace(threshold="none", guidance_scale=1.5)
-    autoencoder = vae_gan_autoencoder()
-    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
-    return branch("latent_diffusion", base, sampling, autoencoder=autoencoder, precompute=once)
+    return in_latents("latent_diffusion", diffusion(), guidance_scale=1.5)
+
+
+def stable_diffusion() -> DiffusionBranchRecipe:
+    """D13: Stable Diffusion's shape, the same latents by caption, whose states spatial transformers attend to."""
+    base = diffusion().replace(
+        conditions=("text",), text_conditioning="spatial_transformer", cond_drop_prob=0.2, total_steps=1000
+    )
+    return in_latents("stable_diffusion", base, guidance_scale=3.0)
 
 
 def imagen() -> DiffusionBranchRecipe:
@@ -219,6 +224,7 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], s
     cascade_1024: "D11",
     palette: "D12",
     latent_diffusion: "D13",
+    stable_diffusion: "D13",
     imagen: "D14",
     dalle2: "D14",
     edm: "D15",
@@ -247,6 +253,13 @@ def branch(
         evaluation=EVALUATION,
         **parts,
     )
+
+
+def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:
+    """A recipe in the latents of row T1's VAE-GAN, which are made once."""
+    autoencoder, sampling = vae_gan_autoencoder(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
+    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
+    return branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
 
 
 def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling | None = None) -> ImageToImageRecipe:
