@@ -106,16 +106,21 @@ def stable_diffusion() -> DiffusionBranchRecipe:
 
 
 def imagen() -> DiffusionBranchRecipe:
-    """D14: Imagen at 16², a frozen text encoder's states by cross-attention, dynamic thresholding, strong guidance."""
-    base = sketching().replace(
-        conditions=("text_states",),
-        text_conditioning="cross_attention",
-        text_states_dim=contrastive().text.text_dim,
-        total_steps=1000,
+    """D14: Imagen, 16² to 32², both stages by a frozen text encoder's states, dynamic thresholding, strong guidance."""
+    heard = {
+        "conditions": ("text_states",),
+        "text_conditioning": "cross_attention",
+        "text_states_dim": contrastive().text.text_dim,
+    }
+    base = sketching().replace(total_steps=1000, **heard)
+    upsampler = at_32(sketching()).replace(low_res_resolution=16, total_steps=700, sample_every=350, **heard)
+    dynamic = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
+    sampling = DiffusionBranchSampling(
+        base=dynamic.replace(guidance_scale=4.0),
+        upsamplers=(dynamic.replace(guidance_scale=1.5, num_inference_steps=10, noise_level=50),),
     )
-    sampling = SKETCH.replace(guidance_scale=4.0, threshold="dynamic", threshold_percentile=0.95)
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
-    return branch("imagen", base, sampling, contrastive=contrastive(), precompute=once)
+    return branch("imagen", base, sampling, contrastive=contrastive(), upsamplers=(upsampler,), precompute=once)
 
 
 def dalle2() -> DiffusionBranchRecipe:
