@@ -76,8 +76,9 @@ def glide() -> DiffusionBranchRecipe:
 
 
 def edm() -> DiffusionBranchRecipe:
-    """D15: EDM at 16² by class, preconditioning and Heun's sampler on Karras' noise levels."""
-    return branch("edm", diffusion().replace(process="edm"), DiffusionSampling(sampler="heun", num_inference_steps=12))
+    """D15: EDM at 16² by class, preconditioning, Heun's sampler, an average whose length is chosen after training."""
+    base = diffusion().replace(process="edm", ema="power", ema_sigma_rel=0.1)
+    return branch("edm", base, DiffusionSampling(sampler="heun", num_inference_steps=12))
 
 
 def flow() -> DiffusionBranchRecipe:
@@ -86,10 +87,17 @@ def flow() -> DiffusionBranchRecipe:
     return branch("flow", diffusion().replace(process="flow"), sampling)
 
 
+def flow_logit_normal() -> DiffusionBranchRecipe:
+    """D15: the same flow, trained in the middle of its paths more often than at their ends."""
+    base = flow().base.replace(time_density="logit_normal")
+    return branch("flow_logit_normal", base, flow().sampling)
+
+
 def zero_terminal_snr() -> DiffusionBranchRecipe:
-    """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step."""
+    """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step, guidance rescaled."""
     base = diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None)
-    return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing"))
+    guided = {"guidance_scale": 2.0, "guidance_rescale": 0.7}
+    return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing", **guided))
 
 
 def latent_diffusion() -> DiffusionBranchRecipe:
@@ -234,6 +242,7 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], s
     dalle2: "D14",
     edm: "D15",
     flow: "D15",
+    flow_logit_normal: "D15",
     zero_terminal_snr: "D15",
 }
 
