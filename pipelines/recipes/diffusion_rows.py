@@ -100,6 +100,12 @@ def zero_terminal_snr() -> DiffusionBranchRecipe:
     return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing", **guided))
 
 
+def autoguidance() -> DiffusionBranchRecipe:
+    """D15: autoguidance by class at 16², away from a model of half the width and a quarter of the steps."""
+    weaker = sketching().replace(model_channels=16, total_steps=330, sample_every=330)
+    return branch("autoguidance", sketching(), SKETCH.replace(autoguidance_scale=2.0), weaker=weaker)
+
+
 def latent_diffusion() -> DiffusionBranchRecipe:
     """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images."""
     return in_latents("latent_diffusion", diffusion(), guidance_scale=1.5)
@@ -244,6 +250,7 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], s
     flow: "D15",
     flow_logit_normal: "D15",
     zero_terminal_snr: "D15",
+    autoguidance: "D15",
 }
 
 

@@ -87,6 +87,7 @@ def test_both_rows_of_latents_share_the_autoencoder_of_row_t1_and_the_latents_th
         ("gan", "sampling.truncation=0.5"),
         ("maskgit", "sampling.prior.num_inference_steps=4"),
         ("dalle2", "sampling.diffusion_prior.candidates=3"),
+        ("autoguidance", "sampling.base.autoguidance_scale=3"),
     ],
 )
 def test_what_only_sampling_uses_trains_nothing_again(recipe: str, assignment: str):
