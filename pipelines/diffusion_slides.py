@@ -33,7 +33,7 @@ DIFFUSION_SLIDES = (
             code_at("diffusion/steps.py", "threshold_dynamically", "quantile"),
             code_at("training/tasks/diffusion_prior.py", "DiffusionPriorTask.losses", 'x_0=batch["image_embedding"]'),
         ),
-        recipes=("latent_diffusion", "imagen", "dalle2"),
+        recipes=("latent_diffusion", "stable_diffusion", "imagen", "dalle2"),
     ),
     Slide(
         chapter=BASICS,
@@ -324,18 +324,31 @@ DIFFUSION_SLIDES = (
     Slide(
         chapter=BEYOND,
         title="Preconditioning, flows, velocity",
-        text="The same network and samplers under other processes, and a schedule whose last step holds no signal.",
+        text="The same network and samplers under other processes, and a schedule whose last step holds no signal. A "
+        "flow may train the middle of its paths more often. An average by a power of time gets its length after "
+        "training. A weaker version of a model tells what to move away from. What guidance does to the deviation of "
+        "the output is taken back in part.",
         formulas=(
             r"D_\theta(x; \sigma) = c_{\mathrm{skip}}\, x + c_{\mathrm{out}} F_\theta(c_{\mathrm{in}}\, x; "
             r"c_{\mathrm{noise}})",
             r"x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad L = \|v_\theta - (\epsilon - x_0)\|^2",
             r"v = \sqrt{\bar{\alpha}_t}\, \epsilon - \sqrt{1 - \bar{\alpha}_t}\, x_0",
+            r"t = \operatorname{sigmoid}(u), \quad u \sim \mathcal{N}(0, 1)",
+            r"\bar{\theta}_n = (1 - 1/n)^{\gamma + 1}\, \bar{\theta}_{n-1} + (1 - (1 - 1/n)^{\gamma + 1})\, "
+            r"\theta_n",
+            r"D_w = D_0 + w\, (D_1 - D_0)",
+            r"\hat{x}_{\mathrm{cfg}} \leftarrow \left( \phi\, \operatorname{std}(x_{\mathrm{pos}}) / "
+            r"\operatorname{std}(x_{\mathrm{cfg}}) + 1 - \phi \right) x_{\mathrm{cfg}}",
         ),
         code=(
             code_at("diffusion/edm.py", "EDMObjective.predict_x_0", "return factors.c_skip"),
             code_at("diffusion/flow.py", "FlowObjective.loss", "errors = output"),
             code_at("diffusion/discrete.py", "target", "return signal * noise"),
+            code_at("diffusion/flow.py", "FlowObjective.times", "return torch.special.ndtri"),
+            code_at("training/power_ema.py", "decay_at", "return (1 - 1 / update)"),
+            code_at("diffusion/guidance.py", "guide", "reference = objective.apply(weaker"),
+            code_at("diffusion/guidance.py", "_rescaled", "return guided"),
         ),
-        recipes=("edm", "flow", "zero_terminal_snr"),
+        recipes=("edm", "flow", "flow_logit_normal", "zero_terminal_snr", "autoguidance"),
     ),
 )

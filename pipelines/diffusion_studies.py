@@ -21,7 +21,7 @@ from components.stages.likelihood import LikelihoodConfig, measure_likelihood
 from components.stages.noising import study_noising
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.studies import study_guidance, study_steps
-from pipelines.recipes.checks import check_cascade, check_channels
+from pipelines.recipes.checks import check_cascade, check_channels, check_weaker
 from pipelines.workflow import Stage, Workflow
 
 
@@ -46,8 +46,8 @@ class DiffusionStudiesRecipe(Config):
     @model_validator(mode="after")
     def _models_fit(self) -> Self:
         check_channels(self.base)
-        side, conditions = check_cascade(self.base, (), self.sampling), self.base.conditioning.conditions
-        for name in ("weaker", "classifier", "judge"):
+        side = check_cascade(self.base, (), self.sampling)
+        for name in ("classifier", "judge"):
             model = getattr(self, name)
             if model is not None and model.data.resolution != side:
                 raise ValueError(f"{name}.resolution must be base.resolution {side}")
@@ -55,10 +55,8 @@ class DiffusionStudiesRecipe(Config):
             raise ValueError(f"images.resolution must be at least base.resolution {side}")
         if self.noising_study is not None and self.images.resolution < (self.noising_study.resolution or side):
             raise ValueError(f"noising_study.resolution must be at most images.resolution {self.images.resolution}")
-        if self.weaker is not None and self.weaker.conditioning.conditions != conditions:
-            raise ValueError(f"weaker.conditions must be base.conditions {list(conditions)}")
-        if self.weaker is not None and self.weaker.data.in_channels != self.base.data.in_channels:
-            raise ValueError(f"weaker.in_channels must be base.in_channels {self.base.data.in_channels}")
+        if self.weaker is not None:
+            check_weaker(self.weaker, self.base)
         if self.classifier is not None:
             check_guide(self.classifier, self.base)
         if self.judge is not None and self.judge.noisy:

@@ -38,7 +38,7 @@ def fashion_steps() -> DiffusionStudiesRecipe:
 
 
 def fashion_guidance() -> DiffusionStudiesRecipe:
-    """D6: guidance by a classifier, by leaving the class out, and by a weaker model, at several scales."""
+    """D6: guidance by a classifier, by leaving the class out everywhere or in an interval, and by a weaker model."""
     return studies(
         "fashion_guidance",
         base=unet_by_class(),
@@ -46,7 +46,7 @@ def fashion_guidance() -> DiffusionStudiesRecipe:
         classifier=classifier(noisy=True),
         judge=classifier(noisy=False),
         guidance_study=GuidanceStudyConfig(
-            methods=("classifier", "classifier_free", "autoguidance"),
+            methods=("classifier", "classifier_free", "interval", "autoguidance"),
             sampler="sde_dpm_solver_pp",
             num_inference_steps=15,
             samples=512,
