@@ -26,7 +26,7 @@ from components.stages.precompute import PrecomputeConfig, precompute
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from pipelines.one_model import autoencoder_name
-from pipelines.recipes.checks import check_cascade, check_channels
+from pipelines.recipes.checks import check_cascade, check_channels, check_weaker
 from pipelines.workflow import Stage, Workflow
 
 
@@ -47,6 +47,7 @@ class DiffusionBranchRecipe(Config):
     diffusion_prior: DiffusionPriorTraining | None = None
     precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
     classifier: ClassifierTraining | None = None  # of noisy images; guides the base
+    weaker: DiffusionTraining | None = None  # smaller, or trained for fewer steps; guides the base
     base: DiffusionTraining
     upsamplers: tuple[DiffusionTraining, ...] = ()
     sampling: DiffusionBranchSampling = DiffusionBranchSampling()
@@ -61,6 +62,10 @@ class DiffusionBranchRecipe(Config):
             raise ValueError(f"images.resolution {self.images.resolution} is below {made}, which a model makes")
         if self.classifier is not None and self.autoencoder is None:
             check_guide(self.classifier, self.base)
+        if self.weaker is not None:
+            check_weaker(self.weaker, self.base)
+        elif self.sampling.base.autoguidance_scale != 1:
+            raise ValueError("sampling.base.autoguidance_scale must be 1: there is no weaker model to be guided by")
         return self
 
     @model_validator(mode="after")
@@ -163,6 +168,9 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
         helpers["diffusion_prior"] = Stage("diffusion_prior", train_diffusion_prior, recipe.diffusion_prior, **inputs)
     if recipe.classifier is not None:
         helpers["classifier"] = Stage("classifier", train_classifier, recipe.classifier, images=images)
+
+    if recipe.weaker is not None:
+        helpers["weaker"] = Stage("weaker", train_diffusion, recipe.weaker, images=encoded, **first)
 
     parts: dict[str, Any] = {**first, **helpers, "base": base, "upsamplers": upsamplers}
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **parts)

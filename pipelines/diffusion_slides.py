@@ -5,6 +5,7 @@ The slides count steps from 1 to T, the code from 0: its index 0 has seen one no
 
 from components.evaluation.formula_code import code_at
 from components.evaluation.lecture_page import Slide
+from components.evaluation.noising_study import ERRORS, FORWARD, PREDICTED, SCHEDULES, VALUES, VARIANCE
 
 BASICS, OBJECTIVE, IMPROVED, CONDITIONAL, BEYOND = (
     "Diffusion: basics",
@@ -32,12 +33,35 @@ DIFFUSION_SLIDES = (
             code_at("diffusion/steps.py", "threshold_dynamically", "quantile"),
             code_at("training/tasks/diffusion_prior.py", "DiffusionPriorTask.losses", 'x_0=batch["image_embedding"]'),
         ),
-        recipes=("latent_diffusion", "imagen", "dalle2"),
+        recipes=("latent_diffusion", "stable_diffusion", "imagen", "dalle2"),
+    ),
+    Slide(
+        chapter=BASICS,
+        title="Forward noising process",
+        text="Easy, and fixed: data are destroyed by adding a little noise again and again.",
+        recipes=("ddpm",),
+        shows=(FORWARD,),
+    ),
+    Slide(
+        chapter=BASICS,
+        title="Reverse denoising process",
+        text="Samples are made by taking the noise away again and again; this needs a prior about the world. Above "
+        "x_t, below "
+        "the x_0 that the network sees in it.",
+        recipes=("ddpm",),
+        shows=("strip_base",),
+    ),
+    Slide(
+        chapter=BASICS,
+        title="Diffused data distributions",
+        text="All values of held-out images: at first most are of the background, in the end they are normal.",
+        recipes=("ddpm",),
+        shows=(VALUES, VARIANCE),
     ),
     Slide(
         chapter=BASICS,
         title="Forward diffusion process",
-        text="Easy, and fixed: each step adds a little noise.",
+        text="The schedule says how much noise each step adds; ᾱ is the share of the signal's variance that is left.",
         formulas=(
             r"q(x_t|x_{t-1}) = \mathcal{N}(x_t; \sqrt{1 - \beta_t}\, x_{t-1}, \beta_t I), \quad \beta_t \in (0, 1)",
             r"q(x_{1:T}|x_0) = \prod_{t=1}^{T} q(x_t|x_{t-1})",
@@ -46,6 +70,8 @@ DIFFUSION_SLIDES = (
             code_at("diffusion/schedule.py", "linear_betas", "return torch.linspace(first, last"),
             code_at("diffusion/schedule.py", "cosine_betas", "alphas_cumprod = ((time"),
         ),
+        recipes=("ddpm",),
+        shows=(SCHEDULES,),
     ),
     Slide(
         chapter=BASICS,
@@ -68,8 +94,6 @@ DIFFUSION_SLIDES = (
         "learns its mean.",
         formulas=(r"p_\theta(x_{t-1}|x_t) = \mathcal{N}(x_{t-1}; \mu_\theta(x_t, t), \sigma_t^2 I)",),
         code=(code_at("diffusion/discrete.py", "DiscreteObjective.log_variance", "return small if"),),
-        recipes=("ddpm",),
-        shows=("strip_base",),
     ),
     Slide(
         chapter=BASICS,
@@ -187,6 +211,8 @@ DIFFUSION_SLIDES = (
             r"\frac{\sqrt{1 - \bar{\alpha}_t}\, \epsilon_\theta(x_t, t)}{\sqrt{\bar{\alpha}_t}}",
         ),
         code=(code_at("diffusion/discrete.py", "DiscreteObjective.predict_x_0", "return (x_t - sigma * prediction)"),),
+        recipes=("ddpm",),
+        shows=(PREDICTED, ERRORS),
     ),
     Slide(
         chapter=IMPROVED,
@@ -298,18 +324,31 @@ DIFFUSION_SLIDES = (
     Slide(
         chapter=BEYOND,
         title="Preconditioning, flows, velocity",
-        text="The same network and samplers under other processes, and a schedule whose last step holds no signal.",
+        text="The same network and samplers under other processes, and a schedule whose last step holds no signal. A "
+        "flow may train the middle of its paths more often. An average by a power of time gets its length after "
+        "training. A weaker version of a model tells what to move away from. What guidance does to the deviation of "
+        "the output is taken back in part.",
         formulas=(
             r"D_\theta(x; \sigma) = c_{\mathrm{skip}}\, x + c_{\mathrm{out}} F_\theta(c_{\mathrm{in}}\, x; "
             r"c_{\mathrm{noise}})",
             r"x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad L = \|v_\theta - (\epsilon - x_0)\|^2",
             r"v = \sqrt{\bar{\alpha}_t}\, \epsilon - \sqrt{1 - \bar{\alpha}_t}\, x_0",
+            r"t = \operatorname{sigmoid}(u), \quad u \sim \mathcal{N}(0, 1)",
+            r"\bar{\theta}_n = (1 - 1/n)^{\gamma + 1}\, \bar{\theta}_{n-1} + (1 - (1 - 1/n)^{\gamma + 1})\, "
+            r"\theta_n",
+            r"D_w = D_0 + w\, (D_1 - D_0)",
+            r"\hat{x}_{\mathrm{cfg}} \leftarrow \left( \phi\, \operatorname{std}(x_{\mathrm{pos}}) / "
+            r"\operatorname{std}(x_{\mathrm{cfg}}) + 1 - \phi \right) x_{\mathrm{cfg}}",
         ),
         code=(
             code_at("diffusion/edm.py", "EDMObjective.predict_x_0", "return factors.c_skip"),
             code_at("diffusion/flow.py", "FlowObjective.loss", "errors = output"),
             code_at("diffusion/discrete.py", "target", "return signal * noise"),
+            code_at("diffusion/flow.py", "FlowObjective.times", "return torch.special.ndtri"),
+            code_at("training/power_ema.py", "decay_at", "return (1 - 1 / update)"),
+            code_at("diffusion/guidance.py", "guide", "reference = objective.apply(weaker"),
+            code_at("diffusion/guidance.py", "_rescaled", "return guided"),
         ),
-        recipes=("edm", "flow", "zero_terminal_snr"),
+        recipes=("edm", "flow", "flow_logit_normal", "zero_terminal_snr", "autoguidance"),
     ),
 )

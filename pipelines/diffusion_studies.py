@@ -1,4 +1,4 @@
-"""One diffusion model and what is measured of it: likelihood, samplers by steps, guidance by scale."""
+"""One diffusion model and what is measured of it: noising, likelihood, samplers by steps, guidance by scale."""
 
 from typing import Any, Literal, Self
 
@@ -10,6 +10,7 @@ from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import DiffusionBranchSampling
 from components.configuration.trainings import ClassifierTraining, check_guide
 from components.evaluation.guidance_study import GuidanceStudyConfig
+from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
 from components.stages.cascade import compose_cascade
 from components.stages.classifier import train_classifier
@@ -17,14 +18,15 @@ from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.images import ImagesConfig, images_identity, ingest_images
 from components.stages.likelihood import LikelihoodConfig, measure_likelihood
+from components.stages.noising import study_noising
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.studies import study_guidance, study_steps
-from pipelines.recipes.checks import check_cascade, check_channels
+from pipelines.recipes.checks import check_cascade, check_channels, check_weaker
 from pipelines.workflow import Stage, Workflow
 
 
 class DiffusionStudiesRecipe(Config):
-    """A diffusion model with any of: its likelihood, its distance by sampler and steps, its guidance by scale."""
+    """A diffusion model with any of: noising, likelihood, distance by sampler and steps, guidance by scale."""
 
     workflow: Literal["diffusion_studies"] = "diffusion_studies"
     name: str
@@ -35,6 +37,7 @@ class DiffusionStudiesRecipe(Config):
     judge: ClassifierTraining | None = None  # of clean images, guides nothing
     sampling: DiffusionBranchSampling = DiffusionBranchSampling()
     samples: SamplesConfig
+    noising_study: NoisingStudyConfig | None = None
     likelihood: LikelihoodConfig | None = None
     steps_study: StepsStudyConfig | None = None
     guidance_study: GuidanceStudyConfig | None = None
@@ -43,17 +46,17 @@ class DiffusionStudiesRecipe(Config):
     @model_validator(mode="after")
     def _models_fit(self) -> Self:
         check_channels(self.base)
-        side, conditions = check_cascade(self.base, (), self.sampling), self.base.conditioning.conditions
-        for name in ("weaker", "classifier", "judge"):
+        side = check_cascade(self.base, (), self.sampling)
+        for name in ("classifier", "judge"):
             model = getattr(self, name)
             if model is not None and model.data.resolution != side:
                 raise ValueError(f"{name}.resolution must be base.resolution {side}")
         if self.images.resolution < side:
             raise ValueError(f"images.resolution must be at least base.resolution {side}")
-        if self.weaker is not None and self.weaker.conditioning.conditions != conditions:
-            raise ValueError(f"weaker.conditions must be base.conditions {list(conditions)}")
-        if self.weaker is not None and self.weaker.data.in_channels != self.base.data.in_channels:
-            raise ValueError(f"weaker.in_channels must be base.in_channels {self.base.data.in_channels}")
+        if self.noising_study is not None and self.images.resolution < (self.noising_study.resolution or side):
+            raise ValueError(f"noising_study.resolution must be at most images.resolution {self.images.resolution}")
+        if self.weaker is not None:
+            check_weaker(self.weaker, self.base)
         if self.classifier is not None:
             check_guide(self.classifier, self.base)
         if self.judge is not None and self.judge.noisy:
@@ -64,8 +67,9 @@ class DiffusionStudiesRecipe(Config):
     def _steps_exist(self) -> Self:
         process = self.base.process
         if not isinstance(process, DiscreteProcess):
-            if self.likelihood is not None:
-                raise ValueError(f"likelihood needs base.process discrete, not {process.kind}")
+            for name in ("likelihood", "noising_study"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs base.process discrete, not {process.kind}")
             return self
         most = process.num_train_timesteps
         if self.likelihood is not None:
@@ -119,6 +123,7 @@ def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
 
     wanted: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "noising_study": (study_noising, recipe.noising_study, {"model": base}),
         "likelihood": (measure_likelihood, recipe.likelihood, {"model": base}),
         "steps_study": (study_steps, recipe.steps_study, {"cascade": cascade}),
         "guidance_study": (study_guidance, recipe.guidance_study, {"base": base, **helpers}),

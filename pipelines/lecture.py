@@ -8,7 +8,7 @@ from rich.table import Table
 
 from components.data.errors import SourceError
 from components.evaluation.lecture_page import RecipeResult, Slide, render_lecture
-from components.evaluation.report import stage_curves
+from components.evaluation.report import shrunk, stage_curves
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from pipelines import driver
@@ -23,11 +23,12 @@ from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"
 PAGE = "lecture.html"
+WIDEST = 2400  # pixels of an image on the page; reports have them whole
 SLIDES: tuple[Slide, ...] = (*DISCRETE_SLIDES, *DIFFUSION_SLIDES)
 
 
 def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
-    """Run the recipes of the rows in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
+    """Run the recipes of the rows that are not finished, in turn. Returns 1 if one failed, 130 if interrupted.
 
     Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
     first recipe and after each: all slides, with what there is by then, and what is missing.
@@ -46,9 +47,11 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
         obstacle = page.results[recipe].obstacle
         console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
         del chosen[recipe]
-    titles = {recipe: f"row {row}, {recipe}" for recipe, row in chosen.items()}
+    left = {recipe: f"row {row}, {recipe}" for recipe, row in chosen.items() if not page.is_finished(recipe)}
+    if len(left) < len(chosen):
+        console.print(f"{len(chosen) - len(left)} of {len(chosen)} recipes are finished", highlight=False)
     code = run_in_turn(
-        titles, lambda recipe: options(recipe, storage, tracking, profile), after=page.write, console=console
+        left, lambda recipe: options(recipe, storage, tracking, profile), after=page.write, console=console
     )
     if code != driver.INTERRUPTED:
         console.print(rows_table([page.results[recipe] for recipe in chosen if not page.results[recipe].missing]))
@@ -68,6 +71,11 @@ class LecturePage:
             if recipe not in self.results or self.results[recipe].missing:
                 self.results[recipe] = self.collect(recipe)
         self.root.write(PAGE, render_lecture(SLIDES, self.results).encode())
+
+    def is_finished(self, recipe: str) -> bool:
+        """Whether nothing of it is to run: every stage is there, and the report."""
+        result = self.results[recipe]
+        return not result.missing and self.root.exists(result.report)
 
     def collect(self, recipe: str) -> RecipeResult:
         """What there is of a recipe, or why it can't be run here."""
@@ -105,15 +113,16 @@ def collect_result(prepared: driver.Prepared) -> RecipeResult:
         **named(prepared.recipe.name),
         seconds=found.train_seconds,
         figures=figures_of(artifacts, trained),
-        images=run_images(artifacts),
+        images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
         words=run_words(artifacts),
         plots={title: svg for study in studies for title, svg in study.plots.items()},
+        tables={title: table for study in studies for title, table in study.tables.items()},
         curves={
             f"{stage}: {title}": svg
             for stage, artifact in trained.items()
             for title, svg in drawn_curves(prepared.root, artifact).items()
         },
-        report="" if missing else prepared.root.url(f"runs/{prepared.run}/report.html"),
+        report="" if missing else f"runs/{prepared.run}/report.html",
         missing=missing,
     )
 

@@ -16,7 +16,8 @@ from rich.progress import Progress
 
 from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
-from components.sampling.cascade import DESCRIPTION, Cascade
+from components.sampling.answers import load_lone
+from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
@@ -141,14 +142,18 @@ def _write(images: list[np.ndarray], requests: list[Request], out: Path) -> Path
 
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:
-    """The cascade in the registry, in storage, or as it lies on disk, on the best device that there is.
+    """The cascade in the registry, in storage, or as it lies on disk, on the best device that there is; and a model
+    that makes images by itself as a cascade of its own, which samples as its kind does.
 
     Raises UsageError if there is none.
     """
     with local_model(model, tracking) as folder:
-        if not (folder / DESCRIPTION).is_file():
+        if (folder / DESCRIPTION).is_file():
+            return Cascade.load(folder, device=best_device())
+        lone = lone_cascade(load_lone(folder, device=best_device())) if (folder / MODEL).is_file() else None
+        if lone is None:
             raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
-        return Cascade.load(folder, device=best_device())
+        return lone
 
 
 @contextmanager

@@ -78,10 +78,20 @@ def guided_by_the_classifier_alone(folder: Path) -> Path:
     return compose(folder / "cascade", classifier=classifier(folder), base=base(folder), sampling={"base": FEW})
 
 
+def autoguided(folder: Path) -> Path:
+    """Images by class, away from what a narrower model would make."""
+    about, sampling = DIFFUSION | {"role": "base", "resolution": 8}, {"base": FEW | {"autoguidance_scale": 3.0}}
+    network = UNET | {"resolution": 8, "model_channels": 4, "text": None}
+    weaker = write_model(folder / "weaker", "unet", network, about)
+    strong = base(folder, num_classes=len(CLASSES))
+    return compose(folder / "cascade", base=strong, weaker=weaker, sampling=sampling)
+
+
 GENERATORS = {
     "latent": latent,
     "imagen": imagen,
     "dalle2": dalle2,
     "classifier_guided": classifier_guided,
+    "autoguided": autoguided,
     "guided_by_the_classifier_alone": guided_by_the_classifier_alone,
 }

@@ -27,6 +27,7 @@ class DiffusionSampling(ModelSampling):
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
     noise_level: int | None = Field(None, ge=0)  # of an upsampler's low-res image; None: 100, or the highest it learned
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
+    autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the cascade's weaker model; 1 is off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
 
@@ -34,6 +35,8 @@ class DiffusionSampling(ModelSampling):
     def _options_fit(self) -> Self:
         if self.eta > 0 and self.sampler != "ddim":
             raise ValueError(f"eta belongs to sampler ddim, not {self.sampler}")
+        if self.autoguidance_scale != 1 and self.guidance_scale != 1:
+            raise ValueError("guidance_scale and autoguidance_scale don't go together: one of them must be 1")
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError(f"guidance_interval must rise from at least 0, not {self.guidance_interval}")
         return self

@@ -128,15 +128,15 @@ def draw_gallery(
     for name, asked in requests.items():
         if asked:
             labels = [condition_name(request, classes) for request in asked]
-            words = tuple(dict.fromkeys(labels))
+            words = words_of(asked, classes)
             if asked[0].condition is not None:
-                drawn[name] = DrawnGrid(condition_grid(asked, made[name].finished), ())
+                drawn[name] = DrawnGrid(condition_grid(asked, made[name].finished), words)
                 continue
             drawn[name] = DrawnGrid(labelled_grid(list(made[name].finished), labels), words)
             if len(made[name].stages) > 1 and "cascade_side_by_side" not in drawn:
                 drawn["cascade_side_by_side"] = DrawnGrid(side_by_side(made[name], labels), words[:SIDE_BY_SIDE])
     if STRIP in made:
-        words = tuple(condition_name(r, classes) for r in denoised_request(requests) if r.condition is None)
+        words = words_of(denoised_request(requests), classes)
         drawn |= {f"strip_{stage}": DrawnGrid(draw_strip(made[STRIP], stage), words) for stage in made[STRIP].strips}
     return drawn
 
@@ -148,6 +148,12 @@ def condition_name(request: Request, classes: Sequence[str]) -> str:
     if isinstance(request.label, int):
         return readable(classes[request.label] if request.label < len(classes) else str(request.label))
     return "no condition"
+
+
+def words_of(requests: Sequence[Request], classes: Sequence[str]) -> tuple[str, ...]:
+    """Classes and prompts that are asked for, each once."""
+    asked = [request for request in requests if request.prompt is not None or request.label is not None]
+    return tuple(dict.fromkeys(condition_name(request, classes) for request in asked))
 
 
 def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:

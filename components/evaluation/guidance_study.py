@@ -4,11 +4,11 @@ Whether an image shows the class that was asked for is judged by a classifier of
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from components.data.held_out import held_out_arrays
@@ -34,12 +34,13 @@ from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import class_id
 from components.storage.artifact import Artifact
 
-Method = Literal["classifier", "classifier_unconditional", "classifier_free", "autoguidance"]
+Method = Literal["classifier", "classifier_unconditional", "classifier_free", "interval", "autoguidance"]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TITLES: dict[Method, str] = {
     "classifier": "classifier",
     "classifier_unconditional": "classifier alone",
     "classifier_free": "classifier-free",
+    "interval": "classifier-free in an interval",
     "autoguidance": "autoguidance",
 }
 JUDGED = 256  # images at a time
@@ -49,10 +50,17 @@ class GuidanceStudyConfig(VariantsConfig):
     """Which kinds of guidance at which scales. No guidance is always there: scale 0 of a classifier, 1 of others."""
 
     methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
-    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of classifier-free guidance, autoguidance
+    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of all but a classifier
+    interval: tuple[float, float] = (0.2, 5.0)  # noise levels, sigma / signal, that the method interval guides at
     classifier_scales: tuple[Scale, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(25, ge=1)
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> Self:
+        if not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval must rise from at least 0, not {self.interval}")
+        return self
 
 
 class GuidanceSetting(NamedTuple):
@@ -141,6 +149,7 @@ def sample_in(models: Models, job: VariantJob, *, config: GuidanceStudyConfig) -
             weaker=models.weaker if method == "autoguidance" else None,
             classifier=models.classifier if off(method) == 0 else None,
             unconditional=method == "classifier_unconditional",
+            interval=config.interval if method == "interval" else None,
         )
     images = to_uint8(images)
     return Made(images, sum(sizes) / len(images), judge(models.judge, images) == labels_of(models.base, job))

@@ -1,6 +1,6 @@
 """The lecture as one page: each slide's formula, the code that is it, and what its systems made, measured and took."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from latex2mathml.converter import convert
@@ -12,7 +12,7 @@ from components.evaluation.curves import with_own_ids
 from components.evaluation.formula_code import CodeLine, CodeReference, read_code
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
-from components.evaluation.report import Figure, figure, page_environment
+from components.evaluation.report import Figure, Table, described_image, figure, page_environment
 
 KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: shown where a model makes none, and where a slide asks for it
 
@@ -27,7 +27,7 @@ class Slide(Config):
     slip: str = ""  # what the slide has wrong, and what is right
     code: tuple[CodeReference, ...] = ()
     recipes: tuple[str, ...] = ()  # whose results stand here
-    shows: tuple[str, ...] = ()  # names of their images and titles of their plots; empty: all that is theirs
+    shows: tuple[str, ...] = ()  # names of their images, titles of plots and tables; empty: all that others leave
 
 
 class RecipeResult(Config):
@@ -41,8 +41,9 @@ class RecipeResult(Config):
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG
     words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of an image -> what it was asked for by
     plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
+    tables: dict[str, Table] = Field(default_factory=dict)  # title -> figures
     curves: dict[str, str] = Field(default_factory=dict)  # title -> SVG
-    report: str = ""  # URL
+    report: str = ""  # its address, from that of the page
     missing: tuple[str, ...] = ()  # stages that are not finished
     obstacle: str = ""  # why it can't be run here
 
@@ -57,6 +58,7 @@ class ShownResult(NamedTuple):
     result: RecipeResult
     images: list[Figure]
     plots: dict[str, Markup]
+    tables: dict[str, Table]
     curves: dict[str, Markup]
     whole: bool  # with figures, curves and minutes: the slide is that of the recipe
 
@@ -79,13 +81,27 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
     """
     chapters: dict[str, list[ShownSlide]] = {}
     for number, slide in enumerate(slides, start=1):
-        chapters.setdefault(slide.chapter, []).append(shown_slide(slide, results, anchor=f"slide-{number}"))
+        left = {recipe: without(results[recipe], named_elsewhere(slide, recipe, slides)) for recipe in slide.recipes}
+        chapters.setdefault(slide.chapter, []).append(shown_slide(slide, left, anchor=f"slide-{number}"))
     homes: dict[str, str] = {}
     for number, slide in enumerate(slides, start=1):
         homes |= {recipe: f"slide-{number}" for recipe in slide.recipes if recipe not in homes or not slide.shows}
     page = page_environment().get_template("lecture.html.j2")
     ordered = {recipe: results[recipe] for slide in slides for recipe in slide.recipes}
     return page.render(chapters=chapters, results=ordered, homes=homes)
+
+
+def named_elsewhere(slide: Slide, recipe: str, slides: Sequence[Slide]) -> set[str]:
+    """What of a recipe other slides show by name, where this one shows all the rest."""
+    others = [other.shows for other in slides if recipe in other.recipes]
+    return set() if slide.shows else {name for shows in others for name in shows}
+
+
+def without(result: RecipeResult, names: Collection[str]) -> RecipeResult:
+    """The result without images, plots and tables of these names."""
+    fields = {field: getattr(result, field) for field in ("images", "plots", "tables")}
+    left = {field: {name: item for name, item in found.items() if name not in names} for field, found in fields.items()}
+    return result.model_copy(update=left)
 
 
 def shown_slide(slide: Slide, results: Mapping[str, RecipeResult], *, anchor: str) -> ShownSlide:
@@ -105,18 +121,20 @@ def shown_result(result: RecipeResult, shows: Sequence[str], *, anchor: str) -> 
     """Of a recipe what the slide shows; names of elements start with the anchor, as each may stand once on a page."""
     images = {name: png for name, png in result.images.items() if name in shows} if shows else own_images(result)
     plots = {title: svg for title, svg in result.plots.items() if not shows or title in shows}
-    figures = [
-        figure(
-            f"{anchor}-{name}",
-            png,
-            readable(name).capitalize(),
-            f"{readable(name)}, {readable(result.recipe)}",
-            result.words.get(name, ()),
-        )
-        for name, png in images.items()
-    ]
-    curves = {} if shows else result.curves
-    return ShownResult(result, figures, inline(plots, anchor=anchor), inline(curves, anchor=anchor), whole=not shows)
+    figures = []
+    for name, png in images.items():
+        caption, alt = described_image(name)
+        words = result.words.get(name, ())
+        figures.append(figure(f"{anchor}-{name}", png, caption, f"{readable(result.recipe)}: {alt}", words))
+    tables = {title: table for title, table in result.tables.items() if not shows or title in shows}
+    return ShownResult(
+        result,
+        figures,
+        inline(plots, anchor=anchor),
+        tables,
+        inline({} if shows else result.curves, anchor=anchor),
+        whole=not shows,
+    )
 
 
 def own_images(result: RecipeResult) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
 from components.sampling.generators.kinds import GENERATORS
+from components.sampling.image_files import encode_png
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
 SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
@@ -29,6 +30,16 @@ HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
 GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)
     "cascade": {
         "cascade_side_by_side": ("From small to large", "The image that each stage made, one row for each stage"),
+    },
+    "noising": {
+        "forward_noising": (
+            "Held-out images on their way to noise",
+            "A row for each image: itself, then what is left of it after more and more noising steps",
+        ),
+        "predicted_x_0": (
+            "The x_0 predicted at each step",
+            "For each image what is left of it after some steps, above the clean image that the model sees in that",
+        ),
     },
     "tokenizer": {
         "originals_and_reconstructions": (
@@ -156,7 +167,7 @@ def render_report(data: ReportData) -> str:
     groups = {group: figures(data, images) for group, images in image_groups().items()}
     groups["strips"] = strips(data)
     known = {figure.name for group in groups.values() for figure in group}
-    others = {name: (readable(name), readable(name)) for name in data.images if name not in known}
+    others = {name: described_image(name) for name in data.images if name not in known}
     return (
         page_environment()
         .get_template("report.html.j2")
@@ -199,12 +210,16 @@ def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure
 def strips(data: ReportData) -> list[Figure]:
     """The denoising strip of each diffusion stage, smallest stage first."""
     names = sorted((name for name in data.images if name.startswith("strip_")), key=_strip_order)
-    stages = {name: readable(name.removeprefix("strip_")) for name in names}
-    words = {
-        name: (stage.capitalize(), f"Denoising by {stage}: noisy images above the clean ones that it predicts")
-        for name, stage in stages.items()
-    }
-    return figures(data, words)
+    return figures(data, {name: described_image(name) for name in names})
+
+
+def described_image(name: str) -> tuple[str, str]:
+    """Its caption, and what a screen reader says."""
+    if name.startswith("strip_"):
+        stage = readable(name.removeprefix("strip_"))
+        return f"Denoising, {stage}", f"Denoising by {stage}: noisy images above the clean ones that it predicts"
+    known = {name: words for images in image_groups().values() for name, words in images.items()}
+    return known.get(name, (readable(name).capitalize(), readable(name)))
 
 
 def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:
@@ -212,6 +227,15 @@ def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] =
         width, height = image.size
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return Figure(name, caption, alt, source, width, height, words)
+
+
+def shrunk(png: bytes, *, width: int) -> bytes:
+    """The image at most so many pixels wide; as it is where it is no wider."""
+    with Image.open(io.BytesIO(png)) as image:
+        if image.width <= width:
+            return png
+        height = round(image.height * width / image.width)
+        return encode_png(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), optimize=True)
 
 
 def graph(data: ReportData) -> str:

@@ -64,7 +64,7 @@ def predictor_of(folder: Path) -> Predict:
     if not (folder / MODEL).is_file():
         text = load_frozen_text(folder, device=device)
         return lambda rows: [json.dumps(states.tolist()) for states in text.encode([row.text() for row in rows]).states]
-    model = load_model(_stage_of(folder), folder, device=device)
+    model = load_lone(folder, device=device)
     lone = lone_cascade(model)
     if lone is not None:
         return _sample(lone)
@@ -75,6 +75,11 @@ def predictor_of(folder: Path) -> Predict:
             return [_refuse(model) if answerer is None else answerer.answer(model, row) for row in rows]
 
     return answer
+
+
+def load_lone(folder: Path, *, device: str | torch.device) -> SamplingModel:
+    """The one model in `folder`, with the random streams that it has in a cascade. Raises ValueError."""
+    return load_model(_stage_of(folder), folder, device=device)
 
 
 def example_of(folder: Path) -> RequestRow | None:

@@ -35,6 +35,7 @@ class Parts:
     text_encoder: FrozenText | None = None  # the same, pretrained elsewhere
     diffusion_prior: SamplingModel | None = None
     classifier: SamplingModel | None = None  # of noisy images; guides the base
+    weaker: SamplingModel | None = None  # smaller or less trained; guides the base (autoguidance)
     upsamplers: tuple[SamplingModel, ...] = ()
     model: SamplingModel | None = None  # makes images by itself: PixelCNN, PixelRNN, GAN, VAE, image-to-image
 

@@ -20,6 +20,7 @@ def sample_guided(
     weaker: SamplingModel | None = None,
     classifier: SamplingModel | None = None,
     unconditional: bool = False,
+    interval: tuple[float, float] | None = None,
 ) -> Tensor:
     """Images (B, C, H, W) of requests that share sampler and steps (those of the first one count).
 
@@ -27,6 +28,7 @@ def sample_guided(
         scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
         weaker: takes the place of the model without condition (autoguidance; Karras et al., 2024).
         classifier: of noisy images; its gradient towards each request's label guides (Dhariwal and Nichol, 2021).
+        interval: guide at these noise levels only, sigma / signal (Kynkäänniemi et al., 2024).
         unconditional: with a classifier, the model itself is told no condition.
 
     The same request gives the same image in whatever batch.
@@ -45,6 +47,7 @@ def sample_guided(
             null,
             branches,
             weaker=None if weaker is None else weaker.module,
+            interval=interval,
         ),
         objective,
         noise(-1),

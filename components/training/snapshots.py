@@ -5,12 +5,14 @@ A run with `ema: power` leaves two files at each checkpoint, named by their prof
 and go into the model's artifact, so that `choose_average` needs nothing else.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.sampling.model import BPE
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.power_ema import EMAProfile, coefficients, combine, nearest_first
 
@@ -44,7 +46,7 @@ def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
 
 
 def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundle:
-    """Write the model of another average to `folder`, without training again.
+    """Write the model of another average, and the text tokenizer it needs, to `folder`, without training again.
 
     Args:
         model: a model artifact's files, from a run with `ema: power`.
@@ -56,4 +58,6 @@ def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundl
     bundle = load_bundle(model)
     bundle.module.load_state_dict(reconstruct(model / SNAPSHOTS, sigma_rel))
     save_bundle(folder, bundle)
+    if (model / BPE).is_file():
+        shutil.copyfile(model / BPE, folder / BPE)
     return bundle

@@ -49,6 +49,23 @@ def check_channels(base: DiffusionTraining, upsamplers: Sequence[DiffusionTraini
         raise ValueError("base.data.in_channels must be 3: upsamplers enlarge images in color")
 
 
+def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
+    """Raise ValueError, naming the field, for a weaker model of other images, conditions or outputs than the base."""
+    pairs = {
+        "weaker.resolution": (weaker.data.resolution, "base.resolution", base.data.resolution),
+        "weaker.in_channels": (weaker.data.in_channels, "base.in_channels", base.data.in_channels),
+        "weaker.conditions": (
+            [*weaker.conditioning.conditions],
+            "base.conditions",
+            [*base.conditioning.conditions],
+        ),
+        "weaker.process": (weaker.process, "base.process", base.process),
+    }
+    for name, (found, other, wanted) in pairs.items():
+        if found != wanted:
+            raise ValueError(f"{name} must be {other} {wanted}")
+
+
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
     """Raise ValueError, naming the field, for steps or a spacing that the model lacks."""
     process = model.process

@@ -15,11 +15,13 @@ from components.configuration.sampling import (
     RestorationSampling,
 )
 from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
+from components.evaluation.noising_study import NoisingStudyConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from pipelines.diffusion_branch import DiffusionBranchRecipe
+from pipelines.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
 
@@ -28,12 +30,20 @@ SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15) 
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 
 
-def ddpm() -> DiffusionBranchRecipe:
-    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps."""
+def ddpm() -> DiffusionStudiesRecipe:
+    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps; the forward process at 64²."""
     base = diffusion().replace(
         conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
     )
-    return branch("ddpm", base, DiffusionSampling(sampler="ddpm", num_inference_steps=100))
+    return DiffusionStudiesRecipe(
+        name="ddpm",
+        images=emoji(),
+        base=base,
+        sampling=DiffusionBranchSampling(base=DiffusionSampling(sampler="ddpm", num_inference_steps=100)),
+        samples=SAMPLES,
+        noising_study=NoisingStudyConfig(resolution=64),
+        evaluation=EVALUATION,
+    )
 
 
 def dit() -> DiffusionBranchRecipe:
@@ -76,8 +86,9 @@ def glide() -> DiffusionBranchRecipe:
 
 
 def edm() -> DiffusionBranchRecipe:
-    """D15: EDM at 16² by class, preconditioning and Heun's sampler on Karras' noise levels."""
-    return branch("edm", diffusion().replace(process="edm"), DiffusionSampling(sampler="heun", num_inference_steps=12))
+    """D15: EDM at 16² by class, preconditioning, Heun's sampler, an average whose length is chosen after training."""
+    base = diffusion().replace(process="edm", ema="power", ema_sigma_rel=0.1)
+    return branch("edm", base, DiffusionSampling(sampler="heun", num_inference_steps=12))
 
 
 def flow() -> DiffusionBranchRecipe:
@@ -86,31 +97,54 @@ def flow() -> DiffusionBranchRecipe:
     return branch("flow", diffusion().replace(process="flow"), sampling)
 
 
+def flow_logit_normal() -> DiffusionBranchRecipe:
+    """D15: the same flow, trained in the middle of its paths more often than at their ends."""
+    base = flow().base.replace(time_density="logit_normal")
+    return branch("flow_logit_normal", base, flow().sampling)
+
+
 def zero_terminal_snr() -> DiffusionBranchRecipe:
-    """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step."""
+    """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step, guidance rescaled."""
     base = diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None)
-    return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing"))
+    guided = {"guidance_scale": 2.0, "guidance_rescale": 0.7}
+    return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing", **guided))
+
+
+def autoguidance() -> DiffusionBranchRecipe:
+    """D15: autoguidance by class at 16², away from a model of half the width and a quarter of the steps."""
+    weaker = sketching().replace(model_channels=16, total_steps=330, sample_every=330)
+    return branch("autoguidance", sketching(), SKETCH.replace(autoguidance_scale=2.0), weaker=weaker)
 
 
 def latent_diffusion() -> DiffusionBranchRecipe:
     """D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images."""
-    base, sampling = diffusion().replace(in_channels=4), ANCESTRAL.replace(threshold="none", guidance_scale=1.5)
-    autoencoder = vae_gan_autoencoder()
-    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
-    return branch("latent_diffusion", base, sampling, autoencoder=autoencoder, precompute=once)
+    return in_latents("latent_diffusion", diffusion(), guidance_scale=1.5)
+
+
+def stable_diffusion() -> DiffusionBranchRecipe:
+    """D13: Stable Diffusion's shape, the same latents by caption, whose states spatial transformers attend to."""
+    base = diffusion().replace(
+        conditions=("text",), text_conditioning="spatial_transformer", cond_drop_prob=0.2, total_steps=1000
+    )
+    return in_latents("stable_diffusion", base, guidance_scale=3.0)
 
 
 def imagen() -> DiffusionBranchRecipe:
-    """D14: Imagen at 16², a frozen text encoder's states by cross-attention, dynamic thresholding, strong guidance."""
-    base = sketching().replace(
-        conditions=("text_states",),
-        text_conditioning="cross_attention",
-        text_states_dim=contrastive().text.text_dim,
-        total_steps=1000,
+    """D14: Imagen, 16² to 32², both stages by a frozen text encoder's states, dynamic thresholding, strong guidance."""
+    heard = {
+        "conditions": ("text_states",),
+        "text_conditioning": "cross_attention",
+        "text_states_dim": contrastive().text.text_dim,
+    }
+    base = sketching().replace(total_steps=1000, **heard)
+    upsampler = at_32(sketching()).replace(low_res_resolution=16, total_steps=700, sample_every=350, **heard)
+    dynamic = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
+    sampling = DiffusionBranchSampling(
+        base=dynamic.replace(guidance_scale=4.0),
+        upsamplers=(dynamic.replace(guidance_scale=1.5, num_inference_steps=10, noise_level=50),),
     )
-    sampling = SKETCH.replace(guidance_scale=4.0, threshold="dynamic", threshold_percentile=0.95)
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
-    return branch("imagen", base, sampling, contrastive=contrastive(), precompute=once)
+    return branch("imagen", base, sampling, contrastive=contrastive(), upsamplers=(upsampler,), precompute=once)
 
 
 def dalle2() -> DiffusionBranchRecipe:
@@ -207,7 +241,7 @@ def enlarging(low_res: int, resolution: int) -> DiffusionTraining:
     )
 
 
-DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], str] = {
+DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe | ImageToImageRecipe], str] = {
     ddpm: "D1",
     dit: "D5",
     classifier_guided: "D6",
@@ -219,11 +253,14 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | ImageToImageRecipe], s
     cascade_1024: "D11",
     palette: "D12",
     latent_diffusion: "D13",
+    stable_diffusion: "D13",
     imagen: "D14",
     dalle2: "D14",
     edm: "D15",
     flow: "D15",
+    flow_logit_normal: "D15",
     zero_terminal_snr: "D15",
+    autoguidance: "D15",
 }
 
 
@@ -247,6 +284,13 @@ def branch(
         evaluation=EVALUATION,
         **parts,
     )
+
+
+def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:
+    """A recipe in the latents of row T1's VAE-GAN, which are made once."""
+    autoencoder, sampling = vae_gan_autoencoder(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
+    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
+    return branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
 
 
 def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling | None = None) -> ImageToImageRecipe:

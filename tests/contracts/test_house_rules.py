@@ -75,7 +75,7 @@ def test_no_tracked_file_names_a_registry_or_a_path_of_one_machine(tracked_files
     assert not found
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "faults", "clean"])
+@pytest.mark.parametrize("target", ["demo", "lecture", "test", "check", "bench", "faults", "clean"])
 def test_every_make_target_is_explained_and_can_be_planned(repository, target):
     makefile = (repository / "Makefile").read_text()
     assert re.search(rf"^{target}:.*  ## \S", makefile, re.MULTILINE)

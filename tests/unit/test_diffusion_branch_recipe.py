@@ -32,9 +32,17 @@ VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
             "classifier.resolution=8 classifier.attention_resolutions=[4]",
             ["classifier.data.resolution", "16"],
         ),
+        ("autoguidance", "weaker=null", ["sampling.base.autoguidance_scale"]),
+        ("autoguidance", "weaker.process=edm", ["weaker.process", "base.process"]),
+        ("autoguidance", "weaker.conditions=[]", ["weaker.conditions", "label"]),
+        ("autoguidance", "weaker.resolution=32", ["weaker.resolution", "16"]),
+        ("autoguidance", "sampling.base.guidance_scale=2", ["guidance_scale and autoguidance_scale"]),
         ("latent_diffusion", "base.in_channels=3", ["base.data.in_channels", "4"]),
         ("latent_diffusion", "sampling.base.threshold=static", ["sampling.base.threshold"]),
         ("imagen", "contrastive=null", ["text_states", "contrastive or text_encoder"]),
+        ("imagen", "upsamplers.0.text_states_dim=32", ["upsamplers.0.text_states_dim", "64", "contrastive"]),
+        ("imagen", "upsamplers.0.low_res_resolution=8", ["upsamplers.0.low_res_resolution", "16"]),
+        ("imagen", "sampling.upsamplers.0.noise_level=501", ["sampling.upsamplers.0.noise_level", "500"]),
         ("imagen", "base.text_states_dim=32", ["base.text_states_dim", "64", "contrastive"]),
         ("dalle2", "base.image_embedding_dim=32", ["base.image_embedding_dim", "64", "contrastive"]),
         ("dalle2", "contrastive.resolution=32 diffusion_prior.resolution=32", ["contrastive.resolution", "16"]),
@@ -112,6 +120,12 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
     assert done.stderr.startswith(f"error: {tmp_path}/nowhere holds no text encoder")
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("runs/stages/*"))
+
+
+def test_imagens_upsampler_is_told_the_text_by_the_frozen_encoder_that_the_base_is() -> None:
+    workflow = build_workflow(imagen())
+    assert workflow.before("upsampler_32") == {"images", "contrastive"}
+    assert "upsampler_32" not in workflow.before("base")  # trained at the same time
 
 
 def test_what_is_made_beforehand_is_what_base_and_prior_read() -> None:

@@ -1,11 +1,13 @@
 """Laws of the report, its graph and its curves."""
 
+import io
 import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from components.evaluation.curves import curve_svg, metric_names, running_mean
 from components.evaluation.gallery import draw_reconstructions
@@ -21,6 +23,7 @@ from components.evaluation.report import (
     duration,
     number,
     render_report,
+    shrunk,
     stage_curves,
     stage_detail,
 )
@@ -137,6 +140,13 @@ def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> 
     words = figure.index("<li>red heart</li><li>a &lt;b&gt; flag</li>")
     assert figure.index("<img") < words < figure.index("</figure>")
     assert html.count('class="words"') == 1
+
+
+def test_an_image_is_shrunk_to_a_width_and_never_enlarged() -> None:
+    (grid,) = {images()["strip_base"]}
+    with Image.open(io.BytesIO(grid)) as image, Image.open(io.BytesIO(shrunk(grid, width=100))) as small:
+        assert small.size == (100, round(100 * image.height / image.width))
+        assert shrunk(grid, width=image.width) == grid
 
 
 def test_distances_name_their_network_and_their_number_of_images() -> None:

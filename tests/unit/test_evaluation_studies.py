@@ -43,7 +43,7 @@ from tests.unit.test_evaluation_report import Page
 REQUESTS = tuple(Request(label=number % 3, seed=number) for number in range(6))
 STEPS = StepsStudyConfig(samplers=("ddim", "heun"), steps=(4, 2), reference_steps=8, samples=6)
 GUIDANCE = GuidanceStudyConfig(
-    methods=("classifier", "classifier_unconditional", "classifier_free", "autoguidance"),
+    methods=("classifier", "classifier_unconditional", "classifier_free", "interval", "autoguidance"),
     scales=(2.0,),
     classifier_scales=(1.5,),
     num_inference_steps=3,
@@ -134,13 +134,14 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
         "classifier_unconditional_0",
         "classifier_unconditional_1_5",
         "classifier_free_2",
+        "interval_2",
         "autoguidance_2",
     ]
     every = {
         method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), config=GUIDANCE).images
         for method in GUIDANCE.methods
     }
-    for method in ("classifier_free", "autoguidance"):
+    for method in ("classifier_free", "interval", "autoguidance"):
         np.testing.assert_array_equal(every["classifier"], every[method])
     assert (every["classifier"] != every["classifier_unconditional"]).any()
 
@@ -156,6 +157,7 @@ def test_every_guidance_moves_images_and_counts_the_guided_network_alone(models:
         "classifier_unconditional_0": 3,
         "classifier_unconditional_1_5": 3,
         "classifier_free_2": 6,
+        "interval_2": 4,  # one of three steps lies in (0.2, 5)
         "autoguidance_2": 3,
     }
     different = {found.images.tobytes() for found in made.values()}
@@ -206,9 +208,9 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
     assert "classifier-free 11 at 1 15 at 2" in texts[0]
     assert "held-out images 0.9" in texts[0]
     table = guidance_study.guidance_table(found, GUIDANCE)
-    assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 8
+    assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 10
     headline = guidance_study.guidance_headline(found, GUIDANCE)
-    assert headline["distance, autoguidance, scale 2 (N 6)"] == 16.0
+    assert headline["distance, autoguidance, scale 2 (N 6)"] == 17.0
     assert headline["distance, no guidance (N 6)"] == 11.0
 
 

@@ -23,6 +23,7 @@ import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
 from components.data import shard_files
 from components.evaluation.agreement import AgreementConfig
+from components.evaluation.noising_study import NoisingStudyConfig
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.pool import HandoverError, Pool, file_name, portable
@@ -38,6 +39,7 @@ from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.gan import train_gan
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.likelihood import LikelihoodConfig, measure_likelihood
+from components.stages.noising import study_noising
 from components.stages.pixels import train_pixels
 from components.stages.precompute import PrecomputeConfig, precompute
 from components.stages.prior import train_prior
@@ -257,6 +259,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
         {**IMAGES, "model": "base"},
     ),
     "image_likelihood": (measure_likelihood, LikelihoodConfig(samples=2), {**IMAGES, "model": "pixels"}),
+    "noising_study": (study_noising, NoisingStudyConfig(samples=2, shown=1), {**IMAGES, "model": "base"}),
     "steps_study": (
         study_steps,
         STEPS.replace(samples=2, reference_samples=4),

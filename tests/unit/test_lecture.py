@@ -101,3 +101,13 @@ def test_what_is_finished_is_read_once(finished: Any, tmp_path: Path) -> None:
     page.results["gan"] = kept["gan"].model_copy(update={"missing": ("samples",)})
     page.write()
     assert page.results["gan"].missing == ("images", "gan", "cascade", "samples", "evaluation")
+
+
+def test_a_recipe_with_all_its_stages_and_its_report_is_not_run_again(finished: Any, tmp_path: Path) -> None:
+    page = LecturePage(Store(str(tmp_path / "runs")), None, "auto")
+    result = page.results["gan"] = collect_result(finished("gan"))
+    assert not page.is_finished("gan")
+    page.root.write(result.report, b"a report")
+    assert page.is_finished("gan")
+    page.results["gan"] = result.model_copy(update={"missing": ("samples",)})
+    assert not page.is_finished("gan")

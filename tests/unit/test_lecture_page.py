@@ -11,6 +11,7 @@ from components.evaluation import formula_code
 from components.evaluation.curves import curve_svg
 from components.evaluation.formula_code import CodeReference, code_at, read_code
 from components.evaluation.lecture_page import RecipeResult, Slide, own_images, render_lecture
+from components.evaluation.report import Table
 from pipelines.lecture import SLIDES, chosen_rows
 from pipelines.recipes.catalog import ROWS
 from tests.unit.test_evaluation_report import Page
@@ -26,16 +27,22 @@ def png(color: str) -> bytes:
 
 def result(recipe: str, **changes) -> RecipeResult:
     numbers = {"row": "T1", "recipe": recipe, "about": "VAE <b>.", "seconds": 95.0, "figures": {"bits_per_dim": 3.25}}
-    return RecipeResult(**{**numbers, "report": "file:///report.html"} | changes)
+    return RecipeResult(**{**numbers, "report": "runs/a/report.html"} | changes)
 
 
 def lecture(slides: tuple[Slide, ...] = SLIDES, **changes) -> str:
     """The page as if all recipes had been run, but for those that are given."""
     plots = {"Terms over t": curve_svg(POINTS, "loss", salt="study")}
+    tables = {"Figures": Table(columns=("t", "bits"), rows=(("1", 4.25),))}
     curves = {"model: loss": curve_svg(POINTS, "loss", salt="loss")}
     full = {
         recipe: result(
-            recipe, row=row, images={"strip_base": png("red"), "made": png("blue")}, plots=plots, curves=curves
+            recipe,
+            row=row,
+            images={"strip_base": png("red"), "made": png("blue")},
+            plots=plots,
+            tables=tables,
+            curves=curves,
         )
         for recipe, row in chosen_rows([]).items()
     }
@@ -46,7 +53,7 @@ def test_the_page_is_well_formed_without_script_and_asks_nobody_for_anything() -
     html = lecture()
     page = Page(html)
     assert len(page.ids) == len(set(page.ids))
-    assert all(link.startswith(("data:", "#", "file:///report.html")) for link in page.links)
+    assert all(link.startswith(("data:", "#", "runs/a/report.html")) for link in page.links)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert "<script" not in html
     assert "VAE &lt;b&gt;." in html
@@ -60,8 +67,8 @@ def test_each_recipe_of_a_row_stands_whole_on_one_slide() -> None:
 def test_the_page_says_what_a_recipe_made_measured_and_took() -> None:
     html = lecture()
     assert html.count("1 min 35 s") == html.count("3.25") == len(ROWS)
-    assert html.count('alt="made, ') == len(ROWS)
-    assert html.count("model: loss") == len(ROWS)
+    assert html.count(': made"') == len(ROWS)
+    assert html.count("model: loss") == html.count('<td class="right">4.25</td>') == len(ROWS)
 
 
 @pytest.mark.parametrize("formula", sorted({formula for slide in SLIDES for formula in slide.formulas}))
@@ -135,9 +142,22 @@ def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> 
     assert figure.index("<img") < figure.index("<li>red heart</li>") < figure.index("</figure>")
 
 
+def test_what_a_slide_names_is_not_shown_again_where_the_rest_is() -> None:
+    whole = Slide(chapter="One", title="One", recipes=("ddpm",))
+    named = whole.model_copy(update={"shows": ("strip_base", "Terms over t")})
+    page = Page(lecture((named, whole)))
+    assert [str(image["alt"]).partition(",")[0] for image in page.images] == [
+        "ddpm: Denoising by base: noisy images above the clean ones that it predicts",
+        "ddpm: made",
+    ]
+    assert page.text.count("Terms over t") == 1
+    assert page.text.count("model: loss") == 1
+
+
 def test_a_slide_shows_of_a_recipe_what_it_names() -> None:
-    slide = Slide(chapter="One", title="One", recipes=("ddpm",), shows=("made", "Terms over t"))
+    slide = Slide(chapter="One", title="One", recipes=("ddpm",), shows=("made", "Terms over t", "Figures"))
     page = Page(lecture((slide,)))
     assert len(page.images) == 1
     assert "Terms over t" in page.text
+    assert "4.25" in page.text
     assert "model: loss" not in page.text

@@ -8,8 +8,16 @@ from components.storage.store import Store
 from pipelines.lecture import chosen_rows
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
-from pipelines.recipes.diffusion_rows import ddpm
-from pipelines.recipes.discrete_rows import depth_transformer, maskgit, vqgan, vqgan_transformer, vqvae, vqvae_pixelcnn
+from pipelines.recipes.diffusion_rows import ddpm, latent_diffusion, stable_diffusion
+from pipelines.recipes.discrete_rows import (
+    depth_transformer,
+    maskgit,
+    vae_gan,
+    vqgan,
+    vqgan_transformer,
+    vqvae,
+    vqvae_pixelcnn,
+)
 from pipelines.recipes.fashion import (
     FASHION,
     fashion_guidance,
@@ -58,6 +66,17 @@ def test_rows_that_share_numbers_share_stages():
     assert alone["tokenizer"] == below["tokenizer"]
 
 
+def test_both_rows_of_latents_share_the_autoencoder_of_row_t1_and_the_latents_themselves():
+    root = Store("memory://rows")
+    first, by_class, by_text = (
+        {entry.stage.name: entry.key for entry in build_workflow(recipe()).plan(root)}
+        for recipe in (vae_gan, latent_diffusion, stable_diffusion)
+    )
+    assert first["vae"] == by_class["vae"] == by_text["vae"]
+    assert by_class["precompute"] == by_text["precompute"]
+    assert by_class["base"] != by_text["base"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "assignment"),
     [
@@ -68,6 +87,7 @@ def test_rows_that_share_numbers_share_stages():
         ("gan", "sampling.truncation=0.5"),
         ("maskgit", "sampling.prior.num_inference_steps=4"),
         ("dalle2", "sampling.diffusion_prior.candidates=3"),
+        ("autoguidance", "sampling.base.autoguidance_scale=3"),
     ],
 )
 def test_what_only_sampling_uses_trains_nothing_again(recipe: str, assignment: str):
@@ -195,6 +215,8 @@ def test_steps_that_do_not_exist_are_refused(recipe: str, assignments: str, word
 def test_only_steps_of_training_have_a_bound():
     with pytest.raises(UsageError, match=r"likelihood needs base\.process discrete, not flow"):
         load_recipe("fashion_likelihood_ddpm", ["base.process=flow"])
+    with pytest.raises(UsageError, match=r"noising_study needs base\.process discrete, not flow"):
+        load_recipe("ddpm", ["base.process=flow"])
 
 
 def test_a_study_that_is_not_asked_for_is_no_stage():

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from components.sampling.rows import Row
-from components.training.networks import make_network, network_arguments
 from PIL import Image
 from rich.console import Console
 
@@ -19,7 +17,9 @@ from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
+from components.sampling.request_rows import RequestRow
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.training.building import make_network, network_arguments
 from pipelines.reconstruct_command import reconstruct_images
 from pipelines.workflow import UsageError
 from tests.tiny_autoencoders import RECIPES, config_of
@@ -71,7 +71,7 @@ def test_what_is_written_is_what_the_model_makes_and_answers(name: str, files: P
         assert seen.shape == made.shape == (SIDE, SIDE, 3)
         np.testing.assert_array_equal(made, to_uint8(network.reconstruct(from_uint8(seen)[None]))[0])
         if name in WITH_CODES:  # a registered Gaussian makes images of nothing
-            assert predict([Row(image=base64_png(seen))]) == [base64_png(made)]
+            assert predict([RequestRow(image=base64_png(seen))]) == [base64_png(made)]
         noise = np.square(seen.astype(float) - made).mean()
         assert f"{10 * math.log10(255**2 / noise):.1f} dB" in said
         assert (tmp_path / "out" / f"{stem}-codes.png").is_file() == (name in WITH_CODES)

@@ -50,6 +50,13 @@ def test_what_is_asked_for_is_what_is_sampled(folder: Path, how: dict, tmp_path:
     assert (made != plain).any()
 
 
+def test_a_lone_base_makes_the_images_that_it_makes_in_a_cascade_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """What `cascade ema` writes is such a folder."""
+    (made,) = sampled(folder / "base", tmp_path / "alone", steps=3, sampler="ddpm")
+    (wanted,) = sampled(folder, tmp_path / "cascade", steps=3, classifier_scale=0.0)
+    np.testing.assert_array_equal(made, wanted)
+
+
 def test_the_noise_of_a_gan_is_truncated_as_asked(tmp_path: Path) -> None:
     folder = lone("gan", tmp_path)
     (made,) = sampled(folder, tmp_path / "out", truncation=0.5)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from components.configuration.sampling import DiffusionSampling
 from components.models.autoencoder import Autoencoder
 from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose
 from components.sampling.frozen_text import contrastive_text
 from components.sampling.generator import Parts
 from components.sampling.generators.diffusion import sample_base
+from components.sampling.guided import sample_guided
 from components.sampling.images import to_uint8
 from components.sampling.model import load_model
 from components.sampling.requests import Request
@@ -28,6 +30,7 @@ REQUESTS = {
     "imagen": [Request(prompt=PROMPTS[seed % 2], seed=seed, guidance_scale=2.0) for seed in range(4)],
     "dalle2": [Request(prompt=PROMPTS[seed % 2], seed=seed) for seed in range(4)],
     "classifier_guided": [Request(label=seed % 3, seed=seed, classifier_scale=3.0) for seed in range(4)],
+    "autoguided": [Request(label=seed % 3, seed=seed) for seed in range(4)],
     "guided_by_the_classifier_alone": [Request(label=seed % 3, seed=seed) for seed in range(4)],
 }
 
@@ -181,6 +184,53 @@ def test_a_classifier_pulls_as_hard_as_it_is_asked_to(cascade_of: Callable) -> N
     for k in range(len(asked)):
         assert (weak[k] != off[k]).any()
         assert np.abs(strong[k].astype(int) - off[k]).mean() > np.abs(weak[k].astype(int) - off[k]).mean()
+
+
+def test_a_weaker_model_pushes_as_hard_as_it_is_asked_to(cascade_of: Callable) -> None:
+    cascade, asked = cascade_of("autoguided"), REQUESTS["autoguided"]
+
+    def at(scale: float) -> list[np.ndarray]:
+        return cascade.sample([r._replace(sampling=(("base", "autoguidance_scale", scale),)) for r in asked])
+
+    alone = Cascade(base=cascade.base._replace(sampling=DiffusionSampling(**FEW))).sample(asked)
+    np.testing.assert_array_equal(at(1.0), alone)
+    np.testing.assert_array_equal(at(3.0), cascade.sample(asked))
+    wanted = to_uint8(sample_guided(cascade.base, asked, scale=3.0, weaker=cascade.weaker))
+    np.testing.assert_array_equal(at(3.0), wanted)
+    assert (np.stack(at(3.0)) != alone).any()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"guidance_scale": 2.0}, "guidance_scale and autoguidance_scale don't go together"),
+        ({"sampling": (("base", "autoguidance_scale", -1.0),)}, "base.autoguidance_scale"),
+    ],
+)
+def test_a_guidance_that_the_cascade_can_not_give_is_one_line(cascade_of: Callable, how: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        cascade_of("autoguided").sample([Request(label=0)._replace(**how)])
+    assert "\n" not in str(caught.value)
+    unguided = Request(label=0, sampling=(("base", "autoguidance_scale", 2.0),))
+    with pytest.raises(ValueError, match="this cascade has no weaker model"):
+        cascade_of("classifier_guided").sample([unguided])
+
+
+@pytest.mark.parametrize(
+    ("settings", "network", "words"),
+    [
+        ({"objective": DIFFUSION["objective"] | {"prediction_type": "epsilon"}}, {}, "they differ in prediction_type"),
+        ({"objective": {"kind": "edm", "sigma_data": 0.5}}, {}, "they differ in kind"),
+        ({}, {"num_classes": None}, "they differ in num_classes"),
+    ],
+)
+def test_a_weaker_model_of_another_kind_is_refused(settings: dict, network: dict, words: str, tmp_path: Path) -> None:
+    classes = {"num_classes": len(CLASSES)}
+    other = base(tmp_path / "weaker", settings=settings, **classes | network)
+    parts = {"base": base(tmp_path, **classes), "weaker": other}
+    with pytest.raises(ValueError, match=words) as caught:
+        Cascade.load(compose(tmp_path / "cascade", **parts))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Callable) -> None:

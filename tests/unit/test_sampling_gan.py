@@ -7,10 +7,12 @@ import torch
 from scipy import stats
 
 from components.models.gan import GANGenerator, estimate_statistics
+from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.generators.gan import sample_gan, truncated
 from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, load_model
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, random_stream
 from components.storage.bundle import ModelBundle, save_bundle
 
@@ -121,3 +123,11 @@ def test_a_truncation_that_leaves_nothing_is_refused(model: SamplingModel, trunc
     with pytest.raises(ValueError, match=r"gan\.truncation: Input should be .* \(got ") as caught:
         Cascade(model=model).sample([Request(label=1, truncation=truncation)])
     assert "\n" not in str(caught.value)
+
+
+def test_a_registered_model_takes_it_as_a_column_or_among_its_settings(tmp_path: Path) -> None:
+    model_of(tmp_path)
+    plain = RequestRow(label="1", seed=5)
+    changes = ({}, {"truncation": 0.3}, {"sampling": '{"model": {"truncation": 0.3}}'})
+    free, column, setting = predictor_of(tmp_path)([plain.model_copy(update=change) for change in changes])
+    assert free != column == setting

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from components.configuration.trainings import GANTraining
+from components.sampling.model import BPE
 from components.storage.bundle import load_bundle
 from components.training.batches import to_batch
 from components.training.checkpoint import WEIGHTS, write_checkpoint
@@ -14,7 +15,9 @@ from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.power_ema import EMAProfile
 from components.training.results import ModelDescription, write_model
-from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, write_snapshots
+from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, reconstruct, write_snapshots
+from pipelines.ema_command import write_average
+from pipelines.workflow import UsageError
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,
@@ -87,6 +90,37 @@ def test_a_model_can_be_given_another_average_without_training_again(tmp_path: P
     other = load_bundle(tmp_path / "other").module.state_dict()
     for name, tensor in wide.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_writes_the_model_of_any_length_with_its_tokenizer(tmp_path: Path) -> None:
+    model = model_of(tmp_path)
+    (model / BPE).write_text("{}")
+    written = write_average(str(model), length=0.15, tracking=None, out=tmp_path / "longer")
+    expected = reconstruct(model / SNAPSHOTS, 0.15)
+    assert_equal_bits(load_bundle(written).module.state_dict(), expected)
+    assert (written / BPE).read_text() == "{}"
+    kept = kept_profiles(model / SNAPSHOTS)
+    assert not any(
+        torch.equal(expected[name], tensor)
+        for path in kept.values()
+        for name, tensor in load_file(path).items()
+        if tensor.is_floating_point()
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "words"), [(0.3, r"in \(0, 0.28\), not 0.3"), (0.1, "ema: power"), (0.2, "new folder")]
+)
+def test_what_the_command_cannot_do_is_one_line(length: float, words: str, tmp_path: Path) -> None:
+    model, out = model_of(tmp_path), tmp_path / "other"
+    if length == 0.1:
+        (model / SNAPSHOTS).rename(tmp_path / "elsewhere")
+    if length == 0.2:
+        out.mkdir()
+        (out / "file").write_text("")
+    with pytest.raises(UsageError, match=words) as caught:
+        write_average(str(model), length=length, tracking=None, out=out)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_without_snapshots_says_what_it_lacks(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from components.sampling.model import (
     takes_condition_image,
 )
 from components.sampling.requests import Request, class_id, random_stream
+from components.sampling.weaker import check_weaker
 
 NOTHING = Conditions({}, {})
 MOST_STEPS = 1000  # of a process without training steps
@@ -43,6 +44,7 @@ def sample_base(
     *,
     frozen: Conditions = NOTHING,
     classifier: SamplingModel | None = None,
+    weaker: SamplingModel | None = None,
     on_step: samplers.OnStep | None = None,
 ) -> Tensor:
     """Images (B, 3, H, W) of requests that share guidance_scale, classifier_scale, steps and sampler (those of the
@@ -51,6 +53,7 @@ def sample_base(
     Args:
         frozen: what `frozen_conditions` makes of them, for a model that takes such.
         classifier: of noisy images; its gradient towards each request's label guides.
+        weaker: a weaker version of the model; what it would make is moved away from.
 
     Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
@@ -62,6 +65,7 @@ def sample_base(
         first_sampling(model, requests[0]),
         frozen=frozen,
         score=None if classifier is None else score_of(classifier, requests),
+        weaker=weaker,
         on_step=on_step,
     )
 
@@ -85,14 +89,16 @@ def guide_sampling(classifier: SamplingModel, request: Request) -> ClassifierSam
     return sampling_of(classifier, request, guidance_scale=request.classifier_scale)
 
 
-def check_sampling(model: SamplingModel, sampling: DiffusionSampling) -> None:
-    """Raise ValueError, in one line, if the model can't be sampled in so many steps, or with so much noise."""
+def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:
+    """Raise ValueError, in one line, if the model can't be sampled in so many steps, so noisy or so guided."""
     limit, steps = model.settings["objective"].get("num_train_timesteps", MOST_STEPS), sampling.num_inference_steps
     if steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
     most = model.settings.get("max_noise_level", 0)
     if sampling.noise_level is not None and sampling.noise_level > most:
         raise ValueError(f"{model.name}: noise_level must be in [0, {most}], not {sampling.noise_level}")
+    if sampling.autoguidance_scale != 1 and not has_weaker:
+        raise ValueError(f"{model.name}: autoguidance_scale must be 1: this cascade has no weaker model of it")
 
 
 def sample_upsampler(
@@ -141,6 +147,7 @@ def denoise(
     frozen: Conditions = NOTHING,
     on_step: samplers.OnStep | None,
     score: Score | None = None,
+    weaker: SamplingModel | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
     """Images (B, 3, H, W) of requests.
@@ -148,16 +155,19 @@ def denoise(
     Args:
         extra: conditions that are never null.
         noise: the next noise (B, 3, H, W), x_T first.
+        weaker: takes the place of no condition where the sampling has an autoguidance_scale.
         around: what is done to the guided network before it is sampled from.
     """
     condition, null = encode_conditions(model, requests)
     objective = objective_of(model)
+    away = weaker if sampling.autoguidance_scale != 1 else None
     network = guide(
         objective,
         model.module,
         condition | frozen.condition | extra,
         null | frozen.null,
-        sampling.guidance_scale,
+        sampling.guidance_scale if away is None else sampling.autoguidance_scale,
+        weaker=None if away is None else away.module,
         interval=sampling.guidance_interval,
         rescale=sampling.guidance_rescale,
     )
@@ -209,6 +219,8 @@ class Diffusion(Generator):
             raise ValueError("a base that makes latents and the autoencoder of those latents need each other")
         if parts.classifier is not None:
             check_guides(parts.classifier, self.first)
+        if parts.weaker is not None:
+            check_weaker(parts.weaker, self.first)
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
@@ -246,7 +258,7 @@ class Diffusion(Generator):
             class_id(request.label, self.classes)
             request = request._replace(label=None)  # the classifier alone hears of it
         check_conditions(self.first, request)
-        check_sampling(self.first, first_sampling(self.first, request))
+        check_sampling(self.first, first_sampling(self.first, request), has_weaker=parts.weaker is not None)
         for upsampler in parts.upsamplers:
             check_sampling(upsampler, sampling_of(upsampler, request))
         if parts.diffusion_prior is not None:
@@ -255,11 +267,12 @@ class Diffusion(Generator):
             guide_sampling(parts.classifier, request)
 
     def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
-        shown = of_stage(on_step, "base", self.image)
+        shown, parts = of_stage(on_step, "base", self.image), self.parts
         frozen = self.frozen_conditions(self.first, requests)
-        made = sample_base(self.first, requests, frozen=frozen, classifier=self.parts.classifier, on_step=shown)
+        guides = {"classifier": parts.classifier, "weaker": parts.weaker}
+        made = sample_base(self.first, requests, frozen=frozen, on_step=shown, **guides)
         images = {"base": self.image(made)}
-        for model in self.parts.upsamplers:
+        for model in parts.upsamplers:
             low_res, frozen = list(images.values())[-1], self.frozen_conditions(model, requests)
             shown = of_stage(on_step, model.name)
             images[model.name] = sample_upsampler(model, requests, low_res, frozen=frozen, on_step=shown)

@@ -1,0 +1,227 @@
+"""What the forward process does to real images, and what a trained model sees in each x_t.
+
+    x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise      (Ho et al., 2020, equation 4)
+
+Shapes: N images, F times shown, T num_train_timesteps. Times are 0-based indices of the schedule; what is shown counts
+noising steps, one more.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from components.configuration.config import Config
+from components.data.held_out import SplitArrays, read_split
+from components.data.shards import ShardIndex
+from components.diffusion.discrete import DiscreteObjective
+from components.diffusion.objective import make_objective
+from components.diffusion.schedule import Schedule, make_schedule
+from components.diffusion.trajectory import spaced_timesteps
+from components.evaluation.grids import GridBlock, render_blocks
+from components.evaluation.plots import Panel, Series, plot_svg
+from components.evaluation.restoration import asked_of
+from components.sampling.device import best_device
+from components.sampling.images import from_uint8, to_uint8
+from components.sampling.model import SamplingModel, encode_conditions, load_model, most_at_once
+from components.sampling.requests import random_stream
+from components.storage.artifact import Artifact
+
+FORWARD, PREDICTED = "forward_noising", "predicted_x_0"  # names of images
+VALUES = "Values of x_t as they approach N(0, I)"  # titles of plots
+SCHEDULES = "Signal left in x_t: ᾱ of the schedules"
+ERRORS = "Error of the predicted x_0"
+VARIANCE = "Variance of x_t"  # title of the table
+RANGE, BINS = 3.0, 60  # of the histograms: values in [-3, 3]
+LEAST_DENSITY = 1e-3  # shown on the logarithmic axis
+PAIRS = 2  # images whose predicted x_0 is shown
+HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
+
+
+class NoisingStudyConfig(Config):
+    """Of which held-out images, and how many times are shown."""
+
+    samples: int = Field(128, ge=2)  # images that values and errors are taken of
+    shown: int = Field(4, ge=1)  # images in a row of their own
+    frames: int = Field(8, ge=2)  # times of a row
+    resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
+    seed: int = Field(0, ge=0)
+
+
+class NoisedImages(NamedTuple):
+    """Images with the noise that is theirs at every time."""
+
+    x_0: Tensor  # (N, 3, H, W) in [-1, 1]
+    noise: Tensor  # like x_0
+
+
+class NoisingFindings(NamedTuple):
+    """What the study leaves."""
+
+    images: dict[str, bytes]  # name -> PNG
+    plots: dict[str, str]  # title -> SVG
+    table: dict[str, Any]
+    summary: dict[str, float]
+
+
+def study_model(config: NoisingStudyConfig, index: ShardIndex, model: Artifact, *, salt: str) -> NoisingFindings:
+    """Noise held-out images and predict x_0 in them. Runs in a worker.
+
+    Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out.
+    """
+    with model.local_copy() as folder:
+        loaded = load_model(model.stage, folder, device=best_device())
+    objective = discrete_objective(loaded)
+    read = partial(read_split, index, "holdout")
+    split = read(resolution=loaded.settings["resolution"], limit=config.samples)
+    if not split.key:
+        raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
+    seen = split if config.resolution is None else read(resolution=config.resolution, limit=config.shown)
+    noised = with_noise(split.image, seed=config.seed, device=loaded.device)
+    times = spaced_timesteps(len(objective.schedule), min(ERROR_TIMES, len(objective.schedule)))
+    predicted = {time: predicted_x_0(loaded, objective, split, noised, time) for time in times}
+    errors = {time: float((made - noised.x_0).square().mean()) for time, made in predicted.items()}
+    table = values_table(objective.schedule, noised)
+    return NoisingFindings(
+        images={
+            FORWARD: draw_forward(objective.schedule, with_noise(seen.image[: config.shown], seed=config.seed), config),
+            PREDICTED: draw_predicted(loaded, objective, split, noised, config),
+        },
+        plots={
+            VALUES: draw_values(objective.schedule, noised, salt=f"{salt}-values"),
+            SCHEDULES: draw_schedules(objective.schedule, salt=f"{salt}-schedules"),
+            ERRORS: draw_errors(errors, float(noised.x_0.var()), salt=f"{salt}-errors"),
+        },
+        table=table,
+        summary={
+            "last_alpha_bar": float(objective.schedule.alphas_cumprod[-1]),
+            "predicted_x_0_error": float(np.mean(list(errors.values()))),
+        },
+    )
+
+
+def discrete_objective(model: SamplingModel) -> DiscreteObjective:
+    """Raises ValueError, in one line, for a model without discrete steps, or one that needs other models."""
+    objective = make_objective(model.settings["objective"])
+    if not isinstance(objective, DiscreteObjective):
+        raise ValueError("only diffusion in discrete steps has these times; give a model with objective discrete")
+    if model.settings.get("role", "base") != "base" or "latent_scale" in model.settings:
+        raise ValueError(f"{model.name} makes no image of noise alone; noising is studied of a base model of pixels")
+    return objective
+
+
+def with_noise(images: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> NoisedImages:
+    """Images (N, H, W, 3) uint8, each with noise of a stream of its own."""
+    x_0 = from_uint8(images)
+    streams = (random_stream(seed + number, "noising") for number in range(len(x_0)))
+    noise = [torch.randn(x_0.shape[1:], generator=stream) for stream in streams]
+    return NoisedImages(x_0.to(device), torch.stack(noise).to(device))
+
+
+def noised_at(schedule: Schedule, images: NoisedImages, time: int) -> Tensor:
+    """x_t (N, 3, H, W) of all images at one time."""
+    return schedule.add_noise(images.x_0, images.noise, torch.full((len(images.x_0),), time, device=images.x_0.device))
+
+
+@torch.inference_mode()
+def predicted_x_0(
+    model: SamplingModel, objective: DiscreteObjective, split: SplitArrays, images: NoisedImages, time: int
+) -> Tensor:
+    """What the model sees in x_t under the images' own conditions, clipped as in sampling: (N, 3, H, W).
+
+    Args:
+        split: where the conditions stand; the images are its first ones.
+    """
+    asked = asked_of(model, split.label, split.caption)
+    x_t, size, made = noised_at(objective.schedule, images, time), most_at_once(images.x_0.shape[-1]), []
+    for start in range(0, len(x_t), size):
+        part = x_t[start : start + size]
+        times = torch.full((len(part),), time, device=part.device)
+        conditions = encode_conditions(model, asked[start : start + len(part)]).condition
+        output = objective.apply(model.module, part, times, **conditions)
+        made.append(objective.predict_x_0(output, x_t=part, time=times).clamp(-1, 1))
+    return torch.cat(made)
+
+
+def values_table(schedule: Schedule, images: NoisedImages) -> dict[str, Any]:
+    """Mean and variance of all values of x_t, and the variance that the formula says."""
+    variance, rows = float(images.x_0.var()), []
+    for time in spaced_timesteps(len(schedule), min(HISTOGRAM_TIMES + 1, len(schedule))):
+        x_t, left = noised_at(schedule, images, time), float(schedule.alphas_cumprod[time])
+        rows.append([f"{time + 1}", left, float(x_t.mean()), float(x_t.var()), left * variance + 1 - left])
+    columns = ["noising steps", "ᾱ", "mean of x_t", "variance of x_t", "ᾱ var x_0 + 1 − ᾱ"]
+    return {"columns": columns, "rows": rows}
+
+
+def draw_forward(schedule: Schedule, images: NoisedImages, config: NoisingStudyConfig) -> bytes:
+    """A row for each image: itself, then more and more noise."""
+    times = spaced_timesteps(len(schedule), min(config.frames, len(schedule)))
+    columns = [to_uint8(images.x_0), *(to_uint8(noised_at(schedule, images, time)) for time in times)]
+    rows = [[column[number] for column in columns] for number in range(len(images.x_0))]
+    blocks = [GridBlock("", row) for row in rows[:-1]] + [GridBlock("", rows[-1], ["x_0", *captions_of(times)])]
+    return render_blocks(blocks, columns=len(columns))
+
+
+def draw_predicted(
+    model: SamplingModel,
+    objective: DiscreteObjective,
+    split: SplitArrays,
+    images: NoisedImages,
+    config: NoisingStudyConfig,
+) -> bytes:
+    """For each image x_t at several times above the x_0 that the model sees in it."""
+    times = spaced_timesteps(len(objective.schedule), min(config.frames, len(objective.schedule)))
+    first = NoisedImages(images.x_0[:PAIRS], images.noise[:PAIRS])
+    x_t = [to_uint8(noised_at(objective.schedule, first, time)) for time in times]
+    x_0 = [to_uint8(predicted_x_0(model, objective, split, first, time)) for time in times]
+    blocks = []
+    for number in range(len(first.x_0)):
+        blocks.append(GridBlock("x_t" if number == 0 else "", [column[number] for column in x_t]))
+        seen = [column[number] for column in x_0]
+        blocks.append(GridBlock("x_0 that the model sees in it" if number == 0 else "", seen, captions_of(times)))
+    return render_blocks(blocks, columns=len(times))
+
+
+def captions_of(times: Sequence[int]) -> list[str]:
+    return [steps_caption(time) for time in times]
+
+
+def steps_caption(time: int) -> str:
+    return "1 step" if time == 0 else f"{time + 1} steps"
+
+
+def draw_values(schedule: Schedule, images: NoisedImages, *, salt: str) -> str:
+    """Densities of all values of x_t at several times, over that of a standard normal."""
+    edges = np.linspace(-RANGE, RANGE, BINS + 1)
+    middle = (edges[1:] + edges[:-1]) / 2
+    lines = []
+    for time in spaced_timesteps(len(schedule), min(HISTOGRAM_TIMES, len(schedule))):
+        values = noised_at(schedule, images, time).flatten().cpu().numpy()
+        density = np.histogram(values, bins=edges)[0] / (len(values) * (edges[1] - edges[0]))
+        lines.append(Series(steps_caption(time), middle.tolist(), np.maximum(density, LEAST_DENSITY).tolist()))
+    normal = np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi)
+    lines.append(Series("N(0, 1)", middle.tolist(), normal.tolist()))
+    return plot_svg([Panel("value of x_t", "density", lines, log_y=True, markers=False)], salt=salt)
+
+
+def draw_schedules(schedule: Schedule, *, salt: str) -> str:
+    """What is left of the signal by step: the linear and the cosine schedule, and the model's own if it is another."""
+    total = len(schedule)
+    known = {name: make_schedule(name, num_train_timesteps=total).alphas_cumprod for name in ("linear", "cosine")}
+    if not any(torch.allclose(table, schedule.alphas_cumprod) for table in known.values()):
+        known["the model's"] = schedule.alphas_cumprod
+    times = spaced_timesteps(total, min(CURVE_POINTS, total))
+    steps = [time + 1 for time in times]
+    lines = [Series(name, steps, table[times].tolist()) for name, table in known.items()]
+    return plot_svg([Panel("noising steps", "ᾱ", lines, markers=False)], salt=salt)
+
+
+def draw_errors(errors: dict[int, float], variance: float, *, salt: str) -> str:
+    """Squared error of the predicted x_0 by time, over that of guessing the mean."""
+    line = Series("predicted x_0", [time + 1 for time in errors], list(errors.values()))
+    level = {"variance of x_0: the mean guessed": variance}
+    return plot_svg([Panel("noising steps", "mean squared error", [line], levels=level)], salt=salt)

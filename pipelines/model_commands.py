@@ -1,0 +1,165 @@
+"""The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines.options import SAMPLERS, Sampling, Tracking
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
+    label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
+    prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
+    condition: Annotated[list[Path], typer.Option(help="Condition image, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
+    generator: Annotated[str | None, typer.Option(help="diffusion, tokens, pixels, gan, vae; else the first.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Images for each label or prompt.", min=1)] = 4,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    classifier_scale: Annotated[float | None, typer.Option(help="Scale of the classifier; 0 is off.", min=0)] = None,
+    truncation: Annotated[float | None, typer.Option(help="GAN: greatest |z| of the noise, such as 0.5.")] = None,
+    best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
+    size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
+    settings: Sampling = [],  # noqa: B006
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images and the grid.")] = Path("samples"),
+) -> None:
+    """Sample a trained model: images and a labelled grid.
+
+    **Examples**
+
+    - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
+    - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
+    - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
+    - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
+    - `cascade sample --model models:/image-cascade-gan@champion --label flags --truncation 0.5`
+    """
+    from pipelines.sample_command import sample_images
+
+    written = sample_images(
+        model,
+        labels=label,
+        prompts=prompt,
+        conditions=condition,
+        generator=generator,
+        seed=seed,
+        count=count,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        classifier_scale=classifier_scale,
+        truncation=truncation,
+        settings=settings,
+        best_of=best_of,
+        size=size,
+        tracking=tracking,
+        out=out,
+        console=Console(),
+    )
+    typer.echo(f"grid: {written}")
+
+
+@app.command()
+def translate(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
+    image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
+    mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="inpainting, uncropping, colorization, jpeg or super_resolution; else its only one."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Images to make of it.", min=1)] = 1,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
+    settings: Sampling = [],  # noqa: B006
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
+) -> None:
+    """Work on an image: fill masks, extend it, color it, restore it, enlarge it.
+
+    Pixels that the mask leaves black stay exactly as they are.
+
+    **Examples**
+
+    - `cascade translate --model models:/palette@champion --image photo.png --mask mask.png --task inpainting`
+    - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
+    - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
+    """
+    from pipelines.translate_command import translate_image
+
+    written = translate_image(
+        model,
+        image=image,
+        mask=mask,
+        task=task,
+        label=label,
+        prompt=prompt,
+        seed=seed,
+        count=count,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        settings=settings,
+        tracking=tracking,
+        out=out,
+        console=Console(),
+    )
+    typer.echo(f"before and after: {written}")
+
+
+@app.command()
+def reconstruct(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
+    image: Annotated[list[Path], typer.Option(help="An image, of any size. Repeatable.")],
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("reconstructed"),
+) -> None:
+    """See what an autoencoder keeps of images: each as the model sees it, its codes as colors, its reconstruction.
+
+    Prints the signal-to-noise ratio of each, and the bits of its codes. Of a cascade it takes the tokenizer.
+
+    **Examples**
+
+    - `cascade reconstruct --model models:/image-cascade-openmoji@champion --image photo.png`
+    - `cascade reconstruct --model models:/image-cascade-vqvae-tokenizer@champion --image one.png --image two.jpg`
+    - `cascade reconstruct --model s3://bucket/runs/stages/vae/1a2b3c --image photo.png --out kept`
+    """
+    from pipelines.reconstruct_command import reconstruct_images
+
+    shown = reconstruct_images(model, images=image, tracking=tracking, out=out, console=Console())
+    typer.echo(f"side by side: {shown}")
+
+
+@app.command()
+def ema(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
+    length: Annotated[float, typer.Option(help="Of the average, as a share of training: 0.05 to 0.25.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    tracking: Tracking = None,
+) -> None:
+    """Choose the length of a model's average of weights, after training: with `ema: power` snapshots were kept for it.
+
+    `cascade sample` takes the folder that it writes where the model makes images by itself.
+
+    **Examples**
+
+    - `cascade ema --model models:/image-cascade-edm-base@champion --length 0.15 --out edm-0.15`
+    - `cascade ema --model runs/stages/base/1a2b3c --length 0.05 --out edm-0.05`
+    """
+    from pipelines.ema_command import write_average
+
+    typer.echo(f"model: {write_average(model, length=length, tracking=tracking, out=out)}")
