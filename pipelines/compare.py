@@ -30,7 +30,7 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
 def run_compare(
     names: list[str], *, seed: int, storage: str | None, tracking: str | None, profile: str, console: Console
 ) -> int:
-    """Run the recipes of systems in turn; what is finished is cached. Returns 1 if one failed, 130 if interrupted.
+    """Run the recipes of systems that are not finished, in turn. Returns 1 if one failed, 130 if interrupted.
 
     `compare.html` in storage is written before the first and after each, with the rows of all seeds asked for so far.
 
@@ -47,11 +47,14 @@ def run_compare(
     for recipe in chosen:
         if obstacle := page.results[recipe, seed].obstacle:
             raise SourceError(obstacle)
-    titles = {recipe: f"{SYSTEMS[recipe].title}{f', seed {seed}' if seed else ''}" for recipe in chosen}
+    left = [recipe for recipe in chosen if page.results[recipe, seed].missing]
+    if len(left) < len(chosen):
+        console.print(f"{len(chosen) - len(left)} of {len(chosen)} systems are finished", highlight=False)
+    titles = {recipe: f"{SYSTEMS[recipe].title}{f', seed {seed}' if seed else ''}" for recipe in left}
     code = run_in_turn(titles, lambda recipe: page.options(recipe, seed), after=page.write, console=console)
     console.print(shown_table(page.comparison()))
-    for result in page.results.values():
-        if result.missing and result.recipe in chosen:
+    for result in (page.results[recipe, seed] for recipe in left):
+        if result.missing:
             missing = ", ".join(result.missing)
             console.print(f"not finished: {result.title}: {missing}; {result.command}", highlight=False, soft_wrap=True)
     console.print(f"page: {page.root.url(PAGE)}", highlight=False, soft_wrap=True)

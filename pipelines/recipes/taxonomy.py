@@ -171,7 +171,7 @@ TRANSFORMER_STEPS = 210
 GAN_STEPS = 320
 DIFFUSION_16_STEPS = 290
 DIFFUSION_32_STEPS = 170
-LATENT_DIFFUSION_STEPS = 700
+LATENT_DIFFUSION_STEPS = 860
 
 
 def timed(training: Trained, steps_per_minute: int, *, share: float = 1.0) -> Trained:

@@ -28,6 +28,7 @@ from pipelines.recipes.fashion import (
 )
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.taxonomy import TAXONOMY
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
@@ -124,7 +125,7 @@ def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
     assert not any(stands_alone(only, name) for name in trainings(only))  # there is nobody to let go first
 
 
-@pytest.mark.parametrize("recipe", [*ROWS, *paper_recipes().values()])
+@pytest.mark.parametrize("recipe", [*ROWS, *TAXONOMY, *paper_recipes().values()])
 def test_a_sampling_step_lies_inside_the_training(recipe):
     for config in trainings(workflow_of(recipe)).values():
         steps = config.optimization
