@@ -192,10 +192,12 @@ def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) ->
     """A stage that was killed goes on: the file of a finished job is taken as it is."""
     context = run.context("samples", key="killed")
     wrong = samples.read("measured_tokens-001.npz")
+    context.files_store.write("measured_tokens-000.json", b'{"seconds": 700}')
     context.files_store.write("measured_tokens-000.npz", wrong)
     again = run.samples(key="killed")
     assert again.read("measured_tokens-000.npz") == wrong
     assert again.read("measured_diffusion-000.npz") == samples.read("measured_diffusion-000.npz")
+    assert 10 < again.metadata["summary"]["seconds_per_image_tokens"] < 11  # its own seconds, in 70 images
 
 
 def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(run: Fixture, samples: Artifact) -> None:
