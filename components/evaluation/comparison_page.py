@@ -72,7 +72,7 @@ def system_cells(system: SystemResult) -> tuple[str, ...]:
         "–" if system.bits is None else f"{with_error(system.bits, system.bits_error, digits=2)}, {system.likelihood}"
     )
     made = distance_cells(system.made) if system.made is not None else ("–",) * 4
-    parameters = "–" if system.parameters is None else f"{system.parameters:,}"
+    parameters = "–" if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
     seconds = number(system.seconds_per_image)
     return (
         system.title,

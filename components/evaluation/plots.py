@@ -14,7 +14,7 @@ PANEL = (4.6, 3.2)  # inches of one panel
 LEGEND_ROW = 0.22  # inches
 LEGEND_MARK, LEGEND_LETTER = 0.55, 0.075  # inches: what one entry needs besides its letters, and for each
 # Of one lightness in the middle, so that they stand out on light and dark; the marker tells them apart too. Where there
-# are more lines, markers are hollow.
+# are more lines, a marker is hollow and has another color.
 LINES = (("#2f6fd6", "o"), ("#d9661f", "s"), ("#1f9d63", "^"), ("#a34fd0", "D"), ("#d63d7c", "v"), ("#0c95a8", "P"))
 DASHES = ("--", ":", "-.")
 ROUND = (1, 2, 5)  # ticks of a logarithmic axis, times powers of ten
@@ -92,8 +92,8 @@ def _legend(figure: "Figure", names: Sequence[str], columns: int) -> None:
 
 def _draw(axes: "Axes", panel: Panel, names: Sequence[str], levels: Sequence[str]) -> None:
     for series in panel.series:
-        place = names.index(series.name)
-        color, marker = LINES[place % len(LINES)]
+        again, place = divmod(names.index(series.name), len(LINES))
+        color, marker = LINES[(place + 3 * again) % len(LINES)][0], LINES[place][1]
         axes.plot(
             series.x,
             series.y,
@@ -101,7 +101,7 @@ def _draw(axes: "Axes", panel: Panel, names: Sequence[str], levels: Sequence[str
             linewidth=1.8,
             marker=marker if panel.markers else None,
             markersize=5,
-            fillstyle="full" if place < len(LINES) else "none",
+            fillstyle="none" if again else "full",
             label=series.name,
         )
         if series.error:
