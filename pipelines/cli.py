@@ -17,7 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.add_typer(model_commands.app)
 WRONG_USE = 2
 
 
@@ -185,6 +184,12 @@ def data(
         max_corrupt_fraction=max_corrupt_fraction,
     )
     write_shards(source, path, out=out, config=config, console=Console())
+
+
+sample = app.command()(model_commands.sample)
+translate = app.command()(model_commands.translate)
+reconstruct = app.command()(model_commands.reconstruct)
+ema = app.command()(model_commands.ema)
 
 
 @app.command()

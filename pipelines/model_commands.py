@@ -8,10 +8,7 @@ from rich.console import Console
 
 from pipelines.options import SAMPLERS, Sampling, Tracking
 
-app = typer.Typer()
 
-
-@app.command()
 def sample(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
@@ -69,7 +66,6 @@ def sample(
     typer.echo(f"grid: {written}")
 
 
-@app.command()
 def translate(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
@@ -121,7 +117,6 @@ def translate(
     typer.echo(f"before and after: {written}")
 
 
-@app.command()
 def reconstruct(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
     image: Annotated[list[Path], typer.Option(help="An image, of any size. Repeatable.")],
@@ -144,7 +139,6 @@ def reconstruct(
     typer.echo(f"side by side: {shown}")
 
 
-@app.command()
 def ema(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
     length: Annotated[float, typer.Option(help="Of the average, as a share of training: 0.05 to 0.25.")],

@@ -189,6 +189,7 @@ ENLARGES, DRAWS = Answerer(_enlarge, _small_shown), Answerer(_draw_tokens, _toke
 ANSWERERS: dict[str, Answerer] = {  # by the kind of the network
     "autoencoder": Answerer(_reconstruct, _shown),
     "unet": ENLARGES,
+    "image_attention_unet": ENLARGES,
     "dit": ENLARGES,
     "transformer": DRAWS,
     "masked_transformer": DRAWS,
