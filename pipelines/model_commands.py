@@ -22,6 +22,9 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     classifier_scale: Annotated[float | None, typer.Option(help="Scale of the classifier; 0 is off.", min=0)] = None,
     truncation: Annotated[float | None, typer.Option(help="GAN: greatest |z| of the noise, such as 0.5.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Token branch and pixels: 0 takes the likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only so many of the likeliest values.", min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest values of so much probability.")] = None,
     best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
     settings: Sampling = [],  # noqa: B006
@@ -35,6 +38,7 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
     - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
+    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label flags --size 64x128 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
@@ -56,6 +60,9 @@ def sample(
         guidance_scale=guidance_scale,
         classifier_scale=classifier_scale,
         truncation=truncation,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         settings=settings,
         best_of=best_of,
         size=size,
