@@ -17,8 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.add_typer(in_turn_commands.app)
-app.add_typer(model_commands.app)
 WRONG_USE = 2
 
 
@@ -164,6 +162,14 @@ def data(
         max_corrupt_fraction=max_corrupt_fraction,
     )
     write_shards(source, path, out=out, config=config, console=Console())
+
+
+lecture = app.command()(in_turn_commands.lecture)
+compare = app.command()(in_turn_commands.compare)
+sample = app.command()(model_commands.sample)
+translate = app.command()(model_commands.translate)
+reconstruct = app.command()(model_commands.reconstruct)
+ema = app.command()(model_commands.ema)
 
 
 @app.command()

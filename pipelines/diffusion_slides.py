@@ -286,8 +286,9 @@ DIFFUSION_SLIDES = (
             code_at("diffusion/guidance.py", "_extrapolated", "return conditional[0]"),
             code_at("models/cross_attention.py", "CrossAttention.forward", "k, v = rearrange"),
             code_at("models/conditioned.py", "ConditionedNetwork.concatenated", "torch.cat"),
+            code_at("models/image_tokens.py", "ImageTokens.forward", "self.norm(rearrange(self.patches"),
         ),
-        recipes=("class_guided", "glide", "depth_diffusion"),
+        recipes=("class_guided", "glide", "depth_diffusion", "image_cross_attention"),
     ),
     Slide(
         chapter=CONDITIONAL,

@@ -163,7 +163,7 @@ DISCRETE_SLIDES = (
             code_at("losses/token_likelihood.py", "token_loss", "F.cross_entropy"),
             code_at("sampling/autoregressive.py", "generate", "tokens[i] = draw("),
         ),
-        recipes=("vqgan_transformer",),
+        recipes=("vqgan_transformer", "vqgan_transformer_unconditional"),
     ),
     Slide(
         chapter=VQ_GAN,

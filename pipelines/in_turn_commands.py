@@ -7,10 +7,7 @@ from rich.console import Console
 
 from pipelines.options import ProfileName, Storage, Tracking
 
-app = typer.Typer()
 
-
-@app.command()
 def lecture(
     names: Annotated[list[str] | None, typer.Argument(help="Rows (T3) or recipes (vqgan); all if left out.")] = None,
     storage: Storage = None,
@@ -32,7 +29,6 @@ def lecture(
     raise typer.Exit(code)
 
 
-@app.command()
 def compare(
     systems: Annotated[list[str] | None, typer.Argument(help="Systems, such as gan or ddpm; all if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Of trainings and samples; rows of other seeds stay.", min=0)] = 0,

@@ -8,10 +8,7 @@ from rich.console import Console
 
 from pipelines.options import SAMPLERS, Sampling, Tracking
 
-app = typer.Typer()
 
-
-@app.command()
 def sample(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
@@ -25,6 +22,9 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     classifier_scale: Annotated[float | None, typer.Option(help="Scale of the classifier; 0 is off.", min=0)] = None,
     truncation: Annotated[float | None, typer.Option(help="GAN: greatest |z| of the noise, such as 0.5.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Token branch and pixels: 0 takes the likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only so many of the likeliest values.", min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest values of so much probability.")] = None,
     best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
     settings: Sampling = [],  # noqa: B006
@@ -38,6 +38,7 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
     - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
+    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label flags --size 64x128 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
@@ -59,6 +60,9 @@ def sample(
         guidance_scale=guidance_scale,
         classifier_scale=classifier_scale,
         truncation=truncation,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         settings=settings,
         best_of=best_of,
         size=size,
@@ -69,7 +73,6 @@ def sample(
     typer.echo(f"grid: {written}")
 
 
-@app.command()
 def translate(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
@@ -121,7 +124,6 @@ def translate(
     typer.echo(f"before and after: {written}")
 
 
-@app.command()
 def reconstruct(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
     image: Annotated[list[Path], typer.Option(help="An image, of any size. Repeatable.")],
@@ -144,7 +146,6 @@ def reconstruct(
     typer.echo(f"side by side: {shown}")
 
 
-@app.command()
 def ema(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
     length: Annotated[float, typer.Option(help="Of the average, as a share of training: 0.05 to 0.25.")],

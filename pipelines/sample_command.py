@@ -21,7 +21,7 @@ from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
-from components.sampling.requests import Request
+from components.sampling.requests import Request, read_size
 from components.storage.artifact import load_artifact
 from components.storage.bundle import DESCRIPTION as MODEL
 from components.storage.store import Store, absolute
@@ -46,6 +46,9 @@ def sample_images(
     guidance_scale: float | None,
     classifier_scale: float | None,
     truncation: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
     best_of: int | None,
     size: str | None,
     tracking: str | None,
@@ -75,8 +78,11 @@ def sample_images(
                 sampler=sampler,
                 classifier_scale=classifier_scale,
                 truncation=truncation,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
                 best_of=best_of,
-                size=_size(size),
+                size=None if size is None else read_size(size),
                 sampling=read_settings(settings),
             )
             asked = [cascade.with_generator(options(request)) for request in asked]
@@ -100,16 +106,6 @@ def read_settings(assignments: Sequence[str]) -> tuple[tuple[str, str, Any], ...
         value = yaml.safe_load(text)
         found.append((stage, setting, tuple(value) if isinstance(value, list) else value))
     return tuple(found)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """`128x64` as height and width. Raises ValueError for anything else."""
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--size {text}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
-    return int(height), int(width)
 
 
 def _condition(path: Path, cascade: Cascade) -> bytes:

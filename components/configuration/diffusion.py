@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from components.configuration.conditions import DiffusionConditions
 from components.configuration.config import Config
-from components.configuration.networks import DiffusionNetwork, UNetConfig
+from components.configuration.networks import DiffusionNetwork, ImageAttentionUNetConfig, UNetSizes
 from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.processes import DiscreteProcess, Process
 
@@ -88,9 +88,14 @@ class DiffusionTraining(Training):
         conditioning = self.conditioning
         if ("condition_image" in conditioning.conditions) != (conditioning.condition_member is not None):
             raise ValueError("condition_image among the conditions needs condition_member, image, depth or mask")
-        class_token_dim = self.network.class_token_dim if isinstance(self.network, UNetConfig) else None
+        class_token_dim = self.network.class_token_dim if isinstance(self.network, UNetSizes) else None
         if class_token_dim is not None and "label" not in conditioning.conditions:
             raise ValueError("class_token_dim needs label among the conditions")
+        if isinstance(self.network, ImageAttentionUNetConfig):
+            if "condition_image" not in conditioning.conditions:
+                raise ValueError("network image_attention_unet needs condition_image among the conditions")
+            if self.data.resolution % self.network.image_patch_size:
+                raise ValueError(f"image_patch_size {self.network.image_patch_size} must divide {self.data.resolution}")
         return self
 
     @model_validator(mode="after")
@@ -98,7 +103,7 @@ class DiffusionTraining(Training):
         size, network = self.data.crop_size, self.network
         if size is None:
             return self
-        if not isinstance(network, UNetConfig) or network.attention_resolutions:
+        if not isinstance(network, UNetSizes) or network.attention_resolutions:
             raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole image")
         halvings = len(network.channel_mult) - 1
         if size >= self.data.resolution or size % 2**halvings:

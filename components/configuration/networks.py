@@ -10,10 +10,9 @@ from pydantic import Field, model_validator
 from components.configuration.config import Config
 
 
-class UNetConfig(Config):
-    """U-Net of a diffusion model (Dhariwal and Nichol, 2021)."""
+class UNetSizes(Config):
+    """What U-Nets of diffusion models have in common (Dhariwal and Nichol, 2021)."""
 
-    kind: Literal["unet"] = "unet"
     model_channels: int = Field(ge=4)
     channel_mult: tuple[int | float, ...] = Field(min_length=1)  # one level each, halves too
     num_res_blocks: int = Field(1, ge=1)
@@ -37,6 +36,21 @@ class UNetConfig(Config):
         return self
 
 
+class UNetConfig(UNetSizes):
+    """U-Net of a diffusion model; a condition image is concatenated to what it denoises."""
+
+    kind: Literal["unet"] = "unet"
+
+
+class ImageAttentionUNetConfig(UNetSizes):
+    """U-Net whose attention sees the condition image as tokens, one a patch."""
+
+    kind: Literal["image_attention_unet"] = "image_attention_unet"
+    text_conditioning: Literal["cross_attention", "spatial_transformer"] = "cross_attention"
+    image_token_dim: int = Field(64, ge=1)  # that of the text, where the model has both
+    image_patch_size: int = Field(4, ge=1)  # pixels
+
+
 class DiTConfig(Config):
     """Diffusion transformer (Peebles and Xie, 2023)."""
 
@@ -53,7 +67,7 @@ class DiTConfig(Config):
         return self
 
 
-DiffusionNetwork = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]
+DiffusionNetwork = Annotated[UNetConfig | ImageAttentionUNetConfig | DiTConfig, Field(discriminator="kind")]
 
 
 class EMACodesConfig(Config):

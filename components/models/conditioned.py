@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from components.models.image_tokens import ImageTokens
 from components.models.layers import timestep_embedding
 from components.models.text import TextTransformer
 
@@ -46,12 +47,14 @@ class ConditionedNetwork(nn.Module):
         image_embedding_dim: size of an embedding of an image, projected and added to the embedding (Ramesh et al.,
             2022).
         condition_image_channels: channels of an image that is concatenated to x_t, 0 for none.
+        image_tokens: arguments of ImageTokens but for the channels: that image is seen as tokens instead.
         low_res: concatenates a low-resolution image to x_t.
         embed_noise_level: embed the noise level of that image. Without, the network takes it and doesn't look at it,
             as the upsamplers of ADM and GLIDE, which know no noise.
 
     Raises:
-        ValueError: `text` and `text_states_dim` are both given, or `class_token_dim` without classes.
+        ValueError: `text` and `text_states_dim` are both given, `class_token_dim` without classes, or `image_tokens`
+            without the channels of an image.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ConditionedNetwork(nn.Module):
         pool_text: bool = True,
         image_embedding_dim: int | None = None,
         condition_image_channels: int = 0,
+        image_tokens: dict[str, int] | None = None,
         low_res: bool = False,
         embed_noise_level: bool = True,
     ) -> None:
@@ -78,10 +82,14 @@ class ConditionedNetwork(nn.Module):
             raise ValueError("give either text or text_states_dim: one encoder of text is enough")
         if class_token_dim is not None and num_classes is None:
             raise ValueError("class_token_dim needs num_classes")
+        if image_tokens is not None and condition_image_channels == 0:
+            raise ValueError("tokens of a condition image need condition_image_channels")
         self.frequency_dim, self.num_classes = frequency_dim, num_classes
         self.class_is_token = class_token_dim is not None
         self.text_dim = text_states_dim if text is None else int(text["model_dim"])
-        self.input_channels = in_channels * (2 if low_res else 1) + condition_image_channels
+        self.concatenates = ("low_res", "condition_image") if image_tokens is None else ("low_res",)
+        self.input_channels = in_channels * (2 if low_res else 1)
+        self.input_channels += condition_image_channels if image_tokens is None else 0
         self.output_channels = out_channels * (2 if learned_variance else 1)
         # What must be given, no more and no less, but for a noise level that is not looked at.
         wanted = {
@@ -106,6 +114,9 @@ class ConditionedNetwork(nn.Module):
         self.noise_level_mlp = embedding_mlp(frequency_dim, embedding_dim) if "noise_level" in self.conditions else None
         self.image_embedding_projection = (
             None if image_embedding_dim is None else nn.Linear(image_embedding_dim, embedding_dim)
+        )
+        self.image_tokens = (
+            None if image_tokens is None else ImageTokens(channels=condition_image_channels, **image_tokens)
         )
 
     def checked(self, x_t: Tensor, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -133,7 +144,7 @@ class ConditionedNetwork(nn.Module):
         Raises:
             ValueError: together they have other channels than the network was built for.
         """
-        images = [conditions[name] for name in ("low_res", "condition_image") if name in conditions]
+        images = [conditions[name] for name in self.concatenates if name in conditions]
         x = torch.cat([x_t, *images], dim=1) if images else x_t
         if x.shape[1] != self.input_channels:
             channels = " + ".join(str(image.shape[1]) for image in (x_t, *images))
@@ -154,7 +165,11 @@ class ConditionedNetwork(nn.Module):
         if self.image_embedding_projection is not None:
             embedding = embedding + self.image_embedding_projection(conditions["image_embedding"])
         context = None if text is None else text.context
-        return embedding, with_token(context, label) if self.class_is_token and label is not None else context
+        if self.class_is_token and label is not None:
+            context = with_tokens(context, label[:, None])
+        if self.image_tokens is not None:
+            context = with_tokens(context, self.image_tokens(conditions["condition_image"]))
+        return embedding, context
 
     def read_text(self, conditions: Mapping[str, Tensor]) -> ReadText | None:
         """The states of the text by the own encoder or as they came; a state of zeros is padding."""
@@ -173,12 +188,12 @@ class ConditionedNetwork(nn.Module):
         return timestep_embedding(time, self.frequency_dim).to(next(self.time_mlp.parameters()).dtype)
 
 
-def with_token(context: Context | None, token: Tensor) -> Context:
-    """Put one more token (B, E), which is always seen, behind those of the context."""
-    states, visible = token[:, None], torch.ones(len(token), 1, dtype=torch.bool, device=token.device)
+def with_tokens(context: Context | None, tokens: Tensor) -> Context:
+    """Put more tokens (B, L, E), which are always seen, behind those of the context."""
+    visible = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if context is None:
-        return Context(states, visible)
-    return Context(torch.cat([context.states, states], dim=1), torch.cat([context.visible, visible], dim=1))
+        return Context(tokens, visible)
+    return Context(torch.cat([context.states, tokens], dim=1), torch.cat([context.visible, visible], dim=1))
 
 
 def embedding_mlp(dim: int, embedding_dim: int) -> nn.Sequential:

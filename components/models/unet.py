@@ -51,6 +51,8 @@ class UNet(ConditionedNetwork):
             keeping it; the same gradients for less memory and a third more time.
         middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
             applied to whole images.
+        image_token_dim: the condition image is not concatenated to x_t, but cut into patches of image_patch_size
+            pixels, which are tokens of so many features for the attention.
         conditions: see `ConditionedNetwork`.
 
     Raises:
@@ -76,6 +78,8 @@ class UNet(ConditionedNetwork):
         gradient_checkpointing: bool = False,
         middle_attention: bool = True,
         class_token_dim: int | None = None,
+        image_token_dim: int | None = None,
+        image_patch_size: int = 4,
         **conditions: Any,
     ) -> None:
         levels = levels_of(resolution, model_channels, channel_mult, attention_resolutions)
@@ -85,6 +89,7 @@ class UNet(ConditionedNetwork):
             frequency_dim=model_channels,
             pool_text=text_conditioning != "spatial_transformer",
             class_token_dim=class_token_dim,
+            image_tokens=image_tokens_of(resolution, image_patch_size, image_token_dim),
             **conditions,
         )
         self.resolution, self.model_channels = resolution, model_channels
@@ -100,7 +105,7 @@ class UNet(ConditionedNetwork):
         attention = attention_of(
             text_conditioning,
             heads=partial(heads_of, head_dim=head_dim, num_heads=num_heads),
-            context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim),
+            context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim, image_token_dim),
             depth=transformer_depth,
             norm_groups=norm_groups,
         )
@@ -151,22 +156,35 @@ class UNet(ConditionedNetwork):
         return layers(h, embedding, context)
 
 
+def image_tokens_of(resolution: int, patch_size: int, token_dim: int | None) -> dict[str, int] | None:
+    """Arguments of ImageTokens; None where no image is seen so."""
+    if token_dim is None:
+        return None
+    return {"resolution": resolution, "patch_size": patch_size, "token_dim": token_dim}
+
+
 def context_dim_of(
-    text_conditioning: TextConditioning, text_dim: int | None, class_token_dim: int | None
+    text_conditioning: TextConditioning,
+    text_dim: int | None,
+    class_token_dim: int | None,
+    image_token_dim: int | None,
 ) -> int | None:
     """Features of the tokens that attention sees; None where it sees none.
 
     Raises ValueError if it should and there are none, if there are some that it wouldn't, or if their sizes differ.
     """
-    dims = {dim for dim in (text_dim, class_token_dim) if dim is not None}
+    dims = {dim for dim in (text_dim, class_token_dim, image_token_dim) if dim is not None}
     if text_conditioning != "spatial_transformer" and class_token_dim is not None:
         raise ValueError(f"text_conditioning {text_conditioning} does not see class tokens: spatial_transformer does")
+    if text_conditioning == "pooled" and image_token_dim is not None:
+        raise ValueError("text_conditioning pooled does not see tokens of an image: the others do")
     if text_conditioning == "pooled":
         return None
     if not dims:
         raise ValueError(f"text_conditioning {text_conditioning} needs text, text_states_dim or class_token_dim")
     if len(dims) > 1:
-        raise ValueError(f"class_token_dim {class_token_dim} must be that of the text, {text_dim}")
+        sizes = f"text {text_dim}, class_token_dim {class_token_dim}, image_token_dim {image_token_dim}"
+        raise ValueError(f"tokens that one attention sees must have one size, not {sizes}")
     return dims.pop()
 
 

@@ -161,6 +161,8 @@ def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     given = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()._replace(generator="tokens")
     check_request(request)
+    if request.size is not None:
+        raise ValueError("a prior alone takes no size: its cascade makes larger images")
     check_prior(model, request if given is None else request._replace(condition=b"tokens"))
     return json.dumps(sample_prior(model, [request], given)[0].tolist())
 
@@ -189,6 +191,7 @@ ENLARGES, DRAWS = Answerer(_enlarge, _small_shown), Answerer(_draw_tokens, _toke
 ANSWERERS: dict[str, Answerer] = {  # by the kind of the network
     "autoencoder": Answerer(_reconstruct, _shown),
     "unet": ENLARGES,
+    "image_attention_unet": ENLARGES,
     "dit": ENLARGES,
     "transformer": DRAWS,
     "masked_transformer": DRAWS,

@@ -30,6 +30,7 @@ BPE = "bpe.json"
 MOST_PIXELS = 2**20  # of a batch
 SAMPLING: dict[str, type[ModelSampling]] = {  # by the kind of the network; others leave nothing to choose
     "unet": DiffusionSampling,
+    "image_attention_unet": DiffusionSampling,
     "dit": DiffusionSampling,
     "transformer": TokenSampling,
     "masked_transformer": MaskedTokenSampling,

@@ -8,7 +8,7 @@ import pydantic
 import torch
 
 from components.sampling.images import read_image
-from components.sampling.requests import Request
+from components.sampling.requests import Request, read_size
 
 IMAGES = ("image", "mask", "condition")
 
@@ -28,6 +28,7 @@ class RequestRow(pydantic.BaseModel):
     top_k: int | None = None
     top_p: float | None = None
     best_of: int | None = None
+    size: str | None = None  # HEIGHTxWIDTH of a larger image, of a transformer over tokens
     truncation: float | None = None
     sampling: str | None = None  # JSON, any sampling setting of any stage: {"upsampler_64": {"noise_level": 20}}
     image: str | None = None  # base64 of the image to work on
@@ -47,11 +48,13 @@ class RequestRow(pydantic.BaseModel):
     def of(cls, request: Request) -> "RequestRow":
         """The row that asks for it."""
         asked = {name: value for name, value in request._asdict().items() if value and name in cls.model_fields}
+        asked |= {"size": "{}x{}".format(*asked["size"])} if "size" in asked else {}
         return cls(**asked | {name: base64.b64encode(asked[name]).decode() for name in IMAGES if name in asked})
 
     def request(self) -> Request:
         given: dict[str, Any] = {name: value for name, value in self if value is not None and name in Request._fields}
         given |= {name: base64.b64decode(given[name]) for name in IMAGES if name in given}
+        given |= {"size": read_size(given["size"])} if "size" in given else {}
         return Request(**given | {"sampling": self.settings()})
 
     def settings(self) -> tuple[tuple[str, str, Any], ...]:

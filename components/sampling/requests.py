@@ -64,6 +64,14 @@ def check_given_image(request: Request) -> None:
         raise ValueError(f"{request.task} takes no mask: it changes every pixel")
 
 
+def read_size(text: str) -> tuple[int, int]:
+    """`64x128` as height and width. Raises ValueError for anything else."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"size {text}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
+    return int(height), int(width)
+
+
 def class_id(label: int | str, classes: Sequence[str]) -> int:
     """The id of a class given by id (also as digits) or by name. Raises ValueError for any other."""
     if isinstance(label, str) and label in classes:

@@ -34,6 +34,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "row_lstm": RowLSTM,
     "gan": GANGenerator,
     "unet": UNet,
+    "image_attention_unet": UNet,
     "dit": DiT,
     "classifier": NoisyClassifier,
     "contrastive": ContrastiveEncoder,

@@ -5,7 +5,7 @@ from typing import Any
 from components.configuration.conditions import PaddedTextConfig, TextConfig
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.diffusion import DiffusionTraining
-from components.configuration.networks import UNetConfig
+from components.configuration.networks import UNetSizes
 from components.configuration.trainings import (
     AnyTraining,
     AutoencoderTraining,
@@ -80,7 +80,7 @@ def diffusion_arguments(training: DiffusionTraining, dataset_info: DatasetInfo) 
     text = text_arguments(conditioning.text, dataset_info) if "text" in conditioning.conditions else None
     sizes = {"text_states": dataset_info.text_states_dim, "image_embedding": dataset_info.image_embedding_dim}
     made = {name: size for name, size in sizes.items() if name in conditioning.conditions}  # by frozen encoders
-    windows = {"middle_attention": data.crop_size is None} if isinstance(training.network, UNetConfig) else {}
+    windows = {"middle_attention": data.crop_size is None} if isinstance(training.network, UNetSizes) else {}
     return windows | {
         "resolution": data.resolution,
         "in_channels": data.in_channels,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
-from components.configuration.networks import DiTConfig
+from components.configuration.networks import DiTConfig, ImageAttentionUNetConfig
 from components.configuration.sampling import (
     DiffusionBranchSampling,
     DiffusionPriorSampling,
@@ -178,6 +178,15 @@ def depth_diffusion() -> DiffusionBranchRecipe:
     return branch("depth_diffusion", base, SKETCH, images=scenes())
 
 
+def image_cross_attention() -> DiffusionBranchRecipe:
+    """D9: the same, the map seen by cross-attention, as a token for each patch of 4² pixels."""
+    base = at_32(sketching()).replace(conditions=("condition_image",), condition_member="depth")
+    shape = base.network.model_dump(exclude={"kind", "text_conditioning"})
+    return branch(
+        "image_cross_attention", base.replace(network=ImageAttentionUNetConfig(**shape)), SKETCH, images=scenes()
+    )
+
+
 def glide_inpainting() -> ImageToImageRecipe:
     """D8: text-guided inpainting of 32² images (GLIDE): a mask is filled as its caption says."""
     model = restoring().replace(
@@ -249,6 +258,7 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe
     glide: "D8",
     glide_inpainting: "D8",
     depth_diffusion: "D9",
+    image_cross_attention: "D9",
     super_resolution: "D10",
     cascade_1024: "D11",
     palette: "D12",

@@ -110,6 +110,12 @@ def vqgan_transformer() -> TokenBranchRecipe:
     return token_branch("vqgan_transformer", prior, GUIDED)
 
 
+def vqgan_transformer_unconditional() -> TokenBranchRecipe:
+    """P3: the same transformer without any condition, over the same tokens."""
+    prior = transformer().replace(positions="rotary_2d", token_corruption=0.1, conditions=(), cond_drop_prob=0.0)
+    return token_branch("vqgan_transformer_unconditional", prior, UNGUIDED)
+
+
 def dalle() -> TokenBranchRecipe:
     """P4: DALL-E, one transformer that learns captions and the dVAE's tokens in one sequence."""
     prior = transformer().replace(conditions=("text",), text_loss_weight=1 / 8)
@@ -170,6 +176,7 @@ DISCRETE_ROWS: dict[Callable[[], Row], str] = {
     pixelrnn: "P1",
     vqvae_pixelcnn: "P2",
     vqgan_transformer: "P3",
+    vqgan_transformer_unconditional: "P3",
     dalle: "P4",
     depth_transformer: "P5",
     image_transformer: "P5",

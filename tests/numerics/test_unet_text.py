@@ -164,7 +164,7 @@ def test_the_embedding_of_a_spatial_transformer_knows_no_text():
         ({"text": TEXT, "text_states_dim": 12}, "either text or text_states_dim"),
         (
             {"text_conditioning": "spatial_transformer", "text": TEXT, "num_classes": 5, "class_token_dim": 12},
-            "must be that of the text, 16",
+            "must have one size, not text 16",
         ),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_kind_stands_in_the_place_of_its_part_and_has_only_its_own_fields():
     assert flow.replace(process="edm").process.model_dump() == {"kind": "edm", "sigma_data": 0.5}
     with pytest.raises(PlaceError, match="unknown field 'min_snr_gamma'"):
         flow.replace(min_snr_gamma=None)
-    with pytest.raises(PlaceError, match="unknown kind 'resnet': choose unet or dit"):
+    with pytest.raises(PlaceError, match="unknown kind 'resnet': choose unet or image_attention_unet or dit"):
         flow.replace(network="resnet")
     with pytest.raises(PlaceError, match="give the kind in place of the part: network=dit"):
         flow.replace(**{"network.kind": "dit"})

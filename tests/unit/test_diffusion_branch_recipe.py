@@ -37,6 +37,8 @@ VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
         ("autoguidance", "weaker.conditions=[]", ["weaker.conditions", "label"]),
         ("autoguidance", "weaker.resolution=32", ["weaker.resolution", "16"]),
         ("autoguidance", "sampling.base.guidance_scale=2", ["guidance_scale and autoguidance_scale"]),
+        ("image_cross_attention", "base.image_patch_size=5", ["image_patch_size 5", "32"]),
+        ("image_cross_attention", "base.conditions=[] base.condition_member=null", ["condition_image"]),
         ("latent_diffusion", "base.in_channels=3", ["base.data.in_channels", "4"]),
         ("latent_diffusion", "sampling.base.threshold=static", ["sampling.base.threshold"]),
         ("imagen", "contrastive=null", ["text_states", "contrastive or text_encoder"]),

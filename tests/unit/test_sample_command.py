@@ -1,5 +1,7 @@
 """`cascade sample`: how an image is asked for reaches the models, and what can't be done is one line."""
 
+import base64
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
+from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
 from pipelines.sample_command import sample_images
 from pipelines.workflow import UsageError
 from tests.tiny_diffusion_branches import classifier_guided, imagen
-from tests.tiny_generators import lone
+from tests.tiny_generators import PRIORS, lone, token_branch
 
 UNKNOWN_SAMPLER = "base.sampler: Input should be 'ddpm'"
 
@@ -28,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
     """Images of class 1."""
     options = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
+    options += ("temperature", "top_k", "top_p")
     asked = {
         "labels": ["1"],
         "prompts": [],
@@ -55,6 +60,23 @@ def test_a_lone_base_makes_the_images_that_it_makes_in_a_cascade_of_its_own(fold
     (made,) = sampled(folder / "base", tmp_path / "alone", steps=3, sampler="ddpm")
     (wanted,) = sampled(folder, tmp_path / "cascade", steps=3, classifier_scale=0.0)
     np.testing.assert_array_equal(made, wanted)
+
+
+FILTERS = ({"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.3}, {"size": (16, 32)}, {"size": (16, 32), "top_k": 2})
+
+
+@pytest.mark.parametrize("how", FILTERS)
+def test_filters_and_windows_of_tokens_are_asked_for_by_the_command_and_by_a_row(how: dict, tmp_path: Path) -> None:
+    folder = token_branch(PRIORS["transformer"], tmp_path)
+    plain, wanted = (Cascade.load(folder).sample([Request(label=1, seed=4, **asked)])[0] for asked in ({}, how))
+    assert plain.tobytes() != wanted.tobytes()
+    written = how | ({"size": "16x32"} if "size" in how else {})
+    (made,) = sampled(folder, tmp_path / "out", **written)
+    np.testing.assert_array_equal(made, wanted)
+    (answer,) = predictor_of(folder)([RequestRow(label="1", seed=4, **written)])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer)))), wanted)
+    request = Request(label="1", seed=4, **how)
+    assert RequestRow.of(request).request() == request
 
 
 def test_the_noise_of_a_gan_is_truncated_as_asked(tmp_path: Path) -> None:
