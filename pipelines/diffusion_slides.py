@@ -314,9 +314,15 @@ DIFFUSION_SLIDES = (
     Slide(
         chapter=CONDITIONAL,
         title="Image-to-image translation",
-        text="One model fills masks, extends, colors, restores and enlarges; the error counts in the mask alone.",
-        formulas=(r"L = \mathbb{E} \left\| m \odot \left( \epsilon - \epsilon_\theta(x_t, t, y) \right) \right\|^2",),
+        text="One model fills masks, extends, colors, restores and enlarges; the error counts in the mask alone. A "
+        "model that was not trained for it fills masks too, where known pixels are put back at each step.",
+        formulas=(
+            r"x_t \leftarrow m \odot x_t + (1 - m) \odot \left( \sqrt{\bar{\alpha}_t}\, y + "
+            r"\sqrt{1 - \bar{\alpha}_t}\, \epsilon \right)",
+            r"L = \mathbb{E} \left\| m \odot \left( \epsilon - \epsilon_\theta(x_t, t, y) \right) \right\|^2",
+        ),
         code=(
+            code_at("diffusion/samplers.py", "_put", "torch.where"),
             code_at("diffusion/degradation.py", "loss_in_mask", "whole = objective.loss"),
             code_at("diffusion/degradation.py", "denoise_in_mask", "return lambda x_t, time"),
         ),

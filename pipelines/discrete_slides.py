@@ -207,8 +207,15 @@ DISCRETE_SLIDES = (
     Slide(
         chapter=DALLE,
         title="One transformer over text and image tokens",
-        formulas=(r"L = \frac{1}{8} L_{\mathrm{text}} + \frac{7}{8} L_{\mathrm{image}}",),
-        code=(code_at("training/tasks/prior.py", "PriorTask.losses", "(1 - weight) * tokens + weight * text"),),
+        text="Of several images of a prompt the one is kept that a contrastive encoder finds nearest to it.",
+        formulas=(
+            r"L = \frac{1}{8} L_{\mathrm{text}} + \frac{7}{8} L_{\mathrm{image}}",
+            r"k^* = \operatorname{argmax}_k \; f_{\mathrm{image}}(x_k) \cdot f_{\mathrm{text}}(y)",
+        ),
+        code=(
+            code_at("training/tasks/prior.py", "PriorTask.losses", "(1 - weight) * tokens + weight * text"),
+            code_at("sampling/reranker.py", "likeness_to_prompts", "encoder.encode_image(seen)"),
+        ),
         recipes=("dalle",),
     ),
 )

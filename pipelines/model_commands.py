@@ -94,12 +94,14 @@ def translate(
 ) -> None:
     """Work on an image: fill masks, extend it, color it, restore it, enlarge it.
 
-    Pixels that the mask leaves black stay exactly as they are.
+    Pixels that the mask leaves black stay exactly as they are. A diffusion model of images fills masks without having
+    been trained for it: known pixels are put back at each step.
 
     **Examples**
 
     - `cascade translate --model models:/palette@champion --image photo.png --mask mask.png --task inpainting`
     - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
+    - `cascade translate --model models:/image-cascade-ddpm@champion --image 16.png --mask mask.png --task inpainting`
     - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
     """
     from pipelines.translate_command import translate_image

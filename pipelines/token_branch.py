@@ -6,9 +6,16 @@ from pydantic import model_validator
 
 from components.configuration.config import Config
 from components.configuration.sampling import MaskedTokenSampling, TokenBranchSampling
-from components.configuration.trainings import AnyPrior, AutoencoderTraining, MaskedPriorTraining, PixelTraining
+from components.configuration.trainings import (
+    AnyPrior,
+    AutoencoderTraining,
+    ContrastiveTraining,
+    MaskedPriorTraining,
+    PixelTraining,
+)
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
+from components.stages.contrastive import train_contrastive
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.images import ImagesConfig, images_identity, ingest_images
 from components.stages.prior import train_prior
@@ -40,6 +47,7 @@ class TokenBranchRecipe(Config):
     tokens: TokensConfig = TokensConfig()
     condition: ConditionRecipe | None = None
     prior: AnyPrior
+    reranker: ContrastiveTraining | None = None  # chooses among the images of a prompt
     sampling: TokenBranchSampling = TokenBranchSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
@@ -49,6 +57,10 @@ class TokenBranchRecipe(Config):
         if self.tokenizer.network.bottleneck.kind == "gaussian":
             raise ValueError("tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq")
         resolution, conditions = self.tokenizer.data.resolution, self.prior.conditioning.conditions
+        if self.reranker is not None and self.reranker.data.resolution > resolution:
+            raise ValueError(f"reranker.resolution must be at most tokenizer.resolution {resolution}")
+        if self.reranker is None and self.sampling.reranker is not None:
+            raise ValueError("sampling.reranker is given, reranker is missing: there is nothing to choose by")
         if self.images.resolution < resolution:
             raise ValueError(f"images.resolution must be at least tokenizer.resolution {resolution}")
         if (self.condition is None) == ("condition" in conditions):
@@ -85,6 +97,9 @@ def token_branch(recipe: TokenBranchRecipe) -> Workflow:
         )
 
     prior = Stage("prior", train_prior, recipe.prior, **inputs)
+    if recipe.reranker is not None:
+        parts["reranker"] = Stage("contrastive", train_contrastive, recipe.reranker, images=images)
+        stages.append(parts["reranker"])
     cascade = Stage("cascade", compose_cascade, recipe.sampling, prior=prior, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)

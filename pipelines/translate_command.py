@@ -1,4 +1,4 @@
-"""`cascade translate`: an image in, an image out, by a trained image-to-image model."""
+"""`cascade translate`: an image in, an image out, by an image-to-image model, or in a mask by any diffusion model."""
 
 import time
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from components.sampling.requests import Request
 from pipelines.sample_command import load_cascade, read_settings
 from pipelines.workflow import UsageError
 
+WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
 HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after
 
 
@@ -48,9 +49,10 @@ def translate_image(
                 "mask": None if mask is None else image_bytes("--mask", mask),
             }
             cascade = load_cascade(model, tracking)
-            if "translate" not in cascade.generators:
+            generator = next((name for name in WORK_ON_IMAGES if name in cascade.generators), None)
+            if generator is None:
                 raise ValueError(f"{model} does not work on images: it has {' and '.join(cascade.generators)}")
-            asked = Request(label=label, prompt=prompt, task=task, generator="translate", **given)
+            asked = Request(label=label, prompt=prompt, task=task, generator=generator, **given)
             asked = asked._replace(steps=steps, sampler=sampler, guidance_scale=guidance_scale)
             asked = asked._replace(sampling=read_settings(settings))
             images = cascade.sample([asked._replace(seed=seed + number) for number in range(count)])

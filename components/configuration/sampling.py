@@ -79,6 +79,12 @@ class ClassifierSampling(ModelSampling):
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # of its gradient; 0 is off
 
 
+class RerankerSampling(ModelSampling):
+    """Of a contrastive encoder that chooses among images (Ramesh et al., 2021, section 2.6)."""
+
+    candidates: int = Field(1, ge=1)  # as many are drawn, and the one nearest to the text is kept
+
+
 class SamplingConfig(Config):
     """How the models of a cascade sample, by what they are in it; those that are not named leave nothing to choose."""
 
@@ -93,6 +99,7 @@ class TokenBranchSampling(SamplingConfig):
     """Of a token branch."""
 
     prior: TokenSampling | MaskedTokenSampling = TokenSampling()
+    reranker: RerankerSampling | None = None
 
 
 class DiffusionBranchSampling(SamplingConfig):

@@ -29,6 +29,7 @@ class Parts:
     tokenizer: SamplingModel | None = None
     prior: SamplingModel | None = None
     condition: SamplingModel | None = None  # tokenizer of the images that the prior is conditioned on
+    reranker: SamplingModel | None = None  # contrastive encoder that chooses among the prior's images
     base: SamplingModel | None = None
     autoencoder: SamplingModel | None = None  # decoder of a base that makes latents
     contrastive: ContrastiveText | None = None  # reads prompts for the base (Imagen) or the diffusion prior (DALL-E 2)

@@ -12,6 +12,8 @@ from torch import Tensor
 from components.diffusion.corruption import from_levels, to_levels
 from components.sampling.image_files import open_given_image
 
+WHITE = 128  # gray levels of a mask from here on are its mask
+
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) or (3, H, W) in [-1, 1], channels last in memory."""
@@ -34,3 +36,14 @@ def levels_to_uint8(levels: Tensor) -> np.ndarray:
 def read_image(data: bytes, *, resolution: int) -> Tensor:
     """An image file as (3, S, S) in [-1, 1]; other sizes are area-averaged. Raises ValueError if it is none."""
     return from_uint8(np.array(open_given_image(data).resize((resolution, resolution), Image.Resampling.BOX)))
+
+
+def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
+    """A mask file as (1, height, width), 1 where it is white. Raises ValueError for another size, or nothing white."""
+    mask = open_given_image(data, mode="L")
+    if mask.size != size:
+        raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, the image {size[0]}x{size[1]}")
+    unknown = torch.from_numpy(np.array(mask) >= WHITE).float()[None]
+    if not unknown.any():
+        raise ValueError("the mask has no white pixel: there is nothing to make")
+    return unknown

@@ -19,6 +19,7 @@ from components.configuration.sampling import (
     GANSampling,
     MaskedTokenSampling,
     ModelSampling,
+    RerankerSampling,
     TokenSampling,
 )
 from components.sampling.images import read_image
@@ -39,6 +40,7 @@ SAMPLING: dict[str, type[ModelSampling]] = {  # by the kind of the network; othe
     "gan": GANSampling,
     "diffusion_prior": DiffusionPriorSampling,
     "classifier": ClassifierSampling,
+    "contrastive": RerankerSampling,
 }
 
 

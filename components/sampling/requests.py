@@ -21,7 +21,7 @@ class Request(NamedTuple):
     prompt: str | None = None
     seed: int = 0
     condition: bytes | None = None  # PNG of the image (such as a depth map) that the model is conditioned on
-    image: bytes | None = None  # PNG of the image to work on; this and the next two: translate generator only
+    image: bytes | None = None  # PNG of the image to work on; this and the next two: translate, or diffusion in a mask
     mask: bytes | None = None  # PNG of its mask, white where pixels are to be made; inpainting and uncropping only
     task: str | None = None  # of TASKS; None is the only one that the model was trained for
     generator: str | None = None  # by its name; None is the first one that the cascade has
@@ -55,7 +55,7 @@ def check_request(request: Request) -> None:
 def check_given_image(request: Request) -> None:
     """Raise ValueError, in one line, for an image, mask or task that no model could work on."""
     if request.image is None:
-        raise ValueError("the translate generator needs an image to work on")
+        raise ValueError("an image to work on is missing")
     if request.task not in (None, *TASKS):
         raise ValueError(f"unknown task {request.task!r}: choose {' or '.join(TASKS)}")
     if request.task in MASK_TASKS and request.mask is None:

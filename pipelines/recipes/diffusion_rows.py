@@ -14,7 +14,7 @@ from components.configuration.sampling import (
     DiffusionSampling,
     RestorationSampling,
 )
-from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
+from components.configuration.trainings import ClassifierTraining, DiffusionPriorTraining
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
@@ -24,6 +24,7 @@ from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
+from pipelines.recipes.row_encoder import contrastive
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
@@ -346,27 +347,4 @@ def diffusion() -> DiffusionTraining:
         precision="bf16",
         checkpoint_every=330,
         sample_every=660,
-    )
-
-
-def contrastive() -> ContrastiveTraining:
-    """Captions and images of 16² in one space."""
-    return ContrastiveTraining.of(
-        resolution=16,
-        channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        patch_size=1,
-        embedding_dim=64,
-        text_dim=64,
-        text_layers=2,
-        text_heads=4,
-        max_shift=1,
-        total_steps=300,
-        global_batch_size=128,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        ema_decay=0.99,
-        checkpoint_every=150,
-        sample_every=300,
     )

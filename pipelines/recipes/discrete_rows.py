@@ -15,6 +15,7 @@ from components.configuration.sampling import (
     GANSampling,
     MaskedTokenSampling,
     OneModelSampling,
+    RerankerSampling,
     TokenBranchSampling,
     TokenSampling,
 )
@@ -30,6 +31,7 @@ from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.one_model import OneModelRecipe
+from pipelines.recipes.row_encoder import contrastive
 from pipelines.token_branch import ConditionRecipe, TokenBranchRecipe
 
 Row = OneModelRecipe | TokenBranchRecipe
@@ -117,9 +119,11 @@ def vqgan_transformer_unconditional() -> TokenBranchRecipe:
 
 
 def dalle() -> TokenBranchRecipe:
-    """P4: DALL-E, one transformer that learns captions and the dVAE's tokens in one sequence."""
+    """P4: DALL-E, a transformer learns captions and the dVAE's tokens; a contrastive encoder keeps the best of four."""
     prior = transformer().replace(conditions=("text",), text_loss_weight=1 / 8)
-    return token_branch("dalle", prior, GUIDED, tokenizer=dvae_tokenizer())
+    plain = token_branch("dalle", prior, GUIDED, tokenizer=dvae_tokenizer())
+    sampling = plain.sampling.replace(reranker=RerankerSampling(candidates=4))
+    return plain.replace(reranker=contrastive(), sampling=sampling)
 
 
 def depth_transformer() -> TokenBranchRecipe:

@@ -132,7 +132,7 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"image": None}, "needs an image"),
+        ({"image": None}, "an image to work on is missing"),
         ({"mask": None}, "inpainting needs a mask"),
         ({"task": None}, "name a task: this model was trained for inpainting, uncropping"),
         ({"task": "rotation"}, "unknown task 'rotation': choose inpainting or"),

@@ -68,9 +68,9 @@ def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, s
         translated(folder, **{name: folder / file for name, file in changes.items()})
 
 
-def test_a_model_that_makes_images_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_enlarges_what_it_makes_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cascade").mkdir()
-    with pytest.raises(UsageError, match="does not work on images: it has diffusion and tokens"):
+    with pytest.raises(UsageError, match="this cascade decodes or enlarges what it made"):
         translate_image(
             str(write_cascade(tmp_path)),
             image=folder / "photo.png",

@@ -31,6 +31,7 @@ from components.sampling.model import (
     sampling_of,
     takes_condition_image,
 )
+from components.sampling.replacement import check_replacement, known_pixels
 from components.sampling.requests import Request, class_id, random_stream
 from components.sampling.weaker import check_weaker
 
@@ -66,6 +67,7 @@ def sample_base(
         frozen=frozen,
         score=None if classifier is None else score_of(classifier, requests),
         weaker=weaker,
+        known=known_pixels(model, requests),
         on_step=on_step,
     )
 
@@ -148,6 +150,7 @@ def denoise(
     on_step: samplers.OnStep | None,
     score: Score | None = None,
     weaker: SamplingModel | None = None,
+    known: samplers.Known | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
     """Images (B, 3, H, W) of requests.
@@ -156,6 +159,7 @@ def denoise(
         extra: conditions that are never null.
         noise: the next noise (B, 3, H, W), x_T first.
         weaker: takes the place of no condition where the sampling has an autoguidance_scale.
+        known: pixels that are kept.
         around: what is done to the guided network before it is sampled from.
     """
     condition, null = encode_conditions(model, requests)
@@ -177,6 +181,7 @@ def denoise(
         noise(-1),
         noise=noise,
         score=score,
+        known=known,
         on_step=on_step,
         **sampling_arguments(sampling),
     )
@@ -204,7 +209,7 @@ class Diffusion(Generator):
     """Prompt -> frozen text encoder -> (diffusion prior ->) base (-> autoencoder's decoder) -> upsampler -> …"""
 
     name, title = "diffusion", "Diffusion"
-    options = ("condition", "guidance_scale", "steps", "sampler", "classifier_scale")
+    options = ("condition", "image", "mask", "task", "guidance_scale", "steps", "sampler", "classifier_scale")
     shows_steps = True
 
     def __init__(self, parts: Parts) -> None:
@@ -257,6 +262,8 @@ class Diffusion(Generator):
         if request.label is not None and not self.first.classes and self.classes:
             class_id(request.label, self.classes)
             request = request._replace(label=None)  # the classifier alone hears of it
+        if request.image is not None or request.mask is not None or request.task is not None:
+            self.check_known(request)
         check_conditions(self.first, request)
         check_sampling(self.first, first_sampling(self.first, request), has_weaker=parts.weaker is not None)
         for upsampler in parts.upsamplers:
@@ -265,6 +272,12 @@ class Diffusion(Generator):
             prior_sampling(parts.diffusion_prior, request)
         if parts.classifier is not None:
             guide_sampling(parts.classifier, request)
+
+    def check_known(self, request: Request) -> None:
+        """Raise ValueError, in one line, if pixels of the request's image can't be kept."""
+        if self.parts.autoencoder is not None or self.parts.upsamplers:
+            raise ValueError("pixels are kept by a base of images alone: this cascade decodes or enlarges what it made")
+        check_replacement(self.first, request)
 
     def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
         shown, parts = of_stage(on_step, "base", self.image), self.parts

@@ -17,11 +17,9 @@ from components.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_ma
 from components.sampling.generator import Generator, OnStep, Parts
 from components.sampling.generators.diffusion import check_sampling, denoise, first_sampling, noise_of, of_stage
 from components.sampling.image_files import gray_png, open_given_image
-from components.sampling.images import from_uint8
+from components.sampling.images import from_uint8, read_mask
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, check_given_image
-
-WHITE = 128  # gray levels of a mask from here on are its mask
 
 
 class Given(NamedTuple):
@@ -102,17 +100,6 @@ def read_given(model: SamplingModel, request: Request) -> Given:
     if task == "super_resolution":
         known = upsample(known[None], size)[0]
     return Given(known, torch.ones(1, size, size), False)
-
-
-def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
-    """A mask file as (1, height, width), 1 where it is white. Raises ValueError for another size, or nothing white."""
-    mask = open_given_image(data, mode="L")
-    if mask.size != size:
-        raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, the image {size[0]}x{size[1]}")
-    unknown = torch.from_numpy(np.array(mask) >= WHITE).float()[None]
-    if not unknown.any():
-        raise ValueError("the mask has no white pixel: there is nothing to make")
-    return unknown
 
 
 class ImageToImage(Generator):

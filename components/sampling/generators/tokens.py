@@ -4,6 +4,7 @@ Shapes: B requests, h w the grid of tokens, N = h * w, M tokens of a condition i
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,15 +25,26 @@ from components.sampling.generators.pixels import sample_grid, token_sampling
 from components.sampling.image_files import gray_png
 from components.sampling.images import read_image
 from components.sampling.maskgit import maskgit
-from components.sampling.model import Conditions, SamplingModel, check_conditions, encode_conditions
+from components.sampling.model import (
+    Conditions,
+    SamplingModel,
+    check_conditions,
+    check_prompt_length,
+    encode_conditions,
+    sampling_of,
+)
 from components.sampling.requests import Request, random_stream
+from components.sampling.reranker import likeness_to_prompts
 from components.sampling.sliding_window import generate_window
 
 
-def check_prior(model: SamplingModel, request: Request) -> None:
-    """Raise ValueError, in one line, if the prior can't draw the tokens of what the request names."""
+def check_prior(model: SamplingModel, request: Request, *, reranked: bool = False) -> None:
+    """Raise ValueError, in one line, if the prior can't draw the tokens of what the request names.
+
+    `reranked`: another network than the prior chooses the best of several.
+    """
     check_conditions(model, request)
-    if (request.best_of or 1) > 1 and not isinstance(model.module, Transformer):
+    if (request.best_of or 1) > 1 and not isinstance(model.module, Transformer) and not reranked:
         raise ValueError(f"best of {request.best_of} needs a causal transformer, which knows how likely its tokens are")
     if request.steps is not None and not isinstance(model.module, MaskedTransformer):
         raise ValueError("this prior takes no steps: it samples each token once")
@@ -99,7 +111,14 @@ def sample_best(model: SamplingModel, requests: Sequence[Request], condition: Te
     def score(tokens: Tensor) -> Tensor:
         return mutual_information(network, tokens.flatten(1), condition=conditions.condition, null=conditions.null)
 
-    return best_of(lambda k: sample_prior(model, requests, condition, candidate=k), score, n=n)
+    return best_of(partial(sample_candidate, model, requests, condition), score, n=n)
+
+
+def sample_candidate(
+    model: SamplingModel, requests: Sequence[Request], condition: Tensor | None, candidate: int
+) -> Tensor:
+    """The tokens (B, h, w) of one candidate of each request, by its number from 0."""
+    return sample_prior(model, requests, condition, candidate=candidate)
 
 
 def prior_conditions(
@@ -150,21 +169,53 @@ class Tokens(Generator):
         seen = self.parts.condition
         return None if seen is None else ConditionImages(seen.settings["resolution"], seen.settings["member"])
 
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        assert parts.tokenizer is not None
+        made = parts.tokenizer.settings["resolution"]
+        if parts.reranker is not None and parts.reranker.settings["resolution"] > made:
+            raise ValueError(f"the reranker sees {parts.reranker.settings['resolution']}² images, {made}² are made")
+
     def check(self, request: Request) -> None:
-        check_prior(self.first, request)
+        reranker = self.parts.reranker
+        check_prior(self.first, request, reranked=reranker is not None)
+        if reranker is not None and request.prompt is None and (request.best_of or 1) > 1:
+            raise ValueError("best_of needs a prompt: the reranker of this cascade compares images with it")
+        if reranker is not None and reranker.text is not None and request.prompt is not None:
+            check_prompt_length(reranker.text, request.prompt)
+        self.candidates(request)
         self.grid(request)
 
     def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+        """As every generator; of several candidates the best by the reranker, or by the prior itself."""
         tokenizer, seen = self.parts.tokenizer, self.parts.condition
         assert tokenizer is not None
         condition = None if seen is None else condition_tokens(seen, requests)
-        candidates = requests[0].best_of or 1
-        if candidates > 1:
-            tokens = sample_best(self.first, requests, condition, n=candidates).chosen  # (B, h, w)
-        else:
-            tokens = sample_prior(self.first, requests, condition, grid=self.grid(requests[0]))
-        assert isinstance(tokenizer.module, Autoencoder)
-        return {"tokenizer": tokenizer.module.detokenize(tokens.to(tokenizer.device))}
+        candidates, decoder, reranker = self.candidates(requests[0]), tokenizer.module, self.parts.reranker
+        assert isinstance(decoder, Autoencoder)
+
+        def image(tokens: Tensor) -> Tensor:
+            return decoder.detokenize(tokens.to(tokenizer.device))
+
+        if candidates == 1:
+            return {"tokenizer": image(sample_prior(self.first, requests, condition, grid=self.grid(requests[0])))}
+        if reranker is None:
+            return {"tokenizer": image(sample_best(self.first, requests, condition, n=candidates).chosen)}
+        draw = partial(sample_candidate, self.first, requests, condition)
+        best = best_of(lambda k: image(draw(k)), likeness_to_prompts(reranker, requests), n=candidates)
+        return {"tokenizer": best.chosen}
+
+    def candidates(self, request: Request) -> int:
+        """Images to choose from: as many as the request says, else the reranker; of a larger image there is one."""
+        reranker = self.parts.reranker
+        if reranker is None or request.size is not None:
+            return request.best_of or 1
+        return sampling_of(reranker, request, candidates=request.best_of).candidates
+
+    @property
+    def models(self) -> tuple[SamplingModel, ...]:
+        reranker = self.parts.reranker
+        return (self.first,) if reranker is None else (self.first, reranker)
 
     def grid(self, request: Request) -> tuple[int, int] | None:
         """The grid of tokens of a request's size; None for that of the model. Raises ValueError if there is none."""

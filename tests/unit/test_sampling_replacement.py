@@ -1,0 +1,92 @@
+"""Any diffusion model of images fills a mask: what is known stays, and the rest is its own."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from components.diffusion.samplers import SAMPLERS
+from components.sampling.cascade import Cascade, compose
+from components.sampling.requests import Request
+from pipelines.translate_command import translate_image
+from tests.tiny_cascade import FEW, write_cascade
+from tests.tiny_diffusion_branches import base, latent
+
+SIDE = 8
+HIDDEN = np.zeros((SIDE, SIDE), bool)
+HIDDEN[2:6, 3:] = True
+PHOTO = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
+
+
+ASKED = Request(seed=3, image=png(PHOTO), mask=png(HIDDEN.astype(np.uint8) * 255))
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
+    """A base that knows no condition."""
+    folder = tmp_path_factory.mktemp("replacement")
+    return Cascade.load(compose(folder / "cascade", base=base(folder), sampling={"base": FEW}))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_known_pixels_are_kept_exactly_and_the_others_are_a_matter_of_the_seed(cascade: Cascade, sampler: str) -> None:
+    requests = [ASKED._replace(sampler=sampler, seed=seed) for seed in (3, 4)]
+    one, two = cascade.sample(requests)
+    for image in (one, two):
+        np.testing.assert_array_equal(image[~HIDDEN], PHOTO[~HIDDEN])
+    assert (one != two)[HIDDEN].any()
+    (alone,) = cascade.sample(requests[1:])
+    assert np.abs(two.astype(int) - alone).max() <= 1
+    (otherwise,) = cascade.sample([requests[0]._replace(image=png(255 - PHOTO))])
+    assert (one != otherwise)[HIDDEN].any(), "what is known decides what is made"
+
+
+def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> None:
+    everything = ASKED._replace(mask=png(np.full((SIDE, SIDE), 255, np.uint8)))
+    plain = Request(seed=3)
+    together = cascade.sample([everything, plain, ASKED])
+    for image in together[:2]:
+        assert np.abs(image.astype(int) - cascade.sample([plain])[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "colorization"}, "makes what a mask hides and nothing else"),
+        ({"mask": None}, "inpainting needs a mask"),
+        ({"image": None}, "an image to work on is missing"),
+        ({"image": png(PHOTO[:4])}, "the image has 8x4 pixels, this model takes 8x8"),
+        ({"mask": png(np.zeros((SIDE, SIDE), np.uint8))}, "no white pixel"),
+    ],
+)
+def test_what_can_not_be_kept_is_one_line(cascade: Cascade, changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        cascade.sample([ASKED._replace(**changes)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [latent, write_cascade])
+def test_a_cascade_that_decodes_or_enlarges_keeps_no_pixels(write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a base of images alone"):
+        Cascade.load(write(tmp_path)).sample([ASKED._replace(label=1, generator="diffusion")])
+
+
+def test_the_command_takes_the_folder_of_a_lone_model(tmp_path: Path) -> None:
+    folder = base(tmp_path)
+    for name, data in (("photo.png", ASKED.image), ("mask.png", ASKED.mask)):
+        (tmp_path / name).write_bytes(data or b"")
+    nothing = dict.fromkeys(("label", "prompt", "sampler", "guidance_scale", "tracking"))
+    files = {"image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "out": tmp_path / "out"}
+    asked = {"task": "inpainting", "seed": 3, "count": 1, "steps": 3, "console": Console(quiet=True)}
+    translate_image(str(folder), **files, **nothing, **asked)
+    made = np.asarray(Image.open(tmp_path / "out" / "photo-inpainting-0003.png"))
+    np.testing.assert_array_equal(made[~HIDDEN], PHOTO[~HIDDEN])
