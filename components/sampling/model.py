@@ -128,7 +128,8 @@ def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Samp
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields) or "nothing"
             raise ValueError(f"{name}: this model takes no such setting; it takes {known}") from None
-        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})") from None
+        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields, which the message names
+        raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 
 def sampling_of(model: SamplingModel, request: Request, **asked: Any) -> Any:

@@ -88,7 +88,19 @@ def png(seed: int, side: int = 16) -> bytes:
 @pytest.mark.usefixtures("on_gpu")
 def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
     (tmp_path / "photo.png").write_bytes(png(0))
-    choices = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
+    choices = (
+        "generator",
+        "steps",
+        "sampler",
+        "guidance_scale",
+        "classifier_scale",
+        "truncation",
+        "best_of",
+        "size",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
     asked = {
         "labels": ["1"],
         "prompts": [],

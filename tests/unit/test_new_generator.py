@@ -60,6 +60,7 @@ def test_a_new_generator_samples_and_its_options_are_checked(folder: Path):
 
 def test_the_command_samples_by_it(folder: Path, tmp_path: Path):
     options = ("steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
+    options += ("temperature", "top_k", "top_p")
     asked = {"labels": ["2"], "prompts": [], "conditions": [], "generator": "flat", "seed": 0, "count": 1}
     about = {"tracking": None, "out": tmp_path / "out", "console": Console(quiet=True)}
     sample_images(str(folder), **asked, **dict.fromkeys(options), **about)

@@ -305,7 +305,9 @@ class Diffusion(Generator):
         return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior)
 
     def example(self) -> Request:
-        request = super().example()._replace(guidance_scale=2.0, steps=10)
+        request = super().example()._replace(steps=10)
+        if self.parts.weaker is None:
+            request = request._replace(guidance_scale=2.0)
         if self.parts.classifier is not None:
             request = request._replace(label="0", classifier_scale=1.0)
         side = self.condition_images
