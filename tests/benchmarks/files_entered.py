@@ -1,8 +1,9 @@
 """How many of the repository's files a reader passes: from a prompt to a PNG, and from `cascade run` to
 `optimizer.step`. `python -m tests.benchmarks.files_entered` prints both lists.
 
-The first counts every file a function of which is called; the second those on the call stacks at the hand-overs (the
-driver submits the stage, the stage starts Ray Train, a rank takes a step), since Ray calls the rest from threads.
+Both count the files on the call stacks, from the command down, at chosen points: of a request where the network is
+called and where the image is encoded; of a training at its hand-overs (the driver submits the stage, the stage starts
+Ray Train, a rank takes a step). What is called beside the way, such as a schedule or a lookup, is not counted.
 """
 
 import os
@@ -18,6 +19,7 @@ from pipelines.cli import app
 from tests.tiny_cascade import write_cascade
 
 ROOT = Path(__file__).resolve().parents[2]
+REQUEST_POINTS = {("forward", "unet.py"), ("encode_png", "image_files.py")}
 HOOK = """
 import os, sys, threading
 
@@ -54,12 +56,18 @@ def own_file(frame: FrameType) -> str | None:
 
 
 def from_prompt_to_png(folder: Path) -> list[str]:
-    """Files entered by `cascade sample --prompt`, in the order in which they are entered first."""
+    """Files on the stacks of `cascade sample --prompt` where the U-Net works and where its image becomes a PNG."""
     entered: dict[str, None] = {}
 
-    def hook(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and (name := own_file(frame)) is not None:
-            entered[name] = None
+    def hook(frame: FrameType | None, event: str, argument: object) -> None:
+        code = frame.f_code if frame is not None else None
+        if event != "call" or code is None or (code.co_name, Path(code.co_filename).name) not in REQUEST_POINTS:
+            return
+        stack: list[str] = []
+        while frame is not None:
+            stack += [name] if (name := own_file(frame)) is not None else []
+            frame = frame.f_back
+        entered.update(dict.fromkeys(reversed(stack)))
 
     options = ["sample", "--model", str(write_cascade(folder)), "--prompt", "red apple", "--count", "1"]
     sys.setprofile(hook)
