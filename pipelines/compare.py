@@ -112,9 +112,8 @@ class ComparisonPage:
             found = finished_stages(driver.prepare(self.options(recipe, seed)))
         except SourceError as error:
             return system_result(recipe, seed, Finished({}, {}, ("images",)), obstacle=str(error))
-        self.scale = {
-            name: found.artifacts[name] for name in ("evaluation", "likelihood") if name in found.artifacts
-        } | (self.scale)
+        for name in {"evaluation", "likelihood"} & found.artifacts.keys():
+            self.scale.setdefault(name, found.artifacts[name])
         return system_result(recipe, seed, found)
 
     def comparison(self) -> Comparison:

@@ -142,12 +142,16 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
         started = time.time()
         provenance = {**job.provenance, "started": started}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
-            about: dict[str, Any] = {
-                "inputs": job.input_keys,
-                "provenance": provenance,
-                "scratch_folder": Path(scratch),
-            }
-            context = StageContext(job.name, job.key, job.store, job.resources, recorder, **about)
+            context = StageContext(
+                stage=job.name,
+                key=job.key,
+                store=job.store,
+                resources=job.resources,
+                recorder=recorder,
+                inputs=job.input_keys,
+                provenance=provenance,
+                scratch_folder=Path(scratch),
+            )
             artifact = job.run(job.config, context, **inputs)
         ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FINISHED", artifact)))
         return artifact

@@ -48,6 +48,6 @@ def parse_arrays(files: Sequence[tuple[str, bytes]], info: ArrayInfo, where: str
 def header(shape: tuple[int, ...]) -> bytes:
     """How numpy begins the file of a float16 array of this shape."""
     buffer = io.BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, about)
+    fields = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()

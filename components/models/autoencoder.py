@@ -133,8 +133,9 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([channels, *widths], widths, strict=False)):
             attention = resolution >> i in attention_resolutions
-            about = {"out_channels": c_out, "attention": attention, "norm_groups": norm_groups}
-            level = _blocks(c_in, num_blocks=num_res_blocks, **about)
+            level = _blocks(
+                c_in, out_channels=c_out, num_blocks=num_res_blocks, attention=attention, norm_groups=norm_groups
+            )
             last = i == len(widths) - 1
             self.levels.append(nn.Sequential(*level, *([] if last else [Downsample(c_out)])))
         self.middle = _middle(widths[-1], norm_groups)
@@ -182,8 +183,9 @@ class Decoder(nn.Module):
         for i, (c_in, c_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
             last = i == len(widths) - 1
             attention = resolution >> (len(widths) - 1 - i) in attention_resolutions
-            about = {"out_channels": c_out, "attention": attention, "norm_groups": norm_groups}
-            level = _blocks(c_in, num_blocks=num_res_blocks + 1, **about)
+            level = _blocks(
+                c_in, out_channels=c_out, num_blocks=num_res_blocks + 1, attention=attention, norm_groups=norm_groups
+            )
             self.levels.append(nn.Sequential(*level, *([] if last else [Upsample(c_out)])))
         self.norm_out = _group_norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)

@@ -118,8 +118,8 @@ class StageContext:
             (folder / f"{name}.png").write_bytes(png)
             self.recorder.emit(events.Image(self.stage, 0, name, png))
         self.recorder.emit(events.Metrics(self.stage, 0, summary))
-        about = {"plots": named, "tables": tables, "summary": summary, "headline": headline}
-        return self.commit("report", folder=folder, metadata=about)
+        metadata = {"plots": named, "tables": tables, "summary": summary, "headline": headline}
+        return self.commit("report", folder=folder, metadata=metadata)
 
     def _duration(self) -> dict[str, float]:
         started = self.provenance.get("started")

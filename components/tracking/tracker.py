@@ -64,8 +64,8 @@ class Tracker:
             line = line_of(event, time_ms=time_ms, write_blob=self._journal.write_blob)
             if line is not None:
                 stage = getattr(event, "stage", "")
-                about = {"time": time_ms, **self._run, "stage": stage, "key": self._keys.get(stage, "")}
-                self._journal.append(line | about)
+                origin = {"time": time_ms, **self._run, "stage": stage, "key": self._keys.get(stage, "")}
+                self._journal.append(line | origin)
 
     def _follow(self, event: events.Event) -> bool:
         """Know the run, its stages and which of them run now. Returns whether the event belongs to it."""
@@ -210,8 +210,8 @@ def end_killed(journal: Journal) -> None:
             open_.pop(line["key"], None)
     for line in reversed(open_.values()):  # the parent, begun first, ends last
         name = "end_stage" if line["key"] else "end_run"
-        about = {name: line[name] for name in ("run", "models", "recipe", "stage", "key") if name in line}
-        journal.append(about | {"event": name, "time": last, "status": "KILLED", "artifact": None, "error": ""})
+        origin = {name: line[name] for name in ("run", "models", "recipe", "stage", "key") if name in line}
+        journal.append(origin | {"event": name, "time": last, "status": "KILLED", "artifact": None, "error": ""})
 
 
 def _one_line(error: Exception) -> str:
