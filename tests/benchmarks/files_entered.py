@@ -23,7 +23,7 @@ REQUEST_POINTS = {("forward", "unet.py"), ("encode_png", "image_files.py")}
 HOOK = """
 import os, sys, threading
 
-HAND_OVERS = {("_remote", "remote_function.py"), ("fit", "data_parallel_trainer.py"), ("step", "adamw.py")}
+HAND_OVERS = {("_remote", "remote_function.py"), ("fit", "data_parallel_trainer.py"), ("step", "adam.py")}
 told = set()
 
 
