@@ -51,7 +51,7 @@ DISCRETE_SLIDES = (
         "those of "
         "BigGAN, the lecture's yardstick.",
         formulas=(
-            r"L_D = \mathbb{E}\max(0, 1 - D(x)) + \mathbb{E}\max(0, 1 + D(G(z)))",
+            r"L_D = \frac{1}{2}\left[\mathbb{E}\max(0, 1 - D(x)) + \mathbb{E}\max(0, 1 + D(G(z)))\right]",
             r"L_G = -\mathbb{E}\, D(G(z)), \qquad D(x, y) = \psi(\varphi(x)) + e_y \cdot \varphi(x)",
         ),
         code=(
