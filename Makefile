@@ -45,11 +45,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e '.[demo]'
+	$(INSTALL) -c constraints.txt -e '.[demo,serve]'
 	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
 	@touch $@
 
 .venv/.stamp-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e '.[demo,test]'
+	$(INSTALL) -c constraints.txt -e '.[demo,serve,test]'
 	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
 	@touch .venv/.stamp-demo $@

@@ -1,0 +1,1 @@
+"""A registered model served over HTTP: API, batching, page."""

@@ -1,0 +1,87 @@
+"""What crosses from the API to a model and back; all of it can be pickled."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+from components.sampling.requests import Request
+
+Trouble = Literal["invalid", "busy", "late"]  # the client's fault; too many images wait; the time is up
+
+
+class Job(NamedTuple):
+    """Images that one call asked for; one version of the model makes them all."""
+
+    requests: tuple[Request, ...]
+    partial_images: int = 0  # previews wanted of each image, where its generator shows its steps
+
+
+class Partial(NamedTuple):
+    """A preview: the clean image that the model predicts on its way."""
+
+    image: int  # place of the request in its job
+    number: int  # of the preview, from 0
+    stage: str
+    step: int  # denoising steps done in this stage, from 1
+    png: bytes
+
+
+class Made(NamedTuple):
+    """A finished image."""
+
+    image: int  # place of the request in its job
+    png: bytes
+    version: str  # of the model
+
+
+class Refused(NamedTuple):
+    """The last event of a job that won't be done."""
+
+    trouble: Trouble
+    message: str  # one sentence for the user
+    retry_after: int = 1  # seconds; of "busy" and "late"
+
+
+Event = Partial | Made | Refused
+
+
+class GeneratorCard(NamedTuple):
+    """What requests of a generator may say."""
+
+    name: str
+    title: str
+    options: tuple[str, ...]  # fields of a request that it takes, next to label, prompt and seed
+    classes: tuple[str, ...]  # names by id; empty where it knows none
+    reads_prompts: bool
+    shows_steps: bool  # whether it has previews
+    width: int  # of its finished images, pixels
+    height: int
+    steps: int | None  # denoising steps where a request names none; None: it has none to choose
+    most_steps: int | None
+    sampling: dict[str, dict[str, Any]]  # stage -> its sampling settings where a request names none, plain values
+    tasks: tuple[str, ...]  # of images to work on
+    condition_side: int | None  # pixels of the image that it is conditioned on; None: on none
+
+
+class Card(NamedTuple):
+    """What a model answers to."""
+
+    name: str  # of the served model
+    source: str  # as the user named it: models:/NAME@ALIAS, or the name of a folder
+    version: str  # of the registered model
+    created: int  # seconds since 1970
+    generators: tuple[GeneratorCard, ...]  # in the order of preference
+
+
+class Backend(Protocol):
+    """A model as the API asks it, wherever it runs."""
+
+    async def card(self) -> Card:
+        """What the version that answers now can do."""
+        ...
+
+    def make(self, job: Job) -> AsyncIterator[Event]:
+        """The events of a job: previews of an image in their order, then the image; several images interleave.
+
+        Closing the iterator, or canceling the task that reads it, cancels the job.
+        """
+        ...

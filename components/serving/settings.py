@@ -1,0 +1,58 @@
+"""What a service is told when it starts."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServedModel(Settings):
+    """A model by the name that clients choose it by."""
+
+    name: str = Field(min_length=1)
+    source: str = Field(min_length=1)  # models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of a composed cascade
+
+
+class Limits(Settings):
+    """What one request may ask for, and how much may wait."""
+
+    body_bytes: int = Field(16 * 2**20, ge=1024)
+    image_pixels: int = Field(2**24, ge=1)  # of an uploaded image
+    prompt_characters: int = Field(4000, ge=1)
+    images: int = Field(16, ge=1)  # n
+    steps: int = Field(1000, ge=1)
+    candidates: int = Field(16, ge=1)  # best_of
+    output_pixels: int = Field(2**20, ge=1)
+    partial_images: int = Field(16, ge=0)  # OpenAI's own limit is 3
+    waiting_images: int = Field(64, ge=1)  # of a replica, without those that are being made
+    seconds: float = Field(300, gt=0)  # from arrival to the last image
+
+
+class ServiceSettings(Settings):
+    """A service: its models, limits and replicas."""
+
+    models: tuple[ServedModel, ...] = Field(min_length=1)
+    tracking: str | None = None  # MLflow's address; None: no registry, sources are folders
+    limits: Limits = Limits()
+    keys_required: bool = False  # on any address but loopback
+    batch_images: int = Field(16, ge=1)
+    poll_seconds: float = Field(5, gt=0)  # between looks at what an alias names
+    min_replicas: int = Field(1, ge=1)  # of each model
+    max_replicas: int = Field(1, ge=1)
+    cpus: float = Field(1, ge=0)  # of a replica
+    gpus: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        names = [model.name for model in self.models]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two models are called {twice}: name them with NAME=SOURCE")
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas must be at least min_replicas ({self.min_replicas}), not {self.max_replicas}")
+        return self
