@@ -54,5 +54,5 @@ class ServiceSettings(Settings):
         if twice is not None:
             raise ValueError(f"two models are called {twice}: name them with NAME=SOURCE")
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas must be at least min_replicas ({self.min_replicas}), not {self.max_replicas}")
+            raise ValueError(f"max_replicas must be at least {self.min_replicas}, not {self.max_replicas}")
         return self
