@@ -7,6 +7,8 @@ used last, `champion` the one of the last run that ended well.
 import importlib.metadata
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 
 import components
@@ -99,13 +102,29 @@ def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
 
     Raises ValueError, in one line, if the registry has no such model or can't be reached.
     """
+    with _registry(model_uri, tracking_uri):
+        local = download_artifacts(model_uri, dst_path=str(folder))
+    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+
+
+def named_version(model_uri: str, *, tracking_uri: str) -> tuple[str, str | None]:
+    """The registered name and the version that `models:/NAME@ALIAS` means now; the version of `models:/ID` is None.
+
+    Raises ValueError as `download_model`.
+    """
+    with _registry(model_uri, tracking_uri):
+        name, *version = get_model_name_and_version(MlflowClient(), model_uri)
+    return name, str(version[0]) if version else None
+
+
+@contextmanager
+def _registry(model_uri: str, tracking_uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     try:
-        local = download_artifacts(model_uri, dst_path=str(folder))
+        yield
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error
-    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
 
 
 def pip_requirements(model: Path) -> list[str]:
