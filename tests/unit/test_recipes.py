@@ -167,7 +167,8 @@ def test_an_error_names_the_field_as_it_is_written(recipe: str, assignment: str,
         ("openmoji", "tokenizer.bottleneck", "fsq", ["tokenizer.levels=[8,8,8]"]),
         ("openmoji", "tokenizer.network.bottleneck", "fsq", ["tokenizer.levels=[8,8,8]"]),
         ("openmoji", "base.process", "flow", []),
-        ("pixelcnn", "model.network", "row_lstm", []),  # `model` itself is one of several trainings
+        ("pixelcnn", "model.network", "row_lstm", []),
+        ("vqgan_transformer", "prior.network", "masked_transformer", []),  # `prior` is another training then
     ],
 )
 def test_a_kind_is_set_in_place_of_its_part_or_by_its_name(recipe: str, part: str, kind: str, numbers: list[str]):
