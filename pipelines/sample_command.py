@@ -31,6 +31,8 @@ from pipelines.profiles import tracking_uri
 from pipelines.session import set_environment
 from pipelines.workflow import UsageError
 
+REGISTERED = "models:/"  # a model of MLflow's registry begins so
+
 
 def sample_images(
     model: str,
@@ -159,7 +161,7 @@ def local_model(model: str, tracking: str | None) -> Iterator[Path]:
     Raises UsageError, or ValueError from the registry, if there is none.
     """
     set_environment(environment())
-    if model.startswith("models:/"):
+    if model.startswith(REGISTERED):
         registry = tracking_uri(tracking)
         if registry is None:
             raise UsageError(f"{model} is in a registry: name it with --tracking")
