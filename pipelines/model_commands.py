@@ -167,7 +167,8 @@ def ema(
 ) -> None:
     """Choose the length of a model's average of weights, after training: with `ema: power` snapshots were kept for it.
 
-    `cascade sample` takes the folder that it writes where the model makes images by itself.
+    `cascade sample` takes the folder that it writes where the model makes images by itself. Of a registered model the
+    average becomes a version too, of the same name: its `candidate`.
 
     **Examples**
 
@@ -176,4 +177,7 @@ def ema(
     """
     from pipelines.ema_command import write_average
 
-    typer.echo(f"model: {write_average(model, length=length, tracking=tracking, out=out)}")
+    made = write_average(model, length=length, tracking=tracking, out=out)
+    typer.echo(f"model: {made.folder}")
+    if made.registered:
+        typer.echo(f"registered: {made.registered}")

@@ -32,6 +32,7 @@ from pipelines.profiles import tracking_uri
 from pipelines.session import set_environment
 from pipelines.workflow import UsageError
 
+REGISTERED = "models:/"  # a model of MLflow's registry begins so
 COUNT = 4  # images for each label or prompt, where nothing else is said
 
 
@@ -166,7 +167,7 @@ def _write(images: list[np.ndarray], requests: list[Request], source: Source, ou
 
 def source_of(model: str, tracking: str | None) -> Source:
     """What an address means now. Raises UsageError, or ValueError from the registry, if there is no such model."""
-    if not model.startswith("models:/"):
+    if not model.startswith(REGISTERED):
         return Source(model, absolute(model).rstrip("/").rpartition("/")[2], None)
     set_environment(environment())
     name, version = named_version(model, tracking_uri=_registry_of(model, tracking))
@@ -202,7 +203,7 @@ def local_model(model: str, tracking: str | None) -> Iterator[Path]:
     Raises UsageError, or ValueError from the registry, if there is none.
     """
     set_environment(environment())
-    if model.startswith("models:/"):
+    if model.startswith(REGISTERED):
         registry = _registry_of(model, tracking)
         with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
             yield download_model(model, Path(folder), tracking_uri=registry)

@@ -43,6 +43,7 @@ PACKED = (
     "storage/bundle.py",
 )
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
+GIT_COMMIT = "cascade.git_commit"
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
@@ -69,6 +70,13 @@ def register_artifact(
     Raises ArtifactError if the stored files differ from the manifest.
     """
     name = model_name(artifact, models=models)
+    return register_version(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
+
+
+def register_version(
+    client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
+) -> Registered:
+    """As `register_artifact`, under a name of its own."""
     version = find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
@@ -207,7 +215,7 @@ def _tags(artifact: Artifact) -> dict[str, str]:
         STAGE: artifact.stage,
         KEY: artifact.key,
         "cascade.artifact": artifact.root,
-        "cascade.git_commit": str(artifact.provenance.get("git_commit", "unknown")),
+        GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
     }
 
 
