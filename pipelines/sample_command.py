@@ -20,7 +20,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
-from components.sampling.requests import Request, read_size
+from components.sampling.requests import Request, nested_settings, read_size, stage_settings
 from components.tracking import model_source
 from components.tracking.environment import environment
 from pipelines.profiles import tracking_uri
@@ -99,9 +99,11 @@ def read_settings(assignments: Sequence[str]) -> tuple[tuple[str, str, Any], ...
         stage, dot, setting = path.strip().partition(".")
         if not (equals and dot and setting):
             raise ValueError(f"--set {assignment!r}: write it as STAGE.SETTING=VALUE, such as base.eta=0.5")
-        value = yaml.safe_load(text)
-        found.append((stage, setting, tuple(value) if isinstance(value, list) else value))
-    return tuple(found)
+        try:
+            found.append((stage, setting, yaml.safe_load(text)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {assignment!r}: its value is no YAML") from error
+    return stage_settings(nested_settings(found))
 
 
 def _condition(path: Path, cascade: Cascade) -> bytes:
