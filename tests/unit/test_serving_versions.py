@@ -15,7 +15,8 @@ from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.settings import ServedModel
-from components.serving.versions import Versions, find_version, quick_example, shown_source
+from components.serving.versions import Versions, find_version, quick_example
+from components.tracking.names import shown_source
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
 
