@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from components.storage.bundle import DESCRIPTION
 from components.tracking.averages import register_average
+from components.tracking.names import REGISTRY
 from components.training.snapshots import choose_average
 from pipelines.profiles import tracking_uri
-from pipelines.sample_command import REGISTERED, local_model
+from pipelines.sample_command import local_model
 from pipelines.workflow import UsageError
 
 
@@ -32,10 +33,10 @@ def write_average(model: str, *, length: float, tracking: str | None, out: Path)
             if not (folder / DESCRIPTION).is_file():
                 raise UsageError(f"{model} is a whole cascade, which keeps no snapshots: give the model of one stage")
             choose_average(folder, out, sigma_rel=length)
-        registry = tracking_uri(tracking) if model.startswith(REGISTERED) else None
+        registry = tracking_uri(tracking) if model.startswith(REGISTRY) else None
         if registry is None:
             return Average(out, "")
         made = register_average(model, out, sigma_rel=length, tracking_uri=registry)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Average(out, f"{REGISTERED}{made.name}/{made.version}")
+    return Average(out, f"{REGISTRY}{made.name}/{made.version}")

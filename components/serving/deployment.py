@@ -1,0 +1,45 @@
+"""The service as an application of Ray Serve: the API in front, a deployment of replicas for each model behind it."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from components.serving.ray_backend import Api
+from components.serving.replica import Model
+from components.serving.settings import ServedModel, ServiceSettings
+
+ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
+
+
+def service(settings: ServiceSettings) -> Application:
+    """The application that `serve.run` and `serve deploy` take."""
+    models = {model.name: model_application(model, settings) for model in settings.models}
+    calls = settings.max_replicas * most_calls(settings) * len(models)
+    api = serve.deployment(
+        name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=calls, health_check_period_s=5
+    )(serve.ingress()(Api))
+    return api.bind(settings, models)
+
+
+def model_application(model: ServedModel, settings: ServiceSettings) -> Application:
+    """The replicas of one model."""
+    replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    if settings.max_replicas > settings.min_replicas:
+        scaling = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}
+        # More jobs than one batch holds: another replica would start on them at once.
+        replicas = {"autoscaling_config": scaling | {"target_ongoing_requests": settings.batch_images}}
+    deployment = serve.deployment(
+        name=model.name.replace("/", "-").replace("#", "-"),  # Serve parts names by these
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        max_ongoing_requests=most_calls(settings),
+        health_check_period_s=5,
+        health_check_timeout_s=60,  # a busy node answers late; the process itself is watched by Ray
+        **replicas,
+    )(Model)
+    return deployment.bind(model, settings)
+
+
+def most_calls(settings: ServiceSettings) -> int:
+    """Jobs that a replica holds: Serve's own limit of 5 would leave no batch more than five of them."""
+    return settings.limits.waiting_images + settings.batch_images + ROOM_TO_REFUSE

@@ -1,0 +1,148 @@
+"""A tiny cascade behind the service's HTTP, in this process and without Ray: what a test of the API asks."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+import uvicorn
+from starlette.types import ASGIApp
+
+from components.sampling.cascade import Cascade, compose
+from components.sampling.image_files import encode_png
+from components.sampling.images import to_uint8
+from components.serving.cards import card_of
+from components.serving.messages import Card, Event, Job, Made, Partial, Refused
+from components.serving.settings import ServedModel, ServiceSettings
+from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
+from tests.tiny_diffusion_branches import base
+from tests.tiny_generators import PRIORS, token_branch
+from tests.unit.test_sampling_translate import write_palette
+
+CREATED = 1_700_000_000
+HTTP = httpx2.Client(timeout=60)  # of tests that ask without the official client
+
+
+class LeftError(Exception):
+    """Nobody wants the images that are sampled."""
+
+
+class SmallBackend:
+    """One job at a time in a thread, as many previews as are asked for of the first steps.
+
+    Args:
+        most: jobs that may be under way; another one is refused as busy.
+        step_seconds: that each denoising step takes longer.
+    """
+
+    def __init__(
+        self, cascade: Cascade, *, name: str = "tiny", version: str = "3", most: int = 8, step_seconds: float = 0
+    ) -> None:
+        self.cascade, self.name, self.version, self.most = cascade, name, version, most
+        self.step_seconds = step_seconds
+        self.jobs: list[Job] = []  # all that came
+        self.left: list[Job] = []  # those whose reader went away before the end
+        self.working = 0
+        self._one = threading.Lock()
+
+    async def card(self) -> Card:
+        source = f"models:/{self.name}@champion"
+        return card_of(self.cascade, name=self.name, source=source, version=self.version, created=CREATED)
+
+    async def make(self, job: Job) -> AsyncGenerator[Event]:
+        self.jobs.append(job)
+        if self.working >= self.most:
+            yield Refused("busy", "too many images wait: try again in 2 s", 2)
+            return
+        try:
+            for request in job.requests:
+                self.cascade.check(request)
+        except ValueError as error:
+            yield Refused("invalid", str(error))
+            return
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        loop, left = asyncio.get_running_loop(), threading.Event()
+        self.working += 1
+        task = asyncio.create_task(asyncio.to_thread(self._sample, job, loop, events, left))
+        task.add_done_callback(lambda done: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await task
+        finally:
+            self.working -= 1
+            if not task.done():
+                left.set()
+                self.left.append(job)
+
+    def _sample(
+        self, job: Job, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], left: threading.Event
+    ) -> None:
+        told = 0
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+            nonlocal told
+            if told < job.partial_images:
+                for row, image in enumerate(to_uint8(x_0)):
+                    tell(Partial(row, told, stage, step + 1, encode_png(image)))
+            told += 1
+
+        def between() -> None:
+            if left.wait(self.step_seconds):
+                raise LeftError
+
+        try:
+            with self._one:
+                finished = self.cascade.sample_stages(job.requests, on_step=on_step, between=between)
+        except LeftError:
+            return
+        for number, images in enumerate(finished):
+            tell(Made(number, encode_png(list(images.values())[-1]), self.version))
+
+
+def load_backends(folder: Path, **options: Any) -> dict[str, SmallBackend]:
+    """A cascade, a token branch, an image-to-image model, a base alone, one of few steps, and one that sees depth."""
+    few, depth = {"objective": OBJECTIVE | {"num_train_timesteps": 10}}, {"condition_member": "depth"}
+    folders = {
+        "tiny": write_cascade(folder / "tiny"),
+        "tokens": token_branch(PRIORS["transformer"], folder / "tokens"),
+        "palette": write_palette(folder / "palette"),
+        "base": write_base(folder / "base"),
+        "short": write_base(folder / "short", settings=few),
+        "depth": write_base(folder / "depth", settings=depth, condition_image_channels=3),
+    }
+    return {name: SmallBackend(Cascade.load(path), name=name, **options) for name, path in folders.items()}
+
+
+def write_base(folder: Path, **about: Any) -> Path:
+    return compose(folder / "cascade", base=base(folder, **about), sampling={"base": FEW})
+
+
+def settings_of(backends: Mapping[str, object], **settings: Any) -> ServiceSettings:
+    models = tuple(ServedModel(name=name, source=f"models:/{name}@champion") for name in backends)
+    return ServiceSettings(models=models, **settings)
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """The address of a real server of an app, on a port of its own."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([place],), daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                thread.join(0.01)
+            yield "http://{}:{}".format(*place.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join(20)
