@@ -1,4 +1,4 @@
-"""Cores that other programs use too. Imports no torch: libgomp, which comes with it, reads its settings as it is loaded.
+"""Cores that other programs use too. No torch is imported: its libgomp reads these settings as it is loaded.
 
 Between two operations torch's threads wait for each other. By default they spin, up to 300,000 times; where another
 program has one of their cores, that keeps the thread that is waited for from it. Measured with two threads of tiny
