@@ -44,6 +44,10 @@ class Refused(NamedTuple):
 Event = Partial | Made | Refused
 
 
+class Taken(NamedTuple):
+    """What a replica says first of a job that it works on; for the API's side of the connection alone."""
+
+
 class GeneratorCard(NamedTuple):
     """What requests of a generator may say."""
 
@@ -85,3 +89,7 @@ class Backend(Protocol):
         Closing the iterator, or canceling the task that reads it, cancels the job.
         """
         ...
+
+
+class Unavailable(Exception):  # noqa: N818
+    """The model can't be reached now."""

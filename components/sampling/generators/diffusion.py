@@ -12,6 +12,7 @@ from torch import Tensor
 from components.configuration.sampling import NOISE_LEVEL, ClassifierSampling, DiffusionSampling
 from components.diffusion import samplers
 from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
+from components.diffusion.degradation import MASK_TASKS
 from components.diffusion.guidance import guide
 from components.diffusion.objective import Objective, make_objective
 from components.diffusion.samplers import Denoise, Score, sample
@@ -20,7 +21,7 @@ from components.models.autoencoder import Autoencoder
 from components.sampling.classifier import check_guides, classifier_score
 from components.sampling.diffusion_prior import prior_sampling
 from components.sampling.frozen_conditions import frozen_conditions
-from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
+from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts
 from components.sampling.image_files import gray_png
 from components.sampling.model import (
     Conditions,
@@ -252,6 +253,12 @@ class Diffusion(Generator):
             return None
         return ConditionImages(self.first.settings["resolution"], self.first.settings["condition_member"])
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What a mask hides is made by a base of images alone."""
+        alone = self.parts.autoencoder is None and not self.parts.upsamplers
+        return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
+
     def check(self, request: Request) -> None:
         """Upsamplers enlarge what the base made, and take what they know of the request."""
         parts = self.parts
@@ -279,15 +286,16 @@ class Diffusion(Generator):
             raise ValueError("pixels are kept by a base of images alone: this cascade decodes or enlarges what it made")
         check_replacement(self.first, request)
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
-        shown, parts = of_stage(on_step, "base", self.image), self.parts
-        frozen = self.frozen_conditions(self.first, requests)
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
+        shown, parts = hooks.of_stage("base", self.image), self.parts
+        frozen = self.frozen_conditions(self.first, requests, between=hooks.between)
         guides = {"classifier": parts.classifier, "weaker": parts.weaker}
         made = sample_base(self.first, requests, frozen=frozen, on_step=shown, **guides)
         images = {"base": self.image(made)}
         for model in parts.upsamplers:
-            low_res, frozen = list(images.values())[-1], self.frozen_conditions(model, requests)
-            shown = of_stage(on_step, model.name)
+            low_res = list(images.values())[-1]
+            frozen = self.frozen_conditions(model, requests, between=hooks.between)
+            shown = hooks.of_stage(model.name)
             images[model.name] = sample_upsampler(model, requests, low_res, frozen=frozen, on_step=shown)
         return images
 
@@ -299,10 +307,12 @@ class Diffusion(Generator):
         assert isinstance(decoder, Autoencoder)
         return decoder.from_latents(made / self.first.settings["latent_scale"])
 
-    def frozen_conditions(self, model: SamplingModel, requests: Sequence[Request]) -> Conditions:
+    def frozen_conditions(
+        self, model: SamplingModel, requests: Sequence[Request], *, between: Between | None
+    ) -> Conditions:
         parts = self.parts
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
-        return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior)
+        return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior, between=between)
 
     def example(self) -> Request:
         request = super().example()._replace(steps=10)
@@ -312,12 +322,3 @@ class Diffusion(Generator):
             request = request._replace(label="0", classifier_scale=1.0)
         side = self.condition_images
         return request if side is None else request._replace(condition=gray_png(side.resolution))
-
-
-def of_stage(
-    on_step: OnStep | None, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image
-) -> Callable[[int, float, Tensor, Tensor], None] | None:
-    """Tells a sampler's steps as those of a stage."""
-    if on_step is None:
-        return None
-    return lambda step, time, x_t, x_0: on_step(stage, step, time, image(x_t), image(x_0))
