@@ -21,6 +21,7 @@ START_RAY = (
     "test_laptop",
     "test_rows",
     "test_secrets",
+    "test_serve_deploy",
     "test_share_nothing",
     "test_submitted_job",
     "test_survives",

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ray.util.metrics import Metric
+
 SUFFIXES = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}  # as Ray exports them
 FROM_PROMETHEUS = {"le", "pod", "ray_io_cluster"}  # labels of buckets, and of the pod that is asked
 
@@ -30,6 +32,12 @@ def read_query(panel: str, text: str) -> Query:
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without)\s*\([^)]*\)", " ", text)
     names = re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare)
     return Query(panel, text, frozenset(names), frozenset(labels))
+
+
+def exported(metric: Metric) -> dict[str, frozenset[str]]:
+    """What Ray exports of a metric -> its labels."""
+    labels = frozenset(metric.info["tag_keys"])
+    return {f"ray_{metric.info['name']}{suffix}": labels for suffix in SUFFIXES[type(metric).__name__]}
 
 
 def declared(files: list[Path]) -> list[re.Pattern[str]]:
