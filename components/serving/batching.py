@@ -178,8 +178,9 @@ class Batcher:
         )
         self._measures.images.inc(len(batch), tags)
         for image, stages in zip(batch, finished, strict=True):
-            png = version.png(list(stages.values())[-1], image.request)
-            image.ticket.tell(Made(image.place, png, version.number))
+            if not image.ticket.left:
+                png = version.png(list(stages.values())[-1], image.request)
+                image.ticket.tell(Made(image.place, png, version.number))
 
     def _failed(self, batch: Sequence[Image], error: Exception) -> None:
         """Sampling raised, though the requests were checked: of several images each is tried alone, and goes first."""

@@ -48,6 +48,13 @@ class Taken(NamedTuple):
     """What a replica says first of a job that it works on; for the API's side of the connection alone."""
 
 
+class Unavailable(Exception):  # noqa: N818, no error of a programmer
+    """A model that can't be asked now: its replica was lost, or none is there yet. It is worth trying again.
+
+    Its text is a sentence for the user.
+    """
+
+
 class GeneratorCard(NamedTuple):
     """What requests of a generator may say."""
 
@@ -89,7 +96,3 @@ class Backend(Protocol):
         Closing the iterator, or canceling the task that reads it, cancels the job.
         """
         ...
-
-
-class Unavailable(Exception):  # noqa: N818
-    """The model can't be reached now."""
