@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-import ray.serve as serve
 from fastapi import FastAPI
+from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve import Application
 from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -90,7 +91,7 @@ class RayBackend:
             responses.cancel()  # nothing where it has ended
 
 
-def service(settings: ServiceSettings) -> serve.Application:
+def service(settings: ServiceSettings) -> Application:
     """The application that `serve.run` and `serve deploy` take."""
     models = {model.name: model_application(model, settings) for model in settings.models}
     calls = settings.max_replicas * most_calls(settings) * len(models)
@@ -100,7 +101,7 @@ def service(settings: ServiceSettings) -> serve.Application:
     return api.bind(settings, models)
 
 
-def model_application(model: ServedModel, settings: ServiceSettings) -> serve.Application:
+def model_application(model: ServedModel, settings: ServiceSettings) -> Application:
     """The replicas of one model."""
     replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:

@@ -14,6 +14,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.generator import Generator
 from components.sampling.image_files import encode_png
+from components.sampling.png_settings import settings_of, with_settings
 from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.messages import Card
@@ -46,8 +47,8 @@ class Version:
         return card_of(self.cascade, name=name, source=said, version=self.number, created=created)
 
     def png(self, image: np.ndarray, request: Request) -> bytes:
-        """A finished image, uint8 (H, W, 3), as a file."""
-        return encode_png(image)
+        """A finished image, uint8 (H, W, 3), as a file that says how it was made."""
+        return with_settings(encode_png(image), settings_of(request, model=self.named.name, version=self.number))
 
 
 class Versions:
