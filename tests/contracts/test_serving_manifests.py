@@ -9,7 +9,10 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from components.serving.running import APPLICATION
 from components.serving.settings import ServiceSettings
+from pipelines.serve_command import SERVING
+from pipelines.serve_command import build as build_service
 from tests.contracts.manifests import Manifest, build, cluster_specs, only, ray_resources
 
 SERVICE = "infra/kuberay/overlays/service"
@@ -60,7 +63,8 @@ def test_the_serve_config_is_one_that_ray_reads(config):
     assert config["http_options"].keys() <= type(read.http_options).model_fields.keys()
     (application,) = read.applications
     assert config["applications"][0].keys() <= type(application).model_fields.keys()
-    assert (application.import_path, application.route_prefix) == ("pipelines.serve_command:build", "/")
+    assert application.import_path == f"{build_service.__module__}:{build_service.__name__}"
+    assert (application.name, application.route_prefix) == (APPLICATION, "/")
 
 
 def test_what_the_service_is_told_are_its_settings_and_nothing_else(config, settings):
@@ -75,12 +79,8 @@ def test_models_come_by_an_alias_from_the_registry_that_the_trainings_write(mani
     assert all(re.fullmatch(r"models:/image-cascade-\w+@champion", model.source) for model in settings.models)
 
 
-def test_every_pod_has_the_keys_from_the_secret_and_the_settings_of_serving(manifests, service):
-    serving = only(manifests, "ConfigMap", "cascade-serving")["data"]
-    assert serving == {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
-        "RAY_worker_niceness": "0",
-    }
+def test_every_pod_has_the_keys_from_the_secret_and_the_variables_that_the_command_sets(manifests, service):
+    assert only(manifests, "ConfigMap", "cascade-serving")["data"] == SERVING
     for template in pods(service):
         (container,) = template["spec"]["containers"]
         sources = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 import urllib.error
@@ -20,6 +21,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from components import events
+from components.serving.running import APPLICATION
 from components.tracking.tracker import Tracker
 from tests.conftest import free_port
 from tests.local_cluster import ROOT, local_cluster
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.timeout(900)
 class Answer(NamedTuple):
     code: int
     body: Any  # of its JSON
+    retry_after: str | None = None
 
 
 class Service(NamedTuple):
@@ -94,7 +97,7 @@ def from_dashboard(service: Service, path: str) -> Any:
 def wait_until_running(service: Service) -> None:
     deadline = time.monotonic() + 300
     while True:
-        application = from_dashboard(service, "/api/serve/applications/")["applications"]["cascade"]
+        application = from_dashboard(service, "/api/serve/applications/")["applications"][APPLICATION]
         if application["status"] == "RUNNING":
             return
         assert application["status"] in ("DEPLOYING", "NOT_STARTED"), json.dumps(application)[-3000:]
@@ -110,7 +113,7 @@ def ask(service: Service, body: dict[str, Any], key: str | None) -> Answer:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return Answer(answer.status, json.load(answer))
     except urllib.error.HTTPError as error:
-        return Answer(error.code, json.load(error))
+        return Answer(error.code, json.load(error), error.headers["Retry-After"])
 
 
 @pytest.mark.parametrize("key", KEYS.split(","))
@@ -193,3 +196,25 @@ def lacking(wanted: list[Any], found: dict[str, set[str]]) -> list[str]:
         for label in query.labels - FROM_PROMETHEUS - found[name]
     ]
     return metrics + labels
+
+
+def test_a_client_whose_api_process_is_lost_is_told_to_come_back_and_can(service: Service):
+    key = KEYS.split(",")[0]
+    replicas = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:tiny" in name]
+    (api,) = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:Api" in name]
+    for pid in replicas:
+        os.kill(pid, signal.SIGSTOP)  # or they would answer before the API is lost
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(ask, service, BODY, key)
+        time.sleep(3)
+        os.kill(api, signal.SIGKILL)
+        for pid in replicas:
+            os.kill(pid, signal.SIGCONT)
+        lost = asked.result()
+    assert (lost.code, lost.retry_after) == (503, "1")
+    assert lost.body["error"]["message"]
+    deadline = time.monotonic() + 120
+    while (answer := ask(service, BODY, key)).code != 200:
+        assert answer.code == 503, answer
+        assert time.monotonic() < deadline
+        time.sleep(1)
