@@ -22,6 +22,7 @@ START_RAY = (
     "test_rows",
     "test_secrets",
     "test_serve_command",
+    "test_serve_deploy",
     "test_share_nothing",
     "test_submitted_job",
     "test_survives",
