@@ -44,6 +44,13 @@ class Refused(NamedTuple):
 Event = Partial | Made | Refused
 
 
+class Unavailable(Exception):  # noqa: N818, no error of a programmer
+    """A model that can't be asked now: its replica was lost, or none is there yet. It is worth trying again.
+
+    Its text is a sentence for the user.
+    """
+
+
 class GeneratorCard(NamedTuple):
     """What requests of a generator may say."""
 

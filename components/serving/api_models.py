@@ -1,0 +1,240 @@
+"""What clients send: OpenAI's image API, and this project's own options as further fields of it."""
+
+import json
+import re
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
+
+from components.sampling.request_rows import frozen
+from components.sampling.requests import Request
+from components.serving.errors import ServiceError
+from components.serving.messages import Card, GeneratorCard, Job
+from components.serving.settings import Limits
+from components.serving.uploads import GivenImages
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Value = bool | int | float | str | list[float] | None
+SEED = 2**63 - 1
+DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's numbers can hold
+SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+OWN = (  # options of a request that clients write as it has them
+    *("guidance_scale", "steps", "sampler", "classifier_scale"),
+    *("temperature", "top_k", "top_p", "best_of", "truncation"),
+)
+LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
+
+
+class Generation(BaseModel):
+    """Images of a prompt or a class."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    prompt: str | None = None
+    """What the image shows. Empty for none, where a label says enough or the model knows no condition."""
+    model: Name | None = None
+    """A served model; may be left out where there is one."""
+    n: int | None = Field(None, ge=1)
+    """Images, 1 where it is left out. Image i, from 0, has the seed `seed` + i."""
+    size: Name | None = None
+    """auto, or WIDTHxHEIGHT in pixels; another than the generator's own where it takes sizes."""
+    stream: bool | None = None
+    """Whether to send server-sent events."""
+    partial_images: int | None = Field(None, ge=0)
+    """Previews of each image while it is made, of a stream; a generator that makes an image at once has none."""
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    """png where it is left out; the settings of an image are in its PNG alone."""
+    output_compression: int | None = Field(None, ge=0, le=100)
+    """Quality of jpeg and webp, 100 where it is left out."""
+    background: Literal["opaque", "auto"] | None = None
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
+    """Accepted and not looked at, as are the next five: `steps` is what changes quality here."""
+    moderation: Literal["low", "auto"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    complexity: Literal["low", "medium", "high"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    seed: int | None = Field(None, ge=-SEED, le=SEED)
+    """Drawn at random and told in the answer where it is left out."""
+    label: StrictInt | Annotated[StrictStr, Field(max_length=200)] | None = None
+    """A class by its name or its number."""
+    generator: Name | None = None
+    """One of the model's generators; the first that can where it is left out."""
+    guidance_scale: float | None = Field(None, ge=0)
+    """1 is no guidance."""
+    steps: int | None = Field(None, ge=1)
+    sampler: Name | None = None
+    classifier_scale: float | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, le=1)
+    best_of: int | None = Field(None, ge=1)
+    """Candidates for each image, of which the one that its condition explains best is kept."""
+    truncation: float | None = Field(None, gt=0)
+    sampling: dict[str, dict[str, Value]] | None = None
+    """Any sampling setting of any stage: {"upsampler_64": {"noise_level": 20}}."""
+    condition: str | None = None
+    """base64 of the image that the model is conditioned on, such as a depth map."""
+
+    @field_validator("size")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is None or value == "auto" or SIZE.fullmatch(value):
+            return value
+        raise ValueError(f"size must be auto or WIDTHxHEIGHT in pixels, such as 64x64, not {value!r:.60}")
+
+
+class Edit(Generation):
+    """The same of an image, as the fields of a form; image and mask are its files."""
+
+    model_config = ConfigDict(strict=False)  # a form holds text alone
+
+    task: Name | None = None
+    """inpainting, uncropping, colorization, jpeg or super_resolution; inpainting where there is a mask."""
+    input_fidelity: Literal["high", "low"] | None = None
+    """Accepted and not looked at."""
+
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _of_text(cls, value: object) -> object:
+        """JSON, or the values that stood each in a field of its own."""
+        try:
+            value = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError(f"sampling must be JSON, not {value!r:.60}") from None
+        return value
+
+
+Asked = Generation | Edit
+
+
+def check_limits(asked: Asked, limits: Limits) -> None:
+    """Raise ServiceError for more than one request may ask for."""
+    most = {"n": limits.images, "steps": limits.steps, "best_of": limits.candidates}
+    most |= {"partial_images": limits.partial_images}
+    for name, limit in most.items():
+        value = getattr(asked, name)
+        if value is not None and value > limit:
+            raise ServiceError(400, f"{name} must be at most {limit} here, not {value}", param=name)
+    if len(asked.prompt or "") > limits.prompt_characters:
+        message = f"prompt must have at most {limits.prompt_characters} characters, not {len(asked.prompt or '')}"
+        raise ServiceError(400, message, param="prompt")
+    if (size := size_of(asked)) and size[0] * size[1] > limits.output_pixels:
+        message = f"size must have at most {limits.output_pixels} pixels here, not {asked.size}"
+        raise ServiceError(400, message, param="size")
+    for stage, settings in (asked.sampling or {}).items():
+        for name, value in settings.items():
+            _check_setting(f"sampling.{stage}.{name}", name, value, limits)
+
+
+def _check_setting(place: str, name: str, value: Value, limits: Limits) -> None:
+    """Settings that decide how much work there is; no other type than a whole number passes a limit."""
+    limit = getattr(limits, LIMITED[name]) if name in LIMITED else None
+    if limit is not None and (type(value) is not int or value > limit):
+        message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
+        raise ServiceError(400, message, param="sampling")
+
+
+def output_of(asked: Asked) -> tuple[Literal["png", "jpeg", "webp"], int]:
+    """Format of the images that are sent, and its quality."""
+    return asked.output_format or "png", 100 if asked.output_compression is None else asked.output_compression
+
+
+def check_output(asked: Asked) -> None:
+    """Raise ServiceError for fields that don't go together."""
+    if asked.partial_images and not asked.stream:
+        raise ServiceError(400, "partial_images are sent in a stream: set stream to true", param="partial_images")
+    if (asked.output_format or "png") == "png" and asked.output_compression not in (None, 100):
+        message = "output_compression is for jpeg and webp: set output_format, or leave it out"
+        raise ServiceError(400, message, param="output_compression")
+
+
+def size_of(asked: Asked) -> tuple[int, int] | None:
+    """Width and height, pixels."""
+    found = SIZE.fullmatch(asked.size or "")
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def generator_of(asked: Asked, card: Card, *, on_images: bool) -> GeneratorCard:
+    """The generator that is asked for, else the first that can. Raises ServiceError if there is none.
+
+    Args:
+        on_images: whether it has an image to work on.
+    """
+    able = [each for each in card.generators if not on_images or each.tasks]
+    if not able:
+        raise ServiceError(400, f"model {card.name} works on no images: ask /v1/images/generations", param="model")
+    if asked.generator is None:
+        return able[0]
+    for each in able:
+        if each.name == asked.generator:
+            return each
+    there, what = " and ".join(each.name for each in able), "to work on images" if on_images else ""
+    message = f"model {card.name} has no generator {asked.generator!r} {what}".rstrip() + f"; it has {there}"
+    raise ServiceError(400, message, param="generator")
+
+
+def check_options(asked: Asked, generator: GeneratorCard) -> None:
+    """Raise ServiceError for what the generator does not take."""
+    for name in (*OWN, "condition"):
+        if getattr(asked, name) is not None and name not in generator.options:
+            takes = ", ".join(option for option in generator.options if option in OWN) or "none of its kind"
+            message = f"the {generator.name} generator takes no {name}: leave it out, or choose of {takes}"
+            raise ServiceError(400, message, param=name)
+    if prompt_of(asked) is not None and not generator.reads_prompts:
+        remedy = "give a label" if generator.classes else "leave the prompt empty"
+        raise ServiceError(400, f"this model reads no prompts: {remedy}", param="prompt")
+    size, own = size_of(asked), (generator.width, generator.height)
+    if size is not None and size != own and "size" not in generator.options:
+        wanted = f"ask for auto or {own[0]}x{own[1]}"
+        message = f"the {generator.name} generator makes no images of {size[0]}x{size[1]}: {wanted}"
+        raise ServiceError(400, message, param="size")
+
+
+def prompt_of(asked: Asked) -> str | None:
+    prompt = asked.prompt or ""
+    return prompt if prompt.strip() else None
+
+
+def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> Job:
+    """What a model is to make, checked as far as its card says; seeds are drawn where none is asked for.
+
+    Raises ServiceError for what the generator does not take.
+    """
+    check_options(asked, generator)
+    size, own = size_of(asked), (generator.width, generator.height)
+    seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
+    request = Request(
+        label=asked.label,
+        prompt=prompt_of(asked),
+        generator=generator.name,
+        size=None if size is None or size == own else (size[1], size[0]),
+        sampling=settings_of(asked),
+        image=given.image,
+        mask=given.mask,
+        condition=given.condition,
+        task=task_of(asked, generator, given) if isinstance(asked, Edit) else None,
+        **{name: getattr(asked, name) for name in OWN},
+    )
+    requests = tuple(request._replace(seed=seed + number) for number in range(asked.n or 1))
+    return Job(requests, (asked.partial_images or 0) if generator.shows_steps else 0)
+
+
+def task_of(asked: Edit, generator: GeneratorCard, given: GivenImages) -> str | None:
+    """The task that is asked for; with a mask inpainting, which OpenAI's clients have no name for."""
+    if asked.task is not None and asked.task not in generator.tasks:
+        can = ", ".join(generator.tasks)
+        raise ServiceError(
+            400, f"the {generator.name} generator has no task {asked.task!r}: choose {can}", param="task"
+        )
+    return asked.task or ("inpainting" if given.mask and "inpainting" in generator.tasks else None)
+
+
+def settings_of(asked: Asked) -> tuple[tuple[str, str, Any], ...]:
+    stages = (asked.sampling or {}).items()
+    return tuple((stage, name, frozen(value)) for stage, own in stages for name, value in own.items())

@@ -1,0 +1,154 @@
+"""A tiny cascade behind the service's HTTP, in this process and without Ray: what a test of the API asks."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import uvicorn
+from starlette.types import ASGIApp
+
+from components.diffusion.degradation import MASK_TASKS
+from components.sampling.cascade import Cascade
+from components.sampling.generator import Generator
+from components.sampling.generators.diffusion import first_sampling
+from components.sampling.generators.image_to_image import ImageToImage
+from components.sampling.image_files import encode_png
+from components.sampling.images import to_uint8
+from components.sampling.model import reads_prompts
+from components.sampling.requests import Request
+from components.serving.messages import Card, Event, GeneratorCard, Job, Made, Partial, Refused
+
+CREATED = 1_700_000_000
+
+
+class LeftError(Exception):
+    """Nobody wants the images that are sampled."""
+
+
+class SmallBackend:
+    """One job at a time in a thread, as many previews as are asked for of the first steps.
+
+    Args:
+        most: jobs that may be under way; another one is refused as busy.
+        step_seconds: that each denoising step takes longer.
+    """
+
+    def __init__(
+        self, cascade: Cascade, *, name: str = "tiny", version: str = "3", most: int = 8, step_seconds: float = 0
+    ) -> None:
+        self.cascade, self.name, self.version, self.most = cascade, name, version, most
+        self.step_seconds = step_seconds
+        self.generators = tuple(card_of(maker) for maker in cascade.makers.values())
+        self.jobs: list[Job] = []  # all that came
+        self.left: list[Job] = []  # those whose reader went away before the end
+        self.working = 0
+        self._one = threading.Lock()
+
+    async def card(self) -> Card:
+        return Card(self.name, f"models:/{self.name}@champion", self.version, CREATED, self.generators)
+
+    async def make(self, job: Job) -> AsyncGenerator[Event]:
+        self.jobs.append(job)
+        if self.working >= self.most:
+            yield Refused("busy", "too many images wait: try again in 2 s", 2)
+            return
+        try:
+            for request in job.requests:
+                self.cascade.check(request)
+        except ValueError as error:
+            yield Refused("invalid", str(error))
+            return
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        loop, left = asyncio.get_running_loop(), threading.Event()
+        self.working += 1
+        task = asyncio.create_task(asyncio.to_thread(self._sample, job, loop, events, left))
+        task.add_done_callback(lambda done: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await task
+        finally:
+            self.working -= 1
+            if not task.done():
+                left.set()
+                self.left.append(job)
+
+    def _sample(
+        self, job: Job, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], left: threading.Event
+    ) -> None:
+        told = 0
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+            nonlocal told
+            if left.wait(self.step_seconds):
+                raise LeftError
+            if told < job.partial_images:
+                for row, image in enumerate(to_uint8(x_0)):
+                    tell(Partial(row, told, stage, step + 1, encode_png(image)))
+            told += 1
+
+        try:
+            with self._one:
+                finished = self.cascade.sample_stages(job.requests, on_step=on_step)
+        except LeftError:
+            return
+        for number, images in enumerate(finished):
+            tell(Made(number, encode_png(list(images.values())[-1]), self.version))
+
+
+def card_of(maker: Generator) -> GeneratorCard:
+    """What a generator of a tiny cascade takes."""
+    with torch.no_grad():
+        height, width = list(maker.sample([maker.example()], None).values())[-1].shape[-2:]
+    sampling = {model.name: model.sampling.model_dump(mode="json") for model in maker.models}
+    steps = first_sampling(maker.first, Request()).num_inference_steps if maker.shows_steps else None
+    return GeneratorCard(
+        name=maker.name,
+        title=maker.title,
+        options=maker.options,
+        classes=tuple(maker.classes),
+        reads_prompts=reads_prompts(maker.first),
+        shows_steps=maker.shows_steps,
+        width=width,
+        height=height,
+        steps=steps,
+        most_steps=maker.first.settings.get("objective", {}).get("num_train_timesteps"),
+        sampling=sampling,
+        tasks=tasks_of(maker),
+        condition_side=None if maker.condition_images is None else maker.condition_images.resolution,
+    )
+
+
+def tasks_of(maker: Generator) -> tuple[str, ...]:
+    if isinstance(maker, ImageToImage):
+        return tuple(maker.first.settings["tasks"])
+    alone = not maker.parts.upsamplers and maker.parts.autoencoder is None
+    return MASK_TASKS if "mask" in maker.options and alone else ()
+
+
+def load_backend(folder: Path, **options: object) -> SmallBackend:
+    return SmallBackend(Cascade.load(folder), **options)
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """The address of a real server of an app, on a port of its own."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([place],), daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                thread.join(0.01)
+            yield "http://{}:{}".format(*place.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join(20)
