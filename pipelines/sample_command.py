@@ -21,7 +21,7 @@ from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
-from components.sampling.requests import Request, read_size
+from components.sampling.requests import Request, nested_settings, read_size, stage_settings
 from components.storage.artifact import load_artifact
 from components.storage.bundle import DESCRIPTION as MODEL
 from components.storage.store import Store, absolute
@@ -103,9 +103,11 @@ def read_settings(assignments: Sequence[str]) -> tuple[tuple[str, str, Any], ...
         stage, dot, setting = path.strip().partition(".")
         if not (equals and dot and setting):
             raise ValueError(f"--set {assignment!r}: write it as STAGE.SETTING=VALUE, such as base.eta=0.5")
-        value = yaml.safe_load(text)
-        found.append((stage, setting, tuple(value) if isinstance(value, list) else value))
-    return tuple(found)
+        try:
+            found.append((stage, setting, yaml.safe_load(text)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {assignment!r}: its value is no YAML") from error
+    return stage_settings(nested_settings(found))
 
 
 def _condition(path: Path, cascade: Cascade) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from components.sampling.frozen_text import contrastive_text, load_frozen_text
-from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
+from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
@@ -110,20 +110,34 @@ class Cascade(Parts):
         maker.check(request)
 
     def sample(
-        self, requests: Sequence[Request], *, batch_size: int = 64, on_step: OnStep | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int = 64,
+        on_step: OnStep | None = None,
+        between: Between | None = None,
     ) -> list[np.ndarray]:
         """One finished uint8 image (H, W, 3) for each request, in their order.
 
         The same request gives the same image, within one grey level, in whatever company.
+
+        Args:
+            on_step: told of each denoising step, see `OnStep`.
+            between: called before each batch and after each denoising step, token and value; may raise, to end it.
+
         Raises ValueError, before any work, if a request can't be met; the message names it by its number from 1.
         """
-        return [
-            list(images.values())[-1] for images in self.sample_stages(requests, batch_size=batch_size, on_step=on_step)
-        ]
+        made = self.sample_stages(requests, batch_size=batch_size, on_step=on_step, between=between)
+        return [list(images.values())[-1] for images in made]
 
     @torch.no_grad()
     def sample_stages(
-        self, requests: Sequence[Request], *, batch_size: int = 64, on_step: OnStep | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int = 64,
+        on_step: OnStep | None = None,
+        between: Between | None = None,
     ) -> list[Images]:
         """As `sample`, with the image that each stage of the generator made, the finished one last."""
         for number, request in enumerate(requests, 1):
@@ -135,8 +149,10 @@ class Cascade(Parts):
         finished: list[Images] = [{} for _ in requests]
         for batch in batches(requests, batch_size=min(batch_size, self.most_at_once)):
             asked = [requests[index] for index in batch]
+            if between is not None:
+                between()
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
-                made = self.makers[str(asked[0].generator)].sample(asked, on_step)
+                made = self.makers[str(asked[0].generator)].sample(asked, Hooks(on_step, between))
             for stage, images in made.items():
                 for index, image in zip(batch, to_uint8(images), strict=True):
                     finished[index][stage] = image

@@ -16,11 +16,14 @@ from components.diffusion.samplers import sample
 from components.models.contrastive import unit_variance
 from components.sampling.best_of import best_of
 from components.sampling.frozen_text import ContrastiveText
+from components.sampling.generator import Between, after_each
 from components.sampling.model import SamplingModel, sampling_of
 from components.sampling.requests import Request, random_stream
 
 
-def sample_image_embeddings(model: SamplingModel, text: ContrastiveText, requests: Sequence[Request]) -> Tensor:
+def sample_image_embeddings(
+    model: SamplingModel, text: ContrastiveText, requests: Sequence[Request], *, between: Between | None = None
+) -> Tensor:
     """Image embeddings (B, E) of unit variance for the requests' prompts, on the model's device.
 
     Of several candidates (two, as published) each request gets the one nearest to the text's embedding. Steps,
@@ -29,6 +32,7 @@ def sample_image_embeddings(model: SamplingModel, text: ContrastiveText, request
     Args:
         model: a diffusion prior.
         text: of the contrastive encoder that the prior was trained with.
+        between: called after each denoising step of each candidate.
     """
     sampling = prior_sampling(model, requests[0])
     prompts = [request.prompt or "" for request in requests]
@@ -37,7 +41,7 @@ def sample_image_embeddings(model: SamplingModel, text: ContrastiveText, request
     def candidate(number: int) -> Tensor:
         stage = model.name if number == 0 else f"{model.name}/{number}"
         streams = [random_stream(request.seed, stage) for request in requests]
-        return embeddings(model, condition, null, streams, sampling)
+        return embeddings(model, condition, null, streams, sampling, between=between)
 
     def likeness(embedding: Tensor) -> Tensor:
         return F.cosine_similarity(embedding, condition["text_embedding"])
@@ -65,6 +69,8 @@ def embeddings(
     null: dict[str, Tensor],
     streams: Sequence[torch.Generator],
     sampling: DiffusionPriorSampling,
+    *,
+    between: Between | None,
 ) -> Tensor:
     """One candidate each, (B, E): diffusion without clipping, then the length that embeddings have."""
     objective, noise = make_objective(model.settings["objective"]), noise_of(model, streams)
@@ -80,6 +86,7 @@ def embeddings(
         num_inference_steps=sampling.num_inference_steps,
         noise=noise,
         threshold="none",
+        on_step=after_each(between),
     )
     return unit_variance(x_0[:, :, 0, 0])
 

@@ -10,6 +10,7 @@ import torch
 
 from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_text import ContrastiveText, FrozenText
+from components.sampling.generator import Between
 from components.sampling.model import Conditions, SamplingModel
 from components.sampling.requests import Request
 
@@ -20,6 +21,7 @@ def frozen_conditions(
     *,
     text: FrozenText | None = None,
     prior: SamplingModel | None = None,
+    between: Between | None = None,
 ) -> Conditions:
     """Those of text_states (B, L, D) and image_embedding (B, E) that the model takes, and the null of each.
 
@@ -29,6 +31,7 @@ def frozen_conditions(
         model: a diffusion model.
         text: the encoder that the model, or the prior before it, was trained with.
         prior: a diffusion prior, for a decoder.
+        between: called after each denoising step of the prior.
 
     Raises ValueError, in one line, if one that is needed is missing or does not fit.
     """
@@ -44,6 +47,7 @@ def frozen_conditions(
             raise ValueError(
                 f"the model of stage {model.name} needs a diffusion prior over {size} numbers, and the encoder of that"
             )
-        condition["image_embedding"] = sample_image_embeddings(prior, text, requests).to(model.device)
+        embedding = sample_image_embeddings(prior, text, requests, between=between)
+        condition["image_embedding"] = embedding.to(model.device)
         null["image_embedding"] = torch.zeros_like(condition["image_embedding"])
     return Conditions(condition, null)

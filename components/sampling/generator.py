@@ -8,11 +8,45 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from components.configuration.conditions import Member
+from components.diffusion import samplers
 from components.sampling.frozen_text import ContrastiveText, FrozenText
 from components.sampling.model import SamplingModel, check_conditions, reads_prompts
 from components.sampling.requests import Request
 
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
+Between = Callable[[], None]
+
+
+class Hooks(NamedTuple):
+    """Who is told while images are made; what is None costs nothing. What either raises ends the sampling."""
+
+    on_step: OnStep | None = None  # of denoising, with what is made on the way
+    between: Between | None = None  # between batches, denoising steps, tokens and values
+
+    def of_stage(self, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image) -> samplers.OnStep | None:
+        """Both for the sampler of a stage, which makes what `image` turns into images (B, 3, H, W)."""
+        on_step, between = self
+        if on_step is None:
+            return after_each(between)
+
+        def shown(step: int, time: float, x_t: Tensor, x_0: Tensor) -> None:
+            on_step(stage, step, time, image(x_t), image(x_0))
+            if between is not None:
+                between()
+
+        return shown
+
+
+def after_each(between: Between | None) -> Callable[..., None] | None:
+    """`between` for a sampler that says more of each step or token."""
+    if between is None:
+        return None
+
+    def told(*about: object) -> None:
+        del about
+        between()
+
+    return told
 
 
 class ConditionImages(NamedTuple):
@@ -47,7 +81,7 @@ class Generator(ABC):
     name: ClassVar[str]  # as requests choose it
     title: ClassVar[str]  # as the report has it
     options: ClassVar[tuple[str, ...]] = ()  # fields of a request that it takes besides label, prompt and seed
-    shows_steps: ClassVar[bool] = False  # whether `sample` tells on_step what it makes on the way
+    shows_steps: ClassVar[bool] = False  # whether `sample` tells hooks.on_step what it makes on the way
 
     def __init__(self, parts: Parts) -> None:
         """Raises ValueError, in one line, if its models don't fit each other."""
@@ -85,7 +119,7 @@ class Generator(ABC):
         check_conditions(self.first, request)
 
     @abstractmethod
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
         """Images (B, 3, H, W) of each stage, the finished ones last, for checked requests with the same options."""
 
     def example(self) -> Request:

@@ -8,7 +8,7 @@ import pydantic
 import torch
 
 from components.sampling.images import read_image
-from components.sampling.requests import Request, read_size
+from components.sampling.requests import Request, nested_settings, read_size, stage_settings
 
 IMAGES = ("image", "mask", "condition")
 
@@ -47,8 +47,9 @@ class RequestRow(pydantic.BaseModel):
     @classmethod
     def of(cls, request: Request) -> "RequestRow":
         """The row that asks for it."""
-        asked = {name: value for name, value in request._asdict().items() if value and name in cls.model_fields}
+        asked: dict[str, Any] = {name: value for name, value in request._asdict().items() if value not in (None, ())}
         asked |= {"size": "{}x{}".format(*asked["size"])} if "size" in asked else {}
+        asked |= {"sampling": json.dumps(nested_settings(request.sampling))} if request.sampling else {}
         return cls(**asked | {name: base64.b64encode(asked[name]).decode() for name in IMAGES if name in asked})
 
     def request(self) -> Request:
@@ -60,9 +61,8 @@ class RequestRow(pydantic.BaseModel):
     def settings(self) -> tuple[tuple[str, str, Any], ...]:
         """The sampling settings that the row changes. Raises ValueError for what is no such JSON."""
         try:
-            stages = json.loads(self.sampling or "{}")
-            return tuple((stage, name, frozen(value)) for stage, own in stages.items() for name, value in own.items())
-        except (ValueError, AttributeError) as error:
+            return stage_settings(json.loads(self.sampling or "{}"))
+        except json.JSONDecodeError as error:
             wanted = '{"upsampler_64": {"noise_level": 20}}'
             raise ValueError(f"sampling must be JSON such as {wanted}, not {self.sampling!r:.80}") from error
 
@@ -77,8 +77,3 @@ class RequestRow(pydantic.BaseModel):
         if self.prompt is None:
             raise ValueError("this model needs a prompt")
         return self.prompt
-
-
-def frozen(value: Any) -> Any:
-    """A list of JSON as a tuple, which a request can be compared by."""
-    return tuple(value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """What an image is asked for by, and the random stream that makes it the same image in whatever batch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +70,32 @@ def read_size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal()):
         raise ValueError(f"size {text}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
     return int(height), int(width)
+
+
+def stage_settings(nested: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str, Any], ...]:
+    """Sampling settings by stage and name, as JSON or YAML has them, as `Request.sampling`, which can be hashed.
+
+    Raises ValueError, in one line, for anything else.
+    """
+    if not isinstance(nested, Mapping) or not all(isinstance(own, Mapping) for own in nested.values()):
+        raise ValueError(f'sampling must be such as {{"upsampler_64": {{"noise_level": 20}}}}, not {nested!r:.80}')
+    return tuple((stage, name, _frozen(value)) for stage, own in nested.items() for name, value in own.items())
+
+
+def nested_settings(sampling: Iterable[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
+    """`Request.sampling` by stage and name: the inverse of `stage_settings`. The last of a name counts."""
+    nested: dict[str, dict[str, Any]] = {}
+    for stage, name, value in sampling:
+        nested.setdefault(stage, {})[name] = value
+    return nested
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"a sampling setting is a number, a word, true, false, null or a list of them, not {value!r:.80}")
 
 
 def class_id(label: int | str, classes: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.evaluation.report import image_groups
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
-from components.sampling.generator import Generator, OnStep, Parts
+from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
 from components.sampling.request_rows import RequestRow
@@ -34,7 +34,7 @@ class Flat(Generator):
     def first_of(cls, parts: Parts) -> SamplingModel | None:
         return parts.model if parts.model is not None and parts.model.settings.get("flat") else None
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
         strength = 1.0 if requests[0].temperature is None else requests[0].temperature
         levels = [(class_id(request.label or 0, self.classes) - 1) * strength for request in requests]
         return {self.first.name: torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 8)}

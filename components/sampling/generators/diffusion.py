@@ -20,7 +20,7 @@ from components.models.autoencoder import Autoencoder
 from components.sampling.classifier import check_guides, classifier_score
 from components.sampling.diffusion_prior import prior_sampling
 from components.sampling.frozen_conditions import frozen_conditions
-from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
+from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts
 from components.sampling.image_files import gray_png
 from components.sampling.model import (
     Conditions,
@@ -279,15 +279,16 @@ class Diffusion(Generator):
             raise ValueError("pixels are kept by a base of images alone: this cascade decodes or enlarges what it made")
         check_replacement(self.first, request)
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
-        shown, parts = of_stage(on_step, "base", self.image), self.parts
-        frozen = self.frozen_conditions(self.first, requests)
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
+        shown, parts = hooks.of_stage("base", self.image), self.parts
+        frozen = self.frozen_conditions(self.first, requests, between=hooks.between)
         guides = {"classifier": parts.classifier, "weaker": parts.weaker}
         made = sample_base(self.first, requests, frozen=frozen, on_step=shown, **guides)
         images = {"base": self.image(made)}
         for model in parts.upsamplers:
-            low_res, frozen = list(images.values())[-1], self.frozen_conditions(model, requests)
-            shown = of_stage(on_step, model.name)
+            low_res = list(images.values())[-1]
+            frozen = self.frozen_conditions(model, requests, between=hooks.between)
+            shown = hooks.of_stage(model.name)
             images[model.name] = sample_upsampler(model, requests, low_res, frozen=frozen, on_step=shown)
         return images
 
@@ -299,10 +300,12 @@ class Diffusion(Generator):
         assert isinstance(decoder, Autoencoder)
         return decoder.from_latents(made / self.first.settings["latent_scale"])
 
-    def frozen_conditions(self, model: SamplingModel, requests: Sequence[Request]) -> Conditions:
+    def frozen_conditions(
+        self, model: SamplingModel, requests: Sequence[Request], *, between: Between | None
+    ) -> Conditions:
         parts = self.parts
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
-        return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior)
+        return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior, between=between)
 
     def example(self) -> Request:
         request = super().example()._replace(steps=10)
@@ -312,12 +315,3 @@ class Diffusion(Generator):
             request = request._replace(label="0", classifier_scale=1.0)
         side = self.condition_images
         return request if side is None else request._replace(condition=gray_png(side.resolution))
-
-
-def of_stage(
-    on_step: OnStep | None, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image
-) -> Callable[[int, float, Tensor, Tensor], None] | None:
-    """Tells a sampler's steps as those of a stage."""
-    if on_step is None:
-        return None
-    return lambda step, time, x_t, x_0: on_step(stage, step, time, image(x_t), image(x_0))

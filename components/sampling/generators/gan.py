@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.sampling import GANSampling
-from components.sampling.generator import Generator, OnStep, Parts
+from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.model import SamplingModel, sampling_of
 from components.sampling.requests import Request, class_id, random_stream
 
@@ -73,5 +73,5 @@ class GAN(Generator):
         super().check(request)
         gan_sampling(self.first, request)
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
         return {self.first.name: sample_gan(self.first, requests)}

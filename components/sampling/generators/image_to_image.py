@@ -14,8 +14,8 @@ from torch import Tensor
 from components.diffusion import samplers
 from components.diffusion.corruption import upsample
 from components.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask, gray
-from components.sampling.generator import Generator, OnStep, Parts
-from components.sampling.generators.diffusion import check_sampling, denoise, first_sampling, noise_of, of_stage
+from components.sampling.generator import Generator, Hooks, Parts
+from components.sampling.generators.diffusion import check_sampling, denoise, first_sampling, noise_of
 from components.sampling.image_files import gray_png, open_given_image
 from components.sampling.images import from_uint8, read_mask
 from components.sampling.model import SamplingModel
@@ -118,9 +118,9 @@ class ImageToImage(Generator):
         super().check(request)
         check_sampling(self.first, first_sampling(self.first, request))
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
         name = self.first.name
-        return {name: translate(self.first, requests, on_step=of_stage(on_step, name))}
+        return {name: translate(self.first, requests, on_step=hooks.of_stage(name))}
 
     def example(self) -> Request:
         settings = self.first.settings

@@ -11,20 +11,26 @@ from components.configuration.sampling import TokenSampling
 from components.diffusion.corruption import from_levels
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
-from components.sampling.generator import Generator, OnStep, Parts
+from components.sampling.generator import Between, Generator, Hooks, Parts, after_each
 from components.sampling.model import SamplingModel, encode_conditions, sampling_of
 from components.sampling.pixelwise import generate_grid
 from components.sampling.requests import Request, random_stream
 
 
-def sample_pixels(model: SamplingModel, requests: Sequence[Request]) -> Tensor:
+def sample_pixels(model: SamplingModel, requests: Sequence[Request], *, between: Between | None = None) -> Tensor:
     """Images (B, 3, S, S) in [-1, 1] of requests that share guidance_scale, temperature, top_k and top_p."""
     side = model.settings["resolution"]
-    return from_levels(sample_grid(model, requests, height=side, width=side))
+    return from_levels(sample_grid(model, requests, height=side, width=side, between=between))
 
 
 def sample_grid(
-    model: SamplingModel, requests: Sequence[Request], *, height: int, width: int, stage: str | None = None
+    model: SamplingModel,
+    requests: Sequence[Request],
+    *,
+    height: int,
+    width: int,
+    stage: str | None = None,
+    between: Between | None = None,
 ) -> Tensor:
     """Values (B, C, height, width) int64 of pixels or tokens; `stage` names the random streams, else the model."""
     sampling = token_sampling(model, requests[0])
@@ -35,6 +41,7 @@ def sample_grid(
         height=height,
         width=width,
         label=encode_conditions(model, requests).condition.get("label"),
+        on_token=after_each(between),
         **sampling.model_dump(),
     )
 
@@ -61,5 +68,5 @@ class Pixels(Generator):
         super().check(request)
         token_sampling(self.first, request)
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
-        return {self.first.name: sample_pixels(self.first, requests)}
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
+        return {self.first.name: sample_pixels(self.first, requests, between=hooks.between)}

@@ -20,7 +20,7 @@ from components.models.token_network import TokenNetwork
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.best_of import Best, best_of, mutual_information
-from components.sampling.generator import ConditionImages, Generator, OnStep, Parts
+from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts, after_each
 from components.sampling.generators.pixels import sample_grid, token_sampling
 from components.sampling.image_files import gray_png
 from components.sampling.images import read_image
@@ -62,6 +62,7 @@ def sample_prior(
     *,
     grid: tuple[int, int] | None = None,
     candidate: int = 0,
+    between: Between | None = None,
 ) -> Tensor:
     """Tokens (B, h, w) of checked requests that share guidance_scale, steps, temperature, top_k and top_p.
 
@@ -69,6 +70,7 @@ def sample_prior(
         condition: (B, M) int64, tokens of a condition image for each request, for a prior that was trained with one.
         grid: (h, w), where it is to be larger than the trained one; causal transformers only.
         candidate: which of the images of a request's seed, see `best_of`; 0 is the one it gives without candidates.
+        between: called after each token, or step of a masked prior.
 
     Raises ValueError, in one line, for a condition or a grid that does not fit the prior.
     """
@@ -86,19 +88,28 @@ def sample_prior(
     if larger and not isinstance(network, Transformer):
         raise ValueError(f"this prior makes a grid of {height}×{width} alone, not of {grid[0]}×{grid[1]}")
     if isinstance(network, GatedPixelCNN | RowLSTM):
-        return sample_grid(model, requests, height=height, width=width, stage=stage)[:, 0]
+        return sample_grid(model, requests, height=height, width=width, stage=stage, between=between)[:, 0]
+    told = after_each(between)
     if isinstance(network, Transformer):
-        tokens = generate_window(network, grid=grid, **settings) if larger else generate(network, **settings)
+        draw = partial(generate_window, grid=grid) if larger else generate
+        tokens = draw(network, **settings, on_token=told)
     elif isinstance(network, MaskedTransformer):
         assert isinstance(sampling, MaskedTokenSampling)
         steps, choice_temperature = sampling.num_inference_steps, sampling.choice_temperature
-        tokens = maskgit(network, steps=steps, choice_temperature=choice_temperature, **settings)
+        tokens = maskgit(network, steps=steps, choice_temperature=choice_temperature, **settings, on_step=told)
     else:
         raise TypeError(f"no sampler for a {type(network).__name__}")
     return rearrange(tokens, "b (h w) -> b h w", h=grid[0], w=grid[1])
 
 
-def sample_best(model: SamplingModel, requests: Sequence[Request], condition: Tensor | None = None, *, n: int) -> Best:
+def sample_best(
+    model: SamplingModel,
+    requests: Sequence[Request],
+    condition: Tensor | None = None,
+    *,
+    n: int,
+    between: Between | None = None,
+) -> Best:
     """The tokens (B, h, w), of n candidates each, that their conditions explain best, by the prior itself.
 
     Raises ValueError as `sample_prior`, or for a prior that can't say how likely its tokens are.
@@ -111,14 +122,10 @@ def sample_best(model: SamplingModel, requests: Sequence[Request], condition: Te
     def score(tokens: Tensor) -> Tensor:
         return mutual_information(network, tokens.flatten(1), condition=conditions.condition, null=conditions.null)
 
-    return best_of(partial(sample_candidate, model, requests, condition), score, n=n)
+    def candidate(number: int) -> Tensor:
+        return sample_prior(model, requests, condition, candidate=number, between=between)
 
-
-def sample_candidate(
-    model: SamplingModel, requests: Sequence[Request], condition: Tensor | None, candidate: int
-) -> Tensor:
-    """The tokens (B, h, w) of one candidate of each request, by its number from 0."""
-    return sample_prior(model, requests, condition, candidate=candidate)
+    return best_of(candidate, score, n=n)
 
 
 def prior_conditions(
@@ -186,7 +193,7 @@ class Tokens(Generator):
         self.candidates(request)
         self.grid(request)
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
         """As every generator; of several candidates the best by the reranker, or by the prior itself."""
         tokenizer, seen = self.parts.tokenizer, self.parts.condition
         assert tokenizer is not None
@@ -197,12 +204,13 @@ class Tokens(Generator):
         def image(tokens: Tensor) -> Tensor:
             return decoder.detokenize(tokens.to(tokenizer.device))
 
+        draw = partial(sample_prior, self.first, requests, condition, between=hooks.between)
         if candidates == 1:
-            return {"tokenizer": image(sample_prior(self.first, requests, condition, grid=self.grid(requests[0])))}
+            return {"tokenizer": image(draw(grid=self.grid(requests[0])))}
         if reranker is None:
-            return {"tokenizer": image(sample_best(self.first, requests, condition, n=candidates).chosen)}
-        draw = partial(sample_candidate, self.first, requests, condition)
-        best = best_of(lambda k: image(draw(k)), likeness_to_prompts(reranker, requests), n=candidates)
+            best = sample_best(self.first, requests, condition, n=candidates, between=hooks.between)
+            return {"tokenizer": image(best.chosen)}
+        best = best_of(lambda k: image(draw(candidate=k)), likeness_to_prompts(reranker, requests), n=candidates)
         return {"tokenizer": best.chosen}
 
     def candidates(self, request: Request) -> int:

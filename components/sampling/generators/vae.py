@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
-from components.sampling.generator import Generator, OnStep, Parts
+from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request, random_stream
 
@@ -41,5 +41,5 @@ class VAE(Generator):
             return None
         return model
 
-    def sample(self, requests: Sequence[Request], on_step: OnStep | None) -> dict[str, Tensor]:
+    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
         return {self.first.name: sample_vae(self.first, requests)}
