@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from components.diffusion.degradation import MASK_TASKS
 from components.sampling.cascade import Cascade
-from components.sampling.generator import Generator
+from components.sampling.generator import Generator, Hooks
 from components.sampling.generators.diffusion import first_sampling
 from components.sampling.generators.image_to_image import ImageToImage
 from components.sampling.image_files import encode_png
@@ -106,7 +106,7 @@ class SmallBackend:
 def card_of(maker: Generator) -> GeneratorCard:
     """What a generator of a tiny cascade takes."""
     with torch.no_grad():
-        height, width = list(maker.sample([maker.example()], None).values())[-1].shape[-2:]
+        height, width = list(maker.sample([maker.example()], Hooks()).values())[-1].shape[-2:]
     sampling = {model.name: model.sampling.model_dump(mode="json") for model in maker.models}
     steps = first_sampling(maker.first, Request()).num_inference_steps if maker.shows_steps else None
     return GeneratorCard(

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
-from components.sampling.request_rows import frozen
-from components.sampling.requests import Request
+from components.sampling.requests import Request, stage_settings
 from components.serving.errors import ServiceError
 from components.serving.messages import Card, GeneratorCard, Job
 from components.serving.settings import Limits
@@ -236,5 +235,4 @@ def task_of(asked: Edit, generator: GeneratorCard, given: GivenImages) -> str | 
 
 
 def settings_of(asked: Asked) -> tuple[tuple[str, str, Any], ...]:
-    stages = (asked.sampling or {}).items()
-    return tuple((stage, name, frozen(value)) for stage, own in stages for name, value in own.items())
+    return stage_settings(asked.sampling or {})

@@ -7,7 +7,7 @@ const MARK = "seed"; // every link has one; other addresses with # are none of o
 /** The address of this page that makes the same image again. */
 export function linkOf(settings) {
   const fields = new URLSearchParams();
-  for (const [name, value] of Object.entries(clean(settings))) {
+  for (const [name, value] of Object.entries(clean({ ...settings, n: settings.n === 1 ? null : settings.n }))) {
     fields.set(name, typeof value === "object" ? JSON.stringify(value) : value);
   }
   return `${location.origin}${location.pathname}#${fields}`;

@@ -1,14 +1,14 @@
 // The page starts here: what each control does.
 
 import { newSeed, readControls } from "./controls.js";
-import { announce, byId, tried } from "./dom.js";
+import { announce, byId, showTrouble, tried } from "./dom.js";
 import { takeDrops, takeFiles } from "./drop.js";
 import { startEditor } from "./editor.js";
 import { settingsOfLink } from "./link.js";
 import { make, stop } from "./making.js";
 import { change, changeAgain, giveCondition, openFile, restore, showAgain, workOn } from "./opening.js";
 import { startPast } from "./past.js";
-import { loadModels } from "./served.js";
+import { isLoaded, loadModels } from "./served.js";
 import { startView } from "./view.js";
 
 startView();
@@ -20,20 +20,23 @@ addEventListener("hashchange", () => {
   if (settings) tried(() => restore(settings));
 });
 await startPast((entry) => tried(() => showAgain(entry)));
-await tried(async () => {
+await tried(begin);
+
+async function begin() {
   await loadModels();
   restore(settingsOfLink(location.href) ?? {});
-});
+}
 
 function wireControls() {
   byId("more").open = matchMedia("(min-width: 60rem)").matches;
   byId("controls").onchange = ({ target }) => {
+    if (["mode", "generator"].includes(target.name) || target.id === "model") showTrouble("");
     if (target.id === "model") change(subject());
     else if (["mode", "generator"].includes(target.name) || target.id === "task") changeAgain();
   };
   byId("controls").onsubmit = (event) => {
     event.preventDefault();
-    tried(make);
+    tried(isLoaded() ? make : begin);
   };
   byId("prompt").onkeydown = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

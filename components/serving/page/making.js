@@ -7,7 +7,7 @@ import { linkOf } from "./link.js";
 import { conditionNow, workOn } from "./opening.js";
 import { keep } from "./past.js";
 import { run } from "./run.js";
-import { card, loadModels, model } from "./served.js";
+import { card, loadModels, model, modelLine } from "./served.js";
 import { clean } from "./settings.js";
 
 let running = null; // AbortController of the images under way
@@ -50,10 +50,11 @@ function callsOf(settings) {
 }
 
 function showRunning(on) {
+  const [before, after] = on ? [byId("make"), byId("stop")] : [byId("stop"), byId("make")];
+  const focused = document.activeElement === before;
   byId("stop").hidden = !on;
   byId("make").disabled = on;
-  if (on) byId("stop").focus();
-  else if (document.activeElement === document.body) byId("make").focus();
+  if (focused) after.focus();
 }
 
 export const handlers = () => ({
@@ -65,7 +66,9 @@ async function made(tile, files) {
   const { image = null, mask = null } = files ?? {};
   await keep({ settings: tile.settings, title: tile.title, png: tile.blob, image, mask });
   const { version } = tile.settings;
-  if (version && version !== card().version) await loadModels().catch(() => null); // a new one answers
+  if (!version || version === card().version) return;
+  await loadModels().catch(() => null); // a new one answers
+  byId("version").textContent = modelLine();
 }
 
 async function copyLink(event) {

@@ -33,7 +33,7 @@ export const changeAgain = () => change({ ...readControls(), generator: generato
 export function restore(given) {
   const settings = clean(given);
   const served = settings.model === undefined || chooseModel(settings.model);
-  setMode(settings.task ? "edit" : "make");
+  setMode(settings.task || given.needs?.includes("image") ? "edit" : "make");
   byId("both").checked = false;
   change(settings);
   if (settings.sampling) byId("more").open = byId("all").open = true;
@@ -73,7 +73,8 @@ export async function openFile(file) {
   const settings = await readSettings(file);
   if (settings) {
     restore(settings);
-    const missing = settings.task ? "; the image to work on is not in the file: give it again" : "";
+    const needs = settings.needs?.includes("condition") ? "the condition image" : settings.needs && "the image to work on";
+    const missing = needs ? `; ${needs} is not in the file: give it again` : "";
     const there = `the settings of ${file.name || "the image"} are in the controls${missing}`;
     showNotice(byId("notice").textContent || there);
   } else if (card().generators.some(canEdit)) await workOn(file);

@@ -6,7 +6,7 @@ import { base64Of, blobOf } from "./images.js";
 import { flipped } from "./options.js";
 import { stepsOf } from "./settings.js";
 import { Tile } from "./tile.js";
-import { showTiles } from "./view.js";
+import { dropTiles, showTiles } from "./view.js";
 
 const PREVIEWS = 8;
 const OPENAI_PREVIEWS = 3; // what every service allows
@@ -23,10 +23,12 @@ export async function run({ model, asked, files, condition, signal, handlers, on
   const columns = calls.length;
   const order = calls[0].tiles.flatMap((_, index) => calls.map((call) => call.tiles[index]));
   showTiles(order, calls[0].generator, columns);
+  byId("view").scrollIntoView({ block: "nearest" });
   byId("view").ariaBusy = "true";
   announce(`making ${order.length === 1 ? "an image" : `${order.length} images`}`);
   const ends = await Promise.allSettled(calls.map((call) => answer(model, call, files, condition, signal, onMade)));
   for (const tile of order) tile.stop();
+  dropTiles(order.filter((tile) => !tile.frames.length));
   byId("view").ariaBusy = "false";
   const failed = ends.find((end) => end.status === "rejected");
   if (failed) throw failed.reason;

@@ -5,11 +5,20 @@ import { byId, fillSelect } from "./dom.js";
 
 let models = []; // [{id, card}]
 
-export const model = () => models.find(({ id }) => id === byId("model").value) ?? models[0];
+export const isLoaded = () => models.length > 0;
+
+/** Throws Error before the models are known. */
+export function model() {
+  if (!isLoaded()) throw new Error("the service has not answered yet: press Make to ask again");
+  return models.find(({ id }) => id === byId("model").value) ?? models[0];
+}
+
 export const card = () => model().card;
 
+/** Throws Error where none answers. */
 export async function loadModels() {
   models = await fetchModels();
+  if (!isLoaded()) throw new Error("no model answers now: try again in a moment");
   fillSelect(byId("model"), models.map(({ id }) => [id, id]), byId("model").value);
   byId("model-field").hidden = models.length < 2;
 }

@@ -51,7 +51,6 @@ export class Tile {
     this.progress.remove();
     this.add(blob, "finished");
     this.image.alt = `${describe(settings)}, by ${this.title}`;
-    this.film.hidden = this.frames.length < 2;
     this.caption.firstChild.textContent = describe(settings);
     this.caption.append(this.actions());
   }
@@ -59,8 +58,7 @@ export class Tile {
   stop() {
     if (this.blob) return;
     this.bar.remove();
-    this.text.textContent = this.frames.length ? `stopped at ${this.text.textContent}` : "stopped";
-    this.frame.classList.remove("waiting");
+    this.text.textContent = `stopped at ${this.text.textContent}`;
   }
 
   add(blob, text) {

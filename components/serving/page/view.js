@@ -20,14 +20,23 @@ export function showTiles(made, { width, height }, columns = 1) {
   arrange();
 }
 
+/** Take away tiles that show nothing. */
+export function dropTiles(gone) {
+  tiles = tiles.filter((tile) => !gone.includes(tile));
+  for (const tile of gone) tile.node.remove();
+  byId("empty").hidden = tiles.length > 0;
+  arrange();
+}
+
 export function startView() {
   new ResizeObserver(arrange).observe(byId("work"));
 }
 
 function arrange() {
   if (!tiles.length) return;
+  const least = Math.min(side, tiles.length);
   const [width, height] = [byId("view").clientWidth, heightNow()];
-  const choices = Array.from({ length: tiles.length }, (_, index) => index + 1).filter((columns) => columns >= side);
+  const choices = Array.from({ length: tiles.length }, (_, index) => index + 1).filter((columns) => columns >= least);
   const scales = choices.map((columns) => ({ columns, scale: scaleFor(columns, width, height) }));
   const empty = ({ columns }) => (columns - (tiles.length % columns)) % columns;
   scales.sort((a, b) => b.scale - a.scale || empty(a) - empty(b) || b.columns - a.columns);
