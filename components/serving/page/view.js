@@ -7,25 +7,32 @@ const NARROW = 150; // screen pixels that a tile's words need, and the least hei
 const BELOW = { one: 226, many: 142 }; // screen pixels of what is below an image, and around all
 const FILMS = 2; // with more images than that each is shown without its frames
 
-let tiles = [];
-let size = { width: 1, height: 1 };
-let side = 0; // least columns: generators next to each other
+const HISTORY = 132; // screen pixels that the history will take: no image shrinks when it appears
+const NOTHING = { tiles: [], size: { width: 1, height: 1 }, side: 0 };
+
+let shown = NOTHING; // side: least columns, of generators next to each other
+let before = NOTHING;
 
 /** Show these tiles in place of the ones before; their images are width x height pixels. */
-export function showTiles(made, { width, height }, columns = 1) {
-  for (const tile of tiles) tile.forget();
-  [tiles, size, side] = [made, { width, height }, columns];
-  byId("empty").hidden = made.length > 0;
-  byId("view").replaceChildren(...made.map((tile) => tile.node));
+export function showTiles(tiles, { width, height }, side = 1) {
+  for (const tile of before.tiles) tile.forget();
+  before = shown;
+  show({ tiles, size: { width, height }, side });
+}
+
+function show(what) {
+  shown = what;
+  byId("empty").hidden = what.tiles.length > 0;
+  byId("view").replaceChildren(...what.tiles.map((tile) => tile.node));
   arrange();
 }
 
-/** Take away tiles that show nothing. */
+/** Take away tiles that show nothing; where none is left, those before come back. */
 export function dropTiles(gone) {
-  tiles = tiles.filter((tile) => !gone.includes(tile));
-  for (const tile of gone) tile.node.remove();
-  byId("empty").hidden = tiles.length > 0;
-  arrange();
+  const tiles = shown.tiles.filter((tile) => !gone.includes(tile));
+  if (!gone.length) return;
+  [shown, before] = tiles.length ? [{ ...shown, tiles }, before] : [before, NOTHING];
+  show(shown);
 }
 
 export function startView() {
@@ -33,6 +40,7 @@ export function startView() {
 }
 
 function arrange() {
+  const { tiles, size, side } = shown;
   if (!tiles.length) return;
   const least = Math.min(side, tiles.length);
   const [width, height] = [byId("view").clientWidth, heightNow()];
@@ -51,11 +59,12 @@ function heightNow() {
   const work = byId("work");
   if (getComputedStyle(work).overflowY !== "auto") return innerHeight;
   const above = ["trouble", "notice"].map((id) => byId(id).offsetHeight + (byId(id).offsetHeight && GAP));
-  return work.clientHeight - above[0] - above[1];
+  return work.clientHeight - above[0] - above[1] - (byId("history").hidden ? HISTORY : 0);
 }
 
 /** Screen pixels a pixel: whole ones of the device, unless the image is larger than its place. */
 function scaleFor(columns, width, height) {
+  const { tiles, size, side } = shown;
   const rows = Math.min(Math.ceil(tiles.length / columns), 2);
   const wide = Math.floor((width - (columns - 1) * GAP) / columns);
   if (columns > side && wide < NARROW) return 0;
