@@ -170,6 +170,7 @@ sample = app.command()(model_commands.sample)
 translate = app.command()(model_commands.translate)
 reconstruct = app.command()(model_commands.reconstruct)
 ema = app.command()(model_commands.ema)
+serve = app.command()(model_commands.serve)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`."""
+"""The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`, `serve`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -166,3 +166,32 @@ def ema(
     from pipelines.ema_command import write_average
 
     typer.echo(f"model: {write_average(model, length=length, tracking=tracking, out=out)}")
+
+
+def serve(
+    model: Annotated[
+        list[str],
+        typer.Option(help="models:/NAME@champion, models:/NAME/3, or a folder; NAME=… in front. Repeatable."),
+    ],
+    host: Annotated[str, typer.Option(help="Where to listen; keys are needed where others reach it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65535)] = 8000,
+    tracking: Tracking = None,
+    replicas: Annotated[str, typer.Option(help="Of each model: a number, or 1..4 as many as are busy.")] = "1",
+    gpus: Annotated[float | None, typer.Option(help="Of a replica, parts too; else 1 where there are.", min=0)] = None,
+    batch: Annotated[int, typer.Option(help="Most images that are sampled at a time.", min=1)] = 16,
+) -> None:
+    """Serve trained models over HTTP: OpenAI's image API, and a page to try them on.
+
+    Ray is started here, or joined where RAY_ADDRESS says. A new champion answers within seconds, without a pause.
+    Ends on Ctrl-C.
+
+    **Examples**
+
+    - `cascade serve --model models:/image-cascade-openmoji@champion`
+    - `cascade serve --model emoji=models:/image-cascade-openmoji/3 --model gan=models:/image-cascade-gan@champion`
+    - `CASCADE_API_KEYS=one,another cascade serve --model models:/image-cascade-openmoji@champion --host 0.0.0.0`
+    - `cascade serve --model models:/image-cascade-openmoji@champion --replicas 1..4 --gpus 0.5`
+    """
+    from pipelines.serve_command import ServeOptions, serve
+
+    serve(ServeOptions(model, host, port, tracking, replicas, gpus, batch), Console())

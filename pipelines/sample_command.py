@@ -1,7 +1,6 @@
 """`cascade sample`: images and a labelled grid from a registered model or a cascade artifact."""
 
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +15,14 @@ from rich.progress import Progress
 
 from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
-from components.sampling.answers import load_lone
-from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade
+from components.sampling.answers import cascade_in
+from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
 from components.sampling.requests import Request, nested_settings, read_size, stage_settings
-from components.storage.artifact import load_artifact
-from components.storage.bundle import DESCRIPTION as MODEL
-from components.storage.store import Store, absolute
+from components.tracking import model_source
 from components.tracking.environment import environment
-from components.tracking.registry import download_model
 from pipelines.profiles import tracking_uri
 from pipelines.session import set_environment
 from pipelines.workflow import UsageError
@@ -143,35 +139,21 @@ def load_cascade(model: str, tracking: str | None) -> Cascade:
     """The cascade in the registry, in storage, or as it lies on disk, on the best device that there is; and a model
     that makes images by itself as a cascade of its own, which samples as its kind does.
 
-    Raises UsageError if there is none.
+    Raises UsageError, or ValueError, if there is none.
     """
     with local_model(model, tracking) as folder:
-        if (folder / DESCRIPTION).is_file():
-            return Cascade.load(folder, device=best_device())
-        lone = lone_cascade(load_lone(folder, device=best_device())) if (folder / MODEL).is_file() else None
-        if lone is None:
-            raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
-        return lone
+        cascade = cascade_in(folder, device=best_device())
+    if cascade is None:
+        raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
+    return cascade
 
 
 @contextmanager
 def local_model(model: str, tracking: str | None) -> Iterator[Path]:
     """The folder of a trained model or a cascade that is in the registry, in storage, or on disk already.
 
-    Raises UsageError, or ValueError from the registry, if there is none.
+    Raises ValueError if there is none.
     """
     set_environment(environment())
-    if model.startswith("models:/"):
-        registry = tracking_uri(tracking)
-        if registry is None:
-            raise UsageError(f"{model} is in a registry: name it with --tracking")
-        with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
-            yield download_model(model, Path(folder), tracking_uri=registry)
-    elif any((Path(model) / name).is_file() for name in (DESCRIPTION, MODEL)):
-        yield Path(model)
-    else:
-        artifact = load_artifact(Store(absolute(model)))
-        if artifact is None or artifact.kind != "model":
-            raise UsageError(f"no model at {model}; give models:/NAME@champion or the folder of a model's stage")
-        with artifact.local_copy() as folder:
-            yield folder
+    with model_source.local_model(model, tracking_uri=tracking_uri(tracking)) as folder:
+        yield folder

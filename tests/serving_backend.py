@@ -3,16 +3,18 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import torch
 import uvicorn
 from starlette.types import ASGIApp
 
 from components.diffusion.degradation import MASK_TASKS
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import Cascade, compose
 from components.sampling.generator import Generator, Hooks
 from components.sampling.generators.diffusion import first_sampling
 from components.sampling.generators.image_to_image import ImageToImage
@@ -21,8 +23,14 @@ from components.sampling.images import to_uint8
 from components.sampling.model import reads_prompts
 from components.sampling.requests import Request
 from components.serving.messages import Card, Event, GeneratorCard, Job, Made, Partial, Refused
+from components.serving.settings import ServedModel, ServiceSettings
+from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
+from tests.tiny_diffusion_branches import base
+from tests.tiny_generators import PRIORS, token_branch
+from tests.unit.test_sampling_translate import write_palette
 
 CREATED = 1_700_000_000
+HTTP = httpx2.Client(timeout=60)  # of tests that ask without the official client
 
 
 class LeftError(Exception):
@@ -133,8 +141,27 @@ def tasks_of(maker: Generator) -> tuple[str, ...]:
     return MASK_TASKS if "mask" in maker.options and alone else ()
 
 
-def load_backend(folder: Path, **options: object) -> SmallBackend:
-    return SmallBackend(Cascade.load(folder), **options)
+def load_backends(folder: Path, **options: Any) -> dict[str, SmallBackend]:
+    """A cascade, a token branch, an image-to-image model, a base alone, one of few steps, and one that sees depth."""
+    few, depth = {"objective": OBJECTIVE | {"num_train_timesteps": 10}}, {"condition_member": "depth"}
+    folders = {
+        "tiny": write_cascade(folder / "tiny"),
+        "tokens": token_branch(PRIORS["transformer"], folder / "tokens"),
+        "palette": write_palette(folder / "palette"),
+        "base": write_base(folder / "base"),
+        "short": write_base(folder / "short", settings=few),
+        "depth": write_base(folder / "depth", settings=depth, condition_image_channels=3),
+    }
+    return {name: SmallBackend(Cascade.load(path), name=name, **options) for name, path in folders.items()}
+
+
+def write_base(folder: Path, **about: Any) -> Path:
+    return compose(folder / "cascade", base=base(folder, **about), sampling={"base": FEW})
+
+
+def settings_of(backends: Mapping[str, object], **settings: Any) -> ServiceSettings:
+    models = tuple(ServedModel(name=name, source=f"models:/{name}@champion") for name in backends)
+    return ServiceSettings(models=models, **settings)
 
 
 @contextmanager

@@ -82,6 +82,16 @@ def load_lone(folder: Path, *, device: str | torch.device) -> SamplingModel:
     return load_model(_stage_of(folder), folder, device=device)
 
 
+def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | None:
+    """The composed cascade in `folder`, or a model that makes images by itself as a cascade of its own; None for what
+    makes none. Without weights: as `read_parts`. Raises ValueError if it can't be read."""
+    if (folder / DESCRIPTION).is_file():
+        return Cascade(**read_parts(folder, device=device, weights=weights))
+    if not (folder / MODEL).is_file():
+        return None
+    return lone_cascade(load_lone(folder, device=device) if weights else describe_model(_stage_of(folder), folder))
+
+
 def example_of(folder: Path) -> RequestRow | None:
     """A row that the model in `folder` takes; None for one that takes none alone. No weights are read."""
     if (folder / DESCRIPTION).is_file():

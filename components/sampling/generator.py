@@ -105,6 +105,16 @@ class Generator(ABC):
         return [self.first.settings.get("resolution") or 1]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a finished image where the request names none, pixels."""
+        return self.sides[-1], self.sides[-1]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it does to a request's image; none where it takes no image."""
+        return ()
+
+    @property
     def classes(self) -> list[str]:
         """Names of the classes that requests may ask for, by id."""
         return self.first.classes

@@ -44,6 +44,10 @@ class Refused(NamedTuple):
 Event = Partial | Made | Refused
 
 
+class Taken(NamedTuple):
+    """What a replica says first of a job that it works on; for the API's side of the connection alone."""
+
+
 class Unavailable(Exception):  # noqa: N818, no error of a programmer
     """A model that can't be asked now: its replica was lost, or none is there yet. It is worth trying again.
 

@@ -47,6 +47,7 @@ def limited(app: ASGIApp, *, limits: Limits) -> ASGIApp:
     """Read bodies here, up to their limit; what is larger is not read to its end."""
 
     async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+        """The app, with a body that is there already."""
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -101,7 +102,8 @@ async def read_form(request: HttpRequest, limits: Limits) -> Form:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
         raise ServiceError(415, "send the image in a form: Content-Type must be multipart/form-data")
-    if not (await request.body()).rstrip().endswith(b"--" + options.get(b"boundary", b"") + b"--"):
+    end = b"--" + options.get(b"boundary", b"") + b"--"
+    if b"boundary" in options and end not in await request.body():
         raise ServiceError(400, CUT_OFF)
     try:
         async with request.form(max_files=len(FILES), max_fields=MOST_PARTS, max_part_size=limits.body_bytes) as form:
@@ -165,9 +167,8 @@ def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
         size = open_header(data).size
     except UnidentifiedImageError:
         raise ServiceError(400, f"{name} is no image: give a PNG, JPEG or WebP file", param=name) from None
-    except ValueError as error:
-        message = f"{name} is too large to decode ({error}): give a smaller one"
-        raise ServiceError(413, message, param=name) from None
+    except (ValueError, Image.DecompressionBombError):
+        raise ServiceError(413, f"{name} is too large to decode: give a smaller one", param=name) from None
     except Exception:  # as below
         raise ServiceError(400, f"{name} can't be read: give a PNG, JPEG or WebP file", param=name) from None
     if size[0] * size[1] > limits.image_pixels:

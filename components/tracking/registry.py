@@ -5,6 +5,7 @@ used last, `champion` the one of the last run that ended well.
 """
 
 import importlib.metadata
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,10 +44,25 @@ REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors"
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
+NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
+
+
 class Registered(NamedTuple):
     name: str
     version: str
     model_id: str
+
+
+class Named(NamedTuple):
+    """The version that an address names now."""
+
+    name: str
+    version: str
+    created: int  # seconds since 1970
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
 
 
 def model_name(artifact: Artifact, *, models: str) -> str:
@@ -92,6 +108,24 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
     found = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
     ready = [model for model in found if model.status == LoggedModelStatus.READY]
     return min(ready, key=lambda model: model.creation_timestamp) if ready else None
+
+
+def find_named(model_uri: str, *, tracking_uri: str) -> Named:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now.
+
+    Raises ValueError, in one line, if the registry has none or can't be reached.
+    """
+    parts = NAMED.fullmatch(model_uri)
+    if parts is None:
+        raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = parts.groups()
+    client = MlflowClient(tracking_uri)
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"can't find {model_uri} in the registry at {tracking_uri}: {reason}") from error
+    return Named(name, str(found.version), found.creation_timestamp // 1000)
 
 
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:

@@ -32,7 +32,6 @@ from tests.browser.service_page import (
     served_page,
     write_whole_cascade,
 )
-from tests.serving_backend import load_backend
 from tests.tiny_generators import LONE, conditioned, write
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
@@ -355,7 +354,7 @@ def test_controls_are_those_of_the_model_that_is_chosen(
     kind, network, settings = LONE["gan"]
     classes = [f"kind {number}" for number in range(30)]
     model = write(tmp_path / "gan", kind, network | {"num_classes": 30}, settings | {"classes": classes})
-    other = load_backend(compose(tmp_path / "cascade", model=model), name="gan")
+    other = KeepingBackend(Cascade.load(compose(tmp_path / "cascade", model=model)), name="gan")
     with served_page(backend, other) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         assert page.locator("#prompt").is_visible()
@@ -369,7 +368,7 @@ def test_controls_are_those_of_the_model_that_is_chosen(
 
 
 def test_an_image_that_a_model_is_conditioned_on_is_dropped(browser: Browser, tmp_path: Path) -> None:
-    backend = load_backend(conditioned(tmp_path))
+    backend = KeepingBackend(Cascade.load(conditioned(tmp_path)))
     with served_page(backend) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         larger = np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8)

@@ -49,6 +49,16 @@ def test_ray_train_enters_by_one_door_for_drivers_one_for_their_data_and_one_for
     assert doors == [RAY_INTERNALS, *(f"components/training/{name}.py" for name in rooms)]
 
 
+def test_ray_serve_enters_by_the_room_of_serving(repository, sources):
+    """Import-linter knows packages from outside as a whole: to it all of Ray is one."""
+    users = [path.relative_to(repository) for path in sources if any(map(is_ray_serve, imported_names(path)))]
+    assert {path.parent.as_posix() for path in users} == {"components/serving"}
+
+
+def is_ray_serve(name: str) -> bool:
+    return name == "ray.serve" or name.startswith("ray.serve.")
+
+
 def test_ray_s_private_parts_enter_by_one_door(repository, sources):
     def uses_private(path: pathlib.Path) -> bool:
         names = {*imported_names(path), *attributes(path)}

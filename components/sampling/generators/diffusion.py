@@ -12,6 +12,7 @@ from torch import Tensor
 from components.configuration.sampling import NOISE_LEVEL, ClassifierSampling, DiffusionSampling
 from components.diffusion import samplers
 from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
+from components.diffusion.degradation import MASK_TASKS
 from components.diffusion.guidance import guide
 from components.diffusion.objective import Objective, make_objective
 from components.diffusion.samplers import Denoise, Score, sample
@@ -251,6 +252,12 @@ class Diffusion(Generator):
         if not takes_condition_image(self.first):
             return None
         return ConditionImages(self.first.settings["resolution"], self.first.settings["condition_member"])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What a mask hides is made by a base of images alone."""
+        alone = self.parts.autoencoder is None and not self.parts.upsamplers
+        return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
 
     def check(self, request: Request) -> None:
         """Upsamplers enlarge what the base made, and take what they know of the request."""

@@ -113,6 +113,10 @@ class ImageToImage(Generator):
         model = parts.model
         return model if model is not None and model.settings.get("role") == "image_to_image" else None
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.first.settings["tasks"])
+
     def check(self, request: Request) -> None:
         check_translation(self.first, request)
         super().check(request)

@@ -225,14 +225,19 @@ class Tokens(Generator):
         reranker = self.parts.reranker
         return (self.first,) if reranker is None else (self.first, reranker)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        assert self.parts.tokenizer is not None
+        height, width = self.first.settings["grid"]
+        factor = self.parts.tokenizer.settings["resolution"] // height
+        return height * factor, width * factor
+
     def grid(self, request: Request) -> tuple[int, int] | None:
         """The grid of tokens of a request's size; None for that of the model. Raises ValueError if there is none."""
         if request.size is None:
             return None
-        assert self.parts.tokenizer is not None
-        height, width = self.first.settings["grid"]
-        factor = self.parts.tokenizer.settings["resolution"] // height
-        smallest = (height * factor, width * factor)
+        smallest, (height, _) = self.size, self.first.settings["grid"]
+        factor = smallest[0] // height
         if any(side % factor for side in request.size) or any(
             side < least for side, least in zip(request.size, smallest, strict=True)
         ):

@@ -1,0 +1,137 @@
+"""One replica of a served model: its version, its batches, and jobs from their arrival to their last image."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import torch
+
+from components.execution import Resources
+from components.node import node_threads
+from components.sampling.cascade import Cascade
+from components.sampling.device import best_device
+from components.serving.batching import Batcher, BusyError
+from components.serving.measures import Measures
+from components.serving.messages import Card, Event, Job, Made, Partial, Refused, Taken
+from components.serving.settings import ServedModel, ServiceSettings
+from components.serving.versions import Versions
+
+LOG = logging.getLogger("cascade.serving")
+CODES = {"invalid": 400, "busy": 429, "late": 503}  # of HTTP, by the trouble
+OK, WENT_AWAY, FAILED = 200, 499, 500
+
+
+class Model:
+    """What Ray Serve runs in a process of its own. It is ready once every generator has made something.
+
+    Raises ValueError, in one line, if there is no such model or it makes no image.
+    """
+
+    def __init__(self, model: ServedModel, settings: ServiceSettings) -> None:
+        self._limits, threads = settings.limits, sampling_threads(settings)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._versions = Versions(model, tracking=settings.tracking, poll_seconds=settings.poll_seconds)
+        self._measures = Measures(model.name)
+        self._batcher = Batcher(
+            waiting_images=settings.limits.waiting_images,
+            batch_images=settings.batch_images,
+            measures=self._measures,
+            threads=threads,
+        )
+
+    async def card(self) -> Card:
+        """What the version that answers now can do."""
+        return self._versions.current.card
+
+    async def make(self, job: Job) -> AsyncGenerator[Taken | Event]:
+        """That the job is taken, then its events. Closing the iterator, or canceling its task, cancels the job.
+
+        Raises FailedError for an image that could not be made, though its request was checked.
+        """
+        started, code = time.monotonic(), WENT_AWAY
+        try:
+            async with aclosing(self._events(job)) as events:
+                async for event in events:
+                    if isinstance(event, Refused):
+                        code = CODES[event.trouble]
+                    yield event
+            code = OK if code == WENT_AWAY else code
+        except Exception:
+            code = FAILED
+            raise
+        finally:
+            self._measures.ended(code, time.monotonic() - started)
+
+    async def check_health(self) -> None:
+        """Raises RuntimeError where images can't be made any more; Ray Serve starts another replica then."""
+        if not self._batcher.works:
+            raise RuntimeError("the sampling thread has ended")
+        await asyncio.to_thread(_use_device)
+
+    def __del__(self) -> None:
+        for part in ("_versions", "_batcher"):
+            if part in self.__dict__:  # else the constructor failed
+                self.__dict__[part].close()
+
+    async def _events(self, job: Job) -> AsyncGenerator[Taken | Event]:
+        deadline = time.monotonic() + self._limits.seconds
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[Partial | Made | Exception]()
+        version = self._versions.current
+        try:
+            await asyncio.to_thread(check_job, version.cascade, job)
+            ticket = self._batcher.add(job, version, lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
+        except ValueError as error:
+            yield Refused("invalid", str(error))
+            return
+        except BusyError as error:
+            yield Refused("busy", str(error), error.retry_after)
+            return
+        try:
+            yield Taken()
+            async with aclosing(self._until(deadline, told, len(job.requests))) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._batcher.cancel(ticket)
+
+    async def _until(
+        self, deadline: float, told: "asyncio.Queue[Partial | Made | Exception]", images: int
+    ) -> AsyncGenerator[Event]:
+        """What is told of a job of so many images, until all are made or its time is up."""
+        while images:
+            try:
+                event = await asyncio.wait_for(told.get(), deadline - time.monotonic())
+            except TimeoutError:
+                limit = f"{self._limits.seconds:g}"
+                yield Refused("late", f"the images were not made within {limit} s; ask for fewer images or steps")
+                return
+            if isinstance(event, Exception):
+                raise event
+            images -= isinstance(event, Made)
+            yield event
+
+
+def check_job(cascade: Cascade, job: Job) -> None:
+    """Raise ValueError, in one line, if the cascade can't make one of a job's images, which it names by number."""
+    for number, request in enumerate(job.requests, 1):
+        try:
+            cascade.check(request)
+        except ValueError as error:
+            raise ValueError(f"image {number}: {error}" if number > 1 else str(error)) from None
+
+
+def sampling_threads(settings: ServiceSettings) -> int | None:
+    """Torch threads of a replica: its logical CPUs, or the whole node for the only one; None on a GPU."""
+    if settings.gpus:
+        return None
+    if len(settings.models) == settings.max_replicas == 1:
+        return node_threads(Resources(threads=None))
+    return max(1, int(settings.cpus))
+
+
+def _use_device() -> None:
+    """An error of CUDA is for the life of the process: every later call raises it again."""
+    torch.ones(1, device=best_device()).item()

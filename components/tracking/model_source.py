@@ -1,0 +1,50 @@
+"""A trained model wherever it is: in the registry, in storage, or in a folder on disk."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from components.sampling.cascade import DESCRIPTION
+from components.storage.artifact import Artifact, load_artifact
+from components.storage.bundle import DESCRIPTION as MODEL
+from components.storage.store import Store, absolute
+from components.tracking.registry import download_model
+
+REGISTRY = "models:/"  # how addresses of registered models start
+
+
+@contextmanager
+def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
+    """The folder of a trained model or a cascade; a copy of what is elsewhere is gone afterwards.
+
+    Raises ValueError, in one line, if there is none; StoreError and ArtifactError as storage does.
+    """
+    if source.startswith(REGISTRY):
+        with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
+            yield download_model(source, Path(folder), tracking_uri=registry_of(source, tracking_uri))
+    elif is_model_folder(source):
+        yield Path(source)
+    else:
+        with model_artifact(source).local_copy() as folder:
+            yield folder
+
+
+def registry_of(source: str, tracking_uri: str | None) -> str:
+    """Raises ValueError where none is known."""
+    if tracking_uri is None:
+        raise ValueError(f"{source} is in a registry: name it with --tracking")
+    return tracking_uri
+
+
+def is_model_folder(source: str) -> bool:
+    """Whether a model lies there as it is, on this disk."""
+    return any((Path(source) / name).is_file() for name in (DESCRIPTION, MODEL))
+
+
+def model_artifact(source: str) -> Artifact:
+    """The model that a stage left in a folder of storage. Raises ValueError if there is none."""
+    artifact = load_artifact(Store(absolute(source)))
+    if artifact is None or artifact.kind != "model":
+        raise ValueError(f"no model at {source}; give models:/NAME@champion or the folder of a model's stage")
+    return artifact

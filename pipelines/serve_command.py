@@ -1,0 +1,170 @@
+"""`cascade serve`: registered models over HTTP, on a Ray that is started here or on the cluster that is joined."""
+
+import ipaddress
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from components.serving.deployment import Application, service
+from components.serving.running import StartError, check_port, end_service, run_service
+from components.serving.settings import ServedModel, ServiceSettings
+from components.serving.versions import find_version, shown_source
+from components.tracking.environment import environment
+from components.tracking.model_source import REGISTRY
+from pipelines.cluster import Cluster
+from pipelines.profiles import tracking_uri
+from pipelines.recipes.overrides import explain
+from pipelines.session import on_cluster, set_environment, start_ray
+from pipelines.workflow import UsageError
+
+KEYS = ("CASCADE_API_KEYS", "CASCADE_API_KEYS_FILE")
+SERVING = {  # of the Ray that is started for a service
+    "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
+}
+START_SECONDS = 60
+
+
+class ServeOptions(NamedTuple):
+    """As the command has them."""
+
+    model: Sequence[str]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tracking: str | None = None
+    replicas: str = "1"
+    gpus: float | None = None  # of a replica; None: one where there are GPUs
+    batch: int = 16
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The service for `serve deploy` and KubeRay's RayService, import_path `pipelines.serve_command:build`.
+
+    Args:
+        args: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI.
+
+    Raises UsageError, in one line, for a field that does not fit.
+    """
+    set_environment(environment())
+    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args))
+
+
+def serve(options: ServeOptions, console: Console) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
+    end_by_signals(_end)
+    set_environment(environment() | SERVING)
+    settings = settings_of(options)
+    try:
+        found = [find_version(model.source, settings.tracking) for model in settings.models]
+        if not on_cluster():
+            check_port(options.host, options.port)
+        with console.status("starting Ray"):
+            cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
+        end_by_signals(_end)  # again: Ray has put its own in the place, which ends in a core dump
+        settings = with_gpus(settings, options.gpus, cluster)
+        with ended_with_this_program():
+            with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
+                run_service(settings, host=options.host, port=options.port)
+            for model, named in zip(settings.models, found, strict=True):
+                served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
+                console.print(f"{address_of(options)} serves {served}", highlight=False, soft_wrap=True)
+            threading.Event().wait()
+    except (ValueError, StartError) as error:
+        raise UsageError(str(error)) from error
+
+
+def settings_of(options: ServeOptions) -> ServiceSettings:
+    """Raises UsageError, in one line."""
+    least, _, most = options.replicas.partition("..")
+    if not least.isdecimal() or not (most or least).isdecimal():
+        raise UsageError(f"--replicas {options.replicas}: write a number, or the least and the most such as 1..4")
+    loopback = is_loopback(options.host)
+    if not loopback and not any(os.environ.get(name) for name in KEYS):
+        raise UsageError(
+            f"--host {options.host} is reached by others: set {KEYS[0]} (keys by commas) or {KEYS[1]} first"
+        )
+    return read_settings(
+        {
+            "models": [served_model(text) for text in options.model],
+            "tracking": tracking_uri(options.tracking),
+            "keys_required": not loopback,
+            "min_replicas": int(least),
+            "max_replicas": int(most or least),
+            "batch_images": options.batch,
+        }
+    )
+
+
+def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
+    """Raises UsageError, in one line, for a field that does not fit."""
+    try:
+        return ServiceSettings.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"settings of the service: {explain(error, ServiceSettings)}") from error
+
+
+def served_model(text: str) -> ServedModel:
+    """`NAME=SOURCE`, or a source alone, which gives the name too. Raises UsageError."""
+    name, equals, source = text.partition("=")
+    if not equals or re.search("[/:]", name):  # part of an address
+        source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
+    if not (name and source):
+        raise UsageError(
+            f"--model {text!r}: write SOURCE or NAME=SOURCE, such as models:/image-cascade-openmoji@champion"
+        )
+    return ServedModel(name=name, source=source)
+
+
+def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
+    """The settings with the GPUs of a replica: those that are asked for, or one where there are any.
+
+    Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known.
+    """
+    each = float(cluster.gpus > 0) if gpus is None else gpus
+    needed = each * settings.min_replicas * len(settings.models)
+    if cluster.here and needed > cluster.gpus:
+        raise UsageError(
+            f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}: lower --replicas or --gpus"
+        )
+    return settings.model_copy(update={"gpus": each})
+
+
+@contextmanager
+def ended_with_this_program() -> Iterator[None]:
+    """Whatever ends the program ends the service; what was asked to end in time does so once."""
+    try:
+        yield
+    finally:
+        end_by_signals(signal.SIG_IGN)
+        end_service()
+
+
+def end_by_signals(handler: Callable[..., object] | signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _end(*signaled: object) -> NoReturn:
+    del signaled
+    raise SystemExit(0)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def address_of(options: ServeOptions) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"

@@ -1,0 +1,47 @@
+"""Models in a real registry, to be served."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import torch
+from mlflow import MlflowClient
+
+from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.tracking.registry import promote, register_artifact
+from tests.tiny_cascade import commit_model, write_cascade
+
+NAME = "image-cascade-tiny"
+CHAMPION = f"models:/{NAME}@champion"
+
+
+class Registry:
+    """MLflow's, in a SQLite file."""
+
+    def __init__(self, home: Path, empty_database: Path) -> None:
+        self.home, self.uri = home, f"sqlite:///{shutil.copy(empty_database, home)}"
+        mlflow.set_tracking_uri(self.uri)  # what the client itself goes by now and then
+        self.client = MlflowClient(self.uri)
+        self.experiment = self.client.create_experiment("tiny", artifact_location=(home / "files").as_uri())
+
+    def register(self, folder: Path, *, key: str) -> str:
+        """A new version of a model's folder, and the champion. Returns its number."""
+        run = self.client.create_run(self.experiment).info.run_id
+        artifact = commit_model(self.home, "cascade", key, folder)
+        made = register_artifact(self.client, artifact, models="tiny", experiment_id=self.experiment, run_id=run)
+        self.promote(made.version)
+        return made.version
+
+    def promote(self, version: str) -> None:
+        promote(self.client, NAME, version)
+
+
+def write_other_cascade(folder: Path) -> Path:
+    """The tiny cascade with other weights of its base."""
+    base = write_cascade(folder) / "base"
+    bundle = load_bundle(base)
+    torch.manual_seed(1)
+    for parameter in bundle.module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_bundle(base, ModelBundle(*bundle))
+    return folder / "cascade"

@@ -1,0 +1,255 @@
+"""Images of several jobs are sampled together where they agree, and each comes out as if it were alone."""
+
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from queue import Queue
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from components.serving.batching import Batcher, BusyError, FailedError, Image, Ticket, most_together
+from components.serving.measures import Measures
+from components.serving.messages import Job, Made, Partial
+from components.serving.previews import shown_steps, steps_of
+from components.serving.settings import ServedModel
+from components.serving.versions import Version
+from components.tracking.registry import Named
+from tests.tiny_cascade import write_cascade
+
+WAIT = 60  # seconds
+RED, FLAGS = Request(prompt="red apple", seed=3), Request(label="flags", seed=4)
+TOKENS = Request(prompt="grey cat", seed=5, generator="tokens")
+SLOW = Request(label=0, seed=9, steps=50)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cascade(tmp_path_factory.mktemp("batching"))
+
+
+class Watched(Cascade):
+    """A cascade that keeps the requests of each batch, and can be held before it samples."""
+
+    def watch(self) -> "Watched":
+        object.__setattr__(self, "seen", [])
+        object.__setattr__(self, "going", threading.Event())
+        object.__setattr__(self, "begun", threading.Event())
+        self.going.set()
+        return self
+
+    def sample_stages(self, requests, **options):
+        self.seen.append(list(requests))
+        self.begun.set()
+        assert self.going.wait(WAIT)
+        if any(request.seed == 666 for request in requests):
+            raise RuntimeError("the machine is on fire")
+        return super().sample_stages(requests, **options)
+
+
+@pytest.fixture
+def cascade(folder: Path) -> Watched:
+    return Watched.load(folder).watch()
+
+
+@pytest.fixture
+def version(cascade: Watched) -> Version:
+    return Version(ServedModel(name="tiny", source="models:/tiny@champion"), Named("tiny", "1", 0), cascade)
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    made = Batcher(waiting_images=8, batch_images=4, measures=Measures("tiny"), threads=1)
+    yield made
+    made.close()
+
+
+class Asked:
+    """A job in a batcher and what comes of it."""
+
+    def __init__(self, batcher: Batcher, version: Version, *requests: Request, partial_images: int = 0) -> None:
+        self.told: Queue = Queue()
+        self.ticket: Ticket = batcher.add(Job(requests, partial_images), version, self.told.put)
+        self.images = len(requests)
+
+    def events(self) -> list[Partial | Made | Exception]:
+        """All of them, until the last image is made or one failed."""
+        found = []
+        while sum(isinstance(event, Made) for event in found) < self.images:
+            found.append(self.told.get(timeout=WAIT))
+            if isinstance(found[-1], Exception):
+                break
+        return found
+
+    def made(self) -> dict[int, np.ndarray]:
+        return {event.image: pixels(event.png) for event in self.events() if isinstance(event, Made)}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(PILImage.open(io.BytesIO(png)))
+
+
+def held(batcher: Batcher, cascade: Watched, version: Version) -> Asked:
+    """The batcher at work on a job that goes on when it is told to."""
+    cascade.going.clear()
+    first = Asked(batcher, version, Request(label=1, seed=1))
+    assert cascade.begun.wait(WAIT)
+    return first
+
+
+def test_what_agrees_is_one_batch_and_what_differs_is_another(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    few = RED._replace(seed=8, guidance_scale=2.0)
+    jobs = [Asked(batcher, version, request) for request in (RED, few, FLAGS, TOKENS)]
+    cascade.going.set()
+    for job in (first, *jobs):
+        job.made()
+    seeds = [[request.seed for request in batch] for batch in cascade.seen]
+    assert seeds == [[1], [RED.seed, FLAGS.seed], [few.seed], [TOKENS.seed]]
+
+
+def test_an_image_of_a_batch_is_the_image_that_it_is_alone(batcher, cascade, version, folder):
+    first = held(batcher, cascade, version)
+    asked = [RED, FLAGS, Request(label="food", seed=77), TOKENS, TOKENS._replace(seed=6)]
+    jobs = [Asked(batcher, version, *asked[:2]), *(Asked(batcher, version, request) for request in asked[2:])]
+    cascade.going.set()
+    first.made()
+    together = [image for job in jobs for image in job.made().values()]
+    assert [len(batch) for batch in cascade.seen] == [1, 3, 2]
+    alone = Cascade.load(folder)
+    for request, image in zip(asked, together, strict=True):
+        (expected,) = alone.sample([request])
+        assert np.abs(expected.astype(int) - image).max() <= 1
+
+
+def test_a_batch_is_no_larger_than_it_may_be(batcher, cascade, version):
+    Asked(batcher, version, *(RED._replace(seed=seed) for seed in range(6))).made()
+    assert [len(batch) for batch in cascade.seen] == [4, 2]
+
+
+def test_a_larger_image_leaves_room_for_fewer(version):
+    """The batch of a size is as many images as memory holds of that size."""
+    large = Image(Ticket(print, version), 0, TOKENS._replace(size=(16, 512)), {})
+    assert most_together(16, large) == 4
+    assert most_together(16, Image(Ticket(print, version), 0, TOKENS, {})) == 16
+
+
+def test_versions_are_never_mixed_and_a_job_keeps_its_own(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    old = Asked(batcher, version, RED, RED._replace(seed=5))
+    new = Asked(batcher, replace(version, named=Named("tiny", "2", 0)), FLAGS)
+    cascade.going.set()
+    first.made()
+    assert [event.version for event in old.events()] == ["1", "1"]
+    assert [event.version for event in new.events()] == ["2"]
+    assert [len(batch) for batch in cascade.seen] == [1, 2, 1]
+
+
+def test_too_many_images_are_refused_and_those_that_are_made_do_not_count(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    waiting = Asked(batcher, version, *(RED._replace(seed=seed) for seed in range(8)))
+    with pytest.raises(BusyError, match=r"8 images wait already; try again in \d+ s"):
+        Asked(batcher, version, FLAGS)
+    cascade.going.set()
+    first.made()
+    assert len(waiting.made()) == 8
+    assert len(Asked(batcher, version, FLAGS).made()) == 1
+
+
+def test_a_job_of_more_images_than_may_wait_is_made_where_none_waits(batcher, version):
+    assert len(Asked(batcher, version, *(RED._replace(seed=seed) for seed in range(9))).made()) == 9
+
+
+def test_a_job_that_was_left_is_never_begun(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    left, kept = Asked(batcher, version, RED), Asked(batcher, version, FLAGS)
+    batcher.cancel(left.ticket)
+    cascade.going.set()
+    first.made()
+    kept.made()
+    assert [[request.seed for request in batch] for batch in cascade.seen] == [[1], [FLAGS.seed]]
+    assert left.told.empty()
+
+
+def test_a_batch_that_everybody_left_ends_between_two_steps(batcher, cascade, version):
+    slow = Asked(batcher, version, SLOW, partial_images=49)
+    assert isinstance(slow.told.get(timeout=WAIT), Partial)
+    batcher.cancel(slow.ticket)
+    Asked(batcher, version, RED).made()
+    told = [slow.told.get() for _ in range(slow.told.qsize())]
+    assert not any(isinstance(event, Made) for event in told)
+    assert len(told) < 40
+
+
+def test_a_batch_that_one_of_two_left_goes_on(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    left, kept = Asked(batcher, version, SLOW, partial_images=49), Asked(batcher, version, SLOW._replace(seed=2))
+    cascade.going.set()
+    first.made()
+    left.told.get(timeout=WAIT)
+    batcher.cancel(left.ticket)
+    assert len(kept.made()) == 1
+    assert not any(isinstance(left.told.get(), Made) for _ in range(left.told.qsize()))
+
+
+def test_previews_come_in_order_before_their_image_and_only_to_those_who_want_them(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    shown, plain = Asked(batcher, version, RED, FLAGS, partial_images=3), Asked(batcher, version, RED._replace(seed=1))
+    cascade.going.set()
+    first.made()
+    assert [type(event) for event in plain.events()] == [Made]
+    events = shown.events()
+    for image in range(2):
+        own = [event for event in events if event.image == image]
+        assert [event.number for event in own[:-1]] == [0, 1, 2]
+        assert [(event.stage, event.step) for event in own[:-1]] == [("base", 2), ("base", 4), ("upsampler_16", 2)]
+        assert [pixels(event.png).shape for event in own] == [(8, 8, 3), (8, 8, 3), (16, 16, 3), (16, 16, 3)]
+        assert isinstance(own[-1], Made)
+
+
+def test_previews_do_not_change_the_image(batcher, version):
+    shown, plain = (
+        Asked(batcher, version, RED, partial_images=3).events()[-1],
+        Asked(batcher, version, RED).events()[-1],
+    )
+    assert np.array_equal(pixels(shown.png), pixels(plain.png))
+
+
+def test_an_image_that_fails_takes_no_other_with_it(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    good, bad = Asked(batcher, version, RED, FLAGS), Asked(batcher, version, RED._replace(seed=666))
+    cascade.going.set()
+    first.made()
+    assert len(good.made()) == 2
+    (error,) = bad.events()
+    assert isinstance(error, FailedError)
+    assert "fire" not in str(error)
+    assert batcher.works
+
+
+def test_a_closed_batcher_ends_its_thread_in_the_middle_of_a_batch(batcher, version):
+    slow = Asked(batcher, version, SLOW, partial_images=49)
+    slow.told.get(timeout=WAIT)
+    batcher.close()
+    batcher._thread.join(WAIT)
+    assert not batcher.works
+
+
+def test_previews_are_spread_over_all_steps_but_the_last():
+    assert shown_steps({"base": 6, "upsampler": 2}, 3) == {("base", 2): 0, ("base", 4): 1, ("base", 6): 2}
+    assert shown_steps({"base": 3}, 16) == {("base", 1): 0, ("base", 2): 1}
+    assert shown_steps({"base": 1}, 3) == {}
+    assert shown_steps({}, 3) == {}
+
+
+def test_steps_are_those_that_a_request_asks_for(cascade):
+    maker = cascade.makers["diffusion"]
+    assert steps_of(maker, RED) == {"base": 4, "upsampler_16": 4}
+    asked = RED._replace(steps=7, sampler="heun", sampling=(("upsampler_16", "num_inference_steps", 2),))
+    assert steps_of(maker, asked) == {"base": 7, "upsampler_16": 2}
+    assert steps_of(cascade.makers["tokens"], TOKENS) == {}
