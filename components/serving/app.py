@@ -63,6 +63,7 @@ class Service:
     backends: Mapping[str, Backend]
     settings: ServiceSettings
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
+    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
     def name(self, asked: str | None) -> str:
         """The model that is asked for. Raises ServiceError if it is not served, or is one of several without a name."""
@@ -81,6 +82,12 @@ class Service:
         when, card = self.heard.get(name, (-most_age, None))
         if card is not None and time.monotonic() - when < most_age:
             return card
+        if name not in self.asking:
+            self.asking[name] = task = asyncio.create_task(self._ask(name))
+            task.add_done_callback(lambda done: self.asking.pop(name))
+        return await asyncio.shield(self.asking[name])
+
+    async def _ask(self, name: str) -> Card:
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
                 card = await self.backends[name].card()

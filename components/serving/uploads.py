@@ -5,6 +5,7 @@ import base64
 import binascii
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -116,17 +117,20 @@ async def read_form(request: HttpRequest, limits: Limits) -> Form:
 def fields_of(form: FormData) -> dict[str, Any]:
     """The texts of a form; an empty one is not given. Settings of stages are together, as in JSON."""
     found: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile) or not value:
             continue
         if setting := SETTING.fullmatch(name):
             stage, field = setting.groups()
-            found.setdefault("sampling", {}).setdefault(stage, {})[field] = plain(value)
+            stages.setdefault(stage, {})[field] = plain(value)
         elif name in found:
             raise ServiceError(400, f"field {shown(name)} is given twice: give it once", param=name)
         else:
             found[name] = value
-    return found
+    if stages and "sampling" in found:
+        raise ServiceError(400, "sampling is given as JSON and as fields: give it once", param="sampling")
+    return found | ({"sampling": stages} if stages else {})
 
 
 def plain(text: str) -> Any:
@@ -163,6 +167,12 @@ def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
     """An uploaded image, decoded and upright. Raises ServiceError for what is none or has too many pixels."""
     if not data:
         raise ServiceError(400, f"{name} is empty: give a PNG, JPEG or WebP file", param=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would fill the log with what clients send
+        return _read_upload(name, data, limits)
+
+
+def _read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
     try:
         size = open_header(data).size
     except UnidentifiedImageError:

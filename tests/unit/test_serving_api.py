@@ -1,11 +1,13 @@
 """Laws of the service's HTTP: OpenAI's client works unchanged, and each image is the one that sampling makes."""
 
+import asyncio
 import base64
 import io
 import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -246,6 +248,26 @@ def test_a_new_version_is_seen_within_the_time_between_looks(backends: dict[str,
             versions.append(HTTP.post(url + GENERATIONS, json={"label": 0}).json()["version"])
             assert HTTP.get(url + "/v1/models/tiny").json()["card"]["version"] == version
     assert versions == ["3", "4"]
+
+
+class SlowCardBackend(SmallBackend):
+    asked = 0
+
+    async def card(self) -> Card:
+        self.asked += 1
+        await asyncio.sleep(0.5)
+        return await super().card()
+
+
+def test_many_at_once_ask_a_model_once_what_it_can_do(backends: dict[str, SmallBackend]) -> None:
+    backend = SlowCardBackend(backends["tiny"].cascade)
+    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url, ThreadPoolExecutor(8) as threads:
+        answers = list(
+            threads.map(lambda seed: HTTP.post(url + GENERATIONS, json={"label": 0, "seed": seed}), range(8))
+        )
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert [answer.json()["data"][0]["seed"] for answer in answers] == list(range(8))
+    assert backend.asked == 1
 
 
 def test_images_that_are_ready_in_another_order_come_in_that_of_their_seeds(backends: dict[str, SmallBackend]) -> None:

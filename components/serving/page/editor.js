@@ -6,7 +6,7 @@ import { fitted, pngOf, sizeFor } from "./images.js";
 import { Mask } from "./mask.js";
 
 const MASK_TASKS = ["inpainting", "uncropping"];
-const BELOW = 190; // screen pixels of the tools below the image
+const BELOW = 226; // screen pixels of the tools below the image; as below one that is made
 
 let brush;
 let file = null; // as it was given

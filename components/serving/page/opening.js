@@ -9,7 +9,7 @@ import { readSettings } from "./png.js";
 import { card, chooseModel, modelLine } from "./served.js";
 import { clean } from "./settings.js";
 import { Tile } from "./tile.js";
-import { showTiles } from "./view.js";
+import { clearTiles, showTiles } from "./view.js";
 
 let condition = null; // PNG
 
@@ -20,6 +20,7 @@ export const conditionNow = () => (modeNow() === "make" && generatorNow(card()).
 export function change(settings) {
   fillControls(card(), settings);
   const editing = modeNow() === "edit";
+  if (editing === byId("editor").hidden) clearTiles(); // what was made in the other mode is in the history
   byId("editor").hidden = !editing;
   byId("work").classList.toggle("editing", editing);
   byId("version").textContent = modelLine();
@@ -49,7 +50,7 @@ function setMode(mode) {
 function strangeness({ model, version }, served) {
   if (!served) return `these settings are of the model ${model}, which is not served here`;
   if (!version || version === card().version) return "";
-  return `these settings are of version ${version}; version ${card().version} answers now, and its image will differ`;
+  return `these settings are of version ${version}; version ${card().version} answers now, and its image may differ`;
 }
 
 /** Edit an image: a file, or one that was made. */

@@ -20,6 +20,13 @@ export function showTiles(tiles, { width, height }, side = 1) {
   show({ tiles, size: { width, height }, side });
 }
 
+/** Show nothing. */
+export function clearTiles() {
+  for (const tile of [...shown.tiles, ...before.tiles]) tile.forget();
+  before = NOTHING;
+  show(NOTHING);
+}
+
 function show(what) {
   shown = what;
   byId("empty").hidden = what.tiles.length > 0;
