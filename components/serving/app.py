@@ -28,6 +28,7 @@ from components.serving.errors import ErrorAnswer, ServiceError, add_error_answe
 from components.serving.keys import gate, read_keys
 from components.serving.messages import Backend, Card, Event, GeneratorCard, Refused, Unavailable
 from components.serving.middleware import noted, notes_of
+from components.serving.page import add_page
 from components.serving.responses import (
     STOPPED,
     Call,
@@ -120,6 +121,7 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings) -> Fas
     add_error_answers(app)
     add_image_routes(app, service)
     add_model_routes(app, service)
+    add_page(app)
     app.add_middleware(limited, limits=settings.limits)
     app.add_middleware(gate, keys=keys)
     app.add_middleware(noted)  # the last one added is the outermost
