@@ -35,7 +35,7 @@ from pipelines.workflow import UsageError
 COUNT = 4  # images for each label or prompt, where nothing else is said
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """Where a model comes from."""
 
     address: str  # models:/NAME/VERSION where it is registered, else as the user gave it
@@ -151,7 +151,7 @@ def _condition(path: Path, cascade: Cascade) -> bytes:
         raise ValueError(f"--condition {path} can't be read as an image ({error})") from error
 
 
-def _write(images: list[np.ndarray], requests: list[Request], source: Source, out: Path) -> Path:
+def _write(images: list[np.ndarray], requests: list[Request], source: ModelSource, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     seen = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {seen.index(r.condition)}" if r.condition else "unconditional" for r in requests]
@@ -164,13 +164,13 @@ def _write(images: list[np.ndarray], requests: list[Request], source: Source, ou
     return grid
 
 
-def source_of(model: str, tracking: str | None) -> Source:
+def source_of(model: str, tracking: str | None) -> ModelSource:
     """What an address means now. Raises UsageError, or ValueError from the registry, if there is no such model."""
     if not model.startswith("models:/"):
-        return Source(model, absolute(model).rstrip("/").rpartition("/")[2], None)
+        return ModelSource(model, absolute(model).rstrip("/").rpartition("/")[2], None)
     set_environment(environment())
     name, version = named_version(model, tracking_uri=_registry_of(model, tracking))
-    return Source(model if version is None else f"models:/{name}/{version}", name, version)
+    return ModelSource(model if version is None else f"models:/{name}/{version}", name, version)
 
 
 def _registry_of(model: str, tracking: str | None) -> str:
