@@ -3,26 +3,29 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import torch
 import uvicorn
 from starlette.types import ASGIApp
 
-from components.diffusion.degradation import MASK_TASKS
-from components.sampling.cascade import Cascade
-from components.sampling.generator import Generator
-from components.sampling.generators.diffusion import first_sampling
-from components.sampling.generators.image_to_image import ImageToImage
+from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
-from components.sampling.model import reads_prompts
-from components.sampling.requests import Request
-from components.serving.messages import Card, Event, GeneratorCard, Job, Made, Partial, Refused
+from components.serving.cards import card_of
+from components.serving.messages import Card, Event, Job, Made, Partial, Refused
+from components.serving.settings import ServedModel, ServiceSettings
+from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
+from tests.tiny_diffusion_branches import base
+from tests.tiny_generators import PRIORS, token_branch
+from tests.unit.test_sampling_translate import write_palette
 
 CREATED = 1_700_000_000
+HTTP = httpx2.Client(timeout=60)  # of tests that ask without the official client
 
 
 class LeftError(Exception):
@@ -42,14 +45,14 @@ class SmallBackend:
     ) -> None:
         self.cascade, self.name, self.version, self.most = cascade, name, version, most
         self.step_seconds = step_seconds
-        self.generators = tuple(card_of(maker) for maker in cascade.makers.values())
         self.jobs: list[Job] = []  # all that came
         self.left: list[Job] = []  # those whose reader went away before the end
         self.working = 0
         self._one = threading.Lock()
 
     async def card(self) -> Card:
-        return Card(self.name, f"models:/{self.name}@champion", self.version, CREATED, self.generators)
+        source = f"models:/{self.name}@champion"
+        return card_of(self.cascade, name=self.name, source=source, version=self.version, created=CREATED)
 
     async def make(self, job: Job) -> AsyncGenerator[Event]:
         self.jobs.append(job)
@@ -87,54 +90,45 @@ class SmallBackend:
 
         def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
             nonlocal told
-            if left.wait(self.step_seconds):
-                raise LeftError
             if told < job.partial_images:
                 for row, image in enumerate(to_uint8(x_0)):
                     tell(Partial(row, told, stage, step + 1, encode_png(image)))
             told += 1
 
+        def between() -> None:
+            if left.wait(self.step_seconds):
+                raise LeftError
+
         try:
             with self._one:
-                finished = self.cascade.sample_stages(job.requests, on_step=on_step)
+                finished = self.cascade.sample_stages(job.requests, on_step=on_step, between=between)
         except LeftError:
             return
         for number, images in enumerate(finished):
             tell(Made(number, encode_png(list(images.values())[-1]), self.version))
 
 
-def card_of(maker: Generator) -> GeneratorCard:
-    """What a generator of a tiny cascade takes."""
-    with torch.no_grad():
-        height, width = list(maker.sample([maker.example()], None).values())[-1].shape[-2:]
-    sampling = {model.name: model.sampling.model_dump(mode="json") for model in maker.models}
-    steps = first_sampling(maker.first, Request()).num_inference_steps if maker.shows_steps else None
-    return GeneratorCard(
-        name=maker.name,
-        title=maker.title,
-        options=maker.options,
-        classes=tuple(maker.classes),
-        reads_prompts=reads_prompts(maker.first),
-        shows_steps=maker.shows_steps,
-        width=width,
-        height=height,
-        steps=steps,
-        most_steps=maker.first.settings.get("objective", {}).get("num_train_timesteps"),
-        sampling=sampling,
-        tasks=tasks_of(maker),
-        condition_side=None if maker.condition_images is None else maker.condition_images.resolution,
-    )
+def load_backends(folder: Path, **options: Any) -> dict[str, SmallBackend]:
+    """A cascade, a token branch, an image-to-image model, a base alone, one of few steps, and one that sees depth."""
+    few, depth = {"objective": OBJECTIVE | {"num_train_timesteps": 10}}, {"condition_member": "depth"}
+    folders = {
+        "tiny": write_cascade(folder / "tiny"),
+        "tokens": token_branch(PRIORS["transformer"], folder / "tokens"),
+        "palette": write_palette(folder / "palette"),
+        "base": write_base(folder / "base"),
+        "short": write_base(folder / "short", settings=few),
+        "depth": write_base(folder / "depth", settings=depth, condition_image_channels=3),
+    }
+    return {name: SmallBackend(Cascade.load(path), name=name, **options) for name, path in folders.items()}
 
 
-def tasks_of(maker: Generator) -> tuple[str, ...]:
-    if isinstance(maker, ImageToImage):
-        return tuple(maker.first.settings["tasks"])
-    alone = not maker.parts.upsamplers and maker.parts.autoencoder is None
-    return MASK_TASKS if "mask" in maker.options and alone else ()
+def write_base(folder: Path, **about: Any) -> Path:
+    return compose(folder / "cascade", base=base(folder, **about), sampling={"base": FEW})
 
 
-def load_backend(folder: Path, **options: object) -> SmallBackend:
-    return SmallBackend(Cascade.load(folder), **options)
+def settings_of(backends: Mapping[str, object], **settings: Any) -> ServiceSettings:
+    models = tuple(ServedModel(name=name, source=f"models:/{name}@champion") for name in backends)
+    return ServiceSettings(models=models, **settings)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import re
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 
 from components.sampling.requests import Request, stage_settings
 from components.serving.errors import ServiceError
@@ -13,8 +13,19 @@ from components.serving.messages import Card, GeneratorCard, Job
 from components.serving.settings import Limits
 from components.serving.uploads import GivenImages
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Value = bool | int | float | str | list[float] | None
+
+def is_text(value: str) -> str:
+    """Raises ValueError for halves of characters, which JSON can bring and nothing can read."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be Unicode, without halves of surrogate pairs") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(is_text)]
+Name = Annotated[Text, Field(min_length=1, max_length=200)]
+Value = bool | int | float | Text | list[float] | None
 SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's numbers can hold
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
@@ -32,7 +43,7 @@ class Generation(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    prompt: str | None = None
+    prompt: Text | None = None
     """What the image shows. Empty for none, where a label says enough or the model knows no condition."""
     model: Name | None = None
     """A served model; may be left out where there is one."""
@@ -60,7 +71,7 @@ class Generation(BaseModel):
 
     seed: int | None = Field(None, ge=-SEED, le=SEED)
     """Drawn at random and told in the answer where it is left out."""
-    label: StrictInt | Annotated[StrictStr, Field(max_length=200)] | None = None
+    label: StrictInt | Annotated[StrictStr, AfterValidator(is_text), Field(max_length=200)] | None = None
     """A class by its name or its number."""
     generator: Name | None = None
     """One of the model's generators; the first that can where it is left out."""
@@ -77,7 +88,7 @@ class Generation(BaseModel):
     truncation: float | None = Field(None, gt=0)
     sampling: dict[str, dict[str, Value]] | None = None
     """Any sampling setting of any stage: {"upsampler_64": {"noise_level": 20}}."""
-    condition: str | None = None
+    condition: Text | None = None
     """base64 of the image that the model is conditioned on, such as a depth map."""
 
     @field_validator("size")
@@ -85,7 +96,7 @@ class Generation(BaseModel):
     def _is_size(cls, value: str | None) -> str | None:
         if value is None or value == "auto" or SIZE.fullmatch(value):
             return value
-        raise ValueError(f"size must be auto or WIDTHxHEIGHT in pixels, such as 64x64, not {value!r:.60}")
+        raise ValueError(f"must be auto or WIDTHxHEIGHT in pixels, such as 64x64, not {value!r:.60}")
 
 
 class Edit(Generation):
@@ -105,7 +116,7 @@ class Edit(Generation):
         try:
             value = json.loads(value) if isinstance(value, str) else value
         except ValueError:
-            raise ValueError(f"sampling must be JSON, not {value!r:.60}") from None
+            raise ValueError(f"must be JSON, not {value!r:.60}") from None
         return value
 
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +29,7 @@ from components.serving.keys import gate, read_keys
 from components.serving.messages import Backend, Card, Event, GeneratorCard, Refused, Unavailable
 from components.serving.middleware import noted, notes_of
 from components.serving.responses import (
+    STOPPED,
     Call,
     EventStream,
     ImageEvent,
@@ -41,7 +41,7 @@ from components.serving.responses import (
     event_lines,
     images_answer,
 )
-from components.serving.settings import ServiceSettings
+from components.serving.settings import Limits, ServiceSettings
 from components.serving.uploads import FILES, GivenImages, decoded, limited, read_form, read_given
 from components.serving.watching import ClientGoneError, watched
 
@@ -49,7 +49,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "What the request must say instead"},
     "503": {"model": ErrorAnswer, "description": "Not now: Retry-After says in how many seconds"},
 }
-STREAM = {"content": {"text/event-stream": {"schema": ImageEvent.model_json_schema()}}}
+EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}")
+EVENT.pop("$defs")  # they stand among the components, as parts of the answer that is no stream
+STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
 FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
@@ -60,6 +62,7 @@ class Service:
     backends: Mapping[str, Backend]
     settings: ServiceSettings
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
+    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
     def name(self, asked: str | None) -> str:
         """The model that is asked for. Raises ServiceError if it is not served, or is one of several without a name."""
@@ -78,6 +81,12 @@ class Service:
         when, card = self.heard.get(name, (-most_age, None))
         if card is not None and time.monotonic() - when < most_age:
             return card
+        if name not in self.asking:
+            self.asking[name] = task = asyncio.create_task(self._ask(name))
+            task.add_done_callback(lambda done: self.asking.pop(name))
+        return await asyncio.shield(self.asking[name])
+
+    async def _ask(self, name: str) -> Card:
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
                 card = await self.backends[name].card()
@@ -98,7 +107,14 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings) -> Fas
     keys = read_keys(os.environ)
     if settings.keys_required and not keys:
         raise ValueError("on an address that others reach a service needs keys: set CASCADE_API_KEYS")
-    app = FastAPI(title="image-cascade", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    no_pages = {"docs_url": None, "redoc_url": None}  # they would load scripts of other hosts
+    app = FastAPI(
+        title="image-cascade",
+        version="1",
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+        **no_pages,
+    )
     app.state.fields = (*Generation.model_fields,)
     service = Service(backends, settings)
     add_error_answers(app)
@@ -194,7 +210,7 @@ async def answer(
     check_output(asked)
     card = await service.card(name, most_age=service.settings.poll_seconds)
     generator = generator_of(asked, card, on_images=kind == "image_edit")
-    given = await given_images(asked, files, generator, service)
+    given = await given_images(asked, files, generator, limits)
     job = job_of(asked, generator, given)
     notes.images = len(job.requests)
     call = Call(kind, name, job, *output_of(asked))
@@ -210,10 +226,10 @@ async def answer(
 
 
 async def given_images(
-    asked: Asked, files: Mapping[str, bytes], generator: GeneratorCard, service: Service
+    asked: Asked, files: Mapping[str, bytes], generator: GeneratorCard, limits: Limits
 ) -> GivenImages:
     """The images of a request, decoded away from the loop that others wait for."""
-    task, limits = asked.task if isinstance(asked, Edit) else None, service.settings.limits
+    task = asked.task if isinstance(asked, Edit) else None
     if asked.condition is not None:
         files = {**files, "condition": decoded("condition", asked.condition)}
     return await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
@@ -221,13 +237,10 @@ async def given_images(
 
 async def stream(call: Call, events: AsyncGenerator[Event]) -> Response:
     """The events, of which the first has come: until then an error has a status."""
-    try:
-        first = await anext(events)
-    except BaseException:
-        with suppress(RuntimeError):
-            await events.aclose()
-        raise
+    first = await anext(events, None)
+    if first is None:
+        raise Unavailable(STOPPED)
     if isinstance(first, Refused):
         await events.aclose()
-        raise of_refused(first)
+        raise of_refused(first, call.job.requests[0])
     return EventStream(event_lines(call, first, events), events)

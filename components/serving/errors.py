@@ -37,7 +37,8 @@ HINTS = {  # field -> why its other values are refused
     "background": "images have no transparency here",
     "output_format": "no other format is written",
 }
-NOWHERE = "nothing is at this address: ask POST /v1/images/generations, POST /v1/images/edits or GET /v1/models"
+NOWHERE = "nothing is at this address: /openapi.json names those that there are"
+LONGEST = 80  # characters of a field's name
 FIELDS = tuple(name for name in Request._fields if name not in ("generator", "sampling"))
 
 
@@ -69,7 +70,8 @@ class ServiceError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.code = status, sendable(message), code
+        self.param = None if param is None else sendable(param)[:LONGEST]
         self.retry_after = retry_after  # seconds
 
     def body(self) -> dict[str, Any]:
@@ -84,10 +86,17 @@ class ServiceError(Exception):
         return JSONResponse(self.body(), self.status, headers={**more, **(headers or {})})
 
 
-def of_refused(refused: Refused) -> ServiceError:
-    """What a model that won't do a job says to the client."""
+def sendable(text: str) -> str:
+    """Text that UTF-8 can hold: JSON can bring halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def of_refused(refused: Refused, request: Request) -> ServiceError:
+    """What a model that won't do a job says to the client, who asked for this and the like."""
     if refused.trouble == "invalid":
-        return ServiceError(400, refused.message, param=param_of(refused.message))
+        param = param_of(refused.message, request)
+        remedy = ": ask /v1/images/edits" if param == "image" and request.image is None else ""
+        return ServiceError(400, refused.message + remedy, param=param)
     status, code = (429, None) if refused.trouble == "busy" else (503, "timeout")
     return ServiceError(status, refused.message, code=code, retry_after=refused.retry_after)
 
@@ -96,13 +105,14 @@ def of_unavailable(error: Unavailable) -> ServiceError:
     return ServiceError(503, str(error), retry_after=1)
 
 
-def param_of(message: str) -> str | None:
+def param_of(message: str, request: Request) -> str | None:
     """The field of a request that a model's sentence is about: the first that it names."""
+    words = [word.removeprefix("num_inference_") for word in re.findall(r"\w+", message)]
+    if re.match(r"\w+\.\w+: ", message):  # a setting of a stage, which some fields are short for
+        return words[1] if getattr(request, words[1], None) is not None else "sampling"
     if message.startswith("no stage"):
         return "sampling"
-    words = [word.removeprefix("num_inference_") for word in re.findall(r"\w+", message)]
-    found = next((word for word in words if word in FIELDS), None)
-    return "sampling" if found is None and re.match(r"\w+\.\w+: ", message) else found
+    return next((word for word in words if word in FIELDS), None)
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> ServiceError:
@@ -114,7 +124,7 @@ def of_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()
     error = errors[0]
     place = [str(part) for part in error["loc"] if part not in ("body", "form")]
     if error["type"] == "json_invalid":
-        return ServiceError(400, f"the body is no JSON: {error['ctx']['error']} at character {error['loc'][-1]}")
+        return ServiceError(400, f"the body is no JSON: {error['ctx']['error']} (character {error['loc'][-1]})")
     if not place:
         return ServiceError(400, 'the body must be a JSON object such as {"prompt": "red heart"}')
     name = _name_of(place)
@@ -134,12 +144,15 @@ def _sentence(error: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
     if kind == "missing":
         return f"{name} is missing: give it"
     if kind == "value_error":
-        return str(context["error"])
+        return f"{name} {context['error']}"
     if kind == "literal_error":
         more = f": {HINTS[name]}" if name in HINTS else ""
         return f"{name} must be {context['expected'].replace(chr(39), '')}, not {got}{more}"
     if kind in BOUNDS:
-        return f"{name} must be {BOUNDS[kind]} {next(iter(context.values()))}, not {got}"
+        bound = str(next(iter(context.values()))).removesuffix(".0")
+        return f"{name} must be {BOUNDS[kind]} {bound}, not {got}"
+    if kind in ("string_too_short", "too_short"):
+        return f"{name} is empty: leave it out, or say what it is"
     if kind == "string_too_long":
         return f"{name} must have at most {context['max_length']} characters"
     wanted = "a number or text" if name == "label" else TYPES.get(re.sub("_(type|parsing)$", "", kind))
@@ -180,7 +193,7 @@ def add_error_answers(app: FastAPI) -> None:
         words = {
             404: NOWHERE,
             405: f"{request.method} is not for this address: use {allowed or 'another method'}",
-            400: "the body can't be read: send JSON in UTF-8",
+            400: "the body can't be read: send JSON in UTF-8, not too deep",
         }
         answer = ServiceError(error.status_code, words.get(error.status_code, str(error.detail)))
         return answer.response(error.headers)

@@ -62,7 +62,7 @@ def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> S
         return None
     if not given:
         return ServiceError(401, "this service needs a key: send the header Authorization: Bearer KEY")
-    return ServiceError(401, "this key is not known here: check it, or ask whoever runs the service for one")
+    return ServiceError(401, "this key is not known here: ask whoever runs the service for one")
 
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:

@@ -48,6 +48,7 @@ def noted(app: ASGIApp) -> ASGIApp:
     without a word of what was inside."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        """The app, with notes of what it answers."""
         if scope["type"] != "http":
             await app(scope, receive, send)
             return

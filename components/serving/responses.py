@@ -145,7 +145,7 @@ async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnsw
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Refused):
-                raise of_refused(event)
+                raise of_refused(event, call.job.requests[0])
             if isinstance(event, Made):
                 made[event.image] = event
     requests = call.job.requests
@@ -173,7 +173,7 @@ async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -
         missing -= isinstance(first, Made)
         async for event in events:
             if isinstance(event, Refused):
-                raise of_refused(event)
+                raise of_refused(event, call.job.requests[0])
             yield await event_line(call, event)
             missing -= isinstance(event, Made)
         if missing:

@@ -5,6 +5,7 @@ import base64
 import binascii
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ def limited(app: ASGIApp, *, limits: Limits) -> ASGIApp:
     """Read bodies here, up to their limit; what is larger is not read to its end."""
 
     async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+        """The app, with a body that is there already."""
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -101,7 +103,8 @@ async def read_form(request: HttpRequest, limits: Limits) -> Form:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
         raise ServiceError(415, "send the image in a form: Content-Type must be multipart/form-data")
-    if not (await request.body()).rstrip().endswith(b"--" + options.get(b"boundary", b"") + b"--"):
+    end = b"--" + options.get(b"boundary", b"") + b"--"
+    if b"boundary" in options and end not in await request.body():
         raise ServiceError(400, CUT_OFF)
     try:
         async with request.form(max_files=len(FILES), max_fields=MOST_PARTS, max_part_size=limits.body_bytes) as form:
@@ -114,17 +117,20 @@ async def read_form(request: HttpRequest, limits: Limits) -> Form:
 def fields_of(form: FormData) -> dict[str, Any]:
     """The texts of a form; an empty one is not given. Settings of stages are together, as in JSON."""
     found: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile) or not value:
             continue
         if setting := SETTING.fullmatch(name):
             stage, field = setting.groups()
-            found.setdefault("sampling", {}).setdefault(stage, {})[field] = plain(value)
+            stages.setdefault(stage, {})[field] = plain(value)
         elif name in found:
             raise ServiceError(400, f"field {shown(name)} is given twice: give it once", param=name)
         else:
             found[name] = value
-    return found
+    if stages and "sampling" in found:
+        raise ServiceError(400, "sampling is given as JSON and as fields: give it once", param="sampling")
+    return found | ({"sampling": stages} if stages else {})
 
 
 def plain(text: str) -> Any:
@@ -161,13 +167,18 @@ def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
     """An uploaded image, decoded and upright. Raises ServiceError for what is none or has too many pixels."""
     if not data:
         raise ServiceError(400, f"{name} is empty: give a PNG, JPEG or WebP file", param=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would fill the log with what clients send
+        return _read_upload(name, data, limits)
+
+
+def _read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
     try:
         size = open_header(data).size
     except UnidentifiedImageError:
         raise ServiceError(400, f"{name} is no image: give a PNG, JPEG or WebP file", param=name) from None
-    except ValueError as error:
-        message = f"{name} is too large to decode ({error}): give a smaller one"
-        raise ServiceError(413, message, param=name) from None
+    except (ValueError, Image.DecompressionBombError):
+        raise ServiceError(413, f"{name} is too large to decode: give a smaller one", param=name) from None
     except Exception:  # as below
         raise ServiceError(400, f"{name} can't be read: give a PNG, JPEG or WebP file", param=name) from None
     if size[0] * size[1] > limits.image_pixels:

@@ -5,9 +5,10 @@ used last, `champion` the one of the last run that ended well.
 """
 
 import importlib.metadata
-import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 
 import components
@@ -41,10 +43,8 @@ PACKED = (
     "storage/bundle.py",
 )
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
+GIT_COMMIT = "cascade.git_commit"
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
-
-
-NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 
 
 class Registered(NamedTuple):
@@ -82,6 +82,13 @@ def register_artifact(
     Raises ArtifactError if the stored files differ from the manifest.
     """
     name = model_name(artifact, models=models)
+    return register_version(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
+
+
+def register_version(
+    client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
+) -> Registered:
+    """As `register_artifact`, under a name of its own."""
     version = find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
@@ -110,36 +117,44 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
     return min(ready, key=lambda model: model.creation_timestamp) if ready else None
 
 
-def find_named(model_uri: str, *, tracking_uri: str) -> Named:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now.
-
-    Raises ValueError, in one line, if the registry has none or can't be reached.
-    """
-    parts = NAMED.fullmatch(model_uri)
-    if parts is None:
-        raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = parts.groups()
-    client = MlflowClient(tracking_uri)
-    try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't find {model_uri} in the registry at {tracking_uri}: {reason}") from error
-    return Named(name, str(found.version), found.creation_timestamp // 1000)
-
-
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
     """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the folder that holds it.
 
     Raises ValueError, in one line, if the registry has no such model or can't be reached.
     """
+    with _registry(model_uri, tracking_uri):
+        local = download_artifacts(model_uri, dst_path=str(folder))
+    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+
+
+def named_version(model_uri: str, *, tracking_uri: str) -> tuple[str, str | None]:
+    """The registered name and the version that `models:/NAME@ALIAS` means now; the version of `models:/ID` is None.
+
+    Raises ValueError as `download_model`.
+    """
+    with _registry(model_uri, tracking_uri):
+        name, *version = get_model_name_and_version(MlflowClient(), model_uri)
+    return name, str(version[0]) if version else None
+
+
+def find_named(model_uri: str, *, tracking_uri: str) -> Named:
+    """As `named_version`, with more of the version. Raises ValueError for `models:/ID` too, which is none."""
+    with _registry(model_uri, tracking_uri):
+        name, version = named_version(model_uri, tracking_uri=tracking_uri)
+        if version is None:
+            raise ValueError(f"{model_uri} is no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        found = MlflowClient().get_model_version(name, version)
+    return Named(name, str(found.version), found.creation_timestamp // 1000)
+
+
+@contextmanager
+def _registry(model_uri: str, tracking_uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     try:
-        local = download_artifacts(model_uri, dst_path=str(folder))
+        yield
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error
-    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
 
 
 def pip_requirements(model: Path) -> list[str]:
@@ -222,7 +237,7 @@ def _tags(artifact: Artifact) -> dict[str, str]:
         STAGE: artifact.stage,
         KEY: artifact.key,
         "cascade.artifact": artifact.root,
-        "cascade.git_commit": str(artifact.provenance.get("git_commit", "unknown")),
+        GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
     }
 
 

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
 from typing import NamedTuple
@@ -152,20 +153,26 @@ def test_a_taken_port_is_one_line_before_anything_starts(served: Served, registr
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--model", "models:/image-cascade-none@champion"], "can't find models:/image-cascade-none@champion in the"),
-        (["--model", "nowhere"], "no model at nowhere; give models:/NAME@champion"),
-        (["--model", CHAMPION, "--host", "0.0.0.0"], "set CASCADE_API_KEYS (keys by commas) or CASCADE_API_KEYS_FILE"),
-        (["--model", CHAMPION, "--replicas", "4..1"], "max_replicas must be at least 4, not 1"),
-        (["--model", CHAMPION, "--replicas", "many"], "write a number, or the least and the most such as 1..4"),
-        (["--model", CHAMPION, "--model", CHAMPION], "name them with NAME=SOURCE"),
-        (["--model", "a="], "write SOURCE or NAME=SOURCE"),
+WRONG = {
+    "can't get models:/image-cascade-none@champion from the registry": [
+        "--model",
+        "models:/image-cascade-none@champion",
     ],
-)
-def test_wrong_use_is_one_line_and_exit_code_2(environment, registry, options: list[str], words: str):
-    check_wrong_use(environment, [*options, "--tracking", registry.uri], words)
+    "no model at nowhere; give models:/NAME@champion": ["--model", "nowhere"],
+    "set CASCADE_API_KEYS (keys by commas) or CASCADE_API_KEYS_FILE": ["--model", CHAMPION, "--host", "0.0.0.0"],
+    "max_replicas must be at least 4, not 1": ["--model", CHAMPION, "--replicas", "4..1"],
+    "write a number, or the least and the most such as 1..4": ["--model", CHAMPION, "--replicas", "many"],
+    "name them with NAME=SOURCE": ["--model", CHAMPION, "--model", CHAMPION],
+    "write SOURCE or NAME=SOURCE": ["--model", "a="],
+}
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(environment, registry):
+    def check(words: str) -> None:
+        check_wrong_use(environment, [*WRONG[words], "--tracking", registry.uri], words)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(check, WRONG))
 
 
 def check_wrong_use(environment: dict[str, str], options: list[str], words: str) -> None:

@@ -12,8 +12,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from components.sampling.requests import Request
-from components.serving.deployment import RayBackend
 from components.serving.messages import Event, Job, Made, Partial, Taken, Unavailable
+from components.serving.ray_backend import RayBackend
 from components.serving.unanswered import middlewares
 
 JOB = Job((Request(seed=1),))

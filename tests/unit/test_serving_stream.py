@@ -1,0 +1,184 @@
+"""Laws of streams: previews, then the image that no stream would change; and who goes away is waited for by nobody."""
+
+import base64
+import io
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from components.sampling.cascade import Cascade
+from components.sampling.image_files import gray_png
+from components.serving.app import build_app
+from components.serving.messages import Event, Job, Made, Partial, Refused, Unavailable
+from components.serving.settings import Limits
+from tests.serving_backend import HTTP, SmallBackend, served, settings_of
+from tests.tiny_cascade import write_cascade
+
+ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
+GENERATIONS = "/v1/images/generations"
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
+    return Cascade.load(write_cascade(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="module")
+def client(cascade: Cascade) -> Iterator[openai.OpenAI]:
+    with served(build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}))) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
+
+
+def pixels(b64_json: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json))).convert("RGB"))
+
+
+def test_the_official_client_sees_previews_and_then_the_image_itself(client: openai.OpenAI) -> None:
+    events = list(client.images.generate(stream=True, partial_images=3, **ASKED))
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in events[:-1]] == [0, 1, 2]
+    assert [(event.stage, event.step, event.size) for event in events[:2]] == [("base", 1, "8x8"), ("base", 2, "8x8")]
+    assert len({event.b64_json for event in events}) == 4
+    last, plain = events[-1], client.images.generate(**ASKED)
+    np.testing.assert_array_equal(pixels(last.b64_json), pixels(plain.data[0].b64_json))
+    assert (last.seed, last.image_index, last.version, last.size) == (7, 0, "3", "16x16")
+    assert last.usage.model_dump() == plain.usage.model_dump()
+
+
+def test_several_images_have_each_their_own_events_and_the_usage_adds_up(client: openai.OpenAI) -> None:
+    events = list(client.images.generate(stream=True, partial_images=2, n=2, **ASKED))
+    plain = client.images.generate(n=2, **ASKED)
+    for number in (0, 1):
+        own = [event for event in events if event.image_index == number]
+        assert [getattr(event, "partial_image_index", None) for event in own] == [0, 1, None]
+        assert {event.seed for event in own} == {7 + number}
+        np.testing.assert_array_equal(pixels(own[-1].b64_json), pixels(plain.data[number].b64_json))
+    assert sum(event.usage.total_tokens for event in events if hasattr(event, "usage") and event.usage) == (
+        plain.usage.total_tokens
+    )
+
+
+@pytest.mark.parametrize("asked", [{}, {"partial_images": 0}, {"partial_images": 3, "generator": "tokens"}])
+def test_without_previews_the_image_is_the_only_event(client: openai.OpenAI, asked: dict) -> None:
+    events = list(client.images.generate(stream=True, **(ASKED | {"extra_body": ASKED["extra_body"] | asked})))
+    assert [event.type for event in events] == ["image_generation.completed"]
+
+
+def test_previews_come_in_the_format_of_the_image(client: openai.OpenAI) -> None:
+    events = list(client.images.generate(stream=True, partial_images=1, output_format="webp", **ASKED))
+    formats = [Image.open(io.BytesIO(base64.b64decode(event.b64_json))).format for event in events]
+    assert formats == ["WEBP", "WEBP"]
+
+
+def test_previews_come_while_the_image_is_made(cascade: Cascade) -> None:
+    slow = SmallBackend(cascade, step_seconds=0.1)
+    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}))) as url:
+        own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        times = [time.monotonic() for _ in own.images.generate(stream=True, partial_images=1, **ASKED)]
+    assert times[1] - times[0] > 0.3, "of nine steps of a tenth of a second"
+
+
+class ToldBackend(SmallBackend):
+    """Does what it is told after a preview."""
+
+    def __init__(self, cascade: Cascade, *told: Event | Exception) -> None:
+        super().__init__(cascade)
+        self.told = told
+
+    async def make(self, job: Job) -> AsyncGenerator[Event]:
+        yield Partial(0, 0, "base", 1, gray_png(8))
+        for event in self.told:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "message"),
+    [
+        ([Unavailable("the model was lost; try again")], "unavailable", "the model was lost; try again"),
+        ([Refused("late", "the time is up", 4)], "timeout", "the time is up"),
+        ([], "unavailable", "the model stopped before its images were made; try again"),
+        ([Made(1, gray_png(8), "3")], "unavailable", "the model stopped before its images were made; try again"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_the_last_event(cascade: Cascade, told: list, code: str, message: str) -> None:
+    with served(build_app({"tiny": ToldBackend(cascade, *told)}, settings_of({"tiny": 0}))) as url:
+        asked = {"label": 0, "n": 2, "stream": True, "partial_images": 1}
+        answer = HTTP.post(url + GENERATIONS, json=asked)
+        own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.APIError, match=message):
+            list(own.images.generate(model="tiny", prompt="", n=2, stream=True, extra_body={"label": 0}))
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    name, data = answer.text.strip().split("\n\n")[-1].split("\n")
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))
+    assert (error["type"], error["error"]["code"], error["error"]["message"]) == ("error", code, message)
+
+
+def test_time_runs_out_in_a_stream_too(cascade: Cascade) -> None:
+    slow = SmallBackend(cascade, step_seconds=0.2)
+    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}, limits=Limits(seconds=0.7)))) as url:
+        answer = HTTP.post(url + GENERATIONS, json={"label": 0, "stream": True, "partial_images": 1})
+    assert answer.text.count("event: ") == 2
+    assert "event: error" in answer.text
+    assert "was not ready within 0.7 s" in answer.text
+    assert slow.left
+
+
+def started(url: str, body: dict) -> socket.socket:
+    """A connection on which a request was sent, and nothing else."""
+    place = urlsplit(url)
+    connection = socket.create_connection((place.hostname, place.port))
+    data = json.dumps(body).encode()
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def eventually(holds: Callable[[], object], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("stream", "after"), [(False, "the request"), (True, "the request"), (True, "the first event")]
+)
+def test_a_client_that_goes_away_is_noticed_and_its_job_canceled(cascade: Cascade, stream: bool, after: str) -> None:
+    slow = SmallBackend(cascade, step_seconds=60 if after == "the request" else 0.5)
+    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}))) as url:
+        connection = started(url, {"label": 0, "stream": stream, "partial_images": 1 if stream else 0})
+        if after == "the first event":
+            assert b"partial_image" in connection.recv(2**16)
+        assert eventually(lambda: slow.working)
+        connection.close()
+        assert eventually(lambda: slow.left)
+        assert eventually(lambda: not slow.working)
+        slow.step_seconds = 0
+        assert HTTP.post(url + GENERATIONS, json={"label": 0}).status_code == 200, "others are answered"
+        assert len(slow.left) == 1
+
+
+def test_a_body_that_never_comes_is_waited_for_as_long_as_an_image(cascade: Cascade) -> None:
+    app = build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}, limits=Limits(seconds=0.5)))
+    with served(app) as url:
+        place = urlsplit(url)
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 99\r\n\r\n".encode())
+            connection.settimeout(20)
+            answer = connection.recv(2**16)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"the body did not come within 0.5 s" in answer
