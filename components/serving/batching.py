@@ -130,6 +130,11 @@ class Batcher:
         """Whether the thread lives."""
         return self._thread.is_alive()
 
+    def report(self) -> None:
+        """Say again how many images wait: Ray exports no gauge that was last set more than 20 s ago."""
+        with self._changed:
+            self._measures.waiting.set(len(self._waiting))
+
     def _change(self, waiting: list[Image]) -> None:
         self._waiting = waiting
         self._measures.waiting.set(len(waiting))

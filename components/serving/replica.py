@@ -69,6 +69,7 @@ class Model:
         """Raises RuntimeError where images can't be made any more; Ray Serve starts another replica then."""
         if not self._batcher.works:
             raise RuntimeError("the sampling thread has ended")
+        self._batcher.report()
         await asyncio.to_thread(_use_device)
 
     def __del__(self) -> None:

@@ -5,7 +5,6 @@ used last, `champion` the one of the last run that ended well.
 """
 
 import importlib.metadata
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,9 +44,6 @@ PACKED = (
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
-
-
-NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 
 
 class Registered(NamedTuple):

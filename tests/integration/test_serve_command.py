@@ -154,7 +154,10 @@ def test_a_taken_port_is_one_line_before_anything_starts(served: Served, registr
 
 
 WRONG = {
-    "can't find models:/image-cascade-none@champion in the": ["--model", "models:/image-cascade-none@champion"],
+    "can't get models:/image-cascade-none@champion from the registry": [
+        "--model",
+        "models:/image-cascade-none@champion",
+    ],
     "no model at nowhere; give models:/NAME@champion": ["--model", "nowhere"],
     "set CASCADE_API_KEYS (keys by commas) or CASCADE_API_KEYS_FILE": ["--model", CHAMPION, "--host", "0.0.0.0"],
     "max_replicas must be at least 4, not 1": ["--model", CHAMPION, "--replicas", "4..1"],

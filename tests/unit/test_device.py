@@ -18,6 +18,7 @@ from components.sampling import answers
 from components.sampling.answers import predictor_of
 from components.sampling.device import best_device, native_bf16
 from components.sampling.request_rows import RequestRow
+from components.tracking import model_source
 from components.tracking.registry import input_example
 from pipelines import sample_command
 from pipelines.sample_command import load_cascade, sample_images
@@ -174,7 +175,7 @@ PLACES: dict[str, Callable[[Path], str]] = {
 def test_wherever_a_model_lies_all_of_it_is_loaded_onto_the_gpu(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sample_command, "download_model", downloaded)
+    monkeypatch.setattr(model_source, "download_model", downloaded)
     where = PLACES[place](tmp_path)
     with pretend_gpu():
         cascade = load_cascade(where, None)
