@@ -11,7 +11,7 @@ from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from components.serving.app import build_app
-from components.serving.messages import Card, Event, Job, Taken, Unavailable
+from components.serving.messages import Card, Event, ImageJob, Taken, Unavailable
 from components.serving.settings import ServiceSettings
 
 LOG = logging.getLogger("cascade.serving")
@@ -48,7 +48,7 @@ class RayBackend:
         except (RayError, RayServeException, TimeoutError) as error:
             raise Unavailable("the model can't be reached now; try again in a moment") from error
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         """The events of a job. One whose replica was lost before it told anything is given to another, once.
 
         Raises Unavailable if no replica takes it in time, or the one that did is lost.
@@ -70,7 +70,7 @@ class RayBackend:
             except (RayError, RayServeException, TimeoutError) as error:
                 raise Unavailable("the model can't be reached now; try again in a moment") from error
 
-    async def _of_one_replica(self, job: Job) -> AsyncGenerator[Event]:
+    async def _of_one_replica(self, job: ImageJob) -> AsyncGenerator[Event]:
         responses = self._streaming.make.remote(job)
         seconds = TAKE_SECONDS
         try:

@@ -5,6 +5,7 @@ used last, `champion` the one of the last run that ended well.
 """
 
 import importlib.metadata
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ PACKED = (
 )
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"
+NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
