@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,6 +34,11 @@ def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     if any(not re.fullmatch(r"[!-~]+", key) for key in keys):
         raise ValueError(f"{VARIABLE}: a key must be of letters, digits and signs of ASCII, without spaces")
     return keys
+
+
+def keys_here() -> tuple[str, ...]:
+    """Those of this process: keys are read where they are compared, and never sent to another. Raises ValueError."""
+    return read_keys(os.environ)
 
 
 def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
