@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import openai
@@ -262,9 +263,8 @@ class SlowCardBackend(SmallBackend):
 def test_many_at_once_ask_a_model_once_what_it_can_do(backends: dict[str, SmallBackend]) -> None:
     backend = SlowCardBackend(backends["tiny"].cascade)
     with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url, ThreadPoolExecutor(8) as threads:
-        answers = list(
-            threads.map(lambda seed: HTTP.post(url + GENERATIONS, json={"label": 0, "seed": seed}), range(8))
-        )
+        ask = partial(HTTP.post, url + GENERATIONS)
+        answers = list(threads.map(lambda seed: ask(json={"label": 0, "seed": seed}), range(8)))
     assert [answer.status_code for answer in answers] == [200] * 8
     assert [answer.json()["data"][0]["seed"] for answer in answers] == list(range(8))
     assert backend.asked == 1
