@@ -12,12 +12,9 @@ from playwright.sync_api import Page
 
 from tests.browser.service_page import LAPTOP, PHONE, chromium, finished, opened, ready
 
-COLORS = 192  # of the file's palette, so that it stays small
-
 
 def save(page: Page, path: Path) -> None:
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1024:.0f} KB")
 
 
