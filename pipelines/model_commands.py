@@ -6,17 +6,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines.cores import share_cores
 from pipelines.options import SAMPLERS, Sampling, Tracking
+
+LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
+Model = Annotated[str | None, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the first image; the others count on.  [0]", min=0)]
 
 
 def sample(
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
+    model: Model = None,
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
     prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
     condition: Annotated[list[Path], typer.Option(help="Condition image, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
     generator: Annotated[str | None, typer.Option(help="diffusion, tokens, pixels, gan, vae; else the first.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="Images for each label or prompt.", min=1)] = 4,
+    seed: Seed = None,
+    count: Annotated[int | None, typer.Option(help="Images for each label or prompt.  [4, or 1]", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
@@ -28,6 +33,7 @@ def sample(
     best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
     size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
     settings: Sampling = [],  # noqa: B006
+    like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images and the grid.")] = Path("samples"),
 ) -> None:
@@ -44,7 +50,10 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
     - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
     - `cascade sample --model models:/image-cascade-gan@champion --label flags --truncation 0.5`
+    - `cascade sample --like samples/red-heart-diffusion-0007.png` — the same image again
+    - `cascade sample --like samples/red-heart-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
     """
+    share_cores()
     from pipelines.sample_command import sample_images
 
     written = sample_images(
@@ -64,6 +73,7 @@ def sample(
         top_k=top_k,
         top_p=top_p,
         settings=settings,
+        like=like,
         best_of=best_of,
         size=size,
         tracking=tracking,
@@ -74,8 +84,8 @@ def sample(
 
 
 def translate(
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")],
     image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
+    model: Model = None,
     mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
     task: Annotated[
         str | None,
@@ -83,12 +93,13 @@ def translate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
     label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; the others count on.", min=0)] = 0,
+    seed: Seed = None,
     count: Annotated[int, typer.Option(help="Images to make of it.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
     sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     settings: Sampling = [],  # noqa: B006
+    like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
 ) -> None:
@@ -103,7 +114,9 @@ def translate(
     - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
     - `cascade translate --model models:/image-cascade-ddpm@champion --image 16.png --mask mask.png --task inpainting`
     - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
+    - `cascade translate --like translated/photo-inpainting-0000.png --image photo.png --mask mask.png --seed 1`
     """
+    share_cores()
     from pipelines.translate_command import translate_image
 
     written = translate_image(
@@ -119,6 +132,7 @@ def translate(
         sampler=sampler,
         guidance_scale=guidance_scale,
         settings=settings,
+        like=like,
         tracking=tracking,
         out=out,
         console=Console(),
@@ -142,6 +156,7 @@ def reconstruct(
     - `cascade reconstruct --model models:/image-cascade-vqvae-tokenizer@champion --image one.png --image two.jpg`
     - `cascade reconstruct --model s3://bucket/runs/stages/vae/1a2b3c --image photo.png --out kept`
     """
+    share_cores()
     from pipelines.reconstruct_command import reconstruct_images
 
     shown = reconstruct_images(model, images=image, tracking=tracking, out=out, console=Console())
@@ -156,7 +171,8 @@ def ema(
 ) -> None:
     """Choose the length of a model's average of weights, after training: with `ema: power` snapshots were kept for it.
 
-    `cascade sample` takes the folder that it writes where the model makes images by itself.
+    `cascade sample` takes the folder that it writes where the model makes images by itself. Of a registered model the
+    average becomes a version too, of the same name: its `candidate`.
 
     **Examples**
 
@@ -165,7 +181,10 @@ def ema(
     """
     from pipelines.ema_command import write_average
 
-    typer.echo(f"model: {write_average(model, length=length, tracking=tracking, out=out)}")
+    made = write_average(model, length=length, tracking=tracking, out=out)
+    typer.echo(f"model: {made.folder}")
+    if made.registered:
+        typer.echo(f"registered: {made.registered}")
 
 
 def serve(

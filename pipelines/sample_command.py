@@ -4,9 +4,8 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -20,23 +19,42 @@ from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
+from components.sampling.png_settings import settings_of, with_settings
 from components.sampling.requests import Request, nested_settings, read_size, stage_settings
+from components.storage.store import absolute
 from components.tracking import model_source
 from components.tracking.environment import environment
+from components.tracking.names import REGISTRY
+from components.tracking.registry import NAMED, find_named
+from pipelines.like import asked_like, named_model, read_like
 from pipelines.profiles import tracking_uri
 from pipelines.session import set_environment
 from pipelines.workflow import UsageError
 
+COUNT = 4  # images for each label or prompt, where nothing else is said
+
+
+class ModelSource(NamedTuple):
+    """Where a model comes from."""
+
+    address: str  # models:/NAME/VERSION where it is registered, else as the user gave it
+    name: str  # registered, or of its folder: no path of this machine
+    version: str | None  # registered
+
+    def png(self, image: np.ndarray, request: Request) -> bytes:
+        """An image of the model, uint8 (H, W, 3), as a PNG that says how it was made."""
+        return with_settings(encode_png(image), settings_of(request, model=self.name, version=self.version))
+
 
 def sample_images(
-    model: str,
+    model: str | None,
     *,
     labels: list[str],
     prompts: list[str],
     conditions: list[Path],
     generator: str | None,
-    seed: int,
-    count: int,
+    seed: int | None,
+    count: int | None,
     steps: int | None,
     sampler: str | None,
     guidance_scale: float | None,
@@ -51,8 +69,12 @@ def sample_images(
     out: Path,
     console: Console,
     settings: Sequence[str] = (),
+    like: Path | None = None,
 ) -> Path:
     """Sample `count` images for each label or prompt, and each condition image; returns the path of the grid.
+
+    Args:
+        like: a PNG of an image to make again; what is None or empty is as it was for that one, and `count` is 1.
 
     Raises UsageError for a model that is not there or a request that it can't serve.
     """
@@ -60,15 +82,15 @@ def sample_images(
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            cascade = load_cascade(model, tracking)
-            asked = [Request(label=label) for label in labels] + [Request(prompt=prompt) for prompt in prompts]
-            asked = asked or [Request()]
-            if conditions:
-                given = [_condition(path, cascade) for path in conditions]
-                asked = [request._replace(condition=image) for request in asked for image in given]
-            options = partial(
-                Request._replace,
+            known = read_like(like)
+            source = source_of(named_model(model, known), tracking)
+            cascade = load_cascade(source.address, tracking)
+            known.check_given(condition=conditions)
+            plain = asked_like(
+                known,
+                cascade,
                 generator=generator,
+                seed=seed,
                 guidance_scale=guidance_scale,
                 steps=steps,
                 sampler=sampler,
@@ -81,12 +103,18 @@ def sample_images(
                 size=None if size is None else read_size(size),
                 sampling=read_settings(settings),
             )
-            asked = [cascade.with_generator(options(request)) for request in asked]
-            requests = [request._replace(seed=seed + i) for request in asked for i in range(count)]
+            asked = [plain._replace(label=label, prompt=None) for label in labels]
+            asked += [plain._replace(label=None, prompt=prompt) for prompt in prompts]
+            asked = asked or [plain]
+            if conditions:
+                given = [_condition(path, cascade) for path in conditions]
+                asked = [request._replace(condition=image) for request in asked for image in given]
+            count = count or (COUNT if like is None else 1)
+            requests = [request._replace(seed=request.seed + i) for request in asked for i in range(count)]
             images = cascade.sample(requests)
     except (ValueError, FrozenTextError) as error:
         raise UsageError(str(error)) from error
-    grid = _write(images, requests, out)
+    grid = _write(images, requests, source, out)
     console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     return grid
 
@@ -122,17 +150,28 @@ def _condition(path: Path, cascade: Cascade) -> bytes:
         raise ValueError(f"--condition {path} can't be read as an image ({error})") from error
 
 
-def _write(images: list[np.ndarray], requests: list[Request], out: Path) -> Path:
+def _write(images: list[np.ndarray], requests: list[Request], source: ModelSource, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     seen = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {seen.index(r.condition)}" if r.condition else "unconditional" for r in requests]
     names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
     for image, name, request in zip(images, names, requests, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
-        (out / f"{slug}-{request.generator}-{request.seed:04d}.png").write_bytes(encode_png(image))
+        (out / f"{slug}-{request.generator}-{request.seed:04d}.png").write_bytes(source.png(image, request))
     grid = out / "grid.png"
     grid.write_bytes(labelled_grid(images, names))
     return grid
+
+
+def source_of(model: str, tracking: str | None) -> ModelSource:
+    """What an address means now. Raises UsageError, or ValueError from the registry, if there is no such model."""
+    if not model.startswith(REGISTRY):
+        return ModelSource(model, absolute(model).rstrip("/").rpartition("/")[2], None)
+    if not NAMED.fullmatch(model):  # models:/ID, a logged model of no version
+        return ModelSource(model, model.removeprefix(REGISTRY), None)
+    set_environment(environment())
+    named = find_named(model, tracking_uri=model_source.registry_of(model, tracking_uri(tracking)))
+    return ModelSource(named.uri, named.name, named.version)
 
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:

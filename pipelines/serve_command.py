@@ -1,30 +1,28 @@
 """`cascade serve`: registered models over HTTP, on a Ray that is started here or on the cluster that is joined."""
 
-import ipaddress
 import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 from rich.console import Console
 
-from components.serving.deployment import Application, service
-from components.serving.running import StartError, check_port, end_service, run_service
 from components.serving.settings import ServedModel, ServiceSettings
-from components.serving.versions import find_version, shown_source
 from components.tracking.environment import environment
-from components.tracking.model_source import REGISTRY
+from components.tracking.names import REGISTRY, shown_source
 from pipelines.cluster import Cluster
 from pipelines.profiles import tracking_uri
 from pipelines.recipes.overrides import explain
 from pipelines.session import on_cluster, set_environment, start_ray
 from pipelines.workflow import UsageError
 
-KEYS = ("CASCADE_API_KEYS", "CASCADE_API_KEYS_FILE")
+if TYPE_CHECKING:
+    from components.serving.deployment import Application
+
 SERVING = {  # of the Ray that is started for a service
     "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
@@ -45,7 +43,7 @@ class ServeOptions(NamedTuple):
     batch: int = 16
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: dict[str, Any]) -> "Application":
     """The service for `serve deploy` and KubeRay's RayService, import_path `pipelines.serve_command:build`.
 
     Args:
@@ -53,6 +51,8 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises UsageError, in one line, for a field that does not fit.
     """
+    from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
+
     set_environment(environment())
     return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args))
 
@@ -62,6 +62,10 @@ def serve(options: ServeOptions, console: Console) -> None:
     end_by_signals(_end)
     set_environment(environment() | SERVING)
     settings = settings_of(options)
+
+    from components.serving.running import StartError, check_port, run_service
+    from components.serving.versions import find_version
+
     try:
         found = [find_version(model.source, settings.tracking) for model in settings.models]
         if not on_cluster():
@@ -86,21 +90,16 @@ def settings_of(options: ServeOptions) -> ServiceSettings:
     least, _, most = options.replicas.partition("..")
     if not least.isdecimal() or not (most or least).isdecimal():
         raise UsageError(f"--replicas {options.replicas}: write a number, or the least and the most such as 1..4")
-    loopback = is_loopback(options.host)
-    if not loopback and not any(os.environ.get(name) for name in KEYS):
-        raise UsageError(
-            f"--host {options.host} is reached by others: set {KEYS[0]} (keys by commas) or {KEYS[1]} first"
-        )
-    return read_settings(
+    settings = read_settings(
         {
             "models": [served_model(text) for text in options.model],
             "tracking": tracking_uri(options.tracking),
-            "keys_required": not loopback,
             "min_replicas": int(least),
             "max_replicas": int(most or least),
             "batch_images": options.batch,
         }
     )
+    return settings.model_copy(update={"keys_required": needs_keys(options.host)})
 
 
 def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
@@ -140,6 +139,8 @@ def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -
 @contextmanager
 def ended_with_this_program() -> Iterator[None]:
     """Whatever ends the program ends the service; what was asked to end in time does so once."""
+    from components.serving.running import end_service
+
     try:
         yield
     finally:
@@ -157,14 +158,23 @@ def _end(*signaled: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine reach an address."""
+def needs_keys(host: str) -> bool:
+    """Whether others reach an address. Raises UsageError where they do and no keys can be read."""
+    from components.serving.keys import FILE_VARIABLE, VARIABLE, is_loopback, read_keys
+
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        keys, others = read_keys(os.environ), not is_loopback(bracketed(host))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if others and not keys:
+        raise UsageError(f"--host {host} is reached by others: set {VARIABLE} (keys by commas) or {FILE_VARIABLE}")
+    return others
 
 
 def address_of(options: ServeOptions) -> str:
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    return f"http://{host}:{options.port}"
+    return f"http://{bracketed(options.host)}:{options.port}"
+
+
+def bracketed(host: str) -> str:
+    """A host as addresses have it."""
+    return f"[{host}]" if ":" in host else host

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from components.evaluation.grids import GridBlock, render_blocks
-from components.sampling.image_files import encode_png, open_given_image
+from components.sampling.image_files import open_given_image
 from components.sampling.requests import Request
-from pipelines.sample_command import load_cascade, read_settings
+from pipelines.like import asked_like, named_model, read_like
+from pipelines.sample_command import ModelSource, load_cascade, read_settings, source_of
 from pipelines.workflow import UsageError
 
 WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
@@ -19,14 +20,14 @@ HIDDEN = 127  # gray level of what the mask hides, in the image that shows befor
 
 
 def translate_image(
-    model: str,
+    model: str | None,
     *,
     image: Path,
     mask: Path | None,
     task: str | None,
     label: str | None,
     prompt: str | None,
-    seed: int,
+    seed: int | None,
     count: int,
     steps: int | None,
     sampler: str | None,
@@ -35,8 +36,12 @@ def translate_image(
     out: Path,
     console: Console,
     settings: Sequence[str] = (),
+    like: Path | None = None,
 ) -> Path:
     """Make `count` images of the one in `image`; returns the path of the image that shows before and after.
+
+    Args:
+        like: a PNG of an image to make again; what is None or empty is as it was for that one.
 
     Raises UsageError for a model that is not there or does not work on images, and for files that it can't use.
     """
@@ -48,17 +53,32 @@ def translate_image(
                 "image": image_bytes("--image", image),
                 "mask": None if mask is None else image_bytes("--mask", mask),
             }
-            cascade = load_cascade(model, tracking)
+            known = read_like(like)
+            known.check_given(**given)
+            source = source_of(named_model(model, known), tracking)
+            cascade = load_cascade(source.address, tracking)
             generator = next((name for name in WORK_ON_IMAGES if name in cascade.generators), None)
             if generator is None:
-                raise ValueError(f"{model} does not work on images: it has {' and '.join(cascade.generators)}")
-            asked = Request(label=label, prompt=prompt, task=task, generator=generator, **given)
-            asked = asked._replace(steps=steps, sampler=sampler, guidance_scale=guidance_scale)
-            asked = asked._replace(sampling=read_settings(settings))
-            images = cascade.sample([asked._replace(seed=seed + number) for number in range(count)])
+                raise ValueError(f"{source.address} does not work on images: it has {' and '.join(cascade.generators)}")
+            asked = asked_like(
+                known,
+                cascade,
+                label=label,
+                prompt=prompt,
+                task=task,
+                generator=generator,
+                seed=seed,
+                steps=steps,
+                sampler=sampler,
+                guidance_scale=guidance_scale,
+                **given,
+                sampling=read_settings(settings),
+            )
+            requests = [asked._replace(seed=asked.seed + number) for number in range(count)]
+            images = cascade.sample(requests)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    shown = _write(images, asked, image, out, seed=seed)
+    shown = _write(images, requests, source, image, out)
     console.print(f"{count} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     return shown
 
@@ -75,10 +95,12 @@ def image_bytes(option: str, path: Path) -> bytes:
     return data
 
 
-def _write(images: list[np.ndarray], asked: Request, image: Path, out: Path, *, seed: int) -> Path:
+def _write(images: list[np.ndarray], requests: list[Request], source: ModelSource, image: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    for number, made in enumerate(images):
-        (out / f"{image.stem}-{asked.task or 'translated'}-{seed + number:04d}.png").write_bytes(encode_png(made))
+    for made, request in zip(images, requests, strict=True):
+        name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}.png"
+        (out / name).write_bytes(source.png(made, request))
+    asked = requests[0]
     before = np.array(open_given_image(asked.image or b""))
     if asked.mask is not None:
         before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN

@@ -1,7 +1,8 @@
 """Values of a configuration's tree by their names: `total_steps` in place of `optimization.total_steps`.
 
-A name may be short where only one place below has it. Trees are nested dictionaries as `model_dump` gives them; a part
-that is left out is None or missing, and is created when one of its fields is set.
+A name may be short where only one place below has it. `network.kind=dit` chooses as `network=dit` does. Trees are
+nested dictionaries as `model_dump` gives them; a part that is left out is None or missing, and is created when one of
+its fields is set.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,10 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
     """
     result: dict[str, Any] = _copied(tree)
     parts = list(part_names(model))
-    first = [name for name in parts if name in values]  # kinds first: they decide which fields there are
+    kinds = [name for name in values if part_of(name) in parts]
+    first = sorted(
+        kinds, key=lambda name: parts.index(part_of(name))
+    )  # kinds first: they decide which fields there are
     for name in first + [name for name in values if name not in first]:
         value, place = values[name], find(model, result, name)
         if name in parts and isinstance(value, Mapping):
@@ -44,6 +48,11 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
     return result
 
 
+def part_of(name: str) -> str:
+    """The part that a name means, if it means one: of "network.bottleneck.kind" the bottleneck."""
+    return name.removesuffix(f".{KIND}").rpartition(".")[2]
+
+
 def part_names(model: type[BaseModel]) -> dict[str, None]:
     """The names of a model's parts, each before those of its own parts."""
     own = {name: parts for name in model.model_fields if (parts := parts_of(model, name))}
@@ -52,7 +61,7 @@ def part_names(model: type[BaseModel]) -> dict[str, None]:
 
 def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
     """Set one value in a tree. A part's kind may be given in its place; a new kind keeps the fields that it shares."""
-    *parents, leaf = place
+    *parents, leaf = place[:-1] if place[-1] == KIND and len(place) > 1 else place
     for parent in parents:
         candidates = members(model, tree, parent)
         tree[parent] = tree.get(parent) or started(model, parent, candidates[0])
@@ -62,7 +71,7 @@ def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) 
     if (kinds := parts_of(model, leaf)) and isinstance(value, str):
         tree[leaf] = _of_kind(kinds, tree.get(leaf) or started(model, leaf, kinds[0]), value)
     elif leaf == KIND and tree.get(KIND) not in (None, value):
-        raise PlaceError(f"give the kind in place of the part: {'.'.join(parents)}={value}")
+        raise PlaceError(f"a part of kind {tree[KIND]} stays one: give {value} in the place of the part")
     else:
         tree[leaf] = value
 

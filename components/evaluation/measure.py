@@ -39,7 +39,7 @@ class MeasureConfig(Config):
     """By what distances are measured, and to how many images."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
-    precision: FeaturePrecision = "fp32"  # bf16 changes distances by less than 1 %, and is faster where it is native
+    precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
     reference_samples: int = Field(10_000, ge=2)  # at most so many training images
     seed: int = Field(0, ge=0)
 

@@ -19,6 +19,7 @@ from components.sampling.image_files import open_header
 from components.sampling.request_rows import IMAGES, RequestRow
 from components.sampling.requests import Request, nested_settings, stage_settings
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEYWORD = "parameters"
 MOST_TEXT = 2**20  # characters of settings that are read
 HEADER = 33  # bytes: the signature and the first chunk, IHDR
@@ -30,7 +31,7 @@ def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
 
     Raises ValueError if it is no PNG.
     """
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
+    if not png.startswith(SIGNATURE) or png[12:16] != b"IHDR":
         raise ValueError("settings are kept in a PNG, and this is none")
     text = b"tEXt" + KEYWORD.encode() + b"\0" + json.dumps(settings).encode()  # escaped: ASCII, whatever the prompt
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
@@ -39,13 +40,12 @@ def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
 
 def read_settings(png: bytes) -> dict[str, Any] | None:
     """The settings in a PNG; None if it has none. Raises ValueError, in one line, for no PNG or broken settings."""
+    if not png.startswith(SIGNATURE):
+        raise ValueError("this is not a PNG")
     try:
-        image = open_header(png)
+        text = open_header(png).info.get(KEYWORD)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError("this is not a PNG that can be read") from error
-    if image.format != "PNG":
-        raise ValueError(f"this is a {image.format}, not a PNG: it has no settings")
-    text = image.info.get(KEYWORD)
+        raise ValueError("this PNG can't be read: it is damaged") from error
     if text is None:
         return None
     if len(text) > MOST_TEXT:

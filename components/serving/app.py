@@ -51,8 +51,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "503": {"model": ErrorAnswer, "description": "Not now: Retry-After says in how many seconds"},
 }
 EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}")
-EVENT.pop("$defs")  # they stand among the components, as parts of the answer that is no stream
-STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
+# Without the definitions: they stand among the components, as parts of the answer that is no stream.
+STREAM = {"content": {"text/event-stream": {"schema": {k: v for k, v in EVENT.items() if k != "$defs"}}}}
 FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 

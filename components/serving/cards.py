@@ -9,11 +9,13 @@ from components.serving.messages import Card, GeneratorCard
 
 
 def card_of(cascade: Cascade, *, name: str, source: str, version: str, created: int) -> Card:
+    """The card of a cascade by the name that it is served by."""
     generators = tuple(generator_card(maker) for maker in cascade.makers.values())
     return Card(name, source, version, created, generators)
 
 
 def generator_card(maker: Generator) -> GeneratorCard:
+    """What requests of one generator may say."""
     height, width = maker.size
     sampling, seen = maker.first.sampling.model_dump(), maker.condition_images
     return GeneratorCard(

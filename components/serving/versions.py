@@ -5,7 +5,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.messages import Card
 from components.serving.settings import ServedModel
-from components.tracking.model_source import REGISTRY, is_model_folder, local_model, model_artifact, registry_of
+from components.tracking.model_source import is_model_folder, local_model, model_artifact, registry_of
+from components.tracking.names import REGISTRY, shown_source
 from components.tracking.registry import Named, find_named
 
 LOG = logging.getLogger("cascade.serving")
@@ -126,11 +127,6 @@ def find_version(source: str, tracking: str | None) -> Named:
 
 def is_alias(source: str) -> bool:
     return source.startswith(REGISTRY) and "@" in source
-
-
-def shown_source(source: str) -> str:
-    """A source as answers name it: without the place of a folder, which is nobody's business."""
-    return source if source.startswith(REGISTRY) else PurePosixPath(source.rstrip("/")).name
 
 
 def warm(cascade: Cascade) -> None:

@@ -9,9 +9,8 @@ from components.sampling.cascade import DESCRIPTION
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.bundle import DESCRIPTION as MODEL
 from components.storage.store import Store, absolute
+from components.tracking.names import REGISTRY
 from components.tracking.registry import download_model
-
-REGISTRY = "models:/"  # how addresses of registered models start
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +43,9 @@ PACKED = (
     "storage/bundle.py",
 )
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
-ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
-
-
+GIT_COMMIT = "cascade.git_commit"
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
+ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
 class Registered(NamedTuple):
@@ -82,6 +83,13 @@ def register_artifact(
     Raises ArtifactError if the stored files differ from the manifest.
     """
     name = model_name(artifact, models=models)
+    return register_version(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
+
+
+def register_version(
+    client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
+) -> Registered:
+    """As `register_artifact`, under a name of its own."""
     version = find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
@@ -111,6 +119,12 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
 
 
 def find_named(model_uri: str, *, tracking_uri: str) -> Named:
+    """As `named_version`, in what others need of it."""
+    found = named_version(model_uri, tracking_uri=tracking_uri)
+    return Named(found.name, str(found.version), found.creation_timestamp // 1000)
+
+
+def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now.
 
     Raises ValueError, in one line, if the registry has none or can't be reached.
@@ -120,12 +134,8 @@ def find_named(model_uri: str, *, tracking_uri: str) -> Named:
         raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = parts.groups()
     client = MlflowClient(tracking_uri)
-    try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't find {model_uri} in the registry at {tracking_uri}: {reason}") from error
-    return Named(name, str(found.version), found.creation_timestamp // 1000)
+    with _registry(model_uri, tracking_uri):
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
 
 
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
@@ -133,13 +143,19 @@ def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
 
     Raises ValueError, in one line, if the registry has no such model or can't be reached.
     """
+    with _registry(model_uri, tracking_uri):
+        local = download_artifacts(model_uri, dst_path=str(folder))
+    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+
+
+@contextmanager
+def _registry(model_uri: str, tracking_uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     try:
-        local = download_artifacts(model_uri, dst_path=str(folder))
+        yield
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error
-    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
 
 
 def pip_requirements(model: Path) -> list[str]:
@@ -222,7 +238,7 @@ def _tags(artifact: Artifact) -> dict[str, str]:
         STAGE: artifact.stage,
         KEY: artifact.key,
         "cascade.artifact": artifact.root,
-        "cascade.git_commit": str(artifact.provenance.get("git_commit", "unknown")),
+        GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.optimization import OptimizationConfig
+from components.sampling.device import native_bf16
 from components.training.loop import Arrays, Batch
 from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer
 from components.training.parallel import Worker, data_parallel, synchronized
@@ -39,15 +40,15 @@ class Learner(Generic[Network]):
         self.optimizer = make_optimizer(self.network, config)
         self.ema = make_ema(self.network, config) if averaged else None
         self.guard = NonFiniteGuard()
+        self.computes_bf16 = config.precision == "bf16" and native_bf16(worker.device)
 
     def snapshot(self) -> Network:
         """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""
         return self.ema.network if self.ema else deepcopy(self.network).eval()
 
     def autocast(self) -> torch.autocast:
-        """bf16 where the recipe says so; networks keep softmax, norms and losses in fp32 themselves."""
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=enabled)
+        """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32 themselves."""
+        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.computes_bf16)
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Add the gradient of `loss` to this network's parameters, and to no other's that stand in the graph."""

@@ -19,6 +19,7 @@ from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
 from components.node import node_threads
 from components.ray_internals import get_train_context
+from components.sampling.device import native_bf16
 from components.sampling.gray import ColorError
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
@@ -84,9 +85,9 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         set_idle_priority()
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    if worker.rank == 0 and worker.world_size < job.resources.num_workers:
-        line = f"room for {worker.world_size} of {job.resources.num_workers} workers"
-        job.recorder.emit(events.Warning(job.stage, line))
+    if worker.rank == 0:
+        for line in differences(job, worker):
+            job.recorder.emit(events.Warning(job.stage, line))
     task = job.make_task(worker=worker)
     task.max_batch = job.resources.max_batch_per_device
     restored = restore(task, job.run, worker)
@@ -125,6 +126,14 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     except RuntimeError as error:  # in rank 0, for which no other waits any more
         return {"stopped": f"{out_of_memory(error, task, job.config, worker)}, and {RUN_AGAIN}"}
     return {}
+
+
+def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
+    """A line for each thing that this training does otherwise than recipe and profile say."""
+    if worker.world_size < job.resources.num_workers:
+        yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
+    if job.config.precision == "bf16" and not native_bf16(worker.device):
+        yield f"{worker.device} has no bf16 of its own: training in fp32"
 
 
 def set_idle_priority() -> None:

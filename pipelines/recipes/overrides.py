@@ -14,8 +14,8 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[Ba
     """A copy of a recipe's tree with `a.b=value` assignments applied.
 
     Items of lists are addressed by their number. A name may be short where only one part below has it
-    (`base.total_steps`), a kind stands in the place of its part (`base.network=dit`), and a part that the recipe left
-    out (`null`) is created when one of its fields is set.
+    (`base.total_steps`), a kind stands in the place of its part (`base.network=dit`, or `base.network.kind=dit`), and a
+    part that the recipe left out (`null`) is created when one of its fields is set.
 
     Raises UsageError for a malformed assignment, or a field that does not exist or stands in several places.
     """
@@ -38,12 +38,13 @@ def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: An
     for parent in parents:  # of a part that is named short
         tree.setdefault(parent, {})
         shape, tree = members(shape, tree, parent)[0], tree[parent]
-    if not rest:
+    if not rest or (rest == KIND and parts_of(shape, leaf)):
         put(tree, shape, (leaf,), value)
     elif isinstance(tree.get(leaf), list):
         set_item(tree, shape, leaf, rest, value)
     elif parts := members(shape, tree, leaf):
-        part = next((other for other in parts_of(shape, leaf) if value in kinds_of(other, rest)), parts[0])
+        chosen = rest.removesuffix(f".{KIND}")
+        part = next((other for other in parts_of(shape, leaf) if value in kinds_of(other, chosen)), parts[0])
         kind = {} if kind_of(part) is None else {KIND: kind_of(part)}
         tree[leaf] = kind | {name: own for name, own in (tree.get(leaf) or {}).items() if name in part.model_fields}
         set_value(tree[leaf], part, rest, value)

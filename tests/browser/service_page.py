@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from components.sampling.cascade import compose
 from components.sampling.png_settings import settings_of, with_settings
 from components.serving.app import build_app
-from components.serving.messages import Event, Job, Made
+from components.serving.messages import Event, FinishedImage, ImageJob
 from components.serving.settings import ServedModel, ServiceSettings
 from tests.browser.chromium import FLAGS, find_chromium
 from tests.serving_backend import SmallBackend, served
@@ -57,10 +57,10 @@ DROP = """([bytes, name, selector]) => {
 class KeepingBackend(SmallBackend):
     """Its PNGs say how they were made, as those of a replica do."""
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         async with aclosing(super().make(job)) as events:
             async for event in events:
-                if isinstance(event, Made):
+                if isinstance(event, FinishedImage):
                     settings = settings_of(job.requests[event.image], model=self.name, version=self.version)
                     event = event._replace(png=with_settings(event.png, settings))
                 yield event

@@ -15,15 +15,24 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from typer.testing import CliRunner
 
 from components import events
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import Cascade, compose
+from components.sampling.png_settings import read_settings
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
+from components.storage.bundle import load_bundle
 from components.tracking.environment import environment
-from components.tracking.registry import download_model
+from components.tracking.registry import download_model, named_version
 from components.tracking.tracker import Tracker
+from components.training.snapshots import SNAPSHOTS, reconstruct
+from pipelines.cli import app
+from pipelines.ema_command import write_average
 from tests.tiny_cascade import commit_model, write_cascade, write_models
+from tests.tiny_generators import LONE, lone, write
+from tests.tiny_training import assert_equal_bits
+from tests.unit.test_training_power_ema import model_of
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +140,62 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
         assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
+def test_an_image_of_a_registered_model_is_made_again_by_its_version_when_another_is_champion(
+    track: Callable, recipe: str, tracking_uri: str, tmp_path: Path
+):
+    name = f"image-cascade-{recipe}"
+
+    def register(key: str, folder: Path) -> None:
+        tracker, artifact = track(key), commit_model(tmp_path, "cascade", key, folder)
+        tracker.emit(events.StageStarted("cascade", key, {}, {}))
+        tracker.emit(events.StageEnded("cascade", "FINISHED", artifact))
+        assert tracker.close("FINISHED") == []
+
+    def sample(*options: str, out: str) -> Path:
+        arguments = ["sample", "--tracking", tracking_uri, "--out", str(tmp_path / out), *options]
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return tmp_path / out / "1-gan-0003.png"
+
+    register("k1", lone("gan", tmp_path / "first"))
+    asked = ["--label", "1", "--seed", "3", "--count", "1"]
+    image = sample("--model", f"models:/{name}@champion", *asked, out="once")
+    said = read_settings(image.read_bytes()) or {}
+    assert (said["model"], said["version"]) == (name, "1")
+    kind, network, settings = LONE["gan"]
+    wider = write(tmp_path / "wider", kind, network | {"channels": 8}, settings)
+    register("k2", compose(tmp_path / "second", model=wider))
+    assert sample("--model", f"models:/{name}@champion", *asked, out="champion").read_bytes() != image.read_bytes()
+    assert sample("--like", str(image), out="again").read_bytes() == image.read_bytes()
+
+
+def test_another_average_of_a_registered_model_is_a_version_of_its_name_once(
+    track: Callable, recipe: str, tracking_uri: str, tmp_path: Path
+):
+    model, name = model_of(tmp_path / "trained"), f"image-cascade-{recipe}-prior"
+    tracker = track("run")
+    tracker.emit(events.StageStarted("prior", "k1", {}, {}))
+    tracker.emit(events.StageEnded("prior", "FINISHED", commit_model(tmp_path, "prior", "k1", model)))
+    assert tracker.close("FINISHED") == []
+
+    client = MlflowClient(tracking_uri)
+    for again, source in enumerate((f"models:/{name}@champion", f"models:/{name}/1")):
+        made = write_average(source, length=0.15, tracking=tracking_uri, out=tmp_path / str(again))
+        assert made.registered == f"models:/{name}/2"
+    assert aliases(client, name) == {"candidate": "2", "champion": "1"}, "no run ended well with it"
+    version = client.get_model_version(name, "2")
+    assert version.tags["cascade.stage_key"] == "k1-ema-0.15"
+    assert version.run_id == client.get_model_version(name, "1").run_id, "it tells by which run it was trained"
+    stored = download_model(f"models:/{name}@candidate", tmp_path / "stored", tracking_uri=tracking_uri)
+    assert_equal_bits(load_bundle(stored).module.state_dict(), reconstruct(model / SNAPSHOTS, 0.15))
+    assert (
+        write_average(f"models:/{name}/1", length=0.1, tracking=tracking_uri, out=tmp_path / "x").registered[-1] == "3"
+    )
+
+
 def test_a_model_that_is_not_there_is_one_clear_line(tracking_uri: str, tmp_path: Path):
     with pytest.raises(ValueError, match="can't get models:/nobody@champion from the registry") as caught:
         download_model("models:/nobody@champion", tmp_path, tracking_uri=tracking_uri)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="can't get models:/nobody@champion from the registry"):
+        named_version("models:/nobody@champion", tracking_uri=tracking_uri)

@@ -91,6 +91,21 @@ def test_without_an_adversarial_weight_there_is_no_discriminator(name: str, monk
     assert ("discriminator" in task.state_dict()) == wanted
 
 
+def test_the_discriminator_learns_from_the_first_step_and_the_generator_hears_it_later() -> None:
+    """Until it hears it, the generator has the bits of one that never does."""
+    heard, deaf = (autoencoder_config(discriminator_start=start, total_steps=20) for start in (2, 20))
+    tasks = [AutoencoderTask(config) for config in (heard, deaf)]
+    untrained = {name: tensor for name, tensor in weights_of(tasks[0]).items() if name.startswith("discriminator")}
+    for step, batch in zip((1, 2, 3), batches(heard, to_batch), strict=False):
+        for task in tasks:
+            task.train_step(batch, step)
+        first, second = (weights_of(task) for task in tasks)
+        if step == 1:
+            assert not any(torch.equal(first[name], tensor) for name, tensor in untrained.items())
+        same = [torch.equal(first[name], second[name]) for name in first if name.startswith("generator.network")]
+        assert all(same) == (step <= 2)
+
+
 def test_a_perceptual_network_without_weight_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("vq_vae", perceptual_network="efficientnet_lite1", perceptual_weight=0.0)
     assert AutoencoderTask(config).perceptual is None

@@ -76,8 +76,21 @@ def test_a_kind_stands_in_the_place_of_its_part_and_has_only_its_own_fields():
         flow.replace(min_snr_gamma=None)
     with pytest.raises(PlaceError, match="unknown kind 'resnet': choose unet or image_attention_unet or dit"):
         flow.replace(network="resnet")
-    with pytest.raises(PlaceError, match="give the kind in place of the part: network=dit"):
-        flow.replace(**{"network.kind": "dit"})
+
+
+def test_a_kind_may_be_written_as_the_field_that_it_is():
+    """So what a printed recipe shows, `network: {kind: dit}`, can be set by its name."""
+    config = diffusion_config()
+    numbers = {"model_dim": 16, "num_heads": 2}
+    chosen = config.replace(network="dit", **numbers)
+    assert config.replace(**numbers, **{"network.kind": "dit"}) == chosen  # the kind first, wherever it stands
+    assert chosen.replace(**{"network.kind": "dit"}) == chosen
+    scalars = autoencoder_config(bottleneck="fsq", levels=(4, 4))
+    assert autoencoder_config(levels=(4, 4), **{"network.bottleneck.kind": "fsq"}) == scalars
+    with pytest.raises(PlaceError, match="unknown kind 'resnet': choose unet or image_attention_unet or dit"):
+        config.replace(**{"network.kind": "resnet"})
+    with pytest.raises(PlaceError, match="a part of kind unet stays one: give dit in the place of the part"):
+        config.network.replace(kind="dit")
 
 
 def test_a_part_of_a_part_has_a_kind_too():

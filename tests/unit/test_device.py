@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 
 from components.sampling import answers
 from components.sampling.answers import predictor_of
-from components.sampling.device import best_device
+from components.sampling.device import best_device, native_bf16
 from components.sampling.request_rows import RequestRow
+from components.tracking import model_source
 from components.tracking.registry import input_example
 from pipelines import sample_command
 from pipelines.sample_command import load_cascade, sample_images
@@ -60,6 +62,36 @@ def numbers_in(answer: str) -> np.ndarray:
 def test_a_gpu_is_taken_where_torch_can_use_one(there: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert best_device() == torch.device("cuda" if there else "cpu")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_has_bf16_where_torch_says_that_it_is_not_emulated(there: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation or there)
+    assert native_bf16(torch.device("cuda", 0)) is there
+
+
+PROCESSORS = {
+    "Xeon of 2017": ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, False),
+    "Xeon of 2023": ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": True}, True, True),
+    "EPYC of 2022": ({"avx512_f": True, "avx512_bf16": True}, True, True),
+    "Graviton 2": ({"neon": True, "bf16": False}, True, False),
+    "Graviton 3": ({"neon": True, "bf16": True}, True, True),
+    "Mac, whose torch has no oneDNN": ({"neon": True, "bf16": True}, False, False),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_processor_has_bf16_where_it_multiplies_and_onednn_is_there(name: str, monkeypatch: pytest.MonkeyPatch):
+    capabilities, onednn, expected = PROCESSORS[name]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    assert native_bf16(torch.device("cpu")) is expected
+
+
+def test_a_torch_that_does_not_say_what_the_processor_has_means_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert native_bf16(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -143,7 +175,7 @@ PLACES: dict[str, Callable[[Path], str]] = {
 def test_wherever_a_model_lies_all_of_it_is_loaded_onto_the_gpu(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sample_command, "download_model", downloaded)
+    monkeypatch.setattr(model_source, "download_model", downloaded)
     where = PLACES[place](tmp_path)
     with pretend_gpu():
         cascade = load_cascade(where, None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.evaluation import features
 from components.evaluation.distance import frechet_distance, gaussian_of
 from components.evaluation.features import (
     INPUT_SIZE,
@@ -88,7 +89,17 @@ def test_farther_from_the_images_measures_more(extractor: FeatureExtractor, emoj
     assert 0 < shrunk < noisy
 
 
-def test_bf16_measures_about_what_fp32_does(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_without_bf16_of_its_own_a_device_measures_in_fp32(
+    extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "native_bf16", lambda device: False)
+    np.testing.assert_array_equal(FeatureExtractor(precision="bf16")(emoji[:2]), extractor(emoji[:2]))
+
+
+def test_bf16_measures_about_what_fp32_does(
+    extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "native_bf16", lambda device: True)
     fast = FeatureExtractor(precision="bf16")
     reference, changed = emoji[:12], shrink(emoji[12:], 16)
     exact, rounded = (

@@ -159,6 +159,32 @@ def test_an_error_names_the_field_as_it_is_written(recipe: str, assignment: str,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "part", "kind", "numbers"),
+    [
+        ("openmoji", "base.network", "dit", ["base.model_dim=96", "base.num_heads=4"]),
+        ("openmoji", "upsamplers.0.network", "dit", ["upsamplers.0.model_dim=96", "upsamplers.0.num_heads=4"]),
+        ("openmoji", "tokenizer.bottleneck", "fsq", ["tokenizer.levels=[8,8,8]"]),
+        ("openmoji", "tokenizer.network.bottleneck", "fsq", ["tokenizer.levels=[8,8,8]"]),
+        ("openmoji", "base.process", "flow", []),
+        ("pixelcnn", "model.network", "row_lstm", []),
+        ("vqgan_transformer", "prior.network", "masked_transformer", []),  # `prior` is another training then
+    ],
+)
+def test_a_kind_is_set_in_place_of_its_part_or_by_its_name(recipe: str, part: str, kind: str, numbers: list[str]):
+    chosen = load_recipe(recipe, [f"{part}={kind}", *numbers])
+    assert load_recipe(recipe, [f"{part}.kind={kind}", *numbers]) == chosen
+    assert chosen != load_recipe(recipe, [])
+
+
+def test_a_kind_that_there_is_not_is_named_either_way():
+    for path in ("base.network", "base.network.kind"):
+        with pytest.raises(UsageError, match=r"unknown kind 'dot'.*dit"):
+            load_recipe("openmoji", [f"{path}=dot"])
+    with pytest.raises(UsageError, match="plain value"):
+        load_recipe("openmoji", ["base.total_steps.kind=5"])
+
+
 def test_an_unknown_workflow_of_a_file_is_named(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text("workflow: token_rod\nname: mine\n")

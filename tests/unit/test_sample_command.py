@@ -13,12 +13,14 @@ from rich.console import Console
 
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
+from components.sampling.image_files import encode_png, gray_png
+from components.sampling.png_settings import read_settings, request_of, settings_of, with_settings
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
 from pipelines.sample_command import sample_images
 from pipelines.workflow import UsageError
 from tests.tiny_diffusion_branches import classifier_guided, imagen
-from tests.tiny_generators import PRIORS, lone, token_branch
+from tests.tiny_generators import PRIORS, conditioned, lone, token_branch
 
 UNKNOWN_SAMPLER = "base.sampler: Input should be 'ddpm'"
 
@@ -43,7 +45,8 @@ def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
         "tracking": None,
         **dict.fromkeys(options),
     }
-    grid = sample_images(str(folder), **(asked | changes), out=out, console=Console(quiet=True))
+    model = changes.pop("model", str(folder))
+    grid = sample_images(model, **(asked | changes), out=out, console=Console(quiet=True))
     return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path != grid]
 
 
@@ -124,6 +127,115 @@ def test_a_text_encoder_that_can_not_be_loaded_is_one_line(tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+def again(image: Path, folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
+    """`--like` alone, but for the changes."""
+    nothing = {"labels": [], "seed": None, "count": None, "like": image}
+    return sampled(folder, out, **(nothing | changes))
+
+
+def the_image(out: Path) -> Path:
+    (image,) = (path for path in out.glob("*.png") if path.name != "grid.png")
+    return image
+
+
+HOW = {"steps": 3, "sampler": "ddpm", "guidance_scale": 2.0, "settings": ["base.threshold=dynamic"]}
+
+
+def test_an_image_says_how_it_was_made_and_is_made_again_from_what_it_says(folder: Path, tmp_path: Path) -> None:
+    (made,) = sampled(folder, tmp_path, **HOW)
+    png = the_image(tmp_path).read_bytes()
+    said = read_settings(png) or {}
+    assert (said["model"], said.get("version")) == (folder.name, None)
+    assert str(tmp_path.parent).encode() not in png, "no path of this machine"
+    sampling = (("base", "threshold", "dynamic"),)
+    request = Request("1", seed=4, generator="diffusion", steps=3, sampler="ddpm", guidance_scale=2.0)
+    assert request_of(said) == request._replace(sampling=sampling)
+    (same,) = again(the_image(tmp_path), folder, tmp_path / "again")
+    np.testing.assert_array_equal(made, same)
+    assert the_image(tmp_path / "again").read_bytes() == png
+
+
+@pytest.mark.parametrize(
+    ("prior", "how"),
+    [("transformer", {"size": "16x32", "top_k": 3}), ("transformer", {"best_of": 2}), ("masked", {"temperature": 0.0})],
+)
+def test_tokens_are_drawn_again_from_what_an_image_says(prior: str, how: dict, tmp_path: Path) -> None:
+    folder = token_branch(PRIORS[prior], tmp_path)
+    (made,) = sampled(folder, tmp_path / "out", **how)
+    (same,) = again(the_image(tmp_path / "out"), folder, tmp_path / "again")
+    np.testing.assert_array_equal(made, same)
+
+
+def test_options_are_stronger_than_what_the_image_was_made_by(folder: Path, tmp_path: Path) -> None:
+    sampled(folder, tmp_path, **HOW, classifier_scale=0.0)
+    image, wanted = the_image(tmp_path), Cascade.load(folder)
+    request = request_of(read_settings(image.read_bytes()) or {})
+    for number, (changes, replaced) in enumerate(
+        (
+            ({"steps": 4}, {"steps": 4}),
+            ({"seed": 9, "count": 2}, {"seed": 10}),
+            ({"labels": ["2"]}, {"label": "2"}),
+            ({"classifier_scale": 5.0}, {"classifier_scale": 5.0}),
+            ({"settings": ["base.threshold=static"]}, {"sampling": (("base", "threshold", "static"),)}),
+        )
+    ):
+        made = again(image, folder, tmp_path / str(number), **changes)
+        (other,) = wanted.sample([request._replace(**replaced)])
+        assert np.abs(made[-1].astype(int) - other).max() <= 1, changes
+
+
+def test_an_option_is_stronger_than_a_setting_that_the_image_has_of_the_same(folder: Path, tmp_path: Path) -> None:
+    settings = ["base.num_inference_steps=3", "classifier.guidance_scale=9", "base.threshold=dynamic"]
+    sampled(folder, tmp_path, settings=settings)
+    again(the_image(tmp_path), folder, tmp_path / "again", steps=5, classifier_scale=0.0)
+    found = request_of(read_settings(the_image(tmp_path / "again").read_bytes()) or {})
+    assert (found.steps, found.classifier_scale) == (5, 0.0)
+    assert found.sampling == (("base", "threshold", "dynamic"),)
+
+
+def test_a_condition_image_must_be_given_again(tmp_path: Path) -> None:
+    folder, depth = conditioned(tmp_path), tmp_path / "depth.png"
+    depth.write_bytes(encode_png(np.full((16, 16), 20_000, np.uint16)))
+    (made,) = sampled(folder, tmp_path / "out", labels=[], conditions=[depth])
+    image = the_image(tmp_path / "out")
+    with pytest.raises(UsageError, match="was made with --condition: give it again"):
+        again(image, folder, tmp_path / "again")
+    (same,) = again(image, folder, tmp_path / "again", conditions=[depth])
+    np.testing.assert_array_equal(made, same)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "no such file"),
+        (b"no image", "not a PNG"),
+        (gray_png(8), "this PNG has no settings"),
+        (with_settings(gray_png(8), {"seed": "x"}), "the PNG says seed 'x'"),
+        (with_settings(gray_png(8), {"model": "m", "seed": 1}), "only the image of a registered model names its own"),
+        (
+            with_settings(gray_png(8), {"model": "a/../b", "version": "1"}),
+            "only the image of a registered model names its own",
+        ),
+        (with_settings(gray_png(8), settings_of(Request(image=b"x"), model="m", version="1")), "cascade translate"),
+    ],
+)
+def test_an_image_that_can_not_be_made_again_is_one_line(
+    data: bytes | None, words: str, folder: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.png"
+    if data is not None:
+        image.write_bytes(data)
+    model = {"model": None} if "registered" in words else {}
+    with pytest.raises(UsageError, match=words) as caught:
+        again(image, folder, tmp_path / "out", **model)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_model_and_an_image_a_model_must_be_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name the model with --model"):
+        sampled(folder, tmp_path, model=None)
+
+
 def test_the_command_takes_the_options_and_ends_in_exit_code_2(folder: Path, tmp_path: Path) -> None:
     command = [
         str(Path(sys.executable).with_name("cascade")),
@@ -142,4 +254,8 @@ def test_the_command_takes_the_options_and_ends_in_exit_code_2(folder: Path, tmp
     how = ["--sampler", "ddim", "--classifier-scale", "2", "--out", "made"]
     made = subprocess.run([*command, *how], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stderr
-    assert (tmp_path / "made" / "1-diffusion-0000.png").is_file()
+    image = tmp_path / "made" / "1-diffusion-0000.png"
+    like = [*command[:4], "--like", str(image), "--out", "again"]
+    done = subprocess.run(like, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / image.name).read_bytes() == image.read_bytes()

@@ -16,11 +16,12 @@ from PIL import Image
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import gray_png
 from components.serving.app import build_app
-from components.serving.messages import Event, Job, Made, Partial, Refused, Unavailable
+from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, served, settings_of
 from tests.tiny_cascade import write_cascade
 
+STOPPED = "the model stopped before its images were made; try again"
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
 GENERATIONS = "/v1/images/generations"
 
@@ -92,7 +93,7 @@ class ToldBackend(SmallBackend):
         super().__init__(cascade)
         self.told = told
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         yield Partial(0, 0, "base", 1, gray_png(8))
         for event in self.told:
             if isinstance(event, Exception):
@@ -106,7 +107,11 @@ class ToldBackend(SmallBackend):
         ([Unavailable("the model was lost; try again")], "unavailable", "the model was lost; try again"),
         ([Refused("late", "the time is up", 4)], "timeout", "the time is up"),
         ([], "unavailable", "the model stopped before its images were made; try again"),
-        ([Made(1, gray_png(8), "3")], "unavailable", "the model stopped before its images were made; try again"),
+        (
+            [FinishedImage(1, gray_png(8), "3")],
+            "unavailable",
+            "the model stopped before its images were made; try again",
+        ),
     ],
 )
 def test_what_goes_wrong_on_the_way_is_the_last_event(cascade: Cascade, told: list, code: str, message: str) -> None:

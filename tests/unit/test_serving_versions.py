@@ -15,7 +15,8 @@ from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.settings import ServedModel
-from components.serving.versions import Versions, find_version, quick_example, shown_source
+from components.serving.versions import Versions, find_version, quick_example
+from components.tracking.names import shown_source
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
 
@@ -136,10 +137,14 @@ def test_a_registry_that_is_away_is_told_once_and_found_again(registry, caplog):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("models:/image-cascade-none@champion", "can't find models:/image-cascade-none@champion in the registry at"),
-        (f"models:/{NAME}@nobody", f"can't find models:/{NAME}@nobody"),
-        (f"models:/{NAME}/7", f"can't find models:/{NAME}/7"),
-        (f"models:/{NAME}", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/image-cascade-none@champion", "can't get models:/image-cascade-none@champion from the registry at"),
+        (f"models:/{NAME}@nobody", f"can't get models:/{NAME}@nobody"),
+        (f"models:/{NAME}/7", f"can't get models:/{NAME}/7"),
+        (
+            "models:/m-0123456789abcdef0123456789abcdef",
+            "is no version: write models:/NAME@ALIAS",
+        ),
+        (f"models:/{NAME}", "is no version: write models:/NAME@ALIAS"),
     ],
 )
 def test_what_the_registry_has_not_is_one_line(registry, source, words):

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from components.sampling.image_files import gray_png
+from components.sampling.png_settings import read_settings, settings_of, with_settings
+from components.sampling.requests import Request
 from pipelines.translate_command import translate_image
 from pipelines.workflow import UsageError
 from tests.tiny_cascade import write_cascade
@@ -51,6 +54,30 @@ def test_another_sampler_makes_another_image_of_the_same_seed(folder: Path) -> N
     assert (made[0] != made[1])[hidden()].any()
     with pytest.raises(UsageError, match="sampler"):
         translated(folder, sampler="dmpp")
+
+
+def test_an_image_is_made_again_from_what_it_says_and_the_image_that_it_was_made_of(folder: Path) -> None:
+    translated(folder, seed=5, count=1, sampler="ddpm", settings=["model.num_inference_steps=3"], out=folder / "once")
+    image = folder / "once" / "photo-inpainting-0005.png"
+    said = read_settings(image.read_bytes()) or {}
+    assert (said["model"], said["task"], said["needs"]) == ("cascade", "inpainting", ["image", "mask"])
+    assert str(folder).encode() not in image.read_bytes(), "no path of this machine"
+    nothing = {"seed": None, "task": None, "count": 1, "like": image}
+    translated(folder, **nothing, out=folder / "again")
+    again = folder / "again" / "photo-inpainting-0005.png"
+    assert again.read_bytes() == image.read_bytes()
+    translated(folder, **nothing | {"seed": 6}, out=folder / "again")
+    other = folder / "again" / "photo-inpainting-0006.png"
+    assert (np.asarray(Image.open(other)) != np.asarray(Image.open(image)))[hidden()].any()
+    with pytest.raises(UsageError, match="was made with --mask: give it again"):
+        translated(folder, **nothing, mask=None)
+
+
+def test_an_image_of_a_condition_is_made_again_by_the_other_command(folder: Path) -> None:
+    image = folder / "conditioned.png"
+    image.write_bytes(with_settings(gray_png(8), settings_of(Request(condition=b"x"), model="m", version="1")))
+    with pytest.raises(UsageError, match="was made with --condition, which `cascade sample` takes"):
+        translated(folder, like=image)
 
 
 @pytest.mark.parametrize(

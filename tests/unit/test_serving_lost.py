@@ -1,0 +1,137 @@
+"""What a client is told when a process is lost with its request: to come back, in the API's form, and never 500."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+from ray.exceptions import ActorDiedError
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from components.sampling.requests import Request
+from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Taken, Unavailable
+from components.serving.ray_backend import RayBackend
+from components.serving.unanswered import middlewares
+
+JOB = ImageJob((Request(seed=1),))
+PREVIEW, IMAGE = Partial(0, 0, "base", 2, b"png"), FinishedImage(0, b"png", "1")
+
+
+class Handle:
+    """A deployment's, whose replicas say what they are told to, one after another."""
+
+    def __init__(self, *replicas: Iterable[Event | Taken | Exception]) -> None:
+        self.replicas, self.canceled = list(replicas), 0
+
+    def options(self, *, stream: bool) -> "Handle":
+        assert stream
+        return self
+
+    @property
+    def make(self) -> "Handle":
+        return self
+
+    def remote(self, job: ImageJob) -> "Answers":
+        assert job is JOB
+        return Answers(self, self.replicas.pop(0))
+
+
+class Answers:
+    def __init__(self, handle: Handle, said: Iterable[Event | Taken | Exception]) -> None:
+        self.handle, self.said = handle, iter(said)
+
+    def __aiter__(self) -> AsyncIterator[Event | Taken]:
+        return self
+
+    async def __anext__(self) -> Event | Taken:
+        event = next(self.said, None)
+        if event is None:
+            raise StopAsyncIteration
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def cancel(self) -> None:
+        self.handle.canceled += 1
+
+
+def events(handle: Handle) -> list[Event]:
+    async def ask() -> list[Event]:
+        return [event async for event in RayBackend(handle, seconds=10).make(JOB)]
+
+    return asyncio.run(ask())
+
+
+def test_a_job_whose_replica_died_before_it_showed_anything_goes_to_another():
+    assert events(Handle([Taken(), ActorDiedError()], [Taken(), PREVIEW, IMAGE])) == [PREVIEW, IMAGE]
+
+
+def test_a_job_is_given_to_no_third_replica():
+    handle = Handle([ActorDiedError()], [Taken(), ActorDiedError()], [Taken(), IMAGE])
+    with pytest.raises(Unavailable, match="lost on the way"):
+        events(handle)
+    assert len(handle.replicas) == 1
+
+
+def test_a_job_that_showed_something_is_not_begun_again():
+    handle = Handle([Taken(), PREVIEW, ActorDiedError()], [Taken(), IMAGE])
+    with pytest.raises(Unavailable, match="lost on the way"):
+        events(handle)
+    assert len(handle.replicas) == 1
+
+
+def test_who_goes_away_cancels_the_call():
+    handle = Handle([Taken(), PREVIEW, IMAGE])
+
+    async def ask() -> None:
+        made = RayBackend(handle, seconds=10).make(JOB)
+        assert await anext(made) == PREVIEW
+        await made.aclose()
+
+    asyncio.run(ask())
+    assert handle.canceled == 1
+
+
+async def said(request: HttpRequest) -> Response:
+    """As the path says."""
+    case = request.path_params["case"]
+    if case == "api":
+        return JSONResponse({"error": {"message": "the API's own"}}, 503, {"Retry-After": "7"})
+    return PlainTextResponse("Internal Server Error", int(case))
+
+
+async def silent(scope, receive, send) -> None:
+    """What Serve's proxy does where the process that should answer is lost."""
+
+
+def proxied(app) -> TestClient:
+    for middleware in middlewares():
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("status", ["500", "503"])
+def test_an_error_of_the_proxy_is_one_of_the_api(status: str):
+    check_lost(proxied(Starlette(routes=[Route("/{case}", said)])).get(f"/{status}"))
+
+
+def test_silence_of_the_proxy_is_an_error_of_the_api():
+    check_lost(proxied(silent).get("/v1/models"))
+
+
+def check_lost(answer) -> None:
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "try again" in answer.json()["error"]["message"]
+
+
+def test_what_the_api_answers_passes():
+    client = proxied(Starlette(routes=[Route("/{case}", said), Route("/-/{case}", said)]))
+    assert client.get("/api").json() == {"error": {"message": "the API's own"}}
+    assert client.get("/api").headers["Retry-After"] == "7"
+    assert client.get("/404").text == "Internal Server Error"
+    assert client.get("/-/503").text == "Internal Server Error", "Serve's own health is read by Kubernetes"
