@@ -121,7 +121,7 @@ def opened(browser: Browser, address: str, *, viewport: dict[str, int] = LAPTOP,
 
 def ready(page: Page) -> Page:
     """The page, once its controls are built."""
-    page.locator("#version").filter(has_text="version").wait_for()
+    page.locator("#version:not(:empty)").wait_for()
     return page
 
 

@@ -170,6 +170,7 @@ def test_a_mask_drawn_with_the_mouse_is_filled_and_the_rest_stays(page: Page, ba
     assert mask[:3].sum() == mask[7:].sum() == 0
     np.testing.assert_array_equal(pixels(page)[~mask], PHOTO[~mask])
     assert (pixels(page) != PHOTO)[mask].any()
+    assert page.locator(".film button").count() == 5, "four steps and the image"
 
 
 def test_a_mask_drawn_with_the_keyboard_is_filled_and_the_rest_stays(page: Page, backend: KeepingBackend) -> None:

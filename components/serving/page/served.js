@@ -33,6 +33,7 @@ export function chooseModel(name) {
 /** The model in a line. */
 export function modelLine() {
   const { source, version } = card();
-  const name = models.length > 1 ? model().id : source.replace(/^models:\//, "");
-  return version ? `${name}, version ${version}` : name;
+  const registered = source.startsWith("models:/");
+  const name = registered && models.length === 1 ? source.slice("models:/".length) : model().id;
+  return registered ? `${name}, version ${version}` : name; // a folder's version says nothing to a person
 }
