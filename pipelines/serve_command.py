@@ -54,7 +54,17 @@ def build(args: dict[str, Any]) -> "Application":
     from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
 
     set_environment(environment())
-    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args))
+    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
+
+
+def read_keys_here() -> tuple[str, ...]:
+    """The API keys of this process's environment: they are read where they are compared, and sent to no other.
+
+    Raises ValueError, in one line, for keys that can't be read.
+    """
+    from components.serving.keys import read_keys
+
+    return read_keys(os.environ)
 
 
 def serve(options: ServeOptions, console: Console) -> None:
@@ -76,7 +86,7 @@ def serve(options: ServeOptions, console: Console) -> None:
         settings = with_gpus(settings, options.gpus, cluster)
         with ended_with_this_program():
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
-                run_service(settings, host=options.host, port=options.port)
+                run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
             for model, named in zip(settings.models, found, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
                 console.print(f"{address_of(options)} serves {served}", highlight=False, soft_wrap=True)

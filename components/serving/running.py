@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+from collections.abc import Callable, Sequence
 
 from ray import serve
 
@@ -17,8 +18,16 @@ class StartError(Exception):
     """The service can't be begun; the message is one line."""
 
 
-def run_service(settings: ServiceSettings, *, host: str, port: int) -> None:
-    """Serve, and return when every model answers. Raises StartError."""
+def run_service(
+    settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Serve, and return when every model answers.
+
+    Args:
+        read_keys: gives the API keys in the process that compares them; none where nothing is said.
+
+    Raises StartError.
+    """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what it says on its way, a bar says
     before = serve.status()
     if APPLICATION in before.applications:
@@ -32,7 +41,8 @@ def run_service(settings: ServiceSettings, *, host: str, port: int) -> None:
         check_port(host, port)
     try:
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-        serve.run(service(settings), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+        application = service(settings, read_keys)
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
     except RuntimeError as error:
         reason = reason_of_failure() or " ".join(str(error).split())
         end_service()
