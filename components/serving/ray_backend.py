@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from fastapi import FastAPI
@@ -21,14 +21,20 @@ TRIES = 2
 
 
 class Api:
-    """What Ray Serve runs for HTTP: no weights, and a connection to each model."""
+    """What Ray Serve runs for HTTP: no weights, and a connection to each model.
 
-    def __init__(self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle]) -> None:
-        self._settings = settings
+    Args:
+        read_keys: gives the API keys in this process, so that no other is sent them. Raises ValueError.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
+    ) -> None:
+        self._settings, self._read_keys = settings, read_keys
         self._backends = {name: RayBackend(handle, seconds=settings.limits.seconds) for name, handle in models.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._backends, self._settings)
+        return build_app(self._backends, self._settings, keys=self._read_keys())
 
 
 class RayBackend:

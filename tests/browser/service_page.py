@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,10 +84,10 @@ def write_whole_cascade(folder: Path) -> Path:
 
 
 @contextmanager
-def served_page(*backends: SmallBackend, **settings: Any) -> Iterator[str]:
+def served_page(*backends: SmallBackend, keys: Sequence[str] = (), **settings: Any) -> Iterator[str]:
     """The address of a service of these models."""
     models = tuple(ServedModel(name=each.name, source=each.name) for each in backends)
-    app = build_app({each.name: each for each in backends}, ServiceSettings(models=models, **settings))
+    app = build_app({each.name: each for each in backends}, ServiceSettings(models=models, **settings), keys=keys)
     with served(app) as address:
         yield address
 

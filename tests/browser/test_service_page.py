@@ -292,11 +292,11 @@ def test_stop_cancels_the_images_that_are_being_made(browser: Browser, backend: 
         assert page.locator("#trouble").is_hidden()
 
 
-def test_a_key_is_asked_for_where_the_service_wants_one(
-    browser: Browser, backend: KeepingBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CASCADE_API_KEYS", "secret-one,secret-two")
-    with served_page(backend, keys_required=True) as address, opened(browser, address) as tab:
+def test_a_key_is_asked_for_where_the_service_wants_one(browser: Browser, backend: KeepingBackend) -> None:
+    with (
+        served_page(backend, keys=("secret-one", "secret-two"), keys_required=True) as address,
+        opened(browser, address) as tab,
+    ):
         page = tab.page
         page.get_by_role("dialog").wait_for()
         assert page.locator("#key").get_attribute("type") == "password"

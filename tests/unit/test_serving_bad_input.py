@@ -37,9 +37,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     """Of a service without keys, and one with."""
     backends: dict[str, SmallBackend] = load_backends(tmp_path_factory.mktemp("models"))
     given = settings_of(backends, limits=LIMITS)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("CASCADE_API_KEYS", KEY)
-        keyed = build_app(backends, given)
+    keyed = build_app(backends, given, keys=[KEY])
     with served(build_app(backends, given)) as open_url, served(keyed) as keyed_url:
         yield {"open": open_url, "keyed": keyed_url}
 
