@@ -4,10 +4,11 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import ray
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -27,6 +28,7 @@ SERVING = {  # of the Ray that is started for a service
     "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
+    "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
 }
 START_SECONDS = 60
 
@@ -69,11 +71,11 @@ def read_keys_here() -> tuple[str, ...]:
 
 def serve(options: ServeOptions, console: Console) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
-    end_by_signals(_end)
+    end_by_signals()
     set_environment(environment() | SERVING)
     settings = settings_of(options)
 
-    from components.serving.running import StartError, check_port, run_service
+    from components.serving.running import StartError, check_port, check_room, run_service
     from components.serving.versions import find_version
 
     try:
@@ -82,9 +84,10 @@ def serve(options: ServeOptions, console: Console) -> None:
             check_port(options.host, options.port)
         with console.status("starting Ray"):
             cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
-        end_by_signals(_end)  # again: Ray has put its own in the place, which ends in a core dump
+        end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
         settings = with_gpus(settings, options.gpus, cluster)
-        with ended_with_this_program():
+        check_room(options.host, options.port)  # before what follows would end a service of somebody else
+        with ended_with_this_program(own_ray=cluster.here):
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
                 run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
             for model, named in zip(settings.models, found, strict=True):
@@ -147,20 +150,24 @@ def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -
 
 
 @contextmanager
-def ended_with_this_program() -> Iterator[None]:
-    """Whatever ends the program ends the service; what was asked to end in time does so once."""
+def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
+    """Whatever ends the program ends the service: at once with a Ray of its own, and on a cluster that is joined when
+    those who are being answered have their images; a second signal waits for nobody, and the cluster ends it alone."""
     from components.serving.running import end_service
 
     try:
         yield
     finally:
-        end_by_signals(signal.SIG_IGN)
-        end_service()
+        if own_ray:
+            ray.shutdown()
+        else:
+            end_service()
 
 
-def end_by_signals(handler: Callable[..., object] | signal.Handlers) -> None:
+def end_by_signals() -> None:
+    """SIGTERM and Ctrl-C end this program as its own end would, with exit code 0."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
+        signal.signal(number, _end)
 
 
 def _end(*signaled: object) -> NoReturn:

@@ -21,9 +21,9 @@ def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -
     """
     models = {model.name: model_application(model, settings) for model in settings.models}
     calls = settings.max_replicas * most_calls(settings) * len(models)
-    api = serve.deployment(
-        name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=calls, health_check_period_s=5
-    )(serve.ingress()(Api))
+    api = serve.deployment(name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=calls, **life(settings))(
+        serve.ingress()(Api)
+    )
     return api.bind(settings, models, read_keys)
 
 
@@ -38,11 +38,19 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
         name=model.name.replace("/", "-").replace("#", "-"),  # Serve parts names by these
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         max_ongoing_requests=most_calls(settings),
-        health_check_period_s=5,
-        health_check_timeout_s=60,  # a busy node answers late; the process itself is watched by Ray
+        **life(settings),
         **replicas,
     )(Model)
     return deployment.bind(model, settings)
+
+
+def life(settings: ServiceSettings) -> dict[str, float]:
+    """How a replica is watched, and how long it may go on with what it has when it is to end."""
+    return {
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 60,  # a busy node answers late; that a process is gone Ray sees by itself
+        "graceful_shutdown_timeout_s": settings.limits.seconds,
+    }
 
 
 def most_calls(settings: ServiceSettings) -> int:

@@ -18,35 +18,38 @@ class StartError(Exception):
     """The service can't be begun; the message is one line."""
 
 
+def check_room(host: str, port: int) -> None:
+    """Raises StartError if the Ray that this program has joined or started has no room for a service at an address."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what it says on its way, a bar says
+    before = serve.status()
+    if APPLICATION in before.applications:
+        raise StartError("this cluster serves images already: end that service first, or take another cluster")
+    if not before.proxies:
+        check_port(host, port)
+    elif not listens(host, port):
+        raise StartError(
+            f"Ray Serve runs on this cluster already and does not listen at {host}:{port}: give its own address with "
+            "--host and --port, or end it with `serve shutdown`"
+        )
+
+
 def run_service(
     settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
 ) -> None:
-    """Serve, and return when every model answers.
+    """Serve where there is room for it, and return when every model answers.
 
     Args:
         read_keys: gives the API keys in the process that compares them; none where nothing is said.
 
     Raises StartError.
     """
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what it says on its way, a bar says
-    before = serve.status()
-    if APPLICATION in before.applications:
-        raise StartError("this cluster serves images already: end that service first, or take another cluster")
-    if before.proxies and not listens(host, port):
-        raise StartError(
-            f"Ray Serve runs on this cluster already and does not listen at {host}:{port}: give its own address with "
-            "--host and --port, or end it with `serve shutdown`"
-        )
-    if not before.proxies:
-        check_port(host, port)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
         application = service(settings, read_keys)
         serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
     except RuntimeError as error:
-        reason = reason_of_failure() or " ".join(str(error).split())
-        end_service()
-        raise StartError(reason) from error
+        raise StartError(reason_of_failure() or " ".join(str(error).split())) from error
 
 
 def end_service() -> None:
