@@ -16,6 +16,7 @@ from components.serving.settings import ServedModel, ServiceSettings
 from components.tracking.environment import environment
 from components.tracking.names import REGISTRY, shown_source
 from pipelines.cluster import Cluster
+from pipelines.cores import SHARED_CORES
 from pipelines.profiles import tracking_uri
 from pipelines.recipes.overrides import explain
 from pipelines.session import on_cluster, set_environment, start_ray
@@ -28,6 +29,8 @@ SERVING = {  # of the Ray that is started for a service
     "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
+}
+ON_THIS_MACHINE = SHARED_CORES | {
     "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
 }
 START_SECONDS = 60
@@ -72,7 +75,7 @@ def read_keys_here() -> tuple[str, ...]:
 def serve(options: ServeOptions, console: Console) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
     end_by_signals()
-    set_environment(environment() | SERVING)
+    set_environment(environment() | SERVING | ON_THIS_MACHINE)
     settings = settings_of(options)
 
     from components.serving.running import StartError, check_port, check_room, run_service
