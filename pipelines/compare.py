@@ -12,7 +12,7 @@ from components.evaluation.measure import DistanceRow
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from pipelines import driver
-from pipelines.in_turn import Finished, finished_stages, run_in_turn
+from pipelines.in_turn import Finished, finished_stages, left_to_run, run_in_turn
 from pipelines.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, Recipe
 from pipelines.recipes.taxonomy import SIDE, TAXONOMY, TRACTABLE, System
@@ -30,7 +30,8 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
 def run_compare(
     names: list[str], *, seed: int, storage: str | None, tracking: str | None, profile: str, console: Console
 ) -> int:
-    """Run the recipes of systems that are not finished, in turn. Returns 1 if one failed, 130 if interrupted.
+    """Run the recipes of systems that are not finished, in turn. Returns 1 if one failed, 130 if interrupted. One that
+    is finished and that MLflow does not know runs too: it is sent again, and trains nothing.
 
     `compare.html` in storage is written before the first and after each, with the rows of all seeds asked for so far.
 
@@ -47,9 +48,8 @@ def run_compare(
     for recipe in chosen:
         if obstacle := page.results[recipe, seed].obstacle:
             raise SourceError(obstacle)
-    left = [recipe for recipe in chosen if page.results[recipe, seed].missing]
-    if len(left) < len(chosen):
-        console.print(f"{len(chosen) - len(left)} of {len(chosen)} systems are finished", highlight=False)
+    finished = {recipe: page.runs[recipe, seed] for recipe in chosen if not page.results[recipe, seed].missing}
+    left = left_to_run(chosen, finished, tracking=tracking, what="systems", console=console)
     titles = {recipe: f"{SYSTEMS[recipe].title}{f', seed {seed}' if seed else ''}" for recipe in left}
     code = run_in_turn(titles, lambda recipe: page.options(recipe, seed), after=page.write, console=console)
     console.print(shown_table(page.comparison()))
@@ -77,6 +77,7 @@ class ComparisonPage:
     def __init__(self, root: Store, tracking: str | None, profile: str) -> None:
         self.root, self.tracking, self.profile = root, tracking, profile
         self.results: dict[tuple[str, int], SystemResult] = {}  # by recipe and seed
+        self.runs: dict[tuple[str, int], str] = {}
         self.scale: dict[str, Artifact] = {}  # the evaluation and the likelihood that were found first
 
     @property
@@ -109,9 +110,10 @@ class ComparisonPage:
     def collect(self, recipe: str, seed: int) -> SystemResult:
         """What there is of a system, or why it can't be run here."""
         try:
-            found = finished_stages(driver.prepare(self.options(recipe, seed)))
+            prepared = driver.prepare(self.options(recipe, seed))
         except SourceError as error:
             return system_result(recipe, seed, Finished({}, {}, ("images",)), obstacle=str(error))
+        self.runs[recipe, seed], found = prepared.run, finished_stages(prepared)
         for name in {"evaluation", "likelihood"} & found.artifacts.keys():
             self.scale.setdefault(name, found.artifacts[name])
         return system_result(recipe, seed, found)

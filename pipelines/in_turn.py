@@ -1,13 +1,17 @@
 """Several recipes run in turn by one command, and what is finished of each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from rich.console import Console
 
 from components.configuration.optimization import Training
 from components.storage.artifact import Artifact
+from components.tracking.environment import environment
 from pipelines import driver
+from pipelines.profiles import tracking_uri
+from pipelines.recorder import EXPERIMENT
+from pipelines.session import set_environment
 
 
 class Finished(NamedTuple):
@@ -21,6 +25,38 @@ class Finished(NamedTuple):
     def train_seconds(self) -> float | None:
         """Of all trainings together; None without any."""
         return sum(found.metadata["summary"].get("train_seconds", 0.0) for found in self.trained.values()) or None
+
+
+def left_to_run(
+    chosen: Collection[str], finished: Mapping[str, str], *, tracking: str | None, what: str, console: Console
+) -> list[str]:
+    """Those of the recipes that are not finished, and those that are and that MLflow does not know.
+
+    Args:
+        finished: recipe -> its run.
+        what: the recipes are called.
+    """
+    lost = unknown_runs(finished.values(), tracking=tracking)
+    again = [recipe for recipe in finished if finished[recipe] in lost]
+    if finished:
+        console.print(f"{len(finished)} of {len(chosen)} {what} are finished", highlight=False)
+    if again:
+        console.print(f"{len(again)} of them are not in MLflow, and are sent again", highlight=False)
+    return [recipe for recipe in chosen if recipe not in finished or recipe in again]
+
+
+def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
+    """Those that MLflow does not know as ended well: it is new, or was away. None while it is away or turned off."""
+    uri = tracking_uri(tracking)
+    if uri is None or not runs:
+        return set()
+    from components.tracking.runs import finished_runs  # MLflow takes seconds to import
+
+    set_environment(environment())
+    try:
+        return {*runs} - finished_runs(uri, experiment=EXPERIMENT)
+    except Exception:  # a database or a network may raise anything, and what is away can't be filled
+        return set()
 
 
 def run_in_turn(

@@ -15,7 +15,7 @@ from pipelines import driver
 from pipelines.diffusion_slides import DIFFUSION_SLIDES
 from pipelines.discrete_slides import DISCRETE_SLIDES
 from pipelines.display import duration
-from pipelines.in_turn import finished_stages, run_in_turn
+from pipelines.in_turn import finished_stages, left_to_run, run_in_turn
 from pipelines.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.run_report import run_images, run_words, stage_curve, study_of
@@ -28,7 +28,8 @@ SLIDES: tuple[Slide, ...] = (*DISCRETE_SLIDES, *DIFFUSION_SLIDES)
 
 
 def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
-    """Run the recipes of the rows that are not finished, in turn. Returns 1 if one failed, 130 if interrupted.
+    """Run the recipes of the rows that are not finished, in turn. Returns 1 if one failed, 130 if interrupted. One that
+    is finished and that MLflow does not know runs too: it is sent again, and trains nothing.
 
     Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
     first recipe and after each: all slides, with what there is by then, and what is missing.
@@ -47,11 +48,11 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
         obstacle = page.results[recipe].obstacle
         console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
         del chosen[recipe]
-    left = {recipe: f"row {row}, {recipe}" for recipe, row in chosen.items() if not page.is_finished(recipe)}
-    if len(left) < len(chosen):
-        console.print(f"{len(chosen) - len(left)} of {len(chosen)} recipes are finished", highlight=False)
+    finished = {recipe: page.runs[recipe] for recipe in chosen if page.is_finished(recipe)}
+    left = left_to_run(chosen, finished, tracking=tracking, what="recipes", console=console)
+    titles = {recipe: f"row {chosen[recipe]}, {recipe}" for recipe in left}
     code = run_in_turn(
-        left, lambda recipe: options(recipe, storage, tracking, profile), after=page.write, console=console
+        titles, lambda recipe: options(recipe, storage, tracking, profile), after=page.write, console=console
     )
     if code != driver.INTERRUPTED:
         console.print(rows_table([page.results[recipe] for recipe in chosen if not page.results[recipe].missing]))
@@ -65,6 +66,7 @@ class LecturePage:
     def __init__(self, root: Store, tracking: str | None, profile: str) -> None:
         self.root, self.tracking, self.profile = root, tracking, profile
         self.results: dict[str, RecipeResult] = {}
+        self.runs: dict[str, str] = {}  # recipe -> its run
 
     def write(self) -> None:
         for recipe in chosen_rows([]):
@@ -80,7 +82,9 @@ class LecturePage:
     def collect(self, recipe: str) -> RecipeResult:
         """What there is of a recipe, or why it can't be run here."""
         try:
-            return collect_result(driver.prepare(options(recipe, self.root.uri, self.tracking, self.profile)))
+            prepared = driver.prepare(options(recipe, self.root.uri, self.tracking, self.profile))
+            self.runs[recipe] = prepared.run
+            return collect_result(prepared)
         except SourceError as error:
             return RecipeResult(**named(recipe), missing=("images",), obstacle=str(error))
 

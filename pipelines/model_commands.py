@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines.cores import share_cores
 from pipelines.options import SAMPLERS, Sampling, Tracking
 
 LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
@@ -52,6 +53,7 @@ def sample(
     - `cascade sample --like samples/red-heart-diffusion-0007.png` — the same image again
     - `cascade sample --like samples/red-heart-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
     """
+    share_cores()
     from pipelines.sample_command import sample_images
 
     written = sample_images(
@@ -114,6 +116,7 @@ def translate(
     - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
     - `cascade translate --like translated/photo-inpainting-0000.png --image photo.png --mask mask.png --seed 1`
     """
+    share_cores()
     from pipelines.translate_command import translate_image
 
     written = translate_image(
@@ -153,6 +156,7 @@ def reconstruct(
     - `cascade reconstruct --model models:/image-cascade-vqvae-tokenizer@champion --image one.png --image two.jpg`
     - `cascade reconstruct --model s3://bucket/runs/stages/vae/1a2b3c --image photo.png --out kept`
     """
+    share_cores()
     from pipelines.reconstruct_command import reconstruct_images
 
     shown = reconstruct_images(model, images=image, tracking=tracking, out=out, console=Console())

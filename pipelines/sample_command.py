@@ -25,7 +25,7 @@ from components.storage.store import absolute
 from components.tracking import model_source
 from components.tracking.environment import environment
 from components.tracking.names import REGISTRY
-from components.tracking.registry import named_version
+from components.tracking.registry import NAMED, find_named
 from pipelines.like import asked_like, named_model, read_like
 from pipelines.profiles import tracking_uri
 from pipelines.session import set_environment
@@ -34,7 +34,7 @@ from pipelines.workflow import UsageError
 COUNT = 4  # images for each label or prompt, where nothing else is said
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """Where a model comes from."""
 
     address: str  # models:/NAME/VERSION where it is registered, else as the user gave it
@@ -150,7 +150,7 @@ def _condition(path: Path, cascade: Cascade) -> bytes:
         raise ValueError(f"--condition {path} can't be read as an image ({error})") from error
 
 
-def _write(images: list[np.ndarray], requests: list[Request], source: Source, out: Path) -> Path:
+def _write(images: list[np.ndarray], requests: list[Request], source: ModelSource, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     seen = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {seen.index(r.condition)}" if r.condition else "unconditional" for r in requests]
@@ -163,14 +163,15 @@ def _write(images: list[np.ndarray], requests: list[Request], source: Source, ou
     return grid
 
 
-def source_of(model: str, tracking: str | None) -> Source:
-    """What an address means now. Raises ValueError if there is no such model."""
+def source_of(model: str, tracking: str | None) -> ModelSource:
+    """What an address means now. Raises UsageError, or ValueError from the registry, if there is no such model."""
     if not model.startswith(REGISTRY):
-        return Source(model, absolute(model).rstrip("/").rpartition("/")[2], None)
+        return ModelSource(model, absolute(model).rstrip("/").rpartition("/")[2], None)
+    if not NAMED.fullmatch(model):  # models:/ID, a logged model of no version
+        return ModelSource(model, model.removeprefix(REGISTRY), None)
     set_environment(environment())
-    registry = model_source.registry_of(model, tracking_uri(tracking))
-    name, version = named_version(model, tracking_uri=registry)
-    return Source(model if version is None else f"models:/{name}/{version}", name, version)
+    named = find_named(model, tracking_uri=model_source.registry_of(model, tracking_uri(tracking)))
+    return ModelSource(named.uri, named.name, named.version)
 
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:

@@ -16,6 +16,7 @@ from components.serving.settings import ServedModel, ServiceSettings
 from components.tracking.environment import environment
 from components.tracking.names import REGISTRY, shown_source
 from pipelines.cluster import Cluster
+from pipelines.cores import SHARED_CORES
 from pipelines.profiles import tracking_uri
 from pipelines.recipes.overrides import explain
 from pipelines.session import on_cluster, set_environment, start_ray
@@ -28,6 +29,8 @@ SERVING = {  # of the Ray that is started for a service
     "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
+}
+ON_THIS_MACHINE = SHARED_CORES | {
     "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
 }
 START_SECONDS = 60
@@ -56,13 +59,23 @@ def build(args: dict[str, Any]) -> "Application":
     from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
 
     set_environment(environment())
-    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args))
+    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
+
+
+def read_keys_here() -> tuple[str, ...]:
+    """The API keys of this process's environment: they are read where they are compared, and sent to no other.
+
+    Raises ValueError, in one line, for keys that can't be read.
+    """
+    from components.serving.keys import read_keys
+
+    return read_keys(os.environ)
 
 
 def serve(options: ServeOptions, console: Console) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
     end_by_signals()
-    set_environment(environment() | SERVING)
+    set_environment(environment() | SERVING | ON_THIS_MACHINE)
     settings = settings_of(options)
 
     from components.serving.running import StartError, check_port, check_room, run_service
@@ -79,7 +92,7 @@ def serve(options: ServeOptions, console: Console) -> None:
         check_room(options.host, options.port)  # before what follows would end a service of somebody else
         with ended_with_this_program(own_ray=cluster.here):
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
-                run_service(settings, host=options.host, port=options.port)
+                run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
             for model, named in zip(settings.models, found, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
                 console.print(f"{address_of(options)} serves {served}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from components.evaluation.grids import GridBlock, render_blocks
 from components.sampling.image_files import open_given_image
 from components.sampling.requests import Request
 from pipelines.like import asked_like, named_model, read_like
-from pipelines.sample_command import Source, load_cascade, read_settings, source_of
+from pipelines.sample_command import ModelSource, load_cascade, read_settings, source_of
 from pipelines.workflow import UsageError
 
 WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
@@ -95,7 +95,7 @@ def image_bytes(option: str, path: Path) -> bytes:
     return data
 
 
-def _write(images: list[np.ndarray], requests: list[Request], source: Source, image: Path, out: Path) -> Path:
+def _write(images: list[np.ndarray], requests: list[Request], source: ModelSource, image: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for made, request in zip(images, requests, strict=True):
         name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}.png"

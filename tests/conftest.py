@@ -14,6 +14,9 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from pipelines.cores import share_cores
+
+share_cores()  # before torch is imported, here and in all that the tests start
 SERVER_SECONDS = 180
 SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute", "test_serving")
 START_RAY = (
@@ -22,6 +25,7 @@ START_RAY = (
     "test_rows",
     "test_secrets",
     "test_serve_command",
+    "test_serve_deploy",
     "test_share_nothing",
     "test_submitted_job",
     "test_survives",

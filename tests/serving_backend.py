@@ -17,7 +17,7 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
 from components.serving.cards import card_of
-from components.serving.messages import Card, Event, Job, Made, Partial, Refused
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused
 from components.serving.settings import ServedModel, ServiceSettings
 from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
 from tests.tiny_diffusion_branches import base
@@ -45,8 +45,8 @@ class SmallBackend:
     ) -> None:
         self.cascade, self.name, self.version, self.most = cascade, name, version, most
         self.step_seconds = step_seconds
-        self.jobs: list[Job] = []  # all that came
-        self.left: list[Job] = []  # those whose reader went away before the end
+        self.jobs: list[ImageJob] = []  # all that came
+        self.left: list[ImageJob] = []  # those whose reader went away before the end
         self.working = 0
         self._one = threading.Lock()
 
@@ -54,7 +54,7 @@ class SmallBackend:
         source = f"models:/{self.name}@champion"
         return card_of(self.cascade, name=self.name, source=source, version=self.version, created=CREATED)
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         self.jobs.append(job)
         if self.working >= self.most:
             yield Refused("busy", "too many images wait: try again in 2 s", 2)
@@ -81,7 +81,7 @@ class SmallBackend:
                 self.left.append(job)
 
     def _sample(
-        self, job: Job, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], left: threading.Event
+        self, job: ImageJob, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], left: threading.Event
     ) -> None:
         told = 0
 
@@ -105,7 +105,7 @@ class SmallBackend:
         except LeftError:
             return
         for number, images in enumerate(finished):
-            tell(Made(number, encode_png(list(images.values())[-1]), self.version))
+            tell(FinishedImage(number, encode_png(list(images.values())[-1]), self.version))
 
 
 def load_backends(folder: Path, **options: Any) -> dict[str, SmallBackend]:

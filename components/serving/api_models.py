@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, St
 
 from components.sampling.requests import Request, stage_settings
 from components.serving.errors import ServiceError
-from components.serving.messages import Card, GeneratorCard, Job
+from components.serving.messages import Card, GeneratorCard, ImageJob
 from components.serving.settings import Limits
 from components.serving.uploads import GivenImages
 
@@ -211,7 +211,7 @@ def prompt_of(asked: Asked) -> str | None:
     return prompt if prompt.strip() else None
 
 
-def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> Job:
+def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> ImageJob:
     """What a model is to make, checked as far as its card says; seeds are drawn where none is asked for.
 
     Raises ServiceError for what the generator does not take.
@@ -232,7 +232,7 @@ def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> Job:
         **{name: getattr(asked, name) for name in OWN},
     )
     requests = tuple(request._replace(seed=seed + number) for number in range(asked.n or 1))
-    return Job(requests, (asked.partial_images or 0) if generator.shows_steps else 0)
+    return ImageJob(requests, (asked.partial_images or 0) if generator.shows_steps else 0)
 
 
 def task_of(asked: Edit, generator: GeneratorCard, given: GivenImages) -> str | None:

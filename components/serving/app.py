@@ -1,9 +1,8 @@
 """The service's HTTP: OpenAI's image API over models, wherever they run."""
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +24,10 @@ from components.serving.api_models import (
     output_of,
 )
 from components.serving.errors import ErrorAnswer, ServiceError, add_error_answers, of_refused, of_validation
-from components.serving.keys import gate, read_keys
+from components.serving.keys import gate
 from components.serving.messages import Backend, Card, Event, GeneratorCard, Refused, Unavailable
 from components.serving.middleware import noted, notes_of
+from components.serving.page import add_page
 from components.serving.responses import (
     STOPPED,
     Call,
@@ -50,7 +50,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "503": {"model": ErrorAnswer, "description": "Not now: Retry-After says in how many seconds"},
 }
 EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}")
-EVENT.pop("$defs")  # they stand among the components, as parts of the answer that is no stream
+EVENT = {name: value for name, value in EVENT.items() if name != "$defs"}  # the answer that is no stream has them too
 STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
 FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 
@@ -96,15 +96,15 @@ class Service:
         return card
 
 
-def build_app(backends: Mapping[str, Backend], settings: ServiceSettings) -> FastAPI:
+def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, keys: Sequence[str] = ()) -> FastAPI:
     """The routes of a service.
 
     Args:
         backends: by the names that clients choose models by.
+        keys: that clients may send; none: this machine's own programs are answered alone.
 
-    Raises ValueError, in one line, if the settings require keys and the environment holds none.
+    Raises ValueError, in one line, if the settings require keys and there is none.
     """
-    keys = read_keys(os.environ)
     if settings.keys_required and not keys:
         raise ValueError("on an address that others reach a service needs keys: set CASCADE_API_KEYS")
     no_pages = {"docs_url": None, "redoc_url": None}  # they would load scripts of other hosts
@@ -120,6 +120,7 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings) -> Fas
     add_error_answers(app)
     add_image_routes(app, service)
     add_model_routes(app, service)
+    add_page(app)
     app.add_middleware(limited, limits=settings.limits)
     app.add_middleware(gate, keys=keys)
     app.add_middleware(noted)  # the last one added is the outermost

@@ -23,12 +23,12 @@ from components.sampling.images import to_uint8
 from components.sampling.model import most_at_once
 from components.sampling.requests import Request
 from components.serving.measures import Measures
-from components.serving.messages import Job, Made, Partial
+from components.serving.messages import FinishedImage, ImageJob, Partial
 from components.serving.previews import Shown, shown_steps, steps_of
 from components.serving.versions import Version
 
 LOG = logging.getLogger("cascade.serving")
-Tell = Callable[[Partial | Made | Exception], object]  # what comes of a job; an exception is the last of it
+Tell = Callable[[Partial | FinishedImage | Exception], object]  # what comes of a job; an exception is the last of it
 
 
 class BusyError(Exception):
@@ -57,7 +57,7 @@ class Ticket:
 
 
 @dataclass(eq=False)
-class Image:
+class WaitingImage:
     """One image of a job."""
 
     ticket: Ticket
@@ -66,7 +66,7 @@ class Image:
     shown: Shown
     alone: bool = False  # a batch with it failed: it may be the reason
 
-    def joins(self, oldest: "Image") -> bool:
+    def joins(self, oldest: "WaitingImage") -> bool:
         """Whether it can be in the batch of the image that waits longest."""
         if self is oldest:
             return True
@@ -91,19 +91,19 @@ class Batcher:
     ) -> None:
         self._waiting_images, self._batch_images, self._threads = waiting_images, batch_images, threads
         self._measures = measures
-        self._waiting: list[Image] = []
+        self._waiting: list[WaitingImage] = []
         self._changed = threading.Condition()
         self._closed = False
         self._batch_seconds = 0.0  # of the last one
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
         self._thread.start()
 
-    def add(self, job: Job, version: Version, tell: Tell) -> Ticket:
+    def add(self, job: ImageJob, version: Version, tell: Tell) -> Ticket:
         """Take a checked job whose images the version is to make. Raises BusyError if too many images wait."""
         ticket, images = Ticket(tell, version), []
         for place, request in enumerate(map(version.cascade.with_generator, job.requests)):
             steps = steps_of(version.cascade.makers[str(request.generator)], request) if job.partial_images else {}
-            images.append(Image(ticket, place, request, shown_steps(steps, job.partial_images)))
+            images.append(WaitingImage(ticket, place, request, shown_steps(steps, job.partial_images)))
         with self._changed:
             waiting = len(self._waiting)
             # A job of more images than may wait is taken where none waits: it would be refused forever.
@@ -130,7 +130,12 @@ class Batcher:
         """Whether the thread lives."""
         return self._thread.is_alive()
 
-    def _change(self, waiting: list[Image]) -> None:
+    def report(self) -> None:
+        """Say again how many images wait: Ray exports no gauge that was last set more than 20 s ago."""
+        with self._changed:
+            self._measures.waiting.set(len(self._waiting))
+
+    def _change(self, waiting: list[WaitingImage]) -> None:
         self._waiting = waiting
         self._measures.waiting.set(len(waiting))
         self._changed.notify_all()
@@ -148,7 +153,7 @@ class Batcher:
                 self._failed(batch, error)
             self._batch_seconds = time.monotonic() - started
 
-    def _next_batch(self) -> list[Image]:
+    def _next_batch(self) -> list[WaitingImage]:
         """The image that waits longest, with those that can join it; [] at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -160,7 +165,7 @@ class Batcher:
             self._change([image for image in self._waiting if image not in batch])
             return batch
 
-    def _sample(self, batch: Sequence[Image]) -> None:
+    def _sample(self, batch: Sequence[WaitingImage]) -> None:
         version, tags = batch[0].ticket.version, {"generator": str(batch[0].request.generator)}
         self._measures.batch.observe(len(batch), tags)
         began = False
@@ -180,9 +185,9 @@ class Batcher:
         for image, stages in zip(batch, finished, strict=True):
             if not image.ticket.left:
                 png = version.png(list(stages.values())[-1], image.request)
-                image.ticket.tell(Made(image.place, png, version.number))
+                image.ticket.tell(FinishedImage(image.place, png, version.number))
 
-    def _failed(self, batch: Sequence[Image], error: Exception) -> None:
+    def _failed(self, batch: Sequence[WaitingImage], error: Exception) -> None:
         """Sampling raised, though the requests were checked: of several images each is tried alone, and goes first."""
         if len(batch) > 1:
             LOG.warning("a batch of %s images failed (%s): each is tried alone", len(batch), type(error).__name__)
@@ -197,13 +202,13 @@ class Batcher:
         batch[0].ticket.tell(FailedError("the model failed to make this image"))
 
 
-def most_together(batch_images: int, oldest: Image) -> int:
+def most_together(batch_images: int, oldest: WaitingImage) -> int:
     """Images of a batch: no more than the cascade's networks, and the size that is asked for, leave memory for."""
     most = min(batch_images, oldest.ticket.version.cascade.most_at_once)
     return most if oldest.request.size is None else min(most, most_at_once(max(oldest.request.size)))
 
 
-def on_step_of(batch: Sequence[Image]) -> OnStep | None:
+def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
     """Tells the previews of those that want some; None where nobody does, which costs nothing."""
     if not any(image.shown for image in batch):
         return None

@@ -1,5 +1,6 @@
 """The service as an application of Ray Serve: the API in front, a deployment of replicas for each model behind it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import serve
@@ -12,14 +13,18 @@ from components.serving.settings import ServedModel, ServiceSettings
 ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
 
 
-def service(settings: ServiceSettings) -> Application:
-    """The application that `serve.run` and `serve deploy` take."""
+def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
+    """The application that `serve.run` and `serve deploy` take.
+
+    Args:
+        read_keys: gives the API keys in the process that compares them.
+    """
     models = {model.name: model_application(model, settings) for model in settings.models}
     calls = settings.max_replicas * most_calls(settings) * len(models)
     api = serve.deployment(name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=calls, **life(settings))(
         serve.ingress()(Api)
     )
-    return api.bind(settings, models)
+    return api.bind(settings, models, read_keys)
 
 
 def model_application(model: ServedModel, settings: ServiceSettings) -> Application:

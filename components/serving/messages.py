@@ -8,7 +8,7 @@ from components.sampling.requests import Request
 Trouble = Literal["invalid", "busy", "late"]  # the client's fault; too many images wait; the time is up
 
 
-class Job(NamedTuple):
+class ImageJob(NamedTuple):
     """Images that one call asked for; one version of the model makes them all."""
 
     requests: tuple[Request, ...]
@@ -25,7 +25,7 @@ class Partial(NamedTuple):
     png: bytes
 
 
-class Made(NamedTuple):
+class FinishedImage(NamedTuple):
     """A finished image."""
 
     image: int  # place of the request in its job
@@ -41,7 +41,7 @@ class Refused(NamedTuple):
     retry_after: int = 1  # seconds; of "busy" and "late"
 
 
-Event = Partial | Made | Refused
+Event = Partial | FinishedImage | Refused
 
 
 class Taken(NamedTuple):
@@ -90,7 +90,7 @@ class Backend(Protocol):
         """What the version that answers now can do."""
         ...
 
-    def make(self, job: Job) -> AsyncIterator[Event]:
+    def make(self, job: ImageJob) -> AsyncIterator[Event]:
         """The events of a job: previews of an image in their order, then the image; several images interleave.
 
         Closing the iterator, or canceling the task that reads it, cancels the job.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from fastapi import FastAPI
@@ -11,7 +11,7 @@ from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from components.serving.app import build_app
-from components.serving.messages import Card, Event, Job, Taken, Unavailable
+from components.serving.messages import Card, Event, ImageJob, Taken, Unavailable
 from components.serving.settings import ServiceSettings
 
 LOG = logging.getLogger("cascade.serving")
@@ -21,14 +21,20 @@ TRIES = 2
 
 
 class Api:
-    """What Ray Serve runs for HTTP: no weights, and a connection to each model."""
+    """What Ray Serve runs for HTTP: no weights, and a connection to each model.
 
-    def __init__(self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle]) -> None:
-        self._settings = settings
+    Args:
+        read_keys: gives the API keys in this process, so that no other is sent them. Raises ValueError.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
+    ) -> None:
+        self._settings, self._read_keys = settings, read_keys
         self._backends = {name: RayBackend(handle, seconds=settings.limits.seconds) for name, handle in models.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._backends, self._settings)
+        return build_app(self._backends, self._settings, keys=self._read_keys())
 
 
 class RayBackend:
@@ -48,7 +54,7 @@ class RayBackend:
         except (RayError, RayServeException, TimeoutError) as error:
             raise Unavailable("the model can't be reached now; try again in a moment") from error
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         """The events of a job. One whose replica was lost before it told anything is given to another, once.
 
         Raises Unavailable if no replica takes it in time, or the one that did is lost.
@@ -70,7 +76,7 @@ class RayBackend:
             except (RayError, RayServeException, TimeoutError) as error:
                 raise Unavailable("the model can't be reached now; try again in a moment") from error
 
-    async def _of_one_replica(self, job: Job) -> AsyncGenerator[Event]:
+    async def _of_one_replica(self, job: ImageJob) -> AsyncGenerator[Event]:
         responses = self._streaming.make.remote(job)
         seconds = TAKE_SECONDS
         try:

@@ -14,7 +14,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.serving.batching import Batcher, BusyError
 from components.serving.measures import Measures
-from components.serving.messages import Card, Event, Job, Made, Partial, Refused, Taken
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
 from components.serving.versions import Versions
 
@@ -46,7 +46,7 @@ class Model:
         """What the version that answers now can do."""
         return self._versions.current.card
 
-    async def make(self, job: Job) -> AsyncGenerator[Taken | Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
         """That the job is taken, then its events. Closing the iterator, or canceling its task, cancels the job.
 
         Raises FailedError for an image that could not be made, though its request was checked.
@@ -69,6 +69,7 @@ class Model:
         """Raises RuntimeError where images can't be made any more; Ray Serve starts another replica then."""
         if not self._batcher.works:
             raise RuntimeError("the sampling thread has ended")
+        self._batcher.report()
         await asyncio.to_thread(_use_device)
 
     def __del__(self) -> None:
@@ -76,9 +77,9 @@ class Model:
             if part in self.__dict__:  # else the constructor failed
                 self.__dict__[part].close()
 
-    async def _events(self, job: Job) -> AsyncGenerator[Taken | Event]:
+    async def _events(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
         deadline = time.monotonic() + self._limits.seconds
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[Partial | Made | Exception]()
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[Partial | FinishedImage | Exception]()
         version = self._versions.current
         try:
             await asyncio.to_thread(check_job, version.cascade, job)
@@ -98,7 +99,7 @@ class Model:
             self._batcher.cancel(ticket)
 
     async def _until(
-        self, deadline: float, told: "asyncio.Queue[Partial | Made | Exception]", images: int
+        self, deadline: float, told: "asyncio.Queue[Partial | FinishedImage | Exception]", images: int
     ) -> AsyncGenerator[Event]:
         """What is told of a job of so many images, until all are made or its time is up."""
         while images:
@@ -110,11 +111,11 @@ class Model:
                 return
             if isinstance(event, Exception):
                 raise event
-            images -= isinstance(event, Made)
+            images -= isinstance(event, FinishedImage)
             yield event
 
 
-def check_job(cascade: Cascade, job: Job) -> None:
+def check_job(cascade: Cascade, job: ImageJob) -> None:
     """Raise ValueError, in one line, if the cascade can't make one of a job's images, which it names by number."""
     for number, request in enumerate(job.requests, 1):
         try:

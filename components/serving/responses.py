@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from components.sampling.image_files import open_header, open_image
 from components.sampling.requests import Request
 from components.serving.errors import ServiceError, of_refused, of_unavailable
-from components.serving.messages import Card, Event, Job, Made, Partial, Refused, Unavailable
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
 from components.serving.watching import ClientGoneError
 
 BYTES, PATCH = 4, 16  # of a token: UTF-8, pixels
@@ -115,7 +115,7 @@ class Call(NamedTuple):
 
     kind: Kind
     model: str
-    job: Job
+    job: ImageJob
     output_format: Format
     quality: int  # of jpeg and webp, 0 to 100
 
@@ -141,12 +141,12 @@ def entry(card: Card) -> ModelEntry:
 
 async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnswer:
     """All images of a call. Raises ServiceError if they are refused, Unavailable if some never came."""
-    made: dict[int, Made] = {}
+    made: dict[int, FinishedImage] = {}
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Refused):
                 raise of_refused(event, call.job.requests[0])
-            if isinstance(event, Made):
+            if isinstance(event, FinishedImage):
                 made[event.image] = event
     requests = call.job.requests
     if len(made) < len(requests):
@@ -170,12 +170,12 @@ async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -
     missing = len(call.job.requests)
     try:
         yield await event_line(call, first)
-        missing -= isinstance(first, Made)
+        missing -= isinstance(first, FinishedImage)
         async for event in events:
             if isinstance(event, Refused):
                 raise of_refused(event, call.job.requests[0])
             yield await event_line(call, event)
-            missing -= isinstance(event, Made)
+            missing -= isinstance(event, FinishedImage)
         if missing:
             raise Unavailable(STOPPED)
     except ServiceError as error:
@@ -189,7 +189,7 @@ async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -
 async def event_line(call: Call, event: Event) -> str:
     """A preview or an image as an event of the stream."""
     assert not isinstance(event, Refused)
-    kind = "completed" if isinstance(event, Made) else "partial_image"
+    kind = "completed" if isinstance(event, FinishedImage) else "partial_image"
     request = call.job.requests[event.image]
     message = ImageEvent.model_validate(
         {
@@ -201,13 +201,13 @@ async def event_line(call: Call, event: Event) -> str:
             "image_index": event.image,
             "seed": request.seed,
             "model": call.model,
-            **(of_made(request, event) if isinstance(event, Made) else of_partial(event)),
+            **(of_made(request, event) if isinstance(event, FinishedImage) else of_partial(event)),
         }
     )
     return line(message.type, message.model_dump(exclude_none=True))
 
 
-def of_made(request: Request, made: Made) -> dict[str, Any]:
+def of_made(request: Request, made: FinishedImage) -> dict[str, Any]:
     return {"version": made.version, "usage": usage_of(request, made.png, count=1)}
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+from collections.abc import Callable, Sequence
 
 from ray import serve
 
@@ -32,12 +33,21 @@ def check_room(host: str, port: int) -> None:
         )
 
 
-def run_service(settings: ServiceSettings, *, host: str, port: int) -> None:
-    """Serve where there is room for it, and return when every model answers. Raises StartError."""
+def run_service(
+    settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Serve where there is room for it, and return when every model answers.
+
+    Args:
+        read_keys: gives the API keys in the process that compares them; none where nothing is said.
+
+    Raises StartError.
+    """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-        serve.run(service(settings), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+        application = service(settings, read_keys)
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
     except RuntimeError as error:
         raise StartError(reason_of_failure() or " ".join(str(error).split())) from error
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import json
 import re
 import warnings
@@ -159,7 +158,7 @@ def decoded(name: str, text: str) -> bytes:
     """An image of a JSON body, from base64, or from a data: address of it. Raises ServiceError."""
     try:
         return base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ServiceError(400, f"{name} must be an image in base64, and is not base64", param=name) from None
 
 

@@ -5,13 +5,12 @@ Its stage key is that of the version that it was made of, and the average's leng
 
 from pathlib import Path
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from components.storage.artifact import Artifact, describe_file
-from components.tracking.registry import GIT_COMMIT, Registered, register_version
+from components.tracking.registry import GIT_COMMIT, Registered, named_version, register_version
 from components.tracking.runs import KEY, STAGE
 
 
@@ -20,25 +19,14 @@ def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking
 
     Raises ValueError, in one line, if the registry has no such version or can't be reached.
     """
-    mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
-    client = MlflowClient(tracking_uri)
+    client, source = MlflowClient(tracking_uri), named_version(model_uri, tracking_uri=tracking_uri)
     try:
-        source = find_source(client, model_uri)
         experiment_id = client.get_run(source.run_id).info.experiment_id
         artifact = average_of(source, folder, sigma_rel=sigma_rel)
         return register_version(client, source.name, artifact, experiment_id=experiment_id, run_id=source.run_id)
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} is written, but not registered: {reason}") from error
-
-
-def find_source(client: MlflowClient, model_uri: str) -> ModelVersion:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means. Raises MlflowException."""
-    name, at, alias = model_uri.removeprefix("models:/").partition("@")
-    if at:
-        return client.get_model_version_by_alias(name, alias)
-    name, _, version = name.rpartition("/")
-    return client.get_model_version(name, version)
 
 
 def average_of(source: ModelVersion, folder: Path, *, sigma_rel: float) -> Artifact:

@@ -5,6 +5,7 @@ used last, `champion` the one of the last run that ended well.
 """
 
 import importlib.metadata
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 
 import components
@@ -44,6 +44,7 @@ PACKED = (
 )
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"
+NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
@@ -117,6 +118,26 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
     return min(ready, key=lambda model: model.creation_timestamp) if ready else None
 
 
+def find_named(model_uri: str, *, tracking_uri: str) -> Named:
+    """As `named_version`, in what others need of it."""
+    found = named_version(model_uri, tracking_uri=tracking_uri)
+    return Named(found.name, str(found.version), found.creation_timestamp // 1000)
+
+
+def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now.
+
+    Raises ValueError, in one line, if the registry has none or can't be reached.
+    """
+    parts = NAMED.fullmatch(model_uri)
+    if parts is None:
+        raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = parts.groups()
+    client = MlflowClient(tracking_uri)
+    with _registry(model_uri, tracking_uri):
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+
+
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
     """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the folder that holds it.
 
@@ -125,26 +146,6 @@ def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
     with _registry(model_uri, tracking_uri):
         local = download_artifacts(model_uri, dst_path=str(folder))
     return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
-
-
-def named_version(model_uri: str, *, tracking_uri: str) -> tuple[str, str | None]:
-    """The registered name and the version that `models:/NAME@ALIAS` means now; the version of `models:/ID` is None.
-
-    Raises ValueError as `download_model`.
-    """
-    with _registry(model_uri, tracking_uri):
-        name, *version = get_model_name_and_version(MlflowClient(), model_uri)
-    return name, str(version[0]) if version else None
-
-
-def find_named(model_uri: str, *, tracking_uri: str) -> Named:
-    """As `named_version`, with more of the version. Raises ValueError for `models:/ID` too, which is none."""
-    with _registry(model_uri, tracking_uri):
-        name, version = named_version(model_uri, tracking_uri=tracking_uri)
-        if version is None:
-            raise ValueError(f"{model_uri} is no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
-        found = MlflowClient().get_model_version(name, version)
-    return Named(name, str(found.version), found.creation_timestamp // 1000)
 
 
 @contextmanager

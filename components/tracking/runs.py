@@ -15,6 +15,7 @@ from components.tracking.system import PREFIX
 
 RUN, STAGE, KEY, CACHED, MADE_BY = (f"cascade.{name}" for name in ("run", "stage", "stage_key", "cached", "made_by"))
 WORKFLOW = "workflow"  # the parent's value of KEY
+SQLITE = "sqlite:///"
 SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see each other within it
 
 
@@ -41,9 +42,9 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, artifact_locat
 
 def artifact_location(tracking_uri: str, experiment: str) -> str | None:
     """Where files of an experiment go when MLflow is a SQLite file: next to it. A server decides for itself (None)."""
-    if not tracking_uri.startswith("sqlite:///"):
+    if not tracking_uri.startswith(SQLITE):
         return None
-    folder = Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent
+    folder = Path(tracking_uri.removeprefix(SQLITE)).resolve().parent
     return (folder / "mlflow-files" / experiment).as_uri()
 
 
@@ -51,6 +52,17 @@ def find_run(client: MlflowClient, experiment_id: str, *, run: str, key: str = "
     """The parent run of a workflow run, or with `key` its child of that stage key."""
     found = _search(client, experiment_id, {RUN: run, KEY: key or WORKFLOW})
     return min(found, key=lambda r: r.info.run_id) if found else None
+
+
+def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
+    """Names of the workflow runs that ended well. Raises whatever MLflow raises while it is away."""
+    file = tracking_uri.removeprefix(SQLITE)
+    if file != tracking_uri and not Path(file).exists():  # a client would make its tables first
+        return set()
+    client = MlflowClient(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = _search(client, found.experiment_id, {KEY: WORKFLOW}) if found else []
+    return {run.data.tags[RUN] for run in runs if run.info.status == "FINISHED"}
 
 
 def find_maker(client: MlflowClient, experiment_id: str, *, key: str) -> Run | None:

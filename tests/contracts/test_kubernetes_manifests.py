@@ -1,56 +1,25 @@
-"""What `kubectl apply -k` would send is what Kubernetes and KubeRay accept, field by field."""
+"""What `kubectl apply -k` would send is what Kubernetes, KubeRay and the operators of routes and monitors accept, field
+by field."""
 
 import copy
-import functools
 import os
 import pathlib
-import shutil
-import subprocess
-from collections.abc import Iterator
-from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-Manifest = dict[str, Any]
-
-KUSTOMIZATIONS = [
-    "infra/kuberay/base",
-    "infra/kuberay/overlays/aws",
-    "infra/kuberay/overlays/dev",
-    "infra/kuberay/overlays/raycluster",
-    "infra/mlflow/base",
-    "infra/mlflow/overlays/aws",
-]
-KUBERAY = [folder for folder in KUSTOMIZATIONS if "kuberay" in folder]
-
-
-@functools.cache
-def kustomize(folder: pathlib.Path) -> str:
-    built = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return built.stdout
-
-
-def build(folder: pathlib.Path) -> list[Manifest]:
-    if shutil.which("kustomize") is None:
-        pytest.skip("kustomize is not installed")
-    return list(yaml.safe_load_all(kustomize(folder)))
-
-
-def closed(schema: Any) -> Any:
-    """A structural OpenAPI v3 schema as JSON schema in which a field that is not named is an error."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {key: closed(value) for key, value in schema.items()}
-    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
-        result["additionalProperties"] = False
-    return result
+from tests.contracts.manifests import (
+    KUBERAY,
+    KUSTOMIZATIONS,
+    build,
+    closed,
+    cluster_specs,
+    custom_schemas,
+    pod_templates,
+    ray_resources,
+)
 
 
 @pytest.fixture(scope="session")
@@ -70,26 +39,6 @@ def kuberay_schemas() -> dict[str, jsonschema.Draft202012Validator]:
     }
 
 
-def ray_resources(manifests: list[Manifest]) -> list[Manifest]:
-    return [manifest for manifest in manifests if manifest["apiVersion"].startswith("ray.io/")]
-
-
-def cluster_specs(manifests: list[Manifest]) -> list[Manifest]:
-    return [m["spec"].get("rayClusterSpec", m["spec"]) for m in ray_resources(manifests)]
-
-
-def pod_templates(node: Any) -> Iterator[Manifest]:
-    """Every pod template below, wherever it stands."""
-    if isinstance(node, list):
-        for item in node:
-            yield from pod_templates(item)
-    elif isinstance(node, dict):
-        if "containers" in node.get("spec", {}):
-            yield node
-        for value in node.values():
-            yield from pod_templates(value)
-
-
 def test_every_kustomization_of_the_repository_is_tested(repository):
     found = [path.parent.relative_to(repository).as_posix() for path in repository.glob("infra/**/kustomization.yaml")]
     assert sorted(found) == KUSTOMIZATIONS
@@ -97,7 +46,8 @@ def test_every_kustomization_of_the_repository_is_tested(repository):
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
 def test_core_objects_are_valid_kubernetes_without_unknown_fields(repository, folder):
-    core = [m for m in build(repository / folder) if not m["apiVersion"].startswith("ray.io/")]
+    others = {"RayCluster", "RayJob", "RayService", *custom_schemas()}
+    core = [manifest for manifest in build(repository / folder) if manifest["kind"] not in others]
     assert core
     for manifest in core:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
@@ -130,6 +80,23 @@ def test_a_misspelt_kuberay_field_is_refused(repository, kuberay_schemas, path):
     parent[path[-1]] = True
     with pytest.raises(jsonschema.ValidationError, match=str(path[-1])):
         kuberay_schemas["RayJob"].validate(broken)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "part", "field"),
+    [
+        ("infra/monitoring", "PodMonitor", "podMetricsEndpoints", "prot"),
+        ("infra/kuberay/overlays/service-gateway", "HTTPRoute", "rules", "timeout"),
+    ],
+)
+def test_monitors_and_routes_are_valid_and_a_misspelt_field_of_theirs_is_refused(repository, folder, kind, part, field):
+    schema = custom_schemas()[kind]
+    (manifest,) = [m for m in build(repository / folder) if m["kind"] == kind]
+    schema.validate(manifest)
+    broken = copy.deepcopy(manifest)
+    broken["spec"][part][0][field] = {}
+    with pytest.raises(jsonschema.ValidationError, match=field):
+        schema.validate(broken)
 
 
 def test_a_misspelt_core_field_is_refused(repository):

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.local_cluster import ROOT, local_cluster
+
 STAGES = ("images", "tokenizer", "tokens", "prior", "base", "upsampler_32", "cascade", "samples", "evaluation")
 MODELS = ("tokenizer", "prior", "base", "upsampler_32")
 SUBMIT = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
@@ -23,18 +22,8 @@ PROGRAM = ["--", "python", "pipelines/full_cascade.py", "--recipe", "smoke"]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a user of the cluster that infra/local/cluster.sh starts."""
-    folder = tmp_path_factory.mktemp("cluster")
-    process = subprocess.Popen(["bash", "infra/local/cluster.sh", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not (folder / "cluster.env").exists():
-        assert process.poll() is None, "the local cluster ended"
-        assert time.monotonic() < deadline, "the local cluster does not start"
-        time.sleep(0.5)
-    settings = [line.removeprefix("export ") for line in (folder / "cluster.env").read_text().splitlines()]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    yield {**os.environ, **dict("".join(shlex.split(line)).split("=", 1) for line in settings), "PATH": path}
-    process.terminate()
-    process.wait(60)
+    with local_cluster(tmp_path_factory.mktemp("cluster")) as known:
+        yield known
 
 
 @pytest.fixture(scope="module")

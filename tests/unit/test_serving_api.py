@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import openai
@@ -17,7 +18,7 @@ from PIL import Image
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.serving.app import build_app
-from components.serving.messages import Card, Event, Job, Made, Refused, Unavailable
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Refused, Unavailable
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
 from tests.serving_documents import COMMAND, OPENAPI, openapi_text
@@ -84,7 +85,7 @@ def test_every_option_of_a_request_reaches_the_model(address: str, backends: dic
     made, drawn = backends["tiny"].jobs[-2:]
     stages = (("upsampler_16", "noise_level", 3), ("upsampler_16", "guidance_interval", (0.5, 2)))
     asked = Request(label=2, seed=-4, generator="diffusion", steps=3, sampler="ddim", guidance_scale=2, sampling=stages)
-    assert made == Job((asked, asked._replace(seed=-3)))
+    assert made == ImageJob((asked, asked._replace(seed=-3)))
     assert drawn.requests[0] == Request(
         label=2, seed=-4, generator="tokens", guidance_scale=2, temperature=0.5, top_k=3, top_p=0.5, best_of=2
     )
@@ -146,7 +147,7 @@ class ToldBackend(SmallBackend):
             raise Unavailable("the model can't be reached now; try again in a moment")
         return await super().card()
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         for event in self.told:
             if isinstance(event, Exception):
                 raise event
@@ -262,9 +263,8 @@ class SlowCardBackend(SmallBackend):
 def test_many_at_once_ask_a_model_once_what_it_can_do(backends: dict[str, SmallBackend]) -> None:
     backend = SlowCardBackend(backends["tiny"].cascade)
     with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url, ThreadPoolExecutor(8) as threads:
-        answers = list(
-            threads.map(lambda seed: HTTP.post(url + GENERATIONS, json={"label": 0, "seed": seed}), range(8))
-        )
+        ask = partial(HTTP.post, url + GENERATIONS)
+        answers = list(threads.map(lambda seed: ask(json={"label": 0, "seed": seed}), range(8)))
     assert [answer.status_code for answer in answers] == [200] * 8
     assert [answer.json()["data"][0]["seed"] for answer in answers] == list(range(8))
     assert backend.asked == 1
@@ -273,7 +273,7 @@ def test_many_at_once_ask_a_model_once_what_it_can_do(backends: dict[str, SmallB
 def test_images_that_are_ready_in_another_order_come_in_that_of_their_seeds(backends: dict[str, SmallBackend]) -> None:
     backend = ToldBackend(backends["tiny"].cascade)
     pngs = [encode_png(np.full((2, 2, 3), level, np.uint8)) for level in range(3)]
-    backend.told = [Made(number, pngs[number], "3") for number in (1, 2, 0)]
+    backend.told = [FinishedImage(number, pngs[number], "3") for number in (1, 2, 0)]
     with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url:
         data = HTTP.post(url + GENERATIONS, json={"label": 0, "n": 3, "seed": 5}).json()["data"]
     assert [(image["seed"], int(pixels(image["b64_json"]).max())) for image in data] == [(5, 0), (6, 1), (7, 2)]

@@ -37,9 +37,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     """Of a service without keys, and one with."""
     backends: dict[str, SmallBackend] = load_backends(tmp_path_factory.mktemp("models"))
     given = settings_of(backends, limits=LIMITS)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("CASCADE_API_KEYS", KEY)
-        keyed = build_app(backends, given)
+    keyed = build_app(backends, given, keys=[KEY])
     with served(build_app(backends, given)) as open_url, served(keyed) as keyed_url:
         yield {"open": open_url, "keyed": keyed_url}
 
@@ -69,7 +67,7 @@ def test_the_table_of_the_documents_is_that_of_the_test() -> None:
     assert len({bad.name for bad in CASES}) == len(CASES)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from(FIELDS) | TEXTS, VALUES, max_size=4))
 def test_no_json_ends_in_a_failure(addresses: dict[str, str], fields: dict[str, Any]) -> None:
     few = {"steps": 1} if "steps" not in fields else {}
@@ -85,7 +83,7 @@ def encoded(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     fields=st.dictionaries(st.sampled_from(FIELDS) | st.just("sampling[base][eta]"), st.text(max_size=12), max_size=4)
 )

@@ -9,13 +9,13 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from PIL import Image as PILImage
+from PIL import Image
 
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.serving.batching import Batcher, BusyError, FailedError, Image, Ticket, most_together
+from components.serving.batching import Batcher, BusyError, FailedError, Ticket, WaitingImage, most_together
 from components.serving.measures import Measures
-from components.serving.messages import Job, Made, Partial
+from components.serving.messages import FinishedImage, ImageJob, Partial
 from components.serving.previews import shown_steps, steps_of
 from components.serving.settings import ServedModel
 from components.serving.versions import Version
@@ -74,24 +74,24 @@ class Asked:
 
     def __init__(self, batcher: Batcher, version: Version, *requests: Request, partial_images: int = 0) -> None:
         self.told: Queue = Queue()
-        self.ticket: Ticket = batcher.add(Job(requests, partial_images), version, self.told.put)
+        self.ticket: Ticket = batcher.add(ImageJob(requests, partial_images), version, self.told.put)
         self.images = len(requests)
 
-    def events(self) -> list[Partial | Made | Exception]:
+    def events(self) -> list[Partial | FinishedImage | Exception]:
         """All of them, until the last image is made or one failed."""
         found = []
-        while sum(isinstance(event, Made) for event in found) < self.images:
+        while sum(isinstance(event, FinishedImage) for event in found) < self.images:
             found.append(self.told.get(timeout=WAIT))
             if isinstance(found[-1], Exception):
                 break
         return found
 
     def made(self) -> dict[int, np.ndarray]:
-        return {event.image: pixels(event.png) for event in self.events() if isinstance(event, Made)}
+        return {event.image: pixels(event.png) for event in self.events() if isinstance(event, FinishedImage)}
 
 
 def pixels(png: bytes) -> np.ndarray:
-    return np.asarray(PILImage.open(io.BytesIO(png)))
+    return np.asarray(Image.open(io.BytesIO(png)))
 
 
 def held(batcher: Batcher, cascade: Watched, version: Version) -> Asked:
@@ -134,9 +134,9 @@ def test_a_batch_is_no_larger_than_it_may_be(batcher, cascade, version):
 
 def test_a_larger_image_leaves_room_for_fewer(version):
     """The batch of a size is as many images as memory holds of that size."""
-    large = Image(Ticket(print, version), 0, TOKENS._replace(size=(16, 512)), {})
+    large = WaitingImage(Ticket(print, version), 0, TOKENS._replace(size=(16, 512)), {})
     assert most_together(16, large) == 4
-    assert most_together(16, Image(Ticket(print, version), 0, TOKENS, {})) == 16
+    assert most_together(16, WaitingImage(Ticket(print, version), 0, TOKENS, {})) == 16
 
 
 def test_versions_are_never_mixed_and_a_job_keeps_its_own(batcher, cascade, version):
@@ -182,7 +182,7 @@ def test_a_batch_that_everybody_left_ends_between_two_steps(batcher, cascade, ve
     batcher.cancel(slow.ticket)
     Asked(batcher, version, RED).made()
     told = [slow.told.get() for _ in range(slow.told.qsize())]
-    assert not any(isinstance(event, Made) for event in told)
+    assert not any(isinstance(event, FinishedImage) for event in told)
     assert len(told) < 40
 
 
@@ -194,7 +194,7 @@ def test_a_batch_that_one_of_two_left_goes_on(batcher, cascade, version):
     left.told.get(timeout=WAIT)
     batcher.cancel(left.ticket)
     assert len(kept.made()) == 1
-    assert not any(isinstance(left.told.get(), Made) for _ in range(left.told.qsize()))
+    assert not any(isinstance(left.told.get(), FinishedImage) for _ in range(left.told.qsize()))
 
 
 def test_previews_come_in_order_before_their_image_and_only_to_those_who_want_them(batcher, cascade, version):
@@ -202,14 +202,14 @@ def test_previews_come_in_order_before_their_image_and_only_to_those_who_want_th
     shown, plain = Asked(batcher, version, RED, FLAGS, partial_images=3), Asked(batcher, version, RED._replace(seed=1))
     cascade.going.set()
     first.made()
-    assert [type(event) for event in plain.events()] == [Made]
+    assert [type(event) for event in plain.events()] == [FinishedImage]
     events = shown.events()
     for image in range(2):
         own = [event for event in events if event.image == image]
         assert [event.number for event in own[:-1]] == [0, 1, 2]
         assert [(event.stage, event.step) for event in own[:-1]] == [("base", 2), ("base", 4), ("upsampler_16", 2)]
         assert [pixels(event.png).shape for event in own] == [(8, 8, 3), (8, 8, 3), (16, 16, 3), (16, 16, 3)]
-        assert isinstance(own[-1], Made)
+        assert isinstance(own[-1], FinishedImage)
 
 
 def test_previews_do_not_change_the_image(batcher, version):

@@ -12,12 +12,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from components.sampling.requests import Request
-from components.serving.messages import Event, Job, Made, Partial, Taken, Unavailable
+from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Taken, Unavailable
 from components.serving.ray_backend import RayBackend
 from components.serving.unanswered import middlewares
 
-JOB = Job((Request(seed=1),))
-PREVIEW, IMAGE = Partial(0, 0, "base", 2, b"png"), Made(0, b"png", "1")
+JOB = ImageJob((Request(seed=1),))
+PREVIEW, IMAGE = Partial(0, 0, "base", 2, b"png"), FinishedImage(0, b"png", "1")
 
 
 class Handle:
@@ -34,7 +34,7 @@ class Handle:
     def make(self) -> "Handle":
         return self
 
-    def remote(self, job: Job) -> "Answers":
+    def remote(self, job: ImageJob) -> "Answers":
         assert job is JOB
         return Answers(self, self.replicas.pop(0))
 

@@ -16,11 +16,12 @@ from PIL import Image
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import gray_png
 from components.serving.app import build_app
-from components.serving.messages import Event, Job, Made, Partial, Refused, Unavailable
+from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, served, settings_of
 from tests.tiny_cascade import write_cascade
 
+STOPPED = "the model stopped before its images were made; try again"
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
 GENERATIONS = "/v1/images/generations"
 
@@ -92,7 +93,7 @@ class ToldBackend(SmallBackend):
         super().__init__(cascade)
         self.told = told
 
-    async def make(self, job: Job) -> AsyncGenerator[Event]:
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         yield Partial(0, 0, "base", 1, gray_png(8))
         for event in self.told:
             if isinstance(event, Exception):
@@ -106,7 +107,11 @@ class ToldBackend(SmallBackend):
         ([Unavailable("the model was lost; try again")], "unavailable", "the model was lost; try again"),
         ([Refused("late", "the time is up", 4)], "timeout", "the time is up"),
         ([], "unavailable", "the model stopped before its images were made; try again"),
-        ([Made(1, gray_png(8), "3")], "unavailable", "the model stopped before its images were made; try again"),
+        (
+            [FinishedImage(1, gray_png(8), "3")],
+            "unavailable",
+            "the model stopped before its images were made; try again",
+        ),
     ],
 )
 def test_what_goes_wrong_on_the_way_is_the_last_event(cascade: Cascade, told: list, code: str, message: str) -> None:
@@ -136,12 +141,14 @@ def test_time_runs_out_in_a_stream_too(cascade: Cascade) -> None:
 
 def started(url: str, body: dict) -> socket.socket:
     """A connection on which a request was sent, and nothing else."""
-    place = urlsplit(url)
-    connection = socket.create_connection((place.hostname, place.port))
-    data = json.dumps(body).encode()
-    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    connection, data = connected(url), json.dumps(body).encode()
+    connection.sendall(head(url, len(data)) + data)
     return connection
+
+
+def connected(url: str) -> socket.socket:
+    place = urlsplit(url)
+    return socket.create_connection((place.hostname, place.port), timeout=20)
 
 
 def eventually(holds: Callable[[], object], seconds: float = 20) -> bool:
@@ -171,14 +178,22 @@ def test_a_client_that_goes_away_is_noticed_and_its_job_canceled(cascade: Cascad
         assert len(slow.left) == 1
 
 
+def head(url: str, length: int) -> bytes:
+    """What comes before a body of JSON."""
+    lines = (f"POST {GENERATIONS} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "Content-Type: application/json")
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
+
+
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(cascade: Cascade) -> None:
+    with served(build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}))) as url, connected(url) as given:
+        given.sendall(head(url, 2**40))
+        assert given.recv(2**16).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_that_never_comes_is_waited_for_as_long_as_an_image(cascade: Cascade) -> None:
     app = build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}, limits=Limits(seconds=0.5)))
-    with served(app) as url:
-        place = urlsplit(url)
-        with socket.create_connection((place.hostname, place.port)) as connection:
-            head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: 99\r\n\r\n".encode())
-            connection.settimeout(20)
-            answer = connection.recv(2**16)
+    with served(app) as url, connected(url) as given:
+        given.sendall(head(url, 99))
+        answer = given.recv(2**16)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"the body did not come within 0.5 s" in answer

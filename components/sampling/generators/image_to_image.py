@@ -107,6 +107,7 @@ class ImageToImage(Generator):
 
     name, title = "translate", "Image to image"
     options = ("image", "mask", "task", "guidance_scale", "steps", "sampler")
+    shows_steps = True
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:

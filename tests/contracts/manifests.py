@@ -1,0 +1,87 @@
+"""What `kubectl apply -k` would send, and the schemas that it is held against."""
+
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+Manifest = dict[str, Any]
+
+KUSTOMIZATIONS = [
+    "infra/kuberay/base",
+    "infra/kuberay/overlays/aws",
+    "infra/kuberay/overlays/dev",
+    "infra/kuberay/overlays/raycluster",
+    "infra/kuberay/overlays/service",
+    "infra/kuberay/overlays/service-gateway",
+    "infra/kuberay/overlays/service-ingress",
+    "infra/mlflow/base",
+    "infra/mlflow/overlays/aws",
+    "infra/monitoring",
+]
+KUBERAY = [folder for folder in KUSTOMIZATIONS if "kuberay" in folder]
+
+
+@functools.cache
+def kustomize(folder: pathlib.Path) -> str:
+    built = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return built.stdout
+
+
+def build(folder: pathlib.Path) -> list[Manifest]:
+    if shutil.which("kustomize") is None:
+        pytest.skip("kustomize is not installed")
+    return list(yaml.safe_load_all(kustomize(folder)))
+
+
+def closed(schema: Any) -> Any:
+    """A structural OpenAPI v3 schema as JSON schema in which a field that is not named is an error."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: closed(value) for key, value in schema.items()}
+    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
+        result["additionalProperties"] = False
+    return result
+
+
+def ray_resources(manifests: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["apiVersion"].startswith("ray.io/")]
+
+
+def cluster_specs(manifests: list[Manifest]) -> list[Manifest]:
+    specs = [manifest["spec"] for manifest in ray_resources(manifests)]
+    return [spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec for spec in specs]
+
+
+def only(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def custom_schemas() -> dict[str, jsonschema.Draft202012Validator]:
+    """Validator of each kind in `schemas/`, which is neither Kubernetes' own nor KubeRay's."""
+    files = (pathlib.Path(__file__).parent / "schemas").glob("*.json")
+    return {file.stem: jsonschema.Draft202012Validator(closed(json.loads(file.read_text()))) for file in files}
+
+
+def pod_templates(node: Any) -> Iterator[Manifest]:
+    """Every pod template below, wherever it stands."""
+    if isinstance(node, list):
+        for item in node:
+            yield from pod_templates(item)
+    elif isinstance(node, dict):
+        if "containers" in node.get("spec", {}):
+            yield node
+        for value in node.values():
+            yield from pod_templates(value)

@@ -1,0 +1,226 @@
+"""The RayService's own serve config on the cluster of infra/local: `serve deploy`, answers, what Prometheus sees."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from components import events
+from components.serving.running import APPLICATION
+from components.tracking.tracker import Tracker
+from tests.conftest import free_port
+from tests.local_cluster import ROOT, local_cluster
+from tests.metric_names import FROM_PROMETHEUS, Query, queries
+from tests.tiny_cascade import commit_model, write_cascade
+
+OVERLAY = ROOT / "infra/kuberay/overlays/service"
+KEYS = "key-of-one-client,key-of-another"
+BODY = {"prompt": "red apple", "label": "food", "seed": 5, "size": "auto"}
+
+pytestmark = pytest.mark.timeout(900)
+
+
+class Answer(NamedTuple):
+    code: int
+    body: Any  # of its JSON
+    retry_after: str | None = None
+
+
+class Service(NamedTuple):
+    url: str
+    folder: Path  # of the cluster's own files
+    dashboard: str
+    token: str
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return yaml.safe_load((OVERLAY / name).read_text())
+
+
+def deployed_config(tracking: str, port: int) -> dict[str, Any]:
+    """The RayService's, but for the model and what one machine without a GPU can't have."""
+    config = yaml.safe_load(manifest("rayservice.yaml")["spec"]["serveConfigV2"])
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    (application,) = config["applications"]
+    models = [{"name": "tiny", "source": "models:/image-cascade-tiny@champion"}]
+    application["args"] |= {"models": models, "tracking": tracking, "cpus": 1, "gpus": 0}
+    return config
+
+
+def register(tracking: str, folder: Path) -> None:
+    """The tiny cascade as the champion of image-cascade-tiny."""
+    tracker = Tracker(tracking, experiment="tiny", spool=folder / "spool", flush_seconds=0.3)
+    tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
+    tracker.emit(events.StageCached("cascade", commit_model(folder, "cascade", "k1", write_cascade(folder / "made"))))
+    assert tracker.close("FINISHED") == []
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """What `serve deploy` started with the environment that the pods have."""
+    folder, home, port = tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("home"), free_port()
+    variables = {**manifest("settings.yaml")["data"], "CASCADE_API_KEYS": KEYS}
+    with local_cluster(folder, **variables) as known:
+        register(known["MLFLOW_TRACKING_URI"], home)
+        config = home / "serve.yaml"
+        config.write_text(yaml.safe_dump(deployed_config(known["MLFLOW_TRACKING_URI"], port)))
+        dashboard = known["RAY_API_SERVER_ADDRESS"]
+        command = ["serve", "deploy", str(config), "--address", dashboard]
+        done = subprocess.run(command, cwd=home, env=known, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        service = Service(f"http://127.0.0.1:{port}", folder, dashboard, (folder / "token").read_text())
+        wait_until_running(service)
+        yield service
+
+
+def from_dashboard(service: Service, path: str) -> Any:
+    headers = {"Authorization": f"Bearer {service.token}"}
+    request = urllib.request.Request(service.dashboard + path, headers=headers)
+    return json.load(urllib.request.urlopen(request, timeout=30))
+
+
+def wait_until_running(service: Service) -> None:
+    deadline = time.monotonic() + 300
+    while True:
+        application = from_dashboard(service, "/api/serve/applications/")["applications"][APPLICATION]
+        if application["status"] == "RUNNING":
+            return
+        assert application["status"] in ("DEPLOYING", "NOT_STARTED"), json.dumps(application)[-3000:]
+        assert time.monotonic() < deadline, json.dumps(application)[-3000:]
+        time.sleep(1)
+
+
+def ask(service: Service, body: dict[str, Any], key: str | None) -> Answer:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    url = f"{service.url}/v1/images/generations"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return Answer(answer.status, json.load(answer))
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, json.load(error), error.headers["Retry-After"])
+
+
+@pytest.mark.parametrize("key", KEYS.split(","))
+def test_each_key_of_the_secret_gets_an_image_of_the_registered_version(service: Service, key: str):
+    answer = ask(service, BODY, key)
+    assert answer.code == 200, answer.body
+    (made,) = answer.body["data"]
+    image = Image.open(io.BytesIO(base64.b64decode(made["b64_json"])))
+    assert (image.format, image.size) == ("PNG", (16, 16))
+    assert (made["seed"], answer.body["model"], answer.body["version"]) == (5, "tiny", "1")
+
+
+@pytest.mark.parametrize("key", [None, "key-of-a-stranger", "key-of-one-client,key-of-another"])
+def test_without_one_of_the_keys_nobody_gets_an_image(service: Service, key: str | None):
+    answer = ask(service, BODY, key)
+    assert answer.code == 401
+    assert answer.body["error"]["message"]
+    assert "key-of" not in json.dumps(answer.body)
+
+
+def test_the_proxy_answers_what_kubernetes_and_the_operator_ask_it(service: Service):
+    assert urllib.request.urlopen(f"{service.url}/-/healthz", timeout=10).status == 200
+
+
+def processes(service: Service) -> dict[int, str]:
+    """Title of each process of the cluster, known by the token that it was started with."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(service.folder).encode() in (place / "environ").read_bytes():
+                found[int(place.name)] = (place / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def test_a_pod_that_goes_waits_for_what_is_called_as_its_script_says(service: Service):
+    patch = next(step for step in manifest("serving-cluster.yaml") if step["path"].endswith("preStop/exec/command/2"))
+    title = re.search(r"grep -qsa '(\S+)'", patch["value"])
+    assert title is not None
+    replicas = [pid for pid, name in processes(service).items() if re.search(title.group(1), name)]
+    assert len(replicas) == 3, "two of the model and one of the API"
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in replicas} == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
+def exported(service: Service) -> dict[str, set[str]]:
+    """Every series that the node's agent exports now -> the labels that it has somewhere."""
+    found: dict[str, set[str]] = {}
+    (group,) = from_dashboard(service, "/api/prometheus/sd")
+    agent = group["targets"][0]  # autoscaler and dashboard follow
+    text = urllib.request.urlopen(f"http://{agent}/metrics", timeout=30).read().decode()
+    for metric in text_string_to_metric_families(text):
+        for sample in metric.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def test_every_query_of_the_dashboard_finds_its_metrics_and_labels_even_when_nobody_asks_for_images(service: Service):
+    asked = queries(ROOT / "infra/monitoring/cascade-serving.json")
+    wanted = [query for query in asked if not query.panel.startswith("GPU")]  # here is none; see tests/contracts
+    assert len(wanted) >= 10
+    with ThreadPoolExecutor(4) as clients:
+        codes = {
+            answer.code for answer in clients.map(lambda seed: ask(service, BODY | {"seed": seed}, KEYS[:17]), range(8))
+        }
+    assert codes == {200}
+    wait_for_all(wanted, service)
+    time.sleep(40)  # Ray forgets a gauge that nobody sets for 20 s
+    wait_for_all(wanted, service)
+
+
+def wait_for_all(wanted: list[Query], service: Service) -> None:
+    deadline = time.monotonic() + 90
+    while missing := lacking(wanted, exported(service)):
+        assert time.monotonic() < deadline, missing
+        time.sleep(3)
+
+
+def lacking(wanted: list[Query], found: dict[str, set[str]]) -> list[str]:
+    """What queries ask for and nobody exports."""
+    metrics = [name for query in wanted for name in query.metrics if name not in found]
+    labels = [
+        f"{label} of {name}"
+        for query in wanted
+        for name in query.metrics & found.keys()
+        for label in query.labels - FROM_PROMETHEUS - found[name]
+    ]
+    return metrics + labels
+
+
+def test_a_client_whose_api_process_is_lost_is_told_to_come_back_and_can(service: Service):
+    key = KEYS.split(",")[0]
+    replicas = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:tiny" in name]
+    (api,) = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:Api" in name]
+    for pid in replicas:
+        os.kill(pid, signal.SIGSTOP)  # or they would answer before the API is lost
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(ask, service, BODY, key)
+        time.sleep(3)
+        os.kill(api, signal.SIGKILL)
+        for pid in replicas:
+            os.kill(pid, signal.SIGCONT)
+        lost = asked.result()
+    assert (lost.code, lost.retry_after) == (503, "1")
+    assert lost.body["error"]["message"]
+    deadline = time.monotonic() + 120
+    while (answer := ask(service, BODY, key)).code != 200:
+        assert answer.code == 503, answer
+        assert time.monotonic() < deadline
+        time.sleep(1)

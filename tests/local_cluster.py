@@ -1,0 +1,33 @@
+"""The cluster of infra/local, for tests: a Ray head with token authentication, an S3 server and an MLflow server."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def local_cluster(folder: Path, **variables: str) -> Iterator[dict[str, str]]:
+    """Environment of a user of the cluster that infra/local/cluster.sh starts, with these variables in all of it."""
+    known = os.environ | variables
+    process = subprocess.Popen(
+        ["bash", "infra/local/cluster.sh", str(folder)], cwd=ROOT, env=known, stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (folder / "cluster.env").exists():
+            assert process.poll() is None, "the local cluster ended"
+            assert time.monotonic() < deadline, "the local cluster does not start"
+            time.sleep(0.5)
+        settings = [line.removeprefix("export ") for line in (folder / "cluster.env").read_text().splitlines()]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        yield {**known, **dict("".join(shlex.split(line)).split("=", 1) for line in settings), "PATH": path}
+    finally:
+        process.terminate()
+        process.wait(60)

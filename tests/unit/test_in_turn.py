@@ -1,0 +1,95 @@
+"""Laws of the commands that run many recipes: what is finished runs again only for an MLflow that does not know it."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from components import events
+from components.storage.artifact import Artifact
+from components.storage.store import Store
+from components.tracking.tracker import Tracker
+from pipelines import driver
+from pipelines.compare import run_compare
+from pipelines.in_turn import unknown_runs
+from pipelines.lecture import run_lecture
+from pipelines.recorder import EXPERIMENT
+from pipelines.workflow import PlannedStage
+
+AWAY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def tracking(empty_database: Path, tmp_path: Path) -> str:
+    """An MLflow that knows nothing."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+
+
+def track(tracking: str, run: str, status: events.Status, folder: Path) -> None:
+    tracker = Tracker(tracking, experiment=EXPERIMENT, spool=folder / "spool", flush_seconds=0.1)
+    tracker.emit(events.RunStarted(run, "", {}, {"name": "some", "git_commit": "abc"}))
+    assert tracker.close(status) == []
+
+
+def test_mlflow_knows_a_run_that_ended_well_in_it(tracking: str, tmp_path: Path) -> None:
+    runs = ["one", "two", "three"]
+    assert unknown_runs(runs, tracking=tracking) == {*runs}
+    track(tracking, "one", "FINISHED", tmp_path)
+    track(tracking, "two", "FAILED", tmp_path)
+    assert unknown_runs(runs, tracking=tracking) == {"two", "three"}
+    assert unknown_runs(runs, tracking=f"sqlite:///{tmp_path}/new.db") == {*runs}
+    assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize("tracking", ["none", AWAY])
+def test_an_mlflow_that_can_not_be_filled_is_not_waited_for(tracking: str) -> None:
+    assert unknown_runs(["one"], tracking=tracking) == set()
+
+
+def with_artifact(entry: PlannedStage) -> PlannedStage:
+    metadata = {"summary": {"train_seconds": 60.0, "parameters": 1000}}
+    artifact = Artifact(kind="report", stage=entry.stage.name, key=entry.key, files=(), root=entry.store.uri)
+    return entry._replace(cached=artifact.model_copy(update={"metadata": metadata}))
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that a command starts, though every stage of every recipe is finished."""
+    prepare, found = driver.prepare, []
+
+    def prepared(options: driver.RunOptions) -> driver.Prepared:
+        made = prepare(options)
+        made.root.write(f"runs/{made.run}/report.html", b"a report")
+        return replace(made, planned=[with_artifact(entry) for entry in made.planned])
+
+    def run(options: driver.RunOptions, console: Console) -> int:
+        found.append(prepared(options).run)
+        return driver.DONE
+
+    monkeypatch.setattr(driver, "prepare", prepared)
+    monkeypatch.setattr(driver, "run", run)
+    return found
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "lecture": lambda **options: run_lecture(["gan"], **options),
+    "compare": lambda **options: run_compare(["gan"], seed=0, **options),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_finished_runs_again_for_an_mlflow_that_does_not_know_it_and_only_for_it(
+    command: str, ran: list[str], tracking: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"storage": Store(str(tmp_path / "runs")).uri, "profile": "auto"}
+    options |= {"console": Console(quiet=True)}
+    assert COMMANDS[command](tracking=tracking, **options) == driver.DONE
+    (run,) = ran
+    track(tracking, run, "FINISHED", tmp_path)
+    for knows in (tracking, "none"):
+        COMMANDS[command](tracking=knows, **options)
+        assert ran == [run]
