@@ -107,22 +107,28 @@ class Versions:
         with local_model(source, tracking_uri=self._tracking) as folder:
             cascade = cascade_in(folder, device=best_device())
         if cascade is None:
-            raise ValueError(
-                f"{shown_source(self.model.source)} makes no image: serve a composed cascade, or a model that makes "
-                "images by itself"
-            )
+            raise makes_none(self.model.source)
         warm(cascade)
         return Version(self.model, named, cascade)
 
 
 def find_version(source: str, tracking: str | None) -> Named:
-    """What a source names now. Raises ValueError, in one line, if there is no such model."""
+    """What a source names now. Raises ValueError, in one line, if there is no such model, or the one on this disk makes
+    no image; of what is elsewhere that is known when it is loaded."""
     if source.startswith(REGISTRY):
         return find_named(source, tracking_uri=registry_of(source, tracking))
     if is_model_folder(source):
+        if cascade_in(Path(source), weights=False) is None:
+            raise makes_none(source)
         newest = max(path.stat().st_mtime for path in Path(source).iterdir())
         return Named(shown_source(source), f"{int(newest)}", int(newest))
     return Named(shown_source(source), model_artifact(source).key[:DIGITS], int(time.time()))
+
+
+def makes_none(source: str) -> ValueError:
+    return ValueError(
+        f"{shown_source(source)} makes no image: serve a composed cascade, or a model that makes images by itself"
+    )
 
 
 def is_alias(source: str) -> bool:

@@ -167,11 +167,13 @@ WRONG = {
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(environment, registry):
+    wrong = WRONG | {"tokenizer makes no image": ["--model", str(registry.home / "cascade/cascade/tokenizer")]}
+
     def check(words: str) -> None:
-        check_wrong_use(environment, [*WRONG[words], "--tracking", registry.uri], words)
+        check_wrong_use(environment, [*wrong[words], "--tracking", registry.uri], words)
 
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(check, WRONG))
+        list(pool.map(check, wrong))
 
 
 def check_wrong_use(environment: dict[str, str], options: list[str], words: str) -> None:

@@ -142,9 +142,9 @@ def test_a_registry_that_is_away_is_told_once_and_found_again(registry, caplog):
         (f"models:/{NAME}/7", f"can't get models:/{NAME}/7"),
         (
             "models:/m-0123456789abcdef0123456789abcdef",
-            "is no version: write models:/NAME@ALIAS",
+            "names no version: write models:/NAME@ALIAS",
         ),
-        (f"models:/{NAME}", "is no version: write models:/NAME@ALIAS"),
+        (f"models:/{NAME}", "names no version: write models:/NAME@ALIAS"),
     ],
 )
 def test_what_the_registry_has_not_is_one_line(registry, source, words):
