@@ -62,6 +62,10 @@ def test_a_larger_image_has_the_size_asked_for(tmp_path: Path):
     assert cascade.sample([Request(label=1, size=(16, 32))])[0].shape == (16, 32, 3)
 
 
+KIND, NETWORK, SETTINGS = PRIORS["transformer"]
+ROW = (KIND, {name: value for name, value in NETWORK.items() if name not in ("grid", "positions")}, SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("make", "request_", "words"),
     [
@@ -79,6 +83,7 @@ def test_a_larger_image_has_the_size_asked_for(tmp_path: Path):
         (lambda p: token_branch(PRIORS["transformer"], p), Request(label=1, size=(18, 16)), "multiples of 4"),
         (lambda p: token_branch(PRIORS["transformer"], p), Request(label=1, size=(8, 32)), "at least"),
         (lambda p: token_branch(PRIORS["masked"], p), Request(label=1, size=(16, 32)), "no larger images"),
+        (lambda p: token_branch(ROW, p), Request(label=1, size=(16, 32)), "knows no rows and columns"),
         (lambda p: token_branch(PRIORS["masked"], p), Request(label=1, best_of=2), "causal transformer"),
         (lambda p: token_branch(PRIORS["masked"], p), Request(label=1, steps=17), r"steps must be in \[1, 16\]"),
         (lambda p: token_branch(PRIORS["transformer"], p), Request(label=1, steps=3), "takes no steps"),

@@ -242,8 +242,11 @@ class Tokens(Generator):
             side < least for side, least in zip(request.size, smallest, strict=True)
         ):
             raise ValueError(f"size must be multiples of {factor} of at least {smallest}, not {request.size}")
-        if not isinstance(self.first.module, Transformer) or self.parts.condition is not None:
+        prior = self.first.module
+        if not isinstance(prior, Transformer) or self.parts.condition is not None:
             raise ValueError("this prior makes no larger images: only a transformer without condition image does")
+        if prior.grid != tuple(self.first.settings["grid"]):  # it was told of a row of tokens
+            raise ValueError("this prior makes no larger images: it knows no rows and columns")
         return request.size[0] // factor, request.size[1] // factor
 
     def example(self) -> Request:
