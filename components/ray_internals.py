@@ -18,6 +18,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
+# What a rank iterates of a stream that several read. Public calls give what is in a block and never where it lies, and
+# ranks that share one would each be sent a copy.
+from ray.data._internal.iterator.stream_split_iterator import StreamSplitDataIterator
+
 # To be left out where there is no dashboard; no setting leaves it out.
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -36,6 +40,7 @@ __all__ = [
     "InputDataBuffer",
     "PlacementGroupCleanerCallback",
     "RefBundle",
+    "StreamSplitDataIterator",
     "gcs_pb2",
     "gcs_service_pb2",
     "get_train_context",

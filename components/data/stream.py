@@ -1,10 +1,11 @@
 """The training stream as one Ray Data dataset: rank r receives exactly its slice of each global batch, in order.
 
 A reading task makes a chunk: several groups of K consecutive global batches. From each group it emits one block for
-each rank, rank 0 first, with the K slices of that rank (K m rows, m = global batch / ranks). With `preserve_order`
-the splitter hands blocks out in order to the rank with the fewest rows, ties to the lowest, and so block i goes to
-rank i mod n. Every block has the same number of bytes, and `target_max_block_size` is set just below it, so that Ray
-Data passes each block on as it is (it slices a block only from 1.5 times the target).
+each crew of ranks (`crews.py`; up to eight ranks each is a crew of its own), that of rank 0 first, with the K slices of
+each of its ranks (K m rows a rank, m = global batch / ranks). With `preserve_order` the splitter hands blocks out in
+order to the crew with the fewest rows, ties to the lowest, and so block i goes to crew i mod the number of crews. Every
+block has the same number of bytes, and `target_max_block_size` is set just below it, so that Ray Data passes each block
+on as it is (it slices a block only from 1.5 times the target).
 """
 
 import math
@@ -20,6 +21,7 @@ from ray.data import DataIterator, Dataset, ExecutionOptions, ExecutionResources
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
+from components.data.crews import count_crews, crew_rows, fewest_steps
 from components.data.decoded import View, shard_cache
 from components.data.degradations import Degradation, degrade
 from components.data.feeding import Feeder, LazySource
@@ -61,7 +63,7 @@ class Layout:
     @property
     def steps_per_group(self) -> int:
         rows = min(GROUP_ROWS, GROUP_BYTES // self.row_bytes)
-        return max(1, rows // self.global_batch_size)
+        return max(fewest_steps(self.world_size), rows // self.global_batch_size)
 
     @property
     def group_rows(self) -> int:
@@ -135,11 +137,6 @@ def training_stream(
     return dataset
 
 
-def split_stream(dataset: Dataset, *, world_size: int) -> list[DataIterator]:
-    """One iterator for each rank. Picklable; all ranks must iterate."""
-    return dataset.streaming_split(world_size, equal=False)
-
-
 def rank_batches(iterator: DataIterator, *, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
     """The batches of one rank: `image` uint8 (m, H, W, 3), `label` (m,), `text` (m, L), `position` (m,) int64, and
     whatever else the stream was made with.
@@ -175,11 +172,12 @@ def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_ste
 
 
 def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Block]:
-    """The blocks of a chunk, for each group one a rank. Raises ShardError."""
+    """The blocks of a chunk, for each group one a crew. Raises ShardError."""
     for first in range(chunk.first, chunk.last, layout.group_rows):
         rows = _read_rows(header, layout, chunk, first)
-        for rank in range(layout.world_size):
-            yield BlockAccessor.batch_to_block({name: _slice(column, layout, rank) for name, column in rows.items()})
+        how = {"world_size": layout.world_size, "steps": layout.steps_per_group}
+        for crew in range(count_crews(layout.world_size)):
+            yield BlockAccessor.batch_to_block({name: crew_rows(x, crew=crew, **how) for name, x in rows.items()})
 
 
 class StreamDatasource(LazySource):
@@ -215,7 +213,10 @@ def _configure(context: DataContext, layout: Layout, readers: int) -> None:
     ahead = ExecutionResources.for_limits(object_store_memory=chunks * layout.chunk_rows * layout.row_bytes)
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
     context.custom_execution_callback_classes = [Feeder]
-    rows = layout.group_rows // layout.world_size
+    crews = count_crews(layout.world_size)
+    # A reading task waits while so many of its blocks are not taken, and each look at it costs more than a block.
+    context._max_num_blocks_in_streaming_gen_buffer = max(2, crews)
+    rows = layout.group_rows // crews
     context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -263,9 +264,3 @@ def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> 
     if layout.degradation is not None:
         rows |= degrade(rows["image"], rows["position"], layout.degradation)
     return rows
-
-
-def _slice(column: np.ndarray, layout: Layout, rank: int) -> np.ndarray:
-    """(K n m, ...) -> (K m, ...): the rank's slice of each of the K global batches."""
-    shape = (layout.steps_per_group, layout.world_size, layout.global_batch_size // layout.world_size)
-    return column.reshape(*shape, *column.shape[1:])[:, rank].reshape(-1, *column.shape[1:])

@@ -6,6 +6,8 @@ from typing import Any
 import ray.data
 import ray.train
 
+from components.data.crews import split_stream
+
 MakeDataset = Callable[..., "ray.data.Dataset | None"]  # called with world_size=
 
 
@@ -14,7 +16,7 @@ def nothing(*, world_size: int) -> None:
 
 
 class OrderedShards(ray.train.DataConfig):
-    """Block i goes to rank i modulo the number of ranks: the order that makes a global batch."""
+    """Block i goes to crew i modulo the number of crews (`data/crews.py`): the order that makes a global batch."""
 
     def configure(
         self, datasets: dict[str, MakeDataset], world_size: int, *unused: Any, **also_unused: Any
@@ -26,6 +28,6 @@ class OrderedShards(ray.train.DataConfig):
             if dataset is None:
                 continue
             dataset.context.execution_options.preserve_order = True
-            for shard, split in zip(shards, dataset.streaming_split(world_size, equal=False), strict=True):
+            for shard, split in zip(shards, split_stream(dataset, world_size=world_size), strict=True):
                 shard[name] = split
         return shards

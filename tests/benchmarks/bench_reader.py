@@ -18,9 +18,10 @@ import psutil
 import ray
 import webdataset as wds
 
+from components.data.crews import split_stream
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex
-from components.data.stream import rank_batches, split_stream, training_stream
+from components.data.stream import rank_batches, training_stream
 from components.storage.store import Store
 from pipelines.session import start_ray
 

@@ -7,6 +7,7 @@ Every part is looked up in the case that needs it, so that one which is gone fai
 import ast
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,6 +240,29 @@ def what_stands_for_a_dataset_is_called_whenever_workers_start() -> bool:
 def a_data_config_makes_the_shards_of_all_ranks() -> bool:
     """DataConfig.configure(datasets, world_size, …) makes what each rank reads (training/ordered_shards.py)"""
     return parameters(ray.train.DataConfig.configure)[:3] == ["self", "datasets", "world_size"]
+
+
+def an_iterator_asks_its_coordinator_for_no_more_than_a_dealer_knows() -> bool:
+    """a split's iterator is made of (actor, place, count), keeps them, and of its actor calls what a dealer has
+    (data/crews.py)"""
+    kind = part("components.ray_internals:StreamSplitDataIterator")
+    asked = set(re.findall(r"_coord_actor\.(\w+)\.remote", inspect.getsource(kind)))
+    made = kind("actor", 3, 5)
+    kept = (made._coord_actor, made._output_split_idx, made._world_size) == ("actor", 3, 5)
+    unused = {"stats", "get_dataset_schema"}  # nobody asks a rank's iterator for them
+    return kept and asked - unused <= set(dir(part("components.data.crews:CrewDealer")))
+
+
+def train_shuts_the_coordinator_of_an_iterator_down() -> bool:
+    """Train calls shutdown_executor of what _coord_actor an iterator of splits has (data/crews.py: CrewDealer)"""
+    body = inspect.getsource(part("ray.train.v2._internal.data_integration.dataset_manager:DatasetManager"))
+    known = "isinstance(iterator, StreamSplitDataIterator)" in body and "coord.shutdown_executor.remote()" in body
+    return known and hasattr(part("components.data.crews:CrewDealer"), "shutdown_executor")
+
+
+def blocks_that_are_not_taken_hold_a_reading_task() -> bool:
+    """the context says how many blocks of a task may wait to be taken (data/stream.py: _configure)"""
+    return isinstance(context()._max_num_blocks_in_streaming_gen_buffer, int)
 
 
 def a_failed_training_names_its_workers_errors() -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import ray
 
+from components.data.crews import split_stream
 from components.data.order import pick, windows
 from components.data.shards import ShardIndex, load_index, read_shard, split_of
-from components.data.stream import rank_batches, split_stream, training_stream
+from components.data.stream import rank_batches, training_stream
 from components.storage.store import Store
 from tests.image_sets import number_of, write_set
 

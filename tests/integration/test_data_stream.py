@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 
+from components.data.crews import split_stream
 from components.data.errors import ShardError
 from components.data.shards import ShardIndex
-from components.data.stream import rank_batches, split_stream, training_stream
+from components.data.stream import rank_batches, training_stream
 from components.storage.store import Store
 from tests.image_sets import number_of, write_set
 
@@ -67,7 +68,7 @@ def test_positions_count_through_and_each_epoch_serves_each_sample_once(index: S
     }
 
 
-@pytest.mark.parametrize(("world_size", "start_step"), [(4, 0), (2, 33)])
+@pytest.mark.parametrize(("world_size", "start_step"), [(4, 0), (2, 33), (16, 33)])
 def test_batches_do_not_depend_on_ranks_or_on_where_the_stream_starts(
     index: ShardIndex, alone: list[dict], world_size: int, start_step: int
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.data.crews import count_crews
 from components.data.order import WINDOW_SHARDS, permutation, pick, windows
 from components.data.shards import ShardIndex
 from components.data.stream import Layout, plan_chunks, read_chunk
@@ -81,11 +82,15 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 def stream(index: ShardIndex, *, world_size: int, start_step: int = 0, total_steps: int = 120) -> list[dict]:
     """Global batches put together from the blocks that ranks would receive."""
     layout = Layout(8, 16, world_size, 3, index.text.text_length)
-    share, ranks = 16 // world_size, [[] for _ in range(world_size)]
+    share, ranks, crews = 16 // world_size, [[] for _ in range(world_size)], count_crews(world_size)
+    size, rows = world_size // crews, layout.group_rows // world_size
     for chunk in plan_chunks(index, layout, start_step=start_step, total_steps=total_steps):
         for number, block in enumerate(read_chunk(index.model_copy(update={"shards": ()}), layout, chunk)):
-            ranks[number % world_size].append({name: block[name].to_numpy() for name in ("label", "position")})
-            ranks[number % world_size][-1]["image"] = np.stack(block["image"].to_pylist())
+            for place in range(size):
+                own = block.slice(place * rows, rows)
+                columns = {name: own[name].to_numpy() for name in ("label", "position")}
+                images = np.stack(own["image"].to_pylist())
+                ranks[number % crews * size + place].append(columns | {"image": images})
     steps = []
     for step in range(total_steps - start_step):
         rows = slice(step * share, (step + 1) * share)
@@ -104,11 +109,14 @@ def test_the_global_batches_are_the_same_for_any_number_of_ranks(index: ShardInd
     alone = stream(index, world_size=1)
     assert equal(alone, stream(index, world_size=2))
     assert equal(alone, stream(index, world_size=4))
+    assert equal(alone, stream(index, world_size=16))
 
 
 @pytest.mark.parametrize("start_step", [1, 31, 32, 33, 119])
 def test_a_stream_that_starts_at_a_step_is_the_tail_of_the_whole_one(index: ShardIndex, start_step: int) -> None:
-    assert equal(stream(index, world_size=1)[start_step:], stream(index, world_size=2, start_step=start_step))
+    whole = stream(index, world_size=1)
+    assert equal(whole[start_step:], stream(index, world_size=2, start_step=start_step))
+    assert equal(whole[start_step:], stream(index, world_size=16, start_step=start_step))
 
 
 def test_positions_count_through_and_images_are_those_of_the_law(index: ShardIndex) -> None:
