@@ -15,7 +15,6 @@ from pipelines.preflight import branches
 from pipelines.workflow import PlannedStage, Stage, Workflow
 
 IN_FLIGHT = 1  # written while those that are kept are still there
-AT_ONCE = 2  # in a worker's temporary folder: one on its way to storage, one being written
 MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
 FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
 
@@ -24,7 +23,7 @@ class Space(NamedTuple):
     """Bytes."""
 
     storage: int = 0  # what checkpoints add to storage, and models in the end
-    temporary: int = 0  # what checkpoints may take in one node's temporary folder
+    temporary: int = 0  # what checkpoints, and models in the end, may take in one node's temporary folder
     trainings: tuple[str, ...] = ()
 
     def check(self, *, root: Store | None, works: bool) -> None:
@@ -42,17 +41,19 @@ class Space(NamedTuple):
 def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     """The room that the trainings need that are to run, but for what earlier tries left in storage.
 
-    All of them may write at once on one node, as far as none waits for another.
+    All of them may write at once on one node, as far as none waits for another. Each has one checkpoint there at a
+    time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
+    the model, with its snapshots.
     """
-    storage, checkpoints = 0, {}
+    storage, temporary = 0, {}
     for entry in planned:
         if entry.wanted and isinstance(entry.stage.config, AnyTraining):
             sizes = _sizes(entry.stage, entry.stage.config, planned)
             there = sum(info.bytes for info in entry.store.list("train")) if is_local(entry.store.uri) else 0
             storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * sizes.checkpoint + sizes.model - there)
-            checkpoints[entry.stage.name] = sizes.checkpoint
-    largest = sorted(checkpoints.values(), reverse=True)[: branches(workflow)]
-    return Space(storage, AT_ONCE * sum(largest), tuple(checkpoints))
+            temporary[entry.stage.name] = max(sizes.checkpoint, sizes.model)
+    largest = sorted(temporary.values(), reverse=True)[: branches(workflow)]
+    return Space(storage, sum(largest), tuple(temporary))
 
 
 def _sizes(stage: Stage, config: AnyTraining, planned: Sequence[PlannedStage]) -> Sizes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from components.configuration.config import Config
+from components.configuration.config import IDENTITY, Config
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
 
@@ -42,7 +42,7 @@ class Stage:
         **inputs: "Stage | list[Stage]",
     ) -> None:
         self.name, self.run, self.config, self.inputs = name, run, config, inputs
-        self.identity = identity or (lambda config: config.model_dump(mode="json"))
+        self.identity = identity or (lambda config: config.model_dump(mode="json", context=IDENTITY))
 
     def parents(self) -> Iterator["Stage"]:
         """The stages this one waits for, lists unfolded."""

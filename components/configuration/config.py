@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from components.configuration.leaves import assign
 
+IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
+
 
 class Config(BaseModel):
     """A frozen pydantic model that refuses fields it does not know (a typo never passes silently).

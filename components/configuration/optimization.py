@@ -6,11 +6,11 @@ key is the same either way, for both are the training that the recipe asks for; 
 another kind of device has other bits from that checkpoint on.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from components.configuration.config import Config
+from components.configuration.config import IDENTITY, Config
 
 
 class OptimizationConfig(Config):
@@ -34,8 +34,17 @@ class OptimizationConfig(Config):
     )
     compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
     log_every: int = Field(20, ge=1)
-    checkpoint_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each
+    checkpoint_minutes: float | None = Field(None, gt=0)  # in place of steps, by the clock; no part of the key
     sample_every: int = Field(200, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_the_clock(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """When a training is saved changes no result: a resumed run ends with the same bits."""
+        values = dump(self)
+        if info.context == IDENTITY:
+            values.pop("checkpoint_minutes", None)
+        return values
 
     @model_validator(mode="after")
     def _warm_up_ends_in_time(self) -> Self:

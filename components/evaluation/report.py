@@ -24,7 +24,10 @@ from components.sampling.generators.kinds import GENERATORS
 from components.sampling.image_files import encode_png
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
-SIDE_METRICS = {"learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"}  # folded away
+SIDE_METRICS = {  # folded away
+    *("learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"),
+    *("checkpoint_hold_seconds", "checkpoint_copy_seconds"),
+}
 CURVES_IN_A_ROW = 3
 HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
 GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)

@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.storage.store import Digest, digest_of
+from components.training.host_copy import on_host
 from components.training.optim import NonFiniteError
 
 WEIGHTS = "weights.safetensors"
@@ -21,24 +22,45 @@ POSITION = "position.json"  # {"step": ...}: readable without torch
 DIGESTS = "digests.json"  # of every other file: name -> [bytes, sha256]
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int) -> None:
-    """Write `state` as it is after `step` steps. The folder appears whole or not at all.
+class HostCopy(NamedTuple):
+    """A training as it was after `step` steps, whole in the host's memory."""
+
+    step: int
+    state: dict[str, Any]
+    generators: dict[str, Any]
+
+
+def copy_to_host(state: dict[str, Any], *, step: int) -> HostCopy:
+    """Copy a task's state as it is after `step` steps; training may go on when this returns.
 
     `state["weights"]` maps flat names to tensors; the rest holds plain values and optimizer states. The data position
     is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
     dropout, which is seeded at each step; they are kept all the same.
+    """
+    return HostCopy(step, on_host(state), generator_states())
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int) -> None:
+    """Write `state` as it is after `step` steps, in the place where it is asked for.
 
     Raises NonFiniteError if a weight is not finite: the checkpoint before stays the last one.
     """
     refuse_non_finite(state["weights"], step=step)
+    write_host_copy(folder, copy_to_host(state, step=step))
+
+
+def write_host_copy(folder: Path, copy: HostCopy) -> None:
+    """Write a checkpoint of weights that are finite. The folder appears whole or not at all.
+
+    Called behind training: it computes nothing, and leaves Python's lock free while it writes.
+    """
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state["weights"].items()}
-    save_file(weights, part / WEIGHTS)
-    rest = {name: value for name, value in state.items() if name != "weights"}
-    torch.save({"task": rest, "generators": generator_states()}, part / STATE)
-    (part / POSITION).write_text(json.dumps({"step": step}))
+    save_file({name: tensor.contiguous() for name, tensor in copy.state["weights"].items()}, part / WEIGHTS)
+    rest = {name: value for name, value in copy.state.items() if name != "weights"}
+    torch.save({"task": rest, "generators": copy.generators}, part / STATE)
+    (part / POSITION).write_text(json.dumps({"step": copy.step}))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -66,13 +88,15 @@ def read_digests(text: bytes) -> dict[str, Digest]:
 
 
 def refuse_non_finite(weights: dict[str, Tensor], *, step: int) -> None:
-    """Raises NonFiniteError naming the first tensor that holds NaN or infinity."""
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise NonFiniteError(
-                f"{name} is not finite at step {step}, so no checkpoint was written; try a lower learning_rate, a "
-                "smaller max_grad_norm or precision: fp32 (the last good checkpoint is kept)"
-            )
+    """Raises NonFiniteError naming the first tensor that holds NaN or infinity. A device is waited for once."""
+    finite = {name: tensor.isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
+    if not finite or bool(torch.stack([*finite.values()]).all()):
+        return
+    name = next(name for name, whole in finite.items() if not whole)
+    raise NonFiniteError(
+        f"{name} is not finite at step {step}, so no checkpoint was written; try a lower learning_rate, a "
+        "smaller max_grad_norm or precision: fp32 (the last good checkpoint is kept)"
+    )
 
 
 def generator_states() -> dict[str, Any]:

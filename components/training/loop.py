@@ -1,6 +1,7 @@
 """The loop knows when, the task knows how."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,20 +46,21 @@ def fit(
     save: Callable[[int, Task], None] = lambda step, task: None,
     show: Callable[[int, Task], None] = lambda step, task: None,
     leave: Callable[[], bool] = lambda: False,
+    due: Callable[[int], bool] | None = None,
 ) -> int:
     """Train from `start_step` (steps already taken) to `config.total_steps`; `batches` must start there too.
 
     `log` is called at every step and decides what to read, `save` and `show` at their intervals: first `save`, so that
     nothing is lost by what is shown. The last step is saved and not shown: the caller shows and evaluates the finished
-    model. `leave` is asked after every step: if it says so, the state is saved and training ends. Returns the steps
-    taken.
+    model. `due` says whether a step is saved; None: `is_scheduled`. `leave` is asked after every step: if it says so,
+    the state is saved and training ends. Returns the steps taken.
     """
-    step = start_step
+    step, due = start_step, due or partial(is_scheduled, config=config)
     for step in range(start_step + 1, config.total_steps + 1):
         metrics = task.train_step(next(batches), step)
         log(step, metrics)
         leaving = leave()
-        if is_scheduled(step, config) or leaving:
+        if due(step) or leaving:
             save(step, task)
         if leaving:
             break
@@ -68,5 +70,5 @@ def fit(
 
 
 def is_scheduled(step: int, config: OptimizationConfig) -> bool:
-    """Whether the recipe wants a checkpoint after this step."""
+    """Whether the recipe wants a checkpoint, or a snapshot of a power EMA, after this step by its number."""
     return step % config.checkpoint_every == 0 or step == config.total_steps

@@ -14,15 +14,14 @@ import json
 import logging
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from components import events
 from components.configuration.optimization import OptimizationConfig
 from components.storage.store import Store
 from components.training.checkpoint import generator_states, restore_generators
+from components.training.host_copy import on_host
 from components.training.loop import Batch, Task
 from components.training.parallel import Worker, by_itself, lowest
 from components.training.reporting import Reporter
@@ -128,17 +127,6 @@ def even_part(share: int, *, most: int) -> int:
     """Size of the parts when `share` is cut into as few as can be of at most `most`, all equal but perhaps the last."""
     parts = -(-share // most)
     return -(-share // parts)
-
-
-def on_host(state: Any) -> Any:
-    """A copy of a task's state in the host's memory."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {name: on_host(value) for name, value in state.items()}
-    if isinstance(state, list):
-        return [on_host(value) for value in state]
-    return state
 
 
 def free(device: torch.device) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from components import events
 from components.configuration.optimization import OptimizationConfig
+from components.training.clock import CheckpointClock
 from components.training.loop import Arrays, Batch, Metrics, Task
 from components.training.optim import learning_rate
 from components.training.parallel import Worker, average_metrics
@@ -24,6 +25,8 @@ class Reporter:
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
         self.waited = 0.0  # seconds spent waiting for data since the last log
+        self.clock = CheckpointClock(config, worker)
+        self.held_seconds = self.copy_seconds = 0.0  # that checkpoints held training since then; to copy states of it
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time that training waits for them counted."""
@@ -39,7 +42,8 @@ class Reporter:
         """Called at every step by every rank."""
         last = step == self.config.total_steps
         if step % self.config.log_every == 0 or last:
-            values = average_metrics(metrics, self.worker)
+            values = average_metrics(metrics | self.clock.vote(), self.worker)
+            self.clock.hear(values)
             if self.worker.rank == 0:
                 values |= self.speed(step) | system_metrics()
                 self.recorder.emit(events.Metrics(self.stage, step, values))
@@ -61,7 +65,10 @@ class Reporter:
             "samples_per_second": (step - self.logged_step) * self.config.global_batch_size / seconds,
             "data_wait_fraction": self.waited / seconds,
         }
+        if self.held_seconds:
+            values |= {"checkpoint_hold_seconds": self.held_seconds, "checkpoint_copy_seconds": self.copy_seconds}
         self.logged_at, self.logged_step, self.waited = now, step, 0.0
+        self.held_seconds = self.copy_seconds = 0.0
         return values
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,14 +25,21 @@ from components.sampling.device import native_bf16
 from components.sampling.gray import ColorError
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
+from components.training.checkpoint import (
+    HostCopy,
+    copy_to_host,
+    refuse_non_finite,
+    write_digests,
+    write_host_copy,
+)
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
+from components.training.node_copy import read_on_node
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
-from components.training.run_folder import checkpoint_name, fetch_checkpoint, upload_folder
+from components.training.run_folder import checkpoint_name, upload_folder
 from components.training.snapshots import SNAPSHOTS, write_snapshots
 
 PREFETCHED_BATCHES = 4
@@ -101,7 +110,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         return {"stopped": str(error)}
     saver = Saver(job, reporter, held_out, seconds_before=seconds)
     batches = reporter.timed(rank_batches(job, worker, start_step=start_step))
-    acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show}
+    acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show, "due": reporter.clock.is_due}
     try:
         if job.tries_memory:
             batches = with_room(task, batches, reporter, job.run)
@@ -184,15 +193,11 @@ def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0, 0.0
-    name, why, found = PurePosixPath(checkpoint.path).name, "", None
+    name = PurePosixPath(checkpoint.path).name
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}restore-") as folder:
-            found = read_checkpoint(fetch_checkpoint(run, name, Path(folder)))
+        step, state = read_on_node(run, name, worker)
     except DamagedFileError as error:
-        why = str(error)
-    if any_rank(found is None, worker) or found is None:
-        return {"damaged": name, "why": why or "another worker can't read it"}
-    step, state = found
+        return {"damaged": name, "why": str(error)}
     seconds = state.pop("seconds")
     task.load_state_dict(state)
     return step, seconds
@@ -216,10 +221,16 @@ def rank_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterat
 
 
 class Saver:
-    """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0)."""
+    """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0).
+
+    A checkpoint holds training while its state is copied to the host's memory. It is written, hashed and sent behind
+    training, one at a time: the next one waits, so that memory and disk hold one. (Ray's own queue has no bound.)
+    """
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
+        self.idle = threading.Event()  # no checkpoint of this process is on its way to the store
+        self.idle.set()
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:
         """Previews, in rank 0. Where the device has no room for them there are none, and training goes on."""
@@ -249,37 +260,55 @@ class Saver:
         return summary | ({"ema_sigma_rel": config.ema_sigma_rel} if has_snapshots(config) else {})
 
     def save(self, step: int, task: Task) -> None:
-        """A barrier over the ranks. The upload goes on in the background, but for the last checkpoint, which is whole
-        in the store before anything else is done; Train deletes the local copy after it.
+        """A barrier over the ranks. The last checkpoint is whole in the store before anything else is done.
 
         All ranks look at their weights, which are equal, so that all stop if these are not finite.
         """
+        begun, storage = time.monotonic(), ray.train.get_context().get_storage()
         refuse_non_finite(task.state_dict()["weights"], step=step)
-        checkpoint = self.write(step, task) if self.reporter.worker.rank == 0 else None
+        options: dict[str, Any] = {}
+        if self.reporter.worker.rank == 0:
+            folder, copy = self.begin(step, task)
+            options["checkpoint"] = Checkpoint.from_directory(folder)
+            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, storage=storage)
         last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
-            checkpoint=checkpoint,
             checkpoint_dir_name=checkpoint_name(step),
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-            checkpoint_upload_fn=partial(self.upload, storage=ray.train.get_context().get_storage()),
+            delete_local_checkpoint_after_upload=False,  # `upload` does, before the next one may begin
+            **options,
         )
+        self.reporter.held_seconds += time.monotonic() - begun
+        self.reporter.clock.restart()
 
-    def write(self, step: int, task: Task) -> Checkpoint:
-        folder, config = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-")), self.job.config
-        state = task.state_dict() | {"seconds": self.summary(step)["train_seconds"]}
-        write_checkpoint(folder, state, step=step)
-        if has_snapshots(config) and is_scheduled(step, config):
-            write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.ema_sigma_rel)
-        return Checkpoint.from_directory(str(folder))
+    def begin(self, step: int, task: Task) -> tuple[str, HostCopy]:
+        """An empty folder on this node and a copy of the state, when the checkpoint before is in the store."""
+        self.idle.wait()
+        self.idle.clear()
+        begun, seconds = time.monotonic(), self.summary(step)["train_seconds"]
+        copy = copy_to_host(task.state_dict() | {"seconds": seconds}, step=step)
+        self.reporter.copy_seconds += time.monotonic() - begun
+        return tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"), copy
 
-    def upload(self, checkpoint: Checkpoint, name: str, *, storage: Any) -> Checkpoint:
-        """Snapshots go next to the checkpoints, which Train removes, and first: a checkpoint is then complete."""
+    def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, storage: Any) -> Checkpoint:
+        """Write a copy and send it, in a thread of Ray Train. Neither memory nor disk of this node keeps it."""
         folder = Path(checkpoint.path)
-        if (folder / SNAPSHOTS).is_dir():
+        try:
+            self.send(copy, folder, name)
+            copy.state.clear()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.idle.set()
+        return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
+
+    def send(self, copy: HostCopy, folder: Path, name: str) -> None:
+        """Snapshots go next to the checkpoints, which Train removes, and first: a checkpoint is then complete."""
+        config = self.job.config
+        if has_snapshots(config) and is_scheduled(copy.step, config):
+            write_snapshots(folder / SNAPSHOTS, copy.state, sigma_rel=config.ema_sigma_rel)
             upload_folder(folder / SNAPSHOTS, self.job.run, SNAPSHOTS)
             shutil.rmtree(folder / SNAPSHOTS)
-        write_digests(folder)  # here, not in `write`: training does not wait for it
-        upload_folder(folder, self.job.run, name)
-        return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
+        write_host_copy(folder / name, copy)
+        write_digests(folder / name)
+        upload_folder(folder / name, self.job.run, name)

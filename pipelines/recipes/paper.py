@@ -19,6 +19,7 @@ from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.one_model import OneModelRecipe
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS, PaperAutoencoder
 from pipelines.recipes.paper_branches import PAPER_BRANCHES, diffusion_branch, images, palette_256
+from pipelines.recipes.paper_diffusion import CHECKPOINT_MINUTES
 from pipelines.token_branch import TokenBranchRecipe
 
 PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchRecipe | ImageToImageRecipe]
@@ -96,6 +97,7 @@ def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
         betas=row.betas,
         weight_decay=row.weight_decay,
         precision="bf16",
+        checkpoint_minutes=CHECKPOINT_MINUTES,
     )
     return TokenBranchRecipe(
         name=name,

@@ -18,13 +18,14 @@ from components.data.shards import load_index
 from components.data.stream import training_stream
 from components.execution import Resources
 from components.storage.store import Store
+from components.training import worker as worker_module
 from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
-from components.training.run_folder import fetch_checkpoint, last_checkpoint
+from components.training.run_folder import checkpoint_name, fetch_checkpoint, last_checkpoint, upload_folder
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RayStream
 from tests.distributed.recording import FileRecorder
@@ -55,6 +56,32 @@ class KilledTask(DiffusionTask):
             self.target.unlink()
             os.kill(victim, signal.SIGKILL)
         return metrics
+
+
+class KilledWhileItSends(DiffusionTask):
+    """The store hangs on the checkpoint of step 20 after half of it; rank 0 is killed five steps later, once."""
+
+    def __init__(self, config: Any, *, place: str, worker: Worker, **options: Any) -> None:
+        super().__init__(config, worker=worker, **options)
+        self.place, self.run = Path(place), Store(f"{place}/train/key")
+        self.is_victim = worker.rank == 0 and not (self.place / "last").exists()
+        if self.is_victim:
+            worker_module.upload_folder = self.send
+
+    def send(self, local: Path, run: Store, name: str) -> None:
+        if name == checkpoint_name(20):
+            run.upload(local / WEIGHTS, f"{name}/{WEIGHTS}")
+            (self.place / "sending").touch()
+            time.sleep(600)
+        upload_folder(local, run, name)
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        if step == 25 and self.is_victim:
+            while (last := last_checkpoint(self.run)) is None or not (self.place / "sending").exists():
+                time.sleep(0.1)
+            (self.place / "last").write_text(str(last.step))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch, step)
 
 
 class DisturbedAtTheEnd(DiffusionTask):
@@ -151,6 +178,14 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
     run(tmp_path)
+    assert_equal_bits(last_weights(tmp_path), undisturbed)
+
+
+def test_a_kill_while_a_checkpoint_is_sent_leaves_the_one_before_and_changes_no_bit(
+    undisturbed: dict[str, Tensor], tmp_path: Path
+) -> None:
+    run(tmp_path, KilledWhileItSends, place=str(tmp_path))
+    assert (tmp_path / "last").read_text() == "10"
     assert_equal_bits(last_weights(tmp_path), undisturbed)
 
 

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import pytest
 
+from components.configuration.dataset_info import DatasetInfo
 from components.storage import space
 from components.storage.connection import StoreError
 from components.storage.space import check_room, readable_bytes
 from components.storage.store import Store
+from components.training.sizes import training_sizes
 from pipelines import driver
-from pipelines.checkpoint_space import space_of
+from pipelines.checkpoint_space import MANY_CLASSES, space_of
 from pipelines.cli import main
 from pipelines.driver import RunOptions, prepare
 
@@ -69,6 +71,20 @@ def test_what_an_earlier_try_left_counts_as_room(tmp_path: Path):
     entry.store.write("train/step-000000040/weights.safetensors", bytes(3_000_000))
     assert space_of(prepared.workflow, prepared.planned).storage == needed.storage - 3_000_000
     assert Store(str(tmp_path)).exists(f"stages/tokenizer/{entry.key}/train/step-000000040/weights.safetensors")
+
+
+@pytest.mark.parametrize("average", ["exponential", "power"])
+def test_a_node_has_room_for_one_checkpoint_of_a_training_or_for_its_model_with_all_snapshots(
+    average: str, tmp_path: Path
+):
+    settings = [f"base.ema={average}", "base.checkpoint_every=2"]
+    options = RunOptions(recipe="smoke", set=settings, storage=str(tmp_path), tracking="none", until="base")
+    prepared = prepare(options)
+    needed = space_of(prepared.workflow, prepared.planned)
+    (base,) = [entry.stage.config for entry in prepared.planned if entry.stage.name == "base"]
+    sizes = training_sizes(base, DatasetInfo(num_classes=MANY_CLASSES, vocab_size=300, text_length=12))
+    assert (sizes.model > sizes.checkpoint) == (average == "power")
+    assert needed == (3 * sizes.checkpoint + sizes.model, max(sizes.checkpoint, sizes.model), ("base",))
 
 
 def test_a_full_disk_ends_the_command_in_one_line_before_ray_is_started(

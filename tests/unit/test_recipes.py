@@ -133,6 +133,12 @@ def test_a_sampling_step_lies_inside_the_training(recipe):
         assert steps.checkpoint_every <= steps.total_steps
 
 
+@pytest.mark.parametrize("recipe", paper_recipes().values())
+def test_published_sizes_are_saved_by_the_clock(recipe):
+    """A checkpoint of the largest is 22.6 GB: by steps it would be written as often as a GPU is fast."""
+    assert {config.optimization.checkpoint_minutes for config in trainings(workflow_of(recipe)).values()} == {20}
+
+
 @pytest.mark.parametrize(
     ("recipe", "assignment", "words"),
     [

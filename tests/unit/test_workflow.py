@@ -8,7 +8,8 @@ import pytest
 from components.configuration.config import Config
 from components.storage.artifact import Artifact, commit_artifact
 from components.storage.store import Store
-from pipelines.workflow import Selection, Stage, UsageError, Workflow
+from pipelines.workflow import Selection, Stage, UsageError, Workflow, stage_key
+from tests.tiny_training import diffusion_config
 
 
 class Number(Config):
@@ -99,3 +100,14 @@ def test_a_graph_lists_each_stage_after_its_inputs():
     first = Stage("first", never_run, Number())
     with pytest.raises(ValueError, match="before its inputs"):
         Workflow("w", [Stage("second", never_run, Number(), input=first), first])
+
+
+def test_when_a_training_is_saved_is_no_part_of_its_key():
+    """A finished training isn't made again, and one that is under way goes on, when its clock is set otherwise."""
+    found = set()
+    for minutes in (None, 5.0, 20.0):
+        config = diffusion_config(checkpoint_minutes=minutes)
+        assert type(config).model_validate(config.model_dump(mode="json")) == config
+        found.add(stage_key(Stage("base", never_run, config), {}))
+    assert len(found) == 1
+    assert found != {stage_key(Stage("base", never_run, diffusion_config(total_steps=21)), {})}
