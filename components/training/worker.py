@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,8 @@ from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, upload_folder
 from components.training.snapshots import SNAPSHOTS, write_snapshots
+from components.training.speed import forget_peak_memory
+from components.training.trace import traced
 
 PREFETCHED_BATCHES = 4
 RUN_AGAIN = "run again: it goes on from its last checkpoint"
@@ -94,7 +97,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if isinstance(restored, dict):
         return restored
     start_step, seconds = restored
-    reporter = Reporter(job.config, stage=job.stage, worker=worker, recorder=job.recorder, start_step=start_step)
+    told: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder}
+    reporter = Reporter(job.config, **told, start_step=start_step)
     try:
         held_out = read_held_out(job, worker)
     except UnreadableError as error:
@@ -105,7 +109,10 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     try:
         if job.tries_memory:
             batches = with_room(task, batches, reporter, job.run)
-        reached = fit(task, batches, job.config, start_step=start_step, leave=partial(is_leaving, worker), **acts)
+            forget_peak_memory(worker.device)  # of what was only tried
+        with traced(batches, job.resources.profiling, start_step=start_step, **told) as traced_batches:
+            leave = partial(is_leaving, worker)
+            reached = fit(task, traced_batches, job.config, start_step=start_step, leave=leave, **acts)
     except (NonFiniteError, NoRoomError) as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
     except (RayTaskError, ColorError) as error:
@@ -254,6 +261,7 @@ class Saver:
 
         All ranks look at their weights, which are equal, so that all stop if these are not finite.
         """
+        begun = time.monotonic()
         refuse_non_finite(task.state_dict()["weights"], step=step)
         checkpoint = self.write(step, task) if self.reporter.worker.rank == 0 else None
         last = step == self.job.config.total_steps
@@ -265,6 +273,7 @@ class Saver:
             delete_local_checkpoint_after_upload=True,
             checkpoint_upload_fn=partial(self.upload, storage=ray.train.get_context().get_storage()),
         )
+        self.reporter.held_seconds += time.monotonic() - begun
 
     def write(self, step: int, task: Task) -> Checkpoint:
         folder, config = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-")), self.job.config
