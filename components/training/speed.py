@@ -1,7 +1,8 @@
 """What a rank makes of its machine between two logs; `components.measures` says what the figures are called."""
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -10,6 +11,7 @@ import torch
 
 from components.training.parallel import Worker
 
+logger = logging.getLogger(__name__)
 GIGABYTE = 1e9
 # Dense bf16 of tensor cores as NVIDIA's data sheets state it, TFLOP/s: words of a device's name -> peak. The first that
 # stands in a name counts.
@@ -51,6 +53,21 @@ def speed_measures(
     if utilization:
         values["gpu_utilization"] = fmean(utilization)
     return values | {"peak_memory_gb": peak_memory(worker.device) / GIGABYTE}
+
+
+def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | None:
+    """What `count` says of one step, asked in rank 0, which alone reports; None where it can't be told.
+
+    Nothing that training draws is drawn meanwhile.
+    """
+    if count is None or worker.rank > 0:
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return count()
+    except Exception as error:  # of networks on a device without memory: no reason to end a training
+        logger.warning("no FLOPs are counted: %s", error)
+        return None
 
 
 def flops_measures(flops_per_second: float, worker: Worker) -> dict[str, float]:

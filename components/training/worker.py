@@ -33,7 +33,7 @@ from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, upload_folder
 from components.training.snapshots import SNAPSHOTS, write_snapshots
-from components.training.speed import forget_peak_memory
+from components.training.speed import counted_flops, forget_peak_memory
 from components.training.trace import traced
 
 PREFETCHED_BATCHES = 4
@@ -73,6 +73,7 @@ class TrainingJob(NamedTuple):
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
     tries_memory: bool  # workers find out how many samples they have room for at a time
+    step_flops: Callable[[], float] | None = None  # counts those of one step of all ranks, forward and backward
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
@@ -98,7 +99,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         return restored
     start_step, seconds = restored
     told: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder}
-    reporter = Reporter(job.config, **told, start_step=start_step)
+    flops = counted_flops(job.step_flops, worker)
+    reporter = Reporter(job.config, **told, start_step=start_step, step_flops=flops)
     try:
         held_out = read_held_out(job, worker)
     except UnreadableError as error:

@@ -11,11 +11,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from components import events
+from components.configuration.dataset_info import DatasetInfo
+from components.data.shards import load_index
 from components.execution import Profiling
 from components.measures import MEASURES
 from components.stages.diffusion import train_diffusion
 from components.tracking.environment import environment
 from components.training.batches import to_batch
+from components.training.flops import step_flops
 from components.training.loop import fit
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
@@ -57,12 +60,19 @@ def test_a_stage_on_ray_leaves_its_trace_and_says_how_long_checkpoints_held_it(
     context = context_of(tmp_path, "base", workers=2)
     profiling = Profiling(first_step=4, last_step=6, folder=str(tmp_path / "traces"))
     context = dataclasses.replace(context, resources=context.resources.model_copy(update={"profiling": profiling}))
-    artifact = train_diffusion(config_of("base"), context, images=images_artifact(tmp_path))
+    images, config = images_artifact(tmp_path), config_of("base")
+    artifact = train_diffusion(config, context, images=images)
     (trace,) = (tmp_path / "traces").iterdir()
     assert trace.name == "base-steps-4-6.json.gz"
     names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert {"step 4", "step 5", "step 6", "aten::convolution_backward"} <= names
     assert not {"step 3", "step 7"} & names
-    held = [line.get("checkpoint_hold_seconds", 0.0) for line in context.recorder.lines("metrics")]
+    index, logged = load_index(images.url("index.json")), context.recorder.lines("metrics")
+    text = index.text.model_dump(include={"vocab_size", "text_length"})
+    flops = step_flops(config, DatasetInfo(num_classes=len(index.classes), **text))
+    for line in logged:
+        steps_per_second = line["samples_per_second"] / config.optimization.global_batch_size
+        assert line["achieved_gflops"] * 1e9 == pytest.approx(flops * steps_per_second)
+    held = [line.get("checkpoint_hold_seconds", 0.0) for line in logged]
     assert [seconds > 0 for seconds in held] == [False, False, True, False]  # of the one after step 10
     assert artifact.metadata["summary"]["checkpoint_hold_seconds"] > sum(held)  # with the last one

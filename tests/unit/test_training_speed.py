@@ -15,7 +15,7 @@ from components.training.batches import to_batch
 from components.training.loop import Batch, Task, fit
 from components.training.parallel import ALONE, Worker
 from components.training.reporting import Reporter
-from components.training.speed import flops_measures, gpu_utilization, peak_flops, speed_measures
+from components.training.speed import counted_flops, flops_measures, gpu_utilization, peak_flops, speed_measures
 from tests.distributed.recording import FileRecorder
 from tests.tiny_training import batches, config_of, make_task
 
@@ -110,6 +110,20 @@ def test_a_machine_without_a_driver_is_asked_in_vain_and_nothing_fails() -> None
     assert pynvml.__name__ in sys.modules  # the real library
     assert len(gpu_utilization(torch.device("cuda", 0))) == torch.cuda.is_available()
     assert gpu_utilization(torch.device("cpu")) == []
+
+
+def test_operations_are_counted_in_rank_0_and_nothing_that_fails_or_draws_there_touches_training() -> None:
+    def draws() -> float:
+        return float(torch.rand(3).numel())
+
+    def fails() -> float:
+        raise NotImplementedError("no such kernel on the meta device")
+
+    before = torch.get_rng_state()
+    assert counted_flops(draws, ALONE) == 3.0
+    assert counted_flops(draws, Worker(rank=1, world_size=2)) is counted_flops(None, ALONE) is None
+    assert counted_flops(fails, ALONE) is None
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_has_the_middle_of_its_rates_its_most_memory_and_all_that_checkpoints_took() -> None:
