@@ -5,6 +5,14 @@ from pydantic import Field
 from components.configuration.config import Config
 
 
+class Profiling(Config):
+    """Steps of each training that torch.profiler records."""
+
+    first_step: int = Field(ge=1)
+    last_step: int = Field(ge=1)  # recorded too
+    folder: str  # URI where traces go
+
+
 class Resources(Config):
     """The share of the cluster that one stage may use."""
 
@@ -22,6 +30,7 @@ class Resources(Config):
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
+    profiling: Profiling | None = None  # no profile's: of one run
 
     def worker_counts(self, global_batch_size: int) -> list[int]:
         """Numbers of workers that a training may have, ascending: those that share its batch equally."""

@@ -35,6 +35,14 @@ def run(
     until: Annotated[str | None, typer.Option(help="Run this stage and what it needs.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log lines of all workers.")] = False,
+    profile_steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="Record these steps of each training that runs, 20:25, with torch.profiler; the run's folder gets a "
+            "Chrome trace of each.",
+        ),
+    ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="What its autoscaler will make of the cluster that is joined: gpus=8,cpus=64.")
     ] = None,
@@ -67,6 +75,7 @@ def run(
         until=until,
         force=force,
         verbose=verbose,
+        profile_steps=profile_steps,
         cluster=cluster,
     )
     if plan:

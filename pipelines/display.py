@@ -4,17 +4,20 @@ import logging
 import time
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from components.measures import MEASURES
 from pipelines.recorder import StageStatus
 from pipelines.workflow import PlannedStage
 
 logger = logging.getLogger("cascade")
 LINE_SECONDS = 15.0
+BAR = 10  # columns
+IN_A_LINE = ("samples_per_second", "mfu", "achieved_gflops", "data_wait_fraction")
 COLORS = {
     "done": "green",
     "cached": "cyan",
@@ -47,7 +50,7 @@ class Display:
     def __call__(self, statuses: list[StageStatus]) -> None:
         self._warn(statuses)
         if self.live is not None:
-            self.live.update(stage_table(statuses))
+            self.live.update(run_tables(statuses))
         else:
             self._lines(statuses)
 
@@ -72,16 +75,22 @@ class Display:
             self.last = time.monotonic()
 
 
+def run_tables(statuses: list[StageStatus]) -> Group:
+    """How far the stages are and, below, what those that train make of the machine; 100 columns hold both."""
+    measured = [status for status in statuses if status.measures]
+    return Group(stage_table(statuses), *(["", measures_table(measured)] if measured else []))
+
+
 def stage_table(statuses: list[StageStatus]) -> Table:
     """One row a stage: state, bar, step, speed, time to go, last loss."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("stage", "state", ""):
-        table.add_column(title)
+        table.add_column(title, no_wrap=True)
     for title in ("step", "speed", "ETA", "time", "loss"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("")
     for status in statuses:
-        bar = ProgressBar(total=status.total, completed=status.step, width=20) if status.total else ""
+        bar = ProgressBar(total=status.total, completed=status.step, width=BAR) if status.total else ""
         table.add_row(
             status.name,
             Text(status.state, style=COLORS.get(status.state, "")),
@@ -96,6 +105,19 @@ def stage_table(statuses: list[StageStatus]) -> Table:
     return table
 
 
+def measures_table(statuses: list[StageStatus]) -> Table:
+    """One row a training; columns that no training fills are left out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("training", no_wrap=True)
+    shown = {name: measure for name, measure in MEASURES.items() if any(name in s.measures for s in statuses)}
+    for measure in shown.values():
+        table.add_column(measure.title, justify="right", no_wrap=True)
+    for status in statuses:
+        texts = (m.text(status.measures[name]) if name in status.measures else "" for name, m in shown.items())
+        table.add_row(status.name, *texts)
+    return table
+
+
 def status_line(status: StageStatus) -> str:
     """One stage as a log line."""
     parts = [f"{status.name}: {status.state}"]
@@ -103,6 +125,8 @@ def status_line(status: StageStatus) -> str:
         parts.append(f"{status.unit} {status.step}/{status.total}")
         parts += [f"{_speed(status)}" if status.rate else "", f"ETA {duration(status.eta)}" if status.eta else ""]
         parts.append(f"loss {status.loss:.4f}" if status.loss is not None else "")
+        told = [(MEASURES[name], status.measures[name]) for name in IN_A_LINE if name in status.measures]
+        parts += [f"{measure.title} {measure.text(value)}" for measure, value in told]
     if status.state in ("done", "failed") and status.seconds is not None:
         parts.append(f"after {duration(status.seconds)}")
     parts.append(status.note)

@@ -15,16 +15,17 @@ import ray
 from rich.console import Console
 
 from components import events
-from components.execution import Resources
+from components.execution import Profiling, Resources
 from components.storage.store import Store, StoreError, absolute
 from components.tracking.names import registered_name
 from pipelines.checkpoint_space import space_of
 from pipelines.cluster import parse_cluster
-from pipelines.display import Display, duration, stage_table
+from pipelines.display import Display, duration, run_tables
 from pipelines.execute import Outcome, execute
 from pipelines.naming import cascade_name
 from pipelines.nodes import check_nodes
 from pipelines.preflight import Needs, check_batches, check_needs, needs_of
+from pipelines.profile_steps import TRACES, parse_steps, traces_of
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
@@ -55,6 +56,7 @@ class RunOptions:
     until: str | None = None
     force: bool = False
     verbose: bool = False
+    profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
     cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
 
 
@@ -71,6 +73,7 @@ class Prepared:
     run: str
     planned: list[PlannedStage]
     needs: Needs
+    profiling: Profiling | None = None
 
 
 def prepare(options: RunOptions) -> Prepared:
@@ -88,7 +91,11 @@ def prepare(options: RunOptions) -> Prepared:
     needs = needs_of(workflow, planned)
     check_needs(needs)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
-    return Prepared(recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned, needs)
+    asked, traces = options.profile_steps, root.join("runs", run, TRACES).uri
+    profiling = None if asked is None else parse_steps(asked, workflow=workflow, folder=traces)
+    return Prepared(
+        recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned, needs, profiling
+    )
 
 
 def selection_of(options: RunOptions) -> Selection:
@@ -117,7 +124,7 @@ def run(options: RunOptions, console: Console) -> int:
         return INTERRUPTED
     finally:
         ray.shutdown()
-    console.print(stage_table(statuses))
+    console.print(run_tables(statuses))
     return _conclude(prepared, outcome, warnings, report, time.time() - started, console)
 
 
@@ -164,11 +171,15 @@ def _start_recorder(prepared: Prepared) -> Any:
 def _execute(
     prepared: Prepared, options: RunOptions, actor: Any, shares: dict[str, Resources], console: Console
 ) -> Outcome:
+    def resources(stage: str) -> Resources:
+        share = shares.get(stage, Resources())  # of what is cached nobody asks more
+        return share.model_copy(update={"profiling": prepared.profiling})
+
     with Display(console) as show:
         return execute(
             prepared.planned,
             actor=actor,
-            resources=lambda stage: shares.get(stage, Resources()),  # of what is cached nobody asks more
+            resources=resources,
             provenance={"git_commit": git_commit(), "run": prepared.run},
             force=options.force,
             show=show,
@@ -230,6 +241,9 @@ def _conclude(
         console.print(
             f"details: {prepared.root.url(f'runs/{prepared.run}/errors.txt')}; the same command goes on from here"
         )
+    if prepared.profiling is not None:
+        for line in traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]:
+            console.print(f"trace: {line}", highlight=False, soft_wrap=True)
     console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
     if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures:
         console.print(f"model: models:/{registered_name(prepared.name)}@champion", highlight=False, soft_wrap=True)

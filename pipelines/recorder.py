@@ -6,7 +6,7 @@ It keeps the state that the live table shows, the curves that the report draws, 
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from components import events
+from components.measures import MEASURES, measures_of
 from components.storage.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "image-cascade"
 CURVE_SECONDS = 20.0  # between two saves while a stage trains
+HELD = "checkpoint_hold_seconds"
 TIME = "time"  # of a point of a curve in storage, milliseconds since 1970: no metric
 
 
@@ -40,6 +42,7 @@ class StageStatus:
     finished: float | None = None
     note: str = ""
     warnings: tuple[str, ...] = ()  # all that came
+    measures: dict[str, float] = field(default_factory=dict)  # of a training, as its last log has them
 
     @property
     def seconds(self) -> float | None:
@@ -68,6 +71,10 @@ class Curve:
 
     def add(self, step: int, values: dict[str, float], *, time_ms: int) -> None:
         self.points.setdefault(step, {}).update(values | {TIME: time_ms})
+
+    def values(self) -> list[dict[str, float]]:
+        """Of each step, in order."""
+        return [self.points[step] for step in sorted(self.points)]
 
     def known(self) -> list[events.Point]:
         """All points, as a tracker takes them: one that arrives twice has the time that it had, so it is one point."""
@@ -112,6 +119,7 @@ class RunRecorder:
         self._set(event.stage, state="running", note="starting", started=time.time())
         curve = self.curves[event.stage] = Curve(self.root.join("stages", event.stage, event.key))
         curve.load()
+        self._set(event.stage, measures=measures_of(curve.values()))  # of an earlier try
         return event._replace(points=curve.known())
 
     def _cached(self, event: events.StageCached) -> events.Event | None:
@@ -141,7 +149,16 @@ class RunRecorder:
             self.curves[event.stage].add(event.step, kept, time_ms=time_ms)
             if time.monotonic() - self.curves[event.stage].saved > CURVE_SECONDS:
                 self._save_curve(event.stage)
+            self._measure(self.stages[event.stage].measures, kept)
         return event._replace(time_ms=time_ms)
+
+    @staticmethod
+    def _measure(known: dict[str, float], values: Mapping[str, float]) -> None:
+        """Take up new measures: what checkpoints cost is that of the whole training, all else is that of now."""
+        told = {name: value for name, value in values.items() if name in MEASURES}
+        if HELD in told:
+            told[HELD] += known.get(HELD, 0.0)
+        known |= told
 
     def _warned(self, event: events.Warning) -> events.Event:
         """MLflow gets all of the stage's warnings as one text."""

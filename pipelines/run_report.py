@@ -12,6 +12,7 @@ from components.evaluation.report import DataFacts, ReportData, StageRow, Study,
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
 from pipelines.execute import Outcome
+from pipelines.profile_steps import traces_of
 from pipelines.recorder import TIME, StageStatus
 from pipelines.workflow import PlannedStage, UsageError
 
@@ -100,6 +101,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
         data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
         warnings=_warnings(artifacts),
+        traces=tuple(traces_of(root, run)),
     )
 
 

@@ -20,15 +20,14 @@ from components.evaluation.curves import curve_svg, is_constant, last_value, met
 from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
+from components.measures import MEASURES, measures_of
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.image_files import encode_png
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]
-SIDE_METRICS = {  # folded away
-    *("learning_rate", "samples_per_second", "data_wait_fraction", "grad_norm"),
-    *("checkpoint_hold_seconds", "checkpoint_copy_seconds"),
-}
+SIDE_METRICS = {"learning_rate", "grad_norm", "checkpoint_copy_seconds", *MEASURES}  # folded away
 CURVES_IN_A_ROW = 3
+HELD = "checkpoint_hold_seconds"
 HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
 GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)
     "cascade": {
@@ -141,6 +140,7 @@ class ReportData(Config):
     studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()  # URLs of what torch.profiler recorded
 
 
 class Figure(NamedTuple):
@@ -183,6 +183,7 @@ def render_report(data: ReportData) -> str:
             distances=sorted(data.distances, key=lambda row: row.distance),
             longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
             tiles=tiles(data),
+            speed=speed_table(data),
             studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
         )
     )
@@ -292,6 +293,21 @@ def tiles(data: ReportData) -> list[Tile]:
     if "codebook_usage" in data.codebook:
         found.append(Tile(f"{100 * data.codebook['codebook_usage']:.0f} %", "of the codebook in use"))
     return found
+
+
+def speed_table(data: ReportData) -> Table | None:
+    """A row for each training, a column for each measure that one of them told; None where none told any."""
+    rows = {stage: measures_of([values for _, values in points]) for stage, points in data.curves.items()}
+    for row in data.stages:
+        if rows.get(row.name) and HELD in row.summary:  # the last checkpoint came after the last log
+            rows[row.name][HELD] = max(row.summary[HELD], rows[row.name].get(HELD, 0.0))
+    told = {stage: measures for stage, measures in rows.items() if measures}
+    shown = {name: measure for name, measure in MEASURES.items() if any(name in found for found in told.values())}
+    lines = [
+        (readable(stage), *(m.text(found[name]) if name in found else None for name, m in shown.items()))
+        for stage, found in told.items()
+    ]
+    return Table(columns=("training", *(m.title for m in shown.values())), rows=tuple(lines)) if lines else None
 
 
 def duration(seconds: float | None) -> str:

@@ -17,6 +17,7 @@ from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.training.building import network_arguments
+from components.training.flops import step_flops
 from components.training.launch import train
 from components.training.loop import Task
 from components.training.results import ModelDescription
@@ -81,6 +82,7 @@ def train_prior(
         model=ModelDescription(
             config.network.kind, network_arguments(config, dataset_info, grid), settings, texts=texts
         ),
+        step_flops=partial(step_flops, config, dataset_info, grid=grid),
     )
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 

@@ -22,6 +22,8 @@ from components.data.shards import Member, ShardIndex, check_member, read_bpe
 from components.data.stream import training_stream
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
+from components.training.building import IMAGES
+from components.training.flops import step_flops
 from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls, maker_of
 from components.training.launch import train
 from components.training.loop import Task
@@ -100,6 +102,7 @@ def train_on_images(
         resources=resources,
         store=context.store,
         model=model,
+        step_flops=partial(step_flops, config, arguments.get("dataset_info", IMAGES)),
     )
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 

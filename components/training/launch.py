@@ -53,6 +53,7 @@ def train(
     store: Store,
     model: ModelDescription,
     tries_memory: bool | None = None,
+    step_flops: Callable[[], float] | None = None,
 ) -> Trained:
     """Train until config.total_steps, resuming what is in `folder`, and leave the model's files in `store`.
 
@@ -65,6 +66,7 @@ def train(
         model: what describes the model next to its weights.
         tries_memory: whether workers find out how many samples they have room for at a time, where the resources have
             no max_batch_per_device; None: on GPUs.
+        step_flops: counts the FLOPs of one step of all ranks, in rank 0; None: training tells no MFU.
 
     Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
     weights never pass through this process.
@@ -82,7 +84,9 @@ def train(
     run = folder.join(key)
     tries = resources.gpus_per_worker > 0 if tries_memory is None else tries_memory
     tries = tries and resources.max_batch_per_device is None
-    job = TrainingJob(make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries)
+    job = TrainingJob(
+        make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries, step_flops
+    )
     while (trained := read_finished(run)) is None:
         again = run_trainer(portable(job, what=f"the job of stage {stage}"), key=key, folder=folder)
         if not again and read_finished(run) is None:

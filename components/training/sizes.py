@@ -1,5 +1,7 @@
 """How many bytes a training writes, told from its configuration alone: its networks are built without memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,13 @@ class _Undrawn(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **named)
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks that are built inside have shapes and no numbers."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
 class Sizes(NamedTuple):
     """Bytes."""
 
@@ -43,8 +52,8 @@ def training_sizes(training: AnyTraining, dataset_info: DatasetInfo, *, grid: To
         dataset_info: what the data set conditions on.
         grid: of the tokens that a prior learns; None for what learns images.
     """
-    with torch.device("meta"), _Undrawn():
-        kept, others = make_network(training, dataset_info, grid), _others(training, dataset_info)
+    with without_memory():
+        kept, others = make_network(training, dataset_info, grid), other_networks(training, dataset_info)
     config = training.optimization
     averages = 0 if config.ema_decay == 0 else 2 if config.ema == "power" else 1
     trained = [p for network in (kept, *others) for p in network.parameters() if p.requires_grad]
@@ -55,12 +64,12 @@ def training_sizes(training: AnyTraining, dataset_info: DatasetInfo, *, grid: To
 
 def autoencoder_grid(training: AutoencoderTraining) -> TokenGrid:
     """The tokens that an autoencoder will make of an image."""
-    with torch.device("meta"), _Undrawn():
+    with without_memory():
         network = make_network(training)
     return TokenGrid(codebook_size=network.codebook_size, height=network.grid[0], width=network.grid[1])
 
 
-def _others(training: AnyTraining, dataset_info: DatasetInfo) -> tuple[nn.Module, ...]:
+def other_networks(training: AnyTraining, dataset_info: DatasetInfo) -> tuple[nn.Module, ...]:
     """The networks that are trained with the one that is kept in the end."""
     if isinstance(training, AutoencoderTraining) and training.losses.adversarial_weight > 0:
         losses = training.losses

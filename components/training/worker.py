@@ -41,6 +41,8 @@ from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
 from components.training.run_folder import checkpoint_name, upload_folder
 from components.training.snapshots import SNAPSHOTS, write_snapshots
+from components.training.speed import counted_flops, forget_peak_memory
+from components.training.trace import traced
 
 PREFETCHED_BATCHES = 4
 RUN_AGAIN = "run again: it goes on from its last checkpoint"
@@ -79,6 +81,7 @@ class TrainingJob(NamedTuple):
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
     tries_memory: bool  # workers find out how many samples they have room for at a time
+    step_flops: Callable[[], float] | None = None  # counts those of one step of all ranks, forward and backward
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
@@ -103,7 +106,9 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if isinstance(restored, dict):
         return restored
     start_step, seconds = restored
-    reporter = Reporter(job.config, stage=job.stage, worker=worker, recorder=job.recorder, start_step=start_step)
+    told: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder}
+    flops = counted_flops(job.step_flops, worker)
+    reporter = Reporter(job.config, **told, start_step=start_step, step_flops=flops)
     try:
         held_out = read_held_out(job, worker)
     except UnreadableError as error:
@@ -114,7 +119,10 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     try:
         if job.tries_memory:
             batches = with_room(task, batches, reporter, job.run)
-        reached = fit(task, batches, job.config, start_step=start_step, leave=partial(is_leaving, worker), **acts)
+            forget_peak_memory(worker.device)  # of what was only tried
+        with traced(batches, job.resources.profiling, start_step=start_step, **told) as traced_batches:
+            leave = partial(is_leaving, worker)
+            reached = fit(task, traced_batches, job.config, start_step=start_step, leave=leave, **acts)
     except (NonFiniteError, NoRoomError) as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
     except (RayTaskError, ColorError) as error:

@@ -67,6 +67,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         (["--only", "prior"], "prior needs tokens"),
         (["--profile", "kuberey"], "did you mean 'kuberay'?"),
         (["--set", "images.source=/no/such/place"], "/no/such/place"),
+        (["--profile-steps", "25:20"], "--profile-steps 25:20: write it as FIRST:LAST"),
         (["--storage", "s4://bucket"], "s4"),
         (["--storage", "/proc/nowhere"], "/proc/nowhere can't be written"),
         (["--set", "tokenizer.perceptual_network=vgg16_lpips"], "perceptual_weights_uri"),

@@ -24,6 +24,7 @@ from components.evaluation.report import (
     number,
     render_report,
     shrunk,
+    speed_table,
     stage_curves,
     stage_detail,
 )
@@ -140,6 +141,25 @@ def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> 
     words = figure.index("<li>red heart</li><li>a &lt;b&gt; flag</li>")
     assert figure.index("<img") < words < figure.index("</figure>")
     assert html.count('class="words"') == 1
+
+
+def test_what_each_training_made_of_its_machine_stands_in_one_table_with_its_traces() -> None:
+    data = full_report()
+    points = tuple((step, {"loss": 1.0, "mfu": 0.4, "checkpoint_hold_seconds": 2.0}) for step in (1, 2))
+    base = next(row for row in data.stages if row.name == "base")
+    stages = (
+        base.model_copy(update={"summary": {"checkpoint_hold_seconds": 7.0}}),
+    )  # with the last one, after all logs
+    changes = {"curves": {"base": points, "prior": points}, "stages": stages, "traces": ("s3://b/runs/x/traces/t",)}
+    table = speed_table(data.model_copy(update=changes))
+    assert table is not None
+    assert table.columns == ("training", "MFU", "checkpoints")
+    assert table.rows == (("base", "40 %", "7.0 s"), ("prior", "40 %", "4.0 s"))
+    page = Page(render_report(data.model_copy(update=changes)))
+    assert "speed" in page.ids
+    assert "40 %" in page.text
+    assert "s3://b/runs/x/traces/t" in page.text
+    assert "speed" not in Page(render_report(data)).ids  # nothing was told
 
 
 def test_an_image_is_shrunk_to_a_width_and_never_enlarged() -> None:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from components import events
 from components.execution import Resources
-from pipelines.display import Display
+from components.measures import MEASURES
+from pipelines.display import Display, run_tables, status_line
 from pipelines.execute import WAIT_WARNING_SECONDS, _starved
 from pipelines.recorder import RunRecorder, StageStatus
 
@@ -78,3 +79,48 @@ def test_a_gang_that_the_cluster_can_not_hold_says_what_it_waits_for(monkeypatch
     asking = Resources(num_workers=8, gpus_per_worker=1)
     assert _starved(status, asking) == "waits for 8 x 1 GPU (free 4 of 4)"
     assert "GPU" not in _starved(status, asking.model_copy(update={"min_workers": 4}))
+
+
+LARGE = {  # what a training on many GPUs makes of them
+    "samples_per_second": 12345.6,
+    "samples_per_second_per_gpu": 1543.2,
+    "mfu": 0.412,
+    "achieved_gflops": 1234567.8,
+    "gpu_utilization": 1.0,
+    "data_wait_fraction": 1.0,
+    "peak_memory_gb": 139.4,
+    "checkpoint_hold_seconds": 12345.6,
+}
+
+
+def shown(*statuses: StageStatus) -> list[str]:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(run_tables([*statuses]))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def training(**measures: float) -> StageStatus:
+    figures = {"step": 123456, "total": 1980000, "rate": 12.34, "loss": 0.1234}
+    return StageStatus("upsampler_256", "k", "running", **figures, started=0.0, finished=360000.0, measures=measures)
+
+
+def test_what_a_training_makes_of_the_machine_fits_100_columns_whole_and_in_one_line():
+    assert LARGE.keys() == MEASURES.keys()
+    head, first, _, titles, second = shown(training(**LARGE))
+    assert first.split() == [
+        *("upsampler_256", "running", "╸", "123456/1980000", "12.3", "steps/s"),
+        *("41:47:29", "100:00:00", "0.1234"),
+    ]
+    assert all(measure.title in titles and measure.text(LARGE[name]) in second for name, measure in MEASURES.items())
+    assert "…" not in head + first + titles + second
+
+
+def test_no_column_is_shown_that_no_training_fills():
+    *_, titles, _ = shown(training(samples_per_second=2.0, data_wait_fraction=0.03))
+    assert titles.split() == ["training", "samples/s", "data", "wait"]
+    assert len(shown(training())) == 2  # nothing but the stages
+
+
+def test_a_log_line_says_how_fast_and_what_waits():
+    line = status_line(training(**LARGE))
+    assert line.endswith("samples/s 12,346, MFU 41 %, GFLOP/s 1,234,568, data wait 100 %")

@@ -78,6 +78,18 @@ def test_progress_without_a_loss_keeps_the_last(recorder: RunRecorder):
     assert (status.step, status.rate, status.loss) == (2, 2.0, 0.5)
 
 
+def test_the_table_has_the_last_measures_and_all_seconds_of_checkpoints_those_of_earlier_tries_too(
+    recorder: RunRecorder,
+):
+    for step, values in enumerate(({"mfu": 0.3, "checkpoint_hold_seconds": 2.0}, {"mfu": 0.4, "loss": 1.0})):
+        recorder.emit(events.Metrics("base", step, values))
+    recorder.emit(events.Metrics("base", 2, {"checkpoint_hold_seconds": 1.5, "system/load": 9.0}))
+    assert recorder.snapshot()[0].measures == {"mfu": 0.4, "checkpoint_hold_seconds": 3.5}
+    recorder.emit(events.StageEnded("base", "KILLED"))
+    recorder.emit(events.StageStarted("base", "k", {}, {}))
+    assert recorder.snapshot()[0].measures == pytest.approx({"mfu": 0.35, "checkpoint_hold_seconds": 3.5})
+
+
 def test_a_worker_goes_on_when_the_recorder_is_gone():
     def gone(event: events.Event) -> None:
         raise RayActorError

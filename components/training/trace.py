@@ -1,0 +1,113 @@
+"""A trace of a few steps, recorded by torch.profiler: what ran when, on the CPU and on the GPU.
+
+It opens in Perfetto and chrome://tracing. Recording slows these steps and changes no number. The first of them also
+pays for the profiler's own start.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from components import events
+from components.execution import Profiling
+from components.storage.store import SCRATCH, Store, StoreError
+from components.training.loop import Batch
+from components.training.parallel import Worker
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def traced(
+    batches: Iterator[Batch],
+    profiling: Profiling | None,
+    *,
+    stage: str,
+    worker: Worker,
+    recorder: events.Recorder,
+    start_step: int,
+) -> Iterator[Iterator[Batch]]:
+    """The same batches; in rank 0 the steps that `profiling` asks for are recorded on the way to them.
+
+    A step lasts from the moment its batch is asked for to that of the next one, so its log, checkpoint and images are
+    in it. What is recorded when training ends, however it does, is kept. Nothing that fails here ends a training.
+    """
+    if profiling is None or worker.rank > 0:
+        yield batches
+        return
+    trace = Trace(profiling, stage, worker, recorder)
+    try:
+        yield trace.follow(batches, start_step=start_step)
+    finally:
+        trace.end()
+
+
+class Trace:
+    """Records one training's steps, and leaves them in the folder of traces."""
+
+    def __init__(self, profiling: Profiling, stage: str, worker: Worker, recorder: events.Recorder) -> None:
+        self.profiling, self.stage, self.worker, self.recorder = profiling, stage, worker, recorder
+        self.steps: list[int] = []  # recorded so far
+        self.profiler: profile | None = None  # while it records
+        self.step = ExitStack()
+        self.failed = False
+
+    def follow(self, batches: Iterator[Batch], *, start_step: int) -> Iterator[Batch]:
+        for step in count(start_step + 1):
+            self.begin(step)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def begin(self, step: int) -> None:
+        """End the step before and begin this one, if it is to be recorded."""
+        self.step.close()
+        if not self.profiling.first_step <= step <= self.profiling.last_step:
+            self.end()
+            return
+        if self.failed:
+            return
+        try:
+            if self.profiler is None:
+                self.profiler = self.started()
+            self.step.enter_context(record_function(f"step {step}"))
+            self.steps.append(step)
+        except (RuntimeError, OSError) as error:
+            self.give_up(error)
+
+    def started(self) -> profile:
+        on_gpu = [ProfilerActivity.CUDA] if self.worker.device.type == "cuda" else []
+        profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
+        profiler.start()
+        return profiler
+
+    def end(self) -> None:
+        """Keep what is recorded; nothing if nothing is."""
+        self.step.close()
+        profiler, self.profiler = self.profiler, None
+        if profiler is None:
+            return
+        try:
+            profiler.stop()
+            self.keep(profiler)
+        except (RuntimeError, OSError, StoreError) as error:
+            self.give_up(error)
+
+    def keep(self, profiler: profile) -> None:
+        folder = Store(self.profiling.folder)
+        name = f"{self.stage}-steps-{self.steps[0]}-{self.steps[-1]}.json.gz"
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}trace-") as scratch:
+            profiler.export_chrome_trace(str(Path(scratch) / name))
+            folder.upload(Path(scratch) / name, name)
+        self.recorder.emit(events.Text(self.stage, "trace.txt", folder.url(name)))
+
+    def give_up(self, error: Exception) -> None:
+        self.profiler, self.failed = None, True
+        logger.warning("%s: no trace", self.stage, exc_info=error)
+        self.recorder.emit(events.Warning(self.stage, f"no trace: {str(error).partition(chr(10))[0]}"))

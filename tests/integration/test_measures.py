@@ -1,0 +1,78 @@
+"""What trainings make of the machine, told by real ones: in MLflow's run, in the table and in the report's storage."""
+
+import dataclasses
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from components import events
+from components.configuration.dataset_info import DatasetInfo
+from components.data.shards import load_index
+from components.execution import Profiling
+from components.measures import MEASURES
+from components.stages.diffusion import train_diffusion
+from components.tracking.environment import environment
+from components.training.batches import to_batch
+from components.training.flops import step_flops
+from components.training.loop import fit
+from components.training.parallel import ALONE
+from components.training.reporting import Reporter
+from pipelines.recorder import EXPERIMENT, RunRecorder
+from tests.distributed.runs import context_of, images_artifact
+from tests.tiny_training import batches, config_of, make_task
+
+ON_CPUS = {"samples_per_second", "achieved_gflops", "data_wait_fraction", "peak_memory_gb"}
+
+
+def test_measures_are_in_mlflows_run_and_in_the_table(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(timeout_s=10, retries=0).items():
+        monkeypatch.setenv(name, value)
+    run, config = f"measures-{time.time_ns()}", config_of("pixelcnn", total_steps=10)
+    recorder = RunRecorder(root=str(tmp_path), run=run, tracking=mlflow_server, spool=str(tmp_path / "spool"))
+    recorder.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))
+    recorder.emit(events.StagePlanned("base", run))
+    recorder.emit(events.StageStarted("base", run, {}, {}))
+    told: dict[str, Any] = {"stage": "base", "worker": ALONE, "recorder": recorder, "start_step": 0}
+    reporter = Reporter(config.optimization, **told, step_flops=1e9)
+    fit(make_task(config), reporter.timed(batches(config, to_batch)), config.optimization, log=reporter.log)
+    recorder.emit(events.StageEnded("base", "FINISHED"))
+    assert recorder.close("FINISHED") == []
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.`cascade.stage_key` = '{run}'")
+    assert MEASURES.keys() & found.data.metrics.keys() == ON_CPUS
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "achieved_gflops")] == [5, 10]
+    (status,) = recorder.snapshot()
+    assert status.measures == pytest.approx({name: found.data.metrics[name] for name in ON_CPUS})
+
+
+def test_a_stage_on_ray_leaves_its_trace_and_says_how_long_checkpoints_held_it(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    context = context_of(tmp_path, "base", workers=2)
+    profiling = Profiling(first_step=4, last_step=6, folder=str(tmp_path / "traces"))
+    context = dataclasses.replace(context, resources=context.resources.model_copy(update={"profiling": profiling}))
+    images, config = images_artifact(tmp_path), config_of("base")
+    artifact = train_diffusion(config, context, images=images)
+    (trace,) = (tmp_path / "traces").iterdir()
+    assert trace.name == "base-steps-4-6.json.gz"
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert {"step 4", "step 5", "step 6", "aten::convolution_backward"} <= names
+    assert not {"step 3", "step 7"} & names
+    index, logged = load_index(images.url("index.json")), context.recorder.lines("metrics")
+    text = index.text.model_dump(include={"vocab_size", "text_length"})
+    flops = step_flops(config, DatasetInfo(num_classes=len(index.classes), **text))
+    for line in logged:
+        steps_per_second = line["samples_per_second"] / config.optimization.global_batch_size
+        assert line["achieved_gflops"] * 1e9 == pytest.approx(flops * steps_per_second)
+    held = [line.get("checkpoint_hold_seconds", 0.0) for line in logged]
+    assert [seconds > 0 for seconds in held] == [False, False, True, False]  # of the one after step 10
+    assert artifact.metadata["summary"]["checkpoint_hold_seconds"] > sum(held)  # with the last one
