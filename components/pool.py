@@ -140,7 +140,10 @@ class PoolWorker:
     def __init__(self, resources: Resources) -> None:
         import torch
 
+        from components.sampling.precision import state_products
+
         torch.set_num_threads(node_threads(resources))
+        state_products("fp32")
         self.made: tuple[str, Callable[[Any], Any]] | None = None
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], part: Any) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from components.evaluation.grids import GridBlock, render_blocks
@@ -22,6 +21,7 @@ from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import read_image, to_uint8
 from components.sampling.index_grid import index_grids
 from components.sampling.model import SamplingModel, load_model
+from components.sampling.precision import products
 from components.storage.bundle import DESCRIPTION as MODEL
 from pipelines.sample_command import local_model
 from pipelines.translate_command import image_bytes
@@ -83,7 +83,7 @@ def reconstruct_file(model: SamplingModel, data: bytes) -> Reconstruction:
     assert isinstance(model.module, Autoencoder)
     image = read_image(data, resolution=model.settings["resolution"])
     seen, codes = to_uint8(image[None]), None
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
+    with products("fp32"):
         if not isinstance(model.module.bottleneck, GaussianBottleneck):
             codes = to_uint8(index_grids(model.module, seen))[0]
         return Reconstruction(seen[0], codes, reconstructed(model, image))

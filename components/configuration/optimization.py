@@ -3,7 +3,8 @@
 `precision: bf16` is a permission. A device without bf16 of its own (GPUs before Ampere, processors without AVX512-BF16,
 AMX or Arm's BF16) would emulate it in about three times the time of fp32: it trains in fp32, and one line says so. The
 key is the same either way, for both are the training that the recipe asks for; the bits are not. A run that goes on on
-another kind of device has other bits from that checkpoint on.
+another kind of device has other bits from that checkpoint on. The
+policy for all devices is `components.sampling.precision`.
 """
 
 from typing import Any, Literal, Self
@@ -11,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from components.configuration.config import IDENTITY, Config
+from components.configuration.precision import Precision
 
 
 class OptimizationConfig(Config):
@@ -29,9 +31,7 @@ class OptimizationConfig(Config):
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the weights; 0 keeps no average
     ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
-    precision: Literal["fp32", "bf16"] = (
-        "fp32"  # bf16: autocast, where the device has it; weights and optimizer stay fp32
-    )
+    precision: Precision = "fp32"  # bf16: autocast, where the device has it; weights and optimizer stay fp32
     compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each

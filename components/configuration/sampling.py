@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.configuration.config import Config
+from components.configuration.precision import Precision
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
 NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
@@ -88,9 +89,11 @@ class RerankerSampling(ModelSampling):
 class SamplingConfig(Config):
     """How the models of a cascade sample, by what they are in it; those that are not named leave nothing to choose."""
 
+    precision: Precision = "bf16"  # of all of them, on GPUs; a CPU samples in fp32
+
     def by_model(self, upsamplers: tuple[str, ...] = ()) -> dict[str, dict[str, object]]:
         """Name of a model -> its fields, plain values; `upsamplers` names the larger ones, smallest first."""
-        found = self.model_dump(mode="json", exclude_none=False)
+        found = self.model_dump(mode="json", exclude_none=False, exclude={"precision"})
         larger = zip(upsamplers, found.pop("upsamplers", ()), strict=True)
         return {name: fields for name, fields in [*found.items(), *larger] if fields is not None}
 

@@ -13,6 +13,7 @@ from components.data.shards import ShardEntry, ShardIndex
 from components.execution import Resources
 from components.node import node_threads
 from components.pool import portable
+from components.sampling.precision import state_products
 from components.storage.store import Store
 
 
@@ -55,6 +56,7 @@ class PoolActor:
 
     def __init__(self, make_worker: Callable[[], Worker], resources: Resources) -> None:
         torch.set_num_threads(node_threads(resources))
+        state_products("fp32")
         self.make_worker = make_worker
         self.work: Worker | None = None
 

@@ -20,8 +20,9 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from components.sampling.device import best_device, native_bf16
+from components.sampling.device import best_device
 from components.sampling.images import levels_to_uint8
+from components.sampling.precision import computes_bf16
 
 FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
 FeaturePrecision = Literal["fp32", "bf16"]
@@ -55,7 +56,7 @@ class FeatureExtractor:
             raise ValueError("feature_network none has no features; measure no distance then")
         check_feature_network(network)
         self.device = best_device()
-        self.dtype = torch.bfloat16 if precision == "bf16" and native_bf16(self.device) else torch.float32
+        self.dtype = torch.bfloat16 if computes_bf16(precision, self.device) else torch.float32
         module: Any = load_efficientnet_lite0()
         self.module = module.to(self.device, self.dtype, memory_format=torch.channels_last)
 

@@ -4,11 +4,13 @@ Shapes: B batch, C channels, H W height and width, D embedding size.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -32,8 +34,10 @@ def groups_of(channels: int, norm_groups: int | None) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm that runs in the dtype of its weights, so in fp32 under autocast: safer, and on CPUs the bf16 kernel
-    for channels_last is several times slower.
+    """Group norm whose statistics are fp32 under autocast too.
+
+    On a CPU it returns the dtype of its weights, for the bf16 kernel for channels_last is several times slower there.
+    Elsewhere it returns the dtype that it was given, as `Normalized16Bits`: what follows keeps half of the bytes.
 
     Args:
         norm_groups: see `groups_of`.
@@ -44,8 +48,36 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, *, norm_groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__(groups_of(channels, norm_groups), channels, eps=eps)
 
-    def forward(self, input: Tensor) -> Tensor:  # (B, C, ...) of any dtype -> the dtype of the weights
-        return super().forward(input.to(self.weight.dtype))
+    def forward(self, input: Tensor) -> Tensor:  # (B, C, ...)
+        if input.device.type == "cpu" or input.dtype == self.weight.dtype:
+            return super().forward(input.to(self.weight.dtype))
+        return Normalized16Bits.apply(input, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class Normalized16Bits(torch.autograd.Function):
+    """Group norm of x (B, C, ...) of 16 bits in fp32, given back in 16 bits. Its backward pass keeps x itself, not the
+    copy of twice the bytes that `x.float()` would leave there: 2.9 GB for a sample of ADM at 256² in place of 4.0."""
+
+    @staticmethod
+    def forward(  # pyrefly: ignore[bad-override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
+    ) -> Tensor:
+        whole, sizes = x.to(weight.dtype).contiguous(), (len(x), x.shape[1], x[0, 0].numel())
+        y, mean, rstd = torch.native_group_norm(whole, weight, bias, *sizes, num_groups, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.num_groups = num_groups
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+        x, weight, mean, rstd = ctx.saved_tensors
+        given, sizes = (gradient.to(weight.dtype).contiguous(), x.to(weight.dtype).contiguous()), x.shape[:2]
+        moments, needed = (mean, rstd, weight), ctx.needs_input_grad[:3]
+        of_x, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+            *given, *moments, *sizes, x[0, 0].numel(), ctx.num_groups, needed
+        )
+        return (None if of_x is None else of_x.to(x.dtype)), of_weight, of_bias, None, None
 
 
 def zeroed(module: nn.Module) -> nn.Module:

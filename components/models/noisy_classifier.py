@@ -90,7 +90,7 @@ class NoisyClassifier(nn.Module):
             h = layers(h, embedding)
         h = self.middle(h, embedding)
         with torch.autocast(x_t.device.type, enabled=False):  # as in the U-Net: logits and their gradient are exact
-            return self.pool(F.silu(self.norm_out(h)))
+            return self.pool(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
 
 
 class AttentionPool2d(nn.Module):

@@ -148,7 +148,7 @@ class UNet(ConditionedNetwork):
         for layers in self.up:
             h = self.run(layers, torch.cat([h, skips.pop()], dim=1), embedding, context)
         with torch.autocast(x_t.device.type, enabled=False):  # a bf16 rounding here would be noise in the prediction
-            return self.conv_out(F.silu(self.norm_out(h)))  # the norm's weights are fp32, and so is what it returns
+            return self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
 
     def run(self, layers: nn.Module, h: Tensor, embedding: Tensor, context: Context | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -41,6 +41,7 @@ from components.sampling.model import (
     reads_prompts,
     works_alone,
 )
+from components.sampling.precision import products
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, check_request
 from components.storage.bundle import DESCRIPTION as MODEL
@@ -71,7 +72,7 @@ def predictor_of(folder: Path) -> Predict:
     answerer = answerer_of(model)
 
     def answer(rows: list[RequestRow]) -> list[str]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
+        with products("fp32"):
             return [_refuse(model) if answerer is None else answerer.answer(model, row) for row in rows]
 
     return answer

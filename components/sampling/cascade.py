@@ -2,7 +2,7 @@
 
 On disk it is a folder with one sub-folder for each model and `cascade.json`:
     {"stages": {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_64"]},
-     "sampling": {"base": {"sampler": "ddim", "num_inference_steps": 50, …}, …}}
+     "sampling": {"base": {"sampler": "ddim", "num_inference_steps": 50, …}, …}, "precision": "bf16"}
 Imports only what the packed model of the registry carries.
 """
 
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from components.configuration.precision import Precision
 from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
+from components.sampling.precision import sampling_in
 from components.sampling.requests import OPTIONS, Request, check_request
 
 DESCRIPTION = "cascade.json"
@@ -35,6 +37,7 @@ def compose(
     *,
     upsamplers: Mapping[str, Path] | None = None,
     sampling: Mapping[str, Mapping[str, Any]] | None = None,
+    precision: Precision = "bf16",
     **parts: Path,
 ) -> Path:
     """Copy the folders of trained models into `folder` as one cascade.
@@ -42,12 +45,14 @@ def compose(
     Args:
         upsamplers: by stage name, smallest first.
         sampling: by part, or stage name of an upsampler, the fields of its sampling settings.
+        precision: in which all of them sample on a GPU.
         parts: the other fields of `Parts` by name, those that there are.
     """
     for name, source in {**parts, **(upsamplers or {})}.items():
         shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SNAPSHOTS))
     stages: dict[str, Any] = {name: name for name in parts}
-    description = {"stages": stages | {"upsamplers": list(upsamplers or {})}, "sampling": dict(sampling or {})}
+    stages["upsamplers"] = list(upsamplers or {})
+    description = {"stages": stages, "sampling": dict(sampling or {}), "precision": precision}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
     return folder
 
@@ -55,6 +60,8 @@ def compose(
 @dataclass(frozen=True)
 class Cascade(Parts):
     """Loaded models, and the generators that they make: one at least, to be of use."""
+
+    precision: Precision = "bf16"  # in which they sample on a GPU; see `components.sampling.precision`
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
@@ -119,7 +126,8 @@ class Cascade(Parts):
     ) -> list[np.ndarray]:
         """One finished uint8 image (H, W, 3) for each request, in their order.
 
-        The same request gives the same image, within one grey level, in whatever company.
+        The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
+        (`components.sampling.precision`).
 
         Args:
             on_step: told of each denoising step, see `OnStep`.
@@ -151,8 +159,9 @@ class Cascade(Parts):
             asked = [requests[index] for index in batch]
             if between is not None:
                 between()
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 is meant, on a GPU too
-                made = self.makers[str(asked[0].generator)].sample(asked, Hooks(on_step, between))
+            maker = self.makers[str(asked[0].generator)]
+            with sampling_in(self.precision, maker.first.device):
+                made = maker.sample(asked, Hooks(on_step, between))
             for stage, images in made.items():
                 for index, image in zip(batch, to_uint8(images), strict=True):
                     finished[index][stage] = image
@@ -168,7 +177,7 @@ def lone_cascade(model: SamplingModel) -> Cascade | None:
 
 
 def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> dict[str, Any]:
-    """The fields of `Parts` that a composed cascade holds; without weights, networks have no memory, and those that
+    """The fields of `Cascade` that a composed cascade holds; without weights, networks have no memory, and those that
     read prompts for others are left out. Raises ValueError if `folder` holds none, or one of another version."""
     path = folder / DESCRIPTION
     if not path.is_file():
@@ -187,7 +196,8 @@ def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: boo
             found[name] = load_model(name, folder / place, device=device, sampling=sampling.get(name))
         else:
             found[name] = describe_model(name, folder / place)
-    return found | {"upsamplers": tuple(found.pop(name) for name in names)}
+    precision = description.get("precision", "fp32")  # which those of older versions meant
+    return found | {"upsamplers": tuple(found.pop(name) for name in names), "precision": precision}
 
 
 def batches(requests: Sequence[Request], *, batch_size: int) -> Iterable[list[int]]:

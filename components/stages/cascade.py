@@ -23,19 +23,22 @@ def compose_cascade(
     Returns an artifact of kind `model` that `Cascade.load` opens anywhere, without the storage it came from.
     """
     larger = {artifact.stage: artifact for artifact in upsamplers or []}
-    sampling = config.by_model(tuple(larger))
+    config.by_model(tuple(larger))  # raises here, for another number of upsamplers
     with context.pool() as pool:
-        entries = pool.call(partial(copy_parts, parts, larger, sampling, context.store))
+        entries = pool.call(partial(copy_parts, parts, larger, config, context.store))
     return context.commit("model", entries=entries, metadata={"parts": [*parts, *larger]})
 
 
 def copy_parts(
-    parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: dict[str, dict[str, object]], store: Store
+    parts: dict[str, Artifact], upsamplers: dict[str, Artifact], how: SamplingConfig, store: Store
 ) -> list[FileEntry]:
-    """Compose the models in a folder and upload it to the stage's store. Runs in a worker."""
+    """Compose the models in a folder, to sample as `how` says, and upload it to the stage's store. Runs in a worker."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
         folders = {
             name: artifact.download(Path(place) / "parts" / name) for name, artifact in {**parts, **upsamplers}.items()
         }
         larger = {name: folders.pop(name) for name in upsamplers}
-        return upload_attempt(store, compose(Path(place) / "composed", upsamplers=larger, sampling=sampling, **folders))
+        settings = how.by_model(tuple(larger))
+        composed = Path(place) / "composed"
+        compose(composed, upsamplers=larger, sampling=settings, precision=how.precision, **folders)
+        return upload_attempt(store, composed)

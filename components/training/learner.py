@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.optimization import OptimizationConfig
-from components.sampling.device import native_bf16
+from components.sampling.precision import computes_bf16
 from components.training.loop import Arrays, Batch
 from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer
 from components.training.parallel import Worker, data_parallel, synchronized
@@ -40,7 +40,7 @@ class Learner(Generic[Network]):
         self.optimizer = make_optimizer(self.network, config)
         self.ema = make_ema(self.network, config) if averaged else None
         self.guard = NonFiniteGuard()
-        self.computes_bf16 = config.precision == "bf16" and native_bf16(worker.device)
+        self.computes_bf16 = computes_bf16(config.precision, worker.device)
 
     def snapshot(self) -> Network:
         """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""

@@ -21,8 +21,8 @@ from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
 from components.node import node_threads
 from components.ray_internals import get_train_context
-from components.sampling.device import native_bf16
 from components.sampling.gray import ColorError
+from components.sampling.precision import computes_bf16, state_products
 from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import (
@@ -93,6 +93,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     """
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(node_threads(job.resources))
+    state_products(job.config.precision)
     if job.resources.low_priority:
         set_idle_priority()
     context = ray.train.get_context()
@@ -149,7 +150,7 @@ def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
     """A line for each thing that this training does otherwise than recipe and profile say."""
     if worker.world_size < job.resources.num_workers:
         yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
-    if job.config.precision == "bf16" and not native_bf16(worker.device):
+    if job.config.precision == "bf16" and not computes_bf16("bf16", worker.device):
         yield f"{worker.device} has no bf16 of its own: training in fp32"
 
 

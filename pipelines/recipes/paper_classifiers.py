@@ -38,6 +38,7 @@ def classifier(
         betas=(0.9, 0.999),
         weight_decay=0.05,
         ema_decay=0.0,
+        precision="bf16",
         **INTERVALS,
     )
     return ClassifierTraining(

@@ -3,7 +3,8 @@
 Sources: DDPM is Ho et al. (2020); IDDPM, Nichol and Dhariwal (2021); ADM, Dhariwal and Nichol (2021), its tables of
 hyperparameters and the flags of openai/guided-diffusion; CDM, Ho et al. (2022); GLIDE, Nichol et al. (2022) and
 openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; Palette, Saharia et
-al. (2022). Where a number was not published, the row says that it is ours.
+al. (2022). Where a number was not published, the row says that it is ours. All train in bf16, which is ours too: some
+were published in fp16 with a scale of the loss, others in fp32.
 
 A label is dropped where guidance needs it, and its table then has one row more: those of ADM need none. ImageNet has
 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
@@ -94,6 +95,7 @@ def unet(
         warmup_steps=warmup_steps,
         betas=(0.9, 0.999),
         ema_decay=0.9999,
+        precision="bf16",
         **INTERVALS,
     )
     return DiffusionTraining(

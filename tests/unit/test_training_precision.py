@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from components.execution import Resources
-from components.training import learner, worker
+from components.sampling import precision as precision_policy
 from components.training.batches import to_batch
 from components.training.learner import Learner
 from components.training.loop import fit
@@ -20,8 +20,7 @@ CPU = torch.device("cpu")
 
 def with_bf16(monkeypatch: pytest.MonkeyPatch, *devices: torch.device) -> None:
     """Only these devices have bf16 of their own."""
-    for module in (learner, worker):
-        monkeypatch.setattr(module, "native_bf16", lambda device: device in devices)
+    monkeypatch.setattr(precision_policy, "native_bf16", lambda device: device in devices)
 
 
 def losses(kind: str, precision: str) -> list[float]:

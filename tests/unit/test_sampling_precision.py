@@ -1,0 +1,152 @@
+"""Laws of the one policy of precision: what each word means on each device, in training and in sampling."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.precision import Precision
+from components.configuration.sampling import DiffusionBranchSampling
+from components.execution import Resources
+from components.pool import PoolWorker
+from components.sampling import precision
+from components.sampling.cascade import DESCRIPTION, Cascade
+from components.sampling.precision import computes_bf16, products, samples_bf16, sampling_in, state_products
+from components.sampling.requests import Request
+from pipelines.recipes.paper import paper_recipes
+from tests.pretend_gpu import GPU
+from tests.tiny_cascade import write_cascade
+from tests.tiny_generators import LONE, PRIORS, lone, token_branch
+
+CPU = torch.device("cpu")
+TF32_OFF, TF32_ON = (False, False), (True, True)
+
+
+@pytest.fixture(autouse=True)
+def flags() -> Iterator[None]:
+    """Puts back what a test states for its process."""
+    before = stated()
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def stated() -> tuple[bool, bool]:
+    """Whether matrices and convolutions may take TF32."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This CPU multiplies bf16, and samples as a GPU does."""
+    monkeypatch.setattr(precision, "native_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "samples_bf16", computes_bf16)
+
+
+@pytest.mark.parametrize("word", get_args(Precision))
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_is_computed_where_the_device_has_it_and_a_cpu_never_samples_in_it(
+    word: Precision, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "native_bf16", lambda device: there)
+    asked = word == "bf16"
+    assert [computes_bf16(word, device) for device in (CPU, GPU)] == [asked and there] * 2
+    assert [samples_bf16(word, device) for device in (CPU, GPU)] == [False, asked and there]
+
+
+@pytest.mark.parametrize("word", get_args(Precision))
+def test_matrices_and_convolutions_take_tf32_alike_and_where_it_is_said_alone(word: Precision) -> None:
+    state_products("fp32")
+    with products(word):
+        assert stated() == (TF32_ON if word == "tf32" else TF32_OFF)
+    assert stated() == TF32_OFF
+    state_products("tf32")
+    with pytest.raises(KeyError), products("fp32"):
+        raise KeyError
+    assert stated() == TF32_ON
+
+
+def test_workers_of_a_pool_leave_nothing_to_the_defaults_of_torch() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    PoolWorker(Resources(threads=torch.get_num_threads()))
+    assert stated() == TF32_OFF
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cascade(tmp_path_factory.mktemp("cascade"))
+
+
+def test_on_a_cpu_an_image_is_the_same_to_the_bit_whatever_the_precision(folder: Path) -> None:
+    asked = [Request(label=1, seed=seed, generator=name) for seed in range(2) for name in ("diffusion", "tokens")]
+    loaded = Cascade.load(folder)
+    images = [loaded.sample(asked), replace(loaded, precision="fp32").sample(asked)]
+    assert all(np.array_equal(one, other) for one, other in zip(*images, strict=True))
+
+
+def test_tf32_is_off_while_a_cascade_samples(folder: Path) -> None:
+    state_products("tf32")
+    seen = []
+    Cascade.load(folder).sample([Request(label=1, generator="tokens")], between=lambda: seen.append(stated()))
+    assert set(seen[1:]) == {TF32_OFF}, "the first is before its batch"
+    assert stated() == TF32_ON
+
+
+def test_a_cascade_says_in_what_it_samples_and_one_of_an_older_version_meant_fp32(folder: Path, tmp_path: Path) -> None:
+    assert DiffusionBranchSampling().precision == Cascade.load(folder).precision == "bf16"
+    assert "precision" not in DiffusionBranchSampling().by_model()
+    said = json.loads((folder / DESCRIPTION).read_text())
+    del said["precision"]
+    for part in folder.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / DESCRIPTION).unlink()
+    (tmp_path / DESCRIPTION).write_text(json.dumps(said))
+    assert Cascade.load(tmp_path).precision == "fp32"
+
+
+@pytest.mark.parametrize("name", ["diffusion", *LONE, *PRIORS])
+def test_every_generator_samples_in_bf16_whoever_else_is_in_the_batch(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What GPUs do by default, here on a CPU: images are of bf16, and near those of fp32 where nothing is drawn."""
+    place = folder
+    if name != "diffusion":
+        place = lone(name, tmp_path) if name in LONE else token_branch(PRIORS[name], tmp_path)
+    cascade, kind = Cascade.load(place), "tokens" if name in PRIORS else name
+    asked = [Request(label=None if name == "vae" else 1, seed=seed, generator=kind) for seed in range(3)]
+    exact = np.stack(cascade.sample(asked)).astype(int)
+    bf16_everywhere(monkeypatch)
+    rounded = np.stack(cascade.sample(asked)).astype(int)
+    alone = np.stack(cascade.sample(asked, batch_size=1)).astype(int)
+    assert (rounded != exact).any()
+    if name in ("diffusion", "gan", "vae"):
+        assert np.abs(rounded - exact).mean() < 4
+        assert np.abs(rounded - alone).mean() < 4
+
+
+def test_autocast_ends_with_the_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16_everywhere(monkeypatch)
+    one = torch.ones(2, 2)
+    with sampling_in("bf16", CPU):
+        assert (one @ one).dtype == torch.bfloat16
+    assert (one @ one).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", paper_recipes())
+def test_published_recipes_train_and_sample_in_bf16(name: str) -> None:
+    found = [part.optimization for part in trainings(paper_recipes()[name]())]
+    assert found
+    assert {part.precision for part in found} == {"bf16"}
+
+
+def trainings(value: object) -> Iterator[Training]:
+    """All that a recipe trains."""
+    if isinstance(value, Training) and isinstance(value.optimization, OptimizationConfig):
+        yield value
+    parts = value if isinstance(value, tuple) else vars(value).values() if hasattr(value, "__dict__") else ()
+    for part in parts:
+        yield from trainings(part)
