@@ -25,7 +25,7 @@ from components.ray_internals import RefBundle, StreamSplitDataIterator
 FEWEST_CREWS, MOST_CREWS, RANKS_OF_NODE = 8, 16, 8  # between the two numbers, a crew is a node of eight GPUs
 AHEAD_BLOCKS = 1  # that wait in the dealer for each rank; each rank fetches one ahead too
 STEP_SECONDS = 0.01  # what a process that hands out may take for a step: if it took more than a step, ranks would wait
-BLOCK_SECONDS = 3.1e-3  # CPU time of the process that hands out blocks, for each (ray 2.60, `make bench`)
+BLOCK_SECONDS = 3.1e-3  # CPU time of the process that hands out blocks, for each (ray 2.60, two cores of a Xeon)
 HAND_SECONDS = 0.5e-3  # CPU time of a dealer for each block and rank; it takes BLOCK_SECONDS at most to get the block
 Hand = queue.Queue[RefBundle | BaseException | None]  # what waits for one rank: blocks, then the end or why it came
 
