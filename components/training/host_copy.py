@@ -12,7 +12,7 @@ def on_host(state: Any) -> Any:
     From a GPU all tensors go at once into pinned memory, which torch keeps for the next copy, and are waited for once.
     """
     copied = _copied(state)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
     return copied
 
