@@ -13,6 +13,7 @@ from components.configuration.sampling import (
 )
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
+from components.stages.precompute import Column, PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
@@ -99,6 +100,7 @@ def diffusion_branch(name: str, row: PaperBranch) -> DiffusionBranchRecipe:
         images=images(resolution=row.resolution, vocab_size=row.vocab_size, text_length=row.text_length),
         autoencoder=None if row.autoencoder is None else AUTOENCODERS[row.autoencoder].training,
         text_encoder=row.text_encoder,
+        precompute=frozen_work(row),
         base=PAPER_DIFFUSION[row.base],
         classifier=None if row.classifier is None else PAPER_CLASSIFIERS[row.classifier],
         upsamplers=() if row.upsampler is None else (PAPER_DIFFUSION[row.upsampler],),
@@ -106,6 +108,19 @@ def diffusion_branch(name: str, row: PaperBranch) -> DiffusionBranchRecipe:
         samples=SamplesConfig(measured_samples=10_000),
         evaluation=EvaluationConfig(held_out_samples=10_000),
     )
+
+
+def frozen_work(row: PaperBranch) -> PrecomputeConfig | None:
+    """What frozen networks make of the images and captions, made once and read by the base at each step; None where
+    there are none. Of the images only thumbnails of the latents' side are kept.
+
+    A sample of `ldm_text_to_image` has 16 kB of latents and 394 kB of states: where a set is seen about once that is
+    the storage of states for little, and `--set 'precompute.columns=[latents]'` makes them at each step.
+    """
+    columns: dict[Column, object] = {"latents": row.autoencoder, "text_states": row.text_encoder}
+    made = tuple(column for column, maker in columns.items() if maker is not None)
+    kept = PAPER_DIFFUSION[row.base].data.resolution
+    return PrecomputeConfig(columns=made, resolution=row.resolution, kept_resolution=kept) if made else None
 
 
 def palette_256() -> ImageToImageRecipe:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.storage.store import Store
+from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.lecture import chosen_rows
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
@@ -260,3 +261,14 @@ def test_a_study_that_is_not_asked_for_is_no_stage():
     assert set(names[fashion_likelihood_ddpm]) == set(names[fashion_likelihood_hybrid]) == common | {"likelihood"}
     assert set(names[fashion_pixelcnn]) == common - {"base"} | {"pixelcnn"}
     assert fashion_steps().base == fashion_guidance().base  # trained once for both
+
+
+@pytest.mark.parametrize("name", paper_recipes())
+def test_published_recipes_do_the_work_of_frozen_networks_once(name: str):
+    recipe = paper_recipes()[name]()
+    if not isinstance(recipe, DiffusionBranchRecipe):
+        return
+    asked = {"latents"} if recipe.autoencoder is not None else set()
+    asked |= {"text_states"} & {*recipe.base.conditioning.conditions}
+    assert asked == set(() if recipe.precompute is None else recipe.precompute.columns)
+    assert ("precompute" in build_workflow(recipe).before("base")) == bool(asked)
