@@ -41,7 +41,7 @@ def published_flops(recipe: str, stage: str) -> float | None:
     return None if gmacs is None else BACKWARD * OPERATIONS * 1e9 * gmacs
 
 
-class Part(NamedTuple):
+class PublishedModel(NamedTuple):
     """One model of a system that was trained."""
 
     model: str  # in the table of published diffusion models
@@ -55,30 +55,36 @@ class Published(NamedTuple):
     """The compute of a system."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[PublishedModel, ...]
     v100_days: float
 
 
 COMPUTE = (
-    Published("ADM, 128²", (Part("adm_imagenet_128", 4_360_000, 256, 0.38),), 521),
-    Published("ADM, 256²", (Part("adm_imagenet_256", 1_980_000, 256, 0.36),), 916),
+    Published("ADM, 128²", (PublishedModel("adm_imagenet_128", 4_360_000, 256, 0.38),), 521),
+    Published("ADM, 256²", (PublishedModel("adm_imagenet_256", 1_980_000, 256, 0.36),), 916),
     Published(
         "ADM, 64² to 256²",
-        (Part("adm_imagenet_64", 540_000, 2048, 0.41), Part("adm_upsampler_64_256", 500_000, 256, 0.30)),
+        (
+            PublishedModel("adm_imagenet_64", 540_000, 2048, 0.41),
+            PublishedModel("adm_upsampler_64_256", 500_000, 256, 0.30),
+        ),
         329,
     ),
     Published(
         "ADM, 128² to 512²",
-        (Part("adm_imagenet_128", 4_360_000, 256, 0.38), Part("adm_upsampler_128_512", 1_050_000, 256, 0.29)),
+        (
+            PublishedModel("adm_imagenet_128", 4_360_000, 256, 0.38),
+            PublishedModel("adm_upsampler_128_512", 1_050_000, 256, 0.29),
+        ),
         1878,
     ),
-    Published("LDM-4, FFHQ", (Part("ldm_ffhq_f4", 635_000, 42, None, "ldm_vq_f4"),), 26),
-    Published("LDM-4, ImageNet", (Part("ldm_imagenet_f4", 178_000, 1200, None, "ldm_vq_f4"),), 271),
-    Published("LDM-8, ImageNet", (Part("ldm_imagenet_f8", 2_900_000, 64, None, "ldm_vq_f8"),), 79),
+    Published("LDM-4, FFHQ", (PublishedModel("ldm_ffhq_f4", 635_000, 42, None, "ldm_vq_f4"),), 26),
+    Published("LDM-4, ImageNet", (PublishedModel("ldm_imagenet_f4", 178_000, 1200, None, "ldm_vq_f4"),), 271),
+    Published("LDM-8, ImageNet", (PublishedModel("ldm_imagenet_f8", 2_900_000, 64, None, "ldm_vq_f8"),), 79),
 )
 
 
-def part_flops(part: Part) -> float:
+def part_flops(part: PublishedModel) -> float:
     """Operations of a whole training, by what is counted of a step."""
     training: AnyTraining = PAPER_DIFFUSION[part.model]
     autoencoder: AutoencoderTraining | None = (
