@@ -57,27 +57,30 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
 
 
 def _sizes(stage: Stage, config: AnyTraining, planned: Sequence[PlannedStage]) -> Sizes:
-    return training_sizes(config, _dataset_info(stage, planned), grid=_tokens_of(stage, "tokens"))
+    images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
+    classes = MANY_CLASSES if images is None else len(images.metadata["classes"])
+    assumed = assumed_dataset_info(stage, [entry.stage for entry in planned], classes=classes)
+    return training_sizes(config, assumed, grid=tokens_of(stage, "tokens"))
 
 
-def _tokens_of(stage: Stage, name: str) -> TokenGrid | None:
+def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
+    """The tokens that a stage is given under this name; None if it is given none."""
     tokens = stage.inputs.get(name)
     tokenizer = tokens.inputs.get("tokenizer") if isinstance(tokens, Stage) else None
     config = tokenizer.config if isinstance(tokenizer, Stage) else None
     return autoencoder_grid(config) if isinstance(config, AutoencoderTraining) else None
 
 
-def _dataset_info(stage: Stage, planned: Sequence[PlannedStage]) -> DatasetInfo:
+def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
     """What the set conditions on, as far as it is known: where it is not, more than it will be."""
-    images = next(entry for entry in planned if isinstance(entry.stage.config, ImagesConfig))
-    assert isinstance(images.stage.config, ImagesConfig)
-    contrastive = next((e.stage.config for e in planned if isinstance(e.stage.config, ContrastiveTraining)), None)
-    text_length = images.stage.config.text_length
+    images = next(other.config for other in stages if isinstance(other.config, ImagesConfig))
+    contrastive = next((other.config for other in stages if isinstance(other.config, ContrastiveTraining)), None)
+    text_length = images.text_length
     return DatasetInfo(
-        num_classes=MANY_CLASSES if images.cached is None else len(images.cached.metadata["classes"]),
-        vocab_size=images.stage.config.vocab_size,
+        num_classes=classes,
+        vocab_size=images.vocab_size,
         text_length=text_length,
-        condition=_tokens_of(stage, "condition"),
+        condition=tokens_of(stage, "condition"),
         image_embedding_dim=FROZEN_DIM if contrastive is None else contrastive.network.embedding_dim,
         text_states_dim=FROZEN_DIM if contrastive is None else contrastive.text.text_dim,
         text_states_length=FROZEN_LENGTH if contrastive is None else text_length,

@@ -94,6 +94,14 @@ def plan_command(
         list[str],
         typer.Option(help="How this cluster would be shared, though it is not here: gpus=64,cpus=512. Repeatable."),
     ] = [],  # noqa: B006
+    gpu: Annotated[str | None, typer.Option(help="What that costs on such GPUs: a100, h100, h200, l4 or l40s.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of an hour of one of them, in any currency.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Share of their peak in bf16 that is used: 0.35 if left out.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="How many the set has, for stages that go through it once.")
+    ] = None,
     only: Annotated[list[str], typer.Option(help="Only this stage. Repeatable.")] = [],  # noqa: B006
     from_: Annotated[str | None, typer.Option("--from", help="This stage and what follows it.")] = None,
     until: Annotated[str | None, typer.Option(help="This stage and what it needs.")] = None,
@@ -104,19 +112,25 @@ def plan_command(
     With --cluster: workers and GPUs of each stage on a cluster that is not here; neither the source of the images nor
     storage is asked. The recipe `published` then stands for all those of papers.
 
+    With --gpu: what each stage costs there. Operations are counted; hours follow from --mfu, which nobody knows before
+    it is measured.
+
     **Examples**
 
     - `cascade plan --set base.seed=1`
     - `cascade plan --recipe adm_imagenet_64_256 --cluster gpus=64,cpus=512`
     - `cascade plan --recipe published --cluster gpus=8 --cluster gpus=64`
+    - `cascade plan --recipe adm_imagenet_256 --cluster gpus=64 --gpu h100 --price 2.5`
+    - `cascade plan --recipe imagenet_class_prior --cluster gpus=64 --gpu h100 --images 1281167`
+    - `cascade plan --recipe published --cluster gpus=64 --gpu h100 --price 2.5`
     """
     from pipelines import driver
-    from pipelines.plan_command import show_plan
+    from pipelines.plan_command import Payment, show_plan
 
     options = driver.RunOptions(
         recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force
     )
-    show_plan(options, cluster, Console())
+    show_plan(options, cluster, Console(), pay=Payment(gpu, price, mfu, images))
 
 
 @app.command()

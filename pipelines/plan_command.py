@@ -1,11 +1,14 @@
 """`cascade plan`: what would run here, or how recipes would share clusters that are not here."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 
 from pipelines import driver
 from pipelines.cluster import Cluster, parse_cluster, this_machine
+from pipelines.cost import UTILIZATION, rate_of, stage_costs
+from pipelines.cost_table import cost_notes, cost_overview, cost_table
 from pipelines.display import plan_table
 from pipelines.preflight import check_batches, trainings
 from pipelines.profiles import Profile, load_profile
@@ -17,15 +20,30 @@ from pipelines.shares import share_cluster
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
+WIDEST = 100  # columns of the table of costs, in a narrow terminal too
 PUBLISHED = "published"  # in the place of a recipe: all of them
 
 
-def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Console) -> None:
-    """Print the plan of a run on this machine; or, of clusters that are not here, how a recipe shares them.
+class Payment(NamedTuple):
+    """What of a cluster's GPUs is told, to say what a run costs on them; None: it is not."""
+
+    gpu: str | None = None  # its name
+    price: float | None = None  # of an hour of one
+    mfu: float | None = None  # share of its peak that is used
+    images: int | None = None  # of the set
+
+
+UNPAID = Payment()
+
+
+def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Console, *, pay: Payment = UNPAID) -> None:
+    """Print the plan of a run on this machine; or, of clusters that are not here, how a recipe shares them, and what
+    it costs there.
 
     For such clusters neither the source nor storage is asked, so keys and what is cached take no part. Raises
     UsageError, in one line, for whatever is written wrongly.
     """
+    check_payment(pay, clusters)
     if not clusters:
         show_keys(options, console)
         return
@@ -37,10 +55,49 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
         workflows = [build_workflow(recipe()) for recipe in paper_recipes().values()]
     else:
         workflows = [build_workflow(load_recipe(options.recipe, options.set))]
-    if len(workflows) == len(told) == 1:
+    if pay.gpu is not None:
+        show_costs(workflows, profile, told[0], options, pay, console)
+    elif len(workflows) == len(told) == 1:
         show_shares(workflows[0], profile, told[0], options, console)
     else:
         console.print("\n".join(overview(workflows, profile, told)), soft_wrap=True, markup=False, highlight=False)
+
+
+def check_payment(pay: Payment, clusters: Sequence[str]) -> None:
+    """Raise UsageError for what says nothing by itself."""
+    if pay.gpu is None and (given := [f"--{name}" for name, value in pay._asdict().items() if value is not None]):
+        raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
+    if pay.gpu is not None and len(clusters) != 1:
+        raise UsageError("--gpu needs one --cluster, as --cluster gpus=64")
+    if pay.images is not None and pay.images < 1:
+        raise UsageError(f"--images must be at least 1, not {pay.images}")
+
+
+def show_costs(
+    workflows: Sequence[Workflow],
+    profile: Profile,
+    cluster: Cluster,
+    options: driver.RunOptions,
+    pay: Payment,
+    console: Console,
+) -> None:
+    """What the stages that are selected cost on a cluster; of several recipes their trainings, as Markdown."""
+    assert pay.gpu is not None
+    rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
+    if cluster.gpus == 0:
+        raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
+    if options.recipe == PUBLISHED:
+        lines = cost_overview(workflows, profile, cluster, rate)
+        console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+        return
+    (workflow,) = workflows
+    shares = share_cluster(workflow, profile, cluster, running=workflow.selected(driver.selection_of(options)))
+    check_batches(workflow, shares)
+    costs = stage_costs(workflow, shares, rate, images=pay.images)
+    table = cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus)
+    console.print(table, width=max(console.width, WIDEST), crop=False)
+    for line in cost_notes(workflow, shares, costs, rate, gpus=cluster.gpus):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def show_keys(options: driver.RunOptions, console: Console) -> None:

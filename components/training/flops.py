@@ -13,7 +13,7 @@ Shapes: B samples of a step, C channels, H W pixels.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,20 +74,31 @@ def step_flops(
     return counter.get_total_flops() + sum(made)
 
 
+class TrainingFlops(NamedTuple):
+    """Operations of a training."""
+
+    step: int  # of its last step, when every loss has begun
+    total: int  # of all steps
+
+
 def training_flops(
     training: AnyTraining,
     dataset_info: DatasetInfo = IMAGES,
     *,
     grid: TokenGrid | None = None,
     columns: Columns | None = None,
-) -> int:
-    """Operations of all steps; those of a VQ-GAN are cheaper until its generator hears the discriminator."""
+) -> TrainingFlops:
+    """Of a step and of all of them: those of a VQ-GAN are cheaper until its generator hears the discriminator.
+
+    Arguments and errors are those of `step_flops`.
+    """
     steps, quiet = training.optimization.total_steps, 0
     if isinstance(training, AutoencoderTraining) and training.losses.adversarial_weight > 0:
         quiet = min(steps, training.losses.discriminator_start)
     known: dict[str, Any] = {"grid": grid, "columns": columns}
-    total = (steps - quiet) * step_flops(training, dataset_info, **known) if quiet < steps else 0
-    return total + (quiet * step_flops(training, dataset_info, **known, step=1) if quiet else 0)
+    last = step_flops(training, dataset_info, **known)
+    first = step_flops(training, dataset_info, **known, step=1) if quiet else last
+    return TrainingFlops(last, quiet * first + (steps - quiet) * last)
 
 
 def encoding_flops(maker: Maker, column: str, dataset_info: DatasetInfo = IMAGES, *, samples: int = 1) -> int:

@@ -43,6 +43,7 @@ class Sizes(NamedTuple):
 
     checkpoint: int  # weights, averages and optimizers
     model: int  # what is left in the end, with the snapshots of a power EMA
+    gradients: int  # of all that is trained, in a step
 
 
 def training_sizes(training: AnyTraining, dataset_info: DatasetInfo, *, grid: TokenGrid | None = None) -> Sizes:
@@ -59,7 +60,8 @@ def training_sizes(training: AnyTraining, dataset_info: DatasetInfo, *, grid: To
     trained = [p for network in (kept, *others) for p in network.parameters() if p.requires_grad]
     weights = _bytes(kept) * (1 + averages) + sum(map(_bytes, others))
     snapshots = sum(is_scheduled(step, config) for step in range(1, config.total_steps + 1)) if averages == 2 else 0
-    return Sizes(weights + MOMENTS * sum(map(_tensor_bytes, trained)), _bytes(kept) * (1 + 2 * snapshots))
+    gradients = sum(map(_tensor_bytes, trained))
+    return Sizes(weights + MOMENTS * gradients, _bytes(kept) * (1 + 2 * snapshots), gradients)
 
 
 def autoencoder_grid(training: AutoencoderTraining) -> TokenGrid:

@@ -1,0 +1,198 @@
+"""Laws of costs: counted operations are those that papers publish, hours and prices follow, the page shows them."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from components.configuration.dataset_info import DatasetInfo
+from components.configuration.diffusion import DiffusionTraining
+from components.training.sizes import training_sizes
+from pipelines import cli
+from pipelines.cluster import parse_cluster
+from pipelines.cost import GPUS, Rate, StageCost, columns_of, longest_path, rate_of, stage_costs
+from pipelines.cost_table import cost_notes, recipe_lines
+from pipelines.profiles import Profile
+from pipelines.publications import (
+    COMPUTE,
+    GMACS,
+    IMAGENET,
+    V100,
+    compute_lines,
+    counted_flops,
+    estimated_v100_days,
+    published_flops,
+)
+from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.shares import share_cluster
+from pipelines.workflow import UsageError, Workflow
+from pipelines.workflows import build_workflow
+
+PAGE = Path(__file__).parents[2] / "docs" / "SPEED.md"
+COMMAND = "cascade plan --recipe published --cluster gpus=64 --gpu h100 --price 2.5"
+H100 = Rate(GPUS["h100"], 0.5, 2.0)
+WITHIN = 0.02
+
+# Dhariwal and Nichol (2021), table 7: images that a V100 at 120 TFLOP/s could train on in a second.
+ADM_IMAGES = {
+    "adm_imagenet_64": 182.3,
+    "adm_imagenet_128": 65.2,
+    "adm_imagenet_256": 17.9,
+    "adm_upsampler_64_256": 31.7,
+    "adm_upsampler_128_512": 8.0,
+}
+# Peebles and Xie (2023), table 4: billions of multiply-adds forward of one 256² image, in latents of 32² x 4.
+DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+DIT_GMACS = {
+    ("S", 8): 0.36,
+    ("S", 4): 1.41,
+    ("S", 2): 6.06,
+    ("B", 8): 1.42,
+    ("B", 4): 5.56,
+    ("B", 2): 23.01,
+    ("L", 8): 5.01,
+    ("L", 4): 19.70,
+    ("L", 2): 80.71,
+    ("XL", 8): 7.39,
+    ("XL", 4): 29.05,
+    ("XL", 2): 118.64,
+}
+
+
+def near(counted: float, published: float) -> bool:
+    return abs(counted / published - 1) < WITHIN
+
+
+def per_image(config: DiffusionTraining, info: DatasetInfo = IMAGENET) -> float:
+    return counted_flops(config, info, None, ()).step / config.optimization.global_batch_size
+
+
+def costs_of(name: str, *, gpus: int = 64, rate: Rate = H100, images: int | None = None):
+    workflow = build_workflow(RECIPES[name]())
+    return workflow, stage_costs(workflow, share_cluster(workflow, Profile(), cluster(gpus)), rate, images=images)
+
+
+def cluster(gpus: int):
+    return parse_cluster(f"gpus={gpus}")
+
+
+@pytest.mark.parametrize(("recipe", "stage"), GMACS)
+def test_operations_of_a_published_network_are_within_two_percent_of_those_published(recipe: str, stage: str):
+    config = build_workflow(paper_recipes()[recipe]()).by_name[stage].config
+    assert isinstance(config, DiffusionTraining)
+    assert near(per_image(config), published_flops(recipe, stage) or 0)
+
+
+@pytest.mark.parametrize("name", ADM_IMAGES)
+def test_operations_of_a_training_of_adm_are_within_two_percent_of_those_published(name: str):
+    assert near(V100 / per_image(PAPER_DIFFUSION[name]), ADM_IMAGES[name])
+
+
+@pytest.mark.parametrize(("size", "patch"), DIT_GMACS)
+def test_operations_of_a_dit_are_within_two_percent_of_those_published(size: str, patch: int):
+    width, layers, heads = DIT_SIZES[size]
+    numbers = {"model_dim": width, "num_layers": layers, "num_heads": heads, "patch_size": patch}
+    numbers |= {"total_steps": 100, "global_batch_size": 256, "learning_rate": 1e-4, "resolution": 32, "in_channels": 4}
+    noise = {"variance": "learned_range", "loss": "hybrid", "min_snr_gamma": None}
+    config = DiffusionTraining.of(network="dit", **numbers, **noise)
+    assert near(per_image(config) / 6e9, DIT_GMACS[size, patch])
+
+
+@pytest.mark.parametrize("system", [system for system in COMPUTE if system.parts[0].utilization], ids=lambda s: s.name)
+def test_v100_days_at_the_published_utilization_are_within_two_percent_of_those_published(system):
+    assert near(estimated_v100_days(system) or 0, system.v100_days)
+
+
+def test_hours_and_price_follow_from_operations_peak_utilization_and_gpus():
+    workflow, (cost,) = costs_of("ddpm_cifar_10")
+    assert cost.gpu_hours == pytest.approx(cost.flops / (989e12 * 0.5) / 3600)
+    assert cost.flops == 800_000 * (cost.step_flops or 0)
+    assert (cost.gpus, cost.hours) == (64, pytest.approx(cost.gpu_hours / 64))
+    notes = "\n".join(cost_notes(workflow, {}, [cost], H100, gpus=64))
+    assert f"{cost.gpu_hours * 2:,.2f}" in notes  # all 64 work
+
+
+def test_bytes_are_those_of_samples_checkpoints_and_state():
+    workflow, (cost,) = costs_of("ddpm_cifar_10")
+    sizes = training_sizes(workflow.by_name["base"].config, DatasetInfo(num_classes=1000))
+    assert cost.read == 800_000 * 128 * 3 * 32**2
+    assert cost.written == 160 * sizes.checkpoint + sizes.model
+    assert cost.memory == sizes.checkpoint + sizes.gradients == 5 * 4 * 35_746_307
+
+
+def test_frozen_networks_are_counted_where_a_training_runs_them_at_each_step_and_not_where_they_ran_before():
+    at_each = build_workflow(RECIPES["ldm_imagenet_f8"]()).by_name["base"]
+    assert [*columns_of(at_each)] == ["latents"]
+    dalle2 = build_workflow(RECIPES["dalle2"]())
+    made = {column for stage in dalle2.stages if stage.name == "precompute" for column in stage.config.columns}
+    for name in ("diffusion_prior", "base"):
+        assert not made & columns_of(dalle2.by_name[name]).keys()
+    assert made
+
+
+def test_stages_that_go_through_the_set_once_are_counted_when_its_size_is_told():
+    assert {cost.stage for cost in costs_of("openmoji")[1]}.isdisjoint({"tokens"})
+    once, twice = (
+        next(cost for cost in costs_of("openmoji", images=images)[1] if cost.stage == "tokens")
+        for images in (1000, 2000)
+    )
+    assert (2 * once.flops, 2 * (once.read or 0), 2 * once.written) == (twice.flops, twice.read, twice.written)
+
+
+def test_the_longest_path_is_that_of_the_stages_that_wait_for_each_other_the_longest():
+    workflow = build_workflow(RECIPES["adm_imagenet_64_256"]())
+    hours = {"classifier": 1.0, "base": 5.0, "upsampler_256": 7.0}
+    costs = [StageCost(name, 1, 1, 0, 1, 1, 1, 1, 1, own, own) for name, own in hours.items()]
+    assert longest_path(workflow, costs) == (["upsampler_256"], 7.0)
+    chain = build_workflow(RECIPES["ldm_imagenet_f4"]())
+    costs = [StageCost(name, 1, 1, 0, 1, 1, 1, 1, 1, 2.0, 2.0) for name in ("tokenizer", "base")]
+    assert longest_path(chain, costs) == (["tokenizer", "base"], 4.0)
+    assert longest_path(Workflow("empty", workflow.stages), []) == ([], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--gpu", "h101", "--cluster", "gpus=8"], "--gpu: unknown 'h101'; did you mean 'h100'?"),
+        (["--gpu", "h100"], "--gpu needs one --cluster"),
+        (["--gpu", "h100", "--cluster", "cpus=8"], "--gpu needs a cluster with GPUs"),
+        (["--price", "2"], "--price needs --gpu"),
+        (["--gpu", "h100", "--cluster", "gpus=8", "--mfu", "1.5"], "--mfu must be above 0 and at most 1"),
+        (["--gpu", "h100", "--cluster", "gpus=8", "--price", "-1"], "--price must be at least 0"),
+        (["--gpu", "h100", "--cluster", "gpus=8", "--images", "0"], "--images must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str):
+    result = CliRunner().invoke(cli.app, ["plan", "--recipe", "smoke", *arguments])
+    assert isinstance(result.exception, UsageError)
+    assert line in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_the_plan_says_what_each_stage_costs():
+    result = CliRunner().invoke(cli.app, ["plan", "--recipe", "ddpm_cifar_10", *COMMAND.split()[4:]])
+    assert result.exit_code == 0, result.exception
+    for text in ("base", "GPU-hours", "714.9 MB", "Longest path: base", "64 GPUs: h100 at 35 % of 989 TFLOP/s"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize("name", paper_recipes())
+def test_the_page_shows_what_the_command_prints_of_each_published_recipe(name: str):
+    workflow = build_workflow(paper_recipes()[name]())
+    table = recipe_lines(workflow, Profile(), cluster(64), rate_of("h100", price=2.5))
+    missing = [line for line in table if line not in PAGE.read_text()]
+    assert not missing, f"docs/SPEED.md is not what `{COMMAND}` prints"
+    assert COMMAND in PAGE.read_text()
+
+
+def test_the_page_shows_no_other_recipe():
+    shown = {
+        line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and line.count("|") == 10
+    }
+    assert shown == paper_recipes().keys()
+
+
+def test_the_page_shows_the_compute_of_published_systems():
+    assert "\n".join(compute_lines()) in PAGE.read_text()
