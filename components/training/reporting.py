@@ -1,7 +1,10 @@
 """What one worker tells while it trains: progress about once a second, metrics every log_every steps, images."""
 
+import math
 import time
 from collections.abc import Iterator
+
+from torch import Tensor
 
 from components import events
 from components.configuration.optimization import OptimizationConfig
@@ -9,6 +12,7 @@ from components.training.loop import Arrays, Batch, Metrics, Task
 from components.training.optim import learning_rate
 from components.training.parallel import Worker, average_metrics
 from components.training.system_metrics import system_metrics
+from components.transfer import ToldLater
 
 PROGRESS_INTERVAL = 1.0  # seconds
 
@@ -23,6 +27,8 @@ class Reporter:
         self.start_step = start_step
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
+        self.told: ToldLater | None = None  # a loss that is on its way from the device
+        self.known = math.nan
         self.waited = 0.0  # seconds spent waiting for data since the last log
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -44,7 +50,17 @@ class Reporter:
                 values |= self.speed(step) | system_metrics()
                 self.recorder.emit(events.Metrics(self.stage, step, values))
         if self.worker.rank == 0 and (last or time.monotonic() - self.progress_at >= PROGRESS_INTERVAL):
-            self.progress(step, float(metrics["loss"]))
+            self.progress(step, self.latest(metrics["loss"]))
+
+    def latest(self, loss: Tensor) -> float:
+        """The loss of this step on a CPU; elsewhere the last one that is known without waiting for the device."""
+        if loss.device.type == "cpu":
+            return float(loss)
+        if self.told is not None and self.told.has_arrived:
+            self.known = float(self.told.read())
+        if self.told is None or self.told.has_arrived:
+            self.told = ToldLater(loss)
+        return self.known
 
     def progress(self, step: int, loss: float) -> None:
         now = time.monotonic()

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from components.ray_internals import get_train_context
 from components.sampling.device import native_bf16
 from components.sampling.gray import ColorError
 from components.storage.store import SCRATCH, DamagedFileError, Store
-from components.training.batches import to_batch
+from components.training.batches import batches_ahead
 from components.training.checkpoint import read_checkpoint, refuse_non_finite, write_checkpoint, write_digests
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
@@ -207,12 +207,17 @@ def rank_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterat
     else:
         shard = ray.train.get_dataset_shard("train")
         rows = shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
+    yield from batches_ahead(in_place(rows, size, worker, start_step=start_step), worker.device)
+
+
+def in_place(rows: Iterable[Arrays], size: int, worker: Worker, *, start_step: int) -> Iterator[Arrays]:
+    """The same rows. Raises RuntimeError where they are not those of this rank at its step."""
+    share = worker.share(size)
     for step, arrays in enumerate(rows, start=start_step):
-        batch = to_batch(arrays, worker.device)
         expected = step * size + worker.rank * share
         if int(arrays["position"][0]) != expected or len(arrays["position"]) != share:
             raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
-        yield batch
+        yield arrays
 
 
 class Saver:
