@@ -105,7 +105,9 @@ def classifier_config(**changes: Any) -> ClassifierTraining:
     return ClassifierTraining.of(**(SHARED | numbers | changes))
 
 
-def classifier_task(config: ClassifierTraining, *, max_batch_per_device: int | None = None) -> ClassifierTask:
-    task = ClassifierTask(config, dataset_info=DATASET_INFO)
+def classifier_task(
+    config: ClassifierTraining, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
+) -> ClassifierTask:
+    task = ClassifierTask(config, dataset_info=DATASET_INFO, worker=worker)
     task.max_batch = max_batch_per_device
     return task

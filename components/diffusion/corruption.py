@@ -7,7 +7,7 @@ Images are float (B, C, H, W) in [-1, 1].
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.diffusion.schedule import Schedule, gather
+from components.diffusion.schedule import Schedule
 
 
 def downsample(image: Tensor, size: int) -> Tensor:
@@ -28,8 +28,8 @@ def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_le
         noise_level: (B,) int64 in [0, T), one for each sample. It counts noising steps: 0 leaves the image as it is,
             and a higher level hides more of it.
     """
-    previous = schedule.alphas_cumprod_prev  # at index n: what is left of the signal after n steps
-    signal, sigma = gather(previous.sqrt(), noise_level, low_res), gather((1 - previous).sqrt(), noise_level, low_res)
+    # At index n: what is left of the signal after n steps.
+    signal, sigma = (schedule.at(name, noise_level, low_res) for name in ("signal_before", "sigma_before"))
     return signal * low_res + sigma * noise
 
 

@@ -8,6 +8,7 @@ No random number is drawn here. Images are float (B, 3, H, W) in [-1, 1].
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from components.diffusion.corruption import downsample, quantize_8_bit, upsample
 from components.diffusion.masks import border_mask, inpainting_mask
+from components.transfer import to_device
 
 TASKS = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
 MASK_TASKS = ("inpainting", "uncropping")  # those that keep some pixels as they are
@@ -58,18 +60,19 @@ def degrade(
         image: (B, 3, S, S).
         compressed: (B, 3, S, S), what JPEG leaves of each; looked at where the task is jpeg.
         tasks: B names.
-        numbers: (B, NUMBERS) draws in [0, 1), what is not given by the task is decided by.
+        numbers: (B, NUMBERS) draws in [0, 1) on the host, what is not given by the task is decided by.
         noise: (B, 3, S, S) standard normal, fills masks.
         mask_area: least and greatest share of an image that rectangles and borders hide.
         factors: of super-resolution, one is drawn.
     """
-    images, masks = [], []
+    images, size = [], image.shape[-1]
+    drawn = [_mask(task, draws, size, mask_area) for task, draws in zip(tasks, numbers.tolist(), strict=True)]
+    masks = to_device(torch.cat(drawn), image.device).to(image.dtype)
     for row, (task, draws) in enumerate(zip(tasks, numbers.tolist(), strict=True)):
-        whole, size = image[row : row + 1], image.shape[-1]
-        mask = _mask(task, draws, size, mask_area).to(whole)
+        whole = image[row : row + 1]
         match task:
             case "inpainting" | "uncropping":
-                left = fill_mask(whole, mask, noise[row : row + 1])
+                left = fill_mask(whole, masks[row : row + 1], noise[row : row + 1])
             case "colorization":
                 left = gray(whole)
             case "jpeg":
@@ -79,16 +82,15 @@ def degrade(
             case _:
                 raise ValueError(f"unknown task {task!r}: choose {' or '.join(TASKS)}")
         images.append(left)
-        masks.append(mask)
-    return Degraded(torch.cat(images), torch.cat(masks))
+    return Degraded(torch.cat(images), masks)
 
 
-def _mask(task: str, draws: Sequence[float], size: int, area: tuple[float, float]) -> Tensor:  # (1, 1, S, S)
+def _mask(task: str, draws: Sequence[float], size: int, area: tuple[float, float]) -> Tensor:  # (1, 1, S, S) bool
     if task == "inpainting":
         return inpainting_mask(draws, size, area=area)[None, None]
     if task == "uncropping":
         return border_mask(draws, size, area=area)[None, None]
-    return torch.ones(1, 1, size, size)
+    return torch.ones(1, 1, size, size, dtype=torch.bool)
 
 
 def fill_mask(image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
@@ -96,9 +98,15 @@ def fill_mask(image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
     return torch.where(mask > 0, noise, image)
 
 
+@cache
+def _luma(device: torch.device) -> Tensor:  # (1, 3, 1, 1) float64, sent there once
+    with torch.inference_mode(mode=False):
+        return to_device(torch.tensor(LUMA, dtype=torch.float64).reshape(1, 3, 1, 1), device)
+
+
 def gray(image: Tensor) -> Tensor:
     """The luma in three equal channels, of 8 bits as a gray image on disk."""
-    weights = torch.tensor(LUMA, device=image.device, dtype=image.dtype).reshape(1, 3, 1, 1)
+    weights = _luma(image.device).to(image.dtype)
     return repeat(quantize_8_bit((image * weights).sum(dim=1, keepdim=True)), "b 1 h w -> b 3 h w").contiguous()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from components.diffusion.gaussian import discretized_gaussian_nll, interpolated_log_variance, normal_kl
-from components.diffusion.schedule import Schedule, expand, gather
+from components.diffusion.schedule import Schedule, expand
 from components.diffusion.trajectory import Spacing, Trajectory, karras_sigmas, spaced_timesteps, with_clean_end
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -62,7 +62,7 @@ class DiscreteObjective:
         """As in `Objective`; between two steps the logarithm of sigma / signal is interpolated."""
         if not time.is_floating_point():
             return self.schedule.signal_and_noise(time, like)
-        table = noise_levels(self.schedule).log().to(time.device)
+        table = self.schedule.table("log_noise_levels", time.device)
         below = time.double().floor().long().clamp(0, len(table) - 1)
         above = (below + 1).clamp(max=len(table) - 1)
         weight = time.double() - below
@@ -139,10 +139,9 @@ class DiscreteObjective:
 
     def log_variance_at(self, output: Tensor, *, like: Tensor, time: Tensor) -> Tensor:
         """Log variance of the reverse step at time (B,) int64, (B, 1 or C, ...)."""
-        small, large = self.schedule.posterior_log_variance_clipped, self.schedule.betas.log()
-        if self.variance == "fixed_large":  # its first entry would cost likelihood (Improved DDPM's code)
-            large = torch.cat([small[:1], large[1:]])
-        return self.log_variance(output, like=like, small=gather(small, time, like), large=gather(large, time, like))
+        small = self.schedule.at("posterior_log_variance_clipped", time, like)
+        large = self.schedule.at("log_betas_clipped" if self.variance == "fixed_large" else "log_betas", time, like)
+        return self.log_variance(output, like=like, small=small, large=large)
 
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         """As in `Objective`; "karras" goes between training steps, to levels with rho = 7.

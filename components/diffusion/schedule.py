@@ -5,11 +5,13 @@ Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from components.transfer import to_device
 
 ScheduleName = Literal["linear", "scaled_linear", "cosine"]
 
@@ -33,6 +35,7 @@ class Schedule:
 
     betas: Tensor
     timesteps: Tensor
+    kept: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_betas(self.betas[:-1] if self.betas[-1] == 1 else self.betas)
@@ -49,6 +52,43 @@ class Schedule:
         return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
 
     @property
+    def signal(self) -> Tensor:  # (T,)
+        return self.alphas_cumprod.sqrt()
+
+    @property
+    def sigma(self) -> Tensor:  # (T,)
+        return (1 - self.alphas_cumprod).sqrt()
+
+    @property
+    def signal_before(self) -> Tensor:  # (T,)
+        return self.alphas_cumprod_prev.sqrt()
+
+    @property
+    def sigma_before(self) -> Tensor:  # (T,)
+        return (1 - self.alphas_cumprod_prev).sqrt()
+
+    @property
+    def signal_to_noise(self) -> Tensor:  # (T,)
+        alphas_cumprod = self.alphas_cumprod
+        return alphas_cumprod / (1 - alphas_cumprod)
+
+    @property
+    def log_noise_levels(self) -> Tensor:  # (T,) of sigma / signal
+        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt().log()
+
+    @property
+    def log_sigma_squared(self) -> Tensor:  # (T,)
+        return (1 - self.alphas_cumprod).log()
+
+    @property
+    def posterior_of_x_0(self) -> Tensor:  # (T,) what x_0 counts in the mean of the posterior
+        return self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
+
+    @property
+    def posterior_of_x_t(self) -> Tensor:  # (T,) what x_t counts there
+        return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
+
+    @property
     def posterior_variance(self) -> Tensor:  # (T,)
         """Variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020), equation 7. It is 0 at index 0."""
         return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
@@ -60,10 +100,28 @@ class Schedule:
         first = variance[1:2] if len(self) > 1 else self.betas
         return torch.cat([first, variance[1:]]).log()
 
+    @property
+    def log_betas(self) -> Tensor:  # (T,)
+        return self.betas.log()
+
+    @property
+    def log_betas_clipped(self) -> Tensor:  # (T,) its first entry would cost likelihood (Improved DDPM's code)
+        return torch.cat([self.posterior_log_variance_clipped[:1], self.log_betas[1:]])
+
+    def table(self, name: str, device: torch.device) -> Tensor:
+        """The table (T,) of that name on `device`: made and sent there once, since whoever sends waits."""
+        if (name, device) not in self.kept:
+            with torch.inference_mode(mode=False):  # what sampling keeps a training may use
+                self.kept[name, device] = to_device(getattr(self, name), device)
+        return self.kept[name, device]
+
+    def at(self, name: str, timesteps: Tensor, like: Tensor) -> Tensor:
+        """The table of that name at timesteps (B,) as (B, 1, ...), cast last so that no precision is lost before."""
+        return expand(self.table(name, timesteps.device)[timesteps], like)
+
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), (B,) float32, at timesteps (B,) int64."""
-        alphas_cumprod = self.alphas_cumprod
-        return (alphas_cumprod / (1 - alphas_cumprod)).to(timesteps.device)[timesteps].float()
+        return self.table("signal_to_noise", timesteps.device)[timesteps].float()
 
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Draw x_t from q(x_t | x_0), Ho et al. (2020), equation 4.
@@ -77,16 +135,12 @@ class Schedule:
 
     def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod), each (B, 1, ...) with the dtype of `like`."""
-        alphas_cumprod = self.alphas_cumprod
-        return gather(alphas_cumprod.sqrt(), timesteps, like), gather((1 - alphas_cumprod).sqrt(), timesteps, like)
+        return self.at("signal", timesteps, like), self.at("sigma", timesteps, like)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Posterior:
         """q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7; x_0 and x_t (B, ...), timesteps (B,) int64."""
-        previous = self.alphas_cumprod_prev
-        coef_x_0 = self.betas * previous.sqrt() / (1 - self.alphas_cumprod)
-        coef_x_t = (1 - previous) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
-        mean = gather(coef_x_0, timesteps, x_t) * x_0 + gather(coef_x_t, timesteps, x_t) * x_t
-        return Posterior(mean, gather(self.posterior_log_variance_clipped, timesteps, x_t))
+        mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
+        return Posterior(mean, self.at("posterior_log_variance_clipped", timesteps, x_t))
 
     def respaced(self, indices: list[int]) -> "Schedule":
         """Keep only these steps: betas are recomputed so that alphas_cumprod is unchanged at each one kept.
@@ -100,11 +154,6 @@ class Schedule:
         alphas_cumprod = self.alphas_cumprod[kept]
         previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         return Schedule(betas=1 - alphas_cumprod / previous, timesteps=self.timesteps[kept])
-
-
-def gather(table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
-    """Look up table (T,) at timesteps (B,) as (B, 1, ...), cast last so that no precision is lost before."""
-    return expand(table.to(timesteps.device)[timesteps], like)
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:

@@ -18,42 +18,51 @@ class LossHistory(NamedTuple):
     counts: Tensor  # (T,) int64 in [0, K], how many of them there are
 
 
-def empty_history(num_train_timesteps: int) -> LossHistory:
+def empty_history(num_train_timesteps: int, device: torch.device | str = "cpu") -> LossHistory:
     return LossHistory(
-        losses=torch.zeros(num_train_timesteps, KEPT, dtype=torch.float64),
-        counts=torch.zeros(num_train_timesteps, dtype=torch.int64),
+        losses=torch.zeros(num_train_timesteps, KEPT, dtype=torch.float64, device=device),
+        counts=torch.zeros(num_train_timesteps, dtype=torch.int64, device=device),
     )
 
 
 def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHistory:
-    """The history with the losses (B,) at timesteps (B,), in their order; what is not finite is left out."""
-    kept, counts = history.losses.clone(), history.counts.clone()
-    for timestep, loss in zip(timesteps.tolist(), losses.double().cpu(), strict=True):
-        if not loss.isfinite():
-            continue
-        if counts[timestep] == KEPT:
-            kept[timestep] = torch.cat([kept[timestep, 1:], loss[None]])
-        else:
-            kept[timestep, counts[timestep]] = loss
-            counts[timestep] += 1
-    return LossHistory(kept, counts)
+    """The history with the losses (B,) at timesteps (B,), in their order; what is not finite is left out.
+
+    All on the device of the history: of each step the new losses follow the old ones, and the last K stay.
+    """
+    total, counts = len(history.counts), history.counts
+    finite = losses.isfinite()
+    new = torch.zeros_like(counts).index_add_(0, timesteps, finite.long())  # (T,)
+    left_out = (counts + new - KEPT).clamp(min=0)  # (T,) of the oldest
+    place = torch.arange(KEPT, device=counts.device) + left_out[:, None]  # (T, K), where each of them was before
+    kept = torch.where(place < counts[:, None], history.losses.gather(1, place.clamp(max=KEPT - 1)), 0.0)
+    column = counts[timesteps] + earlier(timesteps, finite) - left_out[timesteps]  # (B,)
+    spare = total * KEPT  # what is left out goes there
+    target = torch.where(finite & (column >= 0), timesteps * KEPT + column, spare)
+    flat = torch.cat([kept.flatten(), kept.new_zeros(1)]).scatter(0, target, losses.double())
+    return LossHistory(flat[:spare].view(total, KEPT), (counts + new).clamp(max=KEPT))
+
+
+def earlier(timesteps: Tensor, finite: Tensor) -> Tensor:
+    """How many finite losses of the same step come before each, (B,)."""
+    same = (timesteps[:, None] == timesteps) & finite  # (B, B)
+    return same.tril(-1).sum(dim=1)
 
 
 def probabilities(history: LossHistory) -> Tensor:
     """Of each step, (T,) float64: proportional to the root of its mean squared loss, once all steps have K losses."""
     total = len(history.counts)
-    even = torch.full((total,), 1 / total, dtype=torch.float64)
-    if bool((history.counts < KEPT).any()):
-        return even
+    even = torch.full((total,), 1 / total, dtype=torch.float64, device=history.counts.device)
     moments = history.losses.square().mean(dim=1).sqrt()
-    return (1 - UNIFORM_SHARE) * moments / moments.sum() + UNIFORM_SHARE * even
+    uneven = (1 - UNIFORM_SHARE) * moments / moments.sum() + UNIFORM_SHARE * even
+    return torch.where((history.counts < KEPT).any(), even, uneven)
 
 
 def draw_timesteps(history: LossHistory, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Steps (B,) int64 from numbers (B,) in [0, 1), and the weights (B,) float32 of their losses, 1 / (T p), with which
-    their mean is that of an even draw."""
+    their mean is that of an even draw; all on one device."""
     chances = probabilities(history)
     edges = chances.cumsum(0)
-    timesteps = torch.searchsorted(edges, uniform.double().cpu(), right=True).clamp(max=len(chances) - 1)
+    timesteps = torch.searchsorted(edges, uniform.double(), right=True).clamp(max=len(chances) - 1)
     weights = 1 / (len(chances) * chances[timesteps])
-    return timesteps.to(uniform.device), weights.float().to(uniform.device)
+    return timesteps, weights.float()

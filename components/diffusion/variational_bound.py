@@ -17,7 +17,7 @@ from torch import Tensor
 
 from components.diffusion.discrete import DiscreteObjective
 from components.diffusion.gaussian import normal_kl
-from components.diffusion.schedule import Schedule, gather
+from components.diffusion.schedule import Schedule
 from components.diffusion.trajectory import spaced_timesteps
 
 
@@ -69,7 +69,7 @@ def bound(
     for index in range(len(schedule)):
         time = torch.full((len(x_0),), index, device=x_0.device)
         x_t = strided.add_noise(x_0, noise(index), time)
-        output = denoise(x_t, schedule.timesteps.to(x_0.device)[time])
+        output = denoise(x_t, schedule.table("timesteps", x_0.device)[time])
         terms.append(strided.bits(output, x_0=x_0, x_t=x_t, time=time, clip=clip))
     return Bound(prior=prior_bits(schedule, x_0), terms=torch.stack(terms, dim=1))
 
@@ -78,7 +78,7 @@ def prior_bits(schedule: Schedule, x_0: Tensor) -> Tensor:
     """KL divergence of q(x_T | x_0) from a standard normal in bits/dim, (B,)."""
     last = torch.full((len(x_0),), len(schedule) - 1, device=x_0.device)
     signal, _ = schedule.signal_and_noise(last, x_0)
-    log_variance = gather((1 - schedule.alphas_cumprod).log(), last, x_0)
+    log_variance = schedule.at("log_sigma_squared", last, x_0)
     zero = torch.zeros_like(x_0)
     nats = normal_kl(signal * x_0, log_variance, zero, zero)
     return nats.mean(dim=tuple(range(1, x_0.ndim))) / math.log(2)

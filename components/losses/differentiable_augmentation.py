@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.transfer import to_device
+
 DRAWS = ("brightness", "saturation", "contrast", "shift_y", "shift_x", "cut_y", "cut_x")  # of each image
 SHIFT, CUT = 1 / 8, 1 / 2  # of the side
 
@@ -19,9 +21,10 @@ def augment(image: Tensor, *, draws: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] -> the same shape, with gradient; each is a function of its own draws alone.
 
     Args:
-        draws: uniform numbers in [0, 1), (B, 7), in the order of DRAWS.
+        draws: uniform numbers in [0, 1), (B, 7), in the order of DRAWS, on the host: it cuts where they say.
     """
-    brightness, saturation, contrast, shift_y, shift_x, cut_y, cut_x = draws.unbind(1)
+    shift_y, shift_x = draws[:, 3], draws[:, 4]
+    brightness, saturation, contrast, _, _, cut_y, cut_x = to_device(draws, image.device).unbind(1)
     image = jitter_color(image, brightness=brightness - 0.5, saturation=2 * saturation, contrast=contrast + 0.5)
     height, width = image.shape[2:]
     image = shift(image, down=_shift(shift_y, height), right=_shift(shift_x, width))
@@ -38,7 +41,7 @@ def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contr
 
 
 def shift(image: Tensor, *, down: Tensor, right: Tensor) -> Tensor:
-    """Move each image by whole pixels (B,) int64, at most an eighth of its side; what comes in is 0."""
+    """Move each image by whole pixels (B,) int64 on the host, at most an eighth of its side; what comes in is 0."""
     height, width = image.shape[2:]
     pad_y, pad_x = _largest(height), _largest(width)
     padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y))

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, distributed, nn
 
 from components.models.bottleneck import Encoded
+from components.transfer import to_device
 
 KMEANS_STEPS = 10
 
@@ -99,6 +100,7 @@ class EMAQuantizer(nn.Module):
         self.register_buffer("ema_count", torch.ones(codebook_size))
         self.register_buffer("ema_sum", codebook.clone())
         self.register_buffer("initialized", torch.tensor(False))
+        self.has_started = False  # what the host knows of `initialized`
 
     def forward(self, z_e: Tensor) -> Encoded:
         """Replace each latent of `z_e` (B, C, h, w) by its nearest code."""
@@ -117,40 +119,44 @@ class EMAQuantizer(nn.Module):
         return rearrange(self.codebook[indices], "b h w c -> b c h w").contiguous()
 
     @torch.no_grad()
-    def update_codebook(self, latents: Tensor, *, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def update_codebook(
+        self, latents: Tensor, *, indices: Tensor, generator: torch.Generator, taken: Tensor | None = None
+    ) -> Tensor:
         """One EMA step of the codebook over the latents of all ranks; dead codes restart at latents of this batch.
 
-        The first call takes every code for dead: that is the initialization from data.
+        The first call takes every code for dead: that is the initialization from data. The host doesn't ask the device
+        which codes are dead, but where k-means waits for its first call.
 
         Args:
             latents: (N, C) fp32, `Encoded.latents`; the same N on every rank. Micro-batches are concatenated.
             indices: N integers in any shape, `Encoded.indices` of the same latents.
             generator: CPU generator in the same state on every rank, derived from (seed, step).
+            taken: () bool; where it is false nothing moves.
 
         Returns:
             () int64, the number of codes that were restarted.
         """
+        taken = torch.ones_like(self.initialized) if taken is None else taken
         counts, sums = self._sum_over_ranks(latents, indices.flatten())
-        first = not self.initialized
-        if first:
-            dead = torch.ones_like(self.ema_count, dtype=torch.bool)
-            self.initialized.fill_(True)
-        else:
-            self.ema_count.lerp_(counts, 1 - self.codebook_decay)
-            self.ema_sum.lerp_(sums, 1 - self.codebook_decay)
-            self.codebook.copy_(self._normalize(self.ema_sum / self._smoothed_count()))
-            dead = self.ema_count < self.dead_code_threshold * self.ema_count.mean()
-        kmeans = first and self.codebook_init == "kmeans"
-        self._restart(dead, latents=latents, count=counts.mean(), generator=generator, kmeans=kmeans)
-        return dead.sum()
+        ema_count = self.ema_count.lerp(counts, 1 - self.codebook_decay)
+        ema_sum = self.ema_sum.lerp(sums, 1 - self.codebook_decay)
+        codebook = self._normalize(ema_sum / self._smoothed(ema_count))
+        dead = ~self.initialized | (ema_count < self.dead_code_threshold * ema_count.mean())
+        chosen, count = self._restarts(dead, latents=latents, generator=generator), counts.mean()
+        # Without the last line the old average would overwrite the new vector in the next step (espnet #6284).
+        self.codebook.copy_(torch.where(taken, torch.where(dead[:, None], chosen, codebook), self.codebook))
+        self.ema_count.copy_(torch.where(taken, torch.where(dead, count, ema_count), self.ema_count))
+        self.ema_sum.copy_(torch.where(taken, torch.where(dead[:, None], chosen * count, ema_sum), self.ema_sum))
+        self.initialized.logical_or_(taken)
+        return (dead & taken).sum()
 
     def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_normalize else vectors
 
-    def _smoothed_count(self) -> Tensor:
-        """Laplace smoothing (N + eps) / (sum N + K eps) * sum N, as a column (K, 1)."""
-        eps, total = 1e-5, self.ema_count.sum()
-        return ((self.ema_count + eps) / (total + self.codebook_size * eps) * total)[:, None]
+    def _smoothed(self, counts: Tensor) -> Tensor:
+        """Laplace smoothing (N + eps) / (sum N + K eps) * sum N of counts (K,), as a column (K, 1)."""
+        eps, total = 1e-5, counts.sum()
+        return ((counts + eps) / (total + self.codebook_size * eps) * total)[:, None]
 
     def _sum_over_ranks(self, latents: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Count and sum of the latents of each code, over all ranks: (K,), (K, C).
@@ -162,24 +168,27 @@ class EMAQuantizer(nn.Module):
             distributed.all_reduce(totals)
         return totals[:, 0].float(), totals[:, 1:].float()
 
-    def _restart(
-        self, dead: Tensor, *, latents: Tensor, count: Tensor, generator: torch.Generator, kmeans: bool
-    ) -> None:
-        """Move the codes of `dead` (K,) onto latents of the batch, and their EMA state with them.
+    def _restarts(self, dead: Tensor, *, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """Where each code of `dead` (K,) restarts, (K, C): latents of the batch in random order, or their clusters.
+        What stands at other codes means nothing.
 
-        Without the second half the old average would overwrite the new vector in the next step (espnet #6284).
+        More dead codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
         """
-        num_dead = int(dead.sum())
-        if num_dead == 0:
-            return
-        pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
-        # More codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
-        chosen = draw_latents(pool, num_dead, generator=generator)
-        if kmeans:
-            chosen = self._cluster(pool, centers=chosen)
-        self.codebook[dead] = chosen
-        self.ema_count[dead] = count
-        self.ema_sum[dead] = chosen * count
+        if self._starts_by_kmeans():
+            pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
+            return self._cluster(pool, centers=draw_latents(pool, len(dead), generator=generator))
+        total = len(latents) * _world_size()
+        if total == 0:
+            return self.codebook
+        order = to_device(torch.randperm(total, generator=generator), latents.device)
+        return rows_of_ranks(latents, order[(dead.cumsum(0) - 1) % total])
+
+    def _starts_by_kmeans(self) -> bool:
+        """Whether no update was taken yet and the first one clusters; asks the device until there was one."""
+        if self.codebook_init != "kmeans" or self.has_started:
+            return False
+        self.has_started = bool(self.initialized)
+        return not self.has_started
 
     def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
         """k-means of `points` (P, C) from `centers` (K, C): (K, C); a center that no point is nearest to stays.
@@ -231,10 +240,28 @@ def gather_over_ranks(latents: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def rows_of_ranks(latents: Tensor, places: Tensor) -> Tensor:
+    """Rows `places` (K,) of the latents (N, C) of all ranks, the same N on all, rank 0's first: (K, C).
+
+    Each rank gives its own and all are added, so that as much goes over the wire with many ranks as with two.
+    """
+    if not distributed.is_initialized():
+        return latents[places]
+    own = places - distributed.get_rank() * len(latents)
+    is_own = (own >= 0) & (own < len(latents))
+    rows = torch.where(is_own[:, None], latents[own.clamp(0, len(latents) - 1)], 0.0)
+    distributed.all_reduce(rows)
+    return rows
+
+
+def _world_size() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def draw_latents(pool: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
     """`count` latents of (N, C), each once before any comes twice: (count, C)."""
     order = torch.randperm(len(pool), generator=generator)[torch.arange(count) % len(pool)]
-    return pool[order.to(pool.device)]
+    return pool[to_device(order, pool.device)]
 
 
 def codebook_histogram(indices: Tensor, *, codebook_size: int) -> Tensor:

@@ -41,6 +41,7 @@ PACKED = (
     "sampling",
     "storage/__init__.py",
     "storage/bundle.py",
+    "transfer.py",
 )
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"

@@ -22,7 +22,8 @@ def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Te
     """Random crops of (B, 3, H, W): each moved by up to max_shift pixels each way, its edge repeated where it left."""
     if max_shift == 0:
         return image
-    top, left = (sample_integers(seed, position, stream=f"shift_{axis}", high=2 * max_shift + 1) for axis in ("y", "x"))
+    draws = {"high": 2 * max_shift + 1, "device": image.device}
+    top, left = (sample_integers(seed, position, stream=f"shift_{axis}", **draws) for axis in ("y", "x"))
     padded = F.pad(image, [max_shift] * 4, mode="replicate")
     rows = top[:, None] + torch.arange(image.shape[2], device=image.device)  # (B, H)
     columns = left[:, None] + torch.arange(image.shape[3], device=image.device)  # (B, W)
@@ -33,12 +34,12 @@ def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Te
 
 def mirrored(image: Tensor, position: Tensor, *, seed: int) -> Tensor:
     """Every second one of (B, 3, H, W), drawn at random, with left and right exchanged."""
-    mirror = sample_integers(seed, position, stream="mirror", high=2) == 1
+    mirror = sample_integers(seed, position, stream="mirror", high=2, device=image.device) == 1
     return torch.where(mirror[:, None, None, None], image.flip(3), image)
 
 
 class Windows(NamedTuple):
-    """A square window of each image."""
+    """A square window of each image; its place is known on the host, which cuts."""
 
     top: Tensor  # (B,) int64
     left: Tensor  # (B,) int64

@@ -1,5 +1,9 @@
 """From the rows that data readers give to the batches that tasks take; and small PNG grids of what a model makes."""
 
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -8,34 +12,89 @@ from torch import Tensor
 from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import from_uint8, to_uint8
 from components.training.loop import Arrays, Batch
+from components.transfer import to_device
 
 IMAGES = ("image", "condition_image")
 ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # made beforehand
 TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
+ON_HOST = ("position", "task")
 SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, so that a browser shows them as they are
+
+Item = TypeVar("Item")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
     """Arrays by name -> tensors on `device`; images uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], what
     frozen networks made beforehand to float32, the rest to int64.
 
-    Columns that no task reads (captions, keys) are left out. A column of rows comes as objects from some readers.
+    What the host reads, to draw and to choose by, stays there. Columns that no task reads (captions, keys) are left
+    out. A column of rows comes as objects from some readers.
     """
     batch = {}
     for name in TENSORS:
         if name in rows:
-            column = rows[name]
-            stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
-            tensor = torch.from_numpy(stacked if stacked.flags.writeable else stacked.copy()).to(device)
+            tensor = to_device(tensor_of(rows[name]), "cpu" if name in ON_HOST else device)
             batch[name] = from_uint8(tensor) if name in IMAGES else tensor.float() if name in ARRAYS else tensor.long()
     return batch
+
+
+def tensor_of(column: np.ndarray) -> Tensor:
+    """The column without a copy, if it is no column of objects. Readers give memory that must not be written to: no
+    task writes to its batch."""
+    stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(stacked)
+
+
+class OnItsWay(NamedTuple):
+    """A batch that a stream of its own copies to a GPU."""
+
+    batch: Batch
+    arrival: torch.cuda.Event
+
+    def taken(self) -> Batch:
+        """The batch, in the order of the current stream: the GPU waits for it, the host doesn't. Its memory is not
+        given away before that stream is done with it."""
+        stream = torch.cuda.current_stream(self.batch[next(iter(self.batch))].device)
+        stream.wait_event(self.arrival)
+        for tensor in self.batch.values():
+            if tensor.device.type == "cuda":
+                tensor.record_stream(stream)
+        return self.batch
+
+
+def batches_ahead(rows: Iterator[Arrays], device: torch.device) -> Iterator[Batch]:
+    """`to_batch` of all rows. To a GPU each batch is sent while the one before it is trained on."""
+    if device.type != "cuda":
+        for arrays in rows:
+            yield to_batch(arrays, device)
+        return
+    stream = torch.cuda.Stream(device)
+    for sent in one_ahead(send(arrays, device, stream) for arrays in rows):
+        yield sent.taken()
+
+
+def send(arrays: Arrays, device: torch.device, stream: torch.cuda.Stream) -> OnItsWay:
+    with torch.cuda.stream(stream):
+        batch, arrival = to_batch(arrays, device), torch.cuda.Event()
+        arrival.record(stream)
+    return OnItsWay(batch, arrival)
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; each is asked for before the one before it is given away."""
+    waiting = next(items, None)
+    while waiting is not None:
+        following = next(items, None)
+        yield waiting
+        waiting = following
 
 
 def with_positions(batch: Batch) -> Batch:
     """Held-out samples have no place in the stream: number them in their own order."""
     samples = len(next(iter(batch.values())))
-    device = next(iter(batch.values())).device
-    return {**batch, "position": torch.arange(samples, device=device)}
+    return {**batch, "position": torch.arange(samples)}
 
 
 def png_grid(images: Tensor, *, columns: int) -> bytes:

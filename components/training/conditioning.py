@@ -55,6 +55,6 @@ def dropped_conditions(
     mixed = {}
     for name, value in full.items():
         stream = "drop" if conditioning.cond_drop == "joint" else f"drop_{name}"
-        drop = sample_uniform(seed, batch["position"], stream=stream) < conditioning.cond_drop_prob
+        drop = sample_uniform(seed, batch["position"], stream=stream, device=value.device) < conditioning.cond_drop_prob
         mixed[name] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), empty[name], value)
     return mixed

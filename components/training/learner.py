@@ -39,7 +39,7 @@ class Learner(Generic[Network]):
         self.forward = data_parallel(self.network, worker)
         self.optimizer = make_optimizer(self.network, config)
         self.ema = make_ema(self.network, config) if averaged else None
-        self.guard = NonFiniteGuard()
+        self.guard = NonFiniteGuard(worker.device, every=config.log_every)
         self.computes_bf16 = computes_bf16(config.precision, worker.device)
 
     def snapshot(self) -> Network:
@@ -55,27 +55,30 @@ class Learner(Generic[Network]):
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         loss.backward(inputs=trained, retain_graph=retain_graph)
 
-    def update(self, step: int) -> tuple[bool, Tensor]:
-        """Clip, step the optimizer and the EMA, clear gradients. Returns (taken, gradient norm before clipping)."""
+    def update(self, step: int) -> tuple[Tensor, Tensor]:
+        """Clip, step the optimizer, clear gradients. Returns (taken, gradient norm before clipping), () on the device.
+
+        Whether the step is taken is known to the device alone: the fused optimizer is told as a gradient scaler tells
+        it, by `found_inf`, and leaves weights, moments and its count of steps as they are.
+        """
         norm = clip_gradients(self.network, max_norm=self.config.max_grad_norm)
         taken = self.guard.admits(norm, step=step)
-        if taken:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, step)
-            self.optimizer.step()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.optimizer.found_inf = (~taken).float()  # pyrefly: ignore[missing-attribute]
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return taken, norm
 
-    def average(self) -> None:
-        """Update the EMA; called after everything that belongs to a taken step."""
+    def average(self, taken: Tensor | None = None) -> None:
+        """Update the EMA where the step was taken; called after everything that belongs to it."""
         if self.ema:
-            self.ema.update(self.network)
+            self.ema.update(self.network, taken)
 
     def step(self, step: int) -> Tensor:
-        """`update`, and the EMA after a step that was taken. Returns the gradient norm before clipping."""
+        """`update` and `average`. Returns the gradient norm before clipping."""
         taken, norm = self.update(step)
-        if taken:
-            self.average()
+        self.average(taken)
         return norm
 
     def weights(self) -> dict[str, Tensor]:
@@ -87,11 +90,11 @@ class Learner(Generic[Network]):
         return named
 
     def progress(self) -> dict[str, Any]:
-        """The state that is not weights."""
+        """The state that is not weights. Waits for the device. Raises NonFiniteError after too many bad steps."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "ema_updates": self.ema.updates if self.ema else 0,
-            "non_finite": self.guard.consecutive,
+            "ema_updates": int(self.ema.updates) if self.ema else 0,
+            "non_finite": self.guard.check(),
         }
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -99,9 +102,9 @@ class Learner(Generic[Network]):
         self.optimizer.zero_grad(set_to_none=True)
         self.network.load_state_dict(below("network.", weights))
         self.optimizer.load_state_dict(progress["optimizer"])
-        self.guard.consecutive = progress["non_finite"]
+        self.guard.restore(progress["non_finite"], self.worker.device)
         if self.ema:
-            self.ema.updates = progress["ema_updates"]
+            self.ema.updates.fill_(progress["ema_updates"])
             for average, network in self.ema.averages.items():
                 network.load_state_dict(below(f"{average}.", weights))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from components.configuration.optimization import OptimizationConfig
 from components.configuration.trainings import AutoencoderLosses
+from components.transfer import ToldLater, to_device
 
 PATIENCE = 5  # consecutive steps
 Network = TypeVar("Network", bound=nn.Module)
@@ -69,29 +70,52 @@ class EMA(Generic[Network]):
 
     def __init__(self, network: Network, *, decay: float) -> None:
         self.decay = decay
-        self.updates = 0
         self.network = deepcopy(network).float().eval().requires_grad_(False)
+        self.updates = no_updates(network)
 
     @property
     def averages(self) -> dict[str, Network]:
         """By the name that checkpoints know it by."""
         return {"ema": self.network}
 
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the average towards `network`; call after an optimizer step that was taken."""
-        self.updates += 1
+    def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
+        """Move the average towards `network`; call after an optimizer step. Nothing moves where `taken`, () bool on
+        the network's device, is false."""
+        taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
+        self.updates += taken
         weight = 1 - decay_at(self.updates, decay=self.decay)
-        masters = [parameter.float() for parameter in network.parameters()]
-        averages: list[Tensor] = [*self.network.parameters()]
-        torch._foreach_lerp_(averages, masters, weight)
-        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
-            average.copy_(buffer)
+        move_average(self.network, network, weight=weight, taken=taken)
 
 
-def decay_at(update: int, *, decay: float) -> float:
-    """The decay of update `update` (1-based)."""
-    return min(decay, (1 + update) / (10 + update))
+def decay_at(update: Tensor, *, decay: float) -> Tensor:
+    """The decay of update `update`, () float64, 1-based."""
+    return ((1 + update) / (10 + update)).clamp(max=decay)
+
+
+def no_updates(network: nn.Module) -> Tensor:
+    """The count of an average's updates, () float64: on the device, which alone knows what was taken."""
+    return torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, network: nn.Module, *, weight: Tensor, taken: Tensor) -> None:
+    """Move the parameters of `average` by `weight`, () float64, of the way to those of `network`, and copy buffers;
+    where `taken`, () bool, is false nothing moves."""
+    masters = [parameter.float() for parameter in network.parameters()]
+    averages: list[Tensor] = [*average.parameters()]
+    if weight.device.type != "cpu":
+        move_masked(averages, masters, weight=weight * taken)
+    elif taken:  # the host has it at hand
+        torch._foreach_lerp_(averages, masters, weight.item())
+    for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(torch.where(taken, buffer, kept))
+
+
+def move_masked(averages: list[Tensor], masters: list[Tensor], *, weight: Tensor) -> None:
+    """Linear interpolation by a weight () that is known to the device alone; 0 leaves every bit."""
+    ways = torch._foreach_sub(masters, averages)
+    torch._foreach_mul_(ways, weight.float())
+    torch._foreach_add_(averages, ways)
 
 
 class NonFiniteError(RuntimeError):
@@ -99,24 +123,47 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFiniteGuard:
-    """Counts consecutive non-finite steps. All ranks see the same averaged gradient norm, so all decide the same."""
+    """Counts consecutive non-finite steps. All ranks see the same averaged gradient norm, so all decide the same.
 
-    def __init__(self) -> None:
-        self.consecutive = 0
+    The device decides at each step, and masks what it does not take. The host looks at the count at every step where
+    that is free, on a CPU, and elsewhere every `every` steps, at what the device had counted `every` steps before: it
+    has long arrived, and all ranks stop at the same step.
+    """
 
-    def admits(self, norm: Tensor, *, step: int) -> bool:
-        """Whether the update of `step` may be taken. Raises NonFiniteError after PATIENCE refusals in a row.
+    def __init__(self, device: torch.device | str = "cpu", *, every: int = 1) -> None:
+        self.every = every
+        self.restore(0, device)
 
-        Reading `norm` waits for the device once a step: the price of never applying a bad update.
-        """
-        if bool(norm.isfinite()):
-            self.consecutive = 0
-            return True
-        self.consecutive += 1
-        if self.consecutive >= PATIENCE:
+    def restore(self, consecutive: int, device: torch.device | str) -> None:
+        """Be as after so many bad steps in a row."""
+        self.runs = to_device(torch.tensor([consecutive, consecutive]), device)  # the present one, the longest one
+        self.told: ToldLater | None = None
+        self.step = 0
+
+    def admits(self, norm: Tensor, *, step: int) -> Tensor:
+        """Whether the update of `step` may be taken, () bool on the device. Raises NonFiniteError after PATIENCE
+        refusals in a row, as soon as it sees them."""
+        taken, self.step = norm.isfinite(), step
+        present = torch.where(taken, 0, self.runs[0] + 1)
+        self.runs = torch.stack([present, torch.maximum(present, self.runs[1])])
+        if self.runs.device.type == "cpu":
+            self.check()
+        elif step % self.every == 0:
+            if self.told is not None:
+                self.refuse(self.told.read())
+            self.told = ToldLater(self.runs)
+        return taken
+
+    def check(self) -> int:
+        """Consecutive bad steps up to now. Waits for the device. Raises NonFiniteError if there were too many."""
+        runs = self.runs.cpu()
+        self.refuse(runs)
+        return int(runs[0])
+
+    def refuse(self, runs: Tensor) -> None:
+        if runs[1] >= PATIENCE:
             raise NonFiniteError(
-                f"loss or gradient was not finite for {PATIENCE} steps in a row, the last being {step}; try a lower "
+                f"loss or gradient was not finite for {PATIENCE} steps in a row, up to step {self.step}; try a lower "
                 "learning_rate, a longer warmup_steps, a smaller max_grad_norm or precision: fp32 "
                 "(the last good checkpoint is kept)"
             )
-        return False

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -106,8 +107,8 @@ def lowest(number: int, worker: Worker) -> int:
     """The smallest of all ranks' numbers; all ranks get the same answer."""
     if worker.world_size == 1:
         return number
-    told = torch.tensor(number, device=worker.device)
-    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    told = torch.tensor(number)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN, group=between_hosts())
     return int(told)
 
 
@@ -115,6 +116,22 @@ def any_rank(flag: bool, worker: Worker) -> bool:
     """Whether `flag` is set on any rank; all ranks get the same answer."""
     if worker.world_size == 1:
         return flag
-    told = torch.tensor(float(flag), device=worker.device)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    told = torch.tensor(float(flag))
+    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=between_hosts())
     return bool(told)
+
+
+def between_hosts() -> dist.ProcessGroup:
+    """All ranks as they talk from host to host: nobody waits for a device. The first call is one of all ranks."""
+    world = dist.group.WORLD
+    assert world is not None
+    return world if dist.get_backend(world) == "gloo" else host_group(world)
+
+
+@cache
+def host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The ranks of `world` over gloo, made once."""
+    del world
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # ranks that are not in it get a number
+    return group

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.training.optim import Network
+from components.training.optim import Network, move_average, no_updates
 
 WIDTHS = (0.05, 0.10)  # sigma_rel of the averages that are tracked, as published
 CUTOFF = 1e-13  # relative size of the singular values that rounding has left nothing of
@@ -38,8 +38,9 @@ class PowerEMA(Generic[Network]):
     """
 
     def __init__(self, network: Network, *, sigma_rel: float) -> None:
-        self.updates = 0
+        self.updates = no_updates(network)
         self.widths = nearest_first(sigma_rel)
+        self.gammas = [gamma_of(width) for width in self.widths]
         self.networks = [deepcopy(network).float().eval().requires_grad_(False) for _ in self.widths]
         self.network = self.networks[0]
 
@@ -48,16 +49,14 @@ class PowerEMA(Generic[Network]):
         """By the names that checkpoints know them by."""
         return {"ema": self.networks[0], "second_ema": self.networks[1]}
 
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the averages towards `network`; call after an optimizer step that was taken."""
-        self.updates += 1
-        masters = [parameter.float() for parameter in network.parameters()]
-        for average, sigma_rel in zip(self.networks, self.widths, strict=True):
-            averages: list[Tensor] = [*average.parameters()]
-            torch._foreach_lerp_(averages, masters, 1 - decay_at(self.updates, gamma=gamma_of(sigma_rel)))
-            for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
-                kept.copy_(buffer)
+    def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
+        """Move the averages towards `network`; call after an optimizer step. Nothing moves where `taken`, () bool on
+        the network's device, is false."""
+        taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
+        self.updates += taken
+        for average, gamma in zip(self.networks, self.gammas, strict=True):
+            weight = 1 - decay_at(self.updates, gamma=gamma)
+            move_average(average, network, weight=weight, taken=taken)
 
 
 def nearest_first(sigma_rel: float) -> list[float]:
@@ -76,8 +75,9 @@ def gamma_of(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-def decay_at(update: int, *, gamma: float) -> float:
-    """The decay of update `update` (1-based; equation 127): 0 for the first, so nothing stays of the initialization."""
+def decay_at(update: Tensor, *, gamma: float) -> Tensor:
+    """The decay of update `update`, () float64, 1-based (equation 127): 0 for the first, so that nothing stays of the
+    initialization."""
     return (1 - 1 / update) ** (gamma + 1)
 
 

@@ -2,7 +2,8 @@
 
 A sample's position is its place in the ordered stream of the whole run, so what is drawn for it does not depend on the
 number of workers, on gradient accumulation or on where a run was resumed. Scalars come straight from a hash; tensors
-from a generator seeded by it, on the device that needs them.
+from a generator seeded by it, on the device that needs them. Positions are on the host, where hashes are made: on a
+device the host would have to wait for them.
 
 Shapes: B batch.
 """
@@ -11,6 +12,8 @@ import hashlib
 
 import torch
 from torch import Tensor
+
+from components.transfer import to_device
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
@@ -24,41 +27,50 @@ def step_generator(seed: int, step: int, *, stream: str, device: torch.device | 
     return torch.Generator(device).manual_seed(derive_seed(seed, stream, step))
 
 
-def sample_uniform(seed: int, position: Tensor, *, stream: str) -> Tensor:
-    """One number in [0, 1) for each sample: (B,) -> (B,) float32 on the device of `position`."""
+def sample_uniform(seed: int, position: Tensor, *, stream: str, device: torch.device | str = "cpu") -> Tensor:
+    """One number in [0, 1) for each sample: (B,) on the host -> (B,) float32 on `device`."""
     numbers = [derive_seed(seed, stream, place) / 2**63 for place in position.tolist()]
     # 24 bits are what float32 holds below 1: rounding up to 1.0 cannot happen.
-    return torch.tensor([int(number * 2**24) / 2**24 for number in numbers], device=position.device)
+    return to_device(torch.tensor([int(number * 2**24) / 2**24 for number in numbers]), device)
 
 
-def sample_integers(seed: int, position: Tensor, *, stream: str, high: int) -> Tensor:
-    """One integer in [0, high) for each sample: (B,) -> (B,) int64. The bias is below high / 2^63."""
+def sample_integers(
+    seed: int, position: Tensor, *, stream: str, high: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """One integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`. The bias is below
+    high / 2^63."""
     numbers = [derive_seed(seed, stream, place) % high for place in position.tolist()]
-    return torch.tensor(numbers, device=position.device)
+    return to_device(torch.tensor(numbers), device)
 
 
-def sample_normal(seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Gaussian noise for each sample: (B,) -> (B, *shape) float32 on the device of `position`."""
-    noise = torch.empty(len(position), *shape, device=position.device)
-    generator = torch.Generator(position.device)
+def sample_normal(
+    seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Gaussian noise for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
+    noise = torch.empty(len(position), *shape, device=device)
+    generator = torch.Generator(device)
     for row, place in zip(noise, position.tolist(), strict=True):
         row.normal_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return noise
 
 
-def sample_gumbel(seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Gumbel noise -log(-log u) for each sample: (B,) -> (B, *shape) float32 on the device of `position`."""
-    noise = torch.empty(len(position), *shape, device=position.device)
-    generator = torch.Generator(position.device)
+def sample_gumbel(
+    seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Gumbel noise -log(-log u) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
+    noise = torch.empty(len(position), *shape, device=device)
+    generator = torch.Generator(device)
     for row, place in zip(noise, position.tolist(), strict=True):
         row.exponential_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
 
 
-def sample_uniforms(seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Numbers in [0, 1) for each sample: (B,) -> (B, *shape) float32 on the device of `position`."""
-    numbers = torch.empty(len(position), *shape, device=position.device)
-    generator = torch.Generator(position.device)
+def sample_uniforms(
+    seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Numbers in [0, 1) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
+    numbers = torch.empty(len(position), *shape, device=device)
+    generator = torch.Generator(device)
     for row, place in zip(numbers, position.tolist(), strict=True):
         row.uniform_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return numbers

@@ -1,7 +1,10 @@
 """What one worker tells while it trains: progress about once a second, metrics every log_every steps, images."""
 
+import math
 import time
 from collections.abc import Iterator
+
+from torch import Tensor
 
 from components import events
 from components.configuration.optimization import OptimizationConfig
@@ -11,6 +14,7 @@ from components.training.optim import learning_rate
 from components.training.parallel import Worker, average_metrics
 from components.training.speed import gpu_utilization, speed_measures
 from components.training.system_metrics import system_metrics
+from components.transfer import ToldLater
 
 PROGRESS_INTERVAL = 1.0  # seconds
 
@@ -33,6 +37,8 @@ class Reporter:
         self.start_step, self.step_flops = start_step, step_flops
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
+        self.told: ToldLater | None = None  # a loss that is on its way from the device
+        self.known = math.nan
         self.waited = 0.0  # seconds spent waiting for data since the last log
         self.clock = CheckpointClock(config, worker)
         self.held_seconds = self.copy_seconds = 0.0  # that checkpoints held training since then; to copy states of it
@@ -59,7 +65,17 @@ class Reporter:
                 values |= self.speed(step) | system_metrics()
                 self.recorder.emit(events.Metrics(self.stage, step, values))
         if self.worker.rank == 0 and (last or time.monotonic() - self.progress_at >= PROGRESS_INTERVAL):
-            self.progress(step, float(metrics["loss"]))
+            self.progress(step, self.latest(metrics["loss"]))
+
+    def latest(self, loss: Tensor) -> float:
+        """The loss of this step on a CPU; elsewhere the last one that is known without waiting for the device."""
+        if loss.device.type == "cpu":
+            return float(loss)
+        if self.told is not None and self.told.has_arrived:
+            self.known = float(self.told.read())
+        if self.told is None or self.told.has_arrived:
+            self.told = ToldLater(loss)
+        return self.known
 
     def progress(self, step: int, loss: float) -> None:
         now = time.monotonic()
@@ -69,6 +85,7 @@ class Reporter:
         self.utilization += gpu_utilization(self.worker.device)
 
     def speed(self, step: int) -> dict[str, float]:
+        """Learning rate, samples/s, waits and what checkpoints held since the last log, which begins anew."""
         now = time.monotonic()
         seconds, steps, size = max(now - self.logged_at, 1e-9), step - self.logged_step, self.config.global_batch_size
         taken = {"samples": steps * size, "steps": steps, "seconds": seconds, "step_flops": self.step_flops}

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from components.ray_internals import get_train_context
 from components.sampling.gray import ColorError
 from components.sampling.precision import computes_bf16, state_products
 from components.storage.store import SCRATCH, DamagedFileError, Store
-from components.training.batches import to_batch
+from components.training.batches import batches_ahead
 from components.training.checkpoint import (
     HostCopy,
     copy_to_host,
@@ -221,12 +221,17 @@ def rank_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterat
     else:
         shard = ray.train.get_dataset_shard("train")
         rows = shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
+    yield from batches_ahead(in_place(rows, size, worker, start_step=start_step), worker.device)
+
+
+def in_place(rows: Iterable[Arrays], size: int, worker: Worker, *, start_step: int) -> Iterator[Arrays]:
+    """The same rows. Raises RuntimeError where they are not those of this rank at its step."""
+    share = worker.share(size)
     for step, arrays in enumerate(rows, start=start_step):
-        batch = to_batch(arrays, worker.device)
         expected = step * size + worker.rank * share
         if int(arrays["position"][0]) != expected or len(arrays["position"]) != share:
             raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
-        yield batch
+        yield arrays
 
 
 class Saver:

@@ -48,7 +48,7 @@ def test_ema_with_constant_decay_is_the_geometric_sum() -> None:
     product = 1.0
     for update in range(1, 21):
         ema.update(network)
-        product *= decay_at(update, decay=0.5)
+        product *= float(decay_at(torch.tensor(update).double(), decay=0.5))
     torch.testing.assert_close(ema.network.weight.item(), 1 - product, rtol=1e-5, atol=0)
 
 

@@ -109,9 +109,8 @@ class AutoencoderTask:
         taken, norm = self.generator.update(step)
         if self.discriminator is not None:
             self.discriminator.update(step)
-        if taken:
-            totals |= self.update_codebook(made, step)
-            self.generator.average()
+        totals |= self.update_codebook(made, step, taken)
+        self.generator.average(taken)
         return totals | {"grad_norm": norm}
 
     def backward(self, part: Batch, share: float, *, step: int, ratio: Tensor | None) -> tuple[Metrics, Encoded]:
@@ -202,11 +201,13 @@ class AutoencoderTask:
     def draws(self, part: Batch, *, step: int | None) -> dict[str, Tensor | float]:
         """What the bottleneck draws for these samples; step None: as in evaluation, where codes are hard."""
         network, seed, position = self.generator.network, self.seed, part["position"]
+        device = self.worker.device
         stream = "latent" if step is not None else "latent_held_out"
         if self.config.network.bottleneck.kind == "gaussian":
-            return {"noise": sample_normal(seed, position, stream=stream, shape=network.latent_shape)}
+            return {"noise": sample_normal(seed, position, stream=stream, shape=network.latent_shape, device=device)}
         if self.config.network.bottleneck.kind == "gumbel" and step is not None:
-            noise = sample_gumbel(seed, position, stream=stream, shape=(network.codebook_size, *network.grid))
+            shape = (network.codebook_size, *network.grid)
+            noise = sample_gumbel(seed, position, stream=stream, shape=shape, device=device)
             return {"noise": noise, "temperature": temperature_at(self.config.losses, step)}
         return {}
 
@@ -227,8 +228,9 @@ class AutoencoderTask:
         centers = draw_latents(features, network.codebook_size, generator=generator)
         quantizer.start_at(centers, project_in=network.project_in)
 
-    def update_codebook(self, made: list[Encoded], step: int) -> Metrics:
-        """Move an EMA codebook by the latents of the whole batch; other bottlenecks have nothing to move."""
+    def update_codebook(self, made: list[Encoded], step: int, taken: Tensor) -> Metrics:
+        """Move an EMA codebook by the latents of the whole batch, if the step was taken; other bottlenecks have nothing
+        to move."""
         quantizer = self.generator.network.bottleneck
         if not isinstance(quantizer, EMAQuantizer):
             return {}
@@ -236,6 +238,7 @@ class AutoencoderTask:
             torch.cat([encoded.latents for encoded in made if encoded.latents is not None]),
             indices=torch.cat([encoded.indices for encoded in made if encoded.indices is not None]),
             generator=step_generator(self.seed, step, stream="codebook"),
+            taken=taken,
         )
         # Of the codes' running counts: over the last 1 / (1 - codebook_decay) batches of all ranks.
         perplexity = codebook_perplexity(quantizer.ema_count)
@@ -303,6 +306,7 @@ class AutoencoderTask:
         """The rows of a preview, each (B, 3, H, W)."""
         rows = [part["image"], network.reconstruct(part["image"])]
         if self.config.network.bottleneck.kind == "gaussian":
-            z = sample_normal(self.seed, part["position"], stream="preview", shape=network.latent_shape)
+            draws = {"shape": network.latent_shape, "device": self.worker.device}
+            z = sample_normal(self.seed, part["position"], stream="preview", **draws)
             rows.append(network.decode(z))
         return rows

@@ -58,12 +58,12 @@ class ClassifierTask(LearnerTask[Any]):
     def logits(self, network: nn.Module, image: Tensor, part: Batch, *, level: float | None = None) -> Tensor:
         """Logits (B, K) fp32 of images noised to a random time each, or to the level (0 to 1) that is given."""
         seed, position = self.seed, part["position"]
-        uniform = sample_uniform(seed, position, stream="timestep")
+        uniform = sample_uniform(seed, position, stream="timestep", device=image.device)
         if level is not None or not self.config.noisy:
             uniform = torch.full_like(uniform, level or 0.0)
         time, x_t = self.objective.times(uniform), image
         if self.config.noisy:
-            noise = sample_normal(seed, position, stream="noise", shape=tuple(image.shape[1:]))
+            noise = sample_normal(seed, position, stream="noise", shape=tuple(image.shape[1:]), device=image.device)
             x_t = self.objective.add_noise(image, noise, time)
         with self.learner.autocast():
             logits = self.objective.apply(network, x_t.contiguous(memory_format=torch.channels_last), time)

@@ -48,9 +48,8 @@ class ContrastiveTask(LearnerTask[Any]):
             self.learner.backward(self.pull(embeddings, known, rows=rows, share=share))
             done = rows.stop
         taken, norm = self.learner.update(step)
-        if taken:
-            self.learner.network.limit_scale()
-            self.learner.average()
+        self.learner.network.limit_scale()
+        self.learner.average(taken)
         assert known is not None  # a batch has at least one part
         return {"loss": known.loss, "scale": self.learner.network.log_scale.detach().exp(), "grad_norm": norm}
 

@@ -17,7 +17,7 @@ from components.diffusion.corruption import augment_low_res, downsample, quantiz
 from components.diffusion.guidance import guide
 from components.diffusion.objective import Network, make_objective
 from components.diffusion.samplers import Denoise, sample
-from components.diffusion.schedule import make_schedule
+from components.diffusion.schedule import Schedule, make_schedule
 from components.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
 from components.training.augmentation import cropped, draw_windows
 from components.training.batches import png_grid, to_batch, with_positions
@@ -28,6 +28,7 @@ from components.training.learner import Learner, LearnerTask, accumulated, held_
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
+from components.transfer import to_device
 
 PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 
@@ -50,8 +51,12 @@ class DiffusionTask(LearnerTask[Any]):
         self.seed, self.parts_matter = config.optimization.seed, getattr(config.network, "dropout", 0.0) > 0
         self.encoders = [load(worker.device) for load in load_encoders]
         self.objective = make_objective(config.process.objective())
+        self.augmentation: Schedule | None = None
+        if config.low_res is not None:
+            name, steps = config.low_res.augmentation_schedule, config.low_res.augmentation_steps
+            self.augmentation = make_schedule(name, num_train_timesteps=steps)  # kept: its tables go to the device once
         process = config.process
-        self.history = empty_history(process.num_train_timesteps) if is_loss_aware(process) else None
+        self.history = empty_history(process.num_train_timesteps, worker.device) if is_loss_aware(process) else None
         self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
         with seeded(config.optimization.seed):
             network = make_network(config, dataset_info)
@@ -82,7 +87,7 @@ class DiffusionTask(LearnerTask[Any]):
         """Times (B,) of this step; where the recipe says so by the losses they had, and then with weights (B,)."""
         if self.history is None:
             return self.uniform_timesteps(position), None
-        return draw_timesteps(self.history, sample_uniform(self.seed, position, stream="timestep"))
+        return draw_timesteps(self.history, self.uniform(position))
 
     def record_losses(self) -> None:
         """Record the losses of all ranks, in the order of the stream, so that every rank draws from one history."""
@@ -95,12 +100,22 @@ class DiffusionTask(LearnerTask[Any]):
         """Even times of training (B,), from (seed, position) alone."""
         process = self.config.process
         if isinstance(process, DiscreteProcess):
-            return sample_integers(self.seed, position, stream="timestep", high=process.num_train_timesteps)
-        return self.objective.times(sample_uniform(self.seed, position, stream="timestep"))
+            return self.integers(position, stream="timestep", high=process.num_train_timesteps)
+        return self.objective.times(self.uniform(position))
+
+    def uniform(self, position: Tensor) -> Tensor:
+        return sample_uniform(self.seed, position, stream="timestep", device=self.worker.device)
+
+    def integers(self, position: Tensor, *, stream: str, high: int) -> Tensor:
+        return sample_integers(self.seed, position, stream=stream, high=high, device=self.worker.device)
+
+    def normal(self, position: Tensor, *, stream: str, like: Tensor) -> Tensor:
+        """Noise of the positions, where the images `like` (B, ...) are and of their shape."""
+        return sample_normal(self.seed, position, stream=stream, shape=tuple(like.shape[1:]), device=like.device)
 
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
         x_0 = batch["image"]
-        noise = sample_normal(self.seed, batch["position"], stream="noise", shape=tuple(x_0.shape[1:]))
+        noise = self.normal(batch["position"], stream="noise", like=x_0)
         x_t = self.objective.add_noise(x_0, noise, time).contiguous(memory_format=torch.channels_last)
         with self.learner.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -133,12 +148,12 @@ class DiffusionTask(LearnerTask[Any]):
             return given
         low_res = given["low_res"]
         if noise_level is None:
-            level = sample_integers(self.seed, position, stream="noise_level", high=settings.max_noise_level + 1)
+            level = self.integers(position, stream="noise_level", high=settings.max_noise_level + 1)
         else:
-            level = torch.full_like(position, noise_level)
-        noise = sample_normal(self.seed, position, stream="low_res_noise", shape=tuple(low_res.shape[1:]))
-        schedule = make_schedule(settings.augmentation_schedule, num_train_timesteps=settings.augmentation_steps)
-        return given | {"low_res": augment_low_res(schedule, low_res, noise, level), "noise_level": level}
+            level = torch.full(position.shape, noise_level, device=low_res.device)
+        noise = self.normal(position, stream="low_res_noise", like=low_res)
+        assert self.augmentation is not None
+        return given | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
 
     def state_dict(self) -> dict[str, Any]:
         history = {} if self.history is None else {"history": self.history._asdict()}
@@ -147,7 +162,8 @@ class DiffusionTask(LearnerTask[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if self.history is not None:
-            self.history, self.drawn = LossHistory(**state["history"]), []
+            history = {name: to_device(tensor, self.worker.device) for name, tensor in state["history"].items()}
+            self.history, self.drawn = LossHistory(**history), []
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
@@ -201,7 +217,7 @@ class DiffusionTask(LearnerTask[Any]):
         return sample(
             network,
             self.objective,
-            sample_normal(self.seed, batch["position"], stream="preview", shape=tuple(batch["image"].shape[1:])),
+            self.normal(batch["position"], stream="preview", like=batch["image"]),
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, most),
             threshold="none" if latents else "static",

@@ -68,8 +68,8 @@ class DiffusionPriorTask(LearnerTask[Any]):
     def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """x_t (B, E), time (B,) and noise (B, E) of each position."""
         seed, position, x_0 = self.seed, batch["position"], batch["image_embedding"]
-        time = self.objective.times(sample_uniform(seed, position, stream="timestep"))
-        noise = sample_normal(seed, position, stream="noise", shape=tuple(x_0.shape[1:]))
+        time = self.objective.times(sample_uniform(seed, position, stream="timestep", device=x_0.device))
+        noise = sample_normal(seed, position, stream="noise", shape=tuple(x_0.shape[1:]), device=x_0.device)
         return self.objective.add_noise(x_0, noise, time), time, noise
 
     @torch.no_grad()
@@ -102,6 +102,7 @@ class DiffusionPriorTask(LearnerTask[Any]):
             batch["position"],
             stream="guess",
             shape=tuple(batch["image_embedding"].shape[1:]),
+            device=self.worker.device,
         )
         return self.objective.predict_x_0(
             self.objective.apply(network, noise, time, **conditions), x_t=noise, time=time

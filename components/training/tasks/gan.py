@@ -82,12 +82,11 @@ class GANTask:
             taken.append(self.discriminator.update(step)[0])
         totals["generator_loss"] = self.train_generator(batch, step)
         moved, norm = self.generator.update(step)
-        if not all([moved, *taken]):
-            for buffer, value in zip(self.buffers(), before, strict=True):
-                buffer.copy_(value)
-        if moved:
-            self.generator.average()
-            self.finished = None
+        all_taken = torch.stack([moved, *taken]).all()
+        for buffer, value in zip(self.buffers(), before, strict=True):
+            buffer.copy_(torch.where(all_taken, buffer, value))
+        self.generator.average(moved)
+        self.finished = None
         return {"loss": totals["discriminator_loss"], **totals, "grad_norm": norm}
 
     def train_discriminator(self, batch: Batch, step: int) -> Metrics:
@@ -122,9 +121,14 @@ class GANTask:
             total += loss.detach()
         return total
 
+    def noise(self, position: Tensor, stream: str) -> Tensor:
+        """What the generator makes images of, (B, Z), on the device."""
+        shape = (self.config.network.noise_dim,)
+        return sample_normal(self.seed, position, stream=stream, shape=shape, device=self.worker.device)
+
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
         """Images (B, 3, H, W) for the labels of the part, from noise of their positions."""
-        noise = sample_normal(self.seed, part["position"], stream=stream, shape=(self.config.network.noise_dim,))
+        noise = self.noise(part["position"], stream)
         return generator(noise, part["label"] if self.config.conditioning.conditions else None)
 
     def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
@@ -156,10 +160,11 @@ class GANTask:
 
     def statistics_noise(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The noise (B, Z) and labels (B,), every class alike, that statistics are estimated with: always the same."""
-        config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH, device=self.worker.device)
+        config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH)
+        classes = {"high": self.dataset_info.num_classes, "device": self.worker.device}
         for position in positions.split(STATISTICS_BATCH):
-            noise = sample_normal(self.seed, position, stream="statistics_noise", shape=(config.network.noise_dim,))
-            label = sample_integers(self.seed, position, stream="statistics_label", high=self.dataset_info.num_classes)
+            noise = self.noise(position, "statistics_noise")
+            label = sample_integers(self.seed, position, stream="statistics_label", **classes)
             yield noise, label if config.conditioning.conditions else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,8 +211,8 @@ class GANTask:
         del held_out, step
         config, device = self.config, self.worker.device
         classes = min(self.dataset_info.num_classes, PREVIEW_ROWS) if config.conditioning.conditions else 1
-        position = torch.arange(PREVIEW_SAMPLES, device=device)
-        noise = sample_normal(self.seed, position, stream="preview", shape=(config.network.noise_dim,))
+        position = torch.arange(PREVIEW_SAMPLES)
+        noise = self.noise(position, "preview")
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
         images = [

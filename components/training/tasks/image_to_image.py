@@ -20,7 +20,7 @@ from components.diffusion.degradation import (
 from components.diffusion.masks import NUMBERS
 from components.diffusion.objective import Network
 from components.training.loop import Batch
-from components.training.randomness import sample_normal, sample_uniforms
+from components.training.randomness import sample_uniforms
 from components.training.tasks.diffusion import PREVIEW_SCALE, DiffusionTask
 
 
@@ -44,7 +44,7 @@ class ImageToImageTask(DiffusionTask):
             batch["condition_image"],
             tasks=[degradation.tasks[place] for place in batch["task"].tolist()],
             numbers=sample_uniforms(self.seed, position, stream="degradation", shape=(NUMBERS,)),
-            noise=sample_normal(self.seed, position, stream="mask_noise", shape=tuple(image.shape[1:])),
+            noise=self.normal(position, stream="mask_noise", like=image),
             mask_area=degradation.mask_area,
             factors=degradation.super_resolution_factors,
         )
@@ -56,7 +56,7 @@ class ImageToImageTask(DiffusionTask):
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
         """Those of `DiffusionTask` over the mask, where alone x_t is noisy."""
         x_0, mask = batch["image"], conditions["condition_image"][:, 3:]
-        noise = sample_normal(self.seed, batch["position"], stream="noise", shape=tuple(x_0.shape[1:]))
+        noise = self.normal(batch["position"], stream="noise", like=x_0)
         x_t = add_noise_in_mask(self.objective, x_0, noise, time, mask).contiguous(memory_format=torch.channels_last)
         with self.learner.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)

@@ -24,29 +24,34 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
 from components.training.tasks.prior import preview_batch, preview_generators, token_images
+from components.transfer import to_device
 
 EVALUATION_DRAWS = 4  # masks that each held-out image is judged by
 
 
-def training_masks(seed: int, position: Tensor, *, num_tokens: int) -> Tensor:
+def training_masks(seed: int, position: Tensor, *, num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
     """Which tokens each sample learns, (B, N) bool: ⌈N cos(π/2 · r)⌉ of them anywhere, r ~ U(0, 1).
 
     How many and which depends on (seed, position) alone.
     """
     ratio = torch.cos(math.pi / 2 * sample_uniform(seed, position, stream="mask_ratio").double())
-    return random_masks(seed, position, counts=(ratio * num_tokens).ceil().long(), num_tokens=num_tokens, stream="mask")
+    counts = to_device((ratio * num_tokens).ceil().long(), device)
+    return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream="mask")
 
 
-def evaluation_masks(seed: int, position: Tensor, *, num_tokens: int, draw: int) -> Tensor:
+def evaluation_masks(
+    seed: int, position: Tensor, *, num_tokens: int, draw: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """As `training_masks`, but with their number drawn evenly from 1..N: the likelihood's bound wants it so."""
     stream = f"evaluation_{draw}"
-    counts = 1 + sample_integers(seed, position, stream=f"{stream}_count", high=num_tokens)
+    counts = 1 + sample_integers(seed, position, stream=f"{stream}_count", high=num_tokens, device=device)
     return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream=stream)
 
 
 def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int, stream: str) -> Tensor:
     """Masks (B, N) with counts (B,) of each row's tokens, every set of that size as likely as any other."""
-    places = sample_uniforms(seed, position, stream=stream, shape=(num_tokens,)).argsort(dim=1, stable=True)
+    draws = sample_uniforms(seed, position, stream=stream, shape=(num_tokens,), device=counts.device)
+    places = draws.argsort(dim=1, stable=True)
     ranks = places.argsort(dim=1)  # (B, N), a random permutation of 0..N-1
     return ranks < counts[:, None]
 
@@ -75,11 +80,15 @@ class MaskedPriorTask(LearnerTask[Any]):
     def num_tokens(self) -> int:
         return self.grid.height * self.grid.width
 
+    @property
+    def masked_on(self) -> dict[str, Any]:
+        return {"num_tokens": self.num_tokens, "device": self.worker.device}
+
     def train_step(self, batch: Batch, step: int) -> Metrics:
         config, total = self.config, torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
             conditions = dropped_conditions(part, config.conditioning, self.dataset_info, seed=self.seed)
-            masked = training_masks(self.seed, part["position"], num_tokens=self.num_tokens)
+            masked = training_masks(self.seed, part["position"], **self.masked_on)
             loss = self.loss(
                 self.learner.forward, part, conditions, masked=masked, label_smoothing=config.label_smoothing
             )
@@ -111,7 +120,7 @@ class MaskedPriorTask(LearnerTask[Any]):
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
             conditions = conditions_of(part, self.config.conditioning.conditions)
             for draw in range(EVALUATION_DRAWS):
-                masked = evaluation_masks(seed, part["position"], num_tokens=self.num_tokens, draw=draw)
+                masked = evaluation_masks(seed, part["position"], draw=draw, **self.masked_on)
                 loss = self.loss(network, part, conditions, masked=masked, label_smoothing=0.0)
                 nats += float(loss) * len(part["position"]) / EVALUATION_DRAWS
         return {"held_out_bits_per_token_bound": nats / len(batch["position"]) / math.log(2)}

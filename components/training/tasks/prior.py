@@ -93,7 +93,8 @@ class PriorTask(LearnerTask[Any]):
         if config.token_corruption == 0:
             return tokens
         shape = (2, tokens.shape[1])
-        replaced, other = sample_uniforms(self.seed, position, stream="corruption", shape=shape).unbind(1)
+        draws = sample_uniforms(self.seed, position, stream="corruption", shape=shape, device=tokens.device)
+        replaced, other = draws.unbind(1)
         random = (other.double() * self.grid.codebook_size).long()  # (B, N) in [0, K)
         return torch.where(replaced < config.token_corruption, random, tokens)
 
