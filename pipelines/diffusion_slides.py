@@ -146,7 +146,7 @@ DIFFUSION_SLIDES = (
             r"\tilde{\beta}_t = \frac{1 - \bar{\alpha}_{t-1}}{1 - \bar{\alpha}_t} \beta_t",
         ),
         code=(
-            code_at("diffusion/schedule.py", "Schedule.posterior", "mean = gather(coef_x_0"),
+            code_at("diffusion/schedule.py", "Schedule.posterior", "mean = self.at("),
             code_at("diffusion/schedule.py", "Schedule.posterior_variance", "return self.betas"),
         ),
     ),

@@ -90,7 +90,8 @@ def pretend_gpu() -> Iterator[Computing]:
         mock.patch("torch.as_tensor", lambda data, *, device=None, **options: as_tensor(data, **options).to(device)),
         mock.patch("torch.autocast", lambda kind, **options: autocast("cpu" if kind == GPU.type else kind, **options)),
         mock.patch("torch.is_autocast_enabled", return_value=False),
-        mock.patch("torch.inference_mode", torch.no_grad),
+        mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
+        mock.patch("torch.inference_mode", lambda mode=True: torch.no_grad()),
         Computing() as computing,
     ):
         yield computing

@@ -123,8 +123,8 @@ def test_bytes_are_those_of_samples_checkpoints_and_state():
 
 
 def test_frozen_networks_are_counted_where_a_training_runs_them_at_each_step_and_not_where_they_ran_before():
-    at_each = build_workflow(RECIPES["ldm_imagenet_f8"]()).by_name["base"]
-    assert [*columns_of(at_each)] == ["latents"]
+    at_each = build_workflow(RECIPES["imagen"]()).by_name["upsampler_32"]
+    assert [*columns_of(at_each)] == ["text_states"]
     dalle2 = build_workflow(RECIPES["dalle2"]())
     made = {column for stage in dalle2.stages if stage.name == "precompute" for column in stage.config.columns}
     for name in ("diffusion_prior", "base"):
