@@ -81,6 +81,15 @@ def numbers(leaf: Any) -> Any:
     return leaf.here if isinstance(leaf, OnGPU) else leaf
 
 
+def to_itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def no_grad(mode: bool = True) -> torch.no_grad:
+    del mode
+    return torch.no_grad()
+
+
 @contextmanager
 def pretend_gpu() -> Iterator[Computing]:
     """Inside, tensors can be moved to `GPU` and back. Yields what counts the work done there."""
@@ -90,8 +99,8 @@ def pretend_gpu() -> Iterator[Computing]:
         mock.patch("torch.as_tensor", lambda data, *, device=None, **options: as_tensor(data, **options).to(device)),
         mock.patch("torch.autocast", lambda kind, **options: autocast("cpu" if kind == GPU.type else kind, **options)),
         mock.patch("torch.is_autocast_enabled", return_value=False),
-        mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
-        mock.patch("torch.inference_mode", lambda mode=True: torch.no_grad()),
+        mock.patch.object(torch.Tensor, "pin_memory", to_itself),
+        mock.patch("torch.inference_mode", no_grad),
         Computing() as computing,
     ):
         yield computing
