@@ -19,6 +19,7 @@ from components.stages.tokens import TokensConfig
 from components.training.flops import Maker, TrainingFlops, encoding_flops, training_flops
 from components.training.loop import is_scheduled
 from components.training.sizes import autoencoder_grid, training_sizes
+from components.training.speed import PEAK_TFLOPS
 from pipelines.checkpoint_space import assumed_dataset_info, tokens_of
 from pipelines.resource_table import gpus_of
 from pipelines.workflow import Stage, UsageError, Workflow, nearest
@@ -36,11 +37,11 @@ class GPU(NamedTuple):
 
 # NVIDIA's data sheets and product pages of each; where they state the peak with sparsity, half of it.
 GPUS = {
-    "a100": GPU(312e12, 80e9),  # SXM or PCIe, 80 GB
-    "h100": GPU(989e12, 80e9),  # SXM; 1,979 with sparsity
-    "h200": GPU(989e12, 141e9),  # SXM; 1,979 with sparsity
-    "l4": GPU(121e12, 24e9),  # 242 with sparsity
-    "l40s": GPU(362e12, 48e9),  # 733 with sparsity
+    "a100": GPU(PEAK_TFLOPS[("A100",)] * 1e12, 80e9),  # SXM or PCIe, 80 GB
+    "h100": GPU(PEAK_TFLOPS[("H100",)] * 1e12, 80e9),  # SXM; 1,979 with sparsity
+    "h200": GPU(PEAK_TFLOPS[("H200",)] * 1e12, 141e9),  # SXM; 1,979 with sparsity
+    "l4": GPU(PEAK_TFLOPS[("L4",)] * 1e12, 24e9),  # 242 with sparsity
+    "l40s": GPU(PEAK_TFLOPS[("L40S",)] * 1e12, 48e9),  # 733 with sparsity
 }
 
 
