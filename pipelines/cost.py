@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from components.configuration.config import Config
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.optimization import OptimizationConfig
 from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining
 from components.execution import Resources
 from components.stages.images import ImagesConfig
@@ -100,6 +101,13 @@ def stage_costs(
     return costs
 
 
+def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
+    """How many a training of so many hours writes, by the clock or by its steps; the last step is always saved."""
+    if optimization.checkpoint_minutes is not None:
+        return 1 + int(60 * hours / optimization.checkpoint_minutes)
+    return sum(is_scheduled(step, optimization) for step in range(1, optimization.total_steps + 1))
+
+
 def training_cost(
     stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int | None = None
 ) -> StageCost:
@@ -112,8 +120,8 @@ def training_cost(
     flops = counted_flops(config, info, grid, tuple(columns.items()))
     alone = counted_flops(config, info, grid, ()) if columns else flops
     sizes = training_sizes(config, info, grid=grid)
-    checkpoints = sum(is_scheduled(step, optimization) for step in range(1, optimization.total_steps + 1))
     gpu_hours, gpus = rate.gpu_hours(flops.total), gpus_of(resources)
+    checkpoints = checkpoints_of(optimization, hours=gpu_hours / gpus)
     return StageCost(
         stage=stage.name,
         gpus=gpus,

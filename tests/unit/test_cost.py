@@ -7,10 +7,11 @@ from typer.testing import CliRunner
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
+from components.configuration.optimization import OptimizationConfig
 from components.training.sizes import training_sizes
 from pipelines import cli
 from pipelines.cluster import parse_cluster
-from pipelines.cost import GPUS, Rate, StageCost, columns_of, longest_path, rate_of, stage_costs
+from pipelines.cost import GPUS, Rate, StageCost, checkpoints_of, columns_of, longest_path, rate_of, stage_costs
 from pipelines.cost_table import cost_notes, recipe_lines
 from pipelines.profiles import Profile
 from pipelines.publications import (
@@ -118,8 +119,16 @@ def test_bytes_are_those_of_samples_checkpoints_and_state():
     workflow, (cost,) = costs_of("ddpm_cifar_10")
     sizes = training_sizes(workflow.by_name["base"].config, DatasetInfo(num_classes=1000))
     assert cost.read == 800_000 * 128 * 3 * 32**2
-    assert cost.written == 160 * sizes.checkpoint + sizes.model
+    assert cost.written == sizes.checkpoint + sizes.model, "done within 20 minutes: the last step alone is saved"
     assert cost.memory == sizes.checkpoint + sizes.gradients == 5 * 4 * 35_746_307
+
+
+def test_checkpoints_are_those_of_the_clock_or_of_the_steps():
+    by_steps = OptimizationConfig(
+        total_steps=1000, global_batch_size=8, learning_rate=1e-3, warmup_steps=10, checkpoint_every=300
+    )
+    assert checkpoints_of(by_steps, hours=5) == 4
+    assert checkpoints_of(by_steps.replace(checkpoint_minutes=20.0), hours=5) == 16
 
 
 def test_frozen_networks_are_counted_where_a_training_runs_them_at_each_step_and_not_where_they_ran_before():
