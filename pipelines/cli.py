@@ -152,7 +152,7 @@ def recipes() -> None:
 
 @app.command()
 def data(
-    source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, fashion_mnist or webdataset.")],
+    source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, parquet, fashion_mnist or webdataset.")],
     path: Annotated[str | None, typer.Argument(help="Where the images are: a folder, a glob or a URL.")] = None,
     *,
     out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")],
@@ -163,16 +163,25 @@ def data(
     max_corrupt_fraction: Annotated[float, typer.Option(help="Share that may be corrupt.", min=0, max=1)] = 0.01,
     vocab_size: Annotated[int, typer.Option(help="Ids of the caption tokenizer.", min=260)] = 1024,
     text_length: Annotated[int, typer.Option(help="Ids of one caption.", min=4)] = 16,
+    image_column: Annotated[str | None, typer.Option(help="Of Parquet or a captions file: images, or files.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Likewise; a common name is found.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Likewise: the classes.")] = None,
 ) -> None:
     """Write WebDataset tars and an index that any recipe trains on, in parallel.
+
+    Columns of Parquet files and of captions files are found by their common names (image, file_name; caption, text;
+    label, class); what is not read is named in a warning. Of a set with train, validation and test, train is read.
 
     **Examples**
 
     - `cascade data openmoji --out data/openmoji --resolution 256`
     - `cascade data folder ~/photos --out s3://bucket/shards`
     - `cascade data webdataset 's3://bucket/tars/*.tar' --out data/index` (tars stay where they are)
+    - `cascade data parquet hf://datasets/OWNER/NAME --out data/name` (`HF_TOKEN` for a set that asks for one)
+    - `cascade data parquet 's3://bucket/set/*.parquet' --label-column species --out data/species`
     """
     from components.data.ingest import IngestConfig
+    from components.data.sources.columns import Columns
     from pipelines.data_command import write_shards
 
     config = IngestConfig(
@@ -183,6 +192,7 @@ def data(
         text_length=text_length,
         limit=limit,
         max_corrupt_fraction=max_corrupt_fraction,
+        columns=Columns(image=image_column, caption=caption_column, label=label_column),
     )
     write_shards(source, path, out=out, config=config, console=Console())
 

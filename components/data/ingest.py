@@ -7,19 +7,23 @@ Shards have fixed names and a small sidecar each in `parts/`: a run that was kil
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 
 from components.configuration.config import Config
 from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
-from components.data.parts import Part, PartWriter
+from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks
 from components.data.pieces import run_pieces
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, read_bpe, save_index
+from components.data.sources.columns import COMMON, Columns
 from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder
 from components.data.sources.openmoji import list_openmoji
+from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
 from components.data.sources.source import Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarSurvey, list_tars, merge_classes
@@ -27,9 +31,10 @@ from components.storage.store import Store, absolute
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("openmoji", "scenes", "folder", "fashion_mnist", "webdataset", "shards")
+SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "webdataset", "shards")
 PACKAGED = ("openmoji", "scenes")  # sources without a path
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
+ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
 
 
 class IngestConfig(Config):
@@ -42,6 +47,7 @@ class IngestConfig(Config):
     text_length: int  # ids of one caption
     limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
     max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
+    columns: Columns = COMMON  # of a table that describes the images: of Parquet files, of a captions file
 
 
 def ingest(
@@ -52,6 +58,7 @@ def ingest(
     config: IngestConfig,
     num_cpus: float = 1.0,
     progress: Progress | None = None,
+    class_counts: ClassCounts | None = None,
 ) -> ShardIndex:
     """Write shards and index of a source to `out` (any fsspec URL); `webdataset` and `shards` write the index alone.
 
@@ -60,20 +67,23 @@ def ingest(
         path: URL of the source's files; None for the packaged and procedural ones, and installed ones.
         num_cpus: logical CPUs that one task asks for.
         progress: called as shards are finished.
+        class_counts: called once with the set's classes, but not for "shards", whose images are not read.
 
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
     corrupt images (no index has been written).
     """
     path = None if path is None else absolute(path)
     report = progress or (lambda done, total: None)
+    count = class_counts or (lambda counts: None)
     if source == "shards":
         return _adopt(_needed(source, path), out)
     if source == "webdataset":
-        return _index_tars(_needed(source, path), out, config, num_cpus, report)
-    return _write_shards(open_source(source, path, limit=config.limit), out, config, num_cpus, report)
+        return _index_tars(_needed(source, path), out, config, num_cpus, report, count)
+    listing = open_source(source, path, limit=config.limit, columns=config.columns)
+    return _write_shards(listing, out, config, num_cpus, report, count)
 
 
-def open_source(source: str, path: str | None, *, limit: int | None = None) -> Source:
+def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
     """The listing of a source in its canonical order: by hash of the key, so that each shard is a fair sample of the
     set and a limit keeps the same images. Raises SourceError."""
     match source:
@@ -84,32 +94,42 @@ def open_source(source: str, path: str | None, *, limit: int | None = None) -> S
                 raise SourceError("scenes are endless: say how many with limit")
             return list_scenes(limit)
         case "folder":
-            listing = list_folder(_needed(source, path))
+            listing = list_folder(_needed(source, path), columns=columns)
+        case "parquet":
+            listing = list_parquet(_needed(source, path), columns)  # in the order of its row groups
+            return replace(listing, items=listing.items[:limit])
         case "fashion_mnist":
             listing = list_fashion_mnist(path)
         case _:
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     # Another hash than that of the split, or the first shards would hold all the held-out images.
     items = sorted(listing.items, key=lambda item: hashlib.sha256(f"order {item.key}".encode()).digest())
-    return Source(listing.name, listing.license, listing.classes, tuple(items[:limit]), listing.reader)
+    return replace(listing, items=tuple(items[:limit]))
 
 
-def _write_shards(listing: Source, out: Store, config: IngestConfig, num_cpus: float, report: Progress) -> ShardIndex:
-    size = config.samples_per_shard
-    pieces = [json.dumps(listing.items[first : first + size]) for first in range(0, len(listing.items), size)]
+def _write_shards(
+    listing: Source, out: Store, config: IngestConfig, num_cpus: float, report: Progress, count: ClassCounts
+) -> ShardIndex:
+    tasks = cut_tasks(listing, config.samples_per_shard)
     present = {info.path: info.bytes for info in out.list()}
-    writer = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction, present)
+    write = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction, present)
     parts: dict[int, Part] = {}
-    for number, content in run_pieces(writer, pieces, num_cpus=num_cpus):
-        parts[number] = Part.model_validate_json(content)
+    for _, content in run_pieces(TaskWriter(write), tasks, num_cpus=num_cpus):
+        parts |= {number: Part.model_validate_json(part) for number, part in json.loads(content)}
         report(sum(part.entry.samples + len(part.entry.quarantined) for part in parts.values()), len(listing.items))
-    ordered = [parts[number] for number in range(len(pieces))]
+    ordered = [parts[number] for number in range(len(parts))]
     index = _index(listing.name, tuple(part.entry for part in ordered), config, classes=listing.classes)
     index = index.model_copy(update={"license": listing.license, "resolution": config.resolution})
-    return _commit(index, [caption for part in ordered for caption in part.captions], out, config)
+    index = _commit(index, [caption for part in ordered for caption in part.captions], out, config)
+    corrupt = {entry.key for part in ordered for entry in part.entry.quarantined}
+    counts = Counter(item.label for item in listing.items if item.key not in corrupt)
+    count({name: counts[label] for label, name in enumerate(listing.classes)})
+    return index
 
 
-def _index_tars(path: str, out: Store, config: IngestConfig, num_cpus: float, report: Progress) -> ShardIndex:
+def _index_tars(
+    path: str, out: Store, config: IngestConfig, num_cpus: float, report: Progress, count: ClassCounts
+) -> ShardIndex:
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
     pieces = ["\n".join(map(str, version)) for version in list_tars(path)]
@@ -120,7 +140,9 @@ def _index_tars(path: str, out: Store, config: IngestConfig, num_cpus: float, re
     ordered = [facts[number] for number in range(len(pieces))]
     index = _index("webdataset", tuple(fact.entry for fact in ordered), config, classes=merge_classes(ordered, path))
     index = index.model_copy(update={"labels": "name"})
-    return _commit(index, [caption for fact in ordered for caption in fact.captions], out, config)
+    index = _commit(index, [caption for fact in ordered for caption in fact.captions], out, config)
+    count(dict(sum((Counter(fact.counts) for fact in ordered), Counter())))
+    return index
 
 
 def _adopt(path: str, out: Store) -> ShardIndex:

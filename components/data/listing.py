@@ -7,7 +7,7 @@ import fsspec
 
 from components.data.errors import SourceError
 
-MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")  # the first that the file system knows
+MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first that is known
 
 
 class FileVersion(NamedTuple):

@@ -2,18 +2,51 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from pydantic import ValidationError
 
 from components.configuration.config import Config
 from components.data.errors import SourceError
 from components.data.shards import Quarantined, ShardEntry, split_of
-from components.data.sources.source import Item, Reader
+from components.data.sources.source import Item, Reader, Source
 from components.data.tars import write_shard
 from components.sampling.image_files import encode_png
 from components.storage.store import Store
+
+
+def cut_tasks(listing: Source, samples_per_shard: int) -> list[str]:
+    """A source's items as shards of at most so many samples, each task (JSON) the numbers and items of some of them.
+
+    One shard is one task, but where items come in runs that are read best in one go: as many whole runs as fit into a
+    shard, or one that is larger as several equal shards.
+    """
+    tasks: list[list[str]] = []
+    for items in _bundles(listing, samples_per_shard):
+        shards = math.ceil(len(items) / samples_per_shard)
+        bounds = [len(items) * part // shards for part in range(shards + 1)]
+        tasks.append([json.dumps(items[first:stop]) for first, stop in pairwise(bounds)])
+    firsts = accumulate(map(len, tasks), initial=0)
+    return [json.dumps(list(enumerate(shards, first))) for first, shards in zip(firsts, tasks, strict=False)]
+
+
+def _bundles(listing: Source, most: int) -> Iterator[Sequence[Item]]:
+    """The items of each task."""
+    if not listing.runs:
+        yield from (listing.items[first : first + most] for first in range(0, len(listing.items), most))
+        return
+    first = stop = 0
+    for run in listing.runs:
+        if first < stop and stop + run - first > most:
+            yield listing.items[first:stop]
+            first = stop
+        stop += run
+        if stop >= len(listing.items):  # a limit may cut a run
+            break
+    yield listing.items[first:stop]
 
 
 class CorruptImageError(Exception):
@@ -96,6 +129,16 @@ class PartWriter:
             "json": json.dumps(drawing.details, sort_keys=True).encode(),
             **drawing.members,
         }
+
+
+@dataclass(frozen=True)
+class TaskWriter:
+    """The shards of one task (JSON) one after another; numbers and sidecars (JSON) out."""
+
+    write: PartWriter
+
+    def __call__(self, number: int, content: str) -> str:
+        return json.dumps([(shard, self.write(shard, items)) for shard, items in json.loads(content)])
 
 
 def sidecar(name: str) -> str:

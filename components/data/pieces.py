@@ -1,5 +1,6 @@
 """Independent pieces of work on Ray Data: one task for each, results as they are finished."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
         except tuple(OWN_ERRORS.values()) as error:
             return {"number": row["number"], "error": type(error).__name__, "content": str(error)}
 
+    _keep_off_the_terminal()
     portable(work, what="what reads the source")
     rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_row, num_cpus=num_cpus)
@@ -34,3 +36,10 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
         if row["error"]:
             raise OWN_ERRORS[row["error"]](row["content"])
         yield row["number"], row["content"]
+
+
+def _keep_off_the_terminal() -> None:
+    """Ray Data's log lines go to its own file alone, `ray-data.log` of the session; what fails is raised here."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)

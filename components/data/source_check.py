@@ -3,8 +3,10 @@
 import fnmatch
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -13,11 +15,15 @@ from components.data.ingest import PACKAGED, SOURCES
 from components.data.listing import FileVersion, first_file, list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import openmoji, scenes
+from components.data.sources.columns import COMMON, Columns
 from components.data.sources.fashion_mnist import IMAGES, idx_urls, installed_folder
 from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
+from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
 from components.storage.connection import StoreError, reason
 from components.storage.store import absolute, read_range
+
+logger = logging.getLogger(__name__)
 
 
 class SourceName(NamedTuple):
@@ -35,49 +41,77 @@ def detect_source(uri: str) -> SourceName:
     if uri == "fashion_mnist":
         return SourceName(uri, installed_folder())
     path = absolute(uri)
+    if path.endswith(SUFFIX):
+        return SourceName("parquet", path)
     if GLOB & set(path) or path.endswith(TARS):
         return SourceName("webdataset", path)
     try:
-        names = [version.path for version in list_versions(path)]
+        versions = list_versions(path)
     except SourceError as error:
         for near in get_close_matches(uri, (*PACKAGED, "fashion_mnist"), n=1):
             raise SourceError(f"no source {uri!r}, did you mean {near}? ({error})") from error
         raise
+    names = [version.path for version in versions]
     if INDEX in names:
         return SourceName("shards", path)
     if any(name in (IMAGES, f"{IMAGES}.gz") for name in names):
         return SourceName("fashion_mnist", path)
-    return SourceName("webdataset" if any(name.endswith(TARS) for name in names) else "folder", path)
+    if any(name.endswith(TARS) for name in names):
+        return SourceName("webdataset", path)
+    parquet = sum(version.bytes for version in versions if is_parquet(version.path))
+    images = sum(version.bytes for version in versions if _is_image(version.path))  # a table may lie next to images
+    return SourceName("parquet" if parquet > images else "folder", path)
 
 
-def check_source(source: str, path: str | None) -> list[FileVersion]:
-    """Raise SourceError, in one line, for a source that can't be used: by a listing only, no image is read.
+class Looked(NamedTuple):
+    """What was listed: tars by absolute URLs, other files by their paths; nothing of a source without files or with an
+    index."""
 
-    Returns what was listed: tars by absolute URLs, other files by their paths below `path`, nothing of a source without
-    files or with an index.
+    listed: list[FileVersion]
+    reading: tuple[str, ...] = ()  # of `Source`, as the notes
+    notes: tuple[str, ...] = ()
+
+
+def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Looked:
+    """Raise SourceError, in one line, for a source that can't be used: by a listing only, no image is read. What of it
+    won't be read is warned of, once in a process.
     """
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     if source == "openmoji":
         openmoji.package_versions()
     if source in PACKAGED:
-        return []
+        return Looked([])
     if path is None and source == "fashion_mnist":
         path = installed_folder()
     if path is None:
         raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
-    path = absolute(path)
+    looked = _look(source, absolute(path), columns)
+    for note in looked.notes:
+        _warn_once(note)
+    return looked
+
+
+def _look(source: str, path: str, columns: Columns) -> Looked:
     if source == "shards":
         load_index(path)
-        return []
+        return Looked([])
     if source == "webdataset":
-        return list_tars(path)
+        return Looked(list_tars(path))
+    if source == "parquet":
+        found = find_parquet(path, columns)
+        return Looked(list(found.files), notes=found.notes)
     versions = list_versions(path)
     if source == "fashion_mnist":
         idx_urls(path)
-    else:
-        list_folder(path, versions)
-    return versions
+        return Looked(versions)
+    listing = list_folder(path, versions, columns)
+    return Looked(versions, listing.reading, listing.notes)
+
+
+@lru_cache
+def _warn_once(note: str) -> None:
+    logger.warning("%s", note)
 
 
 def file_to_try(source: str, path: str | None) -> FileVersion | None:
@@ -89,7 +123,9 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
     if source == "fashion_mnist":
         return first_file(idx_urls(location)[0], lambda path: True)
     folder, pattern = split_glob(location)
-    return first_file(folder, _is_tar(pattern or "*") if source == "webdataset" else _is_image)
+    if source == "parquet":
+        return first_file(folder, _is_like(pattern, is_parquet))
+    return first_file(folder, _is_like(pattern, _is_tar) if source == "webdataset" else _is_image)
 
 
 def check_file(file: FileVersion) -> None:
@@ -108,25 +144,30 @@ def check_file(file: FileVersion) -> None:
         )
 
 
-def _is_tar(pattern: str) -> Callable[[str], bool]:
-    return lambda path: fnmatch.fnmatchcase(path, pattern) and path.endswith(TARS)
+def _is_like(pattern: str | None, is_kind: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda path: fnmatch.fnmatchcase(path, pattern or "*") and is_kind(path)
+
+
+def _is_tar(path: str) -> bool:
+    return path.endswith(TARS)
 
 
 def _is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def source_digest(source: str, path: str | None) -> str:
+def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
     """A digest of what a source holds, never of where it lies: it enters the key of the first stage.
 
     Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
-    listing: relative names, sizes, and entity tags or modification times. Raises SourceError.
+    listing: relative names, sizes, and entity tags or modification times, and how they are read where that is not the
+    only way. Raises SourceError.
     """
-    facts = _facts(source, path, check_source(source, path))
+    facts = _facts(source, path, check_source(source, path, columns))
     return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _facts(source: str, path: str | None, listed: list[FileVersion]) -> object:
+def _facts(source: str, path: str | None, looked: Looked) -> object:
     if source == "openmoji":
         return [openmoji.GENERATOR_VERSION, openmoji.package_versions()]
     if source == "scenes":
@@ -135,5 +176,5 @@ def _facts(source: str, path: str | None, listed: list[FileVersion]) -> object:
         index = load_index(absolute(str(path)))
         return [index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]]
     if source == "webdataset":
-        return [(version.path.rpartition("/")[2], *version[1:]) for version in listed]
-    return listed
+        return [(version.path.rpartition("/")[2], *version[1:]) for version in looked.listed]
+    return [looked.listed, looked.reading] if looked.reading else looked.listed

@@ -1,24 +1,32 @@
-"""A folder of images: class sub-folders, or `captions.jsonl` / `captions.csv` at its top."""
+"""A folder of images: class sub-folders, or a file at its top that names, captions and classes them.
 
-import csv
-import io
-import json
+`captions.jsonl` and `captions.csv` at the top name files of the whole folder. Otherwise the layout of Hugging Face's
+imagefolder is read: `train/`, `validation/` and `test/`, and `metadata.csv`, `.jsonl` or `.parquet` in any folder.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from components.data.errors import SourceError
 from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, list_versions
-from components.data.sources.source import Drawing, Item, Source, safe_keys
+from components.data.sources.captions_file import Described, Row, read_rows
+from components.data.sources.columns import COMMON, Columns
+from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys
+from components.data.sources.splits import split_word, splits_note
 from components.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+CAPTIONS = ("captions.jsonl", "captions.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets that have keys by their listing alone
 NO_CLASS = "image"
 FORMS = (
-    "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv at its top with the columns "
-    "file, caption and, if you like, class"
+    "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv (metadata.csv too) at its top with "
+    "the columns file, caption and, if you like, class"
 )
 
 
@@ -35,68 +43,123 @@ class FolderReader:
         return Drawing(fit_square(decode_image(data), resolution), details={"file": item.location})
 
 
-def list_folder(path: str, versions: Sequence[FileVersion] | None = None) -> Source:
+class Names(NamedTuple):
+    """The images of a folder."""
+
+    all: list[str]
+    used: list[str]  # those to train on
+    root: str  # the folder of the split that is read, such as `train/`; "" for the whole folder
+    note: str | None  # what is used for what
+
+
+def list_folder(path: str, versions: Sequence[FileVersion] | None = None, columns: Columns = COMMON) -> Source:
     """The images below `path` with their classes and captions.
 
     Args:
         versions: what `list_versions` found there, where that is known already.
+        columns: of the file that describes the images.
 
     Raises SourceError if there is nothing, no image, no class, or a captions file that does not fit.
     """
-    names = [version.path for version in (list_versions(path) if versions is None else versions)]
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    files = [version.path for version in (list_versions(path) if versions is None else versions)]
+    images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise SourceError(f"no images below {path}; {FORMS}")
-    for captions in ("captions.jsonl", "captions.csv"):
-        if captions in names:
-            return _captioned(path, captions, set(images))
-    return _sub_folders(path, images)
+        kind = "; for Parquet say `cascade data parquet`" if any(name.endswith(".parquet") for name in files) else ""
+        raise SourceError(f"no images below {path}{kind}; {FORMS}")
+    for captions in CAPTIONS:
+        if captions in files:
+            return _described(path, Names(images, images, "", None), [captions], columns)
+    names = _training_images(images)
+    if described := _metadata(files, names.root):
+        return _described(path, names, described, columns)
+    return _sub_folders(path, names)
 
 
-def _sub_folders(path: str, images: Sequence[str]) -> Source:
-    images = [name for name in images if "/" in name]
-    classes = tuple(sorted({name.split("/")[0] for name in images}))
+def _training_images(images: list[str]) -> Names:
+    """Those below `train/`, where all images lie in folders of splits."""
+    by_split: dict[str | None, list[str]] = {}
+    tops = {name.partition("/")[0] if "/" in name else "" for name in images}
+    if any(split_word(top) is None for top in tops):
+        return Names(images, images, "", None)
+    for name in images:
+        by_split.setdefault(split_word(name.partition("/")[0]), []).append(name)
+    training = [top for top in tops if split_word(top) == "train"]
+    if len(training) != 1:
+        return Names(images, images, "", None)
+    return Names(images, by_split["train"], f"{training[0]}/", splits_note(by_split) if len(by_split) > 1 else None)
+
+
+def _metadata(files: Sequence[str], root: str) -> list[str]:
+    """The files that describe the images below `root`, the best of each folder; one at the top describes them too."""
+    wanted = [name for name in files if name.startswith(root) or "/" not in name]
+    folders = sorted({name.rpartition("/")[0] for name in wanted if name.rpartition("/")[2] in METADATA})
+    paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
+    return [next(path for path in candidates if path in set(wanted)) for candidates in paths]
+
+
+def _sub_folders(path: str, names: Names) -> Source:
+    folder_of = {name: name[len(names.root) :].split("/")[0] for name in names.used if "/" in name[len(names.root) :]}
+    classes = tuple(sorted(set(folder_of.values())))
     if not classes:
-        raise SourceError(f"no classes in {path}: all images lie at its top; {FORMS}")
+        raise SourceError(f"no classes in {Store(path).url(names.root)}: all images lie at its top; {FORMS}")
     items = [
-        Item(key, classes.index(name.split("/")[0]), name.split("/")[0].replace("_", " "), name)
-        for key, name in zip(safe_keys(images), images, strict=True)
+        Item(key, classes.index(folder), folder.replace("_", " "), name)
+        for key, (name, folder) in zip(safe_keys(list(folder_of)), folder_of.items(), strict=True)
     ]
-    return Source("folder", LICENSE, classes, tuple(items), FolderReader(path))
+    left = len(names.used) - len(folder_of)
+    at_top = f"{path}: {left} images lie outside of the class folders and are left out" if left else None
+    reading = (names.root,) if names.root else ()
+    notes = _notes(path, names.note, at_top)
+    return Source("folder", LICENSE, classes, tuple(items), FolderReader(path), notes=notes, reading=reading)
 
 
-def _captioned(path: str, captions: str, images: set[str]) -> Source:
-    place = Store(path).url(captions)
-    rows = _parse(captions, read_url(place).decode("utf-8-sig"), place)
-    named = [row["file"] for row in rows]
-    missing = next((name for name in named if name not in images), None)
+def _described(path: str, names: Names, captions: Sequence[str], columns: Columns) -> Source:
+    described = {name: read_rows(Store(path).url(name), columns) for name in captions}
+    rows = {}
+    for name, found in described.items():
+        for row in _checked(path, name, found, set(names.all)):
+            if row.file in rows:
+                raise SourceError(f"{found.table.place} names {row.file} twice; keep one line for each image")
+            rows[row.file] = row
+    used = set(names.used)
+    kept = [row for row in rows.values() if row.file in used]
+    labels = [_class(row, names.root, captions) for row in kept]
+    if all(row.caption is None for row in kept) and set(labels) <= {NO_CLASS}:
+        place = Store(path).url(captions[0])
+        raise SourceError(f"{place} has neither captions nor classes: each line needs a file and a caption or a class")
+    read = set().union(*(found.read for found in described.values()))
+    old = set(captions) <= set(CAPTIONS) and read <= OLD_COLUMNS
+    classes = tuple(sorted(set(labels))) if old else ordered_classes(labels)
+    items = [
+        Item(key, classes.index(label), label.replace("_", " ") if row.caption is None else row.caption, row.file)
+        for key, row, label in zip(safe_keys([row.file for row in kept]), kept, labels, strict=True)
+    ]
+    left = len(used - rows.keys())
+    unnamed = f"{path}: {left} images are not named in {', '.join(captions)} and are left out" if left else None
+    unread = [found.table.note(found.read) for found in described.values()]
+    reading = () if old else (names.root, *captions, *sorted(read))
+    notes = _notes(path, names.note, unnamed, *unread)
+    return Source("folder", LICENSE, classes, tuple(items), FolderReader(path), notes=notes, reading=reading)
+
+
+def _checked(path: str, captions: str, described: Described, images: set[str]) -> list[Row]:
+    """Rows with file names relative to `path`. Raises SourceError if one names no image."""
+    folder = captions.rpartition("/")[0]
+    rows = [row._replace(file=f"{folder}/{row.file}" if folder else row.file) for row in described.rows]
+    missing = next((row.file for row in rows if row.file not in images), None)
     if missing is not None or not rows:
+        place = described.table.place
         raise SourceError(f"{place} names {missing or 'no image'}, which is not below {path}; correct the file")
-    repeated = next((name for name in named if named.count(name) > 1), None) if len(set(named)) < len(named) else None
-    if repeated is not None:
-        raise SourceError(f"{place} names {repeated} twice; keep one line for each image")
-    classes = tuple(sorted({row["class"] for row in rows}))
-    items = [
-        Item(key, classes.index(row["class"]), row["caption"], row["file"])
-        for key, row in zip(safe_keys(named), rows, strict=True)
-    ]
-    return Source("folder", LICENSE, classes, tuple(items), FolderReader(path))
+    return rows
 
 
-def _parse(name: str, content: str, place: str) -> list[dict[str, str]]:
-    """Rows of `file`, `caption`, `class`; `file_name` and `text` are understood too."""
-    try:
-        if name.endswith(".csv"):
-            raw = list(csv.DictReader(io.StringIO(content)))
-        else:
-            raw = [json.loads(line) for line in content.splitlines() if line.strip()]
-        return [
-            {
-                "file": str(row.get("file") or row["file_name"]),
-                "caption": str(row["caption"] if "caption" in row else row["text"]),
-                "class": str(row.get("class") or NO_CLASS),
-            }
-            for row in raw
-        ]
-    except (KeyError, ValueError, AttributeError, csv.Error) as error:
-        raise SourceError(f"{place} can't be read ({error}); each line needs a file and a caption") from error
+def _class(row: Row, root: str, captions: Sequence[str]) -> str:
+    """The row's class; without one that of its sub-folder, as imagefolder has it."""
+    if row.label is not None:
+        return row.label
+    folder, separator, _ = row.file[len(root) :].partition("/")
+    return folder if separator and captions[0] not in CAPTIONS else NO_CLASS
+
+
+def _notes(path: str, split: str | None, *others: str | None) -> tuple[str, ...]:
+    return tuple(note for note in (f"{path}: {split}" if split else None, *others) if note)

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
@@ -48,6 +48,16 @@ class Source:
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     reader: Reader
+    runs: tuple[int, ...] = ()  # lengths of runs of items that one task reads in order; none: each item by itself
+    notes: tuple[str, ...] = ()  # what of the source is not read, each a line for the user
+    reading: tuple[str, ...] = ()  # how the files are read, where the same files have been read otherwise before
+
+
+def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in their order: by the alphabet, numbers by their size."""
+    found = set(names)
+    numeric = all(name.isdigit() for name in found)
+    return tuple(sorted(found, key=lambda name: (int(name) if numeric else 0, name)))
 
 
 def safe_keys(names: Sequence[str]) -> list[str]:

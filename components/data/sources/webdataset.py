@@ -5,16 +5,20 @@
 
 import fnmatch
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
+
+from pydantic import Field
 
 from components.configuration.config import Config
 from components.data.errors import ShardError, SourceError
 from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions
 from components.data.shards import Quarantined, ShardEntry, split_of
+from components.data.sources.source import ordered_classes
 from components.data.tars import Group, Member, check_end, iterate_shard, unpack
 from components.storage.store import Store, read_url
 
@@ -31,6 +35,7 @@ class TarFacts(Config):
     classes: tuple[str, ...]  # raw `cls` values that occur
     captions: tuple[str, ...]  # `txt` of its training samples
     unlabeled: int  # usable samples without `cls`
+    counts: dict[str, int] = Field(default_factory=dict)  # usable samples by raw `cls` value
 
 
 class Surveyed(NamedTuple):
@@ -114,6 +119,7 @@ def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
         classes=tuple(sorted({sample.label for sample in samples if sample.label is not None})),
         captions=tuple(sample.caption for sample in train),
         unlabeled=sum(sample.label is None for sample in samples),
+        counts=Counter(sample.label for sample in samples if sample.label is not None),
     )
 
 
@@ -125,8 +131,7 @@ def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
         raise SourceError(f"{unlabeled} samples in {path} have no cls member and others do; give it to all or to none")
     if not classes and not any(caption for fact in facts for caption in fact.captions):
         raise SourceError(f"no classes in {path}: its samples have neither cls nor txt members; add one of them")
-    numeric = all(name.isdigit() for name in classes)
-    return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name))) or ("image",)
+    return ordered_classes(classes) or ("image",)
 
 
 def _decoding_error(group: Group) -> str | None:
