@@ -5,9 +5,12 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from components.data.captions import train_bpe
@@ -113,6 +116,43 @@ def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, compress:
     for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
         data = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
         (folder / (f"{name}.gz" if compress else name)).write_bytes(gzip.compress(data) if compress else data)
+
+
+def write_parquet(
+    path: Path,
+    numbers: Sequence[int],
+    *,
+    rows_per_group: int = 10,
+    corrupt: Collection[int] = (),
+    labels: Sequence[int | None] | None = None,
+    side: int = 20,
+    more: dict[str, list] | None = None,
+) -> None:
+    """A file as `datasets` writes it: `image` {bytes, path}, `label` with its names in the schema, `caption`.
+
+    Args:
+        labels: in place of number % 3.
+        more: further columns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [png(image(number, resolution=side)) for number in numbers]
+    cells = [
+        {"bytes": data[: len(data) // 2] if number in corrupt else data, "path": f"{number}.png"}
+        for number, data in zip(numbers, files, strict=True)
+    ]
+    columns = {
+        "image": pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+        "label": pa.array([number % 3 for number in numbers] if labels is None else labels, pa.int64()),
+        "caption": pa.array([f"{CAPTIONS[number % 3]} {number}" for number in numbers]),
+        **{name: pa.array(values) for name, values in (more or {}).items()},
+    }
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(CLASSES), "_type": "ClassLabel"},
+        "caption": {"dtype": "string", "_type": "Value"},
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path, row_group_size=rows_per_group)
 
 
 def write_tar(

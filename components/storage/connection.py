@@ -18,15 +18,7 @@ T = TypeVar("T")
 ATTEMPTS = 6
 DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
-TRANSPORTS = {
-    "aiobotocore",
-    "aiohttp",
-    "asyncio",
-    "botocore",
-    "fsspec",
-    "gcsfs",
-    "httpx2",
-}  # raise the network's errors
+TRANSPORTS = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "httpx2"}  # errors of the network
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CREDENTIALS = re.compile(r"(?<=://)[^/@]+@")
 QUERY = re.compile(r"\?.*$", re.DOTALL)

@@ -94,7 +94,7 @@ def find_columns(
             found[meaning] = (wanted,)
         else:
             raise SourceError(f"{place}: column {wanted!r} {_trouble(wanted, meaning, names)}")
-    return Table(place, names, **found)
+    return Table(place, names, found["image"], found["caption"], found["label"])
 
 
 def first_caption(value: object) -> str:

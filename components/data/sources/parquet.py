@@ -6,6 +6,7 @@ of the set, and each is read once.
 
 import fnmatch
 import hashlib
+import logging
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,8 @@ from components.data.sources.splits import training_files
 from components.data.sources.webdataset import split_glob
 from components.storage.connection import reason, retried
 from components.storage.store import Store, in_parallel
+
+logger = logging.getLogger(__name__)
 
 LICENSE = "unspecified"
 SUFFIX = ".parquet"
@@ -93,6 +96,12 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
     classes = files[0].names or ordered_classes(names) or (NO_CLASS,)
     runs = [run for version, file in zip(found.files, files, strict=True) for run in _runs(version.path, file, classes)]
+    if len(classes) > 1 and 2 * sum(len(run) > 7 and len({item.label for item in run}) == 1 for run in runs) > len(
+        runs
+    ):
+        logger.warning(
+            "%s: rows lie sorted by class, so that batches mix few of them; write it with shuffled rows", path
+        )
     # Another hash than that of the split, as `open_source` has it.
     runs.sort(key=lambda run: hashlib.sha256(f"order {run[0].key}".encode()).digest())
     items = [item for run in runs for item in run]
