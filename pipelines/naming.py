@@ -2,6 +2,7 @@
 
 import re
 
+from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS
 from components.storage.store import absolute
 from pipelines.recipes.catalog import DEMO, RECIPES, Recipe
@@ -51,4 +52,4 @@ def source_name(source: str) -> str:
 
 
 def _without_suffix(part: str) -> str:
-    return next((part.removesuffix(suffix) for suffix in TARS if part.endswith(suffix)), part)
+    return next((part.removesuffix(suffix) for suffix in (*TARS, SUFFIX) if part.endswith(suffix)), part)

@@ -1,0 +1,103 @@
+"""Sets of another project's shape through the real command: what it prints and leaves out, and a run to its end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.data.held_out import read_whole_shard
+from components.data.shards import load_index
+from tests.hub_server import hub
+from tests.image_sets import number_of, write_parquet
+from tests.integration.conftest import FEW, settings
+
+CASCADE = str(Path(sys.executable).with_name("cascade"))
+REPO = "someone/pets"
+TRAINED = ("tokenizer", "prior", "base", "upsamplers.0")
+
+
+def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    variables = {**os.environ, **environment}
+    return subprocess.run([CASCADE, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 rows to train on, of which two can't be read, and some to test."""
+    folder = tmp_path_factory.mktemp("hub") / "pets"
+    more = {"blip": ["a word"] * 150}
+    classes = [number % 3 for number in range(150)]
+    classes[3] = -1
+    write_parquet(
+        folder / "data/train-00000-of-00002.parquet", range(150), rows_per_group=25, labels=classes, more=more
+    )
+    write_parquet(
+        folder / "data/train-00001-of-00002.parquet", range(150, 300), rows_per_group=25, corrupt={200}, more=more
+    )
+    write_parquet(folder / "data/test-00000-of-00001.parquet", range(300, 330), more={"blip": ["a word"] * 30})
+    return folder
+
+
+def test_a_set_of_the_hub_becomes_shards_and_nothing_but_our_lines_is_printed(pets: Path, tmp_path: Path) -> None:
+    address = f"hf://datasets/{REPO}"
+    options = ["--out", str(tmp_path / "set"), "--resolution", "8", "--samples-per-shard", "64"]
+    with hub(pets, REPO) as served:
+        done = cascade("data", "parquet", address, *options, cwd=tmp_path, HF_ENDPOINT=served.endpoint)
+    assert done.returncode == 0, done.stderr
+    index = load_index(str(tmp_path / "set"))
+    found = [
+        number for entry in index.shards for number in number_of(read_whole_shard(index, entry, resolution=8).image)
+    ]
+    assert sorted(found) == [number for number in range(300) if number not in (3, 200)]
+    assert {(entry.key, entry.reason) for shard in index.shards for entry in shard.quarantined} >= {
+        ("train-00000-of-00002/000003", "ValueError: the row has no class")
+    }
+    assert index.quarantined == 2
+
+    lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in done.stderr.splitlines()]
+    assert len(lines) == 3, done.stderr
+    assert lines[0].startswith(f"{address}: train is read (2 files) and test (1 file) is not")
+    assert "not read: blip" in lines[1]
+    assert lines[2].startswith("2 of 300 images (0.7%) are corrupt")
+    bar, *summary = done.stdout.splitlines()
+    assert bar.startswith("parquet ")
+    assert "300/300" in bar
+    assert summary == [
+        f"298 images of 3 classes in {len(index.shards)} shards (2 quarantined): {tmp_path}/set/index.json",
+        "  100  blue",
+        "   99  green",
+        "   99  red",
+    ]
+
+
+def test_columns_that_do_not_fit_are_one_line_and_exit_code_2(pets: Path, tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path / "set")]
+    done = cascade("data", "parquet", str(pets), "--label-column", "lable", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "column 'lable' is not there, did you mean 'label'?" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_parquet_set_goes_to_the_end_of_smoke(pets: Path, tmp_path: Path) -> None:
+    few = [setting for part in TRAINED for setting in settings(part, **FEW)]
+    few += settings("images", source=pets, samples_per_shard=64)
+    few += settings("samples", measured_samples=8, images_per_class=1, num_prompts=1, images_per_prompt=1)
+    few += settings("evaluation", reference_samples=32, held_out_samples=8)
+    done = cascade("run", "--recipe", "smoke", *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [
+        line for line in done.stderr.splitlines() if "train is read" not in line and "not read: blip" not in line
+    ] == []
+    assert not re.search(r"^\d{4}-\d\d-\d\d .*(INFO|WARNING|ERROR) ", done.stdout, re.MULTILINE), "a log line of Ray's"
+    (images,) = tmp_path.glob("runs/stages/images/*/manifest.json")
+    metadata = json.loads(images.read_text())["metadata"]
+    assert (metadata["source"], metadata["samples"]) == ("parquet", 298)
+    assert len(metadata["quarantined"]) == 2
+    assert metadata["classes"] == ["red", "green", "blue"]
+    assert list(tmp_path.glob("runs/runs/smoke_on_pets-*/report.html"))
