@@ -188,11 +188,45 @@ def s3_bucket(s3_server: str) -> str:
     return f"s3://{name}"
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(scope="session")
+def google_storage() -> Iterator[None]:
+    """An emulator of Google's object store; its address stands in the environment for all that follows."""
+    from tests.emulators import google_server, in_environment
+
+    with google_server() as settings, in_environment(settings):
+        yield
+
+
+@pytest.fixture(scope="session")
+def azure_storage() -> Iterator[None]:
+    """Azurite; its address and key stand in the environment for all that follows."""
+    from tests.emulators import azure_server, in_environment
+
+    with azure_server() as settings, in_environment(settings):
+        yield
+
+
+@pytest.fixture
+def gs_bucket(google_storage: None) -> str:
+    """URL of a new bucket."""
+    from tests.emulators import new_bucket
+
+    return new_bucket("gs")
+
+
+@pytest.fixture
+def az_bucket(azure_storage: None) -> str:
+    """URL of a new container."""
+    from tests.emulators import new_bucket
+
+    return new_bucket("az")
+
+
+@pytest.fixture(params=["local", "memory", "s3", "gs", "az"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The same law on every kind of storage."""
     if request.param == "local":
         return str(tmp_path / "store")
     if request.param == "memory":
         return f"memory://store-{time.time_ns()}"
-    return f"{request.getfixturevalue('s3_bucket')}/store"
+    return f"{request.getfixturevalue(f'{request.param}_bucket')}/store"
