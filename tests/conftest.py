@@ -1,4 +1,4 @@
-"""Real parts that the whole suite shares: one Ray cluster, one MLflow server, one S3 server process."""
+"""Real parts that the whole suite shares: a Ray cluster, an MLflow server, a server process for each object store."""
 
 import os
 import socket
@@ -166,13 +166,16 @@ def s3_server() -> Iterator[str]:
 
 
 @contextmanager
-def s3_through_faults(server: str, log: Path, *, seed: int, gap: tuple[int, int], hang: float) -> Iterator[str]:
-    """Endpoint of a proxy process before the S3 server that hurts every few requests; see `tests.faults.proxy`."""
+def through_faults(
+    server: str, log: Path, *, seed: int, gap: tuple[int, int], hang: float, tls: bool = False
+) -> Iterator[str]:
+    """Endpoint of a proxy process before a store's server that hurts every few requests; see `tests.faults.proxy`."""
     port = free_port()
     command = [sys.executable, "-m", "tests.faults.proxy", server, str(port), "--log", str(log), "--seed", str(seed)]
-    process = subprocess.Popen([*command, "--gap", *map(str, gap), "--hang", str(hang)])
+    command += ["--gap", *map(str, gap), "--hang", str(hang)]
+    process = subprocess.Popen([*command, "--tls"] if tls else command)
     try:
-        wait_for(f"http://127.0.0.1:{port}/moto-api/", process)
+        wait_for(f"http://127.0.0.1:{port}/alive", process)
         yield f"http://127.0.0.1:{port}"
     finally:
         stop(process)
