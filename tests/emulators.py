@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from fsspec.registry import _registry
 
 from components.storage.connection import connect
 from tests.conftest import SERVER_SECONDS, free_port, stop
@@ -73,6 +74,14 @@ def new_bucket(protocol: str) -> str:
     filesystem, path = connect(url)
     filesystem.mkdir(path)
     return url
+
+
+def lack(package: str, *protocols: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a package is not installed, and no file system of it has been made."""
+    for name in {package, *(name for name in sys.modules if name.startswith(f"{package}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    for protocol in protocols:
+        monkeypatch.delitem(_registry, protocol, raising=False)
 
 
 def _azurite() -> Path:

@@ -67,7 +67,7 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
-        why = f": {reason(error)}; {cloud.remedy}"
+        why = f": {reason(error.__cause__ or error)}; {cloud.remedy}"
         if cloud.extra and isinstance(error, ImportError):
             why = f" needs the extra {cloud.extra}: pip install 'image-cascade[{cloud.extra}]'"
         raise StoreError(shown(url) + why) from error

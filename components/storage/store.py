@@ -171,6 +171,7 @@ class Store:
     def check_writable(self) -> None:
         """Write and delete a probe file. Raises StoreError with the remedy if that fails."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
+        connect(self.uri)  # what is missing for that is said of the folder, not of the probe
         try:
             self.write(probe, b"probe")
             self.delete(probe)

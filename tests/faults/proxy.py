@@ -126,7 +126,7 @@ class Proxy:
         url = yarl.URL(self.target + request.raw_path, encoded=True)
         try:
             async with (
-                aiohttp.ClientSession(auto_decompress=False) as session,
+                aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=["Content-Type"]) as session,
                 session.request(request.method, url, headers=headers, data=content, allow_redirects=False) as answer,
             ):
                 kept = answer.headers.copy()

@@ -1,14 +1,12 @@
 """Laws of Google's and Azure's stores beyond those of every kind of storage: networks, refusals, what is missing."""
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import fsspec.registry
 import numpy as np
 import pytest
 
@@ -17,7 +15,7 @@ from components.storage.artifact import FileEntry
 from components.storage.connection import connect
 from components.storage.store import Store, StoreError, digest_of, in_parallel, read_range, read_url
 from tests.conftest import through_faults
-from tests.emulators import KEY
+from tests.emulators import KEY, lack
 from tests.faults.proxy import OVER_TLS, counted
 
 FILES = {f"{number:03d}.bin": np.random.default_rng(number).bytes(2000 + number) for number in range(8)}
@@ -94,8 +92,7 @@ def test_a_large_file_comes_back_whole_and_by_ranges(bucket: str, tmp_path: Path
 def test_a_missing_package_is_one_line_that_names_the_extra(
     protocol: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(fsspec.registry._registry, protocol, raising=False)
+    lack(package, protocol, monkeypatch=monkeypatch)
     url = f"{protocol}://bucket/runs"
     for use in (Store(url).check_writable, lambda: read_url(url), lambda: list_versions(url)):
         with pytest.raises(StoreError) as caught:
