@@ -50,6 +50,6 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.stamp-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e '.[demo,serve,test]'
+	$(INSTALL) -c constraints.txt -e '.[azure,demo,gcs,serve,test]'
 	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
 	@touch .venv/.stamp-demo $@

@@ -10,7 +10,7 @@ Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipe
 Sampling = Annotated[list[str], typer.Option("--set", help="A sampling setting: base.eta=0.5. Repeatable.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override one number: base.total_steps=2000. Repeatable.")]
 Storage = Annotated[
-    str | None, typer.Option(help="Where artifacts go: a folder or s3://…  [CASCADE_STORAGE or ./runs]")
+    str | None, typer.Option(help="Where artifacts go: a folder, s3://…, gs://… or az://…  [CASCADE_STORAGE or ./runs]")
 ]
 Tracking = Annotated[str | None, typer.Option(help="MLflow: http://… or sqlite:///…  [MLFLOW_TRACKING_URI or ./runs]")]
 ProfileName = Annotated[str, typer.Option(help="Workers and GPUs: auto, laptop, kuberay, or a YAML file.")]

@@ -1,4 +1,4 @@
-"""Real parts that the whole suite shares: one Ray cluster, one MLflow server, one S3 server process."""
+"""Real parts that the whole suite shares: a Ray cluster, an MLflow server, a server process for each object store."""
 
 import os
 import socket
@@ -166,13 +166,16 @@ def s3_server() -> Iterator[str]:
 
 
 @contextmanager
-def s3_through_faults(server: str, log: Path, *, seed: int, gap: tuple[int, int], hang: float) -> Iterator[str]:
-    """Endpoint of a proxy process before the S3 server that hurts every few requests; see `tests.faults.proxy`."""
+def through_faults(
+    server: str, log: Path, *, seed: int, gap: tuple[int, int], hang: float, tls: bool = False
+) -> Iterator[str]:
+    """Endpoint of a proxy process before a store's server that hurts every few requests; see `tests.faults.proxy`."""
     port = free_port()
     command = [sys.executable, "-m", "tests.faults.proxy", server, str(port), "--log", str(log), "--seed", str(seed)]
-    process = subprocess.Popen([*command, "--gap", *map(str, gap), "--hang", str(hang)])
+    command += ["--gap", *map(str, gap), "--hang", str(hang)]
+    process = subprocess.Popen([*command, "--tls"] if tls else command)
     try:
-        wait_for(f"http://127.0.0.1:{port}/moto-api/", process)
+        wait_for(f"http://127.0.0.1:{port}/alive", process)
         yield f"http://127.0.0.1:{port}"
     finally:
         stop(process)
@@ -188,11 +191,45 @@ def s3_bucket(s3_server: str) -> str:
     return f"s3://{name}"
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(scope="session")
+def google_storage() -> Iterator[None]:
+    """An emulator of Google's object store; its address stands in the environment for all that follows."""
+    from tests.emulators import google_server, in_environment
+
+    with google_server() as settings, in_environment(settings):
+        yield
+
+
+@pytest.fixture(scope="session")
+def azure_storage() -> Iterator[None]:
+    """Azurite; its address and key stand in the environment for all that follows."""
+    from tests.emulators import azure_server, in_environment
+
+    with azure_server() as settings, in_environment(settings):
+        yield
+
+
+@pytest.fixture
+def gs_bucket(google_storage: None) -> str:
+    """URL of a new bucket."""
+    from tests.emulators import new_bucket
+
+    return new_bucket("gs")
+
+
+@pytest.fixture
+def az_bucket(azure_storage: None) -> str:
+    """URL of a new container."""
+    from tests.emulators import new_bucket
+
+    return new_bucket("az")
+
+
+@pytest.fixture(params=["local", "memory", "s3", "gs", "az"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The same law on every kind of storage."""
     if request.param == "local":
         return str(tmp_path / "store")
     if request.param == "memory":
         return f"memory://store-{time.time_ns()}"
-    return f"{request.getfixturevalue('s3_bucket')}/store"
+    return f"{request.getfixturevalue(f'{request.param}_bucket')}/store"

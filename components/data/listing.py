@@ -6,6 +6,7 @@ from typing import NamedTuple
 import fsspec
 
 from components.data.errors import SourceError
+from components.storage.connection import connect, files_below, reason
 
 MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first that is known
 
@@ -18,12 +19,13 @@ class FileVersion(NamedTuple):
 
 def list_versions(url: str) -> list[FileVersion]:
     """Files below `url`, sorted by path. Raises SourceError if there is nothing, or if it can't be listed."""
+    filesystem, root = connect(url)
     try:
-        filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        found = filesystem.find(root, detail=True)
+        found = files_below(filesystem, root)
     except Exception as error:  # each file system has its own errors for a missing bucket or wrong credentials
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise SourceError(f"{url} can't be listed ({reason}); check the address, the bucket and the rights") from error
+        raise SourceError(
+            f"{url} can't be listed ({reason(error)}); check the address, the bucket and the rights"
+        ) from error
     if not found:
         raise SourceError(f"nothing at {url}: the path is missing or empty; check it for typing errors")
     skip = len(root.rstrip("/")) + 1
@@ -38,7 +40,7 @@ def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None
 
     Its path is absolute. None if there is none, or if folders can't be listed: `list_versions` says why.
     """
-    filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    filesystem, root = connect(url)
     root = root.rstrip("/")
     if filesystem.isfile(root):
         return _version(filesystem, root, url)

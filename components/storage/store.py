@@ -1,8 +1,8 @@
-"""Whole-file object storage on any fsspec URL: local folders, memory and S3 through one code path.
+"""Whole-file object storage on any fsspec URL: local folders, memory and clouds through one code path.
 
-Every write commits a whole file or nothing; `write_once` is a true write-once (conditional put on S3, `os.link` on
-local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing writers win). Sizes are
-checked after each transfer, sha256 where it is known; what is wrong is fetched or sent again.
+Every write commits a whole file or nothing; `write_once` is a true write-once (the conditional put of S3, Google and
+Azure, `os.link` on local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing
+writers win). Sizes are checked after each transfer, sha256 where it is known; what is wrong is fetched or sent again.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from components.storage.connection import StoreError, connect, reason, retried, shown
+from components.storage.connection import StoreError, connect, files_below, reason, retried, shown
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -171,6 +171,7 @@ class Store:
     def check_writable(self) -> None:
         """Write and delete a probe file. Raises StoreError with the remedy if that fails."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
+        connect(self.uri)  # what is missing for that is said of the folder, not of the probe
         try:
             self.write(probe, b"probe")
             self.delete(probe)
@@ -202,7 +203,7 @@ def read_range(url: str, start: int, end: int) -> bytes:
 def list_url(url: str) -> list[FileInfo]:
     """Files below one absolute URL, paths relative to it, sorted; empty if there is nothing."""
     filesystem, root = connect(url)
-    found = retried(lambda: filesystem.find(root, detail=True), url)
+    found = retried(lambda: files_below(filesystem, root), url)
     root = root.rstrip("/")
     return sorted(
         FileInfo(name[len(root) + 1 :], int(info["size"] or 0))

@@ -17,13 +17,17 @@ Manifest = dict[str, Any]
 KUSTOMIZATIONS = [
     "infra/kuberay/base",
     "infra/kuberay/overlays/aws",
+    "infra/kuberay/overlays/azure",
     "infra/kuberay/overlays/dev",
+    "infra/kuberay/overlays/gcp",
     "infra/kuberay/overlays/raycluster",
     "infra/kuberay/overlays/service",
     "infra/kuberay/overlays/service-gateway",
     "infra/kuberay/overlays/service-ingress",
     "infra/mlflow/base",
     "infra/mlflow/overlays/aws",
+    "infra/mlflow/overlays/azure",
+    "infra/mlflow/overlays/gcp",
     "infra/monitoring",
 ]
 KUBERAY = [folder for folder in KUSTOMIZATIONS if "kuberay" in folder]

@@ -1,11 +1,12 @@
-"""An HTTP proxy that stands between a client and an S3 server and does to the traffic what networks do.
+"""An HTTP proxy that stands between a client and an object store and does to the traffic what networks do.
 
 As a program: `python -m tests.faults.proxy TARGET PORT --log FILE --seed N --gap 4 10 --hang 6`. Of the requests that
 read, and of those that write, every few one is hurt, the faults in turn from a shuffled deck, so that each kind comes
 as often as the others. Every injection is a line in the log.
 
 An S3 server compares what arrives with the sha256 that the client signed; moto does not, so the proxy answers in its
-place where it has changed the bytes on their way in.
+place where it has changed the bytes on their way in. Clients of other stores sign no bytes and leave that to TLS:
+`--tls` stands for it, and leaves no bytes wrong.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import yarl
 from aiohttp import web
 
 FAULTS = ("503", "500", "reset", "lost answer", "time-out", "slow body", "truncated body", "wrong bytes")
+OVER_TLS = tuple(fault for fault in FAULTS if fault != "wrong bytes")
 NEED_BODY = ("slow body", "truncated body", "wrong bytes")
 WRITES = ("PUT", "POST", "DELETE")
 ERRORS = {
@@ -34,8 +36,8 @@ SLOW_PIECES = 5
 class Deck:
     """When which fault is next: a function of the seed and of the number of requests."""
 
-    def __init__(self, seed: int, gap: tuple[int, int]) -> None:
-        self.numbers, self.gap = random.Random(seed), gap
+    def __init__(self, seed: int, gap: tuple[int, int], faults: tuple[str, ...]) -> None:
+        self.numbers, self.gap, self.faults = random.Random(seed), gap, faults
         self.cards: list[str] = []
         self.wait = self.numbers.randint(*gap)
 
@@ -44,7 +46,7 @@ class Deck:
         if self.wait > 0:
             return None
         if not self.cards:
-            self.cards = self.numbers.sample(FAULTS, len(FAULTS))
+            self.cards = self.numbers.sample(self.faults, len(self.faults))
         if self.cards[-1] in NEED_BODY and not has_body:
             return None  # the next request that has one
         self.wait = self.numbers.randint(*self.gap)
@@ -52,14 +54,15 @@ class Deck:
 
 
 class Proxy:
-    def __init__(self, target: str, *, log: Path, seed: int, gap: tuple[int, int], hang: float) -> None:
+    def __init__(self, target: str, *, log: Path, seed: int, gap: tuple[int, int], hang: float, tls: bool) -> None:
         self.target, self.log, self.hang = target, log, hang
-        self.decks = {"read": Deck(seed, gap), "write": Deck(seed + 1, gap)}
+        faults = OVER_TLS if tls else FAULTS
+        self.decks = {"read": Deck(seed, gap, faults), "write": Deck(seed + 1, gap, faults)}
         self.numbers = random.Random(seed + 2)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        if request.path.startswith("/moto-api"):
-            return await self.pass_on(request, await request.read())
+        if request.path == "/alive":
+            return web.Response()
         kind = "write" if request.method in WRITES else "read"
         return await (self.write(request) if kind == "write" else self.read(request))
 
@@ -123,7 +126,7 @@ class Proxy:
         url = yarl.URL(self.target + request.raw_path, encoded=True)
         try:
             async with (
-                aiohttp.ClientSession(auto_decompress=False) as session,
+                aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=["Content-Type"]) as session,
                 session.request(request.method, url, headers=headers, data=content, allow_redirects=False) as answer,
             ):
                 kept = answer.headers.copy()
@@ -186,8 +189,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gap", type=int, nargs=2, default=(4, 10))
     parser.add_argument("--hang", type=float, default=6.0)
+    parser.add_argument("--tls", action="store_true")
     given = parser.parse_args()
-    proxy = Proxy(given.target, log=given.log, seed=given.seed, gap=tuple(given.gap), hang=given.hang)
+    proxy = Proxy(given.target, log=given.log, seed=given.seed, gap=tuple(given.gap), hang=given.hang, tls=given.tls)
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", proxy.handle)
     web.run_app(app, host="127.0.0.1", port=given.port, print=None, access_log=None)

@@ -15,16 +15,19 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from components import events
+from components.storage.garbage import find_garbage
+from components.storage.store import Store
 from components.tracking.environment import environment
 from components.tracking.tracker import Tracker
 from tests.conftest import free_port, wait_for
 from tests.faults.cluster import TRAINER, nodes, processes
 from tests.faults.conftest import Record, Undisturbed
-from tests.faults.runs import INTERVAL, Run, kill_group, wait_until
+from tests.faults.runs import CASCADE, DEADLINE, INTERVAL, Run, kill_group, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 POINTS = 600
 STEPS, LONG = 160, 800
+CLOUDS = {"gs": "Google's emulator", "az": "Azurite"}
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen:
@@ -99,6 +102,53 @@ def test_drivers_that_race_with_clocks_that_disagree_do_each_stage_once(
         proof = f"one attempt, same weights, sha256 {run.hashes()['base'][:12]}…"
         record(f"{count} drivers race, their clocks apart by up to {max(clocks) // 3600} h", count, proof)
         record(f"kill -9 of the one of {count} that works", 1, proof)
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_drivers_that_race_on_a_cloud_do_each_stage_once(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, undisturbed: Undisturbed, record: Record
+):
+    """Two drivers, each with a Ray of its own; the one that works is killed when it has a checkpoint."""
+    bucket = request.getfixturevalue(f"{kind}_bucket")
+    run = Run(tmp_path / kind, steps=STEPS, storage=f"{bucket}/runs")
+    drivers = [run.start(), run.start()]
+    wait_until(lambda: run.step() >= INTERVAL, run)
+    (working,) = [driver for driver in drivers if json.loads(lease(run)[-1])["pid"] in family(driver)]
+    kill_group(working)
+    for driver in drivers:
+        if driver is not working:
+            run.finish(driver)
+    assert len(lease(run)) <= 2
+    attempts = [name for name in run.stage("base").folders() if name.startswith("attempt-")]
+    assert len(attempts) == 1, "two drivers finished the same stage"
+    assert run.hashes() == undisturbed(STEPS)
+    proof = f"one attempt, same weights, sha256 {run.hashes()['base'][:12]}…"
+    record(f"{CLOUDS[kind]}: 2 drivers race, kill -9 of the one that works", 1, proof)
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_smoke_runs_to_its_end_on_a_cloud(kind: str, request: pytest.FixtureRequest, tmp_path: Path, record: Record):
+    """Every stage; then nothing is left to do, every file is as it was written, and no garbage stays."""
+    storage = ["--storage", f"{request.getfixturevalue(f'{kind}_bucket')}/runs"]
+    smoke = ["run", "--recipe", "smoke", *storage, "--tracking", "none"]
+    first, second = command(smoke, tmp_path), command(smoke, tmp_path)
+    assert "report: " in first
+    assert second.count("cached") >= len(Store(storage[1]).folders("stages"))
+    verified = command(["verify", *storage], tmp_path)
+    assert "all as their manifests say" in verified
+    command(["gc", "--yes", *storage], tmp_path)
+    assert find_garbage(Store(storage[1])) == []
+    files = len(Store(storage[1]).list("stages"))
+    record(f"{CLOUDS[kind]}: smoke, run twice, verified", 1, f"all cached the second time, {files} files whole")
+
+
+def command(arguments: list[str], place: Path) -> str:
+    """What a command says that succeeds."""
+    done = subprocess.run([CASCADE, *arguments], cwd=place, capture_output=True, text=True, timeout=DEADLINE)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    assert "Traceback" not in said
+    return said
 
 
 def clock(place: Path, seconds: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import s3_through_faults
+from tests.conftest import through_faults
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.proxy import FAULTS, counted
 from tests.faults.runs import Run
@@ -21,7 +21,7 @@ def test_a_workflow_on_a_bad_network_ends_with_the_same_bytes(
 ):
     log = tmp_path / "faults.jsonl"
     run = Run(tmp_path / "run", steps=STEPS, storage=f"{s3_bucket}/runs")
-    with s3_through_faults(s3_server, log, seed=SEED, gap=(3, 9), hang=4.0) as endpoint:
+    with through_faults(s3_server, log, seed=SEED, gap=(3, 9), hang=4.0) as endpoint:
         run.finish(run.start(AWS_ENDPOINT_URL=endpoint, FSSPEC_S3=IMPATIENT))
     hashes = run.hashes()
     assert hashes == undisturbed(STEPS)

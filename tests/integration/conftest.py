@@ -16,6 +16,8 @@ import s3fs
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEYNUMBER",
     "AWS_SECRET_ACCESS_KEY": "planted/secret+access/key0123456789abcdef",
+    "AZURE_STORAGE_ACCOUNT_KEY": "planted/azure+key/0123456789abcdef==",
+    "AZURE_STORAGE_SAS_TOKEN": "sv=2026&sig=plantedsignature",
     "MLFLOW_TRACKING_USERNAME": "planted-user-name",
     "MLFLOW_TRACKING_PASSWORD": "planted-tracking-password",
     "RAY_AUTH_TOKEN": "5ec7e7" * 10 + "beef",

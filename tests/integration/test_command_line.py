@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from tests.emulators import lack
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,6 +95,29 @@ def test_a_missing_bucket_and_missing_credentials_are_refused(s3_server: str, tm
     refused = command("run", "--storage", "s3://bucket/runs", cwd=tmp_path, **nobody)
     assert refused.returncode == 2, refused.stderr
     assert "credentials" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["run", "--storage", "az://bucket/runs"], "azure"),
+        (["verify", "--storage", "gs://bucket/runs"], "gcs"),
+        (["gc", "--storage", "az://bucket/runs"], "azure"),
+        (["run", "--set", "images.source=gs://bucket/images"], "gcs"),
+        (["run", "--set", "images.source=az://bucket/*.tar"], "azure"),
+        (["data", "folder", "gs://bucket/images", "--out", "there"], "gcs"),
+    ],
+)
+def test_a_cloud_whose_package_is_missing_is_one_line_that_names_the_extra(
+    cascade: Cascade, monkeypatch: pytest.MonkeyPatch, arguments: list[str], extra: str
+):
+    lack("adlfs", "az", monkeypatch=monkeypatch)
+    lack("gcsfs", "gs", monkeypatch=monkeypatch)
+    done = cascade(*arguments)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f" needs the extra {extra}: pip install 'image-cascade[{extra}]'")
 
 
 def test_an_empty_source_is_refused(cascade: Cascade, tmp_path: Path):

