@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.layers import attend
+from components.models.network_blocks import NetworkBlock
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class SelfAttention(nn.Module):
         return self.proj(h.transpose(1, 2).reshape(batch, length, -1))
 
 
-class Block(nn.Module):
+class Block(NetworkBlock):
     """Attention, then a feed-forward network, each pre-norm with a residual, (B, S, D) -> (B, S, D).
 
     Dropout is on the residual branches alone, as in LlamaGen (Sun et al. 2024): none of the attention weights is
