@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from components.training.batches import to_batch
 from components.training.learner import Learner
-from components.training.loop import Batch, Task
+from components.training.loop import Task
 from tests import tiny_autoencoders
 from tests.tiny_text_image import (
     classifier_config,
@@ -18,9 +18,11 @@ from tests.tiny_text_image import (
     prior_config,
     prior_task,
 )
-from tests.tiny_training import KINDS, batches, config_of, make_task
+from tests.tiny_training import batches, config_of, make_task
 
 LAST_STEP = 20  # when every loss has begun
+BOTTLENECKS = ("vae", "vq_vae", "dvae", "fsq")  # beside the tokenizer's
+OWN = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "dit", "gan")
 IMAGE_ATTENTION = {"kind": "image_attention_unet", "model_channels": 8, "channel_mult": (1, 2), "head_dim": 8}
 
 
@@ -43,8 +45,8 @@ def image_attention_config(**changes: Any) -> Any:
 
 
 TRAININGS = {
-    **{name: Kind(kind_of(name)) for name in (*KINDS, "gan", "edm", "flow")},
-    **{name: Kind(autoencoder_of(name)) for name in tiny_autoencoders.RECIPES},
+    **{name: Kind(kind_of(name)) for name in OWN},
+    **{name: Kind(autoencoder_of(name)) for name in BOTTLENECKS},
     "cross_attention": Kind(lambda **changes: config_of("base", text_conditioning="cross_attention", **changes)),
     "spatial_transformer": Kind(
         lambda **changes: config_of("base", text_conditioning="spatial_transformer", class_token_dim=8, **changes)
@@ -71,10 +73,6 @@ def trained(name: str, prepare: Callable[[nn.Module], None] | None = None, **cha
 
 def learners_of(task: Any) -> list[Learner[Any]]:
     return [learner for learner in vars(task).values() if isinstance(learner, Learner)]
-
-
-def first_batch(config: Any) -> Batch:
-    return next(batches(config, to_batch))
 
 
 def whole_graph(network: nn.Module) -> None:

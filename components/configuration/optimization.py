@@ -40,7 +40,9 @@ class OptimizationConfig(Config):
     sample_every: int = Field(200, ge=1)
 
     @model_serializer(mode="wrap")
-    def _without_what_changes_no_result(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+    def _without_what_changes_no_result(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
         """When a training is saved, and what it keeps for the backward pass: a run ends with the same bits."""
         values = dump(self)
         if info.context == IDENTITY:
