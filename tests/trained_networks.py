@@ -41,7 +41,7 @@ def autoencoder_of(name: str) -> Callable[..., Any]:
 
 def image_attention_config(**changes: Any) -> Any:
     network = {**IMAGE_ATTENTION, "attention_resolutions": (4,), "image_token_dim": 8, "image_patch_size": 2}
-    return config_of("image_to_image", network=network, **changes)
+    return config_of("base", network=network, conditions=("condition_image",), condition_member="depth", **changes)
 
 
 TRAININGS = {

@@ -131,7 +131,7 @@ class Transformer(TokenNetwork):
         """
         x = self._place(self.token_embedding(tokens[:, None]), position - self.num_conditions + 1)  # (B, 1, D)
         filled = torch.arange(cache.keys[0].shape[2], device=x.device) <= position  # (whole sequence,)
-        mask = filled if cache.visible is None else filled & cache.visible
+        mask = filled[None] if cache.visible is None else filled & cache.visible
         return self._through(x, position, cache=cache, mask=mask)
 
     def _decode(self, x: Tensor, *, cache: KVCache, mask: Tensor | None) -> Tensor:
