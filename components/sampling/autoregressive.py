@@ -153,5 +153,5 @@ def plain_steps(
     transformer: Transformer, batch_size: int, conditions: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Step]]:
     """The logits (B, K) of the first tokens, and the step for those that follow, with a cache of its own."""
-    logits, cache = transformer.start(batch_size, **conditions)
+    logits, cache = transformer.start(batch_size, **conditions, cache=None)
     yield logits, partial(transformer.step, cache=cache)

@@ -59,6 +59,6 @@ def step_of(transformer: Transformer, filled: KVCache) -> Step:
 def program(on_gpu: bool, backend: str) -> Callable[..., Any]:
     """`Transformer.step_at`, compiled for each size of batch; transformers of one shape share it."""
     mode = "reduce-overhead" if on_gpu else None  # with CUDA graphs
-    return torch.compile(
+    return torch.compile(  # pyrefly: ignore[no-matching-overload]
         Transformer.step_at, backend=backend, mode=mode, fullgraph=True, dynamic=False, recompile_limit=VARIANTS
     )

@@ -105,7 +105,7 @@ def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
         images=images(resolution=256, vocab_size=row.vocab_size, text_length=row.text_length),
         tokenizer=AUTOENCODERS["vqgan_imagenet_f16_16384"].training,
         prior=prior,
-        sampling=TokenBranchSampling(prior=row.sampling),
+        sampling=TokenBranchSampling(prior=row.sampling.replace(compile_decoding=True)),
         samples=SamplesConfig(measured_samples=10_000),
         evaluation=EvaluationConfig(held_out_samples=10_000),
     )
