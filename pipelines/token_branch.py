@@ -5,13 +5,14 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from components.configuration.config import Config
-from components.configuration.sampling import MaskedTokenSampling, TokenBranchSampling
+from components.configuration.sampling import MaskedTokenSampling, TokenBranchSampling, TransformerSampling
 from components.configuration.trainings import (
     AnyPrior,
     AutoencoderTraining,
     ContrastiveTraining,
     MaskedPriorTraining,
     PixelTraining,
+    PriorTraining,
 )
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
@@ -71,6 +72,8 @@ class TokenBranchRecipe(Config):
         side, sampling = resolution // self.tokenizer.network.factor, self.sampling.prior
         if isinstance(sampling, MaskedTokenSampling) and not isinstance(self.prior, MaskedPriorTraining):
             raise ValueError("sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps")
+        if isinstance(sampling, TransformerSampling) and not isinstance(self.prior, PriorTraining):
+            raise ValueError("sampling.prior takes no compile_decoding: only a transformer is decoded so")
         if isinstance(sampling, MaskedTokenSampling) and sampling.num_inference_steps > side**2:
             raise ValueError(f"sampling.prior.num_inference_steps must be at most {side**2}, the tokens of an image")
         if isinstance(self.prior, PixelTraining) and self.prior.data.resolution is not None:

@@ -26,7 +26,6 @@ class UNetSizes(Config):
     scale_shift_norm: bool = True  # adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
-    gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers
 
     @model_validator(mode="after")
     def _network_has_its_numbers(self) -> Self:
@@ -59,7 +58,6 @@ class DiTConfig(Config):
     model_dim: int = Field(ge=4)
     num_layers: int = Field(12, ge=1)
     num_heads: int = Field(ge=1)
-    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -33,17 +33,21 @@ class OptimizationConfig(Config):
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
     precision: Precision = "fp32"  # bf16: autocast, where the device has it; weights and optimizer stay fp32
     compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
+    gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers, so no part of the key
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each
     checkpoint_minutes: float | None = Field(None, gt=0)  # in place of steps, by the clock; no part of the key
     sample_every: int = Field(200, ge=1)
 
     @model_serializer(mode="wrap")
-    def _without_the_clock(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """When a training is saved changes no result: a resumed run ends with the same bits."""
+    def _without_what_changes_no_result(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """When a training is saved, and what it keeps for the backward pass: a run ends with the same bits."""
         values = dump(self)
         if info.context == IDENTITY:
-            values.pop("checkpoint_minutes", None)
+            for name in ("checkpoint_minutes", "gradient_checkpointing"):
+                values.pop(name, None)
         return values
 
     @model_validator(mode="after")
@@ -72,6 +76,7 @@ class GANOptimization(OptimizationConfig):
     betas: tuple[float, float] = (0.0, 0.9)  # of both optimizers; a GAN wants no momentum
     ema: Literal["exponential"] = "exponential"  # statistics of batch norms can't be combined afterwards
     ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
+    gradient_checkpointing: Literal[False] = False  # each pass moves singular vectors: a second one has other weights
     discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
     discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch
 

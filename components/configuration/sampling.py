@@ -52,6 +52,12 @@ class TokenSampling(ModelSampling):
     top_p: float | None = Field(None, gt=0, le=1)
 
 
+class TransformerSampling(TokenSampling):
+    """Of a causal transformer."""
+
+    compile_decoding: bool = False  # on a GPU: a minute more for the first batch of each size, then faster steps
+
+
 class MaskedTokenSampling(TokenSampling):
     """Of a masked prior."""
 
@@ -101,7 +107,7 @@ class SamplingConfig(Config):
 class TokenBranchSampling(SamplingConfig):
     """Of a token branch."""
 
-    prior: TokenSampling | MaskedTokenSampling = TokenSampling()
+    prior: TokenSampling | TransformerSampling | MaskedTokenSampling = TokenSampling()
     reranker: RerankerSampling | None = None
 
 
@@ -117,7 +123,7 @@ class DiffusionBranchSampling(SamplingConfig):
 class CascadeSampling(SamplingConfig):
     """Of both."""
 
-    prior: TokenSampling = TokenSampling()
+    prior: TransformerSampling = TransformerSampling()
     base: DiffusionSampling = DiffusionSampling()
     upsamplers: tuple[DiffusionSampling, ...] = ()
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from components.losses.reconstruction import image_of, output_channels
 from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
+from components.models.network_blocks import NetworkBlock
 from components.models.quantizer import EMAQuantizer, VectorQuantizer
 
 Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer
@@ -38,7 +39,7 @@ def _attention(channels: int, norm_groups: int | None) -> SelfAttention2d:
     return SelfAttention2d(channels, num_heads=1, norm_groups=norm_groups, eps=1e-6)
 
 
-class ResBlock(nn.Module):
+class ResBlock(NetworkBlock):
     """Pre-activation residual block, (B, C_in, H, W) -> (B, C_out, H, W).
 
     It starts as its skip connection, so that encoder and decoder start nearly linear: colors are learned in half the

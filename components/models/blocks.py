@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.layers import attend
+from components.models.network_blocks import NetworkBlock
 
 
 @dataclass(slots=True)
@@ -39,28 +40,26 @@ class SelfAttention(nn.Module):
         mask: Tensor | None,
         rotation: Tensor | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
-        start: int = 0,
+        start: int | Tensor = 0,
     ) -> Tensor:
         """`x` stands at positions start..start+S, where `cache`, keys and values of (B, H, …, E), is filled.
 
         Args:
             mask: bool, broadcast to (B, H, S, start + S), True where a key may be seen; it replaces the causal one.
             rotation: (S, E / 2, 2), of the positions of `x`; see `rotate`.
+            start: or, for S = 1, () int64 on the device: then the mask is that of the whole sequence.
         """
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, S, E) each
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
-            keys, values = (whole[:, :, : start + length] for whole in cache)
-            keys[:, :, start:] = k
-            values[:, :, start:] = v
-            k, v = keys, values
+            k, v = (kept_with(new, whole, start) for new, whole in zip((k, v), cache, strict=True))
         h = attend(q, k, v, mask=mask, causal=self.causal and mask is None and length > 1)
         return self.proj(h.transpose(1, 2).reshape(batch, length, -1))
 
 
-class Block(nn.Module):
+class Block(NetworkBlock):
     """Attention, then a feed-forward network, each pre-norm with a residual, (B, S, D) -> (B, S, D).
 
     Dropout is on the residual branches alone, as in LlamaGen (Sun et al. 2024): none of the attention weights is
@@ -83,11 +82,21 @@ class Block(nn.Module):
         mask: Tensor | None,
         rotation: Tensor | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
-        start: int = 0,
+        start: int | Tensor = 0,
     ) -> Tensor:
         attended = self.attention(self.norm_1(x), mask=mask, rotation=rotation, cache=cache, start=start)
         x = x + self.dropout(attended)
         return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_2(x)))))
+
+
+def kept_with(new: Tensor, whole: Tensor, start: int | Tensor) -> Tensor:
+    """Write keys or values (B, H, S, E) into a cache from `start` on. Returns those up to their end or, where `start`
+    is a number on the device, which no shape may depend on, the whole cache."""
+    if isinstance(start, Tensor):
+        return whole.index_copy_(2, start[None], new.to(whole.dtype))
+    filled = whole[:, :, : start + new.shape[2]]
+    filled[:, :, start:] = new
+    return filled
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

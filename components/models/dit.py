@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from components.models.conditioned import ConditionedNetwork
 from components.models.layers import attend, zeroed
+from components.models.network_blocks import NetworkBlock
 
 FREQUENCY_DIM = 256
 
@@ -25,7 +25,6 @@ class DiT(ConditionedNetwork):
         patch_size: P; each token is a square of so many pixels.
         model_dim: D, a multiple of num_heads and of 4.
         num_layers: number of blocks.
-        gradient_checkpointing: compute each block again in the backward pass instead of keeping it.
         conditions: see `ConditionedNetwork`; of a text it knows what is pooled.
 
     Raises:
@@ -42,7 +41,6 @@ class DiT(ConditionedNetwork):
         model_dim: int,
         num_layers: int,
         num_heads: int,
-        gradient_checkpointing: bool = False,
         **conditions: Any,
     ) -> None:
         if resolution % patch_size:
@@ -57,7 +55,6 @@ class DiT(ConditionedNetwork):
             **conditions,
         )
         self.resolution, self.patch_size = resolution, patch_size
-        self.gradient_checkpointing = gradient_checkpointing
         for parameter in self.time_mlp.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -83,10 +80,7 @@ class DiT(ConditionedNetwork):
         x = self.patches(self.concatenated(x_t, given))
         x = rearrange(x, "b d h w -> b (h w) d") + self.positions
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, embedding, use_reentrant=False)
-            else:
-                x = block(x, embedding)
+            x = block(x, embedding)
         with torch.autocast(x_t.device.type, enabled=False):  # a bf16 rounding here would be noise in the prediction
             dtype = self.positions.dtype
             shift, scale = self.modulation_out(embedding.to(dtype)).chunk(2, dim=1)
@@ -96,7 +90,7 @@ class DiT(ConditionedNetwork):
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=size, q=size)
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(NetworkBlock):
     """Attention and feed-forward, each shifted, scaled and gated by the embedding; at first the identity."""
 
     def __init__(self, dim: int, *, num_heads: int) -> None:

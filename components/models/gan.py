@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import ParametrizationList
 
 from components.models.layers import SelfAttention2d
+from components.models.network_blocks import NetworkBlock
 
 POWER_ITERATIONS = 15  # from the singular vectors of the trained weights to those of their average
 
@@ -186,7 +187,7 @@ class _Gather(torch.autograd.Function):
         return gradient[distributed.get_rank()]
 
 
-class GeneratorBlock(nn.Module):
+class GeneratorBlock(NetworkBlock):
     """Residual block that doubles the sides, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
 
     Convolutions have no bias: the batch norm that follows would take it away.
@@ -256,7 +257,7 @@ class GANGenerator(nn.Module):
         return torch.tanh(self.conv_out(F.relu(self.norm_out(h, None))))
 
 
-class DiscriminatorBlock(nn.Module):
+class DiscriminatorBlock(NetworkBlock):
     """Residual block, (B, C_in, H, W) -> (B, C_out, H/2, W/2), or of the same sides without `down`."""
 
     def __init__(

@@ -21,9 +21,10 @@ from components.models.masked import (
     label_or_null,
     shift_down,
 )
+from components.models.network_blocks import NetworkBlock
 
 
-class GatedLayer(nn.Module):
+class GatedLayer(NetworkBlock):
     """One layer of both stacks (figure 2): the vertical one sees whole rows above, the horizontal one the row so far.
 
     Together they see everything that comes before: there is no blind spot. Mask A (`first`) has no residual, because

@@ -25,6 +25,7 @@ from components.models.masked import (
     label_or_null,
     shift_down,
 )
+from components.models.network_blocks import NetworkBlock
 
 
 class EntryLayer(nn.Module):
@@ -40,7 +41,7 @@ class EntryLayer(nn.Module):
         return self.beside(x) + shift_down(self.above(x))
 
 
-class RowLSTMLayer(nn.Module):
+class RowLSTMLayer(NetworkBlock):
     """One recurrent layer with its residual (equation 3, figure 5), (B, D, H, W) -> (B, D, H, W)."""
 
     def __init__(self, *, channels: int, num_channels: int, kernel_size: int, num_labels: int, dropout: float) -> None:

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.models.layers import attend
+from components.models.network_blocks import NetworkBlock
 
 PAD_ID = 0
 
@@ -78,7 +79,7 @@ class TextTransformer(nn.Module):
         return torch.ones(len(text), len(self.position_embedding), dtype=torch.bool, device=text.device)
 
 
-class TextBlock(nn.Module):
+class TextBlock(NetworkBlock):
     """Pre-norm attention and feed-forward of four times the width."""
 
     def __init__(self, model_dim: int, *, num_heads: int) -> None:

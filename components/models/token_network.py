@@ -132,13 +132,12 @@ class TokenNetwork(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def _place(self, x: Tensor, first: int) -> Tensor:
-        """Add to x (B, n, D) what is learned of the places first..first+n of the image."""
-        last = first + x.shape[1]
+    def _place(self, x: Tensor, first: int | Tensor) -> Tensor:
+        """Add to x (B, n, D) what is learned of the places first..first+n of the image; `first` may be () int64."""
         if self.positions == "learned":
-            return x + self.position[first:last]
+            return x + part_of(self.position, first, x.shape[1])
         if self.positions == "learned_2d":
-            places = torch.arange(first, last, device=x.device)
+            places = torch.arange(x.shape[1], device=x.device) + first
             width = self.grid[1]
             return x + (self.row_position[places // width] + self.column_position[places % width])
         return x
@@ -166,6 +165,13 @@ class TokenNetwork(nn.Module):
             return None
         rest = self.num_conditions - self.text_length + self.num_tokens - self.causal  # nothing follows the last token
         return F.pad(text != 0, (0, rest), value=True)[:, None, None]
+
+
+def part_of(table: Tensor, first: int | Tensor, length: int) -> Tensor:
+    """Rows first..first+length of a table; `first` may be () int64 on its device."""
+    if isinstance(first, Tensor):
+        return table.index_select(0, torch.arange(length, device=table.device) + first)
+    return table[first : first + length]
 
 
 def _check_length(name: str, tokens: Tensor | None, length: int, expected: str) -> None:

@@ -7,13 +7,14 @@ Shapes: B batch, N num_tokens, L text_length, P tokens of the conditions togethe
 E head_dim, K codebook_size, V vocab_size.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from components.models.blocks import KVCache
-from components.models.token_network import TokenNetwork
+from components.models.token_network import TokenNetwork, part_of
 
 
 class JointLogits(NamedTuple):
@@ -90,14 +91,18 @@ class Transformer(TokenNetwork):
         text: Tensor | None = None,
         condition: Tensor | None = None,
         tokens: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Read the conditions (see `forward`) and the first n < N `tokens` (B, n), if there are any already.
+
+        Args:
+            cache: of an earlier batch of this size, to be written over; None: a new one.
 
         Returns the logits (B, K) of token n, and the cache for `step`.
         """
         x = self._embed_conditions(batch_size, label=label, text=text, condition=condition)  # (B, P, D)
         visible = self._visible(text)
-        cache = self._allocate(x, visible=visible)
+        cache = self._allocate(x, visible=visible) if cache is None else replace(cache, visible=visible, length=0)
         if tokens is not None:
             x = torch.cat([x, self._place(self.token_embedding(tokens), 1)], dim=1)  # (B, P + n, D)
         mask = None if visible is None else _causal_mask(visible[..., : x.shape[1]])
@@ -117,11 +122,27 @@ class Transformer(TokenNetwork):
         mask = None if cache.visible is None else cache.visible[..., : cache.length + 1]
         return self._decode(x, cache=cache, mask=mask)
 
+    @torch.no_grad()
+    def step_at(self, tokens: Tensor, position: Tensor, *, cache: KVCache) -> Tensor:
+        """As `step`, of tokens at a `position` () int64 of the sequence that only the device knows.
+
+        No shape and no number of the host depends on the position, so one compiled step serves all of them. It looks at
+        the whole cache through a mask, and neither reads nor moves `cache.length`.
+        """
+        x = self._place(self.token_embedding(tokens[:, None]), position - self.num_conditions + 1)  # (B, 1, D)
+        filled = torch.arange(cache.keys[0].shape[2], device=x.device) <= position  # (whole sequence,)
+        mask = filled[None] if cache.visible is None else filled & cache.visible
+        return self._through(x, position, cache=cache, mask=mask)
+
     def _decode(self, x: Tensor, *, cache: KVCache, mask: Tensor | None) -> Tensor:
-        rotation = self._rotation(cache.length, x.shape[1])
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, mask=mask, rotation=rotation, cache=(keys, values), start=cache.length)
+        logits = self._through(x, cache.length, cache=cache, mask=mask)
         cache.length += x.shape[1]
+        return logits
+
+    def _through(self, x: Tensor, start: int | Tensor, *, cache: KVCache, mask: Tensor | None) -> Tensor:
+        rotation = self._rotation(start, x.shape[1])
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block(x, mask=mask, rotation=rotation, cache=(keys, values), start=start)
         return self.head(self.norm_out(x[:, -1]))
 
     def _allocate(self, x: Tensor, *, visible: Tensor | None) -> KVCache:
@@ -129,11 +150,11 @@ class Transformer(TokenNetwork):
         length = num_conditions + self.num_tokens - 1
         shape = (len(self.blocks), batch_size, self.num_heads, length, model_dim // self.num_heads)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        keys, values = (torch.empty(shape, dtype=dtype, device=x.device).unbind() for _ in range(2))
+        keys, values = (torch.zeros(shape, dtype=dtype, device=x.device).unbind() for _ in range(2))
         return KVCache(keys=keys, values=values, visible=visible, length=0)
 
-    def _rotation(self, start: int, length: int) -> Tensor | None:
-        return None if self.rotation is None else self.rotation[start : start + length]
+    def _rotation(self, start: int | Tensor, length: int) -> Tensor | None:
+        return None if self.rotation is None else part_of(self.rotation, start, length)
 
 
 def _causal_mask(visible: Tensor) -> Tensor:

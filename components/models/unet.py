@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from components.models.conditioned import ConditionedNetwork, Context
+from components.models.conditioned import ConditionedNetwork
 from components.models.cross_attention import SpatialTransformer, TextAttention2d
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
 from components.models.unet_blocks import (
@@ -47,8 +46,6 @@ class UNet(ConditionedNetwork):
         scale_shift_norm: adaptive group norm; otherwise the embedding is added to the features.
         resample_in_blocks: resampling inside residual blocks; otherwise a strided and an upsampled convolution.
         norm_groups: of every group norm; see `groups_of`.
-        gradient_checkpointing: compute what is between two skip connections again in the backward pass instead of
-            keeping it; the same gradients for less memory and a third more time.
         middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
             applied to whole images.
         image_token_dim: the condition image is not concatenated to x_t, but cut into patches of image_patch_size
@@ -75,7 +72,6 @@ class UNet(ConditionedNetwork):
         scale_shift_norm: bool = True,
         resample_in_blocks: bool = True,
         norm_groups: int | None = None,
-        gradient_checkpointing: bool = False,
         middle_attention: bool = True,
         class_token_dim: int | None = None,
         image_token_dim: int | None = None,
@@ -93,7 +89,6 @@ class UNet(ConditionedNetwork):
             **conditions,
         )
         self.resolution, self.model_channels = resolution, model_channels
-        self.gradient_checkpointing = gradient_checkpointing
         residual = partial(
             TimedResBlock,
             embedding_dim=embedding_dim,
@@ -142,18 +137,13 @@ class UNet(ConditionedNetwork):
         h = self.conv_in(self.concatenated(x_t, given))
         skips = [h]
         for layers in self.down:
-            h = self.run(layers, h, embedding, context)
+            h = layers(h, embedding, context)
             skips.append(h)
-        h = self.run(self.middle, h, embedding, context)
+        h = self.middle(h, embedding, context)
         for layers in self.up:
-            h = self.run(layers, torch.cat([h, skips.pop()], dim=1), embedding, context)
+            h = layers(torch.cat([h, skips.pop()], dim=1), embedding, context)
         with torch.autocast(x_t.device.type, enabled=False):  # a bf16 rounding here would be noise in the prediction
             return self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
-
-    def run(self, layers: nn.Module, h: Tensor, embedding: Tensor, context: Context | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layers, h, embedding, context, use_reentrant=False)  # restores autocast and dropout
-        return layers(h, embedding, context)
 
 
 def image_tokens_of(resolution: int, patch_size: int, token_dim: int | None) -> dict[str, int] | None:

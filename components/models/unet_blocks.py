@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from components.models.conditioned import Context
 from components.models.cross_attention import SpatialTransformer, TextAttention2d
 from components.models.layers import GroupNorm, zeroed
+from components.models.network_blocks import NetworkBlock
 
 Resample = Literal["down", "up"]
 
@@ -64,7 +65,7 @@ class TimedResBlock(nn.Module):
         return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
 
 
-class Layers(nn.ModuleList):
+class Layers(NetworkBlock, nn.ModuleList):
     """Layers in a row, of which residual blocks also take the embedding, and attention to tokens takes these."""
 
     def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:

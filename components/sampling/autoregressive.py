@@ -7,14 +7,16 @@ Guidance: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", equation 6 o
 Shapes: B images, N num_tokens, L text_length, M condition tokens, K codebook_size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from components.models.blocks import KVCache
 from components.models.token_network import TokenNetwork
 from components.models.transformer import Transformer
+from components.sampling.compiled_decoding import Step, compiled_steps
 
 OnToken = Callable[[int, int], None]  # (tokens done, all tokens)
 
@@ -32,6 +34,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     on_token: OnToken | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Sample one token sequence for each generator.
 
@@ -49,6 +52,7 @@ def generate(
         top_k: keep the k most likely tokens, k >= 1. None: all.
         top_p: keep the most likely tokens of this mass, in (0, 1]. None: all.
         on_token: called with (tokens done, N) after each step.
+        compiled: step by `compiled_steps`: the same tokens but for rounding.
 
     Returns:
         (B, N) int64 in [0, K), on the transformer's device.
@@ -63,11 +67,11 @@ def generate(
     conditions = given(label=label, text=text, condition=condition)
     if guided:
         conditions = with_null(transformer, conditions, null_text=null_text)
-    with torch.inference_mode():
-        logits, cache = transformer.start(len(generators) * (1 + guided), **conditions)
+    steps = compiled_steps if compiled else plain_steps
+    with torch.inference_mode(), steps(transformer, len(generators) * (1 + guided), conditions) as (logits, step):
         for i in range(num_tokens):
             if i > 0:
-                logits = _step(transformer, tokens[i - 1], cache=cache, guided=guided)
+                logits = step(tokens[i - 1].repeat(2) if guided else tokens[i - 1])
             tokens[i] = draw(
                 guided_logits(logits, guidance_scale),
                 uniforms=uniforms[i],
@@ -144,5 +148,10 @@ def check_filters(*, temperature: float, top_k: int | None, top_p: float | None)
         raise ValueError(f"top_p {top_p} is not in (0, 1]; None turns the filter off")
 
 
-def _step(transformer: Transformer, tokens: Tensor, *, cache: KVCache, guided: bool) -> Tensor:
-    return transformer.step(tokens.repeat(2) if guided else tokens, cache=cache)
+@contextmanager
+def plain_steps(
+    transformer: Transformer, batch_size: int, conditions: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Step]]:
+    """The logits (B, K) of the first tokens, and the step for those that follow, with a cache of its own."""
+    logits, cache = transformer.start(batch_size, **conditions, cache=None)
+    yield logits, partial(transformer.step, cache=cache)

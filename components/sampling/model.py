@@ -21,6 +21,7 @@ from components.configuration.sampling import (
     ModelSampling,
     RerankerSampling,
     TokenSampling,
+    TransformerSampling,
 )
 from components.sampling.images import read_image
 from components.sampling.requests import Request, class_id
@@ -33,7 +34,7 @@ SAMPLING: dict[str, type[ModelSampling]] = {  # by the kind of the network; othe
     "unet": DiffusionSampling,
     "image_attention_unet": DiffusionSampling,
     "dit": DiffusionSampling,
-    "transformer": TokenSampling,
+    "transformer": TransformerSampling,
     "masked_transformer": MaskedTokenSampling,
     "pixelcnn": TokenSampling,
     "row_lstm": TokenSampling,

@@ -74,7 +74,7 @@ def generate_window(
                 if copies == 2:
                     conditions = with_null(transformer, conditions, null_text=null_text)
                 drawn = cut(canvas, window, transformer.grid)[:, : window.place].repeat(copies, 1)
-                logits, cache = transformer.start(len(drawn), **conditions, tokens=drawn)
+                logits, cache = transformer.start(len(drawn), **conditions, tokens=drawn, cache=None)
             logits = guided_logits(logits, guidance_scale)
             token = draw(logits, uniforms=uniforms[number], temperature=temperature, top_k=top_k, top_p=top_p)
             canvas[:, number // grid[1], number % grid[1]] = token

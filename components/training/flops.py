@@ -136,11 +136,7 @@ def _no_autocast(*_: Any, **__: Any) -> nullcontext[None]:
 def _networks(training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGrid | None) -> list[Any]:
     """The network that is kept, and those that are trained with it; none recomputes its activations."""
     with without_memory():
-        networks = [make_network(training, dataset_info, grid), *other_networks(training, dataset_info)]
-    for network in networks:
-        if "gradient_checkpointing" in vars(network):
-            vars(network)["gradient_checkpointing"] = False
-    return networks
+        return [make_network(training, dataset_info, grid), *other_networks(training, dataset_info)]
 
 
 def _train(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.optimization import OptimizationConfig
+from components.models.network_blocks import compile_blocks, recompute_blocks
 from components.sampling.precision import computes_bf16
 from components.training.loop import Arrays, Batch
 from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer
@@ -35,7 +36,9 @@ class Learner(Generic[Network]):
         self.worker = worker
         self.network = network.to(worker.device)
         if config.compile_network:
-            self.network.compile()  # in place: names of weights stay, copies such as the EMA's are not compiled
+            compile_blocks(self.network)
+        if config.gradient_checkpointing:
+            recompute_blocks(self.network)
         self.forward = data_parallel(self.network, worker)
         self.optimizer = make_optimizer(self.network, config)
         self.ema = make_ema(self.network, config) if averaged else None

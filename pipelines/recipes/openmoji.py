@@ -1,7 +1,7 @@
 """The demo: every system of the cascade on 3,773 real images, on a laptop, in about a quarter of an hour."""
 
 from components.configuration.diffusion import DiffusionTraining
-from components.configuration.sampling import CascadeSampling, DiffusionSampling, TokenSampling
+from components.configuration.sampling import CascadeSampling, DiffusionSampling, TransformerSampling
 from components.configuration.trainings import (
     AutoencoderTraining,
     ClassifierTraining,
@@ -33,7 +33,7 @@ def openmoji() -> CascadeRecipe:
         base=base(),
         upsamplers=(upsampler(),),
         sampling=CascadeSampling(
-            prior=TokenSampling(guidance_scale=1.5, temperature=0.8, top_k=100),  # 79 in place of 98 at 1
+            prior=TransformerSampling(guidance_scale=1.5, temperature=0.8, top_k=100),  # 79 in place of 98 at 1
             base=DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=14, guidance_scale=1.5),
             upsamplers=(DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=8, noise_level=80),),
         ),

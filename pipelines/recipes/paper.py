@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from components.configuration.conditions import TokenCondition
-from components.configuration.sampling import TokenBranchSampling, TokenSampling
+from components.configuration.sampling import TokenBranchSampling, TransformerSampling
 from components.configuration.trainings import PriorTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.samples import SamplesConfig
@@ -37,7 +37,7 @@ class PaperPrior(NamedTuple):
     learning_rate: float
     betas: tuple[float, float]
     weight_decay: float
-    sampling: TokenSampling
+    sampling: TransformerSampling
     vocab_size: int
     text_length: int
 
@@ -50,13 +50,13 @@ PRIORS: dict[str, PaperPrior] = {
     # learning rate 4.5e-6 for each image of the batch. Batch and steps are ours.
     "imagenet_class_prior": PaperPrior(
         "Class-conditional ImageNet of taming-transformers: 16² tokens of 16,384 codes, a transformer of 1.4 billion.",
-        48, "label", 0.0, 1_000_000, 64, 64 * 4.5e-6, (0.9, 0.95), 0.01, TokenSampling(top_k=600, top_p=0.92),
+        48, "label", 0.0, 1_000_000, 64, 64 * 4.5e-6, (0.9, 0.95), 0.01, TransformerSampling(top_k=600, top_p=0.92),
         1024, 16),
     # kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384;
     # DALL-E's weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.
     "mindalle_text_prior": PaperPrior(
         "minDALL-E: 64 text and 16² image tokens in one transformer of 1.3 billion, over a VQ-GAN of 16,384 codes.",
-        42, "text", 1 / 8, 500_000, 512, 4.5e-4, (0.9, 0.96), 0.045, TokenSampling(top_k=256),
+        42, "text", 1 / 8, 500_000, 512, 4.5e-4, (0.9, 0.96), 0.045, TransformerSampling(top_k=256),
         16_384, 64),
 }
 # fmt: on
@@ -97,6 +97,7 @@ def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
         betas=row.betas,
         weight_decay=row.weight_decay,
         precision="bf16",
+        compile_network=True,
         checkpoint_minutes=CHECKPOINT_MINUTES,
     )
     return TokenBranchRecipe(
@@ -104,7 +105,7 @@ def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
         images=images(resolution=256, vocab_size=row.vocab_size, text_length=row.text_length),
         tokenizer=AUTOENCODERS["vqgan_imagenet_f16_16384"].training,
         prior=prior,
-        sampling=TokenBranchSampling(prior=row.sampling),
+        sampling=TokenBranchSampling(prior=row.sampling.replace(compile_decoding=True)),
         samples=SamplesConfig(measured_samples=10_000),
         evaluation=EvaluationConfig(held_out_samples=10_000),
     )

@@ -65,6 +65,7 @@ def first_stage(
         warmup_steps=0,
         ema_decay=0.0,
         precision="bf16",
+        compile_network=True,
         **INTERVALS,
     )
     data = AutoencoderData(resolution=256)
@@ -117,7 +118,7 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
             optimization=AdversarialOptimization(
                 total_steps=3_000_000, global_batch_size=512, learning_rate=1e-4, lr_decay="cosine",
                 final_lr_fraction=0.0125, warmup_steps=0, betas=(0.9, 0.999), weight_decay=1e-4, ema_decay=0.999,
-                precision="bf16", **INTERVALS))),
+                precision="bf16", compile_network=True, **INTERVALS))),
     # Published: Adam, rate 2e-4, 250,000 steps of 128 images, two strided convolutions and two residual blocks 256 wide
     # on each side. Ours halves as often and has residual blocks at every resolution, so there is no count to reach.
     "vqvae_imagenet_128": PaperAutoencoder(
@@ -130,6 +131,6 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
             data=AutoencoderData(resolution=128),
             optimization=AdversarialOptimization(
                 total_steps=250_000, global_batch_size=128, learning_rate=2e-4, final_lr_fraction=1.0, warmup_steps=0,
-                betas=(0.9, 0.999), ema_decay=0.0, precision="bf16", **INTERVALS))),
+                betas=(0.9, 0.999), ema_decay=0.0, precision="bf16", compile_network=True, **INTERVALS))),
 }
 # fmt: on

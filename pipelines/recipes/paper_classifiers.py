@@ -39,6 +39,7 @@ def classifier(
         weight_decay=0.05,
         ema_decay=0.0,
         precision="bf16",
+        compile_network=True,
         **INTERVALS,
     )
     return ClassifierTraining(

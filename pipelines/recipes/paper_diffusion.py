@@ -96,6 +96,7 @@ def unet(
         betas=(0.9, 0.999),
         ema_decay=0.9999,
         precision="bf16",
+        compile_network=True,
         **INTERVALS,
     )
     return DiffusionTraining(

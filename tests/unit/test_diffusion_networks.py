@@ -36,7 +36,7 @@ CONFIGS = {
     "ldm": diffusion_config(
         text_conditioning="spatial_transformer", class_token_dim=8, transformer_depth=2, in_channels=4
     ),
-    "dalle2": diffusion_config(image_embedding_dim=6, gradient_checkpointing=True, text_states_dim=5, conditions=()),
+    "dalle2": diffusion_config(image_embedding_dim=6, text_states_dim=5, conditions=()),
     "dit": dit_config(conditions=("condition_image",), condition_member="depth"),
 }
 
@@ -51,6 +51,14 @@ def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) ->
     save_bundle(tmp_path, ModelBundle(config.network.kind, arguments, {}, network))
     loaded = load_bundle(tmp_path).module
     assert type(loaded) is type(network)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_bundle_of_before_networks_forgot_of_gradient_checkpointing_is_rebuilt(tmp_path: Path) -> None:
+    arguments = network_arguments(CONFIGS["base"], DATASET_INFO)
+    network = UNet(**arguments)
+    save_bundle(tmp_path, ModelBundle("unet", arguments | {"gradient_checkpointing": False}, {}, network))
+    loaded = load_bundle(tmp_path).module
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
 
 

@@ -140,6 +140,13 @@ def test_published_sizes_are_saved_by_the_clock(recipe):
     assert {config.optimization.checkpoint_minutes for config in trainings(workflow_of(recipe)).values()} == {20}
 
 
+@pytest.mark.parametrize("recipe", paper_recipes().values())
+def test_published_sizes_are_compiled(recipe):
+    """A minute at the start of hours on many GPUs."""
+    workflow = workflow_of(recipe)
+    assert all(config.optimization.compile_network for config in trainings(workflow).values())
+
+
 @pytest.mark.parametrize(
     ("recipe", "assignment", "words"),
     [
@@ -157,6 +164,8 @@ def test_published_sizes_are_saved_by_the_clock(recipe):
         ("depth_transformer", "condition=null", ["condition is missing"]),
         ("depth_transformer", "prior.conditions=[label]", ["condition is given", "label"]),
         ("vqvae_pixelcnn", "prior.resolution=8 prior.channels=66", ["prior.resolution"]),
+        ("vqvae_pixelcnn", "sampling.prior.compile_decoding=true", ["sampling.prior", "compile_decoding"]),
+        ("gan", "model.gradient_checkpointing=true", ["model.optimization.gradient_checkpointing", "got True"]),
     ],
 )
 def test_an_error_names_the_field_as_it_is_written(recipe: str, assignment: str, words: list[str]):

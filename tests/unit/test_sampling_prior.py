@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from components.sampling import compiled_decoding
 from components.sampling.generators.tokens import check_prior, sample_best, sample_prior
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request, check_request
@@ -51,6 +52,19 @@ def test_tokens_belong_to_their_request_in_whatever_batch(kind: str, tmp_path: P
         assert torch.equal(sample_prior(model, [request], condition[i : i + 1])[0], together[i])
     assert len(together.flatten(1).unique(dim=0)) == 4
     assert not torch.equal(sample_prior(model, requests(4), condition.flip(0)), together)
+
+
+def test_a_cpu_decodes_as_before_where_a_gpu_would_by_a_compiled_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a causal transformer takes the setting."""
+    expected = sample_prior(load(tmp_path, "transformer"), requests(2))
+    monkeypatch.setattr(compiled_decoding, "BACKEND", "no such backend")
+    model = load(tmp_path, "transformer", sampling={"compile_decoding": True})
+    assert model.sampling.model_dump()["compile_decoding"]
+    assert torch.equal(sample_prior(model, requests(2)), expected)
+    with pytest.raises(ValueError, match=r"prior\.compile_decoding: this model takes no such setting"):
+        load(tmp_path / "masked", "masked_transformer", sampling={"compile_decoding": True})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -102,11 +102,11 @@ def test_a_graph_lists_each_stage_after_its_inputs():
         Workflow("w", [Stage("second", never_run, Number(), input=first), first])
 
 
-def test_when_a_training_is_saved_is_no_part_of_its_key():
-    """A finished training isn't made again, and one that is under way goes on, when its clock is set otherwise."""
+def test_when_a_training_is_saved_and_what_it_computes_again_is_no_part_of_its_key():
+    """A finished training isn't made again, and one that is under way goes on, when these are set otherwise."""
     found = set()
-    for minutes in (None, 5.0, 20.0):
-        config = diffusion_config(checkpoint_minutes=minutes)
+    for changes in ({}, {"checkpoint_minutes": 5.0}, {"checkpoint_minutes": 20.0}, {"gradient_checkpointing": True}):
+        config = diffusion_config(**changes)
         assert type(config).model_validate(config.model_dump(mode="json")) == config
         found.add(stage_key(Stage("base", never_run, config), {}))
     assert len(found) == 1

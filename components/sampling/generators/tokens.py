@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from components.configuration.sampling import MaskedTokenSampling, TokenSampling
+from components.configuration.sampling import MaskedTokenSampling, TokenSampling, TransformerSampling
 from components.models.autoencoder import Autoencoder
 from components.models.masked_transformer import MaskedTransformer
 from components.models.pixelcnn import GatedPixelCNN
@@ -91,7 +91,9 @@ def sample_prior(
         return sample_grid(model, requests, height=height, width=width, stage=stage, between=between)[:, 0]
     told = after_each(between)
     if isinstance(network, Transformer):
-        draw = partial(generate_window, grid=grid) if larger else generate
+        assert isinstance(sampling, TransformerSampling)
+        compiled = sampling.compile_decoding and model.device.type != "cpu"
+        draw = partial(generate_window, grid=grid) if larger else partial(generate, compiled=compiled)
         tokens = draw(network, **settings, on_token=told)
     elif isinstance(network, MaskedTransformer):
         assert isinstance(sampling, MaskedTokenSampling)

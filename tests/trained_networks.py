@@ -1,0 +1,85 @@
+"""A tiny real training of every network of the catalogue, the same numbers each time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from components.training.batches import to_batch
+from components.training.learner import Learner
+from components.training.loop import Task
+from tests import tiny_autoencoders
+from tests.tiny_text_image import (
+    classifier_config,
+    classifier_task,
+    contrastive_config,
+    contrastive_task,
+    prior_config,
+    prior_task,
+)
+from tests.tiny_training import batches, config_of, make_task
+
+LAST_STEP = 20  # when every loss has begun
+BOTTLENECKS = ("vae", "vq_vae", "dvae", "fsq")  # beside the tokenizer's
+OWN = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "dit", "gan")
+IMAGE_ATTENTION = {"kind": "image_attention_unet", "model_channels": 8, "channel_mult": (1, 2), "head_dim": 8}
+
+
+class Kind(NamedTuple):
+    config: Callable[..., Any]
+    task: Callable[[Any], Task] = make_task
+
+
+def kind_of(name: str) -> Callable[..., Any]:
+    return lambda **changes: config_of(name, **changes)
+
+
+def autoencoder_of(name: str) -> Callable[..., Any]:
+    return lambda **changes: tiny_autoencoders.config_of(name, **changes)
+
+
+def image_attention_config(**changes: Any) -> Any:
+    network = {**IMAGE_ATTENTION, "attention_resolutions": (4,), "image_token_dim": 8, "image_patch_size": 2}
+    return config_of("base", network=network, conditions=("condition_image",), condition_member="depth", **changes)
+
+
+TRAININGS = {
+    **{name: Kind(kind_of(name)) for name in OWN},
+    **{name: Kind(autoencoder_of(name)) for name in BOTTLENECKS},
+    "cross_attention": Kind(lambda **changes: config_of("base", text_conditioning="cross_attention", **changes)),
+    "spatial_transformer": Kind(
+        lambda **changes: config_of("base", text_conditioning="spatial_transformer", class_token_dim=8, **changes)
+    ),
+    "image_attention": Kind(image_attention_config),
+    "classifier": Kind(classifier_config, classifier_task),
+    "contrastive": Kind(contrastive_config, contrastive_task),
+    "diffusion_prior": Kind(prior_config, prior_task),
+}
+
+
+def trained(name: str, prepare: Callable[[nn.Module], None] | None = None, **changes: Any) -> dict[str, Tensor]:
+    """The weights after two steps of a training whose networks are first prepared; the last of them has all losses."""
+    config = TRAININGS[name].config(**changes)
+    task = TRAININGS[name].task(config)
+    for learner in learners_of(task):
+        if prepare is not None:
+            prepare(learner.network)
+    stream = batches(config, to_batch)
+    for step in (1, LAST_STEP):
+        task.train_step(next(stream), step)
+    return {name: tensor.detach().clone() for name, tensor in task.state_dict()["weights"].items()}
+
+
+def learners_of(task: Any) -> list[Learner[Any]]:
+    return [learner for learner in vars(task).values() if isinstance(learner, Learner)]
+
+
+def whole_graph(network: nn.Module) -> None:
+    """Compile a network without a code generator, and refuse to leave the graph anywhere."""
+    network.compile(backend="eager", fullgraph=True, dynamic=False)
+
+
+def forget_compiled() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
