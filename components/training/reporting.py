@@ -103,7 +103,7 @@ class Reporter:
         return values
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Rank 0 shows what the model makes now. Returns the images, which all ranks make where weights are in shards."""
+        """Rank 0 shows what the model makes now. Returns the images; where weights are in shards all make them."""
         images = task.preview(held_out, step)
         for name, png in images.items() if self.worker.rank == 0 else ():
             self.recorder.emit(events.Image(self.stage, step, name, png))
