@@ -165,6 +165,8 @@ def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tenso
         gradient.copy_(average(gradient, worker))
     square = nn.utils.get_total_norm(parts).square()
     dist.all_reduce(square)
-    norm = (square + nn.utils.get_total_norm(uncut).square()).sqrt()
+    if uncut:
+        square = square + nn.utils.get_total_norm(uncut).square()
+    norm = square.sqrt()
     torch._foreach_mul_([*parts, *uncut], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch clips
     return norm

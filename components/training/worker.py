@@ -156,6 +156,8 @@ def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
     """A line for each thing that this training does otherwise than recipe and profile say."""
     if worker.world_size < job.resources.num_workers:
         yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
+    if job.resources.sharding == "full" and worker.world_size == 1:
+        yield "sharding full needs several workers: the only one holds all"
     if job.config.precision == "bf16" and not computes_bf16("bf16", worker.device):
         yield f"{worker.device} has no bf16 of its own: training in fp32"
 
