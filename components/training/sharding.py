@@ -69,7 +69,7 @@ def shard(network: Network, worker: Worker) -> Callable[[Network], Network]:
 def without_numbers(network: Network) -> Network:
     """A copy whose parameters take no memory."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
-    return deepcopy(network, empty)  # pyrefly: ignore[bad-argument-type]
+    return deepcopy(network, empty)
 
 
 def cut(network: nn.Module, worker: Worker) -> None:
@@ -137,9 +137,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def forget_pass(network: nn.Module) -> None:
     """Let go of what a pass that broke off left; before the first one there is nothing, and FSDP2 must not be asked."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(network, FSDPModule) and fully_shard.state(network)._is_root:
+    assert isinstance(network, FSDPModule)
+    if network._get_fsdp_state()._is_root:
         network.reset_iter_state()
 
 
