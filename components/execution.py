@@ -1,8 +1,12 @@
 """What a stage is given to work with: its share of the machine, which never enters its identity."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from components.configuration.config import Config
+
+Sharding = Literal["none", "full"]
 
 
 class Profiling(Config):
@@ -30,6 +34,7 @@ class Resources(Config):
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
+    sharding: Sharding = "none"  # of a training: "full": workers hold a part each of all weights, moments and averages
     profiling: Profiling | None = None  # no profile's: of one run
 
     def worker_counts(self, global_batch_size: int) -> list[int]:

@@ -9,6 +9,7 @@ from components.execution import Resources
 from components.storage.space import readable_bytes
 from pipelines.cluster import Cluster
 from pipelines.cost import Rate, StageCost, longest_path, stage_costs
+from pipelines.memory_table import markdown, memory_overview
 from pipelines.profiles import Profile
 from pipelines.publications import compute_lines, published_flops
 from pipelines.resource_table import gpu_count
@@ -65,7 +66,10 @@ def cost_notes(
         lines.append(f"Not counted: {', '.join(left_out)}.")
     large = [cost.stage for cost in costs if cost.memory is not None and cost.memory > rate.gpu.memory]
     if large:
-        lines.append(f"More than the {readable_bytes(rate.gpu.memory)} of one GPU: {', '.join(large)}.")
+        lines.append(
+            f"More than the {readable_bytes(rate.gpu.memory)} of one GPU: {', '.join(large)}; `sharding: full` in the "
+            "profile shares it out among the workers."
+        )
     slow = [
         stage.name
         for stage in workflow.stages
@@ -76,14 +80,15 @@ def cost_notes(
     if slow:
         lines.append(f"In fp32 by their recipe, so slower than a share of bf16 says: {', '.join(slow)}.")
     lines.append(
-        "Memory is that of weights, gradients, optimizer and averages; activations come on top, and a step's parts are "
-        "made as large as fits. Bytes read are those of samples before compression."
+        "Memory is that of weights, gradients, optimizer and averages, and of what shards are gathered to; activations "
+        "come on top, and a step's parts are made as large as fits. Bytes read are those of samples before compression."
     )
     return lines
 
 
 def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
-    """The trainings of several recipes as lines of a Markdown table, and below it what was published of systems.
+    """The trainings of several recipes as lines of a Markdown table; below it what was published of systems, and what
+    each GPU holds.
 
     The first column of numbers is of one image in a step, forward and backward, what frozen networks add behind a plus;
     the second is the same without those, as published.
@@ -91,17 +96,13 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
     lines = [markdown(HEADS), markdown(["---", "---", *["---:"] * (len(HEADS) - 2)])]
     for workflow in workflows:
         lines += recipe_lines(workflow, profile, cluster, rate)
-    return [*lines, "", *compute_lines()]
+    return [*lines, "", *compute_lines(), "", *memory_overview(workflows, profile, cluster)]
 
 
 def recipe_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
     """Those of one recipe."""
     costs = stage_costs(workflow, share_cluster(workflow, profile, cluster), rate)
     return [markdown(overview_cells(workflow.name, cost, rate)) for cost in costs]
-
-
-def markdown(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:

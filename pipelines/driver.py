@@ -24,7 +24,7 @@ from pipelines.display import Display, duration, run_tables
 from pipelines.execute import Outcome, execute
 from pipelines.naming import cascade_name
 from pipelines.nodes import check_nodes
-from pipelines.preflight import Needs, check_batches, check_needs, needs_of
+from pipelines.preflight import Needs, check_batches, check_needs, check_sharding, needs_of
 from pipelines.profile_steps import TRACES, parse_steps, traces_of
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
@@ -141,6 +141,7 @@ def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[st
     cluster, running = told or found, [entry.stage.name for entry in prepared.planned if entry.wanted]
     shares = share_cluster(prepared.workflow, prepared.profile, cluster, running=running)
     check_batches(prepared.workflow, shares)
+    check_sharding(prepared.workflow, shares)
     if on_cluster():
         check_nodes(prepared.needs, prepared.root, space)
     if cluster.gpus and shares:

@@ -10,7 +10,7 @@ from pipelines.cluster import Cluster, parse_cluster, this_machine
 from pipelines.cost import UTILIZATION, rate_of, stage_costs
 from pipelines.cost_table import cost_notes, cost_overview, cost_table
 from pipelines.display import plan_table
-from pipelines.preflight import check_batches, trainings
+from pipelines.preflight import check_batches, check_sharding, trainings
 from pipelines.profiles import Profile, load_profile
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.paper import paper_recipes
@@ -93,6 +93,7 @@ def show_costs(
     (workflow,) = workflows
     shares = share_cluster(workflow, profile, cluster, running=workflow.selected(driver.selection_of(options)))
     check_batches(workflow, shares)
+    check_sharding(workflow, shares)
     costs = stage_costs(workflow, shares, rate, images=pay.images)
     table = cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus)
     console.print(table, width=max(console.width, WIDEST), crop=False)
@@ -119,6 +120,7 @@ def show_shares(
     running = workflow.selected(driver.selection_of(options))
     shares = share_cluster(workflow, profile, cluster, running=running)
     check_batches(workflow, shares)
+    check_sharding(workflow, shares)
     console.print(resource_table(workflow, profile, cluster, shares))
 
 
@@ -135,6 +137,7 @@ def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence
         for cluster in clusters:
             shares = share_cluster(workflow, profile, cluster)
             check_batches(workflow, shares)
+            check_sharding(workflow, shares)
             for row in resource_rows(workflow, profile, cluster, shares):
                 if row.stage in cells:
                     cells[row.stage].append(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from components.configuration.config import Config
 from components.configuration.optimization import Training
-from components.configuration.trainings import AutoencoderTraining
+from components.configuration.trainings import AnyTraining, AutoencoderTraining
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion
 from components.data.source_check import check_file, check_source, detect_source, file_to_try
@@ -16,6 +16,7 @@ from components.sampling.frozen_text import FrozenTextError, check_transformers
 from components.stages.images import ImagesConfig, shard_in_place
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
+from components.training.sharding import why_whole
 from pipelines.workflow import PlannedStage, UsageError, Workflow
 
 
@@ -96,6 +97,17 @@ def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
             workers = most if least is None else f"{least} to {most}"
             raise UsageError(
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers; change one of them"
+            )
+
+
+def check_sharding(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
+    """Raise UsageError if the profile wants a network in shards that can only be whole."""
+    for name, config in trainings(workflow).items():
+        assert isinstance(config, AnyTraining)
+        if name in shares and shares[name].sharding == "full" and (why := why_whole(config.network.kind)):
+            raise UsageError(
+                f"{name}: sharding full is not for its {config.network.kind} ({why}); "
+                f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
             )
 
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from components.configuration.config import Config
-from components.execution import Resources
+from components.execution import Resources, Sharding
 from components.storage.store import absolute
 from pipelines.recipes.overrides import explain
 from pipelines.workflow import UsageError, nearest
@@ -31,6 +31,7 @@ class Profile(Config):
     reader_cpus: float = Field(0.5, gt=0)
     max_failures: int = 3
     max_batch_per_device: int | None = None
+    sharding: Sharding = "none"  # "full": the workers of a training hold a part each of its weights
     worker_start_timeout: int | None = Field(None, gt=0)  # seconds; see `start_timeout`
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -54,6 +55,7 @@ class Profile(Config):
             "reader_cpus": self.reader_cpus,
             "max_failures": self.max_failures,
             "max_batch_per_device": self.max_batch_per_device,
+            "sharding": self.sharding,
         }
         share: dict[str, Any] = {"num_workers": 1} | found | said | self.stages.get(stage, {})
         return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)

@@ -83,9 +83,11 @@ def prior_config(**changes: Any) -> DiffusionPriorTraining:
 PRIOR_DATASET_INFO = DatasetInfo(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
 
 
-def prior_task(config: DiffusionPriorTraining, *, max_batch_per_device: int | None = None) -> DiffusionPriorTask:
+def prior_task(
+    config: DiffusionPriorTraining, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
+) -> DiffusionPriorTask:
     loaders = (load_frozen_image, load_frozen_text_tower)
-    task = DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
+    task = DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders, worker=worker)
     task.max_batch = max_batch_per_device
     return task
 

@@ -25,7 +25,18 @@ ATTEMPTS = 6
 DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # Libraries whose errors are the network's.
-TRANSPORTS = {"aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests"}
+TRANSPORTS = {
+    "aiobotocore",
+    "aiohttp",
+    "asyncio",
+    "azure",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "httpx2",
+    "requests",
+}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CREDENTIALS = re.compile(r"(?<=://)[^/@]+@")
 QUERY = re.compile(r"\?.*$", re.DOTALL)

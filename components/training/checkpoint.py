@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.storage.store import Digest, digest_of
-from components.training.host_copy import on_host
+from components.training.host_copy import gathered_on_host, on_host
 from components.training.optim import NonFiniteError
+from components.training.parallel import ALONE, Worker, local
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"
@@ -30,14 +32,18 @@ class HostCopy(NamedTuple):
     generators: dict[str, Any]
 
 
-def copy_to_host(state: dict[str, Any], *, step: int) -> HostCopy:
+def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) -> HostCopy:
     """Copy a task's state as it is after `step` steps; training may go on when this returns.
+
+    Called by all ranks where networks are in shards: rank 0 gets whole tensors, the others get no state.
 
     `state["weights"]` maps flat names to tensors; the rest holds plain values and optimizer states. The data position
     is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
     dropout, which is seeded at each step; they are kept all the same.
     """
-    return HostCopy(step, on_host(state), generator_states())
+    if not worker.shards:
+        return HostCopy(step, on_host(state), generator_states())
+    return HostCopy(step, gathered_on_host(state, kept=worker.rank == 0) or {}, generator_states())
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int) -> None:
@@ -66,9 +72,12 @@ def write_host_copy(folder: Path, copy: HostCopy) -> None:
 
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
-    """(step, state) as they were written; restores the global generators. No code in the files is run."""
+    """(step, state) as they were written; restores the global generators. No code in the files is run.
+
+    Tensors are read from the disk where they are used, so a rank that takes a shard of each needs no memory for all.
+    """
     step = json.loads((folder / POSITION).read_text())["step"]
-    kept = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    kept = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     restore_generators(kept["generators"])
     return step, {"weights": load_file(folder / WEIGHTS), **kept["task"]}
 
@@ -87,12 +96,18 @@ def read_digests(text: bytes) -> dict[str, Digest]:
         raise ValueError(f"no list of digests: {error}") from error
 
 
-def refuse_non_finite(weights: dict[str, Tensor], *, step: int) -> None:
-    """Raises NonFiniteError naming the first tensor that holds NaN or infinity. A device is waited for once."""
-    finite = {name: tensor.isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
-    if not finite or bool(torch.stack([*finite.values()]).all()):
+def refuse_non_finite(weights: dict[str, Tensor], *, step: int, worker: Worker = ALONE) -> None:
+    """Raises NonFiniteError naming the first tensor that holds NaN or infinity. A device is waited for once.
+
+    Called by all ranks where networks are in shards; then all raise it that some has found.
+    """
+    finite = {name: local(tensor).isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
+    found = torch.stack([*finite.values()]).int() if finite else torch.ones(1)
+    if worker.shards:
+        dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    if bool(found.all()):
         return
-    name = next(name for name, whole in finite.items() if not whole)
+    name = next(name for name, good in zip(finite, found.tolist(), strict=True) if not good)
     raise NonFiniteError(
         f"{name} is not finite at step {step}, so no checkpoint was written; try a lower learning_rate, a "
         "smaller max_grad_norm or precision: fp32 (the last good checkpoint is kept)"

@@ -1,6 +1,6 @@
 """One network with its optimizer, EMA and guard: the part that all tasks share, by composition."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, Generic
@@ -16,12 +16,14 @@ from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradien
 from components.training.parallel import Worker, data_parallel, synchronized
 from components.training.power_ema import PowerEMA
 from components.training.randomness import derive_seed
+from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
 
 EVALUATION_BATCH = 64
 
 
 class Learner(Generic[Network]):
-    """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one."""
+    """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one; where the worker
+    shards, both are the network in shards."""
 
     def __init__(
         self,
@@ -34,27 +36,39 @@ class Learner(Generic[Network]):
         """`averaged`: whether an average of the weights is kept as the configuration says; no discriminator has one."""
         self.config = config
         self.worker = worker
-        self.network = network.to(worker.device)
+        self.network = network if worker.shards else network.to(worker.device)
         if config.compile_network:
             compile_blocks(self.network)
         if config.gradient_checkpointing:
             recompute_blocks(self.network)
+        self.copied: Callable[[Network], Network] = shard(self.network, worker) if worker.shards else deepcopy
         self.forward = data_parallel(self.network, worker)
         self.optimizer = make_optimizer(self.network, config)
-        self.ema = make_ema(self.network, config) if averaged else None
+        self.ema = make_ema(self.network, config, copied=self.copied) if averaged else None
         self.guard = NonFiniteGuard(worker.device, every=config.log_every)
         self.computes_bf16 = computes_bf16(config.precision, worker.device)
 
     def snapshot(self) -> Network:
         """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""
-        return self.ema.network if self.ema else deepcopy(self.network).eval()
+        return self.ema.network if self.ema else self.copied(self.network).eval()
 
     def autocast(self) -> torch.autocast:
-        """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32 themselves."""
-        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.computes_bf16)
+        """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32 themselves.
+
+        The copies in bf16 of weights in shards are not kept for the pass: they would be those of all blocks.
+        """
+        options: dict[str, Any] = {"dtype": torch.bfloat16, "enabled": self.computes_bf16}
+        return torch.autocast(self.worker.device.type, cache_enabled=not self.worker.shards, **options)
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
-        """Add the gradient of `loss` to this network's parameters, and to no other's that stand in the graph."""
+        """Add the gradient of `loss` to this network's parameters, and to no other's that stand in the graph.
+
+        Weights that are gathered for a pass are others than the parameters, so FSDP2 gives those that are named here no
+        gradient and says nothing. What it trains has the graph for itself: tasks with two networks are never sharded.
+        """
+        if self.worker.shards:
+            loss.backward(retain_graph=retain_graph)
+            return
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         loss.backward(inputs=trained, retain_graph=retain_graph)
 
@@ -64,7 +78,7 @@ class Learner(Generic[Network]):
         Whether the step is taken is known to the device alone: the fused optimizer is told as a gradient scaler tells
         it, by `found_inf`, and leaves weights, moments and its count of steps as they are.
         """
-        norm = clip_gradients(self.network, max_norm=self.config.max_grad_norm)
+        norm = self.clip()
         taken = self.guard.admits(norm, step=step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
@@ -72,6 +86,12 @@ class Learner(Generic[Network]):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return taken, norm
+
+    def clip(self) -> Tensor:
+        """Scale gradients to a joint norm of at most that of the recipe. Returns the norm before, ()."""
+        if self.worker.shards:
+            return clip_shards(self.network, self.worker, max_norm=self.config.max_grad_norm)
+        return clip_gradients(self.network, max_norm=self.config.max_grad_norm)
 
     def average(self, taken: Tensor | None = None) -> None:
         """Update the EMA where the step was taken; called after everything that belongs to it."""
@@ -101,15 +121,16 @@ class Learner(Generic[Network]):
         }
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Be as `weights()` and `progress()` say; gradients of a step that broke off are forgotten."""
+        """Be as `weights()` and `progress()` say, whose tensors are whole or this rank's shards; gradients of a step
+        that broke off are forgotten."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.network.load_state_dict(below("network.", weights))
-        self.optimizer.load_state_dict(progress["optimizer"])
+        load_weights(self.network, below("network.", weights))
+        self.optimizer.load_state_dict(placed_optimizer(self.optimizer, progress["optimizer"]))
         self.guard.restore(progress["non_finite"], self.worker.device)
         if self.ema:
             self.ema.updates.fill_(progress["ema_updates"])
             for average, network in self.ema.averages.items():
-                network.load_state_dict(below(f"{average}.", weights))
+                load_weights(network, below(f"{average}.", weights))
 
 
 class LearnerTask(Generic[Network]):
@@ -131,13 +152,15 @@ class LearnerTask(Generic[Network]):
         return {}
 
 
-def make_ema(network: Network, config: OptimizationConfig) -> EMA[Network] | PowerEMA[Network] | None:
-    """The average of the recipe's kind; none where `ema_decay` is 0."""
+def make_ema(
+    network: Network, config: OptimizationConfig, *, copied: Callable[[Network], Network] = deepcopy
+) -> EMA[Network] | PowerEMA[Network] | None:
+    """The average of the recipe's kind; none where `ema_decay` is 0. `copied` makes another network of its weights."""
     if config.ema_decay == 0:
         return None
     if config.ema == "power":
-        return PowerEMA(network, sigma_rel=config.ema_sigma_rel)
-    return EMA(network, decay=config.ema_decay)
+        return PowerEMA(network, sigma_rel=config.ema_sigma_rel, copied=copied)
+    return EMA(network, decay=config.ema_decay, copied=copied)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ of the weights, and what happens when a loss or gradient is not finite.
 """
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from components.configuration.optimization import OptimizationConfig
 from components.configuration.trainings import AutoencoderLosses
+from components.training.parallel import local
 from components.transfer import ToldLater, to_device
 
 PATIENCE = 5  # consecutive steps
@@ -68,9 +70,10 @@ class EMA(Generic[Network]):
     evaluation mode.
     """
 
-    def __init__(self, network: Network, *, decay: float) -> None:
+    def __init__(self, network: Network, *, decay: float, copied: Callable[[Network], Network] = deepcopy) -> None:
+        """`copied` makes another network of the same weights."""
         self.decay = decay
-        self.network = deepcopy(network).float().eval().requires_grad_(False)
+        self.network = copied(network).float().eval().requires_grad_(False)
         self.updates = no_updates(network)
 
     @property
@@ -100,9 +103,9 @@ def no_updates(network: nn.Module) -> Tensor:
 @torch.no_grad()
 def move_average(average: nn.Module, network: nn.Module, *, weight: Tensor, taken: Tensor) -> None:
     """Move the parameters of `average` by `weight`, () float64, of the way to those of `network`, and copy buffers;
-    where `taken`, () bool, is false nothing moves."""
-    masters = [parameter.float() for parameter in network.parameters()]
-    averages: list[Tensor] = [*average.parameters()]
+    where `taken`, () bool, is false nothing moves. Each rank moves its own shards."""
+    masters = [local(parameter).float() for parameter in network.parameters()]
+    averages = [local(parameter) for parameter in average.parameters()]
     if weight.device.type != "cpu":
         move_masked(averages, masters, weight=weight * taken)
     elif taken:  # the host has it at hand

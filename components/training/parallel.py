@@ -17,6 +17,7 @@ class Worker(NamedTuple):
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    shards: bool = False  # whether networks are cut among the ranks; see `components.training.sharding`
 
     def share(self, global_batch_size: int) -> int:
         """Samples of this rank in each step. Raises ValueError if the ranks' shares would differ."""
@@ -31,11 +32,11 @@ ALONE = Worker()
 
 
 def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
-    """The network with gradients averaged over the ranks; itself if there is only one.
+    """The network with gradients averaged over the ranks; itself if there is only one, or if it is in shards.
 
     Buffers are not broadcast: those that training moves (the codebook) are moved equally on all ranks.
     """
-    if worker.world_size == 1:
+    if worker.world_size == 1 or worker.shards:
         return network
     device_ids = [worker.device] if worker.device.type == "cuda" else None
     return DistributedDataParallel(
@@ -45,7 +46,10 @@ def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
 
 @contextmanager
 def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
-    """Average gradients only in the last part of an accumulated step; never in a rank by itself."""
+    """Average gradients only in the last part of an accumulated step; never in a rank by itself.
+
+    Those of a network in shards are averaged in each part: until then they would be whole on every rank.
+    """
     if isinstance(network, DistributedDataParallel) and (not last or dist.get_world_size() == 1):
         with network.no_sync():
             yield
@@ -70,6 +74,21 @@ def by_itself(worker: Worker) -> Iterator[None]:
     finally:
         dist.group.WORLD = everyone
         dist.destroy_process_group(itself)
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether a tensor is in shards: a DTensor, whose import takes 0.7 s that nobody else has to wait."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor, in the memory where it is; a whole tensor itself."""
+    return tensor.to_local() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor; called by all ranks where it is in shards."""
+    return tensor.full_tensor() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]
 
 
 def average(tensor: Tensor, worker: Worker) -> Tensor:

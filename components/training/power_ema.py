@@ -8,7 +8,7 @@ as snapshots; a linear combination of these is the average of whatever width one
 Shapes: N snapshots.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Generic, NamedTuple
 
@@ -35,13 +35,14 @@ class PowerEMA(Generic[Network]):
     Args:
         sigma_rel: the width that is wanted in the end. The tracked average that is nearest to it comes first: it is
             `network`, which previews and evaluations use.
+        copied: makes another network of the same weights.
     """
 
-    def __init__(self, network: Network, *, sigma_rel: float) -> None:
+    def __init__(self, network: Network, *, sigma_rel: float, copied: Callable[[Network], Network] = deepcopy) -> None:
         self.updates = no_updates(network)
         self.widths = nearest_first(sigma_rel)
         self.gammas = [gamma_of(width) for width in self.widths]
-        self.networks = [deepcopy(network).float().eval().requires_grad_(False) for _ in self.widths]
+        self.networks = [copied(network).float().eval().requires_grad_(False) for _ in self.widths]
         self.network = self.networks[0]
 
     @property

@@ -103,9 +103,9 @@ class Reporter:
         return values
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Rank 0 shows what the model makes now. Returns the images."""
+        """Rank 0 shows what the model makes now. Returns the images; where weights are in shards all make them."""
         images = task.preview(held_out, step)
-        for name, png in images.items():
+        for name, png in images.items() if self.worker.rank == 0 else ():
             self.recorder.emit(events.Image(self.stage, step, name, png))
         return images
 

@@ -32,6 +32,7 @@ from components.training.checkpoint import (
     write_digests,
     write_host_copy,
 )
+from components.training.host_copy import gathered_on_host
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.node_copy import read_on_node
@@ -97,7 +98,9 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if job.resources.low_priority:
         set_idle_priority()
     context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    ranks = context.get_world_size()
+    shards = job.resources.sharding == "full" and ranks > 1
+    worker = Worker(context.get_world_rank(), ranks, ray.train.torch.get_device(), shards)
     if worker.rank == 0:
         for line in differences(job, worker):
             job.recorder.emit(events.Warning(job.stage, line))
@@ -141,8 +144,11 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         return {"preempted": str(reached)}
     try:
         saver.finish(task)
-    except RuntimeError as error:  # in rank 0, for which no other waits any more
-        return {"stopped": f"{out_of_memory(error, task, job.config, worker)}, and {RUN_AGAIN}"}
+    except RuntimeError as error:
+        line = out_of_memory(error, task, job.config, worker)
+        if worker.shards:
+            raise NoRoomError(f"{line}, and {RUN_AGAIN}") from error
+        return {"stopped": f"{line}, and {RUN_AGAIN}"}  # in rank 0, for which no other waits any more
     return {}
 
 
@@ -150,6 +156,8 @@ def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
     """A line for each thing that this training does otherwise than recipe and profile say."""
     if worker.world_size < job.resources.num_workers:
         yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
+    if job.resources.sharding == "full" and worker.world_size == 1:
+        yield "sharding full needs several workers: the only one holds all"
     if job.config.precision == "bf16" and not computes_bf16("bf16", worker.device):
         yield f"{worker.device} has no bf16 of its own: training in fp32"
 
@@ -171,10 +179,13 @@ def is_leaving(worker: Worker) -> bool:
 
 
 def read_held_out(job: TrainingJob, worker: Worker) -> Arrays:
-    """What rank 0 shows and evaluates on; nothing on the others. Raises UnreadableError on all ranks if it is bad."""
+    """What rank 0 shows and evaluates on; nothing on the others, but where they hold shards of what it evaluates.
+
+    Raises UnreadableError on all ranks if it is bad.
+    """
     arrays, why = {}, ""
     try:
-        arrays = job.held_out() if worker.rank == 0 else {}
+        arrays = job.held_out() if worker.rank == 0 or worker.shards else {}
     except Exception as error:
         if not is_own(error):
             raise
@@ -243,16 +254,22 @@ class Saver:
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
+        self.shards = reporter.worker.shards  # then all ranks take part in whatever needs weights
         self.idle = threading.Event()  # no checkpoint of this process is on its way to the store
         self.idle.set()
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:
-        """Previews, in rank 0. Where the device has no room for them there are none, and training goes on."""
-        if self.reporter.worker.rank > 0:
+        """Previews, in rank 0. Where the device has no room for them there are none, and training goes on.
+
+        Where weights are in shards all ranks make them, and none can go on without the others.
+        """
+        if self.reporter.worker.rank > 0 and not self.shards:
             return {}
         try:
             return self.reporter.show(task, self.held_out, step)
         except RuntimeError as error:
+            if self.shards:
+                raise
             line = out_of_memory(error, task, self.job.config, self.reporter.worker)
             self.job.recorder.emit(events.Warning(self.job.stage, f"no preview at step {step}: {line}"))
             return {}
@@ -260,14 +277,18 @@ class Saver:
     def finish(self, task: Task) -> None:
         """Evaluate the finished model and write its files, once the last checkpoint is in the store and in Train's
         list: whatever fails here then loses no step."""
-        if self.reporter.worker.rank > 0:
+        rank = self.reporter.worker.rank
+        if rank > 0 and not self.shards:
             return
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         summary = self.summary(self.job.config.total_steps) | task.evaluate(self.held_out)
         previews = self.show(self.job.config.total_steps, task)
         weights = task.state_dict()["weights"]
-        model = {"weights": weights, "summary": summary, "previews": previews}
-        finish(self.job.run, self.job.store, self.job.model, **model)
+        if self.shards:
+            weights = gathered_on_host(weights, kept=rank == 0)
+        if rank == 0:
+            model = {"weights": weights, "summary": summary, "previews": previews}
+            finish(self.job.run, self.job.store, self.job.model, **model)
 
     def summary(self, step: int) -> dict[str, float]:
         config, summary = self.job.config, self.reporter.summary(self.seconds_before, step)
@@ -276,15 +297,17 @@ class Saver:
     def save(self, step: int, task: Task) -> None:
         """A barrier over the ranks. The last checkpoint is whole in the store before anything else is done.
 
-        All ranks look at their weights, which are equal, so that all stop if these are not finite.
+        All ranks look at their weights, which are equal or parts of the same, so that all stop if these are not finite.
         """
         begun, storage = time.monotonic(), ray.train.get_context().get_storage()
-        refuse_non_finite(task.state_dict()["weights"], step=step)
+        refuse_non_finite(task.state_dict()["weights"], step=step, worker=self.reporter.worker)
         options: dict[str, Any] = {}
         if self.reporter.worker.rank == 0:
             folder, copy = self.begin(step, task)
             options["checkpoint"] = Checkpoint.from_directory(folder)
             options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, storage=storage)
+        elif self.shards:
+            copy_to_host(task.state_dict(), step=step, worker=self.reporter.worker)  # rank 0 gathers
         last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
@@ -301,7 +324,7 @@ class Saver:
         self.idle.wait()
         self.idle.clear()
         begun, seconds = time.monotonic(), self.summary(step)["train_seconds"]
-        copy = copy_to_host(task.state_dict() | {"seconds": seconds}, step=step)
+        copy = copy_to_host(task.state_dict() | {"seconds": seconds}, step=step, worker=self.reporter.worker)
         self.reporter.copy_seconds += time.monotonic() - begun
         return tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"), copy
 

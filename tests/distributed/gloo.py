@@ -1,4 +1,4 @@
-"""Two ranks as two processes that gloo joins, for laws of training on several workers."""
+"""Ranks as processes that gloo joins, for laws of training on several workers."""
 
 import socket
 from collections.abc import Callable
@@ -14,16 +14,21 @@ from components.training.parallel import Worker
 
 def run_two_ranks(function: Callable[..., None], *args: Any) -> None:
     """Call `function(worker, *args)` on two ranks of one CPU thread each; what one raises is raised here."""
+    run_ranks(2, function, *args)
+
+
+def run_ranks(ranks: int, function: Callable[..., None], *args: Any) -> None:
+    """As `run_two_ranks`, on as many as are asked for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(run_rank, args=(port, function, args), nprocs=2)
+    mp.spawn(run_rank, args=(ranks, port, function, args), nprocs=ranks)
 
 
-def run_rank(rank: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def run_rank(rank: int, ranks: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    function(Worker(rank, 2, torch.device("cpu")), *args)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+    function(Worker(rank, ranks, torch.device("cpu")), *args)
     dist.barrier()  # a rank that leaves while gloo still answers the other one may abort at exit
     dist.destroy_process_group()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.data.shards import load_index
 from components.data.stream import training_stream
-from components.execution import Resources
+from components.execution import Resources, Sharding
 from components.storage.store import Store
 from components.training import worker as worker_module
 from components.training.building import network_arguments
@@ -107,7 +107,9 @@ class PoisonedTask(DiffusionTask):
         return super().loss(batch) * float("nan")
 
 
-def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS, **options: Any) -> Trained:
+def run(
+    folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS, sharding: Sharding = "none", **options: Any
+) -> Trained:
     """Train in `folder`, resuming what is there."""
     index = load_index(images_artifact(folder).url("index.json"))
     make_stream = partial(
@@ -133,7 +135,7 @@ def run(folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS,
         stream=RayStream(make_stream),
         held_out=partial(dict, held_out),
         recorder=FileRecorder(folder / "log.jsonl"),
-        resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2),
+        resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
         store=Store(str(folder)),
         model=ModelDescription("unet", network_arguments(CONFIG, dataset_info), settings={}),
     )

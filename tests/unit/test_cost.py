@@ -11,8 +11,19 @@ from components.configuration.optimization import OptimizationConfig
 from components.training.sizes import training_sizes
 from pipelines import cli
 from pipelines.cluster import parse_cluster
-from pipelines.cost import GPUS, Rate, StageCost, checkpoints_of, columns_of, longest_path, rate_of, stage_costs
+from pipelines.cost import (
+    GPUS,
+    Rate,
+    StageCost,
+    checkpoints_of,
+    columns_of,
+    held_bytes,
+    longest_path,
+    rate_of,
+    stage_costs,
+)
 from pipelines.cost_table import cost_notes, recipe_lines
+from pipelines.memory_table import memory_lines
 from pipelines.profiles import Profile
 from pipelines.publications import (
     COMPUTE,
@@ -123,6 +134,17 @@ def test_bytes_are_those_of_samples_checkpoints_and_state():
     assert cost.memory == sizes.checkpoint + sizes.gradients == 5 * 4 * 35_746_307
 
 
+def test_a_plan_s_memory_is_that_of_shards_where_the_profile_has_them():
+    workflow = build_workflow(RECIPES["mindalle_text_prior"]())
+    profile = Profile(stages={"prior": {"sharding": "full"}})
+    tokenizer, prior = stage_costs(workflow, share_cluster(workflow, profile, cluster(64)), H100)
+    whole = stage_costs(workflow, share_cluster(workflow, Profile(), cluster(64)), H100)
+    assert tokenizer == whole[0]
+    stages = workflow.stages
+    assert prior.memory == sum(held_bytes(workflow.by_name["prior"], stages, shards=64)) < (whole[1].memory or 0) / 10
+    assert prior._replace(memory=None) == whole[1]._replace(memory=None)
+
+
 def test_checkpoints_are_those_of_the_clock_or_of_the_steps():
     by_steps = OptimizationConfig(
         total_steps=1000, global_batch_size=8, learning_rate=1e-3, warmup_steps=10, checkpoint_every=300
@@ -191,6 +213,7 @@ def test_the_plan_says_what_each_stage_costs():
 def test_the_page_shows_what_the_command_prints_of_each_published_recipe(name: str):
     workflow = build_workflow(paper_recipes()[name]())
     table = recipe_lines(workflow, Profile(), cluster(64), rate_of("h100", price=2.5))
+    table += memory_lines(workflow, Profile(), cluster(64))
     missing = [line for line in table if line not in PAGE.read_text()]
     assert not missing, f"docs/SPEED.md is not what `{COMMAND}` prints"
     assert COMMAND in PAGE.read_text()

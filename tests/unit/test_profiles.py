@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from components.storage.bundle import NETWORKS
+from components.training.sharding import why_whole
 from pipelines.cluster import Cluster
-from pipelines.preflight import check_batches
+from pipelines.preflight import check_batches, check_sharding
 from pipelines.profiles import Profile, load_profile
+from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.smoke import smoke
 from pipelines.shares import share_cluster
 from pipelines.workflow import UsageError
@@ -36,6 +39,7 @@ def test_a_file_gives_one_stage_another_share_than_the_rest(tmp_path: Path):
     [
         ("num_worker: 2", "did you mean 'num_workers'"),
         ("num_workers: 0", "num_workers"),
+        ("sharding: half", "sharding"),
         ("stages: {base: {x: 1}}", "x"),
     ],
 )
@@ -69,3 +73,31 @@ def test_an_elastic_gang_grows_no_further_than_its_share_of_the_gpus():
     names = ("tokenizer", "base", "upsampler_32")
     assert [shares[name].worker_counts(16) for name in names] == [[2, 4]] * 3
     assert sum(shares[name].num_workers for name in names) == 12
+
+
+def test_a_profile_shards_all_trainings_or_those_that_it_names():
+    workflow = build_workflow(smoke())
+    named = Profile(stages={"prior": {"sharding": "full"}})
+    for profile, sharded in ((Profile(), set()), (named, {"prior"}), (Profile(sharding="full"), {*workflow.by_name})):
+        shares = share_cluster(workflow, profile, EIGHT_CPUS)
+        assert {name for name, resources in shares.items() if resources.sharding == "full"} == sharded
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage"), [("smoke", "tokenizer"), ("gan", "gan"), ("pixelcnn", "pixelcnn"), ("pixelrnn", "row_lstm")]
+)
+def test_a_network_that_can_only_be_whole_is_refused_with_what_to_write(recipe: str, stage: str):
+    workflow = build_workflow(RECIPES[recipe]())
+    shares = share_cluster(workflow, Profile(sharding="full"), EIGHT_CPUS)
+    with pytest.raises(
+        UsageError, match=rf"^{stage}: sharding full .* stages: \{{{stage}: \{{sharding: none\}}\}}$"
+    ) as caught:
+        check_sharding(workflow, shares)
+    assert "\n" not in str(caught.value)
+    whole = Profile(sharding="full", stages={stage: {"sharding": "none"}})
+    check_sharding(workflow, share_cluster(workflow, whole, EIGHT_CPUS))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_kind_of_network_can_be_sharded_or_says_why_not(kind: str):
+    assert why_whole(kind) is None or "its" in str(why_whole(kind))

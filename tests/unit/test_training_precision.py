@@ -58,9 +58,9 @@ def test_the_device_that_trains_is_the_one_that_is_asked(there: bool, monkeypatc
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if there else torch.float32)
 
 
-def lines(precision: str) -> list[str]:
+def lines(precision: str, **share: Any) -> list[str]:
     config = config_of("base", precision=precision).optimization
-    job: dict[str, Any] = dict.fromkeys(TrainingJob._fields) | {"config": config, "resources": Resources()}
+    job: dict[str, Any] = dict.fromkeys(TrainingJob._fields) | {"config": config, "resources": Resources(**share)}
     return list(differences(cast(TrainingJob, TrainingJob(**job)), Worker()))
 
 
@@ -70,3 +70,7 @@ def test_one_line_says_that_fp32_takes_the_place_of_bf16(monkeypatch: pytest.Mon
     assert lines("fp32") == []
     with_bf16(monkeypatch, CPU)
     assert lines("bf16") == []
+
+
+def test_one_line_says_that_one_worker_has_nothing_to_shard_with() -> None:
+    assert lines("fp32", sharding="full") == ["sharding full needs several workers: the only one holds all"]

@@ -13,7 +13,7 @@ from components.storage.store import Store
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.results import ModelDescription, write_model
-from components.training.sizes import autoencoder_grid, training_sizes
+from components.training.sizes import autoencoder_grid, device_bytes, training_sizes
 from components.training.snapshots import write_snapshots
 from pipelines.checkpoint_space import space_of
 from pipelines.recipes.catalog import RECIPES
@@ -121,3 +121,23 @@ print(before, "sympy" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gan"])
+def test_a_device_holds_what_a_checkpoint_does_and_gradients(kind: str):
+    config, grid = config_of(kind), GRID if kind in ("prior", "masked_prior") else None
+    sizes, held = training_sizes(config, DATASET_INFO, grid=grid), device_bytes(config, DATASET_INFO, grid=grid)
+    assert sum(held) == sizes.checkpoint + sizes.gradients
+    assert held.gathered == 0
+
+
+@pytest.mark.parametrize("shards", [2, 64])
+@pytest.mark.parametrize("kind", ["prior", "base", "dit"])
+def test_each_of_several_shards_holds_its_rows_of_every_tensor(kind: str, shards: int):
+    config, grid = config_of(kind, ema="power"), GRID if kind == "prior" else None
+    whole, cut = (device_bytes(config, DATASET_INFO, grid=grid, shards=count) for count in (1, shards))
+    assert whole.averages == 2 * whole.weights
+    assert cut.averages == 2 * cut.weights
+    assert cut.optimizer == 2 * cut.gradients
+    assert whole.weights / shards <= cut.weights < (0.6 if shards == 2 else 0.3) * whole.weights
+    assert cut.gathered > 0

@@ -117,8 +117,9 @@ class PriorTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out images, made visible by the tokenizer."""
-        if self.load_tokenizer is None:
+        """Samples under the conditions of held-out images, made visible by the tokenizer; none where weights are in
+        shards, of which every single token would gather all."""
+        if self.load_tokenizer is None or self.worker.shards:
             return {}
         batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)
         network, parts = self.learner.snapshot(), held_out_parts(batch, self.learner, max_batch=self.max_batch)

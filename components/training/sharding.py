@@ -1,0 +1,164 @@
+"""One network in shards, a part of each tensor on each rank: weights, gradients, averages and optimizer state.
+
+That is FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its
+first dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and let go when
+it ends; its gradients are summed to where their shards are. What belongs to no block is gathered with the root.
+
+Sharding is no part of a training's identity. A checkpoint holds whole tensors, so any number of ranks goes on from it,
+sharded or not; what is handed to inference knows nothing of it.
+
+torch's parts of it are imported where a network is cut: they take 0.7 s, and every `cascade` command reads this file.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from components.models.contrastive import ContrastiveEncoder
+from components.models.diffusion_prior import DiffusionPrior
+from components.models.dit import DiT
+from components.models.masked_transformer import MaskedTransformer
+from components.models.network_blocks import blocks_of
+from components.models.noisy_classifier import NoisyClassifier
+from components.models.transformer import Transformer
+from components.models.unet import UNet
+from components.storage.bundle import NETWORKS
+from components.training.optim import Network
+from components.training.parallel import Worker, average, is_cut, local
+
+SHARDED = (Transformer, MaskedTransformer, UNet, DiT, DiffusionPrior, ContrastiveEncoder, NoisyClassifier)
+WHY_WHOLE = {  # none of these is large enough to need shards
+    "autoencoder": "its codes move by averages, and its adaptive weight is a ratio of gradients of one whole layer",
+    "gan": "its spectral norms need whole weights",
+    "pixelcnn": "its samplers read weights outside of a forward pass",
+    "row_lstm": "its samplers read weights outside of a forward pass",
+}
+
+
+def why_whole(kind: str) -> str | None:
+    """Why a network of this kind (a key of NETWORKS) can't be sharded; None if it can."""
+    return None if issubclass(NETWORKS[kind], SHARDED) else WHY_WHOLE[kind]
+
+
+def shard(network: Network, worker: Worker) -> Callable[[Network], Network]:
+    """Cut a network that is in the host's memory into shards on the workers' devices, in place.
+
+    Block by block, so that no device ever holds all of it. Weights are those of this rank; equal seeds made them equal.
+    Returns what copies the sharded network as `deepcopy` copies a whole one.
+    """
+    bare = without_numbers(network)
+    cut(network, worker)
+    return partial(sharded_copy, bare=bare, worker=worker)
+
+
+def without_numbers(network: Network) -> Network:
+    """A copy whose parameters take no memory."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
+    return deepcopy(network, empty)
+
+
+def cut(network: nn.Module, worker: Worker) -> None:
+    """A parameter of no dimension, such as a temperature, can't be cut: it is whole on all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from components.training.shard_collectives import Gather, Scatter
+
+    if worker.device.type == "cuda":
+        torch.cuda.set_device(worker.device)  # the mesh takes the current one
+    network.to(memory_format=torch.contiguous_format)  # pyrefly: ignore[no-matching-overload]
+    mesh = init_device_mesh(worker.device.type, (worker.world_size,))
+    whole = {parameter for parameter in network.parameters() if parameter.ndim == 0}
+    for parameter in whole:
+        parameter.data = parameter.data.to("meta" if parameter.is_meta else worker.device)
+    for module in (*blocks_of(network).values(), network):
+        # The root lets go of its weights too: parameters are shards wherever one looks between two passes.
+        part = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        part.set_custom_all_gather(Gather())
+        part.set_custom_reduce_scatter(Scatter())
+
+
+def sharded_copy(network: Network, *, bare: Network, worker: Worker) -> Network:
+    """Another network with the shards of `network`, made of `bare`, its copy without numbers."""
+    copy = deepcopy(bare)
+    cut(copy, worker)
+    copy.to_empty(device=worker.device)
+    with torch.no_grad():
+        for new, old in zip(tensors_of(copy), tensors_of(network), strict=True):
+            local(new).copy_(local(old))
+    return copy
+
+
+def tensors_of(network: nn.Module) -> chain[Tensor]:
+    return chain(network.parameters(), network.buffers())
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, whole or this rank's part of it, cut and laid out in memory as `like` is; shards come to its device."""
+    if not is_cut(like):
+        return value if value.stride() == like.stride() else torch.empty_like(like, device=value.device).copy_(value)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    if value.shape == like.shape:
+        return distribute_tensor(value.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
+    value = value.to(like.device)
+    return DTensor.from_local(value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+@torch.no_grad()
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Be as `weights`, each whole or this rank's part of it, say; one at a time where the network is sharded."""
+    own = network.state_dict()
+    if not any(map(is_cut, own.values())):
+        network.load_state_dict(weights)
+        return
+    forget_pass(network)
+    if own.keys() != weights.keys():
+        raise KeyError(f"weights of other names: {sorted(own.keys() ^ weights.keys())[:3]}")
+    for name, tensor in own.items():
+        local(tensor).copy_(local(placed(weights[name], tensor)))
+
+
+def forget_pass(network: nn.Module) -> None:
+    """Let go of what a pass that broke off left; before the first one there is nothing, and FSDP2 must not be asked."""
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(network, FSDPModule)
+    if network._get_fsdp_state()._is_root:
+        network.reset_iter_state()
+
+
+def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with its moments as the parameters are that they belong to."""
+    parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    placed_state = {
+        index: {name: value if name == "step" else placed(value, parameters[index]) for name, value in moments.items()}
+        for index, moments in state["state"].items()
+    }
+    return {**state, "state": placed_state}
+
+
+def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tensor:
+    """`components.training.optim.clip_gradients` where gradients are in shards: their norm is that over all ranks.
+
+    The gradients of what is whole on all ranks are averaged first, which nobody else does.
+    """
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    parts = [local(gradient) for gradient in gradients if is_cut(gradient)]
+    uncut = [gradient for gradient in gradients if not is_cut(gradient)]
+    for gradient in uncut:
+        gradient.copy_(average(gradient, worker))
+    square = nn.utils.get_total_norm(parts).square()
+    dist.all_reduce(square)
+    if uncut:
+        square = square + nn.utils.get_total_norm(uncut).square()
+    norm = square.sqrt()
+    torch._foreach_mul_([*parts, *uncut], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch clips
+    return norm

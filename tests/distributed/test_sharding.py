@@ -1,0 +1,288 @@
+"""Networks in shards train as whole ones, whatever the number of ranks: real gloo processes."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+
+from components.storage.store import Store
+from components.training.batches import to_batch
+from components.training.building import network_arguments
+from components.training.checkpoint import (
+    WEIGHTS,
+    copy_to_host,
+    read_checkpoint,
+    refuse_non_finite,
+    write_checkpoint,
+    write_host_copy,
+)
+from components.training.loop import Task
+from components.training.memory import KEPT, with_room
+from components.training.optim import NonFiniteError
+from components.training.parallel import ALONE, Worker, is_cut, local
+from components.training.reporting import Reporter
+from components.training.results import ModelDescription, write_model
+from tests.distributed.gloo import run_ranks
+from tests.distributed.recording import FileRecorder
+from tests.limited_memory import limit_memory, limit_memory_of_backward
+from tests.tiny_text_image import (
+    classifier_config,
+    classifier_task,
+    contrastive_config,
+    contrastive_task,
+    prior_config,
+    prior_task,
+)
+from tests.tiny_training import (
+    DATASET_INFO,
+    assert_close,
+    assert_equal_bits,
+    batches,
+    config_of,
+    make_task,
+    rows_at,
+)
+
+STEPS, MORE, ROOM = 2, 3, 2
+TEXT_IMAGE = {
+    "contrastive": (contrastive_config, contrastive_task),
+    "classifier": (classifier_config, classifier_task),
+    "diffusion_prior": (prior_config, prior_task),
+}
+KINDS = ("prior", "masked_prior", "base", "hybrid", "upsampler", "dit", "image_to_image", *TEXT_IMAGE)
+MORE_RANKS = ("prior", "base", "contrastive")  # of which four ranks train one too
+RESUMED = ("base", "contrastive")  # weights of four dimensions, and one of none
+CASES = [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in MORE_RANKS)]
+CHANGES = {
+    "base": {"ema": "power"},  # two averages
+    "dit": {"ema_decay": 0.0},  # none
+    "upsampler": {"gradient_checkpointing": True},
+}
+
+
+def made(kind: str, worker: Worker = ALONE, **changes: Any) -> tuple[Any, Task]:
+    """Without dropout, which depends on the rank."""
+    numbers = {"total_steps": MORE, "warmup_steps": 2, **CHANGES.get(kind, {}), **changes}
+    if kind in TEXT_IMAGE:
+        make_config, make = TEXT_IMAGE[kind]
+        return (config := make_config(**numbers)), make(config, worker=worker)
+    config = config_of(kind, **numbers, **({} if kind == "dit" else {"dropout": 0.0}))
+    return config, make_task(config, worker=worker)
+
+
+def train(task: Task, config: Any, worker: Worker, *, start: int = 0, stop: int = STEPS) -> Task:
+    """The steps after `start` up to `stop`."""
+    stream = batches(config, to_batch, start_step=start, worker=worker)
+    for step in range(start + 1, stop + 1):
+        task.train_step(next(stream), step)
+    return task
+
+
+def keep(task: Task, folder: Path, worker: Worker, *, step: int) -> None:
+    """Write a checkpoint, in rank 0."""
+    copy = copy_to_host(task.state_dict(), step=step, worker=worker)
+    if worker.rank == 0:
+        write_host_copy(folder, copy)
+    dist.barrier()
+
+
+def train_rank(worker: Worker, folder: Path) -> None:
+    worker = worker._replace(shards=True)
+    for kind in KINDS if worker.world_size == 2 else MORE_RANKS:
+        config, task = made(kind, worker)
+        keep(train(task, config, worker), folder / f"{kind}-{worker.world_size}", worker, step=STEPS)
+    if worker.world_size == 2:
+        for kind in MORE_RANKS:
+            config, task = made(kind, worker)
+            task.max_batch = 3
+            keep(train(task, config, worker), folder / f"{kind}-parts", worker, step=STEPS)
+        for kind in RESUMED:
+            resume(kind, folder, worker)
+        try_memory(folder, worker)
+        found = {"held": held(worker), "bad": bad_step(worker), "refused": refused(worker), "judged": judged(worker)}
+        (folder / f"found-{worker.rank}.json").write_text(json.dumps(found))
+
+
+def resume(kind: str, folder: Path, worker: Worker) -> None:
+    """Go on from checkpoints of four ranks and of two, and without a stop."""
+    for name, ranks in (("from_four", 4), ("from_two", 2)):
+        config, task = made(kind, worker)
+        task.load_state_dict(read_checkpoint(folder / f"{kind}-{ranks}")[1])
+        train(task, config, worker, start=STEPS, stop=MORE)
+        keep(task, folder / f"{kind}-{name}", worker, step=MORE)
+    config, task = made(kind, worker)
+    keep(train(task, config, worker, stop=MORE), folder / f"{kind}-undisturbed", worker, step=MORE)
+
+
+def try_memory(folder: Path, worker: Worker) -> None:
+    """Rank 1 alone has no room for more than ROOM samples, forward or backward; then the same told so."""
+    for where, limit in (("forward", limit_memory), ("backward", limit_memory_of_backward), ("told", None)):
+        config, task = made("base", worker)
+        stream = batches(config, to_batch, worker=worker)
+        if limit is None:
+            task.max_batch = ROOM
+        else:
+            if worker.rank == 1:
+                limit(task, ROOM)
+            recorder = FileRecorder(folder / f"log-{worker.rank}.jsonl")
+            reporter = Reporter(config.optimization, stage="base", worker=worker, recorder=recorder, start_step=0)
+            stream = with_room(task, stream, reporter, Store(str(folder / where)))
+        for step in range(1, STEPS + 1):
+            task.train_step(next(stream), step)
+        keep(task, folder / f"memory-{where}", worker, step=STEPS)
+
+
+def held(worker: Worker) -> dict[str, float]:
+    """What this rank holds of all numbers of each kind, between two steps; all of them is 1."""
+    config, task = made("dit", worker, ema_decay=0.9)
+    learner = cast(Any, task).learner
+    train(task, config, worker, stop=1)
+    learner.backward(cast(Any, task).loss(next(batches(config, to_batch, worker=worker))))
+    parameters = [*learner.network.parameters()]
+    moments = [value for state in learner.optimizer.state.values() for value in (state["exp_avg"], state["exp_avg_sq"])]
+    kinds = {
+        "weights": parameters,
+        "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
+        "optimizer": moments,
+        "averages": [*learner.ema.network.parameters()],
+    }
+    total = sum(parameter.numel() for parameter in parameters)
+    return {name: sum(local(tensor).numel() for tensor in tensors) / total for name, tensors in kinds.items()}
+
+
+def bad_step(worker: Worker) -> dict[str, Any]:
+    """What a step moves whose loss is not finite on rank 1 alone, and how many are counted."""
+    config, task = made("base", worker)
+    train(task, config, worker, stop=1)
+    before, stream = shards_of(task), batches(config, to_batch, worker=worker)
+    batch = next(stream)
+    if worker.rank == 1:
+        batch["image"] = batch["image"] * float("nan")
+    task.train_step(batch, 2)
+    moved = [name for name, tensor in shards_of(task).items() if not torch.equal(tensor, before[name])]
+    return {"moved": moved, "counted": task.state_dict()["learner"]["non_finite"]}
+
+
+def shards_of(task: Task) -> dict[str, Tensor]:
+    return {name: local(tensor.detach()).clone() for name, tensor in task.state_dict()["weights"].items()}
+
+
+def refused(worker: Worker) -> str:
+    """What this rank says to a checkpoint of weights that are not finite on rank 1 alone."""
+    _, task = made("dit", worker)
+    weights = task.state_dict()["weights"]
+    name = next(name for name, tensor in weights.items() if is_cut(tensor))
+    if worker.rank == 1:
+        local(weights[name]).fill_(float("nan"))
+    try:
+        refuse_non_finite(weights, step=7, worker=worker)
+    except NonFiniteError as error:
+        return str(error)
+    return ""
+
+
+def judged(worker: Worker) -> dict[str, float]:
+    config, task = made("base", worker)
+    train(task, config, worker)
+    shown = task.preview(rows_at(config, range(1000, 1004)), STEPS)
+    return task.evaluate(rows_at(config, range(1000, 1008))) | {"png": len(shown["samples"])}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    for ranks in (4, 2):
+        run_ranks(ranks, train_rank, folder)
+    return folder
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def alone(kind: str, folder: Path, *, stop: int = STEPS) -> dict[str, Tensor]:
+    """What one process comes to that holds all."""
+    torch.set_num_threads(1)
+    config, task = made(kind)
+    write_checkpoint(folder / "alone", train(task, config, ALONE, stop=stop).state_dict(), step=stop)
+    return weights_in(folder / "alone")
+
+
+@pytest.mark.parametrize(("kind", "ranks"), CASES)
+def test_shards_on_two_and_four_ranks_train_as_one_whole(kind: str, ranks: int, trained: Path, tmp_path: Path) -> None:
+    whole, found = alone(kind, tmp_path), weights_in(trained / f"{kind}-{ranks}")
+    assert found.keys() == whole.keys()
+    assert_close(found, whole)
+
+
+@pytest.mark.parametrize("kind", MORE_RANKS)
+def test_shards_that_take_a_batch_in_parts_train_as_those_that_do_not(kind: str, trained: Path) -> None:
+    assert_close(weights_in(trained / f"{kind}-parts"), weights_in(trained / f"{kind}-2"))
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_shards_that_are_read_again_go_on_with_the_same_bits(kind: str, trained: Path) -> None:
+    assert_equal_bits(weights_in(trained / f"{kind}-from_two"), weights_in(trained / f"{kind}-undisturbed"))
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_another_number_of_ranks_and_one_that_holds_all_go_on_from_shards(
+    kind: str, trained: Path, tmp_path: Path
+) -> None:
+    whole = alone(kind, tmp_path, stop=MORE)
+    assert_close(weights_in(trained / f"{kind}-from_four"), whole)
+    config, task = made(kind)
+    task.load_state_dict(read_checkpoint(trained / f"{kind}-4")[1])
+    write_checkpoint(tmp_path / "one", train(task, config, ALONE, start=STEPS, stop=MORE).state_dict(), step=MORE)
+    assert_close(weights_in(tmp_path / "one"), whole)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_rank_that_tries_its_memory_alone_leaves_all_shards_as_they_were(where: str, trained: Path) -> None:
+    assert json.loads((trained / where / KEPT).read_text()) == {"max_batch_per_device": ROOM}
+    assert_equal_bits(weights_in(trained / f"memory-{where}"), weights_in(trained / "memory-told"))
+
+
+def found_by(rank: int, trained: Path) -> dict[str, Any]:
+    return json.loads((trained / f"found-{rank}.json").read_text())
+
+
+def test_each_of_two_ranks_holds_half_of_weights_gradients_moments_and_averages(trained: Path) -> None:
+    """Also: every parameter has a gradient. FSDP2 gives none to those that `backward(inputs=…)` names."""
+    for rank in (0, 1):
+        shares = found_by(rank, trained)["held"]
+        assert shares == pytest.approx({"weights": 0.5, "gradients": 0.5, "optimizer": 1.0, "averages": 0.5}, abs=0.02)
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_taken_on_none(trained: Path) -> None:
+    assert [found_by(rank, trained)["bad"] for rank in (0, 1)] == [{"moved": [], "counted": 1}] * 2
+
+
+def test_all_ranks_refuse_a_checkpoint_of_which_one_holds_what_is_not_finite(trained: Path) -> None:
+    said = {found_by(rank, trained)["refused"] for rank in (0, 1)}
+    assert len(said) == 1
+    assert "is not finite at step 7" in said.pop()
+
+
+def test_all_ranks_evaluate_and_show_what_one_whole_would(trained: Path) -> None:
+    config, task = made("base")
+    train(task, config, ALONE)
+    expected = task.evaluate(rows_at(config, range(1000, 1008)))
+    first, second = (found_by(rank, trained)["judged"] for rank in (0, 1))
+    assert first == second
+    assert first.pop("png") > 0
+    assert first == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_of_shards_is_read_without_a_process_group(trained: Path, tmp_path: Path) -> None:
+    config, weights = config_of("dit"), weights_in(trained / "dit-2")
+    description = ModelDescription("dit", network_arguments(config, DATASET_INFO), {})
+    write_model(tmp_path, description, weights=weights, summary={}, previews={})
+    assert not dist.is_initialized()
+    written = load_file(tmp_path / "model.safetensors")
+    assert_equal_bits(written, {name.removeprefix("network."): tensor for name, tensor in weights.items()})
