@@ -7,18 +7,23 @@ A job is a part that leaves one npz file under a fixed name: a stage that was ki
 """
 
 import io
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import ray
-from ray import cloudpickle
-from ray.util import ActorPool
+from ray import ObjectRef, cloudpickle
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
 from components.execution import Resources
 from components.node import node_threads
 from components.storage.store import SCRATCH, Store
+
+LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # what a worker that is gone leaves of a part
+IN_HAND = 2  # parts that a worker holds at most: one on its device, and one of which `Later` is left
 
 
 class HandoverError(TypeError):
@@ -28,6 +33,25 @@ class HandoverError(TypeError):
 class Job(Protocol):
     @property
     def name(self) -> str: ...  # of its file, without `.npz`
+
+
+class Later(NamedTuple):
+    """What is left of a part once the device has done its share, such as packing and writing its file: a thread of the
+    worker's process does it while the device is at the next part. The part is done when it is."""
+
+    finish: Callable[[], Any]  # returns what the part comes to
+
+
+class Left(NamedTuple):
+    """What a worker says of a part of which `Later` is left."""
+
+
+class Held(NamedTuple):
+    """A part that a worker has."""
+
+    actor: Any
+    number: int
+    at_device: bool
 
 
 P = TypeVar("P")
@@ -70,64 +94,137 @@ class _Checker(cloudpickle.Pickler):
 class Pool:
     """Workers of one stage, at most resources.num_actors, started when they are needed and ended with the context.
 
-    A worker that dies is started again and repeats its part, resources.max_failures times.
+    A worker is handed parts once it has started: while it waits for a place, it keeps none from the others. If it is
+    lost, another is started in its place, and any that is free does its parts again; a part that has cost more than
+    resources.max_failures workers ends the work with the error of the last.
     """
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
-        self.actors: list[Any] = []
+        self.actors: list[Any] = []  # that have started
+        self.starting: dict[ObjectRef, Any] = {}
+        self.lost_starting = 0  # one after another
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for actor in self.actors:
+        for actor in [*self.actors, *self.starting.values()]:
             ray.kill(actor)
 
-    def map(self, make_worker: Callable[[], Callable[[P], T]], parts: Sequence[P]) -> Iterator[T]:
-        """What the workers make of the parts, in their order, each as soon as it is there.
+    def map(self, make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P]) -> Iterator[Any]:
+        """What the workers make of the parts, in their order, each as soon as it and those before it are there.
 
         Args:
-            make_worker: called once in each process that works; what it returns is called with the parts.
+            make_worker: called once in each process that works; what it returns is called with the parts, one at a
+                time, and may return `Later`.
         """
+        early: dict[int, Any] = {}
+        turn = 0
+        for number, made in self.as_done(make_worker, parts):
+            early[number] = made
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
+
+    def as_done(self, make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P]) -> Iterator[tuple[int, Any]]:
+        """As `map`, with the number of each part, in the order in which they are done."""
         if not parts:
             return
         for part in parts:
             portable(part, what="a part of the pool's work")
         shared = ray.put(portable(make_worker, what="a worker of the pool"))
         self._grow(min(self.resources.num_actors, len(parts)))
-
-        def submit(actor: Any, part: P) -> Any:
-            return actor.run.remote(shared.hex(), shared, part)
-
-        yield from ActorPool(self.actors).map(submit, list(parts))
+        todo, cost = deque(range(len(parts))), Counter[int]()
+        held: dict[ObjectRef, Held] = {}
+        while todo or held:
+            for actor in self._free(list(held.values()))[: len(todo)]:
+                number = todo.popleft()
+                held[actor.run.remote(shared.hex(), shared, number, parts[number])] = Held(actor, number, True)
+            (ready,), _ = ray.wait([*held, *self.starting])
+            if ready in self.starting:
+                self._arrived(ready)
+                continue
+            actor, number, _ = held.pop(ready)
+            try:
+                made = ray.get(ready)
+            except LOST:
+                cost[number] += 1
+                if self._too_many(cost[number]):
+                    raise
+                self._replace(actor)
+                todo.appendleft(number)
+                continue
+            if isinstance(made, Left):
+                held[actor.finish.remote(number)] = Held(actor, number, False)
+            else:
+                yield number, made
 
     def call(self, function: Callable[[], T]) -> T:
         """What one worker returns when it calls the function."""
         portable(function, what="a call of the pool")
-        self._grow(1)
-        return ray.get(self.actors[0].call.remote(function))
+        ((_, made),) = self.as_done(_caller, [function])
+        return made
 
-    def finish(self, make_worker: Callable[[], Callable[[J], J]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
-        """Do the jobs whose files are missing; yields each job once its file is there.
+    def finish(self, make_worker: Callable[[], Callable[[J], Any]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
+        """Do the jobs whose files are missing; yields each job once its file is there, those that are there first.
 
         Args:
-            make_worker: as in `map`; what it returns writes the file of a job and returns the job.
+            make_worker: as in `map`; what it returns writes the file of a job, last of all that it leaves.
         """
         written = {file.path for file in files.list()}
         missing = [job for job in jobs if file_name(job.name) not in written]
         yield from (job for job in jobs if file_name(job.name) in written)
-        yield from self.map(make_worker, missing)
+        for number, _ in self.as_done(make_worker, missing):
+            yield missing[number]
+
+    def _free(self, held: Sequence[Held]) -> list[Any]:
+        """Workers whose device has nothing to do, and which may hold another part."""
+        at_device = {id(part.actor) for part in held if part.at_device}
+        count = Counter(id(part.actor) for part in held)
+        return [actor for actor in self.actors if id(actor) not in at_device and count[id(actor)] < IN_HAND]
+
+    def _arrived(self, started: ObjectRef) -> None:
+        actor = self.starting.pop(started)
+        try:
+            ray.get(started)
+        except LOST:
+            self.lost_starting += 1
+            if self._too_many(self.lost_starting):
+                raise
+            self._grow(len(self.actors) + len(self.starting) + 1)
+        else:
+            self.actors.append(actor)
+            self.lost_starting = 0
+
+    def _too_many(self, failures: int) -> bool:
+        return 0 <= self.resources.max_failures < failures
+
+    def _replace(self, actor: Any) -> None:
+        """Start another worker in the place of one that is lost, once, though several of its parts are."""
+        if actor in self.actors:
+            self.actors.remove(actor)
+            ray.kill(actor)
+            self._grow(len(self.actors) + len(self.starting) + 1)
 
     def _grow(self, count: int) -> None:
         resources = self.resources
-        remote = ray.remote(
+        make = ray.remote(
             num_cpus=resources.cpus_per_worker,
             num_gpus=resources.gpus_per_worker,
-            max_restarts=resources.max_failures,
-            max_task_retries=resources.max_failures,
+            max_concurrency=IN_HAND,
         )(PoolWorker)
-        self.actors += [remote.remote(resources) for _ in range(count - len(self.actors))]
+        for _ in range(count - len(self.actors) - len(self.starting)):
+            actor = make.remote(resources)
+            self.starting[actor.started.remote()] = actor
+
+
+def _caller() -> Callable[[Callable[[], T]], T]:
+    return _call
+
+
+def _call(function: Callable[[], T]) -> T:
+    return function()
 
 
 def file_name(job: str) -> str:
@@ -138,19 +235,39 @@ class PoolWorker:
     """Body of an actor. It keeps what the last `map` made, such as a loaded network, for the parts that follow."""
 
     def __init__(self, resources: Resources) -> None:
-        import torch
-
         from components.sampling.precision import state_products
 
-        torch.set_num_threads(node_threads(resources))
+        self.threads, self.turn = node_threads(resources), threading.Lock()
+        self._use_threads()
         state_products("fp32")
         self.made: tuple[str, Callable[[Any], Any]] | None = None
+        self.left: dict[int, Later] = {}
 
-    def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], part: Any) -> Any:
+    def started(self) -> None:
+        """Answers once the worker is there."""
+
+    def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], number: int, part: Any) -> Any:
+        """Do the part, but for what is left for `finish`."""
+        with self.turn:  # where a `map` was broken off, its last part may be at work
+            self._use_threads()
+            made = self._worker(name, make_worker)(part)
+        if not isinstance(made, Later):
+            return made
+        self.left[number] = made
+        return Left()
+
+    def finish(self, number: int) -> Any:
+        """Do what is left of a part, while `run` may be at the next one."""
+        return self.left.pop(number).finish()
+
+    def _worker(self, name: str, make_worker: Callable[[], Callable[[Any], Any]]) -> Callable[[Any], Any]:
         if self.made is None or self.made[0] != name:
             self.made = None  # frees its memory before another is loaded
             self.made = (name, make_worker())
-        return self.made[1](part)
+        return self.made[1]
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        return function()
+    def _use_threads(self) -> None:
+        """Of torch, which counts them for each thread that calls it."""
+        import torch
+
+        torch.set_num_threads(self.threads)

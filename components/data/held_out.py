@@ -13,7 +13,7 @@ import numpy as np
 
 from components.data.decoded import DecodedShard
 from components.data.degradations import Degradation, degrade
-from components.data.shards import Member, ShardEntry, ShardIndex, Split
+from components.data.shards import Member, ShardEntry, ShardIndex, Split, read_shard, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,38 @@ def read_split(
 def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
     given = [part for part in parts if part is not None]
     return np.concatenate(given) if given else None
+
+
+class Words(NamedTuple):
+    """What samples of a split are known by."""
+
+    label: np.ndarray  # (N,) int64
+    caption: tuple[str, ...]
+
+
+class WordReader:
+    """One worker of a pool: the words of shards, whose images stay undecoded."""
+
+    def __init__(self, index: ShardIndex, split: Split) -> None:
+        self.index, self.split = index, split
+
+    def __call__(self, entry: ShardEntry) -> Words:
+        """In the order of the shard. Raises ShardError."""
+        samples = [
+            sample
+            for sample in read_shard(self.index, entry)
+            if split_of(sample.key, self.index.holdout_fraction) == self.split
+        ]
+        return Words(
+            np.array([sample.label for sample in samples], dtype=np.int64), tuple(sample.caption for sample in samples)
+        )
+
+
+def joined_words(parts: Sequence[Words]) -> Words:
+    """Of several shards, one at least."""
+    return Words(
+        np.concatenate([part.label for part in parts]), tuple(caption for part in parts for caption in part.caption)
+    )
 
 
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> SplitArrays:

@@ -4,6 +4,7 @@ Shapes: N images, H W pixels, K codes, D features.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.config import Config
+from components.evaluation.feature_files import FEATURES, pack, read_arrays
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.gallery import (
     GRIDS,
@@ -25,12 +27,16 @@ from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
+from components.pool import Later, file_name
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.autoencoders import open_autoencoder
+from components.storage.store import Store
+
+HISTOGRAM = "histogram"  # array of the files
 
 
 class CodebookUse(Config):
@@ -43,13 +49,12 @@ class CodebookUse(Config):
     images: int
 
 
-class Kept(NamedTuple):
-    """What an autoencoder keeps of a part of a set."""
+class KeptJob(NamedTuple):
+    """A part of a set to reconstruct. Its file has `features` (N, D) float32 of the reconstructions where a network
+    measures them, and `histogram` (K,) int64, how often each code occurs, where there are codes and no Gaussian."""
 
-    features: np.ndarray | None  # (N, D) float32 of the reconstructions; None without a feature network
-    histogram: Tensor | None  # (K,) int64, how often each code occurs; None where a Gaussian stands in place of codes
-    count: int  # N
-    side: int  # H = W of the reconstructions
+    name: str  # of its file, without `.npz`
+    part: ShardImages
 
 
 def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
@@ -66,33 +71,35 @@ def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
 class ReconstructionMeasurer:
     """One worker of the pool: what an autoencoder keeps of a part's images."""
 
-    def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
-        self.network = open_autoencoder(autoencoder).to(best_device())
+    def __init__(self, autoencoder: Artifact, config: MeasureConfig, work: Store) -> None:
+        self.network, self.work = open_autoencoder(autoencoder).to(best_device()), work
         self.features: FeatureExtractor | None = None
         if config.feature_network != "none":
             self.features = FeatureExtractor(config.feature_network, precision=config.precision)
 
-    def __call__(self, part: ShardImages) -> Kept:
+    def __call__(self, job: KeptJob) -> Later:
         features, histogram = [], None
-        for images in part.batches():
+        for images in job.part.batches():
             made, codes = reconstruct(self.network, images)
             if self.features is not None:
                 features.append(self.features(made))
             if codes is not None:
                 histogram = codes if histogram is None else histogram + codes
-        return Kept(np.concatenate(features) if features else None, histogram, part.num_images, part.resolution)
+        found = {FEATURES: np.concatenate(features)} if features else {}
+        found |= {} if histogram is None else {HISTOGRAM: histogram.numpy()}
+        return Later(partial(self.work.write, file_name(job.name), pack(**found)))
 
 
-def joined(parts: Sequence[Kept]) -> Kept:
-    """Of several parts, that of all."""
-    features = [part.features for part in parts if part.features is not None]
-    histograms = [part.histogram for part in parts if part.histogram is not None]
-    return Kept(
-        np.concatenate(features) if features else None,
-        torch.stack(histograms).sum(dim=0) if histograms else None,
-        sum(part.count for part in parts),
-        parts[0].side,
-    )
+def kept_jobs(parts: Sequence[ShardImages]) -> list[KeptJob]:
+    return [KeptJob(f"reconstructed-{number:05d}", part) for number, part in enumerate(parts)]
+
+
+def kept_histogram(jobs: Sequence[KeptJob], work: Store) -> Tensor | None:
+    """How often each code occurs in all of the finished jobs, (K,); None without codes. Runs in a worker."""
+    found = [
+        torch.from_numpy(arrays[HISTOGRAM]) for job in jobs if HISTOGRAM in (arrays := read_arrays(work, job.name))
+    ]
+    return torch.stack(found).sum(dim=0) if found else None
 
 
 @torch.inference_mode()

@@ -1,36 +1,32 @@
-"""Sampling both generators of a cascade for the report: what to ask for, asking for it in parallel, and what came.
+"""Sampling the generators of a cascade for the report: what to ask for, in which jobs, and the files that come of them.
 
-Work is cut into jobs that each leave one npz file under a fixed name, so a stage that was killed makes no finished job
-again. Images depend on their requests alone, so neither the cut nor the number of workers changes them.
+Each job leaves one npz file under a fixed name, so a stage that was killed makes no finished job again. Images depend
+on their requests alone, so neither the cut nor the number of workers changes them.
 
 Shapes: N images of a job, H W their pixels, F frames of a strip.
 """
 
 import io
-import json
-import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from components.evaluation.image_sets import FileImages
 from components.evaluation.measure import MadeStage
-from components.pool import Pool, file_name
+from components.pool import file_name
 from components.sampling.cascade import Cascade
-from components.sampling.device import best_device
-from components.sampling.images import to_uint8
 from components.sampling.requests import Request
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 
-JOB_SIZE = 64  # images of one job, and of one batch
+JOB_SIZE = 64  # images of one job, at least
+LARGEST_JOB = 512  # where many thousands are asked for
+ENOUGH_JOBS = 64  # of one generator, for as many workers
 
 
 class SampleJob(NamedTuple):
-    """Requests that one worker samples in one batch."""
+    """Requests that one worker samples."""
 
     name: str  # of its file, without `.npz`
     requests: tuple[Request, ...]
@@ -111,55 +107,20 @@ def shown_requests(cascade: Cascade, requests: Sequence[Request], *, each: int, 
     return [request for request in asked if accepts(cascade, request)]
 
 
-def jobs_of(name: str, requests: Sequence[Request]) -> list[SampleJob]:
+def jobs_of(name: str, requests: Sequence[Request], *, size: int = JOB_SIZE) -> list[SampleJob]:
     """Requests cut into jobs called name-000, name-001, …"""
-    starts = range(0, len(requests), JOB_SIZE)
+    starts = range(0, len(requests), size)
     return [
-        SampleJob(f"{name}-{number:03d}", tuple(requests[start : start + JOB_SIZE]))
-        for number, start in enumerate(starts)
+        SampleJob(f"{name}-{number:03d}", tuple(requests[start : start + size])) for number, start in enumerate(starts)
     ]
 
 
-def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:
-    """Sample the jobs whose files are missing; yields each job once its file is there."""
-    yield from pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files)
-
-
-class CascadeSampler:
-    """One actor of the pool."""
-
-    def __init__(self, cascade: Artifact, files: Store) -> None:
-        with cascade.local_copy() as folder:
-            self.cascade, self.files = Cascade.load(folder, device=best_device()), files
-        # Cores are shared with other processes, and their own time is not; a GPU's time is on no core.
-        self.clock = time.process_time if best_device().type == "cpu" else time.perf_counter
-
-    def __call__(self, job: SampleJob) -> SampleJob:
-        started = self.clock()
-        made = sample_job(self.cascade, job)
-        # In a file of its own: that of the images holds the same bytes whenever they are made.
-        self.files.write(f"{job.name}.json", json.dumps({"seconds": self.clock() - started}).encode())
-        self.files.write(file_name(job.name), pack_job(made))
-        return job
-
-
-def seconds_per_image(jobs: Sequence[SampleJob], files: Store) -> float:
-    """Of finished jobs, one at least: seconds of a processor's cores, all threads together, or of a GPU, for an image.
-    Loading the models is not counted, decoding and scaling to 8 bits is."""
-    seconds = [json.loads(files.read(f"{job.name}.json"))["seconds"] for job in jobs]
-    return sum(seconds) / sum(len(job.requests) for job in jobs)
-
-
-def sample_job(cascade: Cascade, job: SampleJob) -> SampledImages:
-    """Sample one job, with its strip if it asks for frames."""
-    recorded: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
-
-    def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
-        recorded.setdefault(stage, []).append((timestep, to_uint8(x_t), to_uint8(x_0)))
-
-    made = cascade.sample_stages(list(job.requests), batch_size=JOB_SIZE, on_step=keep if job.frames else None)
-    stages = {stage: np.stack([images[stage] for images in made]) for stage in made[0]}
-    return SampledImages(stages, {stage: _strip(steps, job.frames) for stage, steps in recorded.items()})
+def measured_jobs(generator: str, requests: Sequence[Request]) -> list[SampleJob]:
+    """The jobs of what is measured. Of many thousand requests they grow, a JOB_SIZE at a time and up to LARGEST_JOB, as
+    long as there are ENOUGH_JOBS: a GPU has room for larger batches than a processor has a use for."""
+    size = min(max(JOB_SIZE * (len(requests) // (JOB_SIZE * ENOUGH_JOBS)), JOB_SIZE), LARGEST_JOB)
+    name = f"measured_{generator}"
+    return jobs_of(name if size == JOB_SIZE else f"{name}_by_{size}", requests, size=size)
 
 
 def pack_job(made: SampledImages) -> bytes:
@@ -184,6 +145,11 @@ def unpack_job(data: bytes) -> SampledImages:
         return SampledImages(stages, strips)
 
 
+def stages_in(data: bytes) -> dict[str, tuple[int, int]]:
+    """Number of images of each stage, and their side in pixels, of a packed job."""
+    return {stage: (len(images), images.shape[1]) for stage, images in unpack_job(data).stages.items()}
+
+
 def read_job(job: str, files: Store) -> SampledImages:
     return unpack_job(files.read(file_name(job)))
 
@@ -195,23 +161,17 @@ def joined(parts: Sequence[SampledImages]) -> SampledImages:
 
 
 def measured_stages(samples: Artifact) -> list[MadeStage]:
-    """The stages of each generator with their files, from an artifact whose metadata lists them. Opens the files, so it
-    runs in a worker."""
-    found = []
+    """The stages of each generator with their files, from an artifact whose metadata lists them. Opens the files of
+    older versions, which say nothing of what is in them, so it runs in a worker."""
+    found, known = [], samples.metadata.get("contents", {})
     for generator, files in samples.metadata["measured"].items():
         parts: dict[str, list[FileImages]] = {}
         sides: dict[str, int] = {}
         for file in files:
             entry = samples.entry(file)
-            for stage, images in unpack_job(samples.read(file)).stages.items():
-                part = FileImages(samples.store, entry.path, f"image.{stage}", len(images), entry.digest)
+            for stage, (count, side) in (known.get(file) or stages_in(samples.read(file))).items():
+                part = FileImages(samples.store, entry.path, f"image.{stage}", count, entry.digest)
                 parts.setdefault(stage, []).append(part)
-                sides[stage] = images.shape[1]
+                sides[stage] = side
         found += [MadeStage(generator, stage, sides[stage], tuple(own)) for stage, own in parts.items()]
     return found
-
-
-def _strip(steps: Sequence[tuple[float, np.ndarray, np.ndarray]], frames: int) -> Strip:
-    chosen = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
-    timesteps, x_t, x_0 = zip(*(steps[index] for index in chosen), strict=True)
-    return Strip(np.stack(x_t), np.stack(x_0), np.array(timesteps))

@@ -18,8 +18,10 @@ from components.evaluation.distance import (
     distance_of_halves,
     frechet_distance,
     gaussian_of,
+    pack_gaussian,
 )
-from components.evaluation.features import FeatureExtractor, FeatureNetwork, FeaturePrecision
+from components.evaluation.feature_files import FeatureSet, measure_features, read_features
+from components.evaluation.features import FeatureNetwork, FeaturePrecision
 from components.evaluation.image_sets import (
     ImagePart,
     ImageSet,
@@ -31,6 +33,7 @@ from components.evaluation.image_sets import (
 )
 from components.evaluation.precision_recall import NEIGHBORS, precision_recall
 from components.pool import Pool
+from components.storage.store import Store
 
 REFERENCE = "training images"
 
@@ -62,55 +65,74 @@ class DistanceRow(Config):
         return {f"{figure}_{network}_{name}": value for figure, value in found.items() if value is not None}
 
 
-class PartMeasurer:
-    """One worker of the pool: the features of a part's images."""
-
-    def __init__(self, network: FeatureNetwork, precision: FeaturePrecision) -> None:
-        self.features = FeatureExtractor(network, precision=precision)
-
-    def __call__(self, part: ImagePart) -> np.ndarray:  # (N, D) float32
-        return np.concatenate([self.features(images) for images in part.batches()])
-
-
-def measure_features(
-    sets: Mapping[str, ImageSet], config: MeasureConfig, *, pool: Pool, progress: Callable[[int, int], None]
-) -> dict[str, np.ndarray]:
-    """Features (N, D) float32 of each set of at least two images. `progress` is called with images done and their
-    total."""
-    parts = [(name, part) for name, images in sets.items() if images.num_images > 1 for part in images.parts]
-    total, done = sum(part.num_images for _, part in parts), 0
-    found: dict[str, list[np.ndarray]] = {}
-    make_worker = partial(PartMeasurer, config.feature_network, config.precision)
-    for (name, part), features in zip(parts, pool.map(make_worker, [part for _, part in parts]), strict=True):
-        found.setdefault(name, []).append(features)
-        progress(done := done + part.num_images, total)
-    return {name: np.concatenate(features) for name, features in found.items()}
-
-
 def measure_distances(
-    sets: Mapping[str, ImageSet], config: MeasureConfig, *, pool: Pool, progress: Callable[[int, int], None]
-) -> tuple[list[DistanceRow], Gaussian]:
-    """The distance of each set to the one called REFERENCE, and between its halves; with the reference itself."""
-    features = measure_features(sets, config, pool=pool, progress=progress)
-    return distance_rows(features, {name: images.purpose for name, images in sets.items()}, seed=config.seed)
+    sets: Mapping[str, ImageSet],
+    config: MeasureConfig,
+    *,
+    work: Store,
+    pool: Pool,
+    progress: Callable[[int, int], None],
+) -> list[DistanceRow]:
+    """The distance of each set to the one called REFERENCE, and between its halves. Other arguments are those of
+    `measure_features`."""
+    precision = config.precision
+    measured = measure_features(
+        sets, network=config.feature_network, precision=precision, work=work, pool=pool, progress=progress
+    )
+    return distance_rows(measured, work, pool=pool, seed=config.seed)
 
 
 def distance_rows(
-    features: Mapping[str, np.ndarray], purposes: Mapping[str, Purpose], *, seed: int
-) -> tuple[list[DistanceRow], Gaussian]:
-    """As `measure_distances`, from features (N, D) of each set."""
-    reference = gaussian_of(features[REFERENCE])
-    halves = distance_of_halves(features[REFERENCE], seed=seed)
-    rows = [
-        DistanceRow(
-            name=f"two halves of the {REFERENCE}", distance=halves, samples=reference.count // 2, purpose="scale"
-        )
-    ]
-    for name, vectors in features.items():
-        if name != REFERENCE:
-            distance = frechet_distance(gaussian_of(vectors), reference)
-            rows.append(DistanceRow(name=name, distance=distance, samples=len(vectors), purpose=purposes[name]))
-    return rows, reference
+    sets: Sequence[FeatureSet], work: Store, *, pool: Pool, seed: int, refined: bool = False
+) -> list[DistanceRow]:
+    """As `measure_distances`, from the files of the features; the workers take the sets in turn.
+
+    Args:
+        refined: with errors, precision and recall, which take most of the time.
+    """
+    (references,) = (images.files for images in sets if images.name == REFERENCE)
+    ordered = sorted(sets, key=is_other)
+    return list(pool.map(partial(RowMeasurer, work, references, seed=seed, refined=refined), ordered))
+
+
+def is_other(images: FeatureSet) -> bool:
+    """Whether a set is not the reference."""
+    return images.name != REFERENCE
+
+
+class RowMeasurer:
+    """One worker of the pool. It has the features of the reference in memory, and those of one other set."""
+
+    def __init__(self, work: Store, references: Sequence[str], *, seed: int, refined: bool) -> None:
+        self.work, self.seed, self.refined = work, seed, refined
+        self.references = read_features(work, references)
+        self.reference = gaussian_of(self.references)
+
+    def __call__(self, images: FeatureSet) -> DistanceRow:
+        if not is_other(images):
+            return halves_row(self.references, seed=self.seed)
+        vectors = read_features(self.work, images.files)
+        row = distance_row(images.name, vectors, self.reference, images.purpose)
+        if not self.refined:
+            return row
+        return refined_row(row, vectors, references=self.references, reference=self.reference, seed=self.seed)
+
+
+def halves_row(references: np.ndarray, *, seed: int) -> DistanceRow:
+    """How far two halves of the reference, features (R, D), are from each other."""
+    distance, count = distance_of_halves(references, seed=seed), len(references) // 2
+    return DistanceRow(name=f"two halves of the {REFERENCE}", distance=distance, samples=count, purpose="scale")
+
+
+def distance_row(name: str, vectors: np.ndarray, reference: Gaussian, purpose: Purpose) -> DistanceRow:
+    """How far a set with features (N, D) is from the reference."""
+    distance = frechet_distance(gaussian_of(vectors), reference)
+    return DistanceRow(name=name, distance=distance, samples=len(vectors), purpose=purpose)
+
+
+def packed_reference(work: Store, files: Sequence[str]) -> bytes:
+    """What the distance knows of the set with these files of features. Runs in a worker."""
+    return pack_gaussian(gaussian_of(read_features(work, files)))
 
 
 def refined_row(

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.sampling.device import best_device
+
 NEIGHBORS = 3  # k of the paper
 BLOCK = 256  # rows of distances at a time
 ROUNDING = 1e-12  # of a squared distance in float64, relative to the squared features
@@ -27,7 +29,7 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int 
     """Of features (N, D) and (M, D), in float64. Raises ValueError for sets of no more images than `neighbors`."""
     if min(len(real), len(generated)) <= neighbors:
         raise ValueError(f"precision and recall need more than {neighbors} images of either set")
-    one, other = (torch.from_numpy(features.astype(np.float64)) for features in (real, generated))
+    one, other = (torch.from_numpy(features.astype(np.float64)).to(best_device()) for features in (real, generated))
     return PrecisionRecall(
         share_inside(other, one, radii(one, neighbors)), share_inside(one, other, radii(other, neighbors))
     )

@@ -8,7 +8,7 @@ Imports only what the packed model of the registry carries.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from components.configuration.precision import Precision
 from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
-from components.sampling.images import to_uint8
+from components.sampling.images import to_bytes
 from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
 from components.sampling.precision import sampling_in
 from components.sampling.requests import OPTIONS, Request, check_request
@@ -120,7 +121,7 @@ class Cascade(Parts):
         self,
         requests: Sequence[Request],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         on_step: OnStep | None = None,
         between: Between | None = None,
     ) -> list[np.ndarray]:
@@ -130,6 +131,7 @@ class Cascade(Parts):
         (`components.sampling.precision`).
 
         Args:
+            batch_size: images of a batch at most; None: `most_at_once`.
             on_step: told of each denoising step, see `OnStep`.
             between: called before each batch and after each denoising step, token and value; may raise, to end it.
 
@@ -138,34 +140,60 @@ class Cascade(Parts):
         made = self.sample_stages(requests, batch_size=batch_size, on_step=on_step, between=between)
         return [list(images.values())[-1] for images in made]
 
-    @torch.no_grad()
     def sample_stages(
         self,
         requests: Sequence[Request],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         on_step: OnStep | None = None,
         between: Between | None = None,
     ) -> list[Images]:
         """As `sample`, with the image that each stage of the generator made, the finished one last."""
+        finished: list[Images] = [{} for _ in requests]
+        for batch, made in self.sample_batches(requests, batch_size=batch_size, on_step=on_step, between=between):
+            for stage, images in made.items():
+                for index, image in zip(batch, images.cpu().numpy(), strict=True):
+                    finished[index][stage] = image
+        return finished
+
+    @torch.no_grad()
+    def sample_batches(
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int | None = None,
+        on_step: OnStep | None = None,
+        between: Between | None = None,
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """As `sample_stages`, batch by batch: the places of its requests, and each stage's images of them, uint8 (B, H,
+        W, 3), on the device still, which may not be done with them: no batch waits for the images of the one before."""
         for number, request in enumerate(requests, 1):
             try:
                 self.check(request)
             except ValueError as error:
                 raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
         requests = [self.with_generator(request) for request in requests]
-        finished: list[Images] = [{} for _ in requests]
-        for batch in batches(requests, batch_size=min(batch_size, self.most_at_once)):
+        for batch in batches(requests, batch_size=self.most_at_once if batch_size is None else batch_size):
             asked = [requests[index] for index in batch]
             if between is not None:
                 between()
             maker = self.makers[str(asked[0].generator)]
             with sampling_in(self.precision, maker.first.device):
                 made = maker.sample(asked, Hooks(on_step, between))
-            for stage, images in made.items():
-                for index, image in zip(batch, to_uint8(images), strict=True):
-                    finished[index][stage] = image
-        return finished
+            yield batch, {stage: to_bytes(images) for stage, images in made.items()}
+
+
+def quick(cascade: Cascade, request: Request) -> Request:
+    """The request with two steps of each stage, where that is allowed, to warm up or to try; else as it is."""
+    models = cascade.makers[str(cascade.with_generator(request).generator)].models
+    steps = "num_inference_steps"
+    changes = tuple((model.name, steps, 2) for model in models if steps in type(model.sampling).model_fields)
+    shorter = request._replace(steps=None, sampling=request.sampling + changes)
+    try:
+        cascade.check(shorter)
+    except ValueError:
+        return request
+    return shorter
 
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:

@@ -23,14 +23,23 @@ def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> np.ndarray:
     """(B, 3, H, W) in [-1, 1], of any float type and on any device -> uint8 (B, H, W, 3), rounded; or (B, 1, H, W), a
     gray channel, which all three become."""
-    return levels_to_uint8(to_levels(images.float()))
+    return to_bytes(images).cpu().numpy()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """As `to_uint8`, on the device of the images, and without waiting for it."""
+    return _levels_to_bytes(to_levels(images.float()))
 
 
 def levels_to_uint8(levels: Tensor) -> np.ndarray:
     """(B, 3 or 1, H, W) in [0, 255] -> uint8 (B, H, W, 3), rounded; what lies beyond goes to the nearer end."""
+    return _levels_to_bytes(levels).cpu().numpy()
+
+
+def _levels_to_bytes(levels: Tensor) -> Tensor:
     rounded = levels.round().clamp(0, 255).to(torch.uint8)
     colors = rounded.expand(-1, 3, -1, -1) if rounded.shape[1] == 1 else rounded
-    return rearrange(colors, "b c h w -> b h w c").contiguous().cpu().numpy()
+    return rearrange(colors, "b c h w -> b h w c").contiguous()
 
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:

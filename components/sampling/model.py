@@ -3,7 +3,7 @@
 Shapes: B requests, L text length, S resolution.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -149,6 +149,11 @@ def sampling_of(model: SamplingModel, request: Request, **asked: Any) -> Any:
 def most_at_once(resolution: int) -> int:
     """Images of a batch: as many as a network's maps of them fit into a few gigabytes, at most 64."""
     return max(1, min(64, MOST_PIXELS // resolution**2))
+
+
+def in_slices(make: Callable[[Tensor], Tensor], batch: Tensor, *, resolution: int) -> Tensor:
+    """What `make` makes of a batch, `most_at_once` at the resolution of what it makes; a smaller batch as it is."""
+    return torch.cat([make(part) for part in batch.split(most_at_once(resolution))])
 
 
 def takes_condition_image(model: SamplingModel) -> bool:

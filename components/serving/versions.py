@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from components.sampling.answers import cascade_in
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
-from components.sampling.generator import Generator
 from components.sampling.image_files import encode_png
 from components.sampling.png_settings import settings_of, with_settings
 from components.sampling.requests import Request
@@ -145,24 +144,10 @@ def warm(cascade: Cascade) -> None:
                 raise _EnoughError
 
         try:
-            cascade.sample_stages([quick_example(cascade, maker)], between=between)
+            cascade.sample_stages([quick(cascade, maker.example())], between=between)
         except _EnoughError:
             continue
 
 
 class _EnoughError(Exception):
     """The generator is warm."""
-
-
-def quick_example(cascade: Cascade, maker: Generator) -> Request:
-    """A generator's example with two steps of each stage, where that is allowed."""
-    example, changes = maker.example(), []
-    for model in maker.models:
-        if "num_inference_steps" in type(model.sampling).model_fields:
-            changes.append((model.name, "num_inference_steps", 2))
-    quick = example._replace(steps=None, sampling=tuple(changes))
-    try:
-        cascade.check(quick)
-    except ValueError:
-        return example
-    return quick

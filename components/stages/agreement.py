@@ -20,8 +20,9 @@ from components.evaluation.agreement import (
     label_table,
     prompt_table,
 )
-from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of, sample_jobs
+from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
 from components.evaluation.image_sets import some_of, split_parts
+from components.evaluation.job_sampler import sample_jobs
 from components.evaluation.measure import branch_name
 from components.pool import Pool
 from components.sampling.cascade import Cascade

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,28 @@ from components.storage.artifact import (
 )
 from components.storage.store import SCRATCH, Store, in_parallel
 
+REPORTS = 64  # over which a pace is measured
+AT_ONCE = 0.02  # seconds
+
+
+class Pace:
+    """Images a second over the last reports of a stage."""
+
+    def __init__(self) -> None:
+        self.reports: deque[tuple[float, int]] = deque(maxlen=REPORTS)  # (seconds, images done)
+
+    def rate(self, done: int, now: float) -> float | None:
+        """With so many done now, in seconds of a clock; None as long as it is not known.
+
+        What comes at once in the beginning says nothing: so comes all that an earlier try left.
+        """
+        other_work = self.reports and done < self.reports[-1][1]
+        if other_work or (len(self.reports) == 1 and now - self.reports[0][0] < AT_ONCE):
+            self.reports.clear()
+        self.reports.append((now, done))
+        (first, before), (last, after) = self.reports[0], self.reports[-1]
+        return (after - before) / (last - first) if last > first else None
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -33,6 +56,7 @@ class StageContext:
     inputs: dict[str, str] = field(default_factory=dict)  # name -> key, for the manifest
     provenance: dict[str, Any] = field(default_factory=dict)
     scratch_folder: Path | None = None  # on this node, for as long as the stage runs; None: the temporary folder
+    pace: Pace = field(default_factory=Pace, compare=False)
 
     @property
     def train_store(self) -> Store:
@@ -43,6 +67,11 @@ class StageContext:
     def files_store(self) -> Store:
         """Outputs with fixed names that several tries fill together."""
         return self.store.join("files")
+
+    @property
+    def work_store(self) -> Store:
+        """What a killed try left of its work for the next one, and what nobody needs once the stage has committed."""
+        return self.store.join("work")
 
     def scratch(self) -> Path:
         """A new private folder on this node; whoever runs the stage removes it."""
@@ -57,7 +86,9 @@ class StageContext:
 
     def report_images(self, done: int, total: int) -> None:
         """Progress of a stage that works image by image."""
-        self.recorder.emit(events.Progress(self.stage, done, total, "image"))
+        self.recorder.emit(
+            events.Progress(self.stage, done, total, "image", rate=self.pace.rate(done, time.monotonic()))
+        )
 
     def commit(
         self,
@@ -89,7 +120,9 @@ class StageContext:
             inputs=self.inputs,
             provenance=self.provenance | self._duration(),
         )
-        return commit_artifact(self.store, artifact)
+        committed = commit_artifact(self.store, artifact)
+        self.work_store.delete_folder()
+        return committed
 
     def commit_study(
         self,

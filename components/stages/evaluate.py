@@ -8,8 +8,15 @@ from pydantic import Field
 from components import events
 from components.data.shards import load_index
 from components.data.subset import random_part
-from components.evaluation.codebook import Kept, ReconstructionMeasurer, codebook_use, draw_kept, joined
-from components.evaluation.distance import Gaussian, pack_gaussian
+from components.evaluation.codebook import (
+    KeptJob,
+    ReconstructionMeasurer,
+    codebook_use,
+    draw_kept,
+    kept_histogram,
+    kept_jobs,
+)
+from components.evaluation.feature_files import FeatureSet, measure_features
 from components.evaluation.features import check_feature_network
 from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import ShardImages, held_out_parts, split_parts
@@ -19,8 +26,7 @@ from components.evaluation.measure import (
     MeasureConfig,
     compared_sets,
     distance_rows,
-    measure_features,
-    refined_row,
+    packed_reference,
 )
 from components.pool import Pool
 from components.stages.context import StageContext
@@ -57,7 +63,7 @@ def evaluate(
     """
     check_feature_network(config.feature_network)
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
-    folder, kept = context.scratch(), None
+    folder, kept = context.scratch(), []
     with context.pool() as pool:
         if tokenizer is not None:
             size = {"resolution": describe_autoencoder(tokenizer).resolution, "limit": config.held_out_samples}
@@ -66,11 +72,13 @@ def evaluate(
             for name, png in pool.call(partial(draw_kept, tokenizer, held_out)).items():
                 (folder / f"{name}.png").write_bytes(png)
                 context.recorder.emit(events.Image(context.stage, 0, name, png))
-            if kept.histogram is not None:
-                metadata["held_out_codebook"] = codebook_use(kept.histogram, kept.count).model_dump()
+            histogram = pool.call(partial(kept_histogram, kept, context.work_store))
+            if histogram is not None:
+                count = sum(part.num_images for part in held_out)
+                metadata["held_out_codebook"] = codebook_use(histogram, count).model_dump()
         if config.feature_network != "none":
             rows, reference = measure(config, context, pool, images, samples, kept)
-            (folder / "reference.npz").write_bytes(pack_gaussian(reference))
+            (folder / "reference.npz").write_bytes(reference)
             metadata["summary"] = {
                 name: value for row in rows for name, value in row.metrics(config.feature_network).items()
             }
@@ -81,13 +89,12 @@ def evaluate(
 
 def keep(
     config: EvaluationConfig, context: StageContext, pool: Pool, tokenizer: Artifact, held_out: list[ShardImages]
-) -> Kept:
-    """What the tokenizer keeps of held-out images."""
-    total, kept = sum(part.num_images for part in held_out), []
-    for part in pool.map(partial(ReconstructionMeasurer, tokenizer, config), held_out):
-        kept.append(part)
-        context.report_images(sum(done.count for done in kept), total)
-    return joined(kept)
+) -> list[KeptJob]:
+    """Measure what the tokenizer keeps of held-out images, in files of the stage's work."""
+    total, done, jobs, work = sum(part.num_images for part in held_out), 0, kept_jobs(held_out), context.work_store
+    for job in pool.finish(partial(ReconstructionMeasurer, tokenizer, config, work), jobs, files=work):
+        context.report_images(done := done + job.part.num_images, total)
+    return jobs
 
 
 def measure(
@@ -96,12 +103,13 @@ def measure(
     pool: Pool,
     images: Artifact,
     samples: Artifact | None,
-    kept: Kept | None,
-) -> tuple[list[DistanceRow], Gaussian]:
-    """Distances of everything that was made to training images, at the largest size of them all."""
-    index = load_index(images.url("index.json"))
+    kept: list[KeptJob],
+) -> tuple[list[DistanceRow], bytes]:
+    """Distances of everything that was made to training images, at the largest size of them all; and the packed
+    statistics of these."""
+    index, work = load_index(images.url("index.json")), context.work_store
     made = [] if samples is None else pool.call(partial(measured_stages, samples))
-    largest = max([stage.side for stage in made] + ([] if kept is None else [kept.side]))
+    largest = max([stage.side for stage in made] + [job.part.resolution for job in kept])
     trained = split_parts(
         random_part(index, samples=config.reference_samples, seed=config.seed),
         "train",
@@ -110,11 +118,13 @@ def measure(
     )
     held_out = held_out_parts(index, resolution=largest, limit=config.held_out_samples)
     sets = compared_sets(trained, held_out, made, seed=config.seed)
-    features = measure_features(sets, config, pool=pool, progress=context.report_images)
-    purposes = {name: members.purpose for name, members in sets.items()}
-    if kept is not None and kept.features is not None:
-        features[RECONSTRUCTED], purposes[RECONSTRUCTED] = kept.features, "model"
-    rows, reference = distance_rows(features, purposes, seed=config.seed)
-    refine = partial(refined_row, references=features[REFERENCE], reference=reference, seed=config.seed)
-    rows = [refine(row, features[row.name]) if row.name in features else row for row in rows]
+    network, precision = config.feature_network, config.precision
+    measured = measure_features(
+        sets, network=network, precision=precision, work=work, pool=pool, progress=context.report_images
+    )
+    if kept:
+        measured.append(FeatureSet(RECONSTRUCTED, "model", tuple(job.name for job in kept)))
+    rows = distance_rows(measured, work, pool=pool, seed=config.seed, refined=True)
+    (references,) = (images.files for images in measured if images.name == REFERENCE)
+    reference = pool.call(partial(packed_reference, work, references))
     return sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED)), reference

@@ -11,8 +11,9 @@ from components.data.held_out import read_split
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.features import check_feature_network
-from components.evaluation.generated import SampleJob, jobs_of, joined, read_job, sample_jobs
+from components.evaluation.generated import SampleJob, jobs_of, joined, read_job
 from components.evaluation.image_sets import FileImages, ImageSet, split_parts
+from components.evaluation.job_sampler import sample_jobs
 from components.evaluation.measure import REFERENCE, MeasureConfig, measure_distances
 from components.evaluation.restoration import (
     Damaged,
@@ -57,7 +58,8 @@ def measure_restoration(
         distances: dict[str, float] = {}
         if config.feature_network != "none":
             sets = sets_of(config, index, plan, files)
-            rows, _ = measure_distances(sets, config, pool=pool, progress=context.report_images)
+            work, progress = context.work_store, context.report_images
+            rows = measure_distances(sets, config, work=work, pool=pool, progress=progress)
             distances = {row.name: row.distance for row in rows}
         found = pool.call(partial(read_restorations, config, index, cascade, plan, files, distances))
     return context.commit_study(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from components import events
-from components.data.held_out import SplitArrays, read_split
+from components.data.held_out import WordReader, Words, joined_words, read_split
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
 from components.evaluation.gallery import (
@@ -17,14 +17,15 @@ from components.evaluation.gallery import (
     gallery_requests,
     read_gallery,
 )
-from components.evaluation.generated import SampleJob, jobs_of, measured_requests, sample_jobs, seconds_per_image
+from components.evaluation.generated import measured_jobs, measured_requests
+from components.evaluation.job_sampler import About, read_about, sample_jobs, seconds_per_image
 from components.pool import file_name
 from components.sampling.cascade import Cascade, ConditionImages
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
-from components.storage.store import Store
+from components.storage.store import Store, in_parallel
 
 READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
@@ -46,26 +47,32 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     """
     index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
     with context.pool() as pool:
-        plan = pool.call(partial(plan_samples, config, index, cascade))
-        measured = {name: jobs_of(f"measured_{name}", requests) for name, requests in plan.measured.items()}
+        part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
+        trained = joined_words(
+            list(pool.map(partial(WordReader, index.model_copy(update={"shards": ()}), "train"), part.shards))
+        )
+        plan = pool.call(partial(plan_samples, config, index, trained, cascade))
+        measured = {name: measured_jobs(name, requests) for name, requests in plan.measured.items()}
         jobs = gallery_jobs(plan.shown, strip_frames=config.strip_frames)
         jobs += [job for group in measured.values() for job in group]
         total = sum(len(job.requests) for job in jobs)
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_samples, plan.shown, files, index.classes))
-        seconds = pool.call(partial(measured_seconds, measured, files))
+        told = pool.call(partial(about_jobs, [job.name for job in jobs], files))
+    seconds = {f"seconds_per_image_{name}": seconds_per_image(group, told) for name, group in measured.items() if group}
     for name, grid in drawn.items():
         (folder / f"{name}.png").write_bytes(grid.png)
         context.recorder.emit(events.Image(context.stage, 0, name, grid.png))
     context.recorder.emit(events.Metrics(context.stage, 0, seconds))
+    names = {generator: [job.name for job in group] for generator, group in measured.items()}
     metadata = {
         "summary": seconds,
-        "measured": {name: [file_name(job.name) for job in group] for name, group in measured.items()},
+        "measured": {generator: [file_name(name) for name in group] for generator, group in names.items()},
+        "contents": {file_name(name): told[name].stages for group in names.values() for name in group},
         "words": {name: grid.words for name, grid in drawn.items()},
     }
-    paths = [f"files/{file_name(job.name)}" for job in jobs]
-    return context.commit("samples", folder=folder, paths=paths, metadata=metadata)
+    return context.commit("samples", folder=folder, entries=[told[job.name].entry for job in jobs], metadata=metadata)
 
 
 class SamplesPlan(NamedTuple):
@@ -75,18 +82,22 @@ class SamplesPlan(NamedTuple):
     measured: dict[str, list[Request]]  # generator -> its requests
 
 
-def plan_samples(config: SamplesConfig, index: ShardIndex, cascade: Artifact) -> SamplesPlan:
-    """The requests of what is shown and measured, as far as the models take them. Runs in a worker."""
+def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, cascade: Artifact) -> SamplesPlan:
+    """The requests of what is shown and measured, as far as the models take them. Runs in a worker.
+
+    Args:
+        trained: of the training images whose conditions are measured with.
+    """
     with cascade.local_copy() as place:
         models = Cascade.load(place)
-    found = conditions(config, index, models.condition_images)
+    found = conditions(config, index, trained, models.condition_images)
     shown = gallery_requests(config, models, captions=found.captions, images=found.shown, seed=config.seed)
     measured = {
         generator: measured_requests(
             models,
             generator,
-            labels=found.trained.label,
-            captions=found.trained.caption,
+            labels=trained.label,
+            captions=trained.caption,
             images=found.measured,
             count=config.measured_samples,
             seed=config.seed,
@@ -101,30 +112,28 @@ def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[s
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
 
 
-def measured_seconds(measured: dict[str, list[SampleJob]], files: Store) -> dict[str, float]:
-    """`seconds_per_image_GENERATOR` of each that made images to measure. Runs in a worker."""
-    return {f"seconds_per_image_{name}": seconds_per_image(group, files) for name, group in measured.items() if group}
+def about_jobs(names: list[str], files: Store) -> dict[str, About]:
+    """What the workers tell of the jobs' files, by name. Runs in a worker."""
+    return dict(zip(names, in_parallel(partial(read_about, files=files), names), strict=True))
 
 
 class RealConditions(NamedTuple):
     """Conditions of real images."""
 
     captions: tuple[str, ...]  # to show: of held-out images where there are any
-    trained: SplitArrays  # to measure with: labels and captions of training images
     shown: list[bytes]  # condition images (PNG) to show
-    measured: list[bytes]  # those of `trained`
+    measured: list[bytes]  # those of the training images
 
 
-def conditions(config: SamplesConfig, index: ShardIndex, condition: ConditionImages | None) -> RealConditions:
+def conditions(
+    config: SamplesConfig, index: ShardIndex, trained: Words, condition: ConditionImages | None
+) -> RealConditions:
     """What images are asked for by; `condition` says what condition images are, where models take them."""
-    part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
-    trained = read_split(part, "train", resolution=READ_RESOLUTION)
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
     captions = held_out.caption or trained.caption
     if condition is None:
-        return RealConditions(captions, trained, [], [])
+        return RealConditions(captions, [], [])
+    part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
     read = partial(read_split, resolution=condition.resolution, member=condition.member)
     seen, measured = read(index, "holdout", limit=config.num_prompts), read(part, "train")
-    return RealConditions(
-        captions, trained, *([encode_png(image) for image in split.image] for split in (seen, measured))
-    )
+    return RealConditions(captions, *([encode_png(image) for image in split.image] for split in (seen, measured)))

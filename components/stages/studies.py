@@ -87,7 +87,8 @@ def _measured(
         for job in pool.finish(partial(VariantSampler, load, sample, files), every, files=files):
             context.report_images(done := done + len(job.requests), len(settings) * len(planned.requests))
         sets = sets_of(jobs, config, index, files, resolution=planned.resolution)
-        rows, _ = measure_distances(sets, config, pool=pool, progress=context.report_images)
+        work, progress = context.work_store, context.report_images
+        rows = measure_distances(sets, config, work=work, pool=pool, progress=progress)
         distances = {row.name: row.distance for row in rows}
         points = pool.call(partial(read_points, files, jobs, distances))
     return Measured(points, distances[HELD_OUT], planned.held_out_accuracy)

@@ -1,4 +1,4 @@
-"""What storage holds that no manifest lists: tries that lost or broke off, and training state that is no longer needed.
+"""What storage holds that no manifest lists: tries that lost or broke off, and state of finished stages.
 
 First a plan, then the deletion; a stage that somebody works on now (its lease has a holder) is left alone.
 """
@@ -49,6 +49,8 @@ def _in_stage(root: Store, folder: str) -> list[Garbage]:
             found.append(
                 Garbage(f"{folder}/train", _size(root, f"{folder}/train"), "training state of a finished stage")
             )
+        elif name == "work":
+            found.append(Garbage(f"{folder}/work", _size(root, f"{folder}/work"), "what a finished stage worked with"))
         elif name.startswith("attempt-") and name not in listed:
             found.append(Garbage(f"{folder}/{name}", _size(root, f"{folder}/{name}"), "a try that was not committed"))
     return found

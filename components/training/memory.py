@@ -9,7 +9,6 @@ workers too: its share is cut into parts as equal as can be, of at most as many.
 tried again when it has grown.
 """
 
-import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 
 from components import events
 from components.configuration.optimization import OptimizationConfig
+from components.sampling.room import free, halves, is_out_of_memory
 from components.storage.store import Store
 from components.training.checkpoint import generator_states, restore_generators
 from components.training.host_copy import on_host
@@ -32,7 +32,6 @@ KEPT = "memory.json"  # in the run folder: {"max_batch_per_device": ...}
 # Share of a device's memory that a try leaves free: for what a rank by itself does not need (buffers of collectives,
 # codes gathered from all ranks), for previews without an EMA (a copy of the network), and for fragments of many steps.
 RESERVE = 0.05
-SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
 
 
 class NoRoomError(RuntimeError):
@@ -110,34 +109,10 @@ def reserved_bytes(device: torch.device) -> int:
     return int(RESERVE * torch.cuda.get_device_properties(device).total_memory)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or a library on it, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
-
-
-def halves(share: int) -> Iterator[int]:
-    """`share`, its half, the half of that, ... down to 1; rounded up."""
-    yield share
-    while share > 1:
-        share = -(-share // 2)
-        yield share
-
-
 def even_part(share: int, *, most: int) -> int:
     """Size of the parts when `share` is cut into as few as can be of at most `most`, all equal but perhaps the last."""
     parts = -(-share // most)
     return -(-share // parts)
-
-
-def free(device: torch.device) -> None:
-    """Give back what tries left behind, so that the next one, and training, start from an empty cache.
-
-    So it is with compiled networks: after a second size they would be compiled for any size, and round otherwise.
-    """
-    torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def refuse_none(found: int, task: Task, *, share: int, worker: Worker) -> None:

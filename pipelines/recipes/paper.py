@@ -19,7 +19,14 @@ from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.one_model import OneModelRecipe
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS, PaperAutoencoder
-from pipelines.recipes.paper_branches import PAPER_BRANCHES, diffusion_branch, images, palette_256
+from pipelines.recipes.paper_branches import (
+    PAPER_BRANCHES,
+    PUBLISHED_EVALUATION,
+    PUBLISHED_SAMPLES,
+    diffusion_branch,
+    images,
+    palette_256,
+)
 from pipelines.recipes.paper_diffusion import CHECKPOINT_MINUTES
 from pipelines.token_branch import TokenBranchRecipe
 
@@ -126,6 +133,6 @@ def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
         tokenizer=AUTOENCODERS[row.tokenizer].training,
         prior=prior,
         sampling=TokenBranchSampling(prior=row.sampling.replace(compile_decoding=True)),
-        samples=SamplesConfig(measured_samples=10_000),
-        evaluation=EvaluationConfig(held_out_samples=10_000),
+        samples=PUBLISHED_SAMPLES,
+        evaluation=PUBLISHED_EVALUATION,
     )

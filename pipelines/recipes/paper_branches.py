@@ -27,6 +27,9 @@ ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDD
 ANCESTRAL_1000 = DiffusionSampling(sampler="ddpm", num_inference_steps=1000)  # of DDPM, Palette
 LATENT = DiffusionSampling(sampler="ddim", num_inference_steps=200, threshold="none")  # of LDM
 
+PUBLISHED_SAMPLES = SamplesConfig(measured_samples=50_000)  # of all systems that state a distance here
+PUBLISHED_EVALUATION = EvaluationConfig(reference_samples=50_000, held_out_samples=10_000)
+
 
 class PaperBranch(NamedTuple):
     """A row of the table: models by their names in the tables of their own, and how they are sampled."""
@@ -105,8 +108,8 @@ def diffusion_branch(name: str, row: PaperBranch) -> DiffusionBranchRecipe:
         classifier=None if row.classifier is None else PAPER_CLASSIFIERS[row.classifier],
         upsamplers=() if row.upsampler is None else (PAPER_DIFFUSION[row.upsampler],),
         sampling=DiffusionBranchSampling(base=row.sampling, classifier=guide, upsamplers=enlarging),
-        samples=SamplesConfig(measured_samples=10_000),
-        evaluation=EvaluationConfig(held_out_samples=10_000),
+        samples=PUBLISHED_SAMPLES,
+        evaluation=PUBLISHED_EVALUATION,
     )
 
 

@@ -82,8 +82,8 @@ def shard_worker(place: Store) -> Callable[[ShardJob], None]:
     return lambda job: place.write(job.name, json.dumps(threads_here()).encode())
 
 
-def pool_of_parts() -> list[dict[str, int]]:
-    with Pool(RESOURCES) as pool:
+def pool_of_parts(resources: Resources) -> list[dict[str, int]]:
+    with Pool(resources) as pool:
         return list(pool.map(part_worker, [0, 1, 2]))
 
 
@@ -114,7 +114,7 @@ def main(folder: Path) -> None:
     assert list(process_shards(partial(shard_worker, place), index, names, files=place, resources=large))[-1] == 3
     found["working"] = [
         *(json.loads(place.read(name)) for name in names),
-        *pool_of_parts(),
+        *pool_of_parts(large),
         *trained(place),
     ]
     (folder / "found.json").write_text(json.dumps(found))

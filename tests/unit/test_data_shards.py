@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from components.data.errors import ShardError, SourceError
-from components.data.held_out import read_split, read_whole_shard
+from components.data.held_out import WordReader, joined_words, read_split, read_whole_shard
 from components.data.shards import (
     ShardIndex,
     load_index,
@@ -137,6 +137,17 @@ def test_a_limit_gives_the_first_samples_of_the_split(local_index: ShardIndex) -
     assert part.key == whole.key[:23]
     np.testing.assert_array_equal(part.image, whole.image[:23])
     assert part.text.shape == (23, 8)
+
+
+def test_words_are_those_of_the_split_though_no_image_is_decoded(local_index: ShardIndex) -> None:
+    for split in ("train", "holdout"):
+        read = WordReader(local_index.model_copy(update={"shards": ()}), split)
+        words, whole = (
+            joined_words([read(entry) for entry in local_index.shards]),
+            read_split(local_index, split, resolution=8),
+        )
+        np.testing.assert_array_equal(words.label, whole.label)
+        assert words.caption == whole.caption
 
 
 def test_an_index_survives_its_file(local_index: ShardIndex) -> None:

@@ -17,12 +17,12 @@ from components.evaluation.generated import (
     pack_job,
     read_job,
     request_for,
-    sample_job,
     unpack_job,
 )
 from components.evaluation.grids import readable
 from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import shrink
+from components.evaluation.job_sampler import sample_job
 from components.events import SilentRecorder
 from components.execution import Resources
 from components.sampling.cascade import Cascade

@@ -5,7 +5,7 @@ import pytest
 
 from components.evaluation import precision_recall as module
 from components.evaluation.distance import distance_error, frechet_distance, gaussian_of
-from components.evaluation.measure import REFERENCE, DistanceRow, distance_rows, refined_row
+from components.evaluation.measure import REFERENCE, distance_row, refined_row
 from components.evaluation.precision_recall import precision_recall
 
 
@@ -76,10 +76,11 @@ def test_few_images_have_no_error() -> None:
 
 def test_a_row_compares_as_many_training_images_as_there_are_samples() -> None:
     features = {REFERENCE: normal(400), "made": 2 * normal(100, seed=1), "two": normal(2, seed=2)}
-    rows, reference = distance_rows(features, dict.fromkeys(features, "model"), seed=0)
-    by_name: dict[str, DistanceRow] = {row.name: row for row in rows}
+    reference = gaussian_of(features[REFERENCE])
     made, two = (
-        refined_row(by_name[name], features[name], features[REFERENCE], reference, seed=0) for name in ("made", "two")
+        refined_row(distance_row(name, vectors, reference, "model"), vectors, features[REFERENCE], reference, seed=0)
+        for name, vectors in features.items()
+        if name != REFERENCE
     )
     drawn = np.random.default_rng(0).permutation(400)[:100]
     assert (made.precision, made.recall) == precision_recall(features[REFERENCE][drawn], features["made"])

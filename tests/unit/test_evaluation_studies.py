@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from components.evaluation import guidance_study, steps_study
+from components.evaluation.distance import gaussian_of
 from components.evaluation.guidance_study import GuidanceStudyConfig, Models, judge
 from components.evaluation.image_sets import FileImages
-from components.evaluation.measure import REFERENCE, distance_rows
+from components.evaluation.measure import distance_row
 from components.evaluation.steps_study import StepsStudyConfig
 from components.evaluation.variants import (
     HELD_OUT,
@@ -218,12 +219,10 @@ def test_the_training_images_are_at_distance_zero_from_themselves_at_every_scale
     features = np.random.default_rng(1).normal(size=(80, 12)).astype(np.float32)
     settings = guidance_study.settings_of(GUIDANCE)
     vectors = {name: np.random.default_rng(n).permutation(features) for n, name in enumerate(settings)}
-    rows, _ = distance_rows({REFERENCE: features, **vectors}, dict.fromkeys(settings, "model"), seed=0)
-    found = {row.name: row.distance for row in rows}
-    assert all(found[name] == pytest.approx(0, abs=1e-6) for name in settings)
-    moved = {**vectors, "unguided": features + 1}
-    rows, _ = distance_rows({REFERENCE: features, **moved}, dict.fromkeys(settings, "model"), seed=0)
-    assert {row.name: row.distance for row in rows}["unguided"] == pytest.approx(12, rel=1e-4)
+    reference = gaussian_of(features)
+    for name, found in vectors.items():
+        assert distance_row(name, found, reference, "model").distance == pytest.approx(0, abs=1e-6)
+    assert distance_row("unguided", features + 1, reference, "model").distance == pytest.approx(12, rel=1e-4)
 
 
 def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:

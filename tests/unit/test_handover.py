@@ -26,7 +26,7 @@ from components.evaluation.agreement import AgreementConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.events import SilentRecorder
 from components.execution import Resources
-from components.pool import HandoverError, Pool, file_name, portable
+from components.pool import HandoverError, Later, Pool, file_name, portable
 from components.stages.agreement import measure_agreement
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
@@ -94,12 +94,16 @@ def sent(value: Any, what: str = "a value") -> Any:
     return cloudpickle.loads(cloudpickle.dumps(portable(value, what=what)))
 
 
+def finished(made: Any) -> Any:
+    return made.finish() if isinstance(made, Later) else made
+
+
 class SimulatedPool(Pool):
-    def map(self, make_worker: Callable[[], Callable[[Any], Any]], parts: Sequence[Any]) -> Iterator[Any]:
+    def as_done(self, make_worker: Callable[[], Callable[[Any], Any]], parts: Sequence[Any]) -> Iterator[Any]:
         with working():
             work = sent(make_worker)()
-            made = [sent(work(sent(part))) for part in parts]
-        yield from made
+            made = [sent(finished(work(sent(part)))) for part in parts]
+        yield from enumerate(made)
 
     def call(self, function: Callable[[], Any]) -> Any:
         with working():

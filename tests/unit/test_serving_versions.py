@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from components.sampling.cascade import DESCRIPTION, Cascade
+from components.sampling.cascade import DESCRIPTION, Cascade, quick
 from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.settings import ServedModel
-from components.serving.versions import Versions, find_version, quick_example
+from components.serving.versions import Versions, find_version
 from components.tracking.names import shown_source
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
@@ -198,8 +198,8 @@ def test_a_card_says_what_requests_may_say(folder):
 
 def test_a_generator_is_warmed_by_few_steps_of_every_stage(folder):
     cascade = Cascade.load(folder)
-    quick = quick_example(cascade, cascade.makers["diffusion"])
-    assert quick.sampling == (("base", "num_inference_steps", 2), ("upsampler_16", "num_inference_steps", 2))
+    request = quick(cascade, cascade.makers["diffusion"].example())
+    assert request.sampling == (("base", "num_inference_steps", 2), ("upsampler_16", "num_inference_steps", 2))
     steps: list[str] = []
-    cascade.sample([quick], on_step=lambda stage, *rest: steps.append(stage))
+    cascade.sample([request], on_step=lambda stage, *rest: steps.append(stage))
     assert steps == ["base"] * 2 + ["upsampler_16"] * 2

@@ -163,12 +163,12 @@ def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):
 def test_garbage_is_what_no_manifest_lists(any_store: str):
     root = Store(any_store)
     stage = root.join("stages", "base", "k")
-    for path in ("attempt-1/a.bin", "attempt-2/a.bin", "train/checkpoint/x"):
+    for path in ("attempt-1/a.bin", "attempt-2/a.bin", "train/checkpoint/x", "work/features.npz"):
         stage.write(path, b"data")
     assert find_garbage(root) == []  # not committed: it resumes from there
     commit_artifact(stage, _artifact(b"data"))
     garbage = find_garbage(root)
-    assert [folder.path for folder in garbage] == ["stages/base/k/attempt-2", "stages/base/k/train"]
+    assert [folder.path for folder in garbage] == [f"stages/base/k/{name}" for name in ("attempt-2", "train", "work")]
     collect(root, garbage)
     assert find_garbage(root) == []
     artifact = load_artifact(stage)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.sampling.room import halves
 from components.storage.store import Store
 from components.training.batches import to_batch
 from components.training.checkpoint import generator_states
 from components.training.loop import Task, fit
-from components.training.memory import KEPT, NoRoomError, even_part, halves, with_room
+from components.training.memory import KEPT, NoRoomError, even_part, with_room
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
 from tests.distributed.recording import FileRecorder

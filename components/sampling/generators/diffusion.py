@@ -29,6 +29,7 @@ from components.sampling.model import (
     check_conditions,
     check_prompt_length,
     encode_conditions,
+    in_slices,
     sampling_of,
     takes_condition_image,
 )
@@ -305,7 +306,8 @@ class Diffusion(Generator):
             return made
         decoder = self.parts.autoencoder.module
         assert isinstance(decoder, Autoencoder)
-        return decoder.from_latents(made / self.first.settings["latent_scale"])
+        latents, side = made / self.first.settings["latent_scale"], self.parts.autoencoder.settings["resolution"]
+        return in_slices(decoder.from_latents, latents, resolution=side)
 
     def frozen_conditions(
         self, model: SamplingModel, requests: Sequence[Request], *, between: Between | None

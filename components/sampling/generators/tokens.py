@@ -31,6 +31,7 @@ from components.sampling.model import (
     check_conditions,
     check_prompt_length,
     encode_conditions,
+    in_slices,
     sampling_of,
 )
 from components.sampling.requests import Request, random_stream
@@ -201,10 +202,11 @@ class Tokens(Generator):
         assert tokenizer is not None
         condition = None if seen is None else condition_tokens(seen, requests)
         candidates, decoder, reranker = self.candidates(requests[0]), tokenizer.module, self.parts.reranker
+        side = requests[0].size or self.size
         assert isinstance(decoder, Autoencoder)
 
         def image(tokens: Tensor) -> Tensor:
-            return decoder.detokenize(tokens.to(tokenizer.device))
+            return in_slices(decoder.detokenize, tokens.to(tokenizer.device), resolution=max(side))
 
         draw = partial(sample_prior, self.first, requests, condition, between=hooks.between)
         if candidates == 1:

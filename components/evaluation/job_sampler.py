@@ -1,0 +1,142 @@
+"""Jobs of requests at work: each is sampled in the largest batches that its device has room for, and its file is
+packed, described and written while the device is at the next one.
+
+A worker holds at most two jobs (`components.pool.IN_HAND`), so the images in memory don't grow with those that are
+asked for. Shapes: N images of a job, H W their pixels, F frames of a strip.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from components.evaluation.generated import LARGEST_JOB, SampledImages, SampleJob, Strip, pack_job, stages_in
+from components.evaluation.sampling_clocks import Clock, ProcessorClock, StreamClock
+from components.pool import Later, Pool, file_name
+from components.sampling.cascade import Cascade, quick
+from components.sampling.device import best_device
+from components.sampling.images import to_uint8
+from components.sampling.room import Room
+from components.storage.artifact import Artifact, FileEntry, describe_bytes
+from components.storage.store import Store
+
+
+def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:
+    """Sample the jobs whose files are missing; yields each job once its file is there."""
+    yield from pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files)
+
+
+class About(NamedTuple):
+    """What a worker tells of the file of a job."""
+
+    entry: FileEntry
+    stages: dict[str, tuple[int, int]]  # stage -> number of its images, and their side in pixels
+    seconds: float | None = None  # that its images took; None of a file that says nothing
+
+
+class Drawn(NamedTuple):
+    """What a device made of a job, where it still lies."""
+
+    batches: list[tuple[list[int], dict[str, Tensor]]]  # places of requests, and each stage's images of them
+    strips: dict[str, Strip]
+
+    def fetched(self) -> SampledImages:
+        """The images in the order of their requests. Waits for the device."""
+        order = np.argsort([place for batch, _ in self.batches for place in batch])
+        parts: dict[str, list[np.ndarray]] = {}
+        for _, made in self.batches:
+            for stage, images in made.items():
+                parts.setdefault(stage, []).append(images.cpu().numpy())
+        return SampledImages({stage: np.concatenate(part)[order] for stage, part in parts.items()}, self.strips)
+
+
+class CascadeSampler:
+    """One worker of the pool. Images leave the device, are packed and written while the next ones are sampled."""
+
+    def __init__(self, cascade: Artifact, files: Store) -> None:
+        self.device, self.files = best_device(), files
+        with cascade.local_copy() as folder:
+            self.cascade = Cascade.load(folder, device=self.device)
+        self.clock: Clock = ProcessorClock() if self.device.type == "cpu" else StreamClock()
+        self.rooms: dict[str, Room] = {}  # by generator
+
+    def __call__(self, job: SampleJob) -> Later:
+        room = self.room(job)
+        started = self.clock.now()
+        drawn = room.work(len(job.requests), partial(draw_job, self.cascade, job))
+        return Later(partial(self.keep, job, drawn, self.clock.since(started)))
+
+    def room(self, job: SampleJob) -> Room:
+        """How many images of the job's generator are a batch: on a processor always as many, or their bits would
+        change; on a GPU as many as it has room for."""
+        generator, on_cpu = str(self.cascade.with_generator(job.requests[0]).generator), self.device.type == "cpu"
+        room = self.rooms.setdefault(generator, Room(self.device, self.cascade.most_at_once if on_cpu else LARGEST_JOB))
+        if not on_cpu:
+            try_room(room, self.cascade, job)
+        return room
+
+    def keep(self, job: SampleJob, drawn: Drawn, seconds: Callable[[], float]) -> None:
+        with self.clock.aside():
+            made = drawn.fetched()
+            data, path = pack_job(made), f"files/{file_name(job.name)}"
+            stages = {stage: images.shape[:2] for stage, images in made.stages.items()}
+            about = {"file": describe_bytes(data, path).model_dump(), "stages": stages, "seconds": seconds()}
+            # In a file of its own: that of the images holds the same bytes whenever they are made.
+            self.files.write(f"{job.name}.json", json.dumps(about).encode())
+            self.files.write(file_name(job.name), data)
+
+
+def read_about(job: str, files: Store) -> About:
+    """Of a finished job. The file itself is read only where an older version left no description of it."""
+    about = json.loads(files.read(f"{job}.json")) if files.exists(f"{job}.json") else {}
+    seconds = about.get("seconds")
+    if "file" in about:
+        stages = {stage: (count, side) for stage, (count, side) in about["stages"].items()}
+        return About(FileEntry(**about["file"]), stages, seconds)
+    data = files.read(file_name(job))
+    return About(describe_bytes(data, f"files/{file_name(job)}"), stages_in(data), seconds)
+
+
+def seconds_per_image(jobs: Sequence[SampleJob], told: Mapping[str, About]) -> float:
+    """Of finished jobs, one at least: seconds of a processor's cores, all threads together, or of a GPU, for an image.
+    Loading the models and packing the images are not counted, decoding and scaling to 8 bits is."""
+    return sum(told[job.name].seconds or 0.0 for job in jobs) / sum(len(job.requests) for job in jobs)
+
+
+def try_room(room: Room, cascade: Cascade, job: SampleJob) -> None:
+    """Find what there is room for by the fewest steps of every stage, where the job is larger than any before: a last
+    stage that has no room would cost all the steps of those before it. Models that take no fewer steps are not tried.
+    """
+    size = min(room.most, len(job.requests))
+    if size <= room.tried:
+        return
+    room.tried = size
+    tried = job._replace(requests=tuple(quick(cascade, request) for request in job.requests), frames=0)
+    if tried.requests != job.requests:
+        room.work(len(job.requests), partial(draw_job, cascade, tried))
+
+
+def draw_job(cascade: Cascade, job: SampleJob, batch_size: int | None = None) -> Drawn:
+    """Sample one job, with its strip if it asks for frames."""
+    recorded: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
+
+    def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
+        recorded.setdefault(stage, []).append((timestep, to_uint8(x_t), to_uint8(x_0)))
+
+    on_step = keep if job.frames else None
+    batches = list(cascade.sample_batches(list(job.requests), batch_size=batch_size, on_step=on_step))
+    return Drawn(batches, {stage: _strip(steps, job.frames) for stage, steps in recorded.items()})
+
+
+def sample_job(cascade: Cascade, job: SampleJob) -> SampledImages:
+    """As `draw_job`, fetched."""
+    return draw_job(cascade, job).fetched()
+
+
+def _strip(steps: Sequence[tuple[float, np.ndarray, np.ndarray]], frames: int) -> Strip:
+    chosen = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
+    timesteps, x_t, x_0 = zip(*(steps[index] for index in chosen), strict=True)
+    return Strip(np.stack(x_t), np.stack(x_0), np.array(timesteps))
