@@ -156,4 +156,3 @@ def test_one_pod_may_be_moved_while_another_answers_and_the_head_only_by_hand(ma
         assert chosen == [f"serving-{kind}s".replace("heads", "head")]
         movable = template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"]
         assert movable == str(kind == "worker").lower()
-
