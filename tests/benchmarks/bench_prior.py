@@ -4,8 +4,6 @@ Both sides: four layers of 128 dimensions and four heads, 64 tokens of a vocabul
 temperature 1 and top-k 100, fp32 on one thread.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
+from tests.benchmarks.interleaving import interleaved
 
 NUM_TOKENS, CODEBOOK_SIZE, MODEL_DIM, NUM_LAYERS, NUM_HEADS, TOP_K = 64, 512, 128, 4, 4, 100
 
@@ -65,17 +64,11 @@ def make_peer(batch_size: int) -> Callable[[], None]:
     return decode
 
 
-def measure(decode: Callable[[], None]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    decode()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def row(batch_size: int, *, rounds: int) -> dict[str, Any]:
     """Medians of interleaved rounds, after one that does not count."""
-    ours, peer = make_ours(batch_size), make_peer(batch_size)
-    times = [(*measure(ours), *measure(peer)) for _ in range(rounds + 1)][1:]
-    ours_wall, ours_cpu, peer_wall, peer_cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    steps = {"ours": make_ours(batch_size), "peer": make_peer(batch_size)}
+    times = interleaved(steps, rounds=rounds, warm_up=1)
+    (ours_wall, ours_cpu), (peer_wall, peer_cpu) = times["ours"], times["peer"]
     return {
         "name": f"prior_decode_b{batch_size}",
         "ours": ours_wall,

@@ -4,10 +4,6 @@ diffusers' U-Net has the same architecture and the same number of parameters; th
 1.5 % more, with its own blocks and no classes. Sampling is 20 steps of DDIM without guidance, noise to images.
 """
 
-import time
-from collections.abc import Callable
-from statistics import median
-
 import torch
 from denoising_diffusion_pytorch import Unet
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -16,14 +12,12 @@ from torch import Tensor, nn
 from components.diffusion.objective import make_objective
 from components.diffusion.samplers import sample
 from components.models.unet import UNet
+from tests.benchmarks.interleaving import Step, interleaved
 
 RESOLUTION, CHANNELS, CHANNEL_MULT, HEAD_DIM, NUM_CLASSES, BATCH = 16, 32, (1, 2, 4), 32, 9, 64
 LUCIDRAINS_DIM = 36  # 3.26 million parameters, ours 3.21
 SAMPLED, STEPS = 16, 20
-WARM_UP = 2
 FORMATS = (torch.channels_last, torch.contiguous_format)
-
-Step = Callable[[], None]
 
 
 def our_network(num_classes: int | None = NUM_CLASSES) -> UNet:
@@ -79,25 +73,6 @@ def training_step(
         optimizer.zero_grad()
 
     return step
-
-
-def timed(step: Step) -> tuple[float, float]:
-    """Wall-clock and processor seconds of one step."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    step()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def interleaved(steps: dict[str, Step], *, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median wall-clock and processor seconds of each, one step of each in turn, so that all see the same machine."""
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
-    times = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(timed(step))
-    return {name: (median(wall for wall, _ in t), median(cpu for _, cpu in t)) for name, t in times.items()}
 
 
 def our_sampling() -> Step:

@@ -5,9 +5,7 @@ Both sides have the same discriminator, feature network, losses, adaptive weight
 updates its codebook.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,11 +20,10 @@ from components.losses.reconstruction import reconstruction_loss
 from components.models.autoencoder import Autoencoder
 from components.models.discriminator import PatchDiscriminator
 from components.models.perceptual import PerceptualLoss
+from tests.benchmarks.interleaving import Step, interleaved
 
 RESOLUTION, BATCH_SIZE, CHANNELS, CHANNEL_MULT = 64, 8, 32, (1, 2, 2, 4)
 LATENT_CHANNELS, CODEBOOK_SIZE, CODEBOOK_DIM, COMMITMENT_COST = 128, 512, 8, 0.25
-
-Step = Callable[[], None]
 
 
 class Features(nn.Module):
@@ -45,19 +42,9 @@ class Features(nn.Module):
 class Peer(nn.Module):
     """diffusers' VQModel of the same widths, blocks and attention; its codebook learns by gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: VQModel) -> None:
         super().__init__()
-        levels = len(CHANNEL_MULT)
-        self.model = VQModel(
-            block_out_channels=tuple(CHANNELS * mult for mult in CHANNEL_MULT),
-            down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
-            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (levels - 1),
-            layers_per_block=1,
-            latent_channels=LATENT_CHANNELS,
-            num_vq_embeddings=CODEBOOK_SIZE,
-            vq_embed_dim=CODEBOOK_DIM,
-            norm_num_groups=8,
-        )
+        self.model = model
 
     def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor]:
         out = self.model(image)
@@ -69,6 +56,30 @@ class Peer(nn.Module):
 
     def update_codebook(self) -> None:
         """The optimizer has done it."""
+
+
+def peer_model(channels: int, channel_mult: tuple[int, ...], **settings: int) -> VQModel:
+    """With attention at the lowest resolution."""
+    levels = len(channel_mult)
+    return VQModel(
+        block_out_channels=tuple(channels * mult for mult in channel_mult),
+        down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (levels - 1),
+        **settings,
+    )
+
+
+def make_peer() -> Peer:
+    model = peer_model(
+        CHANNELS,
+        CHANNEL_MULT,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        num_vq_embeddings=CODEBOOK_SIZE,
+        vq_embed_dim=CODEBOOK_DIM,
+        norm_num_groups=8,
+    )
+    return Peer(model)
 
 
 class Ours(nn.Module):
@@ -106,27 +117,50 @@ def make_step(tokenizer: Ours | Peer, *, memory_format: torch.memory_format, adv
     for module in (tokenizer, discriminator, perceptual):
         module.to(memory_format=memory_format)
     image = torch.rand(BATCH_SIZE, 3, RESOLUTION, RESOLUTION).mul_(2).sub_(1).contiguous(memory_format=memory_format)
-    trained = (tokenizer, discriminator) if adversarial else (tokenizer,)
-    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.5, 0.9)) for module in trained]
+    return training_step(tokenizer, image, discriminator=discriminator if adversarial else None, perceptual=perceptual)
+
+
+def training_step(
+    tokenizer: Ours | Peer,
+    image: Tensor,
+    *,
+    discriminator: PatchDiscriminator | None,
+    perceptual: PerceptualLoss | None,
+    bf16: bool = False,
+    **optimizing: bool,
+) -> Step:
+    """A step on one batch, against a discriminator and by perceptual features where they are given.
+
+    Args:
+        image: (B, 3, H, W), where the networks are.
+        bf16: networks under autocast.
+        optimizing: further arguments of both optimizers.
+    """
+    trained = [tokenizer] if discriminator is None else [tokenizer, discriminator]
+    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.5, 0.9), **optimizing) for module in trained]
+    autocast = partial(torch.autocast, image.device.type, torch.bfloat16, enabled=bf16)
 
     def against_discriminator(reconstruction: Tensor) -> Tensor:
-        fake_logits = discriminator(reconstruction)
+        with autocast():
+            fake_logits, real_logits = discriminator(reconstruction), discriminator(image)
+        nll_loss = reconstruction_loss(reconstruction, image=image)
         balanced = balanced_generator_loss(
             reconstruction,
-            nll_loss=reconstruction_loss(reconstruction, image=image) + perceptual(reconstruction, image).mean(),
+            nll_loss=nll_loss if perceptual is None else nll_loss + perceptual(reconstruction, image).mean(),
             adversarial_loss=generator_loss(fake_logits),
             last_layer=tokenizer.last_layer,
             adversarial_weight=0.8,
         )
-        hinge = hinge_discriminator_loss(discriminator(image), fake_logits=fake_logits)
+        hinge = hinge_discriminator_loss(real_logits, fake_logits=fake_logits)
         hinge.backward(inputs=list(discriminator.parameters()), retain_graph=True)
         return balanced.loss
 
     def step() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        reconstruction, commitment_loss = tokenizer.reconstruct(image)
-        judge = against_discriminator if adversarial else partial(reconstruction_loss, image=image)
+        with autocast():
+            reconstruction, commitment_loss = tokenizer.reconstruct(image)
+        judge = partial(reconstruction_loss, image=image) if discriminator is None else against_discriminator
         loss = judge(reconstruction) + COMMITMENT_COST * commitment_loss
         loss.backward(inputs=[p for p in tokenizer.parameters() if p.requires_grad])
         for optimizer in optimizers:
@@ -146,20 +180,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(steps: dict[str, Step], *, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median wall and CPU seconds of each step, taken in turn, after one round that does not count."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(rounds + 1):
-        for name, step in steps.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            step()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: (statistics.median(w for w, _ in pairs[1:]), statistics.median(c for _, c in pairs[1:]))
-        for name, pairs in times.items()
-    }
-
-
 def rows(rounds: int) -> list[dict[str, Any]]:
     """Both steps of each side in its faster memory format, at least nine times each."""
     return [
@@ -171,13 +191,13 @@ def rows(rounds: int) -> list[dict[str, Any]]:
 def measured_row(name: str, rounds: int, *, adversarial: bool) -> dict[str, Any]:
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     steps = {
-        f"{side.__name__} {layout}": make_step(side(), memory_format=memory_format, adversarial=adversarial)
+        f"{side} {layout}": make_step(make(), memory_format=memory_format, adversarial=adversarial)
         for layout, memory_format in formats.items()
-        for side in (Ours, Peer)
+        for side, make in (("ours", Ours), ("peer", make_peer))
     }
     with one_thread():
-        times = measure(steps, rounds=max(rounds, 9))
-    ours, peer = (min(times[f"{side} {layout}"] for layout in formats) for side in ("Ours", "Peer"))
+        times = interleaved(steps, rounds=max(rounds, 9), warm_up=1)
+    ours, peer = (min(times[f"{side} {layout}"] for layout in formats) for side in ("ours", "peer"))
     return {
         "name": name,
         "ours": ours[0],

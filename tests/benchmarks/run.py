@@ -37,8 +37,15 @@ def commit() -> str:
     """The measured commit; `+changes` when the work tree differs from it in more than what is written here."""
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     head = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
-    changed = ["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RESULT}"]
+    changed = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!bench*.json"]
     return head if subprocess.run(changed, cwd=REPOSITORY).returncode == 0 else f"{head}+changes"
+
+
+def keep(path: pathlib.Path, rows: list[Row], facts: Row, *, all_anew: bool) -> None:
+    """Write rows with what was the same for all, in the place of those of their names, or of all that are there."""
+    kept = {} if all_anew or not path.exists() else {row["name"]: row for row in json.loads(path.read_text())}
+    kept |= {row["name"]: row | facts for row in rows}
+    path.write_text(json.dumps([*kept.values()], indent=2) + "\n")
 
 
 def table(rows: list[Row]) -> Table:
@@ -59,13 +66,10 @@ def main(
     chosen = [f"bench_{name}" for name in names or []] or every
     if unknown := {*chosen} - {*every}:
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(every)}")
-    path, facts, rows = REPOSITORY / RESULT, {"commit": commit(), "machine": machine()}, []
-    kept = {row["name"]: row for row in json.loads(path.read_text())} if names and path.exists() else {}
+    facts, rows = {"commit": commit(), "machine": machine()}, []
     for module in chosen:
-        found = importlib.import_module(f"tests.benchmarks.{module}").rows(rounds)
-        rows += found
-        kept |= {row["name"]: row | facts for row in found}
-        path.write_text(json.dumps([*kept.values()], indent=2) + "\n")
+        rows += importlib.import_module(f"tests.benchmarks.{module}").rows(rounds)
+        keep(REPOSITORY / RESULT, rows, facts, all_anew=not names)
     Console().print(table(rows))
 
 

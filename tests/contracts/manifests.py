@@ -24,12 +24,16 @@ KUSTOMIZATIONS = [
     "infra/kuberay/overlays/service",
     "infra/kuberay/overlays/service-gateway",
     "infra/kuberay/overlays/service-ingress",
+    "infra/kuberay/overlays/whole-node",
+    "infra/kuberay/overlays/whole-node-efa",
+    "infra/kuberay/overlays/whole-node-rdma",
     "infra/mlflow/base",
     "infra/mlflow/overlays/aws",
     "infra/mlflow/overlays/azure",
     "infra/mlflow/overlays/gcp",
     "infra/monitoring",
 ]
+COMPONENTS = [f"infra/kuberay/components/{name}" for name in ("efa", "rdma", "whole-node")]
 KUBERAY = [folder for folder in KUSTOMIZATIONS if "kuberay" in folder]
 
 
@@ -61,6 +65,20 @@ def closed(schema: Any) -> Any:
 
 def ray_resources(manifests: list[Manifest]) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["apiVersion"].startswith("ray.io/")]
+
+
+def group_named(name: str, manifests: list[Manifest]) -> Manifest:
+    (spec,) = cluster_specs(manifests)
+    (found,) = [group for group in spec["workerGroupSpecs"] if group["groupName"] == name]
+    return found
+
+
+def port_sources(manifests: list[Manifest], labels: dict[str, str], port: int) -> list[Manifest]:
+    """Who may open a port of the pods with these labels."""
+    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+    chosen = [spec for spec in policies if spec["podSelector"].get("matchLabels", {}).items() <= labels.items()]
+    rules = [rule for spec in chosen for rule in spec.get("ingress", [])]
+    return [source for rule in rules if port in [p["port"] for p in rule.get("ports", [])] for source in rule["from"]]
 
 
 def cluster_specs(manifests: list[Manifest]) -> list[Manifest]:

@@ -7,7 +7,8 @@ import pytest
 
 from tests import benchmarks
 
-MODULES = sorted(path.stem for path in Path(benchmarks.__file__).parent.glob("[a-z]*.py"))
+FOLDER = Path(benchmarks.__file__).parent
+MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("[a-z]*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -11,13 +11,17 @@ import pytest
 import yaml
 
 from tests.contracts.manifests import (
+    COMPONENTS,
     KUBERAY,
     KUSTOMIZATIONS,
     build,
     closed,
     cluster_specs,
     custom_schemas,
+    group_named,
+    only,
     pod_templates,
+    port_sources,
     ray_resources,
 )
 
@@ -41,7 +45,14 @@ def kuberay_schemas() -> dict[str, jsonschema.Draft202012Validator]:
 
 def test_every_kustomization_of_the_repository_is_tested(repository):
     found = [path.parent.relative_to(repository).as_posix() for path in repository.glob("infra/**/kustomization.yaml")]
-    assert sorted(found) == KUSTOMIZATIONS
+    assert sorted(found) == sorted([*COMPONENTS, *KUSTOMIZATIONS])
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_is_part_of_an_overlay(repository, component):
+    texts = [(repository / folder / "kustomization.yaml").read_text() for folder in KUBERAY]
+    parts = [part for text in texts for part in yaml.safe_load(text).get("components", [])]
+    assert f"../../components/{pathlib.Path(component).name}" in parts
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
@@ -138,13 +149,27 @@ def test_the_long_lived_cluster_is_the_cluster_of_the_job(repository):
 
 def test_gpu_workers_ask_for_a_gpu_tolerate_its_taint_and_come_by_the_autoscaler(repository):
     (spec,) = cluster_specs(build(repository / "infra/kuberay/base"))
-    (gpu,) = [group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu"]
+    gpu = group_named("gpu", build(repository / "infra/kuberay/base"))
     (container,) = gpu["template"]["spec"]["containers"]
     assert spec["enableInTreeAutoscaling"]
     assert spec["autoscalerOptions"]["version"] == "v2"
     assert 0 < gpu["minReplicas"] < gpu["maxReplicas"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" in [toleration["key"] for toleration in gpu["template"]["spec"]["tolerations"]]
+
+
+@pytest.mark.parametrize("folder", KUBERAY)
+def test_prometheus_finds_and_reaches_the_metrics_of_every_pod(repository, folder):
+    monitoring = build(repository / "infra/monitoring")
+    monitor = only(monitoring, "PodMonitor", "ray")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    for spec in cluster_specs(build(repository / folder)):
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            labels = {**group["template"]["metadata"]["labels"], "ray.io/is-ray-node": "yes"}  # KubeRay adds the last
+            assert monitor["selector"]["matchLabels"].items() <= labels.items()
+            (container,) = group["template"]["spec"]["containers"]
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            assert port_sources(monitoring, labels, ports[endpoint["port"]])
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
@@ -156,7 +181,9 @@ def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(reposit
         assert any(selected and selected.items() <= labels for selected in policies)
         assert template["spec"]["securityContext"]["runAsNonRoot"]
         for container in template["spec"]["containers"]:
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            capabilities = container["securityContext"]["capabilities"]
+            assert capabilities["drop"] == ["ALL"]
+            assert capabilities.get("add", []) in ([], ["IPC_LOCK"])
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
 

@@ -192,6 +192,18 @@ def blocks_a_quarter_larger_than_the_target_are_kept_whole() -> bool:
     return part("ray.data.context:MAX_SAFE_BLOCK_SIZE_FACTOR") >= 1.25 and context().target_max_block_size > 0
 
 
+def a_gang_is_packed_onto_as_few_nodes_as_hold_it() -> bool:
+    """Train packs its workers where nothing else is said, and counts their ranks node by node (docs/CLUSTERS.md)"""
+    group = part("ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup")
+    nodes = ("one", "other", "one", "other")
+    workers = [
+        SimpleNamespace(metadata=SimpleNamespace(node_id=node, accelerator_ids={"GPU": [str(gpu)]}))
+        for gpu, node in enumerate(nodes)
+    ]
+    ranks = [worker.metadata.node_id for worker in group._sort_workers_by_gpu_id_grouped_by_node(workers)]
+    return ray.train.ScalingConfig(**ELASTIC).placement_strategy == "PACK" and ranks == ["one", "one", "other", "other"]
+
+
 def default_callbacks_hold_a_cleaner(folder: Path) -> bool:
     """TorchTrainer._create_default_callbacks() makes one PlacementGroupCleanerCallback (training/launch.py: Trainer)"""
     made = ray.train.torch.TorchTrainer._create_default_callbacks(trainer(folder, num_workers=1))

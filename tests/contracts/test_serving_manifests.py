@@ -13,7 +13,7 @@ from components.serving.running import APPLICATION
 from components.serving.settings import ServiceSettings
 from pipelines.serve_command import SERVING
 from pipelines.serve_command import build as build_service
-from tests.contracts.manifests import Manifest, build, cluster_specs, only, ray_resources
+from tests.contracts.manifests import Manifest, build, cluster_specs, only, port_sources, ray_resources
 
 SERVICE = "infra/kuberay/overlays/service"
 GATEWAYS = [f"{SERVICE}-gateway", f"{SERVICE}-ingress"]
@@ -47,14 +47,6 @@ def pods(service: Manifest) -> list[Manifest]:
     """Templates of the head and of each group."""
     cluster = service["spec"]["rayClusterConfig"]
     return [cluster["headGroupSpec"]["template"], *[group["template"] for group in cluster["workerGroupSpecs"]]]
-
-
-def port_sources(manifests: list[Manifest], labels: dict[str, str], port: int) -> list[Manifest]:
-    """Who may open a port of the pods with these labels."""
-    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
-    chosen = [spec for spec in policies if spec["podSelector"].get("matchLabels", {}).items() <= labels.items()]
-    rules = [rule for spec in chosen for rule in spec.get("ingress", [])]
-    return [source for rule in rules if port in [p["port"] for p in rule.get("ports", [])] for source in rule["from"]]
 
 
 def test_the_serve_config_is_one_that_ray_reads(config):
@@ -164,14 +156,3 @@ def test_one_pod_may_be_moved_while_another_answers_and_the_head_only_by_hand(ma
         assert chosen == [f"serving-{kind}s".replace("heads", "head")]
         movable = template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"]
         assert movable == str(kind == "worker").lower()
-
-
-def test_prometheus_finds_and_reaches_the_metrics_of_every_pod(repository, service):
-    manifests = build(repository / "infra/monitoring")
-    monitor = only(manifests, "PodMonitor", "ray")["spec"]
-    (endpoint,) = monitor["podMetricsEndpoints"]
-    for template in pods(service):
-        labels = {**template["metadata"]["labels"], "ray.io/is-ray-node": "yes"}  # KubeRay adds the last
-        assert monitor["selector"]["matchLabels"].items() <= labels.items()
-        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
-        assert port_sources(manifests, labels, ports[endpoint["port"]])

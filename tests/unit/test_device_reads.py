@@ -1,67 +1,22 @@
 """Laws of a device that never waits for its host: what steps of each task read from it, counted on the meta device."""
 
 from collections import Counter
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from components.events import SilentRecorder
 from components.training.batches import one_ahead, to_batch
-from components.training.frozen import Encoder, image_encoder, text_encoder
-from components.training.loop import Task
 from components.training.optim import move_masked
-from components.training.parallel import Worker
-from components.training.reporting import Reporter
-from components.training.tasks.diffusion_prior import DiffusionPriorTask
 from tests.device_reads import META, device_reads
-from tests.tiny_text_image import (
-    PRIOR_DATASET_INFO,
-    classifier_config,
-    classifier_task,
-    contrastive_config,
-    contrastive_task,
-    frozen_contrastive,
-    prior_config,
-)
-from tests.tiny_training import KINDS, SHARED, batches, config_of, make_task
-
-WORKER = Worker(device=META)
-OTHERS = {"contrastive": contrastive_config, "diffusion_prior": prior_config, "classifier": classifier_config}
-TASKS = (*KINDS, "gan", "vlb", "edm", "flow", *OTHERS)
+from tests.on_device import TASKS, steps_with_logs
 
 
-def task_on_device(kind: str, config: Any) -> Task:
-    if kind == "diffusion_prior":
-        loaders = (load_image_encoder, load_text_encoder)
-        return DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders, worker=WORKER)
-    make = {"contrastive": contrastive_task, "classifier": classifier_task}.get(kind, make_task)
-    return make(config, worker=WORKER)
-
-
-def load_image_encoder(device: torch.device) -> Encoder:
-    return image_encoder(frozen_contrastive().network.to(device))
-
-
-def load_text_encoder(device: torch.device) -> Encoder:
-    text = frozen_contrastive()
-    text.network.to(device)
-    return text_encoder(text)
-
-
-def waits_of(kind: str, *, steps: int) -> Counter[str]:
-    """Where the host waits for the device in `steps` steps, those of the logs among them; the first step is not
-    counted, in which tables go to the device."""
-    config = OTHERS[kind]() if kind in OTHERS else config_of(kind)
-    numbers = {"worker": WORKER, "stage": "test", "recorder": SilentRecorder(), "start_step": 0}
+def waits_of(kind: str) -> Counter[str]:
+    """Where the host waits for the device in `log_every` steps, that of the log among them, after the first step."""
     with device_reads() as reads:
-        task, reporter = task_on_device(kind, config), Reporter(config.optimization, **numbers)
-        stream = batches(config, partial(to_batch, device=META))
-        for step in range(1, steps + 2):
-            reporter.log(step, task.train_step(next(stream), step))
-            if step == 1:
+        for step in steps_with_logs(kind, META):
+            if step == 2:
                 reads.counts.clear()
     return reads.counts
 
@@ -105,7 +60,7 @@ def test_what_does_not_wait_is_not_counted(what: str) -> None:
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_host_waits_for_the_device_at_most_once_in_log_every_steps(kind: str) -> None:
-    waits = waits_of(kind, steps=SHARED["log_every"])
+    waits = waits_of(kind)
     assert waits.total() <= 1, waits
 
 

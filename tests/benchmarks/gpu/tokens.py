@@ -1,0 +1,142 @@
+"""A transformer over the tokens of images: its training step and the decoding of tokens, ours beside GPT-2 of
+transformers. Both have a token of the class before those of the image.
+"""
+
+from functools import partial
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.trainings import PriorTraining
+from components.models.transformer import Transformer
+from components.sampling.autoregressive import generate
+from components.sampling.precision import sampling_in
+from components.training.building import make_network
+from components.training.flops import counting, step_flops
+from components.training.parallel import Worker
+from components.training.tasks.prior import PriorTask
+from tests.benchmarks.gpu.case import Case, MakeStep, Side, autocast, counted, script_step, task_step
+from tests.benchmarks.interleaving import Step
+
+CLASSES = DatasetInfo(num_classes=1000)
+TOP_K = 100
+
+
+class PriorSize(NamedTuple):
+    side: int  # of the grid of tokens
+    codebook_size: int
+    model_dim: int
+    num_layers: int
+    num_heads: int
+    batch: int  # of training
+    drawn: int  # images decoded at once
+
+    @property
+    def grid(self) -> TokenGrid:
+        return TokenGrid(codebook_size=self.codebook_size, height=self.side, width=self.side)
+
+
+MEDIUM = PriorSize(16, 1024, 1024, 24, 16, batch=32, drawn=16)  # GPT-2 medium's width and depth
+
+
+def prior_training(size: PriorSize) -> PriorTraining:
+    return PriorTraining.of(
+        model_dim=size.model_dim,
+        num_layers=size.num_layers,
+        num_heads=size.num_heads,
+        conditions=("label",),
+        total_steps=500_000,
+        global_batch_size=size.batch,
+        learning_rate=3e-4,
+        ema_decay=0.0,
+        precision="bf16",
+        log_every=100,
+    )
+
+
+def peer_prior(size: PriorSize) -> GPT2LMHeadModel:
+    """Classes are words behind the codes."""
+    config = GPT2Config(
+        vocab_size=size.codebook_size + CLASSES.num_classes,
+        n_positions=size.side**2 + 1,
+        n_embd=size.model_dim,
+        n_layer=size.num_layers,
+        n_head=size.num_heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def our_step(size: PriorSize, device: torch.device, compiled: bool) -> Step:
+    training = prior_training(size).replace(compile_network=compiled)
+    task = PriorTask(training, dataset_info=CLASSES, grid=size.grid, worker=Worker(device=device))
+    tokens = torch.randint(size.codebook_size, (size.batch, size.side**2), device=device)
+    label = torch.randint(CLASSES.num_classes, (size.batch,), device=device)
+    return task_step(task, {"tokens": tokens, "label": label, "position": torch.arange(size.batch)})
+
+
+def peer_step(size: PriorSize, device: torch.device, compiled: bool) -> Step:
+    """As transformers' trainer: the model makes the loss itself, of all that follows the class."""
+    label = size.codebook_size + torch.randint(CLASSES.num_classes, (size.batch, 1), device=device)
+    tokens = torch.cat([label, torch.randint(size.codebook_size, (size.batch, size.side**2), device=device)], dim=1)
+
+    def loss(network: nn.Module) -> Tensor:
+        with autocast(device):
+            return network(tokens, labels=tokens, use_cache=False).loss
+
+    return script_step(peer_prior(size), loss, device=device, compiled=compiled, ema=False)
+
+
+def prior_step(size: PriorSize = MEDIUM) -> Case:
+    peer: MakeStep = partial(peer_step, size)
+    ours = Side(partial(our_step, size), step_flops(prior_training(size), CLASSES, grid=size.grid))
+    with mock.patch("transformers.masking_utils.is_tracing", return_value=True):  # else it reads numbers
+        return Case("prior_step", size.batch, ours, Side(peer, counted(peer)))
+
+
+def our_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step:
+    network: Transformer = make_network(prior_training(size), CLASSES, size.grid).eval().to(device)
+    if compiled:
+        for block in network.blocks:
+            block.compile()
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(size.drawn)]
+    label = torch.zeros(size.drawn, dtype=torch.int64, device=device)
+
+    def decode() -> Tensor:
+        with sampling_in("bf16", device):
+            return generate(network, generators=generators, label=label, top_k=TOP_K)
+
+    return decode
+
+
+def peer_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step:
+    """With its static cache, which transformers compiles with CUDA graphs unless told not to, and weights in bf16."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = peer_prior(size).eval().to(device, dtype)
+    condition = torch.full((size.drawn, 1), size.codebook_size, device=device)
+    settings = {
+        "max_new_tokens": size.side**2,
+        "do_sample": True,
+        "top_k": TOP_K,
+        "cache_implementation": "static",
+        "pad_token_id": 0,
+    }
+    given = {"attention_mask": torch.ones_like(condition), "disable_compile": not compiled}
+    return lambda: model.generate(condition, **given, **settings)[:, 1:]
+
+
+def decoding(size: PriorSize = MEDIUM) -> Case:
+    """Both sides need what ours computes: a static cache attends to places that are still empty too."""
+    with counting() as counter, mock.patch("torch.is_autocast_enabled", return_value=False):  # meta has none
+        our_decoding(size, torch.device("meta"), False)()
+    flops = counter.get_total_flops()
+    ours, peer = Side(partial(our_decoding, size), flops), Side(partial(peer_decoding, size), flops)
+    return Case("decoding", size.drawn, ours, peer, in_a_row=1)
