@@ -108,6 +108,17 @@ def check_file(file: FileVersion) -> None:
         )
 
 
+def check_outside(out: str, path: str) -> None:
+    """Raise SourceError if a tar that is written to `out` would be one of the tars at `path`."""
+    folder, pattern = split_glob(absolute(path))
+    below = PurePosixPath(out.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
+    if f"{out}/".startswith(f"{folder}/") and _is_tar(pattern or "*")(below):
+        raise SourceError(
+            f"--out {out} lies in the source {path}: what is written there would be read as a part of it; name a "
+            "folder beside it"
+        )
+
+
 def _is_tar(pattern: str) -> Callable[[str], bool]:
     return lambda path: fnmatch.fnmatchcase(path, pattern) and path.endswith(TARS)
 
