@@ -1,5 +1,6 @@
 """An S3 server in this process that counts the bytes of each object that it sends."""
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -24,11 +25,11 @@ class CountedS3(NamedTuple):
         s3fs.S3FileSystem(endpoint_url=self.endpoint, skip_instance_cache=True).mkdir(name)
         return f"s3://{name}"
 
-    def tar_bytes(self) -> int:
-        """Bytes of tars sent since the last call."""
-        total = sum(count for path, count in self.sent.items() if path.endswith(".tar"))
+    def take(self) -> dict[str, int]:
+        """Bytes of each tar, by its URL, that were sent since the last call."""
+        found = {f"s3://{path}": count for path, count in self.sent.items() if path.endswith(".tar")}
         self.sent.clear()
-        return total
+        return found
 
 
 @contextmanager
@@ -40,9 +41,10 @@ def counted_s3() -> Iterator[CountedS3]:
         body, path = moto(environ, start_response), environ["PATH_INFO"].lstrip("/")
         for part in body:
             if environ["REQUEST_METHOD"] == "GET":
-                sent[path] += len(part)
+                sent[path] += len(part)  # before the client has it all
             yield part
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # or it says each request
     server = make_server("127.0.0.1", 0, counting, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

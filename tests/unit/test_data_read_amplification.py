@@ -1,14 +1,13 @@
-"""Laws of how often shards are fetched: the plan is what a server sends, and what is recommended is fetched about once."""
+"""Laws of how often shards are fetched: the plan is what a server sends; what is recommended is fetched about once."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from components.data import stream
-from components.data.decoded import CACHE_BYTES
+from components.data.decoded import CACHE_BYTES, tokenizer_of
 from components.data.read_amplification import GOOD, even_index, planned_reads, recommended_samples
 from components.data.shards import ShardIndex, load_index, save_index
 from components.data.sources.webdataset import list_tars
@@ -17,19 +16,13 @@ from components.data.tar_estimate import estimated_index
 from components.storage.store import Store
 from pipelines.data_command import TAR_SAMPLES
 from tests.benchmarks.photos import write_photos
-from tests.counted_s3 import CountedS3, counted_s3
+from tests.counted_files import counted_files
 from tests.image_sets import write_set
 from tests.simulated_readers import read_epoch
 from tests.unit.test_data_planning import index_of
 
 READERS, BATCH = 16, 16
 IMAGENET, TARS = 1_281_167, 147  # images, tars of 1 GB
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[CountedS3]:
-    with counted_s3() as server:
-        yield server
 
 
 @pytest.fixture
@@ -49,17 +42,18 @@ def imagenet() -> ShardIndex:
 @pytest.mark.parametrize("capacity", [0, 1_000_000, CACHE_BYTES])
 @pytest.mark.parametrize(("sizes", "holdout"), [((90, 110) * 5, 0.2), ((7, 9) * 40, 0)])
 def test_the_plan_is_what_a_server_sends_to_sixteen_readers(
-    server: CountedS3, sizes: tuple[int, ...], holdout: float, capacity: int
+    tmp_path: Path, sizes: tuple[int, ...], holdout: float, capacity: int
 ) -> None:
     """To the byte: of ten tars and of 80 small ones, for readers that hold three shards, some, or all."""
-    bucket = server.bucket(f"set-{len(sizes)}-{holdout}-{capacity}")
-    index = write_set(Store(bucket), sizes=sizes, holdout_fraction=holdout)
-    index = index.model_copy(update={"samples": 10**9})  # no reader keeps images decoded
+    index = write_set(Store(str(tmp_path)), sizes=sizes, holdout_fraction=holdout)
     layout = Layout(8, BATCH, 1, 5, 8)
-    server.tar_bytes()
-    positions = read_epoch(index, layout, readers=READERS, capacity=capacity)
+    with counted_files(tmp_path) as server:
+        index = index.model_copy(update={"root": server.url, "samples": 10**9})  # no reader keeps images decoded
+        tokenizer_of(index)
+        server.sent.clear()
+        positions = read_epoch(index, layout, readers=READERS, capacity=capacity)
     planned = planned_reads(index, layout, readers=READERS, capacity=capacity)
-    assert server.tar_bytes() == planned.fetched
+    assert sum(server.sent) == planned.fetched
     np.testing.assert_array_equal(positions, np.arange(len(positions)))
     assert len(positions) >= index.train_samples
     large = len(sizes) == 10
