@@ -32,7 +32,7 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts
 bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
 	$(BIN)/python -m tests.benchmarks.run $(ONLY)
 
-faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data, services or nodes for one group (minutes each)
+faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data, tars, services or nodes for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
 
 clean:  ## remove the environment and caches; ./runs stays
