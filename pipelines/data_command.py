@@ -56,8 +56,9 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     store = Store(absolute(out))
     if source == "webdataset" and path is not None:
         check_outside(store.uri, path)
-        check_space(listed, store)
     store.check_writable()
+    if source == "webdataset":
+        check_space(listed, store)
     file = None if source in PACKAGED else file_to_try(source, path)
     if file is not None:
         check_file(file)
