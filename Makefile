@@ -38,7 +38,7 @@ bench-gpu: .venv/.stamp-test  ## measure against peers on a GPU, a table and ben
 gpu: .venv/.stamp-test  ## the tests that need a GPU
 	$(BIN)/pytest -m gpu tests/gpu
 
-faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data, services or nodes for one group (minutes each)
+faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data, tars, services or nodes for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
 
 clean:  ## remove the environment and caches; ./runs stays

@@ -156,8 +156,17 @@ def data(
     path: Annotated[str | None, typer.Argument(help="Where the images are: a folder, a glob or a URL.")] = None,
     *,
     out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")],
-    resolution: Annotated[int, typer.Option(help="Height and width of the stored images, pixels.", min=8)] = 64,
-    samples_per_shard: Annotated[int, typer.Option(help="Images in one tar.", min=1)] = 512,
+    resolution: Annotated[
+        int | None, typer.Option(help="Height and width of the stored images, pixels: 64; tars keep theirs.", min=8)
+    ] = None,
+    samples_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            help="Images in one tar: 512; of tars that are written again 64, which suits trainings up to 256² "
+            "(`cascade plan` says what a recipe's need).",
+            min=1,
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images; for scenes their number.", min=1)] = None,
     holdout_fraction: Annotated[float, typer.Option(help="Share that training never sees.", min=0, max=0.9)] = 0.1,
     max_corrupt_fraction: Annotated[float, typer.Option(help="Share that may be corrupt.", min=0, max=1)] = 0.01,
@@ -167,7 +176,10 @@ def data(
     caption_column: Annotated[str | None, typer.Option(help="Likewise; a common name is found.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Likewise: the classes.")] = None,
 ) -> None:
-    """Write WebDataset tars and an index that any recipe trains on, in parallel.
+    """Write WebDataset tars and an index that any recipe trains on, in parallel: `cascade run --set images.source=OUT`
+
+    Each image is looked at once; what can't be decoded is left out and counted. What was stopped goes on with the same
+    command, and reads nothing again that is done.
 
     Columns of Parquet files and of captions files are found by their common names (image, file_name; caption, text;
     label, class); what is not read is named in a warning. Of a set with train, validation and test, train is read.
@@ -176,17 +188,20 @@ def data(
 
     - `cascade data openmoji --out data/openmoji --resolution 256`
     - `cascade data folder ~/photos --out s3://bucket/shards`
-    - `cascade data webdataset 's3://bucket/tars/*.tar' --out data/index` (tars stay where they are)
+    - `cascade data webdataset 's3://bucket/tars/*.tar' --out s3://bucket/shards` — large tars as small ones, which many
+      readers fetch once; images stay as they are
+    - `cascade data webdataset tars --out shards --samples-per-shard 256` — of another size
     - `cascade data parquet hf://datasets/OWNER/NAME --out data/name` (`HF_TOKEN` for a set that asks for one)
     - `cascade data parquet 's3://bucket/set/*.parquet' --label-column species --out data/species`
     """
     from components.data.ingest import IngestConfig
     from components.data.sources.columns import Columns
-    from pipelines.data_command import write_shards
+    from pipelines.data_command import DEFAULT_RESOLUTION, check_resolution, default_samples, write_shards
 
+    check_resolution(source, resolution)
     config = IngestConfig(
-        resolution=resolution,
-        samples_per_shard=samples_per_shard,
+        resolution=resolution or DEFAULT_RESOLUTION,
+        samples_per_shard=samples_per_shard or default_samples(source),
         holdout_fraction=holdout_fraction,
         vocab_size=vocab_size,
         text_length=text_length,
@@ -276,8 +291,8 @@ def _handler() -> logging.Handler:
 
 
 def _is_wrong_use(error: Exception) -> bool:
-    from components.data.errors import SourceError
+    from components.data.errors import DataError, ShardError, SourceError
     from components.storage.store import StoreError
     from pipelines.workflow import UsageError
 
-    return isinstance(error, UsageError | StoreError | SourceError)
+    return isinstance(error, UsageError | StoreError | SourceError | ShardError | DataError)

@@ -5,10 +5,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from components.data.ingest import PACKAGED, IngestConfig, ingest
+from components.data.listing import FileVersion
 from components.data.shards import INDEX
-from components.data.source_check import check_file, check_source, file_to_try
+from components.data.source_check import check_file, check_outside, check_source, file_to_try
+from components.storage.space import check_room
 from components.storage.store import Store, absolute
 from pipelines.session import on_cluster, start_ray
+from pipelines.workflow import UsageError
+
+DEFAULT_RESOLUTION = 64
+DRAWN_SAMPLES = 512  # of one shard, drawn at DEFAULT_RESOLUTION
+TAR_SAMPLES = 64  # of one shard, images as they are: `recommended_samples` for 256², a batch of 256 and 128 readers
+
+
+def check_resolution(source: str, resolution: int | None) -> None:
+    """Raise UsageError if images are to be resized that stay as they are."""
+    if source == "webdataset" and resolution is not None:
+        raise UsageError(
+            "--resolution: the images of tars stay as they are; leave it out, a recipe resizes them when they are read"
+        )
+
+
+def default_samples(source: str) -> int:
+    """Images in one tar, where the user says nothing."""
+    return TAR_SAMPLES if source == "webdataset" else DRAWN_SAMPLES
+
 
 MOST_CLASSES = 10  # that the summary names
 
@@ -22,11 +43,25 @@ def check_workers(source: str, path: str | None, store: Store) -> None:
     check_nodes(needs_of_source(source, path), store, Space())
 
 
+def check_space(tars: list[FileVersion], store: Store) -> None:
+    """Raise StoreError if a disk has no room for the samples of these tars, next to what earlier tries left there."""
+    needed = sum(tar.bytes for tar in tars) - sum(info.bytes for info in store.list())
+    check_room({store.uri: max(0, needed)}, purpose="the shards")
+
+
 def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
-    """Write shards and index to `out`. Raises SourceError or StoreError before anything is written."""
-    check_source(source, path, config.columns)
+    """Write shards and index to `out`. Raises SourceError or StoreError before anything is written.
+
+    What is wrong with a tar is found when it is its turn: ShardError, or DataError for too many corrupt images. What
+    was written until then is used by the next try.
+    """
+    looked = check_source(source, path, config.columns)
     store = Store(absolute(out))
+    if source == "webdataset" and path is not None:
+        check_outside(store.uri, path)
     store.check_writable()
+    if source == "webdataset":
+        check_space(looked.listed, store)
     file = None if source in PACKAGED else file_to_try(source, path)
     if file is not None:
         check_file(file)
@@ -44,6 +79,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
                 out=store,
                 config=config,
                 num_cpus=cluster.cpus_per_core,
+                reshard=True,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
                 class_counts=classes.update,
             )

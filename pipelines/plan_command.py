@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from components.stages.images import ImagesConfig
 from pipelines import driver
 from pipelines.cluster import Cluster, parse_cluster, this_machine
 from pipelines.cost import UTILIZATION, rate_of, stage_costs
@@ -17,6 +18,7 @@ from pipelines.recipes.paper import paper_recipes
 from pipelines.resource_table import gpu_count, resource_rows, resource_table
 from pipelines.session import on_cluster
 from pipelines.shares import share_cluster
+from pipelines.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
@@ -111,6 +113,20 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
         shares = share_cluster(prepared.workflow, prepared.profile, machine, running=running)
         console.print()
         console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
+    show_reads(prepared, console)
+
+
+def show_reads(prepared: driver.Prepared, console: Console) -> None:
+    """How often tars are fetched that are read where the user has them, and a warning where that is too often."""
+    index = tars_in_place(prepared.planned)
+    rows = [] if index is None else tar_reads(prepared.planned, prepared.profile, index)
+    if index is None or not rows:
+        return
+    console.print(f"\n{reads_title(index)}", soft_wrap=True, highlight=False)
+    console.print(reads_table(rows))
+    config = next(stage.config for stage in prepared.workflow.stages if isinstance(stage.config, ImagesConfig))
+    for line in reads_warning(rows, index, config):
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def show_shares(

@@ -204,7 +204,8 @@ class ShardCache:
         for key, entry in zip(wanted, [*now, *soon], strict=True):
             if key in self._shards or key in self._coming or not entry.train_samples:
                 continue
-            if self._make_room(entry.bytes) or key in self._needed:
+            keep = self._needed if key in self._needed else set(wanted)
+            if self._make_room(entry.bytes, keep) or key in self._needed:
                 self._coming[key] = entry.bytes, self._threads.submit(fetch_shard, index, entry)
 
     def get(self, index: ShardIndex, entry: ShardEntry, *, view: View) -> DecodedShard:
@@ -212,14 +213,14 @@ class ShardCache:
         key = _key(index, entry, view)
         if key not in self._shards:
             data = self._coming.pop(key)[1].result() if key in self._coming else None
-            self._make_room(entry.bytes)
+            self._make_room(entry.bytes, self._needed)
             self._shards[key] = DecodedShard(index, entry, split="train", data=data, **view._asdict())
         self._shards.move_to_end(key)
         return self._shards[key]
 
-    def _make_room(self, size: int) -> bool:
-        """Drop what is not needed now, what was used longest ago first, until one more has room; False if not."""
-        for key in [key for key in self._shards if key not in self._needed]:
+    def _make_room(self, size: int, keep: set[Key]) -> bool:
+        """Drop shards but those to keep, what was used longest ago first, until one more has room; False if not."""
+        for key in [key for key in self._shards if key not in keep]:
             if self._has_room(size):
                 break
             del self._shards[key]

@@ -17,7 +17,8 @@ from components.configuration.config import Config
 from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
 from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks
-from components.data.pieces import run_pieces
+from components.data.pieces import Work, run_pieces
+from components.data.resharding import TarResharder
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, read_bpe, save_index
 from components.data.sources.columns import COMMON, Columns
 from components.data.sources.fashion_mnist import list_fashion_mnist
@@ -57,6 +58,7 @@ def ingest(
     out: Store,
     config: IngestConfig,
     num_cpus: float = 1.0,
+    reshard: bool = False,
     progress: Progress | None = None,
     class_counts: ClassCounts | None = None,
 ) -> ShardIndex:
@@ -66,6 +68,7 @@ def ingest(
         source: one of SOURCES; "shards" is a set that has an index already.
         path: URL of the source's files; None for the packaged and procedural ones, and installed ones.
         num_cpus: logical CPUs that one task asks for.
+        reshard: write the samples of a `webdataset` too, as they are, into shards of `config.samples_per_shard`.
         progress: called as shards are finished.
         class_counts: called once with the set's classes, but not for "shards", whose images are not read.
 
@@ -78,7 +81,8 @@ def ingest(
     if source == "shards":
         return _adopt(_needed(source, path), out)
     if source == "webdataset":
-        return _index_tars(_needed(source, path), out, config, num_cpus, report, count)
+        work = _tar_work(out, config, reshard=reshard)
+        return _index_tars(_needed(source, path), work, out, config, num_cpus, report, count)
     listing = open_source(source, path, limit=config.limit, columns=config.columns)
     return _write_shards(listing, out, config, num_cpus, report, count)
 
@@ -127,18 +131,26 @@ def _write_shards(
     return index
 
 
+def _tar_work(out: Store, config: IngestConfig, *, reshard: bool) -> Work:
+    if not reshard:
+        return TarSurvey(out, config.holdout_fraction)
+    present = {info.path: info.bytes for info in out.list()}
+    return TarResharder(out, config.holdout_fraction, config.samples_per_shard, present)
+
+
 def _index_tars(
-    path: str, out: Store, config: IngestConfig, num_cpus: float, report: Progress, count: ClassCounts
+    path: str, work: Work, out: Store, config: IngestConfig, num_cpus: float, report: Progress, count: ClassCounts
 ) -> ShardIndex:
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
     pieces = ["\n".join(map(str, version)) for version in list_tars(path)]
     facts: dict[int, TarFacts] = {}
-    for number, content in run_pieces(TarSurvey(out, config.holdout_fraction), pieces, num_cpus=num_cpus):
+    for number, content in run_pieces(work, pieces, num_cpus=num_cpus):
         facts[number] = TarFacts.model_validate_json(content)
         report(len(facts), len(pieces))
     ordered = [facts[number] for number in range(len(pieces))]
-    index = _index("webdataset", tuple(fact.entry for fact in ordered), config, classes=merge_classes(ordered, path))
+    entries = tuple(entry for fact in ordered for entry in fact.entries)
+    index = _index("webdataset", entries, config, classes=merge_classes(ordered, path))
     index = index.model_copy(update={"labels": "name"})
     index = _commit(index, [caption for fact in ordered for caption in fact.captions], out, config)
     count(dict(sum((Counter(fact.counts) for fact in ordered), Counter())))

@@ -144,6 +144,17 @@ def check_file(file: FileVersion) -> None:
         )
 
 
+def check_outside(out: str, path: str) -> None:
+    """Raise SourceError if a tar that is written to `out` would be one of the tars at `path`."""
+    folder, pattern = split_glob(absolute(path))
+    below = PurePosixPath(out.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
+    if f"{out}/".startswith(f"{folder}/") and _is_like(pattern, _is_tar)(below):
+        raise SourceError(
+            f"--out {out} lies in the source {path}: what is written there would be read as a part of it; name a "
+            "folder beside it"
+        )
+
+
 def _is_like(pattern: str | None, is_kind: Callable[[str], bool]) -> Callable[[str], bool]:
     return lambda path: fnmatch.fnmatchcase(path, pattern or "*") and is_kind(path)
 

@@ -28,7 +28,7 @@ def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
             urls = " and ".join(url for _, url, _ in places)
             raise StoreError(
                 f"{purpose} need {readable_bytes(total)} in {urls}, where {readable_bytes(free)} are free; make room "
-                "(`cascade gc`), or name another place (--storage; TMPDIR for a temporary folder)"
+                "(`cascade gc`), or name another place (--storage or --out; TMPDIR for a temporary folder)"
             )
 
 

@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from tests.benchmarks.photos import write_photos
 from tests.emulators import lack
+from tests.image_sets import write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,6 +176,68 @@ def test_a_plan_for_a_cluster_that_is_not_here_asks_neither_source_nor_storage(c
     chosen = cascade("plan", *arguments, "--only", "prior", "--profile", "laptop")
     assert "prior" in chosen.stdout
     assert "tokenizer" not in chosen.stdout
+
+
+def large_tars(folder: Path) -> str:
+    """Ten tars of a gigabyte, of which only the head of the first is there: a plan reads no more."""
+    write_photos(folder, resolution=256, shards=1, samples=400)
+    (folder / "photos-0000.tar").rename(folder / "0.tar")
+    for number in range(10):
+        with open(folder / f"{number}.tar", "ab") as file:
+            file.truncate(10**9)
+    return f"{folder}/*.tar"
+
+
+def test_a_plan_says_how_often_large_tars_are_read_and_how_to_write_smaller_ones(cascade: Cascade, tmp_path: Path):
+    """A base of 64² and an upsampler of 256², both with batches of 256."""
+    tars = large_tars(tmp_path / "tars")
+    numbers = ["base.global_batch_size=256", "upsamplers.0.global_batch_size=256", "images.holdout_fraction=0.05"]
+    chosen = [part for number in numbers for part in ("--set", number)]
+    done = cascade("plan", "--recipe", "adm_imagenet_64_256", "--set", f"images.source={tars}", *chosen)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout[done.stdout.index("10 tars of 1.0 GB, read where they are") :]
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    assert rows["training"] == ["side", "batch", "2", "readers", "16", "readers", "128", "readers"]
+    assert [float(cell) > 2 for cell in rows["upsampler_256"][3:]] == [True, True]
+    assert float(rows["upsampler_256"][4]) > 30
+    assert "warning: 128 readers of upsampler_256 fetch these tars" in said
+    again = f"cascade data webdataset '{tars}' --out FOLDER --samples-per-shard 64 --holdout-fraction 0.05 "
+    assert again in said
+
+
+def test_a_plan_says_nothing_of_tars_where_there_are_none(cascade: Cascade):
+    assert "tars" not in cascade("plan", "--recipe", "smoke").stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "says"),
+    [
+        ("nothing/*.tar", [], "nothing at"),
+        ("tars/*.zip", [], "no tars at"),
+        ("tars/*.tar", ["--out", "tars/small"], "lies in the source"),
+        ("tars", ["--out", "tars"], "lies in the source"),
+        ("tars/*.tar", ["--resolution", "64"], "tars stay as they are"),
+        ("tars/*.tar", ["--out", "/proc/nowhere"], "can't be written"),
+    ],
+)
+def test_tars_that_can_not_be_written_again_are_one_line_and_exit_code_2(
+    cascade: Cascade, tmp_path: Path, path: str, arguments: list[str], says: str
+):
+    write_tar(tmp_path / "tars" / "a.tar", range(4), side=8)
+    done = cascade("data", "webdataset", path, *([] if "--out" in arguments else ["--out", "out"]), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["a.tar"]
+
+
+def test_tars_for_which_a_disk_has_no_room_are_not_read(cascade: Cascade, tmp_path: Path):
+    tars = large_tars(tmp_path / "tars")
+    with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=10**9)):
+        done = cascade("data", "webdataset", tars, "--out", "out")
+    assert done.returncode == 2, done.stderr
+    assert "the shards need 10.0 GB" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_several_clusters_are_compared_in_one_table(cascade: Cascade):

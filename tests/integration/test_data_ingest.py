@@ -1,6 +1,7 @@
 """The ingest through Ray Data: every source, resumed without doing a finished shard again, bad images counted."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,46 @@ def test_tars_without_classes_or_captions_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "in.tar", range(3), side=8, members=("png",))
     with pytest.raises(SourceError, match="neither cls nor txt"):
         ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
+
+
+def test_tars_that_are_written_again_are_a_set_of_small_shards_with_the_same_samples(tmp_path: Path) -> None:
+    """And read as any source."""
+    for shard in range(3):
+        write_tar(tmp_path / "in" / f"{shard}.tar", range(shard * 50, shard * 50 + 50), side=8, corrupt={7})
+    tars, out, seen = f"{tmp_path}/in/*.tar", Store(str(tmp_path / "out")), list[tuple[int, int]]()
+    settings = config(samples_per_shard=20, max_corrupt_fraction=0.1)
+    in_place = ingest("webdataset", tars, out=Store(str(tmp_path / "index")), config=settings)
+    index = ingest(
+        "webdataset",
+        tars,
+        out=out,
+        config=settings,
+        reshard=True,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert sorted(numbers(index)) == sorted(numbers(in_place)) == [number for number in range(150) if number != 7]
+    assert max(entry.samples for entry in index.shards) <= 20
+    assert (index.samples, index.quarantined, index.train_samples) == (149, 1, in_place.train_samples)
+    assert (index.classes, index.labels, index.text) == (in_place.classes, in_place.labels, in_place.text)
+    assert seen[-1] == (3, 3)
+    adopted = ingest("shards", out.uri, out=Store(str(tmp_path / "adopted")), config=settings)
+    assert sorted(numbers(adopted)) == sorted(numbers(index))
+    samples = read_split(adopted, "train", resolution=8)
+    known = [adopted.classes[label] for label in samples.label]
+    assert known == [("red", "green", "blue")[number % 3] for number in number_of(samples.image)]
+
+
+def test_tars_are_not_read_again_once_they_are_written(tmp_path: Path) -> None:
+    for shard in range(3):
+        write_tar(tmp_path / "in" / f"{shard}.tar", range(shard * 50, shard * 50 + 50), side=8)
+    tars, out = f"{tmp_path}/in/*.tar", Store(str(tmp_path / "out"))
+    index = ingest("webdataset", tars, out=out, config=config(), reshard=True)
+    for shard in range(3):  # other bytes of the same size and time: only a reader would see it
+        path = tmp_path / "in" / f"{shard}.tar"
+        time, size = path.stat().st_mtime_ns, path.stat().st_size
+        path.write_bytes(bytes(size))
+        os.utime(path, ns=(time, time))
+    assert ingest("webdataset", tars, out=out, config=config(), reshard=True) == index
 
 
 def test_a_set_with_an_index_is_adopted_where_it_lies(tmp_path: Path) -> None:

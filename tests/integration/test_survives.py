@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.image_sets import write_tar
+
 CASCADE = str(Path(sys.executable).with_name("cascade"))
 
 
@@ -43,6 +45,28 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "1 quarantined" in done.stdout
     return folder / "set"
+
+
+def test_a_tar_that_was_cut_short_is_one_line_and_the_others_are_not_lost(tmp_path: Path):
+    for number in range(3):
+        write_tar(tmp_path / "tars" / f"{number}.tar", range(100 * number, 100 * number + 100), side=16)
+    whole = (tmp_path / "tars" / "1.tar").read_bytes()
+    (tmp_path / "tars" / "1.tar").write_bytes(whole[: len(whole) // 2])
+    command = [CASCADE, "data", "webdataset", "tars/*.tar", "--out", "shards"]
+
+    def written() -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+
+    refused = written()
+    assert refused.returncode == 2
+    assert "1.tar" in refused.stderr.splitlines()[-1]
+    assert refused.stderr.splitlines()[-1].startswith("error: shard ")
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "shards" / "index.json").exists()
+    (tmp_path / "tars" / "1.tar").write_bytes(whole)
+    done = written()
+    assert done.returncode == 0, done.stderr
+    assert "300 images of 3 classes in 6 shards (0 quarantined)" in done.stdout
 
 
 def test_without_mlflow_the_run_ends_well_with_a_warning_and_its_points_arrive_later(tmp_path: Path, shards: Path):

@@ -166,11 +166,13 @@ def test_hostile_images_in_tars_of_the_user_are_quarantined_when_they_are_indexe
     spoiled = {"000001.depth.png": PNG[:40]}
     write_tar(tmp_path / "x.tar", range(3), side=8, extra=bomb | spoiled)
     facts = survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0)
-    found = {entry.key: entry.reason for entry in facts.entry.quarantined}
+    found = {entry.key: entry.reason for entry in facts.entries[0].quarantined}
     assert set(found) == {"000001", "000003"}
     assert "DecompressionBomb" in found["000003"]
-    assert facts.entry.samples == 2
-    assert all(isinstance(entry, Quarantined) and entry.shard.endswith("x.tar") for entry in facts.entry.quarantined)
+    assert facts.entries[0].samples == 2
+    assert all(
+        isinstance(entry, Quarantined) and entry.shard.endswith("x.tar") for entry in facts.entries[0].quarantined
+    )
 
 
 def test_labels_and_captions_of_any_bytes_stop_nothing(tmp_path: Path) -> None:

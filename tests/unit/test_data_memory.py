@@ -108,6 +108,19 @@ def test_what_was_fetched_for_nothing_is_dropped(noise: ShardIndex) -> None:
     assert cache.count == 3
 
 
+def test_what_is_held_and_needed_soon_is_not_dropped_to_fetch_what_is_needed_with_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)
+    cache, shards = ShardCache(capacity=0), index.shards
+    windows_of = (shards[:3], shards[3:4], (shards[2], *shards[4:]))
+    numbers = []
+    for now, soon in zip(windows_of, (*windows_of[1:], ()), strict=True):
+        cache.fetch_ahead(index, now, soon, view=VIEW)
+        numbers += [number_of(cache.get(index, entry, view=VIEW).image.first(5)) for entry in now]
+        store.delete(shards[2].url)  # it was fetched, once
+    np.testing.assert_array_equal(np.concatenate(numbers), [*range(20), *range(10, 15), *range(20, 30)])
+
+
 def test_a_shard_that_is_spoiled_stops_the_reader_when_it_is_its_turn(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)

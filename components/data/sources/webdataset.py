@@ -1,4 +1,5 @@
-"""Tars that the user already has: read where they are, never written to; only their index is made.
+"""Tars that the user already has: read where they are, never written to; their index is made (and, by `resharding.py`,
+smaller tars elsewhere).
 
 `cls` holds a label or a class name, `txt` a caption; other members are left alone.
 """
@@ -6,7 +7,7 @@
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -31,7 +32,7 @@ MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
 class TarFacts(Config):
     """What one pass over a tar finds. What a user's tar may lack is counted, not guessed."""
 
-    entry: ShardEntry
+    entries: tuple[ShardEntry, ...]  # the tar itself, or the shards that were made of it
     classes: tuple[str, ...]  # raw `cls` values that occur
     captions: tuple[str, ...]  # `txt` of its training samples
     unlabeled: int  # usable samples without `cls`
@@ -53,7 +54,7 @@ class TarSurvey:
 
     def __call__(self, number: int, content: str) -> str:
         url = content.partition("\n")[0]
-        digest = hashlib.sha256(f"{self.holdout_fraction}\n{content}".encode()).hexdigest()
+        digest = hashlib.sha256(f"index {self.holdout_fraction}\n{content}".encode()).hexdigest()
         sidecar = f"parts/{digest[:32]}.json"
         if self.out.exists(sidecar):
             return self.out.read(sidecar).decode()
@@ -91,36 +92,65 @@ def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
     """Fetch a tar, decode each image once, and say what is in it: what can't be decoded is quarantined here, so that
     the order of training depends on the index alone. Raises ShardError if the tar can't be read, or has no end."""
     data = read_url(url)
-    unpacked = unpack(data, url)
-    check_end(unpacked, url)
     quarantined, samples = [], []
-    for group in iterate_shard(unpacked, url):
-        if group.image is None:
-            continue
-        reason = _decoding_error(group)
+    for group, reason in checked_groups(data, url):
         if reason is None:
-            label = group.text("cls") if "cls" in group.members else None
-            samples.append(Surveyed(group.key, label, group.text("txt")))
+            samples.append(surveyed(group))
         else:
             quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
-    if not samples and not quarantined:
+    return tar_facts(samples, [shard_entry(url, data, samples, quarantined, holdout_fraction)], holdout_fraction)
+
+
+def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
+    """The groups of a tar that hold an image, each with why one of its images can't be decoded, or None.
+
+    Raises ShardError if the tar can't be read, has no end, or holds no images.
+    """
+    unpacked, found = unpack(data, url), False
+    check_end(unpacked, url)
+    for group in iterate_shard(unpacked, url):
+        if group.image is not None:
+            found = True
+            yield group, _decoding_error(group)
+    if not found:
         raise ShardError(f"shard {url} holds no images (png, jpg, webp, ... members); leave it out of the source")
-    train = [sample for sample in samples if split_of(sample.key, holdout_fraction) == "train"]
-    entry = ShardEntry(
+
+
+def surveyed(group: Group) -> Surveyed:
+    return Surveyed(group.key, group.text("cls") if "cls" in group.members else None, group.text("txt"))
+
+
+def shard_entry(
+    url: str,
+    data: bytes,
+    samples: Sequence[Surveyed],
+    quarantined: Sequence[Quarantined],
+    holdout_fraction: float,
+) -> ShardEntry:
+    """What the index says of a tar with these bytes and usable samples."""
+    return ShardEntry(
         url=url,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         samples=len(samples),
-        train_samples=len(train),
+        train_samples=len(_train(samples, holdout_fraction)),
         quarantined=tuple(quarantined),
     )
+
+
+def tar_facts(samples: Sequence[Surveyed], entries: Sequence[ShardEntry], holdout_fraction: float) -> TarFacts:
+    """What the usable samples of a tar add to its set."""
     return TarFacts(
-        entry=entry,
+        entries=tuple(entries),
         classes=tuple(sorted({sample.label for sample in samples if sample.label is not None})),
-        captions=tuple(sample.caption for sample in train),
+        captions=tuple(sample.caption for sample in _train(samples, holdout_fraction)),
         unlabeled=sum(sample.label is None for sample in samples),
         counts=Counter(sample.label for sample in samples if sample.label is not None),
     )
+
+
+def _train(samples: Sequence[Surveyed], holdout_fraction: float) -> list[Surveyed]:
+    return [sample for sample in samples if split_of(sample.key, holdout_fraction) == "train"]
 
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:

@@ -1,0 +1,135 @@
+"""Large tars of a user: written again though the machine goes away half-way, and read as often as the plan says."""
+
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.data.read_amplification import planned_reads
+from components.data.resharding import TarResharder
+from components.data.shards import ShardEntry, ShardIndex, load_index
+from components.data.sources.webdataset import TarFacts, list_tars, survey_tar
+from components.data.stream import Layout
+from components.data.tar_estimate import estimated_index
+from components.storage.store import Store
+from pipelines.data_command import default_samples
+from tests.benchmarks.photos import DIFFERENT, photo
+from tests.counted_s3 import CountedS3, counted_s3
+from tests.faults.conftest import Record
+from tests.faults.runs import CASCADE, Stored, kill_group, wait_until
+from tests.image_sets import write_set
+from tests.simulated_readers import read_epoch
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
+TARS, TAR_BYTES = 10, 100_000_000
+IMAGE_BYTES = 110_000  # of a photograph of ImageNet
+TAR_SAMPLES = TAR_BYTES // (IMAGE_BYTES + 1536)  # with their headers and labels
+READERS = 16
+LAYOUT = Layout(256, 256, READERS // 2, 0, 8)  # two readers for each worker
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[CountedS3]:
+    with counted_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tars(server: CountedS3) -> str:
+    """A bucket with ten tars of 100 MB: images of 256², each followed by bytes up to the size of a photograph."""
+    bucket, draw = Store(server.bucket("tars")), np.random.default_rng(0)
+    files = [photo(draw, 256).ljust(IMAGE_BYTES, b"\0") for _ in range(DIFFERENT)]
+    for shard in range(TARS):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for number in range(TAR_SAMPLES):
+                for name, data in (("cls", str(shard % 4).encode()), ("jpg", files[number % DIFFERENT])):
+                    info = tarfile.TarInfo(f"{shard:02d}-{number:05d}.{name}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        bucket.write(f"train-{shard:02d}.tar", buffer.getvalue())
+    return bucket.uri
+
+
+class Resharding(Stored):
+    """The command that writes the tars again."""
+
+    def __init__(self, place: Path, tars: str, out: str) -> None:
+        super().__init__(place, storage=out)
+        self.tars, self.out = tars, Store(out)
+
+    def start(self) -> subprocess.Popen:
+        command = [CASCADE, "data", "webdataset", f"{self.tars}/*.tar", "--out", self.out.uri]
+        with open(self.log, "ab") as log:
+            driver = subprocess.Popen(
+                command, cwd=self.place, env=os.environ, stdout=log, stderr=log, start_new_session=True
+            )
+        self.drivers.append(driver)
+        return driver
+
+    def done(self) -> int:
+        return len(self.out.list("parts"))
+
+    def files(self) -> dict[str, str]:
+        """Path -> sha256 of everything that was written."""
+        return {info.path: hashlib.sha256(self.out.read(info.path)).hexdigest() for info in self.out.list()}
+
+
+def test_tars_are_written_again_to_the_same_bytes_though_the_machine_goes_away(
+    tmp_path: Path, server: CountedS3, tars: str, record: Record
+):
+    whole = Resharding(tmp_path / "whole", tars, server.bucket("whole"))
+    whole.finish(whole.start())
+    killed = Resharding(tmp_path / "killed", tars, server.bucket("killed"))
+    driver = killed.start()
+    wait_until(lambda: killed.done() >= TARS // 2, killed)
+    kill_group(driver)
+    done = killed.done()
+    assert TARS // 2 <= done < TARS
+    server.take()
+    killed.finish(killed.start())
+    again = [count for url, count in server.take().items() if url.startswith(tars) and count > 1]  # 1: it is there
+    assert len(again) == TARS - done
+    assert killed.files() == whole.files()
+    index = load_index(killed.out.uri)
+    assert (index.samples, index.quarantined) == (TARS * TAR_SAMPLES, 0)
+    gone = f"killed with {done} of {TARS} tars done: the other {len(again)} were read, all bytes are the same"
+    record(f"{TARS} tars of 100 MB written again, `kill -9` half-way", 1, gone)
+
+
+def test_sixteen_readers_are_sent_what_the_plan_says_before_tars_are_written_again_and_after(
+    server: CountedS3, tars: str, record: Record
+):
+    """To the byte where there is an index, and within 2 % where a plan has only seen the head of a tar."""
+    store = Store(server.bucket("small"))
+    header, listed = write_set(store, sizes=(2,)), list_tars(tars)
+    surveyed = [survey_tar(tar.path, holdout_fraction=header.holdout_fraction) for tar in listed]
+    work = TarResharder(store, header.holdout_fraction, default_samples("webdataset"))
+    written = [TarFacts.model_validate_json(work(0, "\n".join(map(str, tar)))) for tar in listed]
+    estimate = estimated_index(listed, holdout_fraction=header.holdout_fraction, text_length=header.text.text_length)
+    told = planned_reads(estimate, LAYOUT, readers=READERS).amplification
+    found = []
+    for name, facts in (("before", surveyed), ("after", written)):
+        index = with_shards(header, [entry for tar in facts for entry in tar.entries])
+        assert index.samples == TARS * TAR_SAMPLES
+        planned = planned_reads(index, LAYOUT, readers=READERS)
+        server.take()
+        positions = read_epoch(index, LAYOUT, readers=READERS)
+        assert sum(server.take().values()) == planned.fetched
+        np.testing.assert_array_equal(positions, np.arange(len(positions)))
+        often = f"{planned.amplification:.2f} bytes for each of the set, {planned.fetched / 1e9:.2f} GB, as planned"
+        record(f"{name}: {len(index.shards)} tars, {READERS} readers, 256², a batch of 256", 1, often)
+        found.append(planned.amplification)
+    assert found[0] == pytest.approx(told, rel=0.02)
+    assert found[1] < 1.5 < 4 < found[0]
+
+
+def with_shards(header: ShardIndex, entries: list[ShardEntry]) -> ShardIndex:
+    counts = {name: sum(getattr(entry, name) for entry in entries) for name in ("samples", "train_samples")}
+    return header.model_copy(update={"shards": tuple(entries), "classes": tuple("0123"), "labels": "name"} | counts)
