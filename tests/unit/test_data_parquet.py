@@ -293,6 +293,12 @@ def test_damaged_pages_are_one_line_that_names_file_and_row_group(pets: Path) ->
     assert "\n" not in str(raised.value)
 
 
+def test_files_without_rows_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [])
+    with pytest.raises(SourceError, match="have no rows"):
+        list_parquet(str(tmp_path))
+
+
 def test_files_whose_columns_or_classes_differ_are_refused(pets: Path) -> None:
     other = pets / "data/train-00001-of-00002.parquet"
     write_table(other, image=[png(image(0))], label=["x"])

@@ -15,7 +15,7 @@ Meaning = Literal["image", "caption", "label"]
 NAMES: dict[Meaning, tuple[str, ...]] = {  # the first that is there is read
     "image": (
         *("file", "file_name", "filename", "image_file_name", "image_file", "file_path", "filepath", "image_path"),
-        *("path", "image", "images", "img", "picture", "photo", "image_name", "jpg", "jpeg", "png", "webp"),
+        *("path", "image", "images", "img", "photo", "image_name", "jpg", "jpeg", "png", "webp"),
         *("image_bytes", "img_bytes", "bytes", "pixel_values"),
     ),
     "caption": (
