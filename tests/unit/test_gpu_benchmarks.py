@@ -95,6 +95,7 @@ def test_a_compiled_row_is_of_compiled_networks(name: str, monkeypatch: pytest.M
         return graph.forward
 
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    monkeypatch.setattr("components.sampling.compiled_decoding.BACKEND", backend)
     row = run.row_of(case_of(name), CPU, compiled=True, rounds=1)
     assert row["name"] == f"{name}_compiled"
     assert graphs

@@ -104,15 +104,12 @@ def prior_step(size: PriorSize = MEDIUM) -> Case:
 
 def our_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step:
     network: Transformer = make_network(prior_training(size), CLASSES, size.grid).eval().to(device)
-    if compiled:
-        for block in network.blocks:
-            block.compile()
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(size.drawn)]
     label = torch.zeros(size.drawn, dtype=torch.int64, device=device)
 
     def decode() -> Tensor:
         with sampling_in("bf16", device):
-            return generate(network, generators=generators, label=label, top_k=TOP_K)
+            return generate(network, generators=generators, label=label, top_k=TOP_K, compiled=compiled)
 
     return decode
 
