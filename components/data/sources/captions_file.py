@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.data.errors import SourceError
-from components.data.sources.columns import Columns, Table, find_columns, first_caption
+from components.data.sources.columns import Columns, TableColumns, find_columns, first_caption
 from components.data.sources.features import class_names
 from components.storage.store import read_url
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 class Described(NamedTuple):
     rows: list[Row]
-    table: Table
+    table: TableColumns
     read: set[str]  # the columns that rows were read from
 
 
@@ -71,7 +71,7 @@ def _parquet_rows(data: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(number: int, row: dict[str, Any], table: Table, read: set[str]) -> Row:
+def _row(number: int, row: dict[str, Any], table: TableColumns, read: set[str]) -> Row:
     image, caption, label = (
         next((name for name in names if name in row), None) for names in (table.image, table.caption, table.label)
     )

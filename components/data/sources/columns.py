@@ -1,6 +1,6 @@
 """Which columns of a table hold images, captions and classes: by common names, or as the user says.
 
-Nothing is passed over in silence: `Table.note` names what was read and what was not.
+Nothing is passed over in silence: `TableColumns.note` names what was read and what was not.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ COMMON = Columns()  # all by their common names
 
 
 @dataclass(frozen=True)
-class Table:
+class TableColumns:
     """The columns of one table that are read, for each meaning in the order in which a row is searched for it."""
 
     place: str
@@ -75,7 +75,7 @@ class Table:
 
 def find_columns(
     names: Iterable[str], chosen: Columns, place: str, admitted: Mapping[Meaning, Sequence[str]] | None = None
-) -> Table:
+) -> TableColumns:
     """The columns of a table by meaning.
 
     Args:
@@ -94,7 +94,7 @@ def find_columns(
             found[meaning] = (wanted,)
         else:
             raise SourceError(f"{place}: column {wanted!r} {_trouble(wanted, meaning, names)}")
-    return Table(place, names, found["image"], found["caption"], found["label"])
+    return TableColumns(place, names, found["image"], found["caption"], found["label"])
 
 
 def first_caption(value: object) -> str:

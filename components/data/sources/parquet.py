@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from components.data.errors import SourceError
 from components.data.listing import FileVersion, list_versions
-from components.data.sources.columns import COMMON, NAMES, Columns, Meaning, Table, find_columns, first_caption
+from components.data.sources.columns import COMMON, NAMES, Columns, Meaning, TableColumns, find_columns, first_caption
 from components.data.sources.features import class_names
 from components.data.sources.parquet_rows import NO_LABEL, ParquetReader, is_damage, open_parquet
 from components.data.sources.source import Item, Source, ordered_classes, safe_keys
@@ -40,7 +40,7 @@ class ParquetSet(NamedTuple):
 
     folder: str  # URL of the deepest folder that holds all of them
     files: tuple[FileVersion, ...]  # paths relative to it
-    table: Table
+    table: TableColumns
     notes: tuple[str, ...]
 
 
@@ -116,7 +116,7 @@ def _is_sorted(labels: Sequence[int]) -> bool:
     return sum(one != other for one, other in pairwise(labels)) < expected / 10
 
 
-def _columns(url: str, columns: Columns) -> Table:
+def _columns(url: str, columns: Columns) -> TableColumns:
     """The columns to read of a file. Raises SourceError, in one line, if there are no images, or nothing to condition
     on."""
     schema = open_parquet(url).schema_arrow
@@ -165,7 +165,7 @@ def _read_file(found: ParquetSet, version: FileVersion) -> FileRows:
     return retried(partial(_labels_and_captions, url, found.table), url)
 
 
-def _labels_and_captions(url: str, table: Table) -> FileRows:
+def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
     image, caption, label = (table.first(meaning) for meaning in NAMES)
     file = open_parquet(url)
     schema, metadata = file.schema_arrow, file.metadata
