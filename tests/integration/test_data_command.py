@@ -68,8 +68,8 @@ def test_a_set_of_the_hub_becomes_shards_and_nothing_but_our_lines_is_printed(pe
     assert "300/300" in bar
     assert summary == [
         f"298 images of 3 classes in {len(index.shards)} shards (2 quarantined): {tmp_path}/set/index.json",
-        "  100  blue",
-        "   99  green",
+        "  100  green",
+        "   99  blue",
         "   99  red",
     ]
 
