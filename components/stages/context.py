@@ -26,7 +26,7 @@ AT_ONCE = 0.02  # seconds
 
 
 class Pace:
-    """Images a second over the last reports of a stage."""
+    """Rate of a stage over its last reports, images/s."""
 
     def __init__(self) -> None:
         self.reports: deque[tuple[float, int]] = deque(maxlen=REPORTS)  # (seconds, images done)
