@@ -309,7 +309,7 @@ DIFFUSION_SLIDES = (
             code_at("diffusion/corruption.py", "augment_low_res", "return signal * low_res"),
             code_at("diffusion/corruption.py", "quantize_8_bit", "return from_levels"),
         ),
-        recipes=("cascade_1024",),
+        recipes=("cascade_1024", "cascade_256"),
     ),
     Slide(
         chapter=CONDITIONAL,

@@ -232,6 +232,18 @@ def cascade_1024() -> DiffusionBranchRecipe:
     )
 
 
+def cascade_256() -> DiffusionBranchRecipe:
+    """D11: the first two of those stages, the same models, with distances at 64² and at 256²."""
+    whole = cascade_1024()
+    return whole.replace(
+        name="cascade_256",
+        upsamplers=whole.upsamplers[:1],
+        sampling=whole.sampling.replace(upsamplers=whole.sampling.upsamplers[:1]),
+        samples=whole.samples.replace(measured_samples=256),  # an image of 1024² takes ten times as long
+        evaluation=EVALUATION,
+    )
+
+
 def enlarging(low_res: int, resolution: int) -> DiffusionTraining:
     """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
     return sketching().replace(
@@ -262,6 +274,7 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe
     image_cross_attention: "D9",
     super_resolution: "D10",
     cascade_1024: "D11",
+    cascade_256: "D11",
     palette: "D12",
     latent_diffusion: "D13",
     stable_diffusion: "D13",
