@@ -78,8 +78,9 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
-        why = f": {reason(error.__cause__ or error)}; {cloud.remedy}"
-        if cloud.extra and isinstance(error, ImportError):
+        missing = isinstance(error, ImportError)  # fsspec says what to install
+        why = f": {reason(error if missing else error.__cause__ or error)}; {cloud.remedy}"
+        if cloud.extra and missing:
             why = f" needs the extra {cloud.extra}: pip install 'image-cascade[{cloud.extra}]'"
         raise StoreError(shown(url) + why) from error
     cloud.prepare(filesystem)

@@ -21,6 +21,7 @@ from components.data.source_check import check_file, check_source, detect_source
 from components.data.sources.columns import Columns
 from components.data.sources.parquet import list_parquet
 from components.data.sources.source import Item, Source
+from components.storage.connection import StoreError
 from components.storage.store import Store
 from tests.hub_server import Hub, hub
 from tests.image_sets import CAPTIONS, CLASSES, image, number_of, png, write_parquet
@@ -175,7 +176,7 @@ def test_without_its_package_an_address_of_the_hub_is_one_line(monkeypatch: pyte
     monkeypatch.setitem(registry.known_implementations, "hf", missing)  # as it is without the package's entry point
     monkeypatch.delitem(registry._registry, "hf", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(SourceError, match=r"hf://datasets/a/b can't be listed \(Install huggingface_hub") as raised:
+    with pytest.raises(StoreError, match="hf://datasets/a/b: Install huggingface_hub") as raised:
         detect_source("hf://datasets/a/b")
     assert "\n" not in str(raised.value)
 
