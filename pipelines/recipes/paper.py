@@ -83,7 +83,7 @@ PRIORS: dict[str, PaperPrior] = {
         "dalle_dvae_f8_8192", 3968, 62, 64, "text", 1 / 8, 430_000, 1024, 4.5e-4, (0.9, 0.96), 0.045,
         TransformerSampling(), 16_384, 256,
         {"positions": "learned_2d", "dropout": 0.1, "warmup_steps": 5000, "max_grad_norm": 4.0,
-         "final_lr_fraction": 1 / 32, "sample_every": 5000}),
+         "final_lr_fraction": 1 / 32, "sample_every": 5000, "gradient_checkpointing": True}),
 }
 # fmt: on
 
