@@ -3,13 +3,10 @@
 import functools
 import json
 import math
-from collections.abc import Callable
-from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -20,6 +17,7 @@ from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 from tests.benchmarks.gpu import diffusion, run, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side, number_of_parameters
 from tests.benchmarks.run import keep
+from tests.compiled_graphs import recorded_graphs
 
 CPU = torch.device("cpu")
 UNET = diffusion.UNetSize(8, 32, (1, 2), 1, (4,), 32, batch=2, steps=3)
@@ -88,14 +86,7 @@ def test_a_row_holds_finite_numbers_of_both_sides(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vqgan_step", "decoding"])
 def test_a_compiled_row_is_of_compiled_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
-    monkeypatch.setattr("components.sampling.compiled_decoding.BACKEND", backend)
+    graphs = recorded_graphs(monkeypatch)
     row = run.row_of(case_of(name), CPU, compiled=True, rounds=1)
     assert row["name"] == f"{name}_compiled"
     assert graphs

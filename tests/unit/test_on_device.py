@@ -1,13 +1,12 @@
 """What the tests of a GPU do, done on the CPU: it can be told apart, so that on a GPU it holds something."""
 
-from collections.abc import Callable
-from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.compiled_graphs import recorded_graphs
 from tests.on_device import (
     errors_of_products,
     in_company,
@@ -26,13 +25,7 @@ def test_compiled_steps_have_the_losses_and_gradients_of_plain_ones_and_another_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = losses_and_norms("base", CPU)
-    compiled: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    compiled = recorded_graphs(monkeypatch)
     assert losses_and_norms("base", CPU, compile_network=True) == pytest.approx(plain, rel=1e-3)
     assert compiled
     assert losses_and_norms("base", CPU, learning_rate=2.2e-3) != pytest.approx(plain, rel=1e-3)
