@@ -41,5 +41,5 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
 def _keep_off_the_terminal() -> None:
     """Ray Data's log lines go to its own file alone, `ray-data.log` of the session; what fails is raised here."""
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)
