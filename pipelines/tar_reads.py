@@ -51,8 +51,8 @@ def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
         return None if shard_in_place(entry.cached) is None else load_index(entry.cached.url(INDEX))
     source, path = detect_source(config.source)
     if source == "webdataset" and path is not None:
-        how = {"holdout_fraction": config.holdout_fraction, "text_length": config.text_length}
-        return estimated_index(list_tars(path), **how)
+        tars = list_tars(path)
+        return estimated_index(tars, holdout_fraction=config.holdout_fraction, text_length=config.text_length)
     return load_index(path) if source == "shards" and path is not None else None
 
 

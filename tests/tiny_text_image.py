@@ -1,5 +1,6 @@
 """Tiny real networks of DALL-E 2's and Imagen's generators, their tasks, and a caption tokenizer that fits them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,3 +114,10 @@ def classifier_task(
     task = ClassifierTask(config, dataset_info=DATASET_INFO, worker=worker)
     task.max_batch = max_batch_per_device
     return task
+
+
+TEXT_IMAGE: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # its configuration, and its task
+    "contrastive": (contrastive_config, contrastive_task),
+    "classifier": (classifier_config, classifier_task),
+    "diffusion_prior": (prior_config, prior_task),
+}

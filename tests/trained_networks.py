@@ -10,14 +10,7 @@ from components.training.batches import to_batch
 from components.training.learner import Learner
 from components.training.loop import Task
 from tests import tiny_autoencoders
-from tests.tiny_text_image import (
-    classifier_config,
-    classifier_task,
-    contrastive_config,
-    contrastive_task,
-    prior_config,
-    prior_task,
-)
+from tests.tiny_text_image import TEXT_IMAGE
 from tests.tiny_training import batches, config_of, make_task
 
 LAST_STEP = 20  # when every loss has begun
@@ -52,9 +45,7 @@ TRAININGS = {
         lambda **changes: config_of("base", text_conditioning="spatial_transformer", class_token_dim=8, **changes)
     ),
     "image_attention": Kind(image_attention_config),
-    "classifier": Kind(classifier_config, classifier_task),
-    "contrastive": Kind(contrastive_config, contrastive_task),
-    "diffusion_prior": Kind(prior_config, prior_task),
+    **{name: Kind(*made) for name, made in TEXT_IMAGE.items()},
 }
 
 

@@ -19,7 +19,7 @@ from components.data.errors import DataError, SourceError
 from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks
 from components.data.pieces import Work, run_pieces
 from components.data.resharding import TarResharder
-from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, read_bpe, save_index
+from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
 from components.data.sources.columns import COMMON, Columns
 from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder
@@ -106,8 +106,7 @@ def open_source(source: str, path: str | None, *, limit: int | None = None, colu
             listing = list_fashion_mnist(path)
         case _:
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
-    # Another hash than that of the split, or the first shards would hold all the held-out images.
-    items = sorted(listing.items, key=lambda item: hashlib.sha256(f"order {item.key}".encode()).digest())
+    items = sorted(listing.items, key=lambda item: order_of(item.key))
     return replace(listing, items=tuple(items[:limit]))
 
 

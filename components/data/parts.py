@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -17,6 +18,8 @@ from components.data.tars import write_shard
 from components.sampling.image_files import encode_png
 from components.storage.store import Store
 
+T = TypeVar("T")
+
 
 def cut_tasks(listing: Source, samples_per_shard: int) -> list[str]:
     """A source's items as shards of at most so many samples, each task (JSON) the numbers and items of some of them.
@@ -26,11 +29,16 @@ def cut_tasks(listing: Source, samples_per_shard: int) -> list[str]:
     """
     tasks: list[list[str]] = []
     for items in _bundles(listing, samples_per_shard):
-        shards = math.ceil(len(items) / samples_per_shard)
-        bounds = [len(items) * part // shards for part in range(shards + 1)]
-        tasks.append([json.dumps(items[first:stop]) for first, stop in pairwise(bounds)])
+        tasks.append([json.dumps(part) for part in even_parts(items, samples_per_shard)])
     firsts = accumulate(map(len, tasks), initial=0)
     return [json.dumps(list(enumerate(shards, first))) for first, shards in zip(firsts, tasks, strict=False)]
+
+
+def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """Parts of about one size, in order, of at most `most` each; one empty part of nothing."""
+    count = max(1, math.ceil(len(items) / most))
+    bounds = [len(items) * part // count for part in range(count + 1)]
+    return [items[first:stop] for first, stop in pairwise(bounds)]
 
 
 def _bundles(listing: Source, most: int) -> Iterator[Sequence[Item]]:
@@ -142,5 +150,5 @@ class TaskWriter:
 
 
 def sidecar(name: str) -> str:
-    """Path of the sidecar of the shard `name`."""
+    """Path of the sidecar of the shard, or of all the shards of a tar, called `name`."""
     return f"parts/{name.removesuffix('.tar')}.json"

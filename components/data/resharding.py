@@ -9,12 +9,12 @@ killed reads no tar again whose shards are all there.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from pydantic import ValidationError
 
 from components.data.errors import ShardError
-from components.data.shards import Quarantined, ShardEntry
+from components.data.parts import even_parts, sidecar
+from components.data.shards import Quarantined, ShardEntry, order_of
 from components.data.sources.webdataset import TarFacts, checked_groups, shard_entry, surveyed, tar_facts
 from components.data.tars import Group, iterate_shard, write_shard
 from components.storage.store import Store, read_url
@@ -46,10 +46,10 @@ class TarResharder:
 
     def _write(self, digest: str, url: str) -> TarFacts:
         checked = list(checked_groups(read_url(url), url))
-        groups = shuffled([group for group, reason in checked if reason is None])
+        groups = sorted((group for group, reason in checked if reason is None), key=lambda group: order_of(group.key))
         refused = [Quarantined(key=group.key, shard=url, reason=said) for group, said in checked if said is not None]
         entries: list[ShardEntry] = []
-        for number, part in enumerate(cut(groups, self.samples_per_shard)):
+        for number, part in enumerate(even_parts(groups, self.samples_per_shard)):
             quarantined = [] if entries else refused
             entries.append(self._write_shard(f"shard-{digest[:12]}-{number:05d}.tar", part, quarantined))
         facts = tar_facts([surveyed(group) for group in groups], entries, self.holdout_fraction)
@@ -62,24 +62,3 @@ class TarResharder:
             raise ShardError(f"shard {name} does not read as it was written: its keys or members have unusual names")
         self.out.write(name, data)
         return shard_entry(name, data, [surveyed(group) for group in groups], quarantined, self.holdout_fraction)
-
-
-def shuffled(groups: Sequence[Group]) -> list[Group]:
-    """In the order of a hash of their keys: not that of the split, or held-out samples would stand together."""
-    return sorted(groups, key=order_of)
-
-
-def order_of(group: Group) -> bytes:
-    return hashlib.sha256(f"order {group.key}".encode()).digest()
-
-
-def cut(groups: Sequence[Group], most: int) -> list[Sequence[Group]]:
-    """Parts of about one size, in order, of at most `most` each; one empty part of nothing."""
-    count = max(1, -(-len(groups) // most))
-    bounds = [len(groups) * number // count for number in range(count + 1)]
-    return [groups[first:last] for first, last in pairwise(bounds)]
-
-
-def sidecar(digest: str) -> str:
-    """Path of what is known of a tar whose shards are written."""
-    return f"parts/{digest}.json"

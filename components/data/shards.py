@@ -103,6 +103,12 @@ def split_of(key: str, holdout_fraction: float) -> Split:
     return "holdout" if draw < holdout_fraction else "train"
 
 
+def order_of(key: str) -> bytes:
+    """Where a sample stands in an order that is fair to all: by a hash of its key, and another than that of the split,
+    or held-out samples would stand together."""
+    return hashlib.sha256(f"order {key}".encode()).digest()
+
+
 def save_index(store: Store, index: ShardIndex) -> None:
     """Write `index.json` into the folder of the set."""
     store.write(INDEX, index.model_dump_json(indent=1).encode())

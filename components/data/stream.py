@@ -175,9 +175,10 @@ def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Blo
     """The blocks of a chunk, for each group one a crew. Raises ShardError."""
     for first in range(chunk.first, chunk.last, layout.group_rows):
         rows = _read_rows(header, layout, chunk, first)
-        how = {"world_size": layout.world_size, "steps": layout.steps_per_group}
+        world_size, steps = layout.world_size, layout.steps_per_group
         for crew in range(count_crews(layout.world_size)):
-            yield BlockAccessor.batch_to_block({name: crew_rows(x, crew=crew, **how) for name, x in rows.items()})
+            own = {name: crew_rows(x, crew=crew, world_size=world_size, steps=steps) for name, x in rows.items()}
+            yield BlockAccessor.batch_to_block(own)
 
 
 class StreamDatasource(LazySource):

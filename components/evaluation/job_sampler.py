@@ -83,19 +83,19 @@ class CascadeSampler:
             made = drawn.fetched()
             data, path = pack_job(made), f"files/{file_name(job.name)}"
             stages = {stage: images.shape[:2] for stage, images in made.stages.items()}
-            about = {"file": describe_bytes(data, path).model_dump(), "stages": stages, "seconds": seconds()}
+            description = {"file": describe_bytes(data, path).model_dump(), "stages": stages, "seconds": seconds()}
             # In a file of its own: that of the images holds the same bytes whenever they are made.
-            self.files.write(f"{job.name}.json", json.dumps(about).encode())
+            self.files.write(f"{job.name}.json", json.dumps(description).encode())
             self.files.write(file_name(job.name), data)
 
 
 def read_about(job: str, files: Store) -> About:
     """Of a finished job. The file itself is read only where an older version left no description of it."""
-    about = json.loads(files.read(f"{job}.json")) if files.exists(f"{job}.json") else {}
-    seconds = about.get("seconds")
-    if "file" in about:
-        stages = {stage: (count, side) for stage, (count, side) in about["stages"].items()}
-        return About(FileEntry(**about["file"]), stages, seconds)
+    description = json.loads(files.read(f"{job}.json")) if files.exists(f"{job}.json") else {}
+    seconds = description.get("seconds")
+    if "file" in description:
+        stages = {stage: (count, side) for stage, (count, side) in description["stages"].items()}
+        return About(FileEntry(**description["file"]), stages, seconds)
     data = files.read(file_name(job))
     return About(describe_bytes(data, f"files/{file_name(job)}"), stages_in(data), seconds)
 

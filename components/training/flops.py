@@ -144,33 +144,35 @@ def _train(
 ) -> None:
     """What the task of this training does with the global batch, as far as it costs products."""
     samples = training.optimization.global_batch_size
-    given = _conditions(training, dataset_info, samples)
+    conditions = _conditions(training, dataset_info, samples)
     match training:
         case AutoencoderTraining():
             _train_autoencoder(training, networks[0], [*networks[1:]], heard=step > training.losses.discriminator_start)
         case GANTraining():
-            _train_gan(training, networks[0], networks[1], given.get("label"))
+            _train_gan(training, networks[0], networks[1], conditions.get("label"))
         case ContrastiveTraining():
             _train_contrastive(networks[0], _image(samples, 3, training.data.resolution), dataset_info.text_length)
         case DiffusionTraining():
             side = training.data.crop_size or training.data.resolution
-            given |= _images_given(training, side)
-            _learn(networks[0], _image(samples, training.data.in_channels, side), torch.empty(samples), **given)
+            conditions |= _images_given(training, side)
+            _learn(networks[0], _image(samples, training.data.in_channels, side), torch.empty(samples), **conditions)
         case ClassifierTraining():
             _learn(networks[0], _image(samples, 3, training.data.resolution), torch.empty(samples))
         case DiffusionPriorTraining():
-            _learn(networks[0], torch.empty(samples, dataset_info.image_embedding_dim), torch.empty(samples), **given)
+            _learn(
+                networks[0], torch.empty(samples, dataset_info.image_embedding_dim), torch.empty(samples), **conditions
+            )
         case PriorTraining() | MaskedPriorTraining():
             assert grid is not None
             wanted = {"with_text": True} if isinstance(training, PriorTraining) and training.text_loss_weight else {}
-            _learn(networks[0], _ids(samples, grid.height * grid.width), **given, **wanted)
+            _learn(networks[0], _ids(samples, grid.height * grid.width), **conditions, **wanted)
         case PixelTraining():
-            _learn(networks[0], _values(training, grid), **given)
+            _learn(networks[0], _values(training, grid), **conditions)
 
 
-def _learn(network: nn.Module, *inputs: Tensor, **given: Any) -> None:
+def _learn(network: nn.Module, *inputs: Tensor, **conditions: Any) -> None:
     """One network forward, and backward from all that it returns."""
-    output = network(*inputs, **given)
+    output = network(*inputs, **conditions)
     _backward(sum(part.sum() for part in ((output,) if isinstance(output, Tensor) else output)), network)
 
 
@@ -259,19 +261,19 @@ def _conditions(training: AnyTraining, dataset_info: DatasetInfo, samples: int) 
         "image_embedding": (embedding,),
     }
     ids = {"text": (dataset_info.text_length,), "condition": (condition.height * condition.width,) if condition else ()}
-    given = {name: torch.empty(samples, *shape) for name, shape in shapes.items() if name in names}
-    given |= {name: _ids(samples, *shape) for name, shape in ids.items() if name in names}
-    return given | ({"label": _ids(samples)} if "label" in names else {})
+    conditions = {name: torch.empty(samples, *shape) for name, shape in shapes.items() if name in names}
+    conditions |= {name: _ids(samples, *shape) for name, shape in ids.items() if name in names}
+    return conditions | ({"label": _ids(samples)} if "label" in names else {})
 
 
 def _images_given(training: DiffusionTraining, side: int) -> dict[str, Tensor]:
     """The images that a diffusion model is given with x_t."""
-    samples, given = training.optimization.global_batch_size, dict[str, Tensor]()
+    samples, conditions = training.optimization.global_batch_size, dict[str, Tensor]()
     if training.image_channels:
-        given["condition_image"] = _image(samples, training.image_channels, side)
+        conditions["condition_image"] = _image(samples, training.image_channels, side)
     if training.low_res is not None:
-        given |= {"low_res": _image(samples, training.data.in_channels, side), "noise_level": _ids(samples)}
-    return given
+        conditions |= {"low_res": _image(samples, training.data.in_channels, side), "noise_level": _ids(samples)}
+    return conditions
 
 
 def _values(training: PixelTraining, grid: TokenGrid | None) -> Tensor:

@@ -30,14 +30,7 @@ from components.training.results import ModelDescription, write_model
 from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
-from tests.tiny_text_image import (
-    classifier_config,
-    classifier_task,
-    contrastive_config,
-    contrastive_task,
-    prior_config,
-    prior_task,
-)
+from tests.tiny_text_image import TEXT_IMAGE
 from tests.tiny_training import (
     DATASET_INFO,
     assert_close,
@@ -49,11 +42,6 @@ from tests.tiny_training import (
 )
 
 STEPS, MORE, ROOM = 2, 3, 2
-TEXT_IMAGE = {
-    "contrastive": (contrastive_config, contrastive_task),
-    "classifier": (classifier_config, classifier_task),
-    "diffusion_prior": (prior_config, prior_task),
-}
 KINDS = ("prior", "masked_prior", "base", "hybrid", "upsampler", "dit", "image_to_image", *TEXT_IMAGE)
 MORE_RANKS = ("prior", "base", "contrastive")  # of which four ranks train one too
 RESUMED = ("base", "contrastive")  # weights of four dimensions, and one of none

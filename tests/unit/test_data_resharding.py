@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.data.errors import ShardError, SourceError
-from components.data.resharding import TarResharder, cut
+from components.data.parts import even_parts
+from components.data.resharding import TarResharder
 from components.data.source_check import check_outside
 from components.data.sources.webdataset import TarFacts
 from components.data.tars import Group, iterate_shard
@@ -113,7 +114,7 @@ def test_a_tar_of_which_nothing_can_be_decoded_is_counted(tmp_path: Path) -> Non
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 65, 1000])
 def test_parts_are_even_and_none_is_larger_than_asked(count: int) -> None:
     keys = [Group(str(number), {}) for number in range(count)]
-    parts = cut(keys, 8)
+    parts = even_parts(keys, 8)
     assert [group for part in parts for group in part] == keys
     sizes = {len(part) for part in parts}
     assert max(sizes) <= 8

@@ -13,12 +13,12 @@ import pytest
 from components.data.listing import list_versions
 from components.storage.artifact import FileEntry
 from components.storage.connection import connect
-from components.storage.store import Store, StoreError, digest_of, in_parallel, read_range, read_url
+from components.storage.store import Store, StoreError, digest_of, read_range, read_url
 from tests.conftest import through_faults
 from tests.emulators import KEY, lack
 from tests.faults.proxy import OVER_TLS, counted
+from tests.stored_files import assert_bytes_arrive
 
-FILES = {f"{number:03d}.bin": np.random.default_rng(number).bytes(2000 + number) for number in range(8)}
 EXTRAS = [("gs", "gcsfs", "gcs"), ("gcs", "gcsfs", "gcs"), ("az", "adlfs", "azure"), ("abfs", "adlfs", "azure")]
 
 
@@ -53,17 +53,7 @@ def bad_network(bucket: str, anew: None, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_whatever_a_network_does_the_bytes_arrive(bad_network: Path, bucket: str, tmp_path: Path):
     store = Store(f"{bucket}/store")
-    for name, data in FILES.items():
-        (tmp_path / name).write_bytes(data)
-    in_parallel(lambda name: store.upload(tmp_path / name, f"sent/{name}"), FILES)
-    in_parallel(lambda name: store.write(f"written/{name}", FILES[name]), FILES)
-    assert all(in_parallel(lambda name: store.write_once(f"once/{name}", FILES[name]), FILES))
-    assert not store.write_once("once/000.bin", b"another")
-    for folder in ("sent", "written", "once"):
-        assert in_parallel(lambda name, folder=folder: store.read(f"{folder}/{name}"), FILES) == [*FILES.values()]
-        assert [info.bytes for info in store.list(folder)] == [len(data) for data in FILES.values()]
-    in_parallel(lambda name: store.download(f"sent/{name}", tmp_path / "back" / name), FILES)
-    assert all((tmp_path / "back" / name).read_bytes() == data for name, data in FILES.items())
+    assert_bytes_arrive(store, tmp_path, files=8)
     store.delete_folder("once")
     assert store.list("once") == []
     for kind in ("read", "write"):

@@ -16,11 +16,10 @@ import s3fs
 
 from components.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
 from components.storage.connection import connect, retried
-from components.storage.store import DamagedFileError, Store, StoreError, digest_of, in_parallel
+from components.storage.store import DamagedFileError, Store, StoreError, digest_of
 from tests.conftest import through_faults
 from tests.faults.proxy import FAULTS, counted
-
-FILES = {f"{number:03d}.bin": np.random.default_rng(number).bytes(2000 + number) for number in range(9)}
+from tests.stored_files import assert_bytes_arrive
 
 
 @pytest.fixture
@@ -37,17 +36,7 @@ def bad_network(s3_bucket: str, s3_server: str, tmp_path: Path, monkeypatch: pyt
 
 def test_whatever_a_network_does_the_bytes_arrive(bad_network: Path, s3_bucket: str, tmp_path: Path):
     store = Store(f"{s3_bucket}/store")
-    for name, data in FILES.items():
-        (tmp_path / name).write_bytes(data)
-    in_parallel(lambda name: store.upload(tmp_path / name, f"sent/{name}"), FILES)
-    in_parallel(lambda name: store.write(f"written/{name}", FILES[name]), FILES)
-    assert all(in_parallel(lambda name: store.write_once(f"once/{name}", FILES[name]), FILES))
-    assert not store.write_once("once/000.bin", b"another")
-    for folder in ("sent", "written", "once"):
-        assert in_parallel(lambda name, folder=folder: store.read(f"{folder}/{name}"), FILES) == [*FILES.values()]
-        assert [info.bytes for info in store.list(folder)] == [len(data) for data in FILES.values()]
-    in_parallel(lambda name: store.download(f"sent/{name}", tmp_path / "back" / name), FILES)
-    assert all((tmp_path / "back" / name).read_bytes() == data for name, data in FILES.items())
+    assert_bytes_arrive(store, tmp_path, files=9)
     for kind in ("read", "write"):
         assert {fault for where, fault in counted(bad_network) if where == kind} == set(FAULTS)
 

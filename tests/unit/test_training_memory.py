@@ -22,21 +22,9 @@ from components.training.parallel import ALONE
 from components.training.reporting import Reporter
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import break_off, forwards, limit_memory, limit_memory_of_backward, network_of, out_of_memory
-from tests.tiny_text_image import (
-    classifier_config,
-    classifier_task,
-    contrastive_config,
-    contrastive_task,
-    prior_config,
-    prior_task,
-)
+from tests.tiny_text_image import TEXT_IMAGE
 from tests.tiny_training import KINDS, assert_equal_bits, batches, config_of, make_task, rows_at, weights_of
 
-OTHERS = {
-    "contrastive": (contrastive_config, contrastive_task),
-    "diffusion_prior": (prior_config, prior_task),
-    "classifier": (classifier_config, classifier_task),
-}
 ROOM = 2  # samples at a time, of 8
 
 
@@ -47,8 +35,8 @@ def one_thread() -> None:
 
 def made(kind: str, **changes: Any) -> tuple[Any, Any]:
     """(configuration without dropout, task)."""
-    if kind in OTHERS:
-        make_config, make = OTHERS[kind]
+    if kind in TEXT_IMAGE:
+        make_config, make = TEXT_IMAGE[kind]
         config = make_config(total_steps=6, **changes)
         return config, make(config)
     plain = {} if kind in ("tokenizer", "gan", "dit") else {"dropout": 0.0}
@@ -74,7 +62,7 @@ def is_same(a: Any, b: Any) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+@pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE])
 def test_a_number_that_was_found_trains_as_one_that_was_told_bit_for_bit(kind: str, tmp_path: Path) -> None:
     config, told = made(kind)
     told.max_batch = ROOM
@@ -87,7 +75,7 @@ def test_a_number_that_was_found_trains_as_one_that_was_told_bit_for_bit(kind: s
     assert_equal_bits(weights_of(task), weights_of(told))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, "gan"])
+@pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE, "gan"])
 def test_tries_leave_task_and_generators_as_they_were(kind: str, tmp_path: Path) -> None:
     """Those of a run that goes on after 3 steps; some tries break off halfway, and the last ones succeed."""
     config, first = made(kind)
@@ -109,7 +97,7 @@ def saved(task: Task, folder: Path) -> Path:
     return folder / "state.pt"
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, "gan"])
+@pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE, "gan"])
 def test_nothing_stays_of_a_step_that_broke_off_between_its_parts(kind: str) -> None:
     (config, undisturbed), task, other = made(kind), made(kind)[1], made(kind)[1]
     undisturbed.max_batch = task.max_batch = 4
@@ -264,7 +252,7 @@ def test_an_error_that_is_not_of_memory_is_no_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("told", "share"), [(2, 8), (None, 4)])
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, "gan"])
+@pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE, "gan"])
 def test_evaluation_and_previews_take_no_more_at_a_time_than_training(kind: str, told: int | None, share: int) -> None:
     config, task = made(kind, global_batch_size=share)
     task.max_batch = told

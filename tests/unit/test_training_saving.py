@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,18 @@ def soon(condition: Any) -> None:
     raise AssertionError("it never was")
 
 
+@contextmanager
+def held_back(store: SlowStore, training: Training) -> Iterator[None]:
+    """Inside, training waits with its second checkpoint, for the store has not taken the first; then it ends."""
+    with ThreadPoolExecutor(1) as thread:
+        trained = thread.submit(training.fit)
+        soon(lambda: training.waits == 2 or trained.done())
+        time.sleep(HELD)
+        yield
+        store.open.set()
+        trained.result()
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -118,13 +131,8 @@ def test_training_goes_on_while_one_checkpoint_is_sent_and_waits_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, training = SlowStore(monkeypatch), Training(tmp_path, monkeypatch)
-    with ThreadPoolExecutor(1) as thread:
-        trained = thread.submit(training.fit)
-        soon(lambda: training.waits == 2 or trained.done())
-        time.sleep(HELD)
+    with held_back(store, training):
         reached = (training.step, [*store.came], training.on_disk())
-        store.open.set()
-        trained.result()
     assert reached == (10, NAMES[:1], 1)
     assert store.came == NAMES
     assert training.on_disk() == 0
@@ -174,12 +182,8 @@ def test_seconds_that_checkpoints_hold_training_are_logged_once_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, training = SlowStore(monkeypatch), Training(tmp_path, monkeypatch)
-    with ThreadPoolExecutor(1) as thread:
-        trained = thread.submit(training.fit)
-        soon(lambda: training.waits == 2 or trained.done())
-        time.sleep(HELD)
-        store.open.set()
-        trained.result()
+    with held_back(store, training):
+        pass
     rows = {row["step"]: row for row in training.recorder.lines("metrics") if "checkpoint_hold_seconds" in row}
     assert [*rows] == [6, 12, 16]  # the first that are logged after 5, 10 and 15
     for step, row in rows.items():

@@ -5,7 +5,6 @@ of the set, and each is read once.
 """
 
 import fnmatch
-import hashlib
 import logging
 import posixpath
 from collections import Counter
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from components.data.errors import SourceError
 from components.data.listing import FileVersion, list_versions
+from components.data.shards import order_of
 from components.data.sources.columns import COMMON, NAMES, Columns, Meaning, TableColumns, find_columns, first_caption
 from components.data.sources.features import class_names
 from components.data.sources.parquet_rows import NO_LABEL, ParquetReader, is_damage, open_parquet
@@ -102,7 +102,7 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
     if _is_sorted([item.label for run in runs for item in run]):
         logger.warning("%s: rows lie sorted by class, so that batches mix few of them; write them shuffled", path)
     # Another hash than that of the split, as `open_source` has it.
-    runs.sort(key=lambda run: hashlib.sha256(f"order {run[0].key}".encode()).digest())
+    runs.sort(key=lambda run: order_of(run[0].key))
     items = [item for run in runs for item in run]
     keyed = (item._replace(key=key) for item, key in zip(items, safe_keys([item.key for item in items]), strict=True))
     reader = ParquetReader(found.folder, str(found.table.first("image")))
