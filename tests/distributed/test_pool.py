@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from components.execution import Resources
 from components.pool import IN_HAND, Later, Pool
 from components.storage.store import Store
+from tests.waiting import eventually
 
 SECONDS = 120  # to wait for what must come
 TWO = Resources(num_actors=2, cpus_per_worker=0.1)
@@ -30,19 +31,12 @@ def place(ray_cluster: None, tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def wait_for(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not there():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.02)
-
-
 def after_all_others(place: Store, total: int) -> Callable[[int], int]:
     """A part 0 that ends when all others have."""
 
     def work(part: int) -> int:
         if part == 0:
-            wait_for(lambda: len(place.list()) == total - 1)
+            assert eventually(lambda: len(place.list()) == total - 1, SECONDS)
         else:
             place.write(str(part), b"")
         return 10 * part

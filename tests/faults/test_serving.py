@@ -34,6 +34,7 @@ from tests.conftest import free_port, wait_for
 from tests.faults.cluster import Nodes, nodes, processes
 from tests.faults.conftest import Record
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 NAME = "image-cascade-tiny"
@@ -99,7 +100,7 @@ class Service(NamedTuple):
         with ThreadPoolExecutor(CLIENTS) as pool:
             clients = [pool.submit(client) for _ in range(CLIENTS)]
             try:
-                wait_until_so(lambda: len(answers) >= count // 3)
+                assert eventually(lambda: len(answers) >= count // 3, seconds=180)
                 disturb()
             finally:
                 done.set()
@@ -118,14 +119,7 @@ class Service(NamedTuple):
 
     def healthy(self) -> None:
         """Wait until an image is made again."""
-        wait_until_so(lambda: self.ask(1).status == 200)
-
-
-def wait_until_so(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        assert eventually(lambda: self.ask(1).status == 200, seconds=180)
 
 
 def generation(url: str, body: dict[str, Any]) -> urllib.request.Request:
@@ -214,7 +208,7 @@ def test_a_moved_alias_mixes_no_request_and_loses_none(service: Service, record:
 
     def move() -> None:
         service.registry.set_registered_model_alias(NAME, "champion", after)
-        wait_until_so(lambda: all(service.ask(seed).version == after for seed in range(8)))
+        assert eventually(lambda: all(service.ask(seed).version == after for seed in range(8)), seconds=180)
 
     answers = service.under_way(100, move)
     counts = service.check(answers)

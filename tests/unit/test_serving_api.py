@@ -22,6 +22,7 @@ from components.serving.messages import Card, Event, FinishedImage, ImageJob, Re
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
 from tests.serving_documents import COMMAND, OPENAPI, openapi_text
+from tests.waiting import eventually
 
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
 GENERATIONS = "/v1/images/generations"
@@ -218,12 +219,17 @@ def test_a_failure_that_nobody_foresaw_says_nothing_of_what_was_inside(
     assert "RuntimeError in test_serving_api.py:" in caplog.text
 
 
+def request_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "cascade.serving"]
+
+
 def test_a_request_is_a_line_of_the_log_without_prompt_or_key(address: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="cascade.serving"):
         headers = {"Authorization": "Bearer secret"}
         HTTP.post(address + GENERATIONS, json={"model": "tiny", "prompt": "red", "n": 2}, headers=headers)
         HTTP.get(address + "/etc/secret%0Aline")
-    lines = [record.getMessage() for record in caplog.records if record.name == "cascade.serving"]
+        assert eventually(lambda: len(request_lines(caplog)) == 2)  # written after the answer was sent
+    lines = request_lines(caplog)
     assert re.fullmatch(r"POST /v1/images/generations 200 \d+\.\d{3} s model=tiny images=2", lines[0])
     assert re.fullmatch(r"GET - 404 \d+\.\d{3} s model=- images=0", lines[1])
 

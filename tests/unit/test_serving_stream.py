@@ -5,7 +5,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,6 +20,7 @@ from components.serving.messages import Event, FinishedImage, ImageJob, Partial,
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, served, settings_of
 from tests.tiny_cascade import write_cascade
+from tests.waiting import eventually
 
 STOPPED = "the model stopped before its images were made; try again"
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
@@ -149,15 +150,6 @@ def started(url: str, body: dict) -> socket.socket:
 def connected(url: str) -> socket.socket:
     place = urlsplit(url)
     return socket.create_connection((place.hostname, place.port), timeout=20)
-
-
-def eventually(holds: Callable[[], object], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from components.serving.versions import Versions, find_version
 from components.tracking.names import shown_source
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
+from tests.waiting import eventually
 
 RED = Request(prompt="red apple", seed=3, generator="diffusion")
 
@@ -72,19 +73,12 @@ def broken(cascade: Path, folder: Path) -> Path:
     return copied
 
 
-def until(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return true()
-
-
 def test_an_alias_that_moves_changes_who_answers_and_not_who_answered(registry, folder, other):
     watched = versions(CHAMPION, registry.uri)
     first = watched.current
     assert (first.number, first.card.version) == ("1", "1")
     registry.promote("2")
-    assert until(lambda: watched.current.number == "2")
+    assert eventually(lambda: watched.current.number == "2")
     watched.close()
     assert watched.current.card.version == "2"
     (old,), (new,) = first.cascade.sample([RED]), watched.current.cascade.sample([RED])
@@ -97,7 +91,7 @@ def test_an_alias_that_moves_back_changes_it_back(registry):
     registry.promote("2")
     watched = versions(CHAMPION, registry.uri)
     registry.promote("1")
-    assert until(lambda: watched.current.number == "1")
+    assert eventually(lambda: watched.current.number == "1")
     watched.close()
 
 
@@ -112,12 +106,12 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_and_is_tried_once
     watched = versions(CHAMPION, registry.uri)
     with caplog.at_level(logging.WARNING, "cascade.serving"):
         registry.promote("3")
-        assert until(lambda: "can't be loaded" in caplog.text)
+        assert eventually(lambda: "can't be loaded" in caplog.text)
         time.sleep(0.6)
     assert caplog.text.count("can't be loaded") == 1
     assert watched.current.number == "1"
     registry.promote("2")
-    assert until(lambda: watched.current.number == "2")
+    assert eventually(lambda: watched.current.number == "2")
     watched.close()
 
 
@@ -125,12 +119,12 @@ def test_a_registry_that_is_away_is_told_once_and_found_again(registry, caplog):
     watched, database = versions(CHAMPION, registry.uri), Path(registry.uri.removeprefix("sqlite:///"))
     with caplog.at_level(logging.WARNING, "cascade.serving"):
         registry.client.delete_registered_model_alias(NAME, "champion")
-        assert until(lambda: "version 1 goes on" in caplog.text)
+        assert eventually(lambda: "version 1 goes on" in caplog.text)
         time.sleep(0.6)
     assert caplog.text.count("version 1 goes on") == 1
     assert database.is_file()
     registry.promote("2")
-    assert until(lambda: watched.current.number == "2")
+    assert eventually(lambda: watched.current.number == "2")
     watched.close()
 
 
