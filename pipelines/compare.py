@@ -8,7 +8,7 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.data.errors import SourceError
 from components.evaluation.comparison_page import Comparison, SystemResult, comparison_table, render_comparison
-from components.evaluation.measure import DistanceRow
+from components.evaluation.measure import HELD_OUT, DistanceRow
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from pipelines import driver
@@ -20,7 +20,6 @@ from pipelines.workflow import UsageError, nearest
 
 PAGE, SEEDS = "compare.html", "compare.json"
 SYSTEMS: dict[str, System] = {recipe.__name__: system for recipe, system in TAXONOMY.items()}
-HELD_OUT = "held-out images"
 LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one is only that of a tractable density
     "held_out_bits_per_dim": "bound",
     "estimated_held_out_bits_per_dim": "estimated bound",

@@ -63,11 +63,11 @@ def asked_like(like: Like, cascade: Cascade, *, sampling: tuple[tuple[str, str, 
     Args:
         sampling: of `--set`; an option is stronger than what the image has for the same setting of a stage.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    request = cascade.with_generator(like.request._replace(**given))
+    replacing = {name: value for name, value in options.items() if value is not None}
+    request = cascade.with_generator(like.request._replace(**replacing))
     maker = cascade.makers.get(str(request.generator))
     first = "" if maker is None else maker.first.name
-    replaced = {(STAGES.get(name, first), SETTINGS.get(name, name)) for name in given}
+    replaced = {(STAGES.get(name, first), SETTINGS.get(name, name)) for name in replacing}
     kept = [each for each in request.sampling if each[:2] not in replaced]
     return request._replace(sampling=stage_settings(nested_settings((*kept, *sampling))))
 

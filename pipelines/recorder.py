@@ -136,8 +136,8 @@ class RunRecorder:
         self._save_curve(event.stage)
 
     def _progress(self, event: events.Progress) -> None:
-        given = {name: value for name, value in event._asdict().items() if name != "stage" and value is not None}
-        self._set(event.stage, note="", **given)
+        changed = {name: value for name, value in event._asdict().items() if name != "stage" and value is not None}
+        self._set(event.stage, note="", **changed)
         if event.unit == "step" and event.step == event.total:  # before the stage commits, and may be cached
             self._save_curve(event.stage)
 

@@ -49,12 +49,12 @@ def translate_image(
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            given = {
+            options = {
                 "image": image_bytes("--image", image),
                 "mask": None if mask is None else image_bytes("--mask", mask),
             }
             known = read_like(like)
-            known.check_given(**given)
+            known.check_given(**options)
             source = source_of(named_model(model, known), tracking)
             cascade = load_cascade(source.address, tracking)
             generator = next((name for name in WORK_ON_IMAGES if name in cascade.generators), None)
@@ -71,7 +71,7 @@ def translate_image(
                 steps=steps,
                 sampler=sampler,
                 guidance_scale=guidance_scale,
-                **given,
+                **options,
                 sampling=read_settings(settings),
             )
             requests = [asked._replace(seed=asked.seed + number) for number in range(count)]

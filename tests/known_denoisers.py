@@ -57,7 +57,7 @@ def best_denoiser(objective: Objective, mean: Tensor, covariance: Tensor) -> Cal
 
 
 def moments(
-    objective: Objective, num_inference_steps: int, mean: Tensor, covariance: Tensor, *, draws: bool, **how: Any
+    objective: Objective, num_inference_steps: int, mean: Tensor, covariance: Tensor, *, draws: bool, **settings: Any
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance that a chain produces, exactly: it is affine, so unit noises one at a time are enough.
 
@@ -76,7 +76,7 @@ def moments(
         num_inference_steps=num_inference_steps,
         noise=lambda step: rows[step + 1],
         threshold="none",
-        **how,
+        **settings,
     ).flatten(1)
     response = generated[1:] - generated[0]
     return generated[0], response.T @ response

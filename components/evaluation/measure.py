@@ -36,7 +36,7 @@ from components.evaluation.precision_recall import NEIGHBORS, precision_recall
 from components.pool import Pool
 from components.storage.store import Store
 
-REFERENCE = "training images"
+REFERENCE, HELD_OUT = "training images", "held-out images"
 
 
 class MeasureConfig(Config):
@@ -168,9 +168,9 @@ def compared_sets(
     Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
     """
     side = trained[0].resolution
-    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), "held-out images": ImageSet(tuple(held_out), "scale")}
+    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
     counts = [ImageSet(stage.parts, "model").num_images for stage in made]
-    count = max(counts, default=sets["held-out images"].num_images)
+    count = max(counts, default=sets[HELD_OUT].num_images)
     for small in sorted({stage.side for stage in made if stage.side < side}):
         parts = tuple(ShrunkImages(part, small) for part in spread(trained, count, seed=seed))
         sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
@@ -189,7 +189,7 @@ def window_sets(
 ) -> dict[str, ImageSet]:
     """Windows of training images, first, for they are the reference; of held-out ones; and of larger images made."""
     wholes = {f"{REFERENCE} of {trained[0].resolution}²": ImageSet(tuple(trained), "scale")}
-    wholes["held-out images"] = ImageSet(tuple(held_out), "scale")
+    wholes[HELD_OUT] = ImageSet(tuple(held_out), "scale")
     wholes |= {made_name(stage): ImageSet(stage.parts, "model") for stage in made if stage.side > side}
     return {
         f"windows of {side}² of {name}": ImageSet(

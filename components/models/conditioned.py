@@ -125,18 +125,18 @@ class ConditionedNetwork(nn.Module):
         Raises:
             ValueError: one is missing, is one that the network was not built for, or is an image of another size.
         """
-        given = {name: value for name, value in conditions.items() if value is not None}
+        present = {name: value for name, value in conditions.items() if value is not None}
         for name in self.conditions:
-            if name not in given:
+            if name not in present:
                 raise ValueError(f"this network is conditioned on {name}")
-        for name in given:
+        for name in present:
             if name not in self.conditions and name not in self.ignored:
                 raise ValueError(f"this network is not conditioned on {name}")
         for name in ("low_res", "condition_image"):
-            if name in given and given[name].shape[2:] != x_t.shape[2:]:
-                sizes = [" x ".join(map(str, image.shape[2:])) for image in (given[name], x_t)]
+            if name in present and present[name].shape[2:] != x_t.shape[2:]:
+                sizes = [" x ".join(map(str, image.shape[2:])) for image in (present[name], x_t)]
                 raise ValueError(f"{name} has {sizes[0]} pixels, x_t has {sizes[1]}")
-        return given
+        return present
 
     def concatenated(self, x_t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """x_t with the images among its conditions, (B, input_channels, H, W).

@@ -75,9 +75,9 @@ class DiT(ConditionedNetwork):
         """
         if x_t.shape[2:] != (self.resolution, self.resolution):
             raise ValueError(f"x_t is {x_t.shape[2]} x {x_t.shape[3]}, this network takes {self.resolution} squared")
-        given = self.checked(x_t, conditions)
-        embedding = F.silu(self.embed(time, given)[0])  # (B, D)
-        x = self.patches(self.concatenated(x_t, given))
+        present = self.checked(x_t, conditions)
+        embedding = F.silu(self.embed(time, present)[0])  # (B, D)
+        x = self.patches(self.concatenated(x_t, present))
         x = rearrange(x, "b d h w -> b (h w) d") + self.positions
         for block in self.blocks:
             x = block(x, embedding)

@@ -131,10 +131,10 @@ class UNet(ConditionedNetwork):
         Raises:
             ValueError: a condition is missing, is one that the network was not built for, or is of another size.
         """
-        given = self.checked(x_t, conditions)
-        embedding, context = self.embed(time, given)
+        present = self.checked(x_t, conditions)
+        embedding, context = self.embed(time, present)
         embedding = F.silu(embedding)  # (B, D)
-        h = self.conv_in(self.concatenated(x_t, given))
+        h = self.conv_in(self.concatenated(x_t, present))
         skips = [h]
         for layers in self.down:
             h = layers(h, embedding, context)

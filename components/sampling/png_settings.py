@@ -68,8 +68,8 @@ def settings_of(request: Request, *, model: str, version: str | None) -> dict[st
     needs = [name for name in IMAGES if asked.pop(name, None) is not None]
     asked |= {"size": "{}x{}".format(*request.size)} if request.size else {}
     asked |= {"sampling": nested_settings(request.sampling)} if request.sampling else {}
-    about = {"model": model} | ({} if version is None else {"version": version})
-    return about | asked | ({"needs": needs} if needs else {})
+    origin = {"model": model} | ({} if version is None else {"version": version})
+    return origin | asked | ({"needs": needs} if needs else {})
 
 
 def request_of(settings: Mapping[str, Any]) -> Request:

@@ -53,10 +53,10 @@ class RequestRow(pydantic.BaseModel):
         return cls(**asked | {name: base64.b64encode(asked[name]).decode() for name in IMAGES if name in asked})
 
     def request(self) -> Request:
-        given: dict[str, Any] = {name: value for name, value in self if value is not None and name in Request._fields}
-        given |= {name: base64.b64decode(given[name]) for name in IMAGES if name in given}
-        given |= {"size": read_size(given["size"])} if "size" in given else {}
-        return Request(**given | {"sampling": self.settings()})
+        fields: dict[str, Any] = {name: value for name, value in self if value is not None and name in Request._fields}
+        fields |= {name: base64.b64decode(fields[name]) for name in IMAGES if name in fields}
+        fields |= {"size": read_size(fields["size"])} if "size" in fields else {}
+        return Request(**fields | {"sampling": self.settings()})
 
     def settings(self) -> tuple[tuple[str, str, Any], ...]:
         """The sampling settings that the row changes. Raises ValueError for what is no such JSON."""

@@ -60,8 +60,8 @@ def measure_agreement(
     that holds nothing out is asked for what is known of its training images.
     """
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
-    given: dict[AskedBy, Artifact | None] = {"label": judge, "prompt": matcher}
-    judges = {by: model for by, model in given.items() if model is not None}
+    models: dict[AskedBy, Artifact | None] = {"label": judge, "prompt": matcher}
+    judges = {by: model for by, model in models.items() if model is not None}
     with context.pool() as pool:
         plan = pool.call(partial(plan_agreement, config, index, cascade, judges))
         jobs = [asked.job for made in plan.made.values() for group in made.values() for asked in group]

@@ -48,19 +48,21 @@ def train_prior(
     `condition` holds tokens of condition images with the same keys. Raises TokensError, before anything is started,
     if the inputs don't fit each other; TrainingError if the losses stop being finite or workers fail too often.
     """
-    about, grid = tokens.metadata, grid_of(tokens)
+    metadata, grid = tokens.metadata, grid_of(tokens)
     check_condition(condition, wanted="condition" in config.conditioning.conditions)
     if condition is not None:
         with context.pool() as pool:
             pool.call(partial(check_aligned, tokens, condition))
     dataset_info = DatasetInfo(
-        num_classes=len(about["classes"]), condition=None if condition is None else grid_of(condition), **about["text"]
+        num_classes=len(metadata["classes"]),
+        condition=None if condition is None else grid_of(condition),
+        **metadata["text"],
     )
     if tokenizer is not None:
         network = describe_autoencoder(tokenizer)
         check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
     numbers = config.optimization.model_dump(include={"global_batch_size", "seed", "total_steps"})
-    settings = {"role": "prior", "grid": about["grid"], "classes": about["classes"]}
+    settings = {"role": "prior", "grid": metadata["grid"], "classes": metadata["classes"]}
     texts = {BPE: tokens.read(BPE).decode()} if "text" in config.conditioning.conditions else {}
     trained = train(
         partial(

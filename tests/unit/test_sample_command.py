@@ -251,8 +251,8 @@ def test_the_command_takes_the_options_and_ends_in_exit_code_2(folder: Path, tmp
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: base.sampler: Input should be 'ddpm'")
     assert len(done.stderr.strip().splitlines()) == 1
-    how = ["--sampler", "ddim", "--classifier-scale", "2", "--out", "made"]
-    made = subprocess.run([*command, *how], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    options = ["--sampler", "ddim", "--classifier-scale", "2", "--out", "made"]
+    made = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stderr
     image = tmp_path / "made" / "1-diffusion-0000.png"
     like = [*command[:4], "--like", str(image), "--out", "again"]

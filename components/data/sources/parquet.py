@@ -101,7 +101,6 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
     if _is_sorted([item.label for run in runs for item in run]):
         logger.warning("%s: rows lie sorted by class, so that batches mix few of them; write them shuffled", path)
-    # Another hash than that of the split, as `open_source` has it.
     runs.sort(key=lambda run: order_of(run[0].key))
     items = [item for run in runs for item in run]
     keyed = (item._replace(key=key) for item, key in zip(items, safe_keys([item.key for item in items]), strict=True))
