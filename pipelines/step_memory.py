@@ -116,12 +116,11 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
         needed = kept.needed(recompute=setting.recompute, sharded=setting.sharded)
         most = int((room - held - needed.fixed) // max(1, needed.sample))
         if most >= 1:
-            changes = [f"`max_batch_per_device: {most}`"] if most < samples else []
-            changes += ["`sharding: full`"] if setting.sharded > own.sharded else []
-            changes = [f"{' and '.join(changes)} in the profile"] if changes else []
-            changes += (
-                [f"`--set {stage.name}.gradient_checkpointing=true`"] if setting.recompute > own.recompute else []
-            )
+            profile = [f"`max_batch_per_device: {most}`"] if most < samples else []
+            profile += ["`sharding: full`"] if setting.sharded > own.sharded else []
+            changes = [f"{' and '.join(profile)} in the profile"] if profile else []
+            if setting.recompute > own.recompute:
+                changes.append(f"`--set {stage.name}.gradient_checkpointing=true`")
             return f"{' with '.join(changes)} fits" + (PARTS_MATTER if most < samples and drops(stage) else "")
     return "no batch fits; take a GPU with more memory, or a smaller model"
 

@@ -8,7 +8,7 @@ Not counted is what lives for a moment (outputs that nothing needs later, gradie
 kernels), what fragments a GPU's memory, and what frozen networks that make columns need. Compiled blocks keep less.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,6 +57,12 @@ class Linear(NamedTuple):
     fixed: int
     sample: int
 
+    @classmethod
+    def through(cls, once: int, twice: int, *, unit: int) -> "Linear":
+        """Of what `unit` samples keep, and twice as many."""
+        sample = (twice - once) // unit
+        return cls(once - unit * sample, sample)
+
     def of(self, samples: int) -> int:
         return self.fixed + samples * self.sample
 
@@ -97,16 +103,26 @@ def activations(
             once, twice = (step_keeps(task, batch) for batch in batches)
         except (NotImplementedError, RuntimeError) as error:  # what torch says where a shape depends on numbers
             raise UncountedError(f"its step reads numbers of the device: {str(error).splitlines()[0]}") from error
-    samples = [(two - one) // unit for one, two in zip(once, twice, strict=True)]
-    return Activations(*(Linear(one - unit * each, each) for one, each in zip(once, samples, strict=True)))
+    pairs = list(zip(once, twice, strict=True))  # a GAN's step has two passes: at most the larger one's is kept
+    blocks = [block for one, two in pairs for block in zip(one.blocks, two.blocks, strict=True)]
+    return Activations(
+        whole=largest(Linear.through(one.whole, two.whole, unit=unit) for one, two in pairs),
+        recomputed=largest(Linear.through(one.recomputed, two.recomputed, unit=unit) for one, two in pairs),
+        block=largest(Linear.through(*block, unit=unit) for block in blocks),
+    )
 
 
-def step_keeps(task: Any, batch: Batch) -> Kept:
-    """Bytes that a step with this batch keeps at most at a time, on any device: of a GAN's two passes, the larger's."""
+def largest(lines: Iterable[Linear]) -> Linear:
+    """What is never below any of these."""
+    fixed, sample = zip(*lines, strict=True)
+    return Linear(max(fixed), max(sample))
+
+
+def step_keeps(task: Any, batch: Batch) -> list[Kept]:
+    """What the passes of a step with this batch keep, one after another, on any device."""
     networks = [value.network for value in vars(task).values() if isinstance(value, Learner)]
     step = task.config.optimization.total_steps
-    kept = [kept_by(forward, *networks) for forward in passes(task, batch, step=step)]
-    return Kept(*map(max, zip(*kept, strict=True)))
+    return [kept_by(forward, *networks) for forward in passes(task, batch, step=step)]
 
 
 def passes(task: Any, batch: Batch, *, step: int) -> list[Callable[[], Any]]:

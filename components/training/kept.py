@@ -25,7 +25,7 @@ class Kept(NamedTuple):
 
     whole: int
     recomputed: int  # where blocks keep only what goes into them
-    block: int  # of the largest block, while it is computed again
+    blocks: tuple[int, ...]  # of each block more, while it is computed again
 
 
 class Keeping:
@@ -67,7 +67,7 @@ class Keeping:
         for storages in self.inside:
             whole |= storages
         blocks = [bytes_of({key: storages[key] for key in storages.keys() - recomputed}) for storages in self.inside]
-        return Kept(bytes_of(whole), bytes_of(recomputed), max(blocks, default=0))
+        return Kept(bytes_of(whole), bytes_of(recomputed), tuple(blocks))
 
 
 def kept_by(forward: Callable[[], Any], *networks: nn.Module) -> Kept:
