@@ -142,6 +142,7 @@ def room_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: Rat
 
 
 def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
+    """One training's, under HEADS."""
     published, whole, step = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step
     own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
     assert step is not None  # of a training
