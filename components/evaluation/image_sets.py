@@ -79,6 +79,26 @@ class ShrunkImages(NamedTuple):
             yield shrink(images, self.side)
 
 
+class WindowImages(NamedTuple):
+    """A square window of each image, anywhere in it: details at their own size, where a whole image would be reduced
+    to what the feature network takes (patch FID; Chai et al., 2022, "Any-resolution Training for High-resolution Image
+    Synthesis")."""
+
+    images: ImagePart
+    side: int  # of the windows, at most that of the images
+    seed: tuple[int, int]  # of the set, and number of the part
+
+    @property
+    def num_images(self) -> int:
+        return self.images.num_images
+
+    def batches(self) -> Iterator[np.ndarray]:
+        generator, side = np.random.default_rng(self.seed), self.side
+        for images in self.images.batches():
+            corners = generator.integers(0, images.shape[1] - side + 1, (len(images), 2))
+            yield np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])
+
+
 class NoiseImages(NamedTuple):
     """Independent uniform pixels: what an untrained model may look like."""
 

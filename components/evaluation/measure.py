@@ -28,6 +28,7 @@ from components.evaluation.image_sets import (
     Purpose,
     ShardImages,
     ShrunkImages,
+    WindowImages,
     noise_parts,
     spread,
 )
@@ -83,34 +84,30 @@ def measure_distances(
 
 
 def distance_rows(
-    sets: Sequence[FeatureSet], work: Store, *, pool: Pool, seed: int, refined: bool = False
+    sets: Sequence[FeatureSet], work: Store, *, pool: Pool, seed: int, refined: bool = False, reference: str = REFERENCE
 ) -> list[DistanceRow]:
     """As `measure_distances`, from the files of the features; the workers take the sets in turn.
 
     Args:
         refined: with errors, precision and recall, which take most of the time.
+        reference: name of the set that the others are measured to.
     """
-    (references,) = (images.files for images in sets if images.name == REFERENCE)
-    ordered = sorted(sets, key=is_other)
-    return list(pool.map(partial(RowMeasurer, work, references, seed=seed, refined=refined), ordered))
-
-
-def is_other(images: FeatureSet) -> bool:
-    """Whether a set is not the reference."""
-    return images.name != REFERENCE
+    (to,) = (images for images in sets if images.name == reference)
+    ordered = [to, *(images for images in sets if images is not to)]
+    return list(pool.map(partial(RowMeasurer, work, to, seed=seed, refined=refined), ordered))
 
 
 class RowMeasurer:
     """One worker of the pool. It has the features of the reference in memory, and those of one other set."""
 
-    def __init__(self, work: Store, references: Sequence[str], *, seed: int, refined: bool) -> None:
-        self.work, self.seed, self.refined = work, seed, refined
-        self.references = read_features(work, references)
+    def __init__(self, work: Store, to: FeatureSet, *, seed: int, refined: bool) -> None:
+        self.work, self.to, self.seed, self.refined = work, to, seed, refined
+        self.references = read_features(work, to.files)
         self.reference = gaussian_of(self.references)
 
     def __call__(self, images: FeatureSet) -> DistanceRow:
-        if not is_other(images):
-            return halves_row(self.references, seed=self.seed)
+        if images == self.to:
+            return halves_row(self.references, name=self.to.name, seed=self.seed)
         vectors = read_features(self.work, images.files)
         row = distance_row(images.name, vectors, self.reference, images.purpose)
         if not self.refined:
@@ -118,10 +115,10 @@ class RowMeasurer:
         return refined_row(row, vectors, references=self.references, reference=self.reference, seed=self.seed)
 
 
-def halves_row(references: np.ndarray, *, seed: int) -> DistanceRow:
-    """How far two halves of the reference, features (R, D), are from each other."""
+def halves_row(references: np.ndarray, *, name: str, seed: int) -> DistanceRow:
+    """How far two halves of the reference of this name, features (R, D), are from each other."""
     distance, count = distance_of_halves(references, seed=seed), len(references) // 2
-    return DistanceRow(name=f"two halves of the {REFERENCE}", distance=distance, samples=count, purpose="scale")
+    return DistanceRow(name=f"two halves of the {name}", distance=distance, samples=count, purpose="scale")
 
 
 def distance_row(name: str, vectors: np.ndarray, reference: Gaussian, purpose: Purpose) -> DistanceRow:
@@ -178,8 +175,25 @@ def compared_sets(
         parts = tuple(ShrunkImages(part, small) for part in spread(trained, count, seed=seed))
         sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
     sets["noise"] = ImageSet(tuple(noise_parts(count, resolution=side, seed=seed)), "scale")
-    for stage in made:
-        about = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
-        name = f"{branch_name(stage.generator)}{about}, {stage.side}²"
-        sets[name] = ImageSet(stage.parts, "model")
-    return sets
+    return sets | {made_name(stage): ImageSet(stage.parts, "model") for stage in made}
+
+
+def made_name(stage: MadeStage) -> str:
+    """What the images of a stage are called in tables."""
+    about = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
+    return f"{branch_name(stage.generator)}{about}, {stage.side}²"
+
+
+def window_sets(
+    trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, side: int, seed: int
+) -> dict[str, ImageSet]:
+    """Windows of training images, first, for they are the reference; of held-out ones; and of larger images made."""
+    wholes = {f"{REFERENCE} of {trained[0].resolution}²": ImageSet(tuple(trained), "scale")}
+    wholes["held-out images"] = ImageSet(tuple(held_out), "scale")
+    wholes |= {made_name(stage): ImageSet(stage.parts, "model") for stage in made if stage.side > side}
+    return {
+        f"windows of {side}² of {name}": ImageSet(
+            tuple(WindowImages(part, side, (seed, number)) for number, part in enumerate(whole.parts)), whole.purpose
+        )
+        for name, whole in wholes.items()
+    }

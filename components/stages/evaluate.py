@@ -27,6 +27,7 @@ from components.evaluation.measure import (
     compared_sets,
     distance_rows,
     packed_reference,
+    window_sets,
 )
 from components.pool import Pool
 from components.stages.context import StageContext
@@ -42,6 +43,7 @@ class EvaluationConfig(MeasureConfig):
     stage_version = 4  # precision, recall and standard errors beside distances
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
+    window: int | None = Field(None, ge=8)  # pixels; larger images are also compared window by window
 
 
 def evaluate(
@@ -118,13 +120,19 @@ def measure(
     )
     held_out = held_out_parts(index, resolution=largest, limit=config.held_out_samples)
     sets = compared_sets(trained, held_out, made, seed=config.seed)
+    has_windows = config.window is not None and config.window < largest
+    windows = window_sets(trained, held_out, made, side=config.window, seed=config.seed) if has_windows else {}
     network, precision = config.feature_network, config.precision
-    measured = measure_features(
-        sets, network=network, precision=precision, work=work, pool=pool, progress=context.report_images
+    found = measure_features(
+        sets | windows, network=network, precision=precision, work=work, pool=pool, progress=context.report_images
     )
+    measured = [images for images in found if images.name in sets]
     if kept:
         measured.append(FeatureSet(RECONSTRUCTED, "model", tuple(job.name for job in kept)))
     rows = distance_rows(measured, work, pool=pool, seed=config.seed, refined=True)
+    if windows:
+        cut = [images for images in found if images.name in windows]
+        rows += distance_rows(cut, work, pool=pool, seed=config.seed, refined=True, reference=next(iter(windows)))
     (references,) = (images.files for images in measured if images.name == REFERENCE)
     reference = pool.call(partial(packed_reference, work, references))
     return sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED)), reference

@@ -233,14 +233,14 @@ def cascade_1024() -> DiffusionBranchRecipe:
 
 
 def cascade_256() -> DiffusionBranchRecipe:
-    """D11: the first two of those stages, the same models, with distances at 64² and at 256²."""
+    """D11: the first two of those stages, the same models, with distances at 64², at 256² and of windows of 64²."""
     whole = cascade_1024()
     return whole.replace(
         name="cascade_256",
         upsamplers=whole.upsamplers[:1],
         sampling=whole.sampling.replace(upsamplers=whole.sampling.upsamplers[:1]),
         samples=whole.samples.replace(measured_samples=256),  # an image of 1024² takes ten times as long
-        evaluation=EVALUATION,
+        evaluation=EVALUATION.replace(window=64),
     )
 
 

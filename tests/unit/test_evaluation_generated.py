@@ -1,7 +1,9 @@
 """Laws of sampling both generators for the report, with a whole tiny cascade and real Ray actors."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from components.evaluation.generated import (
 )
 from components.evaluation.grids import readable
 from components.evaluation.guidance_study import judge
-from components.evaluation.image_sets import shrink
+from components.evaluation.image_sets import WindowImages, in_batches, shrink
 from components.evaluation.job_sampler import sample_job
 from components.events import SilentRecorder
 from components.execution import Resources
@@ -188,6 +190,19 @@ def test_images_are_shown_where_none_are_measured(run: Fixture) -> None:
     assert not any(shown.metadata["measured"].values())
 
 
+class ArrayImages(NamedTuple):
+    """A part whose images are in memory."""
+
+    images: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        return len(self.images)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        return in_batches(self.images)
+
+
 def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) -> None:
     """A stage that was killed goes on: the file of a finished job is taken as it is."""
     context = run.context("samples", key="killed")
@@ -224,6 +239,39 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
     assert rows["training images shrunk to 8²"]["distance"] < rows["noise"]["distance"]
     assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png", "reference.npz"}
     assert report.metadata["held_out_codebook"]["codebook_size"] == 32
+
+
+def test_larger_images_are_also_measured_window_by_window(run: Fixture, samples: Artifact) -> None:
+    context = run.context("evaluation", key="windows")
+    report = evaluate(EvaluationConfig(window=8), context, images=run.images, samples=samples)
+    rows = [row for row in report.metadata["distances"] if "windows" in row["name"]]
+    assert [(row["name"], row["purpose"]) for row in rows] == [
+        ("two halves of the windows of 8² of training images of 16²", "scale"),
+        ("windows of 8² of held-out images", "scale"),
+        ("windows of 8² of diffusion branch: upsampler 16, 16²", "model"),  # the base's are no larger than a window
+        ("windows of 8² of token branch: tokenizer, 16²", "model"),
+    ]
+    assert rows[2]["samples"] == 70
+    assert rows[2]["distance"] != rows[3]["distance"]
+    plain = evaluate(EvaluationConfig(), run.context("evaluation", key="whole"), images=run.images, samples=samples)
+    assert [row for row in report.metadata["distances"] if row not in rows] == plain.metadata["distances"]
+
+
+def test_windows_are_parts_of_their_images_anywhere_in_them_and_the_same_each_time() -> None:
+    place = np.arange(12, dtype=np.uint8)
+    image = np.stack(
+        np.broadcast_arrays(place[:, None], place[None], np.uint8(7)), axis=-1
+    )  # each pixel says where it is
+    part = ArrayImages(np.stack([image] * 70))
+    windows = np.concatenate([*WindowImages(part, 4, (0, 1)).batches()])
+    assert windows.shape == (70, 4, 4, 3)
+    corners = windows[:, 0, 0, :2]
+    for window, (y, x) in zip(windows, corners, strict=True):
+        assert np.array_equal(window, image[y : y + 4, x : x + 4])
+    assert corners.min() == 0
+    assert corners.max() == 8
+    assert np.array_equal(windows, np.concatenate([*WindowImages(part, 4, (0, 1)).batches()]))
+    assert not np.array_equal(windows, np.concatenate([*WindowImages(part, 4, (0, 2)).batches()]))
 
 
 def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:
