@@ -120,8 +120,9 @@ def measure(
     )
     held_out = held_out_parts(index, resolution=largest, limit=config.held_out_samples)
     sets = compared_sets(trained, held_out, made, seed=config.seed)
-    has_windows = config.window is not None and config.window < largest
-    windows = window_sets(trained, held_out, made, side=config.window, seed=config.seed) if has_windows else {}
+    side, windows = config.window, {}
+    if side is not None and side < largest:
+        windows = window_sets(trained, held_out, made, side=side, seed=config.seed)
     network, precision = config.feature_network, config.precision
     found = measure_features(
         sets | windows, network=network, precision=precision, work=work, pool=pool, progress=context.report_images
