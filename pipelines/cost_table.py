@@ -36,18 +36,7 @@ def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float)
     title = f"{gpu_count(gpus)}: {gpu} at {peak}"
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     table.add_column("stage", no_wrap=True)
-    for column in (
-        "GPUs",
-        "FLOP/step",
-        "GPU-hours",
-        "time",
-        "read",
-        "written",
-        "memory",
-        "activations",
-        "a GPU",
-        "price",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for cost in costs:
         table.add_row(*cost_cells(cost, rate))
