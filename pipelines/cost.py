@@ -19,10 +19,11 @@ from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
 from components.training.flops import Maker, TrainingFlops, encoding_flops, training_flops
 from components.training.loop import is_scheduled
-from components.training.sizes import DeviceBytes, autoencoder_grid, device_bytes, training_sizes
+from components.training.sizes import autoencoder_grid, training_sizes
 from components.training.speed import PEAK_TFLOPS
 from pipelines.checkpoint_space import assumed_dataset_info, tokens_of
 from pipelines.resource_table import gpus_of
+from pipelines.step_memory import StepMemory, step_memory
 from pipelines.workflow import Stage, UsageError, Workflow, nearest
 
 UTILIZATION = 0.35  # of the peak: ADM reports 0.29 to 0.41 for its models on V100s (Dhariwal and Nichol, 2021, table 7)
@@ -68,7 +69,7 @@ class StageCost(NamedTuple):
     flops: int  # of all steps
     read: int | None  # bytes of samples as they are before compression; None: of a set whose size is unknown
     written: int  # bytes of checkpoints and of what is left in the end
-    memory: int | None  # bytes on each GPU, without activations: see `held_bytes`
+    step: StepMemory | None  # on each GPU; None: nothing is trained
     gpu_hours: float
     hours: float
 
@@ -131,21 +132,10 @@ def training_cost(
         flops=flops.total,
         read=training_reads(stage, stages, info, grid, images=images, workers=resources.num_workers),
         written=checkpoints * sizes.checkpoint + sizes.model,
-        memory=sum(held_bytes(stage, stages, shards=resources.num_workers if resources.sharding == "full" else 1)),
+        step=step_memory(stage, stages, resources),
         gpu_hours=gpu_hours,
         hours=gpu_hours / gpus,
     )
-
-
-def held_bytes(stage: Stage, stages: Sequence[Stage], *, shards: int = 1) -> DeviceBytes:
-    """What each GPU of a training holds between activations.
-
-    Args:
-        shards: workers that hold a part each; 1: each holds all.
-    """
-    assert isinstance(stage.config, AnyTraining)
-    info, grid = assumed_dataset_info(stage, stages), tokens_of(stage, "tokens")
-    return device_bytes(stage.config, info, grid=grid, shards=shards)
 
 
 def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int) -> StageCost:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from components.configuration.optimization import Training
+from components.configuration.trainings import AnyTraining
 from components.execution import Resources
 from components.storage.space import readable_bytes
 from pipelines.cluster import Cluster
@@ -14,10 +15,19 @@ from pipelines.profiles import Profile
 from pipelines.publications import compute_lines, published_flops
 from pipelines.resource_table import gpu_count
 from pipelines.shares import share_cluster
+from pipelines.step_memory import memory_warning, step_memory
 from pipelines.workflow import Workflow
 
 HOURS_A_DAY = 24
-HEADS = ("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPU-hours", "hours", "memory", "price")
+HEADS = (
+    *("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPU-hours", "hours"),
+    *("memory", "a sample", "samples", "activations", "a GPU", "price"),
+)
+COLUMNS = (
+    *("GPUs", "FLOP/step", "GPU-hours", "time", "read", "written"),
+    *("memory", "activations", "a GPU", "price"),
+)
+UNKNOWN = "–"
 
 
 def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float) -> Table:
@@ -26,26 +36,26 @@ def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float)
     title = f"{gpu_count(gpus)}: {gpu} at {peak}"
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     table.add_column("stage", no_wrap=True)
-    for column in ("GPUs", "FLOP/step", "GPU-hours", "time", "read", "written", "memory", "price"):
+    for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for cost in costs:
         table.add_row(*cost_cells(cost, rate))
     total = sum(cost.gpu_hours for cost in costs)
-    table.add_row("sum", "", "", readable(total), "", "", "", "", money(total, rate), style="bold")
+    table.add_row("sum", "", "", readable(total), "", "", "", "", "", "", money(total, rate), style="bold")
     return table
 
 
 def cost_cells(cost: StageCost, rate: Rate) -> tuple[str, ...]:
-    memory = "" if cost.memory is None else readable_bytes(cost.memory)
+    step = cost.step
     return (
         cost.stage,
         f"{cost.gpus:g}",
         "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
         readable(cost.gpu_hours),
         span(cost.hours),
-        "–" if cost.read is None else readable_bytes(cost.read),
+        known(cost.read),
         readable_bytes(cost.written),
-        memory,
+        *(("", "", "") if step is None else map(known, (step.held, step.activations, step.total))),
         money(cost.gpu_hours, rate),
     )
 
@@ -64,12 +74,7 @@ def cost_notes(
     left_out = [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]
     if left_out:
         lines.append(f"Not counted: {', '.join(left_out)}.")
-    large = [cost.stage for cost in costs if cost.memory is not None and cost.memory > rate.gpu.memory]
-    if large:
-        lines.append(
-            f"More than the {readable_bytes(rate.gpu.memory)} of one GPU: {', '.join(large)}; `sharding: full` in the "
-            "profile shares it out among the workers."
-        )
+    lines += memory_notes(workflow, shares, rate)
     slow = [
         stage.name
         for stage in workflow.stages
@@ -80,15 +85,28 @@ def cost_notes(
     if slow:
         lines.append(f"In fp32 by their recipe, so slower than a share of bf16 says: {', '.join(slow)}.")
     lines.append(
-        "Memory is that of weights, gradients, optimizer and averages, and of what shards are gathered to; activations "
-        "come on top, and a step's parts are made as large as fits. Bytes read are those of samples before compression."
+        "Memory is that of weights, gradients, optimizer and averages, and of what shards are gathered to. Activations "
+        "are what a step keeps of the samples that a worker takes at a time; what lives for a moment comes on top. "
+        "Without max_batch_per_device a training finds by itself how many fit. Bytes read are those before compression."
     )
     return lines
 
 
+def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate) -> list[str]:
+    """What does not fit a GPU, with what to set, and what can't be counted."""
+    lines = []
+    for stage in workflow.stages:
+        if stage.name in shares and isinstance(stage.config, AnyTraining):
+            step = step_memory(stage, workflow.stages, shares[stage.name])
+            lines += [f"Activations of {stage.name} are not counted: {step.why}."] if step.why else []
+            line = memory_warning(stage, workflow.stages, shares[stage.name], memory=rate.gpu.memory)
+            lines += [] if line is None else [line]
+    return lines
+
+
 def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
-    """The trainings of several recipes as lines of a Markdown table; below it what was published of systems, and what
-    each GPU holds.
+    """The trainings of several recipes as lines of a Markdown table; below it what does not fit a GPU, what was
+    published of systems, and what each GPU holds.
 
     The first column of numbers is of one image in a step, forward and backward, what frozen networks add behind a plus;
     the second is the same without those, as published.
@@ -96,7 +114,8 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
     lines = [markdown(HEADS), markdown(["---", "---", *["---:"] * (len(HEADS) - 2)])]
     for workflow in workflows:
         lines += recipe_lines(workflow, profile, cluster, rate)
-    return [*lines, "", *compute_lines(), "", *memory_overview(workflows, profile, cluster)]
+    notes = [line for workflow in workflows for line in room_lines(workflow, profile, cluster, rate)]
+    return [*lines, "", *notes, "", *compute_lines(), "", *memory_overview(workflows, profile, cluster)]
 
 
 def recipe_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
@@ -105,9 +124,17 @@ def recipe_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: R
     return [markdown(overview_cells(workflow.name, cost, rate)) for cost in costs]
 
 
+def room_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
+    """What of one recipe does not fit a GPU, or can't be counted, as items of a Markdown list."""
+    shares = share_cluster(workflow, profile, cluster)
+    return [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, rate)]
+
+
 def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
-    published, step = published_flops(recipe, cost.stage), cost.step_flops or 0
-    own, frozen = ((flops / cost.samples) / 1e12 for flops in (step - cost.frozen_flops, cost.frozen_flops))
+    """One training's, under HEADS."""
+    published, whole, step = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step
+    own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
+    assert step is not None  # of a training
     return [
         f"`{recipe}`",
         cost.stage,
@@ -116,9 +143,16 @@ def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
         f"{cost.flops / 1e18:,.3g}" if cost.flops < 1e21 else f"{cost.flops / 1e18:,.0f}",
         readable(cost.gpu_hours),
         readable(cost.hours),
-        readable_bytes(cost.memory or 0),
+        readable_bytes(step.held),
+        known(step.sample),
+        str(step.samples),
+        *map(known, (step.activations, step.total)),
         money(cost.gpu_hours, rate),
     ]
+
+
+def known(count: int | None) -> str:
+    return UNKNOWN if count is None else readable_bytes(count)
 
 
 def readable(count: float) -> str:

@@ -6,9 +6,9 @@ from components.configuration.trainings import AnyTraining
 from components.storage.space import readable_bytes
 from components.training.sharding import why_whole
 from pipelines.cluster import Cluster
-from pipelines.cost import held_bytes
 from pipelines.profiles import Profile
 from pipelines.shares import share_cluster
+from pipelines.step_memory import held_bytes
 from pipelines.workflow import Stage, Workflow
 
 HEADS = (

@@ -22,7 +22,7 @@ from pipelines.tar_reads import reads_table, reads_title, reads_warning, tar_rea
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
-WIDEST = 100  # columns of the table of costs, in a narrow terminal too
+WIDEST = 120  # columns of the table of costs, in a narrow terminal too
 PUBLISHED = "published"  # in the place of a recipe: all of them
 
 
@@ -98,7 +98,8 @@ def show_costs(
     check_sharding(workflow, shares)
     costs = stage_costs(workflow, shares, rate, images=pay.images)
     table = cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus)
-    console.print(table, width=max(console.width, WIDEST), crop=False)
+    console.width = max(console.width, WIDEST)
+    console.print(table, crop=False)
     for line in cost_notes(workflow, shares, costs, rate, gpus=cluster.gpus):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

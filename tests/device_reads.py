@@ -2,14 +2,14 @@
 
 A wait is a number that is read (`item`, `bool`, `tolist`, `cpu`), a shape that depends on numbers (`nonzero`, a mask as
 an index), or a copy to the device from memory that is not pinned. Copies that do not wait say so themselves:
-`non_blocking`, and to the device from pinned memory. What a meta device lacks (generators, autocast, a fused optimizer,
-pinned memory) is stood in for; nothing else of a training is.
+`non_blocking`, and to the device from pinned memory. What a meta device lacks (generators, a fused optimizer, pinned
+memory) is stood in for; nothing else of a training is.
 """
 
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -142,7 +142,6 @@ def device_reads() -> Iterator[DeviceReads]:
         fused = mock.Mock(return_value=["meta"])
         stack.enter_context(mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", fused))
         stack.enter_context(mock.patch("torch.Generator", HostGenerator))
-        stack.enter_context(mock.patch("torch.autocast", return_value=nullcontext()))
         stack.enter_context(DeviceMakers(reads))
         stack.enter_context(reads)
         yield reads

@@ -7,6 +7,7 @@ Shapes: B batch, E embedding_dim, L text_length, T text_dim, D model_dim.
 import torch
 from torch import Tensor, nn
 
+from components.models.autocast import autocast
 from components.models.blocks import Block
 from components.models.layers import timestep_embedding
 
@@ -69,7 +70,7 @@ class DiffusionPrior(nn.Module):
         x, mask = x + self.position_embedding, self.visible(text_states)
         for block in self.blocks:
             x = block(x, mask=mask)
-        with torch.autocast(x_t.device.type, enabled=False):
+        with autocast(x_t.device, enabled=False):
             return self.image_out(self.norm(x[:, -1].to(self.query.dtype)))
 
     def visible(self, text_states: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.models.autocast import autocast
 from components.models.conditioned import ConditionedNetwork
 from components.models.layers import attend, zeroed
 from components.models.network_blocks import NetworkBlock
@@ -81,7 +82,7 @@ class DiT(ConditionedNetwork):
         x = rearrange(x, "b d h w -> b (h w) d") + self.positions
         for block in self.blocks:
             x = block(x, embedding)
-        with torch.autocast(x_t.device.type, enabled=False):  # a bf16 rounding here would be noise in the prediction
+        with autocast(x_t.device, enabled=False):  # a bf16 rounding here would be noise in the prediction
             dtype = self.positions.dtype
             shift, scale = self.modulation_out(embedding.to(dtype)).chunk(2, dim=1)
             x = self.linear_out(modulated(self.norm_out(x.to(dtype)), shift, scale))

@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import ParametrizationList
 
+from components.models.autocast import autocast
 from components.models.layers import SelfAttention2d
 from components.models.network_blocks import NetworkBlock
 
@@ -104,7 +105,7 @@ def _start(layer: nn.Conv2d | nn.Linear | nn.Embedding) -> None:
 
 def _weight(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Tensor:
     """The normalized weight, in fp32 also under autocast, whose matrix products would mix the dtypes of the norm."""
-    with torch.autocast(input.device.type, enabled=False):
+    with autocast(input.device, enabled=False):
         return layer.weight
 
 

@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from components.models.autocast import autocast
+
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017; Ho et al., 2020).
@@ -96,7 +98,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    with torch.autocast("cpu", enabled=False):  # the CPU kernel's bf16 backward is several times slower than fp32
+    with autocast(q.device, enabled=False):  # the CPU kernel's bf16 backward is several times slower than fp32
         dtype = torch.promote_types(q.dtype, torch.float32)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.models.autocast import autocast
 from components.models.conditioned import embedding_mlp
 from components.models.layers import GroupNorm, SelfAttention2d, attend, timestep_embedding
 from components.models.unet_blocks import TimedResBlock, down_path, heads_of, levels_of, middle, resampler_of
@@ -89,7 +90,7 @@ class NoisyClassifier(nn.Module):
         for layers in self.down:
             h = layers(h, embedding)
         h = self.middle(h, embedding)
-        with torch.autocast(x_t.device.type, enabled=False):  # as in the U-Net: logits and their gradient are exact
+        with autocast(x_t.device, enabled=False):  # as in the U-Net: logits and their gradient are exact
             return self.pool(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
 
 

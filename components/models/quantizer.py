@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, distributed, nn
 
+from components.models.autocast import autocast
 from components.models.bottleneck import Encoded
 from components.transfer import to_device
 
@@ -209,7 +210,7 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
 
     ||z||^2 is the same for every code and left out.
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with autocast(z.device, enabled=False):
         flat = z.reshape(-1, z.shape[-1])
         distances = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)  # (N, K)
     return distances.argmin(dim=1).view(z.shape[:-1])

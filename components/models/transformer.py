@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from components.models.autocast import autocast_dtype
 from components.models.blocks import KVCache
 from components.models.token_network import TokenNetwork, part_of
 
@@ -149,7 +150,7 @@ class Transformer(TokenNetwork):
         batch_size, num_conditions, model_dim = x.shape
         length = num_conditions + self.num_tokens - 1
         shape = (len(self.blocks), batch_size, self.num_heads, length, model_dim // self.num_heads)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = autocast_dtype(x.device) or x.dtype
         keys, values = (torch.zeros(shape, dtype=dtype, device=x.device).unbind() for _ in range(2))
         return KVCache(keys=keys, values=values, visible=visible, length=0)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.models.autocast import autocast
 from components.models.conditioned import ConditionedNetwork
 from components.models.cross_attention import SpatialTransformer, TextAttention2d
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
@@ -142,7 +143,7 @@ class UNet(ConditionedNetwork):
         h = self.middle(h, embedding, context)
         for layers in self.up:
             h = layers(torch.cat([h, skips.pop()], dim=1), embedding, context)
-        with torch.autocast(x_t.device.type, enabled=False):  # a bf16 rounding here would be noise in the prediction
+        with autocast(x_t.device, enabled=False):  # a bf16 rounding here would be noise in the prediction
             return self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
 
 

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 import torch
 
 from components.configuration.precision import Precision
+from components.models.autocast import autocast
 from components.sampling.device import native_bf16
 
 
@@ -58,5 +59,5 @@ def products(precision: Precision) -> Iterator[None]:
 def sampling_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Inside, networks on the device sample as the precision says."""
     bf16 = samples_bf16(precision, device)
-    with products(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with products(precision), autocast(device, enabled=bf16):
         yield

@@ -12,7 +12,7 @@ Shapes: B samples of a step, C channels, H W pixels.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -119,18 +119,9 @@ def encoding_flops(maker: Maker, column: str, dataset_info: DatasetInfo = IMAGES
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Counts what is done inside, on the meta device; tensors that are made there are of it."""
-    autocast, counter = torch.autocast, FlopCounterMode(display=False)
-    torch.autocast = _no_autocast  # pyrefly: ignore[bad-assignment]
-    try:
-        with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), counter:
-            yield counter
-    finally:
-        torch.autocast = autocast
-
-
-def _no_autocast(*_: Any, **__: Any) -> nullcontext[None]:
-    """The meta device has no precision, and torch refuses to be asked for it there."""
-    return nullcontext()
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
 
 
 def _networks(training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGrid | None) -> list[Any]:
@@ -144,7 +135,7 @@ def _train(
 ) -> None:
     """What the task of this training does with the global batch, as far as it costs products."""
     samples = training.optimization.global_batch_size
-    conditions = _conditions(training, dataset_info, samples)
+    conditions = given_conditions(training, dataset_info, samples)
     match training:
         case AutoencoderTraining():
             _train_autoencoder(training, networks[0], [*networks[1:]], heard=step > training.losses.discriminator_start)
@@ -194,7 +185,7 @@ def _train_autoencoder(
     raw, encoded = network(image, **_draws(training, network, len(image)))
     reconstruction = image_of(raw, kind=training.network.reconstruction)
     loss = raw.sum()
-    perceptual = _perceptual(training)
+    perceptual = perceptual_loss(training)
     if perceptual is not None:
         loss = loss + perceptual(reconstruction, image).mean()
     for judge in judges:
@@ -216,7 +207,7 @@ def _draws(training: AutoencoderTraining, network: Autoencoder, samples: int) ->
     return {}
 
 
-def _perceptual(training: AutoencoderTraining) -> PerceptualLoss | None:
+def perceptual_loss(training: AutoencoderTraining) -> PerceptualLoss | None:
     """The frozen network of the loss, without its weights."""
     losses = training.losses
     if losses.perceptual_weight == 0 or losses.perceptual_network == "none":
@@ -249,7 +240,7 @@ def _train_contrastive(network: nn.Module, image: Tensor, text_length: int) -> N
     _backward(sum(pulled), network)
 
 
-def _conditions(training: AnyTraining, dataset_info: DatasetInfo, samples: int) -> dict[str, Tensor]:
+def given_conditions(training: AnyTraining, dataset_info: DatasetInfo, samples: int) -> dict[str, Tensor]:
     """The conditions of a batch that the data set or frozen networks give, by name."""
     conditioning: Any = getattr(training, "conditioning", None)
     names = () if conditioning is None else conditioning.conditions

@@ -1,14 +1,16 @@
 """One network with its optimizer, EMA and guard: the part that all tasks share, by composition."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
+from functools import cached_property
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from components.configuration.optimization import OptimizationConfig
+from components.models.autocast import autocast
 from components.models.network_blocks import compile_blocks, recompute_blocks
 from components.sampling.precision import computes_bf16
 from components.training.loop import Arrays, Batch
@@ -17,6 +19,7 @@ from components.training.parallel import Worker, data_parallel, synchronized
 from components.training.power_ema import PowerEMA
 from components.training.randomness import derive_seed
 from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
+from components.training.sizes import without_memory
 
 EVALUATION_BATCH = 64
 
@@ -43,22 +46,26 @@ class Learner(Generic[Network]):
             recompute_blocks(self.network)
         self.copied: Callable[[Network], Network] = shard(self.network, worker) if worker.shards else deepcopy
         self.forward = data_parallel(self.network, worker)
-        self.optimizer = make_optimizer(self.network, config)
         self.ema = make_ema(self.network, config, copied=self.copied) if averaged else None
         self.guard = NonFiniteGuard(worker.device, every=config.log_every)
         self.computes_bf16 = computes_bf16(config.precision, worker.device)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.AdamW:
+        """Made when it is first needed: what is only counted, on the meta device, has none."""
+        return make_optimizer(self.network, self.config)
 
     def snapshot(self) -> Network:
         """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""
         return self.ema.network if self.ema else self.copied(self.network).eval()
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32 themselves.
 
         The copies in bf16 of weights in shards are not kept for the pass: they would be those of all blocks.
         """
-        options: dict[str, Any] = {"dtype": torch.bfloat16, "enabled": self.computes_bf16}
-        return torch.autocast(self.worker.device.type, cache_enabled=not self.worker.shards, **options)
+        device, shards = self.worker.device, self.worker.shards
+        return autocast(device, enabled=self.computes_bf16, cache_enabled=not shards)
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Add the gradient of `loss` to this network's parameters, and to no other's that stand in the graph.
@@ -168,6 +175,13 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
     """Initialize or drop out from (seed, place) and give the global CPU generator back as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "module", *place))
+        yield
+
+
+@contextmanager
+def initialized(seed: int, worker: Worker) -> Iterator[None]:
+    """Networks that are built inside start with weights that the seed draws; with shapes alone on the meta device."""
+    with seeded(seed), without_memory() if worker.device.type == "meta" else nullcontext():
         yield
 
 

@@ -22,9 +22,15 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def generator_on(device: torch.device | str) -> torch.Generator:
+    """An unseeded generator for tensors on the device. The meta device has no numbers: any generator will do."""
+    device = torch.device(device)
+    return torch.Generator("cpu" if device.type == "meta" else device)
+
+
 def step_generator(seed: int, step: int, *, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for what belongs to a step as a whole, equal on all ranks."""
-    return torch.Generator(device).manual_seed(derive_seed(seed, stream, step))
+    return generator_on(device).manual_seed(derive_seed(seed, stream, step))
 
 
 def sample_uniform(seed: int, position: Tensor, *, stream: str, device: torch.device | str = "cpu") -> Tensor:
@@ -48,7 +54,7 @@ def sample_normal(
 ) -> Tensor:
     """Gaussian noise for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
     noise = torch.empty(len(position), *shape, device=device)
-    generator = torch.Generator(device)
+    generator = generator_on(device)
     for row, place in zip(noise, position.tolist(), strict=True):
         row.normal_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return noise
@@ -59,7 +65,7 @@ def sample_gumbel(
 ) -> Tensor:
     """Gumbel noise -log(-log u) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
     noise = torch.empty(len(position), *shape, device=device)
-    generator = torch.Generator(device)
+    generator = generator_on(device)
     for row, place in zip(noise, position.tolist(), strict=True):
         row.exponential_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
@@ -70,7 +76,7 @@ def sample_uniforms(
 ) -> Tensor:
     """Numbers in [0, 1) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
     numbers = torch.empty(len(position), *shape, device=device)
-    generator = torch.Generator(device)
+    generator = generator_on(device)
     for row, place in zip(numbers, position.tolist(), strict=True):
         row.uniform_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return numbers

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from components.models.network_blocks import NetworkBlock, blocks_of, compile_blocks, recompute_blocks
 from components.storage.bundle import NETWORKS
 from components.training.batches import to_batch
-from tests.saved_bytes import saved_bytes
+from components.training.kept import kept_by
 from tests.tiny_training import assert_close, assert_equal_bits, batches
 from tests.trained_networks import LAST_STEP, TRAININGS, forget_compiled, learners_of, trained, whole_graph
 
@@ -108,7 +108,7 @@ def test_blocks_that_are_computed_again_give_the_same_bits_from_fewer_bytes(name
 def bytes_kept(name: str, **changes: object) -> int:
     config = TRAININGS[name].config(**changes)
     task, batch = TRAININGS[name].task(config), next(batches(config, to_batch))
-    return saved_bytes(lambda: task.train_step(batch, LAST_STEP))
+    return kept_by(lambda: task.train_step(batch, LAST_STEP)).whole
 
 
 def test_compiled_blocks_that_are_computed_again_give_the_same_weights_with_dropout() -> None:

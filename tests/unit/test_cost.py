@@ -17,12 +17,11 @@ from pipelines.cost import (
     StageCost,
     checkpoints_of,
     columns_of,
-    held_bytes,
     longest_path,
     rate_of,
     stage_costs,
 )
-from pipelines.cost_table import cost_notes, recipe_lines
+from pipelines.cost_table import cost_notes, recipe_lines, room_lines
 from pipelines.memory_table import memory_lines
 from pipelines.profiles import Profile
 from pipelines.publications import (
@@ -39,6 +38,7 @@ from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 from pipelines.shares import share_cluster
+from pipelines.step_memory import ROOM, held_bytes, memory_warning, step_memory
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 
@@ -131,7 +131,8 @@ def test_bytes_are_those_of_samples_checkpoints_and_state():
     sizes = training_sizes(workflow.by_name["base"].config, DatasetInfo(num_classes=1000))
     assert cost.read == 800_000 * 128 * 3 * 32**2
     assert cost.written == sizes.checkpoint + sizes.model, "done within 20 minutes: the last step alone is saved"
-    assert cost.memory == sizes.checkpoint + sizes.gradients == 5 * 4 * 35_746_307
+    assert cost.step is not None
+    assert cost.step.held == sizes.checkpoint + sizes.gradients == 5 * 4 * 35_746_307
 
 
 def test_a_plan_s_memory_is_that_of_shards_where_the_profile_has_them():
@@ -141,8 +142,64 @@ def test_a_plan_s_memory_is_that_of_shards_where_the_profile_has_them():
     whole = stage_costs(workflow, share_cluster(workflow, Profile(), cluster(64)), H100)
     assert tokenizer == whole[0]
     stages = workflow.stages
-    assert prior.memory == sum(held_bytes(workflow.by_name["prior"], stages, shards=64)) < (whole[1].memory or 0) / 10
-    assert prior._replace(memory=None) == whole[1]._replace(memory=None)
+    assert prior.step is not None is not whole[1].step
+    assert prior.step.held == sum(held_bytes(workflow.by_name["prior"], stages, shards=64)) < whole[1].step.held / 10
+    assert prior._replace(step=None) == whole[1]._replace(step=None)
+
+
+def share_of(name: str, stage: str, gpus: int, **settings: object):
+    """A stage of a recipe, all of them, and what it gets of a cluster."""
+    workflow = build_workflow(RECIPES[name]())
+    shares = share_cluster(workflow, Profile(stages={stage: settings}), cluster(gpus))
+    return workflow.by_name[stage], workflow.stages, shares[stage]
+
+
+def test_a_plan_counts_the_activations_of_the_samples_that_a_worker_takes_at_a_time():
+    whole, parts = (
+        step_memory(*share_of("adm_imagenet_256", "base", 64, **settings))
+        for settings in ({}, {"max_batch_per_device": 3})
+    )
+    assert (whole.samples, parts.samples, whole.held) == (8, 3, parts.held)
+    assert (whole.activations or 0) - (parts.activations or 0) == 5 * (whole.sample or 0)
+    assert whole.total == whole.held + (whole.activations or 0)
+
+
+def test_a_plan_warns_where_a_batch_does_not_fit_and_the_largest_part_that_it_names_fits():
+    memory = GPUS["h100"].memory
+    line = memory_warning(*share_of("adm_imagenet_128_512", "upsampler_512", 64), memory=memory)
+    assert line is not None
+    assert "upsampler_512 needs 145.1 GB" in line
+    assert "`max_batch_per_device: 8` in the profile fits" in line
+    fitting, larger = (share_of("adm_imagenet_128_512", "upsampler_512", 64, max_batch_per_device=n) for n in (8, 9))
+    assert (step_memory(*fitting).total or 0) <= ROOM * memory < (step_memory(*larger).total or 0)
+    assert memory_warning(*fitting, memory=memory) is None
+    assert memory_warning(*larger, memory=memory) is not None
+
+
+def test_a_plan_names_shards_where_no_part_of_a_batch_fits_beside_the_weights():
+    memory = GPUS["h100"].memory
+    line = memory_warning(*share_of("dalle_text_prior", "prior", 64), memory=memory)
+    assert line is not None
+    assert line.endswith("`sharding: full` in the profile fits.")
+    assert memory_warning(*share_of("dalle_text_prior", "prior", 64, sharding="full"), memory=memory) is None
+
+
+def test_a_plan_names_recomputation_where_not_even_one_sample_fits_without_it():
+    given = share_of("adm_imagenet_128_512", "upsampler_512", 1)
+    line = memory_warning(*given, memory=12e9)
+    assert line is not None
+    assert "`--set upsampler_512.gradient_checkpointing=true`" in line
+
+
+def test_a_plan_says_that_nothing_fits_a_gpu_that_is_too_small():
+    line = memory_warning(*share_of("adm_imagenet_256", "base", 1), memory=1e9)
+    assert line is not None
+    assert line.endswith("no batch fits; take a GPU with more memory, or a smaller model.")
+
+
+def test_a_plan_names_what_it_can_not_count_and_why():
+    result = CliRunner().invoke(cli.app, ["plan", "--recipe", "fashion_pixelcnn", *COMMAND.split()[4:]])
+    assert "Activations of pixelcnn are not counted: its step reads numbers of the device" in result.stdout
 
 
 def test_checkpoints_are_those_of_the_clock_or_of_the_steps():
@@ -175,10 +232,10 @@ def test_stages_that_go_through_the_set_once_are_counted_when_its_size_is_told()
 def test_the_longest_path_is_that_of_the_stages_that_wait_for_each_other_the_longest():
     workflow = build_workflow(RECIPES["adm_imagenet_64_256"]())
     hours = {"classifier": 1.0, "base": 5.0, "upsampler_256": 7.0}
-    costs = [StageCost(name, 1, 1, 0, 1, 1, 1, 1, 1, own, own) for name, own in hours.items()]
+    costs = [StageCost(name, 1, 1, 0, 1, 1, 1, 1, None, own, own) for name, own in hours.items()]
     assert longest_path(workflow, costs) == (["upsampler_256"], 7.0)
     chain = build_workflow(RECIPES["ldm_imagenet_f4"]())
-    costs = [StageCost(name, 1, 1, 0, 1, 1, 1, 1, 1, 2.0, 2.0) for name in ("tokenizer", "base")]
+    costs = [StageCost(name, 1, 1, 0, 1, 1, 1, 1, None, 2.0, 2.0) for name in ("tokenizer", "base")]
     assert longest_path(chain, costs) == (["tokenizer", "base"], 4.0)
     assert longest_path(Workflow("empty", workflow.stages), []) == ([], 0.0)
 
@@ -205,7 +262,15 @@ def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str):
 def test_the_plan_says_what_each_stage_costs():
     result = CliRunner().invoke(cli.app, ["plan", "--recipe", "ddpm_cifar_10", *COMMAND.split()[4:]])
     assert result.exit_code == 0, result.exception
-    for text in ("base", "GPU-hours", "714.9 MB", "Longest path: base", "64 GPUs: h100 at 35 % of 989 TFLOP/s"):
+    for text in (
+        "base",
+        "GPU-hours",
+        "714.9 MB",
+        "121.7 MB",
+        "836.6 MB",
+        "Longest path: base",
+        "64 GPUs: h100 at 35 % of 989 TFLOP/s",
+    ):
         assert text in result.stdout
 
 
@@ -214,6 +279,7 @@ def test_the_page_shows_what_the_command_prints_of_each_published_recipe(name: s
     workflow = build_workflow(paper_recipes()[name]())
     table = recipe_lines(workflow, Profile(), cluster(64), rate_of("h100", price=2.5))
     table += memory_lines(workflow, Profile(), cluster(64))
+    table += room_lines(workflow, Profile(), cluster(64), rate_of("h100", price=2.5))
     missing = [line for line in table if line not in PAGE.read_text()]
     assert not missing, f"docs/SPEED.md is not what `{COMMAND}` prints"
     assert COMMAND in PAGE.read_text()
@@ -221,7 +287,7 @@ def test_the_page_shows_what_the_command_prints_of_each_published_recipe(name: s
 
 def test_the_page_shows_no_other_recipe():
     shown = {
-        line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and line.count("|") == 10
+        line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and line.count("|") == 14
     }
     assert shown == paper_recipes().keys()
 

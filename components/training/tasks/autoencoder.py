@@ -35,7 +35,7 @@ from components.models.quantizer import (
 )
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
-from components.training.learner import Learner, accumulated, below, held_out_parts, seeded, split
+from components.training.learner import Learner, accumulated, below, held_out_parts, initialized, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import ALONE, Worker, average
@@ -73,7 +73,7 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderTraining, *, worker: Worker = ALONE) -> None:
         self.config, self.worker = config, worker
         self.seed = config.optimization.seed
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             autoencoder = make_network(config)
             self.discriminator = self.make_discriminator() if config.losses.adversarial_weight > 0 else None
         autoencoder.to(memory_format=torch.channels_last)

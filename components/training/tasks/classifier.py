@@ -15,7 +15,7 @@ from components.diffusion.objective import make_objective
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch, with_positions
 from components.training.building import make_network
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
@@ -36,19 +36,23 @@ class ClassifierTask(LearnerTask[Any]):
         self.config, self.worker, self.parts_matter = config, worker, config.network.dropout > 0
         self.seed = config.optimization.seed
         self.objective = make_objective(config.process.objective())
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         totals = torch.zeros(2, device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            logits = self.logits(self.learner.forward, self.augmented(part), part)
-            loss = F.cross_entropy(logits, part["label"]) * share
-            self.learner.backward(loss)
-            totals += torch.stack([loss.detach(), accuracy(logits, part) * share])
+            loss, right = self.trained_loss(part)
+            self.learner.backward(loss * share)
+            totals += torch.stack([loss.detach(), right]) * share
         norm = self.learner.step(step)
         return {"loss": totals[0], "accuracy": totals[1], "grad_norm": norm}
+
+    def trained_loss(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """That of a part of a step, its images moved, mirrored and noised, and the share of them that was right, ()."""
+        logits = self.logits(self.learner.forward, self.augmented(part), part)
+        return F.cross_entropy(logits, part["label"]), accuracy(logits, part)
 
     def augmented(self, part: Batch) -> Tensor:
         seed, position = self.seed, part["position"]

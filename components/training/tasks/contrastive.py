@@ -18,7 +18,7 @@ from components.models.contrastive import Embeddings
 from components.training.augmentation import shifted
 from components.training.batches import to_batch, with_positions
 from components.training.building import make_network
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded, split
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 
@@ -35,7 +35,7 @@ class ContrastiveTask(LearnerTask[Any]):
     ) -> None:
         self.config, self.worker = config, worker
         self.seed = config.optimization.seed
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 

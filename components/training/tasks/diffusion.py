@@ -24,7 +24,7 @@ from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
 from components.training.frozen import Latents, LoadEncoder, encoded
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
@@ -58,7 +58,7 @@ class DiffusionTask(LearnerTask[Any]):
         process = config.process
         self.history = empty_history(process.num_train_timesteps, worker.device) if is_loss_aware(process) else None
         self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 

@@ -18,7 +18,7 @@ from components.training.batches import to_batch, with_positions
 from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
 from components.training.frozen import LoadEncoder, encoded
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_normal, sample_uniform
@@ -43,20 +43,23 @@ class DiffusionPriorTask(LearnerTask[Any]):
         self.parts_matter = config.network.dropout > 0
         self.objective = make_objective(config.process.objective())
         self.encoders = [load(worker.device) for load in load_encoders]
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for plain, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            part = encoded(plain, self.encoders)
-            conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
-            loss = self.losses(self.learner.forward, part, conditions).mean() * share
+            loss = self.trained_loss(encoded(plain, self.encoders)) * share
             self.learner.backward(loss)
             total += loss.detach()
         norm = self.learner.step(step)
         return {"loss": total, "grad_norm": norm}
+
+    def trained_loss(self, part: Batch) -> Tensor:
+        """That of a part of a step, its conditions dropped as the recipe says."""
+        conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
+        return self.losses(self.learner.forward, part, conditions).mean()
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
         """Mean squared error of each embedding, (B,)."""

@@ -19,7 +19,7 @@ from components.losses.differentiable_augmentation import DRAWS, augment
 from components.models.gan import GANGenerator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import discriminator_arguments, make_network
-from components.training.learner import Learner, accumulated, below, held_out_parts, seeded
+from components.training.learner import Learner, accumulated, below, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
@@ -54,7 +54,7 @@ class GANTask:
                 f"global_batch_size {config.optimization.global_batch_size} must be a multiple of discriminator_steps "
                 f"{config.optimization.discriminator_steps} times the {worker.world_size} workers"
             )
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             generator = make_network(config, dataset_info)
             discriminator = ProjectionDiscriminator(**discriminator_arguments(config, dataset_info))
         for network in (generator, discriminator):

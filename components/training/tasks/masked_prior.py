@@ -19,7 +19,7 @@ from components.sampling.maskgit import STEPS, maskgit
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
@@ -72,7 +72,7 @@ class MaskedPriorTask(LearnerTask[Any]):
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.seed = config.optimization.seed
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info, grid)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 
@@ -85,17 +85,20 @@ class MaskedPriorTask(LearnerTask[Any]):
         return {"num_tokens": self.num_tokens, "device": self.worker.device}
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        config, total = self.config, torch.zeros((), device=self.worker.device)
+        total = torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, config.conditioning, self.dataset_info, seed=self.seed)
-            masked = training_masks(self.seed, part["position"], **self.masked_on)
-            loss = self.loss(
-                self.learner.forward, part, conditions, masked=masked, label_smoothing=config.label_smoothing
-            )
+            loss = self.trained_loss(part)
             self.learner.backward(loss * share)
             total += loss.detach() * share
         norm = self.learner.step(step)
         return {"loss": total, "grad_norm": norm}
+
+    def trained_loss(self, part: Batch) -> Tensor:
+        """That of a part of a step, its tokens masked and its conditions dropped."""
+        config = self.config
+        conditions = dropped_conditions(part, config.conditioning, self.dataset_info, seed=self.seed)
+        masked = training_masks(self.seed, part["position"], **self.masked_on)
+        return self.loss(self.learner.forward, part, conditions, masked=masked, label_smoothing=config.label_smoothing)
 
     def loss(
         self,

@@ -23,7 +23,7 @@ from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.prior import preview_batch, preview_generators
@@ -50,19 +50,23 @@ class PixelTask(LearnerTask[Any]):
         self.seed = config.optimization.seed
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
         self.unit = "dim" if grid is None else "token"
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info, grid)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         total = torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
-            loss = self.loss(self.learner.forward, part, conditions) * share
+            loss = self.trained_loss(part) * share
             self.learner.backward(loss)
             total += loss.detach()
         norm = self.learner.step(step)
         return {"loss": total, f"bits_per_{self.unit}": bits(total), "grad_norm": norm}
+
+    def trained_loss(self, part: Batch) -> Tensor:
+        """That of a part of a step, its conditions dropped as the recipe says."""
+        conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
+        return self.loss(self.learner.forward, part, conditions)
 
     def loss(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
         """Mean negative log likelihood in nats a value, ()."""

@@ -21,7 +21,7 @@ from components.sampling.autoregressive import generate
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, seeded
+from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import derive_seed, sample_uniforms
@@ -51,21 +51,25 @@ class PriorTask(LearnerTask[Any]):
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.seed = config.optimization.seed
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
-        with seeded(config.optimization.seed):
+        with initialized(config.optimization.seed, worker):
             network = make_network(config, dataset_info, grid)
         self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         totals = torch.zeros(3, device=self.worker.device)
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
-            losses = self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
+            losses = self.trained_losses(part)
             self.learner.backward(losses.loss * share)
             totals += torch.stack(losses).detach() * share
         norm = self.learner.step(step)
         loss, tokens, text = totals.unbind()
         metrics = {"loss": loss, "bits_per_token": tokens / math.log(2), "grad_norm": norm}
         return metrics | ({"text_bits_per_token": text / math.log(2)} if self.config.text_loss_weight else {})
+
+    def trained_losses(self, part: Batch) -> PriorLosses:
+        """Those of a part of a step, its tokens corrupted and its conditions dropped as the recipe says."""
+        conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
+        return self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, inputs: Tensor) -> PriorLosses:
         """Mean negative log likelihoods of the batch's tokens, and of its texts where they are learned.

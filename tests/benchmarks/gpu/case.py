@@ -1,12 +1,14 @@
 """One measurement on a device: a step of ours beside a step of a peer's, with what each costs by count."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from components.models.autocast import autocast
 from components.training.flops import counting
 from components.training.loop import Batch, Task
 from tests.benchmarks.interleaving import Step
@@ -40,9 +42,9 @@ def task_step(task: Task, batch: Batch) -> Step:
     return lambda: task.train_step(batch, next(steps))
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16, as both sides have it where they train."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def bf16_on_gpu(device: torch.device) -> AbstractContextManager[Any]:
+    """As both sides have it where they train; where they are tested and counted they keep fp32."""
+    return autocast(device, enabled=device.type == "cuda")
 
 
 def script_step(

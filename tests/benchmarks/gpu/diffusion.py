@@ -22,7 +22,7 @@ from components.training.flops import counting, step_flops
 from components.training.parallel import Worker
 from components.training.tasks.diffusion import DiffusionTask
 from pipelines.recipes.paper_diffusion import LABEL, SIMPLE, UNCONDITIONAL, unet
-from tests.benchmarks.gpu.case import Case, MakeStep, Side, autocast, counted, script_step, task_step
+from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
 
 CLASSES = DatasetInfo(num_classes=1000)
@@ -112,7 +112,7 @@ def peer_step(make: partial[Any], batch: int, device: torch.device, compiled: bo
     def loss(network: nn.Module) -> Tensor:
         noise, time = torch.randn_like(x_0), torch.randint(1000, (batch,), device=device)
         x_t = scheduler.add_noise(x_0, noise, time)
-        with autocast(device):
+        with bf16_on_gpu(device):
             output = network(x_t, time, class_labels=label).sample
         return (output.float() - noise).square().mean()
 

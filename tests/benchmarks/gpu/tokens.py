@@ -19,7 +19,7 @@ from components.training.building import make_network
 from components.training.flops import counting, step_flops
 from components.training.parallel import Worker
 from components.training.tasks.prior import PriorTask
-from tests.benchmarks.gpu.case import Case, MakeStep, Side, autocast, counted, script_step, task_step
+from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
 
 CLASSES = DatasetInfo(num_classes=1000)
@@ -89,7 +89,7 @@ def peer_step(size: PriorSize, device: torch.device, compiled: bool) -> Step:
     tokens = torch.cat([label, torch.randint(size.codebook_size, (size.batch, size.side**2), device=device)], dim=1)
 
     def loss(network: nn.Module) -> Tensor:
-        with autocast(device):
+        with bf16_on_gpu(device):
             return network(tokens, labels=tokens, use_cache=False).loss
 
     return script_step(peer_prior(size), loss, device=device, compiled=compiled, ema=False)

@@ -1,0 +1,85 @@
+"""Where autocast to bf16 is opened and closed: by training and sampling, and by networks that keep a part in fp32.
+
+torch's own knows no meta device. What is computed there stands for what a GPU would compute, so `Casting` casts as
+CUDA's autocast documents it (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior).
+"""
+
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+IN_BF16 = {
+    *("__matmul__", "addbmm", "addmm", "addmv", "baddbmm", "bilinear", "bmm", "chain_matmul", "einsum", "linear"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm", "mv"),
+    *("multi_dot", "prelu", "scaled_dot_product_attention"),
+}
+IN_FP32 = {
+    *("__pow__", "__rdiv__", "__rpow__", "acos", "asin", "binary_cross_entropy_with_logits", "cdist", "cosh"),
+    *("cosine_similarity", "cross_entropy", "cumprod", "cumsum", "dist", "erfinv", "exp", "expm1", "group_norm"),
+    *("kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "mse_loss", "nll_loss"),
+    *("norm", "normalize", "pow", "prod", "reciprocal", "rsqrt", "sinh", "smooth_l1_loss", "softmax", "softmin"),
+    *("softplus", "sum", "tan"),
+}
+
+
+def autocast(device: torch.device, *, enabled: bool, cache_enabled: bool | None = None) -> AbstractContextManager[Any]:
+    """Inside, products on the device are in bf16, or in what they are given where it is not enabled."""
+    if device.type == "meta":
+        return Casting(enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=cache_enabled)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What products on the device are in; None: in what they are given."""
+    if device.type == "meta":
+        casting = _innermost.get()
+        return torch.bfloat16 if casting is not None and casting.enabled else None
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+class Casting(TorchFunctionMode):
+    """Autocast of the meta device. Of several, one inside another, the innermost counts. Copies of weights are made
+    once and live as long as the outermost."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.copies: dict[int, Tensor] = {}  # of weights, by their ids
+        self.tokens: list[Token[Casting | None]] = []
+
+    def __enter__(self) -> "Casting":
+        outer = _innermost.get()
+        self.copies = {} if outer is None else outer.copies
+        self.tokens.append(_innermost.set(self))
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
+        _innermost.reset(self.tokens.pop())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(func, "__name__", ""), kwargs or {}
+        dtype = torch.bfloat16 if name in IN_BF16 else torch.float32 if name in IN_FP32 else None
+        if dtype is None or not self.enabled or _innermost.get() is not self:
+            return func(*args, **options)
+        cast_args, cast_options = tree_map(partial(self.cast, dtype=dtype), (args, options))
+        return func(*cast_args, **cast_options)
+
+    def cast(self, leaf: Any, *, dtype: torch.dtype) -> Any:
+        """A tensor of at most 32 bits in this type, anything else as it is."""
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.dtype in (dtype, torch.float64):
+            return leaf
+        if not (leaf.is_leaf and leaf.requires_grad):
+            return leaf.to(dtype)
+        if id(leaf) not in self.copies:
+            self.copies[id(leaf)] = leaf.to(dtype)
+        return self.copies[id(leaf)]
+
+
+_innermost: ContextVar[Casting | None] = ContextVar("_innermost", default=None)
