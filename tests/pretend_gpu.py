@@ -5,6 +5,7 @@ What is given to a network on a GPU must be there too. On a machine without one 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -93,12 +94,11 @@ def no_grad(mode: bool = True) -> torch.no_grad:
 @contextmanager
 def pretend_gpu() -> Iterator[Computing]:
     """Inside, tensors can be moved to `GPU` and back. Yields what counts the work done there."""
-    tensor, as_tensor, autocast = torch.tensor, torch.as_tensor, torch.autocast
+    tensor, as_tensor = torch.tensor, torch.as_tensor
     with (
         mock.patch("torch.tensor", lambda data, *, device=None, **options: tensor(data, **options).to(device)),
         mock.patch("torch.as_tensor", lambda data, *, device=None, **options: as_tensor(data, **options).to(device)),
-        mock.patch("torch.autocast", lambda kind, **options: autocast("cpu" if kind == GPU.type else kind, **options)),
-        mock.patch("torch.is_autocast_enabled", return_value=False),
+        mock.patch("components.models.autocast.Casting", partial(torch.autocast, "cpu", torch.bfloat16)),
         mock.patch.object(torch.Tensor, "pin_memory", to_itself),
         mock.patch("torch.inference_mode", no_grad),
         Computing() as computing,

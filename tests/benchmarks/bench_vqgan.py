@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from components.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
 from components.losses.reconstruction import reconstruction_loss
+from components.models.autocast import autocast
 from components.models.autoencoder import Autoencoder
 from components.models.discriminator import PatchDiscriminator
 from components.models.perceptual import PerceptualLoss
@@ -138,10 +139,10 @@ def training_step(
     """
     trained = [tokenizer] if discriminator is None else [tokenizer, discriminator]
     optimizers = [torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.5, 0.9), **optimizing) for module in trained]
-    autocast = partial(torch.autocast, image.device.type, torch.bfloat16, enabled=bf16)
+    casting = partial(autocast, image.device, enabled=bf16)
 
     def against_discriminator(reconstruction: Tensor) -> Tensor:
-        with autocast():
+        with casting():
             fake_logits, real_logits = discriminator(reconstruction), discriminator(image)
         nll_loss = reconstruction_loss(reconstruction, image=image)
         balanced = balanced_generator_loss(
@@ -158,7 +159,7 @@ def training_step(
     def step() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        with autocast():
+        with casting():
             reconstruction, commitment_loss = tokenizer.reconstruct(image)
         judge = partial(reconstruction_loss, image=image) if discriminator is None else against_discriminator
         loss = judge(reconstruction) + COMMITMENT_COST * commitment_loss

@@ -132,7 +132,7 @@ def peer_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step
 
 def decoding(size: PriorSize = MEDIUM) -> Case:
     """Both sides need what ours computes: a static cache attends to places that are still empty too."""
-    with counting() as counter, mock.patch("torch.is_autocast_enabled", return_value=False):  # meta has none
+    with counting() as counter:
         our_decoding(size, torch.device("meta"), False)()
     flops = counter.get_total_flops()
     ours, peer = Side(partial(our_decoding, size), flops), Side(partial(peer_decoding, size), flops)
