@@ -23,6 +23,7 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices at its next look that its workers are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_worker_register_timeout_seconds": "600",  # later than Ray's 60 on a busy laptop, it would wait for ever
     # Training frees and takes the same tens of megabytes at each step: glibc keeps them, where it would give them back
     # and have 20,000 page faults a step, and asks for huge pages, which halves the time of evaluation's small batches.
     "GLIBC_TUNABLES": (

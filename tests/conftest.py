@@ -21,16 +21,14 @@ SERVER_SECONDS = 180
 SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute", "test_serving")
 START_RAY = (
     "test_cluster_checks",
-    "test_data_command",
     "test_laptop",
     "test_rows",
     "test_secrets",
     "test_serve_command",
     "test_serve_deploy",
-    "test_share_nothing",
-    "test_submitted_job",
     "test_survives",
 )
+START_RAY_LAST = ("test_data_command", "test_share_nothing", "test_submitted_job")  # these train the smoke recipe
 
 
 def pytest_configure() -> None:
@@ -43,8 +41,13 @@ def pytest_configure() -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """What each of several processes tests: a file at a time, but all that shares the suite's Ray in one of them, and
-    all that starts a Ray of its own in one, or there would be more of them at once than fit into memory."""
+    all that starts a Ray of its own in two, or there would be more of them at once than fit into memory."""
     return ByCluster(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come last, so that both processes have one when nothing else is left."""
+    items.sort(key=lambda item: item.path.stem in START_RAY_LAST)
 
 
 class ByCluster(LoadScopeScheduling):
@@ -52,6 +55,8 @@ class ByCluster(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         if "/distributed/" in file or Path(file).stem in SHARE_RAY:
             return "the suite's Ray"
+        if Path(file).stem in START_RAY_LAST:
+            return "their own Ray, last"
         return "their own Ray" if Path(file).stem in START_RAY else file
 
 

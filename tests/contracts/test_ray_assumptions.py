@@ -320,6 +320,12 @@ def train_reads_the_variables_that_are_set() -> bool:
     return {name for name in given if name.startswith("RAY_TRAIN_")} <= read
 
 
+def workers_may_be_told_to_start_late() -> bool:
+    """Ray has the option worker_register_timeout_seconds, in whole seconds (pipelines/session.py)"""
+    seconds = part("ray._raylet:Config").worker_register_timeout_seconds()
+    return seconds <= int(part("pipelines.session:LOCAL")["RAY_worker_register_timeout_seconds"])
+
+
 def a_submitted_job_is_known_by_a_variable() -> bool:
     """the driver of a submitted job has RAY_JOB_CONFIG_JSON_ENV_VAR in its environment (pipelines/session.py)"""
     name = part("ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR")
