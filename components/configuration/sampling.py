@@ -26,6 +26,9 @@ class DiffusionSampling(ModelSampling):
     spacing: Literal["linspace", "leading", "trailing", "karras"] | None = None  # None: as suits the sampler
     threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
+    strength: float = Field(
+        1.0, gt=0, le=1
+    )  # of an upsampler: share of the steps it takes, from the low-res image
     noise_level: int | None = Field(None, ge=0)  # of an upsampler's low-res image; None: 100, or the highest it learned
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
     autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the cascade's weaker model; 1 is off
@@ -41,6 +44,11 @@ class DiffusionSampling(ModelSampling):
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError(f"guidance_interval must rise from at least 0, not {self.guidance_interval}")
         return self
+
+    @property
+    def steps_taken(self) -> int:
+        """The last ones of num_inference_steps; at least one."""
+        return max(1, round(self.strength * self.num_inference_steps))
 
 
 class TokenSampling(ModelSampling):

@@ -37,6 +37,14 @@ class Known(NamedTuple):
     noise: Tensor  # (B, C, H, W) standard normal
 
 
+class Start(NamedTuple):
+    """An image near to the one that is made: it is noised, and only the last steps are taken (SDEdit; Meng et al.,
+    2022; for super-resolution Chung et al., 2022)."""
+
+    image: Tensor  # (B, C, H, W)
+    steps: int
+
+
 class Prediction(NamedTuple):
     output: Tensor  # of the network
     x_0: Tensor  # thresholded, and moved by the gradient but for "ddpm", which moves its mean
@@ -58,6 +66,7 @@ def sample(
     percentile: float = 0.995,
     score: Score | None = None,
     known: Known | None = None,
+    start: Start | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Turn standard normal noise x_T (B, C, H, W) into x_0 of the same shape.
@@ -75,6 +84,7 @@ def sample(
         score: of a classifier, times its scale (Dhariwal and Nichol, 2021): algorithm 1 for "ddpm", algorithm 2, which
             shifts the predicted noise, for the others.
         known: where the image is given, for models that were not trained to fill in.
+        start: what is noised by x_T where sampling does not start from noise alone.
         on_step: called after each denoising with the step, its time, x_t before it and the thresholded x_0.
 
     Raises:
@@ -83,6 +93,8 @@ def sample(
     _check(sampler, eta, percentile)
     spacing = spacing or ("linspace" if sampler in ("ddpm", "ddim") else "karras")
     trajectory = objective.trajectory(num_inference_steps, spacing=spacing)
+    scaled = bool((trajectory.signal > 0).all())
+    trajectory = trajectory if start is None else trajectory.last(start.steps)
 
     def predict(x_t: Tensor, index: int) -> Prediction:
         time = torch.full((len(x_t),), trajectory.times[index].item(), dtype=trajectory.times.dtype, device=x_t.device)
@@ -93,8 +105,7 @@ def sample(
             x_0 = _shifted(x_0, gradient, trajectory, index)
         return Prediction(output, x_0, gradient)
 
-    x_t, before, previous_x_0 = trajectory.initial_scale * noise_x_T, None, None
-    scaled = bool((trajectory.signal > 0).all())
+    x_t, before, previous_x_0 = _first(trajectory, noise_x_T, start), None, None
     eta = {"ddim": eta, "sde_dpm_solver_pp": 1.0}.get(sampler, 0.0)
     for index in range(len(trajectory)):
         step, x_t = trajectory.step(index), x_t if known is None else _put(known, x_t, trajectory.step(index))
@@ -114,6 +125,12 @@ def sample(
             x_next = heun_step(step, x_t=x_t, x_0=x_0, x_next=x_next, x_0_next=again, scaled=scaled)
         x_t, before, previous_x_0 = x_next, step, x_0
     return x_t if known is None else torch.where(known.mask, known.image, x_t)
+
+
+def _first(trajectory: Trajectory, noise: Tensor, start: Start | None) -> Tensor:
+    if start is None:
+        return trajectory.initial_scale * noise
+    return trajectory.signal[0].item() * start.image + trajectory.sigma[0].item() * noise
 
 
 def _check(sampler: str, eta: float, percentile: float) -> None:

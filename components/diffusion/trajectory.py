@@ -25,6 +25,10 @@ class Trajectory(NamedTuple):
         """Deviation of the first x_t of data with unit variance: what standard normal noise is scaled by."""
         return math.hypot(self.signal[0].item(), self.sigma[0].item())
 
+    def last(self, steps: int) -> "Trajectory":
+        """Its last steps."""
+        return Trajectory(self.times[-steps:], self.signal[-steps - 1 :], self.sigma[-steps - 1 :])
+
     def step(self, index: int) -> "Step":
         signal, next_signal = self.signal[index : index + 2].tolist()
         sigma, next_sigma = self.sigma[index : index + 2].tolist()

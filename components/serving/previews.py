@@ -24,7 +24,7 @@ def steps_of(maker: Generator, request: Request) -> dict[str, int]:
     if not maker.shows_steps:
         return {}
     return {
-        model.name: (first_sampling if model is maker.first else sampling_of)(model, request).num_inference_steps
+        model.name: (first_sampling if model is maker.first else sampling_of)(model, request).steps_taken
         for model in maker.models
         if isinstance(model.sampling, DiffusionSampling)
     }

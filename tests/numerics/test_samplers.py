@@ -10,7 +10,7 @@ from torch import Tensor
 from components.diffusion.edm import EDMObjective
 from components.diffusion.flow import FlowObjective
 from components.diffusion.objective import Objective
-from components.diffusion.samplers import SAMPLERS, Known, sample
+from components.diffusion.samplers import SAMPLERS, Known, Start, sample
 from components.diffusion.steps import ddim_step, ddpm_step
 from components.diffusion.trajectory import spaced_timesteps, with_clean_end
 from tests.known_denoisers import best_denoiser, discrete, moments, output_for, seeded_noise, wavy
@@ -255,6 +255,33 @@ def test_what_is_known_pulls_the_rest_with_it():
     )
     assert free[..., 1].mean().abs() < 0.1
     assert 0.6 < pulled[..., 1].mean() < 0.85
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun"])
+def test_the_last_steps_from_an_image_are_those_of_the_whole_way_through_what_it_is_noised_to(process, sampler):
+    objective, image, seen = PROCESSES[process], seeded_noise(SHAPE, seed=4)(0), list[Tensor]()
+    options: dict[str, Any] = {"sampler": sampler, "num_inference_steps": 10, "noise": seeded_noise(SHAPE)}
+    x_T = seeded_noise(SHAPE, seed=3)(0)  # noqa: N806
+    whole = sample(wavy, objective, x_T, on_step=lambda index, time, x_t, x_0: seen.append(x_t), **options)
+    spacing = "linspace" if sampler == "ddim" else "karras"
+    first = objective.trajectory(10, spacing=spacing).step(6)
+    noise = (seen[6] - first.signal * image) / first.sigma
+    torch.testing.assert_close(sample(wavy, objective, noise, start=Start(image, steps=4), **options), whole)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_later_sampling_starts_the_nearer_is_it_to_the_image_that_it_starts_from(process):
+    denoise = best_denoiser(PROCESSES[process], MEAN, COVARIANCE)
+    image = torch.tensor([0.7, 0.5], dtype=torch.float64).expand(500, 1, 1, 2)
+    options: dict[str, Any] = {"sampler": "ddpm", "num_inference_steps": 20, "noise": seeded_noise((500, 1, 1, 2))}
+    x_T = seeded_noise((500, 1, 1, 2), seed=3)(0)  # noqa: N806
+    misses = [
+        (sample(denoise, PROCESSES[process], x_T, start=Start(image, steps), **options) - image).square().mean().item()
+        for steps in (1, 5, 20)
+    ]
+    assert misses == sorted(misses)
+    assert misses[0] < 0.1 * misses[2]
 
 
 def test_evenly_spread_steps_keep_both_ends():

@@ -80,6 +80,19 @@ def test_each_stage_of_the_generator_shows_its_image_and_its_steps(cascade: Casc
     assert steps == [("base", i) for i in range(3)] + [("upsampler_16", i) for i in range(4)]
 
 
+def test_an_upsampler_of_half_the_strength_takes_half_its_steps_from_its_low_res_image(cascade: Cascade):
+    noise_levels: dict[float, list[float]] = {1.0: [], 0.5: []}
+    for strength, seen in noise_levels.items():
+
+        def on_step(stage: str, step: int, timestep: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+            if stage == "upsampler_16":
+                seen.append(timestep)  # noqa: B023
+
+        request = Request(label=1, steps=3, sampling=(("upsampler_16", "strength", strength),))
+        cascade.sample_stages([request], on_step=on_step)
+    assert noise_levels[0.5] == noise_levels[1.0][2:]
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -97,6 +110,11 @@ def test_each_stage_of_the_generator_shows_its_image_and_its_steps(cascade: Casc
         (Request(label=0, steps=4, generator="tokens"), "this prior takes no steps"),
         (Request(label=0, sampling=(("upsampler_16", "eta", 2.0),)), "upsampler_16.eta: Input should be less than"),
         (Request(label=0, sampling=(("upsampler_16", "noise_level", 21),)), r"noise_level must be in \[0, 20\]"),
+        (Request(label=0, sampling=(("base", "strength", 0.5),)), "base: strength must be 1: only an upsampler has"),
+        (
+            Request(label=0, sampling=(("upsampler_16", "strength", 0),)),
+            "upsampler_16.strength: Input should be greater",
+        ),
         (Request(label=0, sampling=(("base", "top_k", 3),)), "base.top_k: this model takes no such setting"),
         (
             Request(label=0, sampling=(("upsampler_32", "eta", 0.5),)),

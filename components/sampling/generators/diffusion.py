@@ -101,6 +101,8 @@ def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_wea
     most = model.settings.get("max_noise_level", 0)
     if sampling.noise_level is not None and sampling.noise_level > most:
         raise ValueError(f"{model.name}: noise_level must be in [0, {most}], not {sampling.noise_level}")
+    if sampling.strength < 1 and "low_res_resolution" not in model.settings:
+        raise ValueError(f"{model.name}: strength must be 1: only an upsampler has an image to start from")
     if sampling.autoguidance_scale != 1 and not has_weaker:
         raise ValueError(f"{model.name}: autoguidance_scale must be 1: this cascade has no weaker model of it")
 
@@ -116,7 +118,8 @@ def sample_upsampler(
     """Enlarge low_res (B, 3, h, w) to (B, 3, H, W), with the model's own guidance scale, steps and noise level.
 
     The images of the stage before are rounded to 8 bits first, as those that the upsampler was trained on, and then
-    noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2).
+    noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2). With a strength below 1
+    they are also what sampling starts from: the highest noise levels would only find again what low_res shows.
     """
     noise = noise_of(model, requests)
     enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
@@ -133,6 +136,7 @@ def sample_upsampler(
         sampling,
         frozen=frozen,
         on_step=on_step,
+        start=samplers.Start(enlarged, sampling.steps_taken) if sampling.strength < 1 else None,
     )
 
 
@@ -153,6 +157,7 @@ def denoise(
     score: Score | None = None,
     weaker: SamplingModel | None = None,
     known: samplers.Known | None = None,
+    start: samplers.Start | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
     """Images (B, 3, H, W) of requests.
@@ -162,6 +167,7 @@ def denoise(
         noise: the next noise (B, 3, H, W), x_T first.
         weaker: takes the place of no condition where the sampling has an autoguidance_scale.
         known: pixels that are kept.
+        start: images that are noised in place of noise alone.
         around: what is done to the guided network before it is sampled from.
     """
     condition, null = encode_conditions(model, requests)
@@ -184,6 +190,7 @@ def denoise(
         noise=noise,
         score=score,
         known=known,
+        start=start,
         on_step=on_step,
         **sampling_arguments(sampling),
     )
