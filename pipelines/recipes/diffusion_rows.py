@@ -225,7 +225,7 @@ def cascade_1024() -> DiffusionBranchRecipe:
         upsamplers=(enlarging(64, 256), enlarging(256, 1024)),
         sampling=DiffusionBranchSampling(
             base=SKETCH.replace(guidance_scale=1.5),
-            upsamplers=(SKETCH.replace(num_inference_steps=6, noise_level=50),) * 2,
+            upsamplers=(SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50),) * 2,
         ),
         samples=SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0),
         evaluation=EVALUATION.replace(feature_network="none"),

@@ -15,6 +15,9 @@ from components.stages.samples import SamplesConfig
 from pipelines.agreement import AgreementRecipe
 from pipelines.full_cascade import CascadeRecipe
 
+# From the base's image at a noise of 4.7 times its signal: 98 in place of 116 from noise alone in eight steps.
+LAST_TWELVE = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=21, strength=0.57)
+
 
 def openmoji() -> CascadeRecipe:
     """OpenMoji images: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo."""
@@ -35,7 +38,7 @@ def openmoji() -> CascadeRecipe:
         sampling=CascadeSampling(
             prior=TransformerSampling(guidance_scale=1.5, temperature=0.8, top_k=100),  # 79 in place of 98 at 1
             base=DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=14, guidance_scale=1.5),
-            upsamplers=(DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=8, noise_level=80),),
+            upsamplers=(LAST_TWELVE.replace(noise_level=80),),
         ),
         samples=SamplesConfig(),
         evaluation=EvaluationConfig(precision="bf16"),

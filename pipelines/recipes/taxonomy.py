@@ -135,12 +135,13 @@ def latent_diffusion_32() -> DiffusionBranchRecipe:
 
 
 def cascade_32() -> DiffusionBranchRecipe:
-    """A base at 16² and an upsampler to 32², 15 and 8 steps of SDE-DPM-Solver++(2M)."""
+    """A base at 16² and an upsampler to 32², 15 and 8 steps of SDE-DPM-Solver++(2M), the 8 from the base's image."""
+    enlarging = SKETCH.replace(num_inference_steps=14, strength=0.57, noise_level=50)
     upsampler = at_32(sketching()).replace(low_res_resolution=16, max_noise_level=300, conditions=())
     return branch(
         "cascade_32",
         timed(sketching().replace(conditions=()), DIFFUSION_16_STEPS, share=0.6),
-        DiffusionBranchSampling(base=SKETCH, upsamplers=(SKETCH.replace(num_inference_steps=8, noise_level=50),)),
+        DiffusionBranchSampling(base=SKETCH, upsamplers=(enlarging,)),
         upsamplers=(timed(upsampler, DIFFUSION_32_STEPS, share=0.4),),
     )
 
