@@ -16,6 +16,7 @@ from pipelines.in_turn import Finished, finished_stages, left_to_run, run_in_tur
 from pipelines.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, Recipe
 from pipelines.recipes.taxonomy import SIDE, TAXONOMY, TRACTABLE, System
+from pipelines.run_report import run_images
 from pipelines.workflow import UsageError, nearest
 
 PAGE, SEEDS = "compare.html", "compare.json"
@@ -148,6 +149,7 @@ def system_result(recipe: str, seed: int, found: Finished, *, obstacle: str = ""
     name = next((name for name in LIKELIHOODS if name in likelihood), "")
     exact = system.branch == TRACTABLE
     made = [row for row in metadata.get("evaluation", {}).get("distances", []) if row["purpose"] == "model"]
+    images = run_images(found.artifacts) if not found.missing else {}
     seconds = [*metadata.get("samples", {}).get("summary", {}).values()]
     return SystemResult(
         recipe=recipe,
@@ -158,6 +160,7 @@ def system_result(recipe: str, seed: int, found: Finished, *, obstacle: str = ""
         bits_error=likelihood.get(f"{name}_standard_error"),
         likelihood="exact" if name and exact else LIKELIHOODS.get(name, ""),
         made=DistanceRow(**made[-1]) if made and "samples" in metadata else None,  # the last is the finished image
+        samples=next((png for name, png in images.items() if name.endswith("_unconditional")), b""),
         train_seconds=found.train_seconds,
         seconds_per_image=seconds[0] if seconds else None,
         parameters=sum(int(each.metadata["summary"]["parameters"]) for each in found.trained.values()) or None,

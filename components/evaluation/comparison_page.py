@@ -8,7 +8,7 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.report import Table, duration, number, page_environment
+from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 
 COLUMNS = (
     "system",
@@ -24,6 +24,8 @@ COLUMNS = (
     "seed",
 )
 
+WIDEST = 560  # pixels of a grid of samples
+
 
 class SystemResult(Config):
     """What there is of a system by now."""
@@ -36,6 +38,7 @@ class SystemResult(Config):
     bits_error: float | None = None  # standard error over images
     likelihood: str = ""  # what the bits are: exact, a bound, an estimated bound
     made: DistanceRow | None = None  # what was measured of its samples
+    samples: bytes = b""  # a grid of some of them, PNG
     train_seconds: float | None = None  # of all its trainings
     seconds_per_image: float | None = None
     parameters: int | None = None  # of all networks that sample
@@ -121,9 +124,26 @@ def draw_comparison(comparison: Comparison) -> str:
     return plot_svg([Panel("seconds for an image", label, series, levels=levels, log_x=True)], salt="comparison")
 
 
+def sample_figures(comparison: Comparison) -> list[Figure]:
+    """The samples of each finished system, those of other seeds too."""
+    found = []
+    for system in comparison.finished:
+        title = f"{system.title}, seed {system.seed}" if system.seed else system.title
+        if system.samples:
+            small = shrunk(system.samples, width=WIDEST)
+            found.append(figure(f"{system.recipe}-{system.seed}", small, title, f"Samples of {title}"))
+    return found
+
+
 def render_comparison(comparison: Comparison) -> str:
     """The page as HTML without script."""
     page = page_environment().get_template("comparison.html.j2")
     missing: Sequence[SystemResult] = [system for system in comparison.systems if system.missing]
     drawn = Markup(draw_comparison(comparison))
-    return page.render(comparison=comparison, table=comparison_table(comparison), plot=drawn, missing=missing)
+    return page.render(
+        comparison=comparison,
+        table=comparison_table(comparison),
+        plot=drawn,
+        samples=sample_figures(comparison),
+        missing=missing,
+    )

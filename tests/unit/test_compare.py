@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from components.configuration.optimization import Training
@@ -20,11 +21,12 @@ from components.evaluation.comparison_page import (
 )
 from components.evaluation.measure import DistanceRow
 from components.evaluation.report import Table
+from components.sampling.image_files import encode_png
 from components.storage.artifact import Artifact
 from components.storage.store import Store
 from pipelines import compare, driver
 from pipelines.compare import SYSTEMS, ComparisonPage, chosen_systems, run_compare, seed_assignments, system_result
-from pipelines.in_turn import finished_stages
+from pipelines.in_turn import Finished, finished_stages
 from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.taxonomy import APPROXIMATE, TAXONOMY
 from pipelines.workflow import PlannedStage, UsageError
@@ -173,6 +175,18 @@ def test_the_page_is_whole_and_says_by_what_command_the_rest_is_made() -> None:
     assert "A &lt;b&gt;" in html
     assert re.search(r"C:\s*gan, samples\.\s*It is made by\s*cascade compare gan_32", page.text)
     assert "cascade compare" in Page(render_comparison(Comparison(systems=(left,)))).text
+
+
+def test_the_samples_of_each_finished_training_are_on_the_page_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    png = encode_png(Image.new("RGB", (1120, 64), "red"))
+    of_samples = {"strip_base": b"", "diffusion_unconditional": png}
+    monkeypatch.setattr(compare, "run_images", lambda artifacts: of_samples)
+    finished = system_result("gan_32", 2, Finished({}, {}, ()))
+    left = system_result("vae_32", 0, Finished({}, {}, ("samples",)))
+    assert (finished.samples, left.samples) == (png, b"")
+    html = render_comparison(Comparison(systems=(finished, left)))
+    assert 'alt="Samples of GAN, seed 2" width="560" height="32"' in html
+    assert html.count("<img") == 1
 
 
 def test_the_page_shows_every_seed_that_was_asked_for_and_reads_what_is_finished_once(
