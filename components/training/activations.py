@@ -164,9 +164,9 @@ def task_without_memory(training: AnyTraining, dataset_info: DatasetInfo, grid: 
         case GANTraining():
             return GANTask(config, dataset_info=dataset_info, worker=META)
         case PriorTraining():
-            return PriorTask(config, dataset_info=dataset_info, grid=the(grid), worker=META)
+            return PriorTask(config, dataset_info=dataset_info, grid=known(grid), worker=META)
         case MaskedPriorTraining():
-            return MaskedPriorTask(config, dataset_info=dataset_info, grid=the(grid), worker=META)
+            return MaskedPriorTask(config, dataset_info=dataset_info, grid=known(grid), worker=META)
         case PixelTraining():
             return PixelTask(config, dataset_info=dataset_info, grid=grid, worker=META)
         case ContrastiveTraining():
@@ -189,7 +189,7 @@ def autoencoder_without_memory(config: AutoencoderTraining) -> AutoencoderTask:
     return task
 
 
-def the(grid: TokenGrid | None) -> TokenGrid:
+def known(grid: TokenGrid | None) -> TokenGrid:
     assert grid is not None
     return grid
 
