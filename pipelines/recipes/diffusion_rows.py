@@ -24,6 +24,7 @@ from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.diffusion_studies import DiffusionStudiesRecipe
 from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
+from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.row_encoder import contrastive
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
@@ -233,13 +234,16 @@ def cascade_1024() -> DiffusionBranchRecipe:
 
 
 def cascade_256() -> DiffusionBranchRecipe:
-    """D11: the first two of those stages, the same models, with distances at 64², at 256² and of windows of 64²."""
-    whole = cascade_1024()
-    return whole.replace(
+    """D11: the demo's stages, 16² and 64², and a third to 256²; with distances at each size and of windows of 64²."""
+    demo = openmoji()
+    third = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)
+    return DiffusionBranchRecipe(
         name="cascade_256",
-        upsamplers=whole.upsamplers[:1],
-        sampling=whole.sampling.replace(upsamplers=whole.sampling.upsamplers[:1]),
-        samples=whole.samples.replace(measured_samples=256),  # an image of 1024² takes ten times as long
+        images=emoji(resolution=256),
+        base=demo.base,
+        upsamplers=(*demo.upsamplers, enlarging(64, 256)),
+        sampling=DiffusionBranchSampling(base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, third)),
+        samples=SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0),
         evaluation=EVALUATION.replace(window=64),
     )
 

@@ -9,7 +9,7 @@ from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.lecture import chosen_rows
 from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
-from pipelines.recipes.diffusion_rows import cascade_256, cascade_1024, ddpm, latent_diffusion, stable_diffusion
+from pipelines.recipes.diffusion_rows import cascade_256, ddpm, latent_diffusion, stable_diffusion
 from pipelines.recipes.discrete_rows import (
     depth_transformer,
     maskgit,
@@ -79,15 +79,11 @@ def test_both_rows_of_latents_share_the_autoencoder_of_row_t1_and_the_latents_th
     assert by_class["base"] != by_text["base"]
 
 
-def test_the_cascade_that_is_measured_at_256_has_the_models_of_that_of_1024():
-    root = Store("memory://rows")
-    large, measured = (
-        {entry.stage.name: entry.key for entry in build_workflow(recipe()).plan(root)}
-        for recipe in (cascade_1024, cascade_256)
-    )
-    shared = ("images", "base", "upsampler_256")
-    assert [measured[name] for name in shared] == [large[name] for name in shared]
-    assert cascade_256().samples.measured_samples > 0
+def test_the_cascade_that_is_measured_at_256_goes_on_from_the_stages_of_the_demo():
+    measured, demo = cascade_256(), openmoji()
+    assert (measured.base, measured.upsamplers[:1]) == (demo.base, demo.upsamplers)
+    assert [upsampler.data.resolution for upsampler in measured.upsamplers] == [64, 256]
+    assert measured.samples.measured_samples > 0
 
 
 @pytest.mark.parametrize(
