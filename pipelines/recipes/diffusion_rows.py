@@ -29,6 +29,7 @@ from pipelines.recipes.row_encoder import contrastive
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
+ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 
 
@@ -226,7 +227,7 @@ def cascade_1024() -> DiffusionBranchRecipe:
         upsamplers=(enlarging(64, 256), enlarging(256, 1024)),
         sampling=DiffusionBranchSampling(
             base=SKETCH.replace(guidance_scale=1.5),
-            upsamplers=(SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50),) * 2,
+            upsamplers=(ENLARGED,) * 2,
         ),
         samples=SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0),
         evaluation=EVALUATION.replace(feature_network="none"),
@@ -236,13 +237,12 @@ def cascade_1024() -> DiffusionBranchRecipe:
 def cascade_256() -> DiffusionBranchRecipe:
     """D11: the demo's stages, 16² and 64², and a third to 256²; with distances at each size and of windows of 64²."""
     demo = openmoji()
-    third = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)
     return DiffusionBranchRecipe(
         name="cascade_256",
         images=emoji(resolution=256),
         base=demo.base,
         upsamplers=(*demo.upsamplers, enlarging(64, 256)),
-        sampling=DiffusionBranchSampling(base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, third)),
+        sampling=DiffusionBranchSampling(base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, ENLARGED)),
         samples=SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0),
         evaluation=EVALUATION.replace(window=64),
     )
