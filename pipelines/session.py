@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from components.tracking.environment import environment
 from pipelines.cluster import Cluster, found_cluster, local_cpus, usable_gpus
@@ -55,7 +56,7 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
         gpus = usable_gpus() if num_gpus is None else num_gpus
         where = {"address": "local", "num_cpus": local_cpus(), "num_gpus": gpus, "include_dashboard": False}
     try:
-        ray.init(**where, **common)
+        _init(**where, **common)
     except Exception as error:  # Ray raises plain ones, some of several lines
         reason = " ".join(str(error).split())
         if on_cluster():
@@ -63,6 +64,12 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
             raise UsageError(f"Ray can't join {joined}: {reason} Nothing was started") from error
         raise UsageError(f"Ray can't start here: {reason} Nothing was started; the same command tries again") from error
     return found_cluster(here=not on_cluster())
+
+
+@retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
+def _init(**settings: Any) -> None:
+    """Ray gives its own processes 30 seconds, which on a busy laptop pass at times; hours of a lecture would end."""
+    ray.init(**settings)
 
 
 def set_environment(settings: dict[str, str]) -> None:

@@ -31,17 +31,46 @@ def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path, monkeypa
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
-def test_a_machine_too_busy_to_start_ray_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("failures", "tries"), [(2, 3), (0, 1)])
+def test_a_ray_that_came_too_late_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, tries: int
+):
+    tried = []
+
     def late(**kwargs: object) -> None:
-        raise Exception("The current node timed out during startup.")  # as ray/_private/node.py does
+        tried.append(kwargs)
+        if len(tried) <= failures:
+            raise Exception("The current node timed out during startup.")  # as ray/_private/node.py does
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(session, "set_environment", lambda settings: None)
     monkeypatch.setattr(session.ray, "init", late)
+    monkeypatch.setattr(session, "found_cluster", lambda here: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UsageError, match=r"timed out during startup\. Nothing was started") as caught:
+    session.start_ray(worker_start_timeout=10, verbose=False)
+    assert len(tried) == tries
+
+
+@pytest.mark.parametrize(
+    ("reason", "tries"), [("The current node timed out during startup.", 3), ("no room in /dev/shm.", 1)]
+)
+def test_a_machine_that_can_t_start_ray_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, tries: int
+):
+    tried = []
+
+    def never(**kwargs: object) -> None:
+        tried.append(kwargs)
+        raise Exception(reason)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(session, "set_environment", lambda settings: None)
+    monkeypatch.setattr(session.ray, "init", never)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=f"{reason} Nothing was started") as caught:
         session.start_ray(worker_start_timeout=10, verbose=False)
     assert "\n" not in str(caught.value)
+    assert len(tried) == tries
 
 
 @pytest.mark.parametrize(("asked", "started_with"), [(None, 2), (0, 0)])
