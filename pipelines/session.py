@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
@@ -68,8 +69,19 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
-    """Ray gives its own processes 30 seconds, which on a busy laptop pass at times; hours of a lecture would end."""
-    ray.init(**settings)
+    """Ray gives its own processes 30 seconds, which on a busy laptop pass at times; hours of a lecture would end.
+
+    What a late start leaves is ended: Ray itself would keep it until this program exits.
+    """
+    before = psutil.Process().children()
+    try:
+        ray.init(**settings)
+    except Exception:
+        started = [child for child in psutil.Process().children() if child not in before]
+        for child in started:
+            child.kill()
+        psutil.wait_procs(started, timeout=10)
+        raise
 
 
 def set_environment(settings: dict[str, str]) -> None:

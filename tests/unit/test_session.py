@@ -1,8 +1,10 @@
 """Laws of the session: what opens the cluster is nobody else's business."""
 
 import stat
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -32,14 +34,14 @@ def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("failures", "tries"), [(2, 3), (0, 1)])
-def test_a_ray_that_came_too_late_is_started_again(
+def test_a_ray_that_came_too_late_is_ended_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, tries: int
 ):
-    tried = []
+    raylets: list[subprocess.Popen] = []
 
     def late(**kwargs: object) -> None:
-        tried.append(kwargs)
-        if len(tried) <= failures:
+        raylets.append(subprocess.Popen(["sleep", "60"]))
+        if len(raylets) <= failures:
             raise Exception("The current node timed out during startup.")  # as ray/_private/node.py does
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -47,8 +49,14 @@ def test_a_ray_that_came_too_late_is_started_again(
     monkeypatch.setattr(session.ray, "init", late)
     monkeypatch.setattr(session, "found_cluster", lambda here: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    session.start_ray(worker_start_timeout=10, verbose=False)
-    assert len(tried) == tries
+    try:
+        session.start_ray(worker_start_timeout=10, verbose=False)
+        assert [psutil.pid_exists(raylet.pid) for raylet in raylets] == [False] * failures + [True]
+        assert len(raylets) == tries
+    finally:
+        for raylet in raylets:
+            raylet.kill()
+            raylet.wait()
 
 
 @pytest.mark.parametrize(
