@@ -173,8 +173,8 @@ def columns_of(stage: Stage) -> dict[str, Maker]:
     names = ["latents", *(conditioning.conditions if conditioning else ())]
     if stage.name == "diffusion_prior":
         names.append("image_embedding")
-    given = stage.inputs.get("images")
-    made = given.config.columns if isinstance(given, Stage) and isinstance(given.config, PrecomputeConfig) else ()
+    source = stage.inputs.get("images")
+    made = source.config.columns if isinstance(source, Stage) and isinstance(source.config, PrecomputeConfig) else ()
     found = {name: maker_of(stage, name) for name in names if name not in made}
     columns = {name: maker for name, maker in found.items() if maker is not None}
     if "text_states" in columns and columns.get("text_embedding") is columns["text_states"]:
@@ -194,10 +194,10 @@ def maker_of(stage: Stage, column: str) -> Maker | None:
 
 def config_of(stage: Stage, name: str) -> Maker:
     """The training of the frozen network that a stage is given under this name."""
-    given = stage.inputs[name]
-    assert isinstance(given, Stage)
-    assert isinstance(given.config, AutoencoderTraining | ContrastiveTraining)
-    return given.config
+    source = stage.inputs[name]
+    assert isinstance(source, Stage)
+    assert isinstance(source.config, AutoencoderTraining | ContrastiveTraining)
+    return source.config
 
 
 def column_bytes(stage: Stage, name: str, info: DatasetInfo) -> int:
@@ -228,12 +228,12 @@ def training_reads(
         row = (grid.height * grid.width + info.text_length) * TOKEN_BYTES
         return None if images is None else images * row * workers
     samples = stage.config.optimization.total_steps * stage.config.optimization.global_batch_size
-    given = stage.inputs.get("images")
-    if not isinstance(given, Stage) or not isinstance(given.config, PrecomputeConfig):
+    source = stage.inputs.get("images")
+    if not isinstance(source, Stage) or not isinstance(source.config, PrecomputeConfig):
         return samples * pixels(images_of(stages).resolution)
-    names = given.config.columns
-    made = sum(column_bytes(given, name, info) for name in names)
-    return samples * (made + (0 if "latents" in names else pixels(given.config.kept)))
+    names = source.config.columns
+    made = sum(column_bytes(source, name, info) for name in names)
+    return samples * (made + (0 if "latents" in names else pixels(source.config.kept)))
 
 
 def images_of(stages: Sequence[Stage]) -> ImagesConfig:

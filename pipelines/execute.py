@@ -97,7 +97,7 @@ def execute(
 
 def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], force: bool) -> StageJob:
     stage = entry.stage
-    counts = {name: len(given) if isinstance(given, list) else None for name, given in stage.inputs.items()}
+    counts = {name: len(upstream) if isinstance(upstream, list) else None for name, upstream in stage.inputs.items()}
     return StageJob(
         name=stage.name,
         key=entry.key,

@@ -59,14 +59,16 @@ def _token() -> tuple[str, str]:
         return "", ""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(given or TOKEN_FILE).expanduser()
-    if not given and not path.is_file():
+    chosen = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(chosen or TOKEN_FILE).expanduser()
+    if not chosen and not path.is_file():
         return "", ""
     try:
-        return path.read_text().strip(), f"RAY_AUTH_TOKEN_PATH {given}" if given else TOKEN_FILE
+        return path.read_text().strip(), f"RAY_AUTH_TOKEN_PATH {chosen}" if chosen else TOKEN_FILE
     except OSError as error:
-        raise UsageError(f"RAY_AUTH_TOKEN_PATH {given} can't be read ({error.strerror}); set RAY_AUTH_TOKEN") from error
+        raise UsageError(
+            f"RAY_AUTH_TOKEN_PATH {chosen} can't be read ({error.strerror}); set RAY_AUTH_TOKEN"
+        ) from error
 
 
 def _ask(head: str, token: str) -> tuple[str, Sequence[Any]]:

@@ -106,7 +106,7 @@ def chosen_rows(names: list[str]) -> dict[str, str]:
 def named(recipe: str) -> dict[str, Any]:
     """By what a recipe is known."""
     first = (RECIPES[recipe].__doc__ or "").strip().splitlines()[0]
-    return {"recipe": recipe, "row": chosen_rows([])[recipe], "about": first.partition(": ")[2]}
+    return {"recipe": recipe, "row": chosen_rows([])[recipe], "summary": first.partition(": ")[2]}
 
 
 def collect_result(prepared: driver.Prepared) -> RecipeResult:

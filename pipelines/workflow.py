@@ -46,8 +46,8 @@ class Stage:
 
     def parents(self) -> Iterator["Stage"]:
         """The stages this one waits for, lists unfolded."""
-        for given in self.inputs.values():
-            yield from given if isinstance(given, list) else [given]
+        for upstream in self.inputs.values():
+            yield from upstream if isinstance(upstream, list) else [upstream]
 
 
 class PlannedStage(NamedTuple):
@@ -89,7 +89,7 @@ class Workflow:
         keys: dict[str, str] = {}
         planned = []
         for stage in self.stages:
-            input_keys = {name: _key_of(given, keys) for name, given in stage.inputs.items()}
+            input_keys = {name: _key_of(upstream, keys) for name, upstream in stage.inputs.items()}
             keys[stage.name] = stage_key(stage, input_keys)
             store = root.join("stages", stage.name, keys[stage.name])
             cached = load_artifact(store)
@@ -148,5 +148,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(shown)}"
 
 
-def _key_of(given: Stage | list[Stage], keys: dict[str, str]) -> str:
-    return ",".join(keys[stage.name] for stage in given) if isinstance(given, list) else keys[given.name]
+def _key_of(upstream: Stage | list[Stage], keys: dict[str, str]) -> str:
+    return ",".join(keys[stage.name] for stage in upstream) if isinstance(upstream, list) else keys[upstream.name]

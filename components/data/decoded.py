@@ -88,7 +88,7 @@ class DecodedShard:
         arrays: Sequence[str] = (),
         data: bytes | None = None,
     ) -> None:
-        self.url, self.about = index.url(entry.url), {name: index.array(name) for name in arrays}
+        self.url, self.array_infos = index.url(entry.url), {name: index.array(name) for name in arrays}
         stored = read_shard(index, entry, member=member, condition_member=condition_member, arrays=arrays, data=data)
         samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
@@ -133,7 +133,7 @@ class DecodedShard:
             name: parse_arrays(
                 [(sample.key, sample.arrays[number]) for sample in chosen], info, f"shard {self.url}, {name}.npy"
             )
-            for number, (name, info) in enumerate(self.about.items())
+            for number, (name, info) in enumerate(self.array_infos.items())
         }
 
 

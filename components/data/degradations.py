@@ -22,9 +22,9 @@ class Degradation(NamedTuple):
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest
 
 
-def degrade(images: np.ndarray, position: np.ndarray, how: Degradation) -> dict[str, np.ndarray]:
-    """Two more columns of a batch: `task`, int64 (N,), places in how.tasks; `condition_image`, uint8 (N, H, W, 3), the
-    images after JPEG where that is the task, and as they are elsewhere.
+def degrade(images: np.ndarray, position: np.ndarray, degradation: Degradation) -> dict[str, np.ndarray]:
+    """Two more columns of a batch: `task`, int64 (N,), places in degradation.tasks; `condition_image`, uint8
+    (N, H, W, 3), the images after JPEG where that is the task, and as they are elsewhere.
 
     What is drawn for an image is a function of (seed, position), so it depends neither on the batch nor on the ranks.
 
@@ -32,11 +32,11 @@ def degrade(images: np.ndarray, position: np.ndarray, how: Degradation) -> dict[
         images: (N, H, W, 3).
         position: (N,) places in the stream, >= 0.
     """
-    lowest, highest = how.jpeg_qualities
-    draws = np.stack([_draws(how.seed, place) for place in position.tolist()])  # (N, 2) uint64
-    task = (draws[:, 0] % np.uint64(len(how.tasks))).astype(np.int64)
+    lowest, highest = degradation.jpeg_qualities
+    draws = np.stack([_draws(degradation.seed, place) for place in position.tolist()])  # (N, 2) uint64
+    task = (draws[:, 0] % np.uint64(len(degradation.tasks))).astype(np.int64)
     condition = images.copy()
-    for row in np.flatnonzero(np.array(how.tasks)[task] == JPEG):
+    for row in np.flatnonzero(np.array(degradation.tasks)[task] == JPEG):
         quality = lowest + int(draws[row, 1]) % (highest - lowest + 1)
         condition[row] = jpeg_compressed(images[row], quality=quality)
     return {"task": task, "condition_image": condition}

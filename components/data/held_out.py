@@ -76,8 +76,8 @@ def read_split(
 
 
 def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    given = [part for part in parts if part is not None]
-    return np.concatenate(given) if given else None
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None
 
 
 class Words(NamedTuple):

@@ -22,13 +22,13 @@ def read_tokens(tokens: Artifact) -> TokenSet:
 
 def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]) -> None:
     """Raise TokensError, in one line, if tokens are not those of a tokenizer with this codebook and grid."""
-    about = tokens.metadata
-    if about["codebook_size"] != codebook_size:
+    metadata = tokens.metadata
+    if metadata["codebook_size"] != codebook_size:
         raise TokensError(
-            f"the tokens have a codebook of {about['codebook_size']}, the tokenizer one of {codebook_size}: make the "
-            "tokens with this tokenizer"
+            f"the tokens have a codebook of {metadata['codebook_size']}, the tokenizer one of {codebook_size}: make "
+            "the tokens with this tokenizer"
         )
-    (height, width), (h, w) = about["grid"], grid
+    (height, width), (h, w) = metadata["grid"], grid
     if (height, width) != (h, w):
         raise TokensError(
             f"the tokens have a grid of {height}×{width}, the tokenizer one of {h}×{w}: make the tokens with this "

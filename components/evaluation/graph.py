@@ -48,8 +48,8 @@ def direct_parents(inputs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Of each node, the inputs that it doesn't also have through another input (transitive reduction)."""
     above: dict[str, set[str]] = {}
     direct = {}
-    for name, given in inputs.items():
-        known = [parent for parent in dict.fromkeys(given) if parent in above]
+    for name, parents in inputs.items():
+        known = [parent for parent in dict.fromkeys(parents) if parent in above]
         reached = set().union(*(above[parent] for parent in known))
         direct[name] = [parent for parent in known if parent not in reached]
         above[name] = reached | set(known)

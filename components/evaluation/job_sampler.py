@@ -29,7 +29,7 @@ def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, p
     yield from pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files)
 
 
-class About(NamedTuple):
+class JobFile(NamedTuple):
     """What a worker tells of the file of a job."""
 
     entry: FileEntry
@@ -89,18 +89,18 @@ class CascadeSampler:
             self.files.write(file_name(job.name), data)
 
 
-def read_about(job: str, files: Store) -> About:
+def read_job_file(job: str, files: Store) -> JobFile:
     """Of a finished job. The file itself is read only where an older version left no description of it."""
     description = json.loads(files.read(f"{job}.json")) if files.exists(f"{job}.json") else {}
     seconds = description.get("seconds")
     if "file" in description:
         stages = {stage: (count, side) for stage, (count, side) in description["stages"].items()}
-        return About(FileEntry(**description["file"]), stages, seconds)
+        return JobFile(FileEntry(**description["file"]), stages, seconds)
     data = files.read(file_name(job))
-    return About(describe_bytes(data, f"files/{file_name(job)}"), stages_in(data), seconds)
+    return JobFile(describe_bytes(data, f"files/{file_name(job)}"), stages_in(data), seconds)
 
 
-def seconds_per_image(jobs: Sequence[SampleJob], told: Mapping[str, About]) -> float:
+def seconds_per_image(jobs: Sequence[SampleJob], told: Mapping[str, JobFile]) -> float:
     """Of finished jobs, one at least: seconds of a processor's cores, all threads together, or of a GPU, for an image.
     Loading the models and packing the images are not counted, decoding and scaling to 8 bits is."""
     return sum(told[job.name].seconds or 0.0 for job in jobs) / sum(len(job.requests) for job in jobs)

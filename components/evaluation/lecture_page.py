@@ -35,7 +35,7 @@ class RecipeResult(Config):
 
     recipe: str
     row: str  # T1, P3, ...
-    about: str  # the recipe in one line
+    summary: str  # the recipe in one line
     seconds: float | None = None  # of training
     figures: dict[str, float] = Field(default_factory=dict)  # likelihoods and distances by name
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG

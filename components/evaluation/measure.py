@@ -180,8 +180,8 @@ def compared_sets(
 
 def made_name(stage: MadeStage) -> str:
     """What the images of a stage are called in tables."""
-    about = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
-    return f"{branch_name(stage.generator)}{about}, {stage.side}²"
+    suffix = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
+    return f"{branch_name(stage.generator)}{suffix}, {stage.side}²"
 
 
 def window_sets(

@@ -90,7 +90,7 @@ def damage(
             for factor in factors:
                 small = to_uint8(downsample(image, image.shape[-1] // factor))
                 left = to_uint8(blurred(image, factor))
-                found.append(_changed(f"super resolution {factor} times", task, left, asked, given=small))
+                found.append(_changed(f"super resolution {factor} times", task, left, asked, degraded=small))
     return found
 
 
@@ -169,9 +169,9 @@ def _with_masks(
 
 
 def _changed(
-    name: str, task: str, left: np.ndarray, asked: Sequence[Request], *, given: np.ndarray | None = None
+    name: str, task: str, left: np.ndarray, asked: Sequence[Request], *, degraded: np.ndarray | None = None
 ) -> Damaged:
     """A degradation of every pixel; `given` is what the model gets, where that is smaller than what is shown."""
-    images = left if given is None else given
+    images = left if degraded is None else degraded
     requests = tuple(r._replace(task=task, image=encode_png(p)) for r, p in zip(asked, images, strict=True))
     return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)

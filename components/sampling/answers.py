@@ -169,13 +169,13 @@ def _classify(model: SamplingModel, row: RequestRow) -> str:
 
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
-    given = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
+    condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()._replace(generator="tokens")
     check_request(request)
     if request.size is not None:
         raise ValueError("a prior alone takes no size: its cascade makes larger images")
-    check_prior(model, request if given is None else request._replace(condition=b"tokens"))
-    return json.dumps(sample_prior(model, [request], given)[0].tolist())
+    check_prior(model, request if condition is None else request._replace(condition=b"tokens"))
+    return json.dumps(sample_prior(model, [request], condition)[0].tolist())
 
 
 def _enlarge(model: SamplingModel, row: RequestRow) -> str:

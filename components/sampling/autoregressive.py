@@ -64,7 +64,7 @@ def generate(
     device, num_tokens, guided = transformer.device, transformer.num_tokens, guidance_scale != 1.0
     uniforms = torch.stack([torch.rand(num_tokens, generator=g) for g in generators], dim=1).to(device)  # (N, B)
     tokens = torch.empty(num_tokens, len(generators), dtype=torch.int64, device=device)
-    conditions = given(label=label, text=text, condition=condition)
+    conditions = without_none(label=label, text=text, condition=condition)
     if guided:
         conditions = with_null(transformer, conditions, null_text=null_text)
     steps = compiled_steps if compiled else plain_steps
@@ -110,7 +110,7 @@ def token_probabilities(logits: Tensor, *, temperature: float, top_k: int | None
     return probabilities
 
 
-def given(**conditions: Tensor | None) -> dict[str, Tensor]:
+def without_none(**conditions: Tensor | None) -> dict[str, Tensor]:
     """The conditions that there are."""
     return {name: value for name, value in conditions.items() if value is not None}
 

@@ -39,11 +39,13 @@ def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
     """
     if not classifier.settings["noisy"]:
         raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
-    seen, made = ({name: about.settings["objective"].get(name) for name in PROCESS} for about in (classifier, model))
-    for settings, about in ((seen, classifier), (made, model)):
-        settings["resolution"] = about.settings["resolution"]
-        settings["classes"] = about.settings["classes"]
-    different = [name for name in seen if seen[name] != made[name]]
+    of_classifier, of_model = (
+        {name: each.settings["objective"].get(name) for name in PROCESS} for each in (classifier, model)
+    )
+    for settings, each in ((of_classifier, classifier), (of_model, model)):
+        settings["resolution"] = each.settings["resolution"]
+        settings["classes"] = each.settings["classes"]
+    different = [name for name in of_classifier if of_classifier[name] != of_model[name]]
     if different:
         raise ValueError(
             f"the classifier of stage {classifier.name} can't guide {model.name}: they differ in {', '.join(different)}"

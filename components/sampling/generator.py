@@ -42,8 +42,8 @@ def after_each(between: Between | None) -> Callable[..., None] | None:
     if between is None:
         return None
 
-    def told(*about: object) -> None:
-        del about
+    def told(*values: object) -> None:
+        del values
         between()
 
     return told

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from components.models.masked_transformer import MaskedTransformer
-from components.sampling.autoregressive import check_filters, draw, given, guided_logits, with_null
+from components.sampling.autoregressive import check_filters, draw, guided_logits, with_null, without_none
 
 STEPS, CHOICE_TEMPERATURE = 12, 4.5  # of the paper's images
 
@@ -55,7 +55,7 @@ def maskgit(
     check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
     counts = masked_counts(transformer.num_tokens, steps=steps)
     device, mask_token, copies = transformer.device, transformer.mask_token, 1 if guidance_scale == 1.0 else 2
-    conditions = given(label=label, text=text, condition=condition)
+    conditions = without_none(label=label, text=text, condition=condition)
     if copies == 2:
         conditions = with_null(transformer, conditions, null_text=null_text)
     tokens = torch.full((len(generators), transformer.num_tokens), mask_token, device=device)

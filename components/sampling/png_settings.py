@@ -23,7 +23,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEYWORD = "parameters"
 MOST_TEXT = 2**20  # characters of settings that are read
 HEADER = 33  # bytes: the signature and the first chunk, IHDR
-ABOUT = ("model", "version", "needs")  # of the settings, what is no field of a request
+NO_FIELDS = ("model", "version", "needs")  # of the settings, what is no field of a request
 
 
 def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
@@ -77,7 +77,7 @@ def request_of(settings: Mapping[str, Any]) -> Request:
 
     Raises ValueError, in one line, for a setting that is unknown or no such value.
     """
-    asked = {name: value for name, value in settings.items() if name not in ABOUT}
+    asked = {name: value for name, value in settings.items() if name not in NO_FIELDS}
     unknown = [name for name in asked if name not in RequestRow.model_fields or name in IMAGES]
     if unknown:
         raise ValueError(f"the PNG has settings that this version does not know: {', '.join(unknown)[:80]!r}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from components.models.transformer import Transformer
-from components.sampling.autoregressive import OnToken, check_filters, draw, given, guided_logits, with_null
+from components.sampling.autoregressive import OnToken, check_filters, draw, guided_logits, with_null, without_none
 
 
 class TokenWindow(NamedTuple):
@@ -70,7 +70,7 @@ def generate_window(
                 logits = transformer.step(token.repeat(copies), cache=cache)
             else:
                 part = cut_condition(transformer, condition, grid, window)
-                conditions = given(label=label, text=text, condition=part)
+                conditions = without_none(label=label, text=text, condition=part)
                 if copies == 2:
                     conditions = with_null(transformer, conditions, null_text=null_text)
                 drawn = cut(canvas, window, transformer.grid)[:, : window.place].repeat(copies, 1)

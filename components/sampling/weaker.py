@@ -12,9 +12,9 @@ SHAPE = ("in_channels", *TOLD)
 
 def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
     """Raise ValueError, in one line, if one is no weaker version of the other: another output, image or condition."""
-    pairs = {name: [about.settings["objective"].get(name) for about in (weaker, model)] for name in OUTPUT}
-    pairs |= {"resolution": [about.settings["resolution"] for about in (weaker, model)]}
-    pairs |= {name: [about.network.get(name) for about in (weaker, model)] for name in SHAPE}
+    pairs = {name: [each.settings["objective"].get(name) for each in (weaker, model)] for name in OUTPUT}
+    pairs |= {"resolution": [each.settings["resolution"] for each in (weaker, model)]}
+    pairs |= {name: [each.network.get(name) for each in (weaker, model)] for name in SHAPE}
     different = [name for name, (one, other) in pairs.items() if one != other]
     if different:
         raise ValueError(

@@ -30,7 +30,7 @@ def compose_cascade(
 
 
 def copy_parts(
-    parts: dict[str, Artifact], upsamplers: dict[str, Artifact], how: SamplingConfig, store: Store
+    parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: SamplingConfig, store: Store
 ) -> list[FileEntry]:
     """Compose the models in a folder, to sample as `how` says, and upload it to the stage's store. Runs in a worker."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
@@ -38,7 +38,7 @@ def copy_parts(
             name: artifact.download(Path(place) / "parts" / name) for name, artifact in {**parts, **upsamplers}.items()
         }
         larger = {name: folders.pop(name) for name in upsamplers}
-        settings = how.by_model(tuple(larger))
+        settings = sampling.by_model(tuple(larger))
         composed = Path(place) / "composed"
-        compose(composed, upsamplers=larger, sampling=settings, precision=how.precision, **folders)
+        compose(composed, upsamplers=larger, sampling=settings, precision=sampling.precision, **folders)
         return upload_attempt(store, composed)

@@ -21,7 +21,7 @@ def train_diffusion_prior(
     """
     index = load_index(images.url("index.json"))
     columns = ("image_embedding", *config.conditioning.conditions)
-    frozen, given = frozen_networks(columns, images, index, resolution=config.data.resolution, contrastive=contrastive)
+    frozen, stored = frozen_networks(columns, images, index, resolution=config.data.resolution, contrastive=contrastive)
     dataset_info = DatasetInfo(num_classes=len(index.classes), **frozen.sizes)
     settings = {"role": "diffusion_prior", "objective": config.process.objective()}
     network = network_arguments(config, dataset_info)
@@ -32,7 +32,7 @@ def train_diffusion_prior(
         context,
         index,
         model=model,
-        arrays=given,
+        arrays=stored,
         dataset_info=dataset_info,
         load_encoders=frozen.load_encoders,
     )

@@ -18,7 +18,7 @@ from components.evaluation.gallery import (
     read_gallery,
 )
 from components.evaluation.generated import measured_jobs, measured_requests
-from components.evaluation.job_sampler import About, read_about, sample_jobs, seconds_per_image
+from components.evaluation.job_sampler import JobFile, read_job_file, sample_jobs, seconds_per_image
 from components.pool import file_name
 from components.sampling.cascade import Cascade, ConditionImages
 from components.sampling.image_files import encode_png
@@ -59,7 +59,7 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_samples, plan.shown, files, index.classes))
-        told = pool.call(partial(about_jobs, [job.name for job in jobs], files))
+        told = pool.call(partial(read_job_files, [job.name for job in jobs], files))
     seconds = {f"seconds_per_image_{name}": seconds_per_image(group, told) for name, group in measured.items() if group}
     for name, grid in drawn.items():
         (folder / f"{name}.png").write_bytes(grid.png)
@@ -112,9 +112,9 @@ def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[s
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
 
 
-def about_jobs(names: list[str], files: Store) -> dict[str, About]:
+def read_job_files(names: list[str], files: Store) -> dict[str, JobFile]:
     """What the workers tell of the jobs' files, by name. Runs in a worker."""
-    return dict(zip(names, in_parallel(partial(read_about, files=files), names), strict=True))
+    return dict(zip(names, in_parallel(partial(read_job_file, files=files), names), strict=True))
 
 
 class RealConditions(NamedTuple):

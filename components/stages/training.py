@@ -120,19 +120,19 @@ def frozen_networks(
 
     Raises ValueError, in one line, for encoders that are missing or do not fit, or others than made the set's arrays.
     """
-    given = tuple(name for name in columns if name in index.array_names)
-    for name in given:
+    stored = tuple(name for name in columns if name in index.array_names)
+    for name in stored:
         check_maker(index, name, maker_of(name, contrastive=contrastive, text_encoder=text_encoder))
     frozen = frozen_encoders(
-        [name for name in columns if name not in given],
+        [name for name in columns if name not in stored],
         resolution=resolution,
         bpe=read_bpe(index),
         contrastive=contrastive,
         text_encoder=text_encoder,
     )
-    nulls = {f"null_{name}": read_null(images, index, name) for name in given if name in TEXTS}
+    nulls = {f"null_{name}": read_null(images, index, name) for name in stored if name in TEXTS}
     loaders: tuple[LoadEncoder, ...] = (partial(load_nulls, nulls=nulls),) if nulls else ()
-    return Frozen((*frozen.load_encoders, *loaders), frozen.sizes | array_sizes(index, given)), given
+    return Frozen((*frozen.load_encoders, *loaders), frozen.sizes | array_sizes(index, stored)), stored
 
 
 def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:

@@ -61,10 +61,10 @@ def save_bundle(folder: Path, bundle: ModelBundle) -> None:
 
 def describe_bundle(description: bytes) -> ModelBundle:
     """The model of a DESCRIPTION file, its network without weights (on the meta device): shapes and no memory."""
-    about = json.loads(description)
+    parsed = json.loads(description)
     with torch.device("meta"):
-        module = built(about)
-    return ModelBundle(about["kind"], about["network"], about["settings"], module)
+        module = built(parsed)
+    return ModelBundle(parsed["kind"], parsed["network"], parsed["settings"], module)
 
 
 def load_bundle(folder: Path) -> ModelBundle:

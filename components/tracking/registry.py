@@ -208,11 +208,11 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
         model_type="image-cascade",
     )
     with tempfile.TemporaryDirectory() as scratch:
-        about = Model(
+        mlflow_model = Model(
             artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
         )
         folder = artifact.download(Path(scratch) / "files")
-        save_model(Path(scratch) / "packed", folder, mlflow_model=about)
+        save_model(Path(scratch) / "packed", folder, mlflow_model=mlflow_model)
         client.log_model_artifacts(model.model_id, str(Path(scratch) / "packed"))
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 

@@ -176,16 +176,16 @@ def maker_of(
 
 def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str) -> dict[str, Any]:
     """Arguments of the encoder's network. Raises ValueError if it is none, or knows other images or captions."""
-    about = json.loads(contrastive.read(DESCRIPTION))
-    if about["kind"] != "contrastive":
-        raise ValueError(f"image_embedding needs a contrastive model, not one of kind {about['kind']}")
-    if about["network"]["resolution"] > resolution:
+    description = json.loads(contrastive.read(DESCRIPTION))
+    if description["kind"] != "contrastive":
+        raise ValueError(f"image_embedding needs a contrastive model, not one of kind {description['kind']}")
+    if description["network"]["resolution"] > resolution:
         raise ValueError(
-            f"the contrastive encoder sees images of {about['network']['resolution']} pixels, not of {resolution}"
+            f"the contrastive encoder sees images of {description['network']['resolution']} pixels, not of {resolution}"
         )
     if contrastive.read(BPE).decode() != bpe:
         raise ValueError("the contrastive encoder has the text tokenizer of another set; train it on this one")
-    return about["network"]
+    return description["network"]
 
 
 def text_sizes(encoder: Artifact) -> dict[str, int]:

@@ -34,7 +34,7 @@ class Keeping:
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.blocks = [block for network in networks for block in blocks_of(network).values()]
         self.held = {identity(tensor) for network in networks for tensor in (*network.parameters(), *network.buffers())}
-        self.outside, self.given, self.inside = Storages(), Storages(), list[Storages]()
+        self.outside, self.arguments, self.inside = Storages(), Storages(), list[Storages]()
         self.open = self.outside
 
     @contextmanager
@@ -53,8 +53,8 @@ class Keeping:
         return tensor
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        given = {identity(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        self.given |= {key: tensor for key, tensor in given.items() if key not in self.held}
+        arguments = {identity(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        self.arguments |= {key: tensor for key, tensor in arguments.items() if key not in self.held}
         self.open = Storages()
         self.inside.append(self.open)
 
@@ -63,7 +63,7 @@ class Keeping:
 
     def kept(self) -> Kept:
         """What was kept until now."""
-        recomputed, whole = self.outside | self.given, dict(self.outside)
+        recomputed, whole = self.outside | self.arguments, dict(self.outside)
         for storages in self.inside:
             whole |= storages
         blocks = [bytes_of({key: storages[key] for key in storages.keys() - recomputed}) for storages in self.inside]

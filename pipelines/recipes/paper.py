@@ -36,7 +36,7 @@ PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchR
 class PaperPrior(NamedTuple):
     """A row of the table: a transformer over the tokens of an autoencoder."""
 
-    about: str
+    summary: str
     tokenizer: str  # in the table of published autoencoders
     model_dim: int
     num_heads: int
@@ -94,7 +94,7 @@ def paper_recipes() -> dict[str, PaperRecipe]:
     for table, make in ((AUTOENCODERS, lone_model), (PRIORS, token_branch), (PAPER_BRANCHES, diffusion_branch)):
         for name, row in table.items():
             recipes[name] = partial(make, name, row)
-            recipes[name].__doc__ = row.about
+            recipes[name].__doc__ = row.summary
     return recipes | {"palette_256": palette_256}
 
 

@@ -24,12 +24,12 @@ F4, F8, F8_VQ, F16 = (1, 2, 4), (1, 2, 4, 4), (1, 2, 2, 4), (1, 1, 2, 2, 4)
 
 
 class PaperAutoencoder(NamedTuple):
-    about: str  # what it is, and where its numbers are from
+    summary: str  # what it is, and where its numbers are from
     training: AutoencoderTraining
 
 
 def first_stage(
-    about: str,
+    summary: str,
     codes: int | None,  # moved by gradient; None: a Gaussian
     latent_channels: int,
     channel_mult: tuple[int, ...],
@@ -70,7 +70,7 @@ def first_stage(
     )
     data = AutoencoderData(resolution=256)
     return PaperAutoencoder(
-        about, AutoencoderTraining(network=network, losses=losses, data=data, optimization=optimization)
+        summary, AutoencoderTraining(network=network, losses=losses, data=data, optimization=optimization)
     )
 
 

@@ -34,7 +34,7 @@ PUBLISHED_EVALUATION = EvaluationConfig(reference_samples=50_000, held_out_sampl
 class PaperBranch(NamedTuple):
     """A row of the table: models by their names in the tables of their own, and how they are sampled."""
 
-    about: str
+    summary: str
     resolution: int  # pixels of the images
     base: str
     sampling: DiffusionSampling  # of the base

@@ -26,7 +26,7 @@ def png(color: str) -> bytes:
 
 
 def result(recipe: str, **changes) -> RecipeResult:
-    numbers = {"row": "T1", "recipe": recipe, "about": "VAE <b>.", "seconds": 95.0, "figures": {"bits_per_dim": 3.25}}
+    numbers = {"row": "T1", "recipe": recipe, "summary": "VAE <b>.", "seconds": 95.0, "figures": {"bits_per_dim": 3.25}}
     return RecipeResult(**{**numbers, "report": "runs/a/report.html"} | changes)
 
 

@@ -74,8 +74,8 @@ class DiffusionTask(LearnerTask[Any]):
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware steps are weighed back."""
-        batch, given = self.crop(batch)
-        conditions = dropped_conditions(batch, self.config.conditioning, self.dataset_info, seed=self.seed) | given
+        batch, cond = self.crop(batch)
+        conditions = dropped_conditions(batch, self.config.conditioning, self.dataset_info, seed=self.seed) | cond
         time, weight = self.sample_timesteps(batch["position"])
         losses = self.losses(self.learner.forward, batch, conditions, time)
         if weight is None:
@@ -124,11 +124,11 @@ class DiffusionTask(LearnerTask[Any]):
     def crop(self, batch: Batch, noise_level: int | None = None) -> tuple[Batch, dict[str, Tensor]]:
         """The batch and the images that the network is given with it: windows of both where it learns from windows,
         cut before any noise is drawn."""
-        data, given = self.config.data, self.conditioning_images(batch)
+        data, cond = self.config.data, self.conditioning_images(batch)
         if data.crop_size is not None:
             windows = draw_windows(self.seed, batch["position"], resolution=data.resolution, size=data.crop_size)
-            batch, given = cropped(batch, windows), cropped(given, windows)
-        return batch, self.augmented(given, batch["position"], noise_level)
+            batch, cond = cropped(batch, windows), cropped(cond, windows)
+        return batch, self.augmented(cond, batch["position"], noise_level)
 
     def conditioning_images(self, batch: Batch) -> dict[str, Tensor]:
         """The upsampler's low-res images, enlarged; nothing for a base model."""
@@ -137,7 +137,7 @@ class DiffusionTask(LearnerTask[Any]):
         small = quantize_8_bit(downsample(batch["image"], self.config.low_res.low_res_resolution))
         return {"low_res": upsample(small, self.config.data.resolution)}
 
-    def augmented(self, given: dict[str, Tensor], position: Tensor, noise_level: int | None) -> dict[str, Tensor]:
+    def augmented(self, cond: dict[str, Tensor], position: Tensor, noise_level: int | None) -> dict[str, Tensor]:
         """Noise conditioning augmentation of `low_res`, where there is one.
 
         Each sample draws its own level in training (the level of one sample never depends on its batch); at sampling
@@ -145,15 +145,15 @@ class DiffusionTask(LearnerTask[Any]):
         """
         settings = self.config.low_res
         if settings is None:
-            return given
-        low_res = given["low_res"]
+            return cond
+        low_res = cond["low_res"]
         if noise_level is None:
             level = self.integers(position, stream="noise_level", high=settings.max_noise_level + 1)
         else:
             level = torch.full(position.shape, noise_level, device=low_res.device)
         noise = self.normal(position, stream="low_res_noise", like=low_res)
         assert self.augmentation is not None
-        return given | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
+        return cond | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
 
     def state_dict(self) -> dict[str, Any]:
         history = {} if self.history is None else {"history": self.history._asdict()}
@@ -171,8 +171,8 @@ class DiffusionTask(LearnerTask[Any]):
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, total = self.learner.snapshot(), 0.0
         for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
-            part, given = self.crop(encoded(plain, self.encoders))
-            conditions = conditions_of(part, self.config.conditioning.conditions) | given
+            part, cond = self.crop(encoded(plain, self.encoders))
+            conditions = conditions_of(part, self.config.conditioning.conditions) | cond
             total += float(self.losses(network, part, conditions, self.uniform_timesteps(part["position"])).sum())
         return {"held_out_loss": total / len(batch["position"])}
 
@@ -192,19 +192,19 @@ class DiffusionTask(LearnerTask[Any]):
             samples = encoder.images(samples) if isinstance(encoder, Latents) else samples
         if self.config.low_res is None:
             return [samples]
-        batch, given = self.crop(batch, self.preview_noise_level)
-        return [given["low_res"], samples, batch["image"]]
+        batch, cond = self.crop(batch, self.preview_noise_level)
+        return [cond["low_res"], samples, batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
         """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""
-        batch, given = self.crop(batch, self.preview_noise_level)
+        batch, cond = self.crop(batch, self.preview_noise_level)
         scale = PREVIEW_SCALE if self.config.low_res is None else 1.0
-        return self.ddim(self.guided(batch, given, scale), batch)
+        return self.ddim(self.guided(batch, cond, scale), batch)
 
-    def guided(self, batch: Batch, given: dict[str, Tensor], scale: float) -> Denoise:
+    def guided(self, batch: Batch, cond: dict[str, Tensor], scale: float) -> Denoise:
         """The averaged network under the batch's conditions, at a guidance scale."""
         conditioning = self.config.conditioning
-        condition, null = conditions_of(batch, conditioning.conditions) | given, {}
+        condition, null = conditions_of(batch, conditioning.conditions) | cond, {}
         if conditioning.cond_drop_prob > 0:  # what was never dropped has no null to guide away from
             null = null_conditions(batch, conditioning.conditions, num_classes=self.dataset_info.num_classes)
         return guide(self.objective, self.learner.snapshot(), condition, null, scale)

@@ -68,8 +68,8 @@ class ImageToImageTask(DiffusionTask):
 
     def sample(self, batch: Batch) -> Tensor:
         """The images of the batch restored, (B, 3, S, S), from noise that is the same at each preview."""
-        known, given = batch["image"], self.conditioning_images(batch)
-        mask = given["condition_image"][:, 3:]
-        network = self.guided(batch, given, PREVIEW_SCALE if self.config.conditioning.conditions else 1.0)
+        known, cond = batch["image"], self.conditioning_images(batch)
+        mask = cond["condition_image"][:, 3:]
+        network = self.guided(batch, cond, PREVIEW_SCALE if self.config.conditioning.conditions else 1.0)
         made = self.ddim(denoise_in_mask(network, known, mask), batch)
         return torch.where(mask > 0, made, known)
