@@ -29,14 +29,15 @@ class OneModelRecipe(Config):
     images: ImagesConfig
     model: AnyLoneModel
     sampling: OneModelSampling = OneModelSampling()
-    samples: SamplesConfig
+    samples: SamplesConfig | None = None  # None: an autoencoder of which nothing is drawn
     likelihood: LikelihoodConfig | None = None  # exact of a PixelCNN or PixelRNN, a bound of a VAE
     evaluation: EvaluationConfig
 
     @property
-    def makes_images(self) -> bool:
-        """An autoencoder with codes needs a prior over them first: that is a token branch."""
-        return not isinstance(self.model, AutoencoderTraining) or self.model.network.bottleneck.kind == "gaussian"
+    def drawn(self) -> SamplesConfig | None:
+        """The samples; none of an autoencoder with codes, which needs a prior over them first: a token branch."""
+        has_codes = isinstance(self.model, AutoencoderTraining) and self.model.network.bottleneck.kind != "gaussian"
+        return None if has_codes else self.samples
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> Self:
@@ -45,6 +46,12 @@ class OneModelRecipe(Config):
             raise ValueError("model.resolution is missing: a model of images needs it")
         if self.images.resolution < side:
             raise ValueError(f"images.resolution must be at least model.resolution {side}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_generator_is_sampled(self) -> Self:
+        if self.samples is None and not isinstance(self.model, AutoencoderTraining):
+            raise ValueError(f"samples is missing: a {self.model.network.kind} is known by the images that it makes")
         return self
 
     @model_validator(mode="after")
@@ -90,9 +97,9 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
     stages, shown = [images, model], dict[str, Any]()
     if isinstance(recipe.model, AutoencoderTraining):
         shown["tokenizer"] = model
-    if recipe.makes_images:
+    if recipe.drawn is not None:
         cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
-        shown["samples"] = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
+        shown["samples"] = Stage("samples", sample_generators, recipe.drawn, images=images, cascade=cascade)
         stages += [cascade, shown["samples"]]
     if recipe.likelihood is not None:
         stages.append(Stage("likelihood", measure_likelihood, recipe.likelihood, images=images, model=model))

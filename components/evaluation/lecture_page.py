@@ -14,7 +14,7 @@ from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.report import Figure, Table, described_image, figure, page_environment
 
-KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: shown where a model makes none, and where a slide asks for it
+KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
 
 
 class Slide(Config):
@@ -138,9 +138,9 @@ def shown_result(result: RecipeResult, shows: Sequence[str], *, anchor: str) -> 
 
 
 def own_images(result: RecipeResult) -> dict[str, bytes]:
-    """What a recipe is known by: images that it makes, or, if it makes none, what it keeps of others."""
+    """What a recipe is known by: reconstructions of an autoencoder, and what a VAE draws; of others, what they make."""
     made = {name: png for name, png in result.images.items() if name not in KEPT}
-    return made or result.images
+    return made if any(not name.startswith("vae_") for name in made) else result.images
 
 
 def inline(drawings: Mapping[str, str], *, anchor: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ GROUPS = {  # section of the page -> images in it: name -> (caption, what a scre
     },
     "tokenizer": {
         "originals_and_reconstructions": (
-            "Held-out images, never trained on, and what is left of them after tokenizing",
+            "Held-out images, never trained on, and their reconstructions",
             "Rows of originals, each above the row of their reconstructions",
         ),
         "index_grids": (
@@ -58,7 +58,7 @@ ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
     "by_class": ("by class", "a row for each class"),
     "by_prompt": ("by prompt", "a row for each prompt"),
     "by_condition": ("by condition image", "a row for each condition image, which stands first"),
-    "unconditional": ("asked for nothing", "without any condition"),
+    "unconditional": ("unconditional", "without any condition"),
 }
 
 

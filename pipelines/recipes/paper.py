@@ -14,7 +14,6 @@ from components.configuration.conditions import TokenCondition
 from components.configuration.sampling import TokenBranchSampling, TransformerSampling
 from components.configuration.trainings import PriorTraining
 from components.stages.evaluate import EvaluationConfig
-from components.stages.samples import SamplesConfig
 from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.image_to_image import ImageToImageRecipe
 from pipelines.one_model import OneModelRecipe
@@ -104,7 +103,6 @@ def lone_model(name: str, row: PaperAutoencoder) -> OneModelRecipe:
         name=name,
         images=images(resolution=256),
         model=row.training,
-        samples=SamplesConfig(),
         evaluation=EvaluationConfig(),
     )
 

@@ -129,10 +129,12 @@ def test_what_is_not_finished_is_said_with_the_command_that_makes_it() -> None:
     assert "Not finished" not in lecture()
 
 
-def test_a_recipe_is_known_by_what_it_makes_and_else_by_what_it_keeps() -> None:
+def test_a_prior_is_known_by_what_it_makes_and_an_autoencoder_by_what_it_keeps() -> None:
     kept, made = {"originals_and_reconstructions": png("red")}, {"gan_by_class": png("blue")}
     assert own_images(result("gan", images=kept | made)) == made
     assert own_images(result("vqvae", images=kept)) == kept
+    drawn = {"vae_unconditional": png("blue")}
+    assert own_images(result("vae", images=kept | drawn)) == kept | drawn
     assert own_images(result("none")) == {}
 
 
