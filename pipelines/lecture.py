@@ -105,8 +105,8 @@ def chosen_rows(names: list[str]) -> dict[str, str]:
 
 def named(recipe: str) -> dict[str, Any]:
     """By what a recipe is known."""
-    first = (RECIPES[recipe].__doc__ or "").strip().splitlines()[0]
-    return {"recipe": recipe, "row": chosen_rows([])[recipe], "summary": first.partition(": ")[2]}
+    first = (RECIPES[recipe].__doc__ or "").strip().splitlines()[0].partition(": ")[2]
+    return {"recipe": recipe, "row": chosen_rows([])[recipe], "summary": first[:1].upper() + first[1:]}
 
 
 def collect_result(prepared: driver.Prepared) -> RecipeResult:
@@ -150,7 +150,7 @@ def stated_figures(metadata: Mapping[str, Any]) -> dict[str, float]:
     made = [found for found in metadata.get("distances", []) if found["purpose"] == "model"]
     figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}
     if use := metadata.get("held_out_codebook"):
-        figures |= {"codebook_usage": use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
+        figures |= {"codes in use, %": 100 * use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
     return figures
 
 

@@ -28,7 +28,7 @@ STATED: dict[str, dict[str, Any]] = {
     "restoration": {"headline": {"psnr, inpainting": 21.0}},
 }
 DISTANCE = "distance, base, 16² (N 256)"
-OF_TOKENS = {DISTANCE: 90.0, "codebook_usage": 0.9, "perplexity": 200.0}
+OF_TOKENS = {DISTANCE: 90.0, "codes in use, %": 90.0, "perplexity": 200.0}
 
 
 @pytest.fixture
