@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.data.errors import SourceError
+from components.evaluation.grids import readable
 from components.evaluation.lecture_page import RecipeResult, Slide, render_lecture
 from components.evaluation.report import shrunk, stage_curves
 from components.storage.artifact import Artifact
@@ -122,7 +123,7 @@ def collect_result(prepared: driver.Prepared) -> RecipeResult:
         plots={title: svg for study in studies for title, svg in study.plots.items()},
         tables={title: table for study in studies for title, table in study.tables.items()},
         curves={
-            f"{stage}: {title}": svg
+            f"{readable(stage)}: {title}": svg
             for stage, artifact in trained.items()
             for title, svg in drawn_curves(prepared.root, artifact).items()
         },
