@@ -3,7 +3,8 @@
 The images are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
@@ -209,42 +210,29 @@ def palette() -> ImageToImageRecipe:
 
 
 def cascade_1024() -> DiffusionBranchRecipe:
-    """D11: images of 1024² through three trained stages, 64² by a base, 256² and 1024² by upsamplers of windows."""
-    small = sketching().replace(
-        resolution=64,
-        model_channels=16,
-        channel_mult=(1, 2, 4, 8),
-        attention_resolutions=(8,),
-        global_batch_size=8,
-        total_steps=600,
-        checkpoint_every=200,
-        sample_every=300,
-    )
-    return DiffusionBranchRecipe(
-        name="cascade_1024",
-        images=emoji(resolution=1024).replace(limit=1024, samples_per_shard=64),
-        base=small,
-        upsamplers=(enlarging(64, 256), enlarging(256, 1024)),
-        sampling=DiffusionBranchSampling(
-            base=SKETCH.replace(guidance_scale=1.5),
-            upsamplers=(ENLARGED,) * 2,
-        ),
-        samples=SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0),
-        evaluation=EVALUATION.replace(feature_network="none"),
-    )
+    """D11: images of 1024² through four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024²."""
+    images = emoji(resolution=1024).replace(limit=1024, samples_per_shard=64)
+    samples = SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0)
+    evaluation = EVALUATION.replace(feature_network="none")
+    return beyond_the_demo("cascade_1024", (256, 1024), images=images, samples=samples, evaluation=evaluation)
 
 
 def cascade_256() -> DiffusionBranchRecipe:
     """D11: the demo's stages, 16² and 64², and a third to 256²; with distances at each size and of windows of 64²."""
-    demo = openmoji()
+    samples = SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0)
+    evaluation = EVALUATION.replace(window=64)
+    return beyond_the_demo("cascade_256", (256,), images=emoji(resolution=256), samples=samples, evaluation=evaluation)
+
+
+def beyond_the_demo(name: str, resolutions: Sequence[int], **parts: Any) -> DiffusionBranchRecipe:
+    """A recipe of the demo's stages, 16² and 64², and an upsampler to each further resolution, trained on windows."""
+    demo, sizes = openmoji(), (64, *resolutions)
+    sampling = DiffusionBranchSampling(
+        base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))
+    )
+    enlarged = [enlarging(low_res, resolution) for low_res, resolution in pairwise(sizes)]
     return DiffusionBranchRecipe(
-        name="cascade_256",
-        images=emoji(resolution=256),
-        base=demo.base,
-        upsamplers=(*demo.upsamplers, enlarging(64, 256)),
-        sampling=DiffusionBranchSampling(base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, ENLARGED)),
-        samples=SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0),
-        evaluation=EVALUATION.replace(window=64),
+        name=name, base=demo.base, upsamplers=(*demo.upsamplers, *enlarged), sampling=sampling, **parts
     )
 
 
