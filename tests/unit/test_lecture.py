@@ -54,7 +54,7 @@ def with_artifact(entry: PlannedStage) -> PlannedStage:
     [
         ("vqgan", {"bits_per_dim": 2.5} | OF_TOKENS, 60.0),
         ("vqgan_transformer", {"bits_per_dim": 2.5} | OF_TOKENS, 120.0),
-        ("cascade_1024", {"bits_per_dim": 2.5} | OF_TOKENS, 180.0),
+        ("cascade_1024", {"bits_per_dim": 2.5} | OF_TOKENS, 240.0),
         ("palette", {"bits_per_dim": 2.5, "psnr, inpainting": 21.0}, 60.0),
     ],
 )
