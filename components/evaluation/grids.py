@@ -18,8 +18,8 @@ from components.sampling.image_files import encode_png, enlarged
 
 CELL = 128  # pixels of a shown image, at least
 GAP = 8
-TEXT_SIZE = 22
-LINE = TEXT_SIZE + 12  # pixels of a line of text
+TEXT_SIZE = 22  # pixels, at least: a tenth of a large image
+LINE_GAP = 12  # pixels between a line of text and what stands below it
 INK, PAPER, FRAME = (31, 41, 55), (255, 255, 255), (226, 232, 240)
 
 
@@ -91,14 +91,18 @@ def in_square(image: np.ndarray, side: int) -> Image.Image:
 
 
 @cache
-def text_font() -> ImageFont.FreeTypeFont:
+def text_font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib: captions are in many alphabets, Pillow's own font knows ASCII only."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), TEXT_SIZE)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-def fit_text(text: str, width: int) -> str:
+def text_size(cell: int) -> int:
+    """Pixels of the text of a grid whose images are shown at `cell` pixels: pages show a grid of large images small."""
+    return max(TEXT_SIZE, cell // 10)
+
+
+def fit_text(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The text, cut with an ellipsis to at most `width` pixels."""
-    font = text_font()
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -107,25 +111,26 @@ def fit_text(text: str, width: int) -> str:
 
 
 def _draw(canvas: Image.Image, block: GridBlock, *, top: int, columns: int, cell: int) -> None:
-    draw, font = ImageDraw.Draw(canvas), text_font()
+    draw, font = ImageDraw.Draw(canvas), text_font(text_size(cell))
+    line = text_size(cell) + LINE_GAP
     if block.heading:
-        draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP), fill=INK, font=font)
-        top += LINE
-    pitch = cell + GAP + (LINE if block.captions else 0)
+        draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP, font), fill=INK, font=font)
+        top += line
+    pitch = cell + GAP + (line if block.captions else 0)
     if block.words:
         below = top + -(-len(block.images) // columns) * pitch - GAP + 4
-        draw.text((GAP, below), fit_text(block.words, canvas.width - 2 * GAP), fill=INK, font=font)
+        draw.text((GAP, below), fit_text(block.words, canvas.width - 2 * GAP, font), fill=INK, font=font)
     for index, image in enumerate(block.images):
         left, upper = GAP + index % columns * (cell + GAP), top + index // columns * pitch
         canvas.paste(in_square(image, cell), (left, upper))
         draw.rectangle((left - 1, upper - 1, left + cell, upper + cell), outline=FRAME)
         if block.captions:
-            draw.text((left, upper + cell + 4), fit_text(block.captions[index], cell), fill=INK, font=font)
+            draw.text((left, upper + cell + 4), fit_text(block.captions[index], cell, font), fill=INK, font=font)
 
 
 def _height(block: GridBlock, columns: int, cell: int) -> int:
     rows = -(-len(block.images) // columns)
-    lines = LINE * (bool(block.heading) + bool(block.words) + rows * bool(block.captions))
+    lines = (text_size(cell) + LINE_GAP) * (bool(block.heading) + bool(block.words) + rows * bool(block.captions))
     return lines + rows * (cell + GAP) + GAP
 
 

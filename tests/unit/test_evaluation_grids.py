@@ -67,9 +67,24 @@ def test_labels_are_drawn_and_never_outside_of_the_grid() -> None:
     assert (pixels(long)[:, -1] == PAPER).all()
 
 
+def test_text_stays_readable_where_a_page_shows_large_images_small() -> None:
+    """Shown at 128 pixels an image, as those of the demo are, captions of 1024² are at least half as high as theirs."""
+    small, large = (text_rows(labelled_grid([image], ["caption"])) for image in (blank(64), blank(1024)))
+    assert large * 128 / 1024 >= small / 2
+
+
+def text_rows(grid: bytes) -> int:
+    """Rows of pixels with dark ink in a grid of blank images."""
+    return int((pixels(grid) < 128).all(axis=-1).any(axis=1).sum())
+
+
+def blank(side: int) -> np.ndarray:
+    return np.full((side, side, 3), 255, np.uint8)
+
+
 def test_text_is_cut_to_its_width_with_an_ellipsis() -> None:
-    assert fit_text("short", 500) == "short"
-    cut = fit_text("a much longer text than fits", 100)
+    assert fit_text("short", 500, text_font()) == "short"
+    cut = fit_text("a much longer text than fits", 100, text_font())
     assert cut.endswith("…")
     assert len(cut) < 20
 
