@@ -1,16 +1,16 @@
-"""Pre-norm transformer blocks (Radford et al. 2019), with the cache and the rotation that their attention may use.
+"""Pre-norm transformer blocks (Radford et al. 2019), with the cache that their attention may use.
 
 Shapes: B batch, S sequence, D model_dim, H heads, E head_dim = D / H.
 """
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.layers import attend
 from components.models.network_blocks import NetworkBlock
+from components.models.rotary import rotate
 
 
 @dataclass(slots=True)
@@ -97,28 +97,3 @@ def kept_with(new: Tensor, whole: Tensor, start: int | Tensor) -> Tensor:
     filled = whole[:, :, : start + new.shape[2]]
     filled[:, :, start:] = new
     return filled
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of features of x (B, H, S, E) by the angle of its position (Su et al. 2021, equation 34).
-
-    Products of rotated queries and keys depend on the difference of their angles alone.
-
-    Args:
-        rotation: (S, E / 2, 2), cosine and sine of each pair's angle.
-    """
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, S, E / 2)
-    cos, sin = rotation.unbind(-1)  # (S, E / 2)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
-
-
-def grid_rotation(height: int, width: int, *, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Rotations of the places of a grid in raster order, (height * width, E / 2, 2): cosine and sine.
-
-    Axial: the first half of the features turns with the row, the second with the column, each pair slower than the one
-    before by the same factor, down to about 1 / theta. The first place is not turned at all.
-    """
-    frequencies = theta ** -(torch.arange(0, head_dim // 2, 2) / (head_dim // 2))  # (E / 4,)
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))  # (N, 2)
-    angles = (places[:, :, None] * frequencies).flatten(1)  # (N, E / 2)
-    return torch.stack([angles.cos(), angles.sin()], dim=-1)

@@ -19,6 +19,7 @@ class Context(NamedTuple):
 
     states: Tensor  # (B, L, E)
     visible: Tensor  # (B, L)  bool, True where a token may be seen; in every row at least one
+    grid: int = 0  # the last grid * grid tokens are patches of a square image, row by row
 
 
 class ReadText(NamedTuple):
@@ -169,6 +170,7 @@ class ConditionedNetwork(nn.Module):
             context = with_tokens(context, label[:, None])
         if self.image_tokens is not None:
             context = with_tokens(context, self.image_tokens(conditions["condition_image"]))
+            context = context._replace(grid=self.image_tokens.grid)
         return embedding, context
 
     def read_text(self, conditions: Mapping[str, Tensor]) -> ReadText | None:

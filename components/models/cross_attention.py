@@ -1,7 +1,10 @@
-"""Attention of an image to tokens next to it: that of GLIDE, and the spatial transformer of latent diffusion.
+"""Attention of an image to tokens next to it: that of GLIDE, and the spatial transformer of latent diffusion. Where the
+tokens are patches of an image, rotary positions tell it which of them lie where it looks from.
 
 Shapes: B batch, C channels, H W height and width, N = H * W positions, L tokens, E features of a token.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,9 @@ from torch import Tensor, nn
 
 from components.models.conditioned import Context
 from components.models.layers import GroupNorm, attend, zeroed
+from components.models.rotary import grid_rotation, rotate
+
+THETA = 100.0  # grids of patches are small: with 10,000 most frequencies would be the same everywhere
 
 
 class TextAttention2d(nn.Module):
@@ -34,6 +40,9 @@ class TextAttention2d(nn.Module):
         kv = self.context_kv(context.states)
         context_k, context_v = rearrange(kv, "b l (two heads d) -> two b heads l d", two=2, heads=heads)
         visible = F.pad(context.visible, (0, k.shape[2]), value=True)  # (B, L + N)
+        if context.grid:
+            here, there = rotations(context, positions=q.shape[2], head_dim=q.shape[3])
+            q, k, context_k = rotate(q, here), rotate(k, here), rotate(context_k, there)
         k, v = torch.cat([context_k, k], dim=2), torch.cat([context_v, v], dim=2)  # (B, heads, L + N, d)
         h = attend(q, k, v, mask=visible[:, None, None])
         return x + self.proj(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))
@@ -82,13 +91,15 @@ class ContextBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         h = self.norm_1(x)
         x = x + self.self_attention(h, h)
-        x = x + self.cross_attention(self.norm_2(x), context.states, mask=context.visible[:, None, None])
+        x = x + self.cross_attention(self.norm_2(x), context.states, context=context)
         value, gate = self.expand(self.norm_3(x)).chunk(2, dim=-1)
         return x + self.contract(value * F.gelu(gate))  # GEGLU (Shazeer, 2020)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x (B, N, C) to tokens (B, L, E); no bias but in the last projection."""
+    """Multi-head attention of x (B, N, C) to tokens (B, L, E), all of them or, with their context, as it says where
+    they lie and which may be seen; no bias but in the last projection.
+    """
 
     def __init__(self, dim: int, *, num_heads: int, context_dim: int) -> None:
         super().__init__()
@@ -97,7 +108,23 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:  # (B, N, C)
+    def forward(self, x: Tensor, tokens: Tensor, *, context: Context | None = None) -> Tensor:  # (B, N, C)
         q = rearrange(self.q(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
         k, v = rearrange(self.kv(tokens), "b l (two heads d) -> two b heads l d", two=2, heads=self.num_heads)
+        if context is not None and context.grid:
+            here, there = rotations(context, positions=q.shape[2], head_dim=q.shape[3])
+            q, k = rotate(q, here), rotate(k, there)
+        mask = None if context is None else context.visible[:, None, None]
         return self.proj(rearrange(attend(q, k, v, mask=mask), "b heads n d -> b n (heads d)"))
+
+
+def rotations(context: Context, *, positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """For `rotate`: those of the N positions of a square image (N, E / 2, 2), and those of all tokens (L, E / 2, 2).
+
+    A patch lies in the middle of its pixels; other tokens lie nowhere and are not turned.
+    """
+    side, grid, device = math.isqrt(positions), context.grid, context.states.device
+    here = grid_rotation(side, side, head_dim=head_dim, theta=THETA, pitch=grid / side, device=device)
+    patches = grid_rotation(grid, grid, head_dim=head_dim, theta=THETA, device=device)
+    others = context.states.shape[1] - grid * grid
+    return here, torch.cat([patches[:1].expand(others, -1, -1), patches])

@@ -1,15 +1,15 @@
-"""An image as tokens that another image's attention sees: patches, embedded alike, and where they lie.
+"""An image as tokens that another image's attention sees: patches, embedded alike. Where they lie, attention knows by
+itself (`rotary.py`).
 
 Shapes: B batch, H W pixels, P patch_size, L = H / P * W / P tokens, E features of a token.
 """
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 
 class ImageTokens(nn.Module):
-    """Patch embedding with learned positions (Dosovitskiy et al., 2021, equation 1), normalized.
+    """Patch embedding (Dosovitskiy et al., 2021, equation 1, without its positions), normalized.
 
     Args:
         channels: of the image.
@@ -24,9 +24,9 @@ class ImageTokens(nn.Module):
         super().__init__()
         if resolution % patch_size:
             raise ValueError(f"resolution {resolution} is not a multiple of image_patch_size {patch_size}")
+        self.grid = resolution // patch_size
         self.patches = nn.Conv2d(channels, token_dim, patch_size, stride=patch_size)
-        self.positions = nn.Parameter(0.02 * torch.randn((resolution // patch_size) ** 2, token_dim))  # (L, E)
         self.norm = nn.LayerNorm(token_dim)
 
     def forward(self, image: Tensor) -> Tensor:  # (B, channels, H, W) -> (B, L, E)
-        return self.norm(rearrange(self.patches(image), "b e h w -> b (h w) e") + self.positions)
+        return self.norm(rearrange(self.patches(image), "b e h w -> b (h w) e"))

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.models.blocks import Block, grid_rotation
+from components.models.blocks import Block
+from components.models.rotary import grid_rotation
 
 Positions = Literal["learned", "learned_2d", "rotary_2d"]
 

@@ -50,7 +50,7 @@ class UNet(ConditionedNetwork):
         middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
             applied to whole images.
         image_token_dim: the condition image is not concatenated to x_t, but cut into patches of image_patch_size
-            pixels, which are tokens of so many features for the attention.
+            pixels, which are tokens of so many features for the attention, with rotary positions.
         conditions: see `ConditionedNetwork`.
 
     Raises:
@@ -102,6 +102,7 @@ class UNet(ConditionedNetwork):
             text_conditioning,
             heads=partial(heads_of, head_dim=head_dim, num_heads=num_heads),
             context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim, image_token_dim),
+            rotary=image_token_dim is not None,
             depth=transformer_depth,
             norm_groups=norm_groups,
         )
@@ -184,12 +185,18 @@ def attention_of(
     *,
     heads: Callable[[int], int],
     context_dim: int | None,
+    rotary: bool,
     depth: int,
     norm_groups: int | None,
 ) -> Attention:
-    """Makes the attention for a number of channels, of the kind that `text_conditioning` names."""
+    """Makes the attention for a number of channels, of the kind that `text_conditioning` names.
+
+    It raises ValueError for heads that rotary positions cannot turn.
+    """
 
     def attention(channels: int) -> nn.Module:
+        if rotary and (head_dim := channels // heads(channels)) % 4:
+            raise ValueError(f"heads of {head_dim} channels cannot see tokens of an image: they need a multiple of 4")
         shared: dict[str, Any] = {"num_heads": heads(channels), "norm_groups": norm_groups}
         if context_dim is None:
             return SelfAttention2d(channels, **shared)

@@ -5,6 +5,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from components.models.conditioned import Context
+from components.models.cross_attention import rotations
 from components.models.unet import UNet
 from tests.peer_unets import randomized
 
@@ -34,10 +36,22 @@ def test_the_image_is_a_set_of_patches_and_their_positions(style: str) -> None:
     moved = given | {"condition_image": reversed_patches(given["condition_image"], 2)}
     with torch.no_grad():
         assert (network(**given) - network(**moved)).abs().amax((1, 2, 3)).min() > 1e-3
-        network.image_tokens.positions.zero_()
+        network.image_tokens.grid = 0  # nowhere
         torch.testing.assert_close(network(**given), network(**moved), atol=1e-4, rtol=1e-4)
         other = given | {"condition_image": torch.zeros_like(given["condition_image"])}
         assert (network(**given) - network(**other)).abs().amax((1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_a_patch_lies_in_the_middle_of_its_positions_and_a_text_nowhere(side: int) -> None:
+    """Their angles are the mean of those of the positions that it covers, in both directions."""
+    context = Context(torch.zeros(1, 3 + 4, 12), torch.ones(1, 7, dtype=torch.bool), grid=2)
+    here, there = rotations(context, positions=side * side, head_dim=8)
+    assert torch.equal(there[:3], torch.tensor([1.0, 0.0]).expand(3, 4, 2))
+    angles, patches = (torch.atan2(*turned.flip(-1).unbind(-1)) for turned in (here, there[3:]))
+    covered = rearrange(angles, "(h p w q) d -> (h w) (p q) d", h=2, w=2, p=side // 2).mean(1)
+    torch.testing.assert_close(covered, patches, atol=1e-6, rtol=0)
+    assert len(patches.unique(dim=0)) == 4
 
 
 def test_what_is_denoised_keeps_its_channels() -> None:
@@ -58,6 +72,7 @@ def test_a_text_of_the_same_size_stands_beside_the_image() -> None:
     ("changes", "words"),
     [
         ({"image_patch_size": 3}, "resolution 8 is not a multiple of image_patch_size 3"),
+        ({"head_dim": 2}, "heads of 2 channels cannot see tokens of an image: they need a multiple of 4"),
         ({"condition_image_channels": 0}, "need condition_image_channels"),
         ({"text_conditioning": "pooled"}, "pooled does not see tokens of an image"),
         ({"class_token_dim": 8, "num_classes": 2}, "class_token_dim 8, image_token_dim 12"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from components.losses.token_likelihood import token_loss
-from components.models.blocks import grid_rotation, rotate
+from components.models.rotary import grid_rotation, rotate
 from components.models.transformer import Transformer, _causal_mask
 
 CONDITIONS = {
