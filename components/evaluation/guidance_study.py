@@ -171,7 +171,7 @@ def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
 
 def draw_guidance(found: Measured, config: GuidanceStudyConfig, *, salt: str) -> dict[str, str]:
     """Title -> SVG: accuracy and distance against scale, and against each other."""
-    distance, accuracy = f"fd_{config.feature_network}", "accuracy by an independent classifier"
+    distance, accuracy = f"Fréchet distance, {config.feature_network}", "accuracy by an independent classifier"
     accuracies, distances, each_other = [], [], []
     for method in config.methods:
         title, scales = TITLES[method], scales_of(config, method)
@@ -195,7 +195,7 @@ def guidance_table(found: Measured, config: GuidanceStudyConfig) -> dict[str, An
     """Columns and rows for the report."""
     return {
         "columns": [
-            *("guidance", "scale", "accuracy", "its standard error", f"fd_{config.feature_network}"),
+            *("guidance", "scale", "accuracy", "its standard error", f"Fréchet distance, {config.feature_network}"),
             *("evaluations of the guided network", "N"),
         ],
         "rows": [

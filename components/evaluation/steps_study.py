@@ -92,7 +92,7 @@ def draw_steps(found: Measured, config: StepsStudyConfig, *, salt: str) -> dict[
         lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
     panel = Panel(
         "network evaluations an image",
-        f"fd_{config.feature_network}",
+        f"Fréchet distance, {config.feature_network}",
         lines,
         levels={reference.setting.title: reference.distance, HELD_OUT: found.held_out_distance},
         log_x=True,
@@ -104,7 +104,7 @@ def draw_steps(found: Measured, config: StepsStudyConfig, *, salt: str) -> dict[
 def steps_table(found: Measured, config: StepsStudyConfig) -> dict[str, Any]:
     """Columns and rows for the report."""
     return {
-        "columns": ["sampler", "steps", "network evaluations", f"fd_{config.feature_network}", "N"],
+        "columns": ["sampler", "steps", "network evaluations", f"Fréchet distance, {config.feature_network}", "N"],
         "rows": [
             [*point.setting, point.evaluations, point.distance, config.samples] for point in found.points.values()
         ],

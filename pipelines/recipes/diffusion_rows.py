@@ -143,9 +143,9 @@ def imagen() -> DiffusionBranchRecipe:
     base = sketching().replace(total_steps=1000, **heard)
     upsampler = at_32(sketching()).replace(low_res_resolution=16, total_steps=700, sample_every=350, **heard)
     dynamic = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
+    enlarging = {"num_inference_steps": 14, "strength": 0.57, "noise_level": 50}  # the last eight, from the 16² image
     sampling = DiffusionBranchSampling(
-        base=dynamic.replace(guidance_scale=4.0),
-        upsamplers=(dynamic.replace(guidance_scale=1.5, num_inference_steps=10, noise_level=50),),
+        base=dynamic.replace(guidance_scale=4.0), upsamplers=(dynamic.replace(guidance_scale=1.5, **enlarging),)
     )
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
     return branch("imagen", base, sampling, contrastive=contrastive(), upsamplers=(upsampler,), precompute=once)
