@@ -65,9 +65,10 @@ def run(index: ShardIndex) -> dict[str, float]:
         start_step=0,
         total_steps=WARM_UP + STEPS,
     )
+    older = {*actors("CrewDealer"), *actors("SplitCoordinator")}  # of the round before, which end in their own time
     parts = split_stream(stream, world_size=RANKS)
-    dealers = wait_for("CrewDealer", count_crews(RANKS))
-    pids = [process.pid for process in [*wait_for("SplitCoordinator", 1), *dealers]]
+    dealers = wait_for("CrewDealer", count_crews(RANKS), older=older)
+    pids = [*wait_for("SplitCoordinator", 1, older=older), *dealers]
     found = ray.get([read.remote(part, pids) for part in parts])
     waits, ((before, after), *_) = zip(*found, strict=True)
     coordinator, *dealt = ((last - first) / STEPS for first, last in zip(before, after, strict=True))
@@ -93,15 +94,19 @@ def cpu_seconds(pids: list[int]) -> list[float]:
     return [sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids]
 
 
-def wait_for(actor: str, count: int) -> list[psutil.Process]:
-    """The processes of this Ray whose actors are of that class, once there are `count`; those of rounds before end."""
+def wait_for(actor: str, count: int, *, older: set[int]) -> list[int]:
+    """Process ids of the new actors of that class on this Ray, once there are `count`."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = [child for child in psutil.Process().children(recursive=True) if is_actor(child, actor)]
+        found = [pid for pid in actors(actor) if pid not in older]
         if len(found) == count:
             return found
         time.sleep(0.2)
     raise TimeoutError(f"no {count} processes of {actor} within two minutes")
+
+
+def actors(name: str) -> list[int]:
+    return [child.pid for child in psutil.Process().children(recursive=True) if is_actor(child, name)]
 
 
 def is_actor(process: psutil.Process, actor: str) -> bool:

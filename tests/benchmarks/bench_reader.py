@@ -5,6 +5,7 @@ training's stream is started once, and waits for the loop ever after.
 Two sets of the same real images: one that a reading process keeps decoded, and one that it decodes in each epoch.
 """
 
+import gc
 import os
 import tempfile
 import time
@@ -103,10 +104,14 @@ def web_loader(urls: list[str], steps: int, *, buffer: int = 1000) -> Iterator[n
         .batched(BATCH)
     )
     loader = wds.WebLoader(dataset, num_workers=READERS, batch_size=None)
-    for number, (image, _) in enumerate(loader):
-        if number == steps:
-            return
-        yield np.asarray(image)
+    # Its workers are forked: one that collected a handle of Ray's would wait for ever for a thread that it lacks.
+    gc.collect()
+    gc.freeze()
+    try:
+        for image, _ in islice(loader, steps):
+            yield np.asarray(image)
+    finally:
+        gc.unfreeze()
 
 
 def drain(batches: Iterator[np.ndarray], steps: int, *, warm_up: int = WARM_UP) -> tuple[float, float]:
