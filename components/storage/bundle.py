@@ -80,7 +80,11 @@ def load_bundle(folder: Path) -> ModelBundle:
         module = built(description)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    module.load_state_dict(load_file(folder / WEIGHTS))
+    try:
+        module.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:  # torch lists what is missing, too much or of another shape, a line each
+        first = str(error).splitlines()[1].strip().rstrip(" .")
+        raise ValueError(f"{folder / WEIGHTS}: weights of another version perhaps: {first}; train it again") from None
     return ModelBundle(description["kind"], description["network"], description["settings"], module.eval().float())
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from components.configuration.config import IDENTITY
+from components.configuration.networks import ImageAttentionUNetConfig
 from components.models.dit import DiT
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.unet import UNet
@@ -60,6 +62,21 @@ def test_a_bundle_of_before_networks_forgot_of_gradient_checkpointing_is_rebuilt
     save_bundle(tmp_path, ModelBundle("unet", arguments | {"gradient_checkpointing": False}, {}, network))
     loaded = load_bundle(tmp_path).module
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+def test_weights_of_another_version_are_refused_in_one_line(tmp_path: Path) -> None:
+    """As those of a network that sees an image as tokens, of before rotary positions."""
+    network = UNet(**network_arguments(CONFIGS["base"], DATASET_INFO))
+    network.register_parameter("positions", torch.nn.Parameter(torch.zeros(2)))
+    save_bundle(tmp_path, ModelBundle("unet", network_arguments(CONFIGS["base"], DATASET_INFO), {}, network))
+    with pytest.raises(ValueError, match=r"weights of another version .*positions.*; train it again") as caught:
+        load_bundle(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_of_before_rotary_positions_is_none_of_this_network() -> None:
+    network = ImageAttentionUNetConfig(model_channels=8, channel_mult=(1, 2))
+    assert network.model_dump(context=IDENTITY) == network.model_dump() | {"positions": "rotary"}
 
 
 def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
