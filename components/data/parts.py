@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from components.configuration.config import Config
-from components.data.errors import SourceError
+from components.data.errors import SourceError, reason_of
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader, Source
 from components.data.tars import write_shard
@@ -128,7 +128,7 @@ class PartWriter:
         try:
             drawing = self.reader.draw(item, data, resolution=self.resolution)
         except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
-            raise CorruptImageError(f"{type(error).__name__}: {str(error)[:120]}") from error
+            raise CorruptImageError(reason_of(error)) from error
         return {
             "__key__": item.key,
             "png": encode_png(drawing.image),

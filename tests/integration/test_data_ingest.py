@@ -1,11 +1,16 @@
 """The ingest through Ray Data: every source, resumed without doing a finished shard again, bad images counted."""
 
+import io
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from PIL import Image
 
 from components.data.errors import DataError, ShardError, SourceError
 from components.data.held_out import read_split, read_whole_shard
@@ -94,6 +99,43 @@ def test_a_few_corrupt_images_are_quarantined_counted_and_warned_of(
     assert sorted(numbers(index)) == list(range(2, 400))
     assert {entry.key for shard in index.shards for entry in shard.quarantined} == {"even/0000", "odd/0001"}
     assert "2 of 400 images (0.5%) are corrupt" in caplog.text
+
+
+INGEST = """
+import sys
+import ray
+from components.data.ingest import IngestConfig, ingest
+from components.storage.store import Store
+
+address, place, out, config = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+for kind, source, reshard in (("folder", "folder", False), ("webdataset", "tars", False), ("webdataset", "tars", True)):
+    files = Store(out).join(f"{source}-{reshard}")
+    ingest(kind, f"{place}/{source}", out=files, config=IngestConfig.model_validate_json(config), reshard=reshard)
+"""
+
+
+def test_three_processes_make_equal_bytes_of_a_set_with_files_that_can_t_be_read(tmp_path: Path) -> None:
+    """Images cut short, an empty file and a text, in a folder and in tars: the index says why, and names no object of
+    the process that looked."""
+    jpeg = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(jpeg, "JPEG")
+    cut = {"png.png": png(image(1))[:40], "jpeg.jpg": jpeg.getvalue()[:900]}
+    dirty = {**cut, "empty.png": b"", "text.png": b"no image at all\n"}
+    for name, data in dirty.items():
+        (images(tmp_path / "folder", 20) / "even" / name).write_bytes(data)
+    labels = {f"{Path(name).stem}.cls": b"red" for name in dirty}
+    for shard in range(2):
+        write_tar(tmp_path / "tars" / f"{shard}.tar", range(shard * 10, shard * 10 + 10), side=8, extra=dirty | labels)
+    settings = config(max_corrupt_fraction=0.5).model_dump_json()
+    address = ray.get_runtime_context().gcs_address
+    outs = [tmp_path / f"out{number}" for number in range(3)]
+    arguments = [[address, str(tmp_path), str(out), settings] for out in outs]
+    processes = [subprocess.Popen([sys.executable, "-c", INGEST, *values]) for values in arguments]
+    assert [process.wait(300) for process in processes] == [0, 0, 0]
+    assert [load_index(str(folder)).quarantined for folder in sorted(outs[0].iterdir())] == [4, 8, 8]
+    first, *others = [{path.relative_to(out): path.read_bytes() for path in out.glob("**/*.*")} for out in outs]
+    assert others == [first, first]
 
 
 def test_many_corrupt_images_are_an_error_and_leave_no_index(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.data.errors import ShardError, SourceError
+from components.data.errors import ShardError, SourceError, reason_of
 from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions
 from components.data.shards import Quarantined, ShardEntry, split_of
@@ -172,5 +172,5 @@ def _decoding_error(group: Group) -> str | None:
             if image is not None:
                 decode_image(image)
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
-        return f"{type(error).__name__}: {str(error)[:120]}"
+        return reason_of(error)
     return None
