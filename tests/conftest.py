@@ -1,5 +1,6 @@
 """Real parts that the whole suite shares: a Ray cluster, an MLflow server, a server process for each object store."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -29,14 +30,38 @@ START_RAY = (
     "test_survives",
 )
 START_RAY_LAST = ("test_data_command", "test_share_nothing", "test_submitted_job")  # these train the smoke recipe
+UNLOGGED: list[str] = []  # records that a handler could not write, which nothing but a traceback in the output says
 
 
 def pytest_configure() -> None:
-    """Where several processes test at once, each computes on one core."""
+    """A record that can't be logged fails a test. Where several processes test at once, each computes on one core."""
+    logging.Handler.handleError = note_unlogged
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
         torch.set_num_threads(1)
+
+
+def note_unlogged(handler: logging.Handler, record: logging.LogRecord) -> None:
+    UNLOGGED.append(f"{record.pathname}:{record.lineno}: {handler} can't write {record.msg!r}: {sys.exc_info()[1]!r}")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that runs in this process logs to the stderr of its test, which is closed with it."""
+    root, product = logging.root, logging.getLogger("cascade")
+    handlers, levels = root.handlers[:], (root.level, product.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    product.setLevel(levels[1])
+    unlogged = UNLOGGED[:]
+    UNLOGGED.clear()
+    assert not unlogged
+
+
+def pytest_sessionfinish() -> None:
+    assert not UNLOGGED  # of what outlives the tests
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

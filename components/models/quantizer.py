@@ -206,7 +206,7 @@ class EMAQuantizer(nn.Module):
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, the first of equals. fp32 under autocast.
+    """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes. fp32 under autocast.
 
     ||z||^2 is the same for every code and left out.
     """

@@ -30,12 +30,14 @@ def code_colors(codes: Tensor) -> Tensor:
 
     Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code
     does not make all others alike. Where codes have fewer than three components, the other colors stay in the middle.
+    Equal codes have one color, and count once: a product of equal rows may differ in its last bit.
     """
-    centered = codes.double() - codes.double().mean(dim=0)
+    distinct, number = codes.double().unique(dim=0, return_inverse=True)  # sorted: the order of codes does not show
+    centered = distinct - distinct.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(centered, full_matrices=False)
     directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()  # SVD has none
-    colors = torch.zeros(len(codes), 3, dtype=torch.float64, device=codes.device)
+    colors = torch.zeros(len(distinct), 3, dtype=torch.float64, device=codes.device)
     for channel, direction in enumerate(directions[: min(3, int((lengths > 1e-6 * lengths[:1]).sum()))]):
-        place = (centered @ direction).unique(return_inverse=True)[1].double()  # equal codes have one rank
+        place = (centered @ direction).unique(return_inverse=True)[1].double()
         colors[:, channel] = 2 * place / place.max().clamp(min=1) - 1
-    return colors.float()
+    return colors.float()[number]

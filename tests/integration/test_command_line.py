@@ -1,6 +1,5 @@
 """Bad input at the command: one clear line, exit code 2, nothing started, nothing damaged."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -33,7 +32,6 @@ Cascade = Callable[..., Done]
 def cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cascade]:
     """The command by its entry point, in an empty folder and in this process: a new one imports for seconds."""
     monkeypatch.chdir(tmp_path)
-    handlers, level = logging.root.handlers[:], logging.root.level
 
     def run(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["cascade", *arguments])
@@ -46,8 +44,6 @@ def cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     with mock.patch.dict(os.environ):
         yield run
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:

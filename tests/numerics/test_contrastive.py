@@ -92,6 +92,14 @@ def test_retrieval_counts_what_has_the_same_caption() -> None:
     assert float(retrieval_accuracy(query, found, same=same)) == 1
 
 
+def test_of_rows_that_are_as_near_each_is_the_nearest_for_its_share() -> None:
+    query = torch.linalg.qr(torch.randn(6, 6)).Q
+    found, own = query[[0, 0, 0, 3, 4, 4]], torch.eye(6) == 1  # rows 1, 2 and 5 of the query are as near to all
+    expected = (1 / 3 + 1 / 6 + 1 / 6 + 1 + 1 / 2 + 1 / 6) / 6
+    for order in (torch.arange(6), torch.randperm(6)):
+        assert float(retrieval_accuracy(query[order], found[order], same=own)) == pytest.approx(expected)
+
+
 def test_a_resolution_that_patches_and_levels_dont_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="not a multiple of 8"):
         ContrastiveEncoder(

@@ -22,6 +22,8 @@ from components.training.learner import Learner, LearnerTask, accumulated, held_
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 
+ROUNDING = 1e-6  # of a cosine in float32: rows whose cosines differ by less are as near
+
 
 class ContrastiveTask(LearnerTask[Any]):
     """Two encoders, of images and of texts, that learn to agree."""
@@ -101,10 +103,12 @@ class ContrastiveTask(LearnerTask[Any]):
 
 
 def retrieval_accuracy(query: Tensor, found: Tensor, *, same: Tensor) -> Tensor:
-    """Share of rows of `query` (N, E) whose nearest row of `found` (N, E) is one of their own, ().
+    """Share of rows of `query` (N, E) whose nearest row of `found` (N, E) is one of their own, (). Of rows that are as
+    near, each is the nearest one for its share: the last bit of a product depends on where a row stands.
 
     Args:
         same: (N, N) bool, whether j is a right answer to i; the diagonal, and what can't be told from it.
     """
-    nearest = (query @ found.T).argmax(dim=1)
-    return same[torch.arange(len(same), device=same.device), nearest].float().mean()
+    cosine = query @ found.T  # (N, N)
+    nearest = cosine >= cosine.amax(dim=1, keepdim=True) - ROUNDING
+    return ((nearest & same).sum(dim=1) / nearest.sum(dim=1)).mean()
