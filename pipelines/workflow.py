@@ -86,11 +86,10 @@ class Workflow:
         """Keys, caches and what has to run. Raises UsageError for an unknown stage or a missing input."""
         selection = selection or Selection()
         selected = self.selected(selection)
-        keys: dict[str, str] = {}
+        keys = stage_keys(self.stages)
         planned = []
         for stage in self.stages:
             input_keys = {name: _key_of(upstream, keys) for name, upstream in stage.inputs.items()}
-            keys[stage.name] = stage_key(stage, input_keys)
             store = root.join("stages", stage.name, keys[stage.name])
             cached = load_artifact(store)
             wanted = stage.name in selected and (cached is None or selection.force)
@@ -138,6 +137,14 @@ def stage_key(stage: Stage, input_keys: dict[str, str]) -> str:
         "inputs": input_keys,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def stage_keys(stages: Iterable[Stage]) -> dict[str, str]:
+    """Name -> key of stages that are listed after their inputs."""
+    keys: dict[str, str] = {}
+    for stage in stages:
+        keys[stage.name] = stage_key(stage, {name: _key_of(upstream, keys) for name, upstream in stage.inputs.items()})
+    return keys
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,12 +1,28 @@
 """The one way that a configuration looks: frozen, complete, and closed to unknown fields."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from components.configuration.leaves import assign
 
 IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
+
+
+@dataclass(frozen=True)
+class Since:
+    """Marks a field that is younger than keys: at `before`, which means what was done without it, it enters none.
+
+    `eta: Annotated[float, Since(0.0)] = 0.0` moves no key of any recipe; another value does, and another default too.
+    """
+
+    before: Any
+
+
+@dataclass(frozen=True)
+class Unkeyed:
+    """Marks a field that changes no result: it never enters a key."""
 
 
 class Config(BaseModel):
@@ -20,6 +36,27 @@ class Config(BaseModel):
 
     # Part of a stage's key: raised when the same numbers give another result.
     stage_version: ClassVar[int] = 1
+    # The same of a part, as of one kind of network: joins the part's fields in the key.
+    revision: ClassVar[dict[str, str]] = {}
+
+    _markers: ClassVar[dict[str, Since | Unkeyed]] = {}  # of its fields, those of the classes it is made of included
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        inherited = {n: m for base in reversed(cls.__mro__[1:]) for n, m in getattr(base, "_markers", {}).items()}
+        fields = cls.model_fields.items()
+        own = {n: m for n, field in fields for m in field.metadata if isinstance(m, Since | Unkeyed)}
+        cls._markers = inherited | own
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values = dump(self)
+        if info.context != IDENTITY:
+            return values
+        for name, marker in self._markers.items():
+            if isinstance(marker, Unkeyed) or getattr(self, name) == marker.before:
+                values.pop(name, None)
+        return values | self.revision
 
     @classmethod
     def of(cls, **values: Any) -> Self:

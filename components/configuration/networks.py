@@ -3,11 +3,11 @@ what the data set and the other parts of a training decide is added where it is 
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from components.configuration.config import IDENTITY, Config
+from components.configuration.config import Config
 
 
 class UNetSizes(Config):
@@ -44,16 +44,12 @@ class UNetConfig(UNetSizes):
 class ImageAttentionUNetConfig(UNetSizes):
     """U-Net whose attention sees the condition image as tokens, one a patch, by rotary positions."""
 
+    revision: ClassVar[dict[str, str]] = {"positions": "rotary"}  # those of learned positions are other networks
+
     kind: Literal["image_attention_unet"] = "image_attention_unet"
     text_conditioning: Literal["cross_attention", "spatial_transformer"] = "cross_attention"
     image_token_dim: int = Field(64, ge=1)  # that of the text, where the model has both
     image_patch_size: int = Field(4, ge=1)  # pixels
-
-    @model_serializer(mode="wrap")
-    def _with_its_positions(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Trainings that are older than rotary positions are of another network: their keys are not these."""
-        values = dump(self)
-        return values | {"positions": "rotary"} if info.context == IDENTITY else values
 
 
 class DiTConfig(Config):

@@ -7,11 +7,11 @@ another kind of device has other bits from that checkpoint on. The
 policy for all devices is `components.sampling.precision`.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from components.configuration.config import IDENTITY, Config
+from components.configuration.config import Config, Unkeyed
 from components.configuration.precision import Precision
 
 
@@ -33,22 +33,11 @@ class OptimizationConfig(Config):
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
     precision: Precision = "fp32"  # bf16: autocast, where the device has it; weights and optimizer stay fp32
     compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
-    gradient_checkpointing: bool = False  # less memory for a third more time; the same numbers, so no part of the key
+    gradient_checkpointing: Annotated[bool, Unkeyed()] = False  # less memory for a third more time; the same numbers
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each
-    checkpoint_minutes: float | None = Field(None, gt=0)  # in place of steps, by the clock; no part of the key
+    checkpoint_minutes: Annotated[float | None, Unkeyed()] = Field(None, gt=0)  # in place of steps, by the clock
     sample_every: int = Field(200, ge=1)
-
-    @model_serializer(mode="wrap")
-    def _without_what_changes_no_result(
-        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        """When a training is saved, and what it keeps for the backward pass: a run ends with the same bits."""
-        values = dump(self)
-        if info.context == IDENTITY:
-            for name in ("checkpoint_minutes", "gradient_checkpointing"):
-                values.pop(name, None)
-        return values
 
     @model_validator(mode="after")
     def _warm_up_ends_in_time(self) -> Self:

@@ -2,11 +2,11 @@
 of the cascade, its samples and studies alone, and travel with the composed cascade.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from components.configuration.config import IDENTITY, Config
+from components.configuration.config import Config, Since
 from components.configuration.precision import Precision
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
@@ -26,20 +26,13 @@ class DiffusionSampling(ModelSampling):
     spacing: Literal["linspace", "leading", "trailing", "karras"] | None = None  # None: as suits the sampler
     threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
-    strength: float = Field(1.0, gt=0, le=1)  # of an upsampler: share of the steps it takes, from the low-res image
+    # Of an upsampler: share of the steps it takes, from the low-res image.
+    strength: Annotated[float, Since(1.0)] = Field(1.0, gt=0, le=1)
     noise_level: int | None = Field(None, ge=0)  # of an upsampler's low-res image; None: 100, or the highest it learned
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
     autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the cascade's weaker model; 1 is off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
-
-    @model_serializer(mode="wrap")
-    def _with_the_key_of_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Images that are older than `strength` are those of 1: their keys stay."""
-        values = dump(self)
-        if info.context == IDENTITY and self.strength == 1:
-            del values["strength"]
-        return values
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

@@ -10,10 +10,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from tokenizers import Tokenizer
 
-from components.configuration.config import Config
+from components.configuration.config import Config, Since
 from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
 from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks
@@ -48,7 +49,7 @@ class IngestConfig(Config):
     text_length: int  # ids of one caption
     limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
     max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
-    columns: Columns = COMMON  # of a table that describes the images: of Parquet files, of a captions file
+    columns: Annotated[Columns, Since(COMMON)] = COMMON  # of a table of the images: of Parquet or a captions file
 
 
 def ingest(

@@ -1,14 +1,14 @@
 """Ingest: images of any source as verified shards with an index and a caption tokenizer."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from components.configuration.config import IDENTITY, Unkeyed
 from components.data.ingest import IngestConfig, ingest
 from components.data.listing import FileVersion
 from components.data.shards import BPE, INDEX, load_index
 from components.data.source_check import detect_source, source_digest
-from components.data.sources.columns import COMMON
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact, FileEntry
 
@@ -16,14 +16,14 @@ from components.storage.artifact import Artifact, FileEntry
 class ImagesConfig(IngestConfig):
     """What is ingested and how. `source` is an address: it never enters a key, the digest of its listing does."""
 
-    source: str = Field(min_length=1)  # openmoji, scenes, fashion_mnist, or the URL of tars, Parquet, images, …
+    # openmoji, scenes, fashion_mnist, or the URL of tars, Parquet, images, …
+    source: Annotated[str, Unkeyed()] = Field(min_length=1)
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:
     """The part of the configuration that decides the result, with the source's digest in place of its address."""
     digest = source_digest(*detect_source(config.source), config.columns)
-    left_out = {"source", "columns"} if config.columns == COMMON else {"source"}  # keys are older than the columns
-    return {**config.model_dump(mode="json", exclude=left_out), "source_digest": digest}
+    return {**config.model_dump(mode="json", context=IDENTITY), "source_digest": digest}
 
 
 def shard_in_place(images: Artifact) -> FileVersion | None:
