@@ -6,7 +6,6 @@ used last, `champion` the one of the last run that ended well.
 
 import importlib.metadata
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,27 +21,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
-import components
 from components.sampling.answers import example_of
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
 from components.storage.artifact import Artifact
 from components.tracking.names import registered_name
+from components.tracking.packed_code import MODEL_CODE, model_code, pack_code
 from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-MODEL_CODE = Path(__file__).with_name("cascade_model.py")
-PACKED = (
-    "__init__.py",
-    "configuration",
-    "diffusion",
-    "losses",
-    "models",
-    "sampling",
-    "storage/__init__.py",
-    "storage/bundle.py",
-    "transfer.py",
-)
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
@@ -168,28 +155,17 @@ def pip_requirements(model: Path) -> list[str]:
 def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) -> None:
     """Write the folder `model`, with the code and requirements to run it anywhere, as an MLflow model at `path`."""
     with tempfile.TemporaryDirectory() as scratch:
+        package = pack_code(Path(scratch))
         mlflow.pyfunc.save_model(
             str(path),
-            python_model=str(MODEL_CODE),
+            python_model=str(MODEL_CODE),  # run here with the code that is here, which is the same
             artifacts={ARTIFACT: str(model)},
-            code_paths=[str(pack_code(Path(scratch)))],
+            code_paths=[str(package)],
             pip_requirements=pip_requirements(model),
             input_example=input_example(model),
             mlflow_model=mlflow_model or Model(),
         )
-
-
-def pack_code(folder: Path) -> Path:
-    """Copy the rooms that sampling needs into `folder`. Returns the package's own folder."""
-    source, package = Path(components.__file__).parent, folder / "components"
-    for part in PACKED:
-        target = package / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (source / part).is_dir():
-            shutil.copytree(source / part, target, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
-        else:
-            shutil.copyfile(source / part, target)
-    return package
+    (path / MODEL_CODE.name).write_text(model_code(package.name))
 
 
 def input_example(model: Path) -> list[dict[str, Any]] | None:

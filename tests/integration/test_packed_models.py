@@ -1,6 +1,7 @@
 """A packed model of every kind loads in a fresh process, runs the code that it carries, and answers its own row."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from mlflow.models import Model
 
+import components
 from components.sampling.cascade import compose
 from components.tracking.registry import save_model
+from tests.bare_environment import bare_python
 from tests.tiny_diffusion_branches import base, classifier, classifier_guided, contrastive, dalle2, imagen, latent
 from tests.unit.test_frozen_text import pretrained_folder
 from tests.unit.test_sampling_translate import write_palette
@@ -28,8 +31,13 @@ PROGRAM = """
             (answers[path.name],) = model.predict(example if example is not None else [{"prompt": "red", "label": "0"}])
         except Exception as error:
             answers[path.name] = f"{type(error).__name__}: {error}"
-    here = [str(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "components"]
-    print(json.dumps([answers, here]))
+    ours = {name: str(module.__file__) for name, module in sys.modules.items() if name.startswith("image_cascade")}
+    print(json.dumps([answers, ours]))
+"""
+SAVE = """
+    import pathlib, sys
+    from components.tracking.registry import save_model
+    save_model(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 """
 
 
@@ -56,11 +64,23 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_kind_answers_in_a_fresh_process_by_the_code_that_it_carries(packed: Path, tmp_path: Path):
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(packed)]
-    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    answers, modules = json.loads(done.stdout.splitlines()[-1])
-    assert all(Path(module).is_relative_to(packed) for module in modules)
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python without the checkout, with others' packages under its names."""
+    return bare_python(tmp_path_factory.mktemp("stranger"))
+
+
+def answers_of(python: Path, packed: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What each model in `packed` answers in one process, and the files of our modules that it ran."""
+    command = [python, "-c", textwrap.dedent(PROGRAM), str(packed)]
+    done = subprocess.run(command, cwd=packed.parent, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_kind_answers_without_the_checkout_by_the_code_that_it_carries(packed: Path, stranger: Path):
+    answers, modules = answers_of(stranger, packed)
+    assert all(Path(file).is_relative_to(packed) for file in modules.values())
+    assert len({name.partition(".")[0] for name in modules}) == 1
     refused = {name for name, answer in answers.items() if "Error" in answer}
     assert refused == {"diffusion_prior", "latent_base", "imagen_base"}
     assert all("ValueError" in answers[name] and "load the composed cascade" in answers[name] for name in refused)
@@ -78,3 +98,21 @@ def test_a_model_that_does_nothing_alone_has_a_signature_and_no_example(packed: 
 def test_only_what_holds_a_pretrained_encoder_needs_its_library(packed: Path):
     asks = {path.name for path in packed.iterdir() if "transformers" in (path / "requirements.txt").read_text()}
     assert asks == {"text_encoder", "pretrained_reader"}
+
+
+def test_two_versions_of_the_code_answer_in_one_process_each_by_its_own(packed: Path, stranger: Path, tmp_path: Path):
+    """When both were called `components` the second silently ran the code of the first."""
+    both, checkout = tmp_path / "both", tmp_path / "checkout"
+    shutil.copytree(packed / "classifier", both / "1")
+    shutil.copytree(Path(components.__file__).parent, checkout / "components")
+    code = checkout / "components" / "sampling" / "classifier.py"
+    code.write_text(code.read_text().replace(".log_softmax(dim=1)", ".log_softmax(dim=1) * 0 + 1"))
+    (model,) = (packed / "classifier" / "artifacts").iterdir()
+    subprocess.run([sys.executable, "-c", textwrap.dedent(SAVE), both / "2", model], cwd=checkout, check=True)
+    for folder in ("1", "2"):
+        shutil.copytree(both / folder, both / f"{folder} again")
+    answers, modules = answers_of(stranger, both)
+    first, second = (json.loads(answers[name]) for name in ("1", "2"))
+    assert (answers["1 again"], answers["2 again"]) == (answers["1"], answers["2"])
+    assert max(first.values()) < 1 < min(second.values())
+    assert len({name.partition(".")[0] for name in modules}) == 2

@@ -1,4 +1,4 @@
-"""The registered cascade behind `mlflow models serve`, over HTTP."""
+"""The registered cascade behind `mlflow models serve`, over HTTP, without the checkout."""
 
 import base64
 import io
@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from components import events
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.tracking.tracker import Tracker
+from tests.bare_environment import bare_python
 from tests.conftest import free_port, wait_for
 from tests.tiny_cascade import commit_model, write_cascade
 
@@ -39,9 +39,10 @@ def served(folder: Path, empty_database: Path, tmp_path_factory: pytest.TempPath
     tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
     tracker.emit(events.StageCached("cascade", commit_model(home, "cascade", "k1", folder)))
     assert tracker.close("FINISHED") == []
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/image-cascade-tiny@champion"]
+    python = str(bare_python(home / "environment"))
+    command = [python, "-m", "mlflow", "models", "serve", "--model-uri", "models:/image-cascade-tiny@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
     variables = {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
     variables["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = "300"  # seconds; other tests have the cores too
     process = subprocess.Popen(command, cwd=home, env=os.environ | variables, start_new_session=True)
