@@ -1,5 +1,6 @@
 """The engine on a real Ray: parallel branches, failures that stop only what needs them, races, starvation."""
 
+import os
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from components.execution import Resources
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.store import Store
+from pipelines.cluster import found_cluster, this_machine
 from pipelines.execute import Outcome, execute, one_line
 from pipelines.recorder import RunRecorder
 from pipelines.workflow import Selection, Stage, Workflow
@@ -54,6 +56,13 @@ def run(workflow: Workflow, root: str, selection: Selection | None = None) -> tu
         show=lambda statuses: None,
     )
     return outcome, {status.name: status.state for status in ray.get(actor.snapshot.remote())}
+
+
+def test_the_ray_of_this_machine_says_how_many_of_its_cpus_stand_for_a_core():
+    cores = os.cpu_count() or 1
+    logical = 4 * max(2, cores)
+    assert found_cluster(here=True).cpus == this_machine().cpus == logical
+    assert found_cluster(here=False).cpus_per_core == logical // cores
 
 
 def test_artifacts_flow_along_the_graph_and_a_second_run_is_all_cached(tmp_path: Path):

@@ -83,6 +83,20 @@ def test_a_caption_that_a_comma_would_cut_is_refused(folder: Path) -> None:
         list_folder(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", "file,caption\na.png,one\n,two\n"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"caption": "two"}'),
+        ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"file": null, "caption": "two"}'),
+    ],
+)
+def test_a_row_without_a_file_is_named_by_its_number(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(SourceError, match=rf"{name} can't be read \(row 2 has .*each line needs a file and a caption"):
+        list_folder(str(folder))
+
+
 def test_empty_cells_are_no_word_none(folder: Path) -> None:
     (folder / "captions.jsonl").write_text('{"file": "a.png", "caption": null, "label": null}')
     assert read(list_folder(str(folder))) == {"a.png": ("image", "")}

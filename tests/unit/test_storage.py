@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -149,6 +152,37 @@ def test_a_clock_that_is_set_makes_no_holder_look_dead(tmp_path: Path, monkeypat
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600)
     assert not waiter.acquire(is_done=calls.__next__, on_wait=lambda reason: None)
     holder.release()
+
+
+HOLD = """
+import os, sys
+from components.storage.lease import Lease
+from components.storage.store import Store
+
+assert Lease(Store(sys.argv[1]), on_lost=lambda: None).acquire(is_done=lambda: False, on_wait=lambda reason: None)
+os._exit(9)
+"""
+
+
+def test_a_holder_that_died_on_this_machine_is_followed_at_once_and_one_elsewhere_is_not(tmp_path: Path):
+    """As is one whose number another process has now. A heartbeat would be waited for half a minute."""
+    store = Store(str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], timeout=60).returncode == 9
+    (name,) = [info.path for info in store.list()]
+    state = json.loads(store.read(name))
+
+    def taken(**changes: object) -> bool:
+        looks, successor = iter([False] * 3 + [True]), _lease(store)
+        store.write(name, json.dumps(state | changes).encode())
+        taken = successor.acquire(is_done=looks.__next__, on_wait=lambda reason: None)
+        successor.release()
+        for info in store.list():
+            store.delete(info.path)
+        return taken
+
+    assert taken()
+    assert taken(pid=os.getpid())
+    assert not taken(host="elsewhere")
 
 
 def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):

@@ -8,12 +8,15 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 import s3fs
+from fsspec.implementations.memory import MemoryFileSystem
 
+from components.storage import connection
 from components.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
 from components.storage.connection import connect, retried
 from components.storage.store import DamagedFileError, Store, StoreError, digest_of
@@ -52,6 +55,41 @@ def test_a_large_file_goes_in_parts_and_comes_back(s3_bucket: str, tmp_path: Pat
     assert filesystem.info(path)["ETag"].endswith('-3"')  # parts of 50 MiB
     store.check("large", expected)
     store.download("large", tmp_path / "back", expected=expected)
+
+
+class Cutting(MemoryFileSystem):
+    """Loses the last byte of what it is sent, so many times, and says that all went well."""
+
+    protocol = "cutting"
+    store: ClassVar[dict[str, object]] = {}
+    cuts = 0
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: object) -> None:
+        cut, type(self).cuts = self.cuts > 0, self.cuts - 1
+        super().pipe_file(path, value[:-1] if cut else value, mode, **options)
+
+    def put_file(self, lpath: str, rpath: str, **options: object) -> None:
+        self.pipe_file(rpath, Path(lpath).read_bytes())
+
+
+@pytest.mark.parametrize("send", ["write", "upload"])
+def test_a_file_that_arrives_cut_is_sent_again_and_is_no_success_if_it_always_does(
+    send: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fsspec.register_implementation("cutting", Cutting, clobber=True)
+    store, data = Store("cutting://store"), b"all of it"
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr(connection, "ATTEMPTS", 3)
+
+    def sent() -> None:
+        store.write("a", data) if send == "write" else store.upload(tmp_path / "a", "a")
+
+    monkeypatch.setattr(Cutting, "cuts", 1)
+    sent()
+    assert store.read("a") == data
+    monkeypatch.setattr(Cutting, "cuts", 100)
+    with pytest.raises(StoreError, match="cutting://store/a failed 3 times: 8 of 9 bytes arrived"):
+        sent()
 
 
 def test_wrong_bytes_are_no_file_at_all(any_store: str, tmp_path: Path):

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from components.losses.adversarial import generator_loss, hinge_discriminator_loss
-from components.models.gan import ConditionalBatchNorm2d, GANGenerator, batch_moments
+from components.models.gan import ConditionalBatchNorm2d, GANGenerator, batch_moments, settle_spectral_norms
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
@@ -126,6 +126,28 @@ def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run() ->
             parameter.fill_(float("inf"))
         with pytest.raises(NonFiniteError, match="lower learning_rate"):
             fit(task, batches(config, to_batch), config.optimization)
+
+
+def test_a_batch_in_equal_parts_gives_the_loss_and_the_gradients_of_the_whole() -> None:
+    """Where batch norm has the same statistics in each part, and singular vectors have settled."""
+    config = gan_config(augment=False)
+    once = to_batch(rows_at(config, range(4)))
+    batch = {name: torch.cat([value] * 3) for name, value in once.items()}
+    found = []
+    for max_batch in (None, 4):
+        task = make_task(config, max_batch_per_device=max_batch)
+        for learner in (task.generator, task.discriminator):
+            settle_spectral_norms(learner.network)
+        losses = {**task.train_discriminator(batch, 1), "generator_loss": task.train_generator(batch, 1)}
+        networks = {"generator": task.generator.network, "discriminator": task.discriminator.network}
+        gradients = {
+            f"{network}.{name}": parameter.grad
+            for network, module in networks.items()
+            for name, parameter in module.named_parameters()
+        }
+        found.append(losses | gradients)
+    whole, parts = found
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
 
 
 def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
