@@ -119,7 +119,9 @@ def test_guard_skips_bad_steps_and_stops_at_the_fifth_in_a_row() -> None:
         assert guard.admits(fine, step=step)
     for step in range(4):
         assert not guard.admits(nan, step=step)
-    with pytest.raises(NonFiniteError, match="not finite for 5 steps in a row, up to step 4; try a lower learning_rate"):
+    with pytest.raises(
+        NonFiniteError, match="not finite for 5 steps in a row, up to step 4; try a lower learning_rate"
+    ):
         guard.admits(nan, step=4)
 
 
