@@ -11,6 +11,8 @@ from typing import Any
 from components.storage.artifact import load_artifact
 from components.storage.store import Store, absolute
 
+PROVES = ("components", "pipelines")
+
 Row = dict[str, Any]
 
 

@@ -7,44 +7,25 @@ unit, cpu_ours, cpu_peer (CPU seconds a round, which other work on the machine d
 
 import importlib
 import json
-import os
 import pathlib
-import platform
-import subprocess
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tests.evidence import REPOSITORY, Row, facts, machine
+
 FOLDER = pathlib.Path(__file__).parent
-REPOSITORY = FOLDER.parents[1]
 RESULT = "bench.json"
-
-Row = dict[str, Any]
-
-
-def machine() -> dict[str, Any]:
-    """CPU model and number of cores that this process may use."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": models[0] if models else platform.processor() or platform.machine(), "cores": cores}
+SEED = 0  # of what a module draws without a generator of its own
 
 
-def commit() -> str:
-    """The measured commit; `+changes` when the work tree differs from it in more than what is written here."""
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
-    head = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
-    changed = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!bench*.json"]
-    return head if subprocess.run(changed, cwd=REPOSITORY).returncode == 0 else f"{head}+changes"
-
-
-def keep(path: pathlib.Path, rows: list[Row], facts: Row, *, all_anew: bool) -> None:
-    """Write rows with what was the same for all, in the place of those of their names, or of all that are there."""
+def keep(path: pathlib.Path, rows: list[Row], *, all_anew: bool) -> None:
+    """Write rows in the place of those of their names, or of all that are there."""
     kept = {} if all_anew or not path.exists() else {row["name"]: row for row in json.loads(path.read_text())}
-    kept |= {row["name"]: row | facts for row in rows}
+    kept |= {row["name"]: row for row in rows}
     path.write_text(json.dumps([*kept.values()], indent=2) + "\n")
 
 
@@ -66,10 +47,12 @@ def main(
     chosen = [f"bench_{name}" for name in names or []] or every
     if unknown := {*chosen} - {*every}:
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(every)}")
-    facts, rows = {"commit": commit(), "machine": machine()}, []
-    for module in chosen:
-        rows += importlib.import_module(f"tests.benchmarks.{module}").rows(rounds)
-        keep(REPOSITORY / RESULT, rows, facts, all_anew=not names)
+    rows: list[Row] = []
+    for name in chosen:
+        module = importlib.import_module(f"tests.benchmarks.{name}")
+        torch.manual_seed(SEED)
+        rows += [row | facts(module, machine=machine()) for row in module.rows(rounds)]
+        keep(REPOSITORY / RESULT, rows, all_anew=not names)
     Console().print(table(rows))
 
 

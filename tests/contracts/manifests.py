@@ -91,10 +91,15 @@ def only(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return found
 
 
+@functools.cache
 def custom_schemas() -> dict[str, jsonschema.Draft202012Validator]:
-    """Validator of each kind in `schemas/`, which is neither Kubernetes' own nor KubeRay's."""
-    files = (pathlib.Path(__file__).parent / "schemas").glob("*.json")
-    return {file.stem: jsonschema.Draft202012Validator(closed(json.loads(file.read_text()))) for file in files}
+    """Validator of each kind in `schemas/`: all that is not Kubernetes' own."""
+    texts = {file.stem: file.read_text() for file in (pathlib.Path(__file__).parent / "schemas").glob("*.json")}
+    schemas = {name: closed(json.loads(text)) for name, text in texts.items()}
+    kuberay = schemas.pop("KubeRay")
+    shared = {"$defs": kuberay.pop("$defs")}
+    schemas |= {kind: schema | shared for kind, schema in kuberay.items() if not kind.startswith("$")}
+    return {kind: jsonschema.Draft202012Validator(schema) for kind, schema in schemas.items()}
 
 
 def pod_templates(node: Any) -> Iterator[Manifest]:

@@ -2,7 +2,6 @@
 by field."""
 
 import copy
-import os
 import pathlib
 
 import jsonschema
@@ -15,7 +14,6 @@ from tests.contracts.manifests import (
     KUBERAY,
     KUSTOMIZATIONS,
     build,
-    closed,
     cluster_specs,
     custom_schemas,
     group_named,
@@ -24,23 +22,6 @@ from tests.contracts.manifests import (
     port_sources,
     ray_resources,
 )
-
-
-@pytest.fixture(scope="session")
-def kuberay_schemas() -> dict[str, jsonschema.Draft202012Validator]:
-    """Validator of `ray.io/v1` for each kind."""
-    folder = os.environ.get("KUBERAY_CRDS")
-    if not folder:
-        pytest.skip("KUBERAY_CRDS names no folder of custom resource definitions")
-    definitions = [yaml.load(path.read_text(), yaml.CSafeLoader) for path in pathlib.Path(folder).glob("ray.io_*.yaml")]
-    return {
-        definition["spec"]["names"]["kind"]: jsonschema.Draft202012Validator(
-            closed(version["schema"]["openAPIV3Schema"])
-        )
-        for definition in definitions
-        for version in definition["spec"]["versions"]
-        if version["name"] == "v1"
-    }
 
 
 def test_every_kustomization_of_the_repository_is_tested(repository):
@@ -57,19 +38,18 @@ def test_every_component_is_part_of_an_overlay(repository, component):
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
 def test_core_objects_are_valid_kubernetes_without_unknown_fields(repository, folder):
-    others = {"RayCluster", "RayJob", "RayService", *custom_schemas()}
-    core = [manifest for manifest in build(repository / folder) if manifest["kind"] not in others]
+    core = [manifest for manifest in build(repository / folder) if manifest["kind"] not in custom_schemas()]
     assert core
     for manifest in core:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("folder", KUBERAY)
-def test_ray_objects_are_valid_kuberay_without_unknown_fields(repository, kuberay_schemas, folder):
+def test_ray_objects_are_valid_kuberay_without_unknown_fields(repository, folder):
     resources = ray_resources(build(repository / folder))
     assert len(resources) == 1
     for manifest in resources:
-        kuberay_schemas[manifest["kind"]].validate(manifest)
+        custom_schemas()[manifest["kind"]].validate(manifest)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +62,7 @@ def test_ray_objects_are_valid_kuberay_without_unknown_fields(repository, kubera
     ],
     ids=lambda path: str(path[-1]),
 )
-def test_a_misspelt_kuberay_field_is_refused(repository, kuberay_schemas, path):
+def test_a_misspelt_kuberay_field_is_refused(repository, path):
     (manifest,) = ray_resources(build(repository / "infra/kuberay/base"))
     broken = copy.deepcopy(manifest)
     parent = broken
@@ -90,7 +70,7 @@ def test_a_misspelt_kuberay_field_is_refused(repository, kuberay_schemas, path):
         parent = parent[key]
     parent[path[-1]] = True
     with pytest.raises(jsonschema.ValidationError, match=str(path[-1])):
-        kuberay_schemas["RayJob"].validate(broken)
+        custom_schemas()["RayJob"].validate(broken)
 
 
 @pytest.mark.parametrize(

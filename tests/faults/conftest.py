@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tests.evidence import REPOSITORY, facts, machine
 from tests.faults.runs import Run
 
-LEDGER = Path("faults.json")
+LEDGER = REPOSITORY / "faults.json"
 rows: list[dict[str, Any]] = []
 Record = Callable[..., None]
 Undisturbed = Callable[..., dict[str, str]]
@@ -23,7 +23,8 @@ def record(request: pytest.FixtureRequest) -> Record:
     group = request.path.stem.removeprefix("test_")
 
     def add(fault: str, times: int, proof: str) -> None:
-        rows.append({"group": group, "fault": fault, "times": times, "nothing lost": proof})
+        row = {"group": group, "fault": fault, "times": times, "nothing lost": proof}
+        rows.append(row | facts(request.module, machine=machine()))
 
     return add
 

@@ -16,6 +16,7 @@ from tests.faults.conftest import Record, Undisturbed
 from tests.faults.runs import INTERVAL, Run, kill_group, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+PROVES = ("components/data", "components/storage", "components/training")
 STEPS = 160
 
 

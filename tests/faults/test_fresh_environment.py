@@ -15,12 +15,15 @@ from PIL import Image
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.tracking.registry import save_model
+from tests.faults.conftest import Record
 from tests.tiny_cascade import write_cascade
+
+PROVES = ("components/models", "components/sampling", "components/tracking")
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-def test_the_packed_cascade_samples_in_a_fresh_virtual_environment(tmp_path: Path):
+def test_the_packed_cascade_samples_in_a_fresh_virtual_environment(tmp_path: Path, record: Record):
     """pip installs the model's requirements.txt from where this machine gets its packages; that takes minutes."""
     folder, packed = write_cascade(tmp_path), tmp_path / "packed"
     save_model(packed, folder)
@@ -41,3 +44,4 @@ def test_the_packed_cascade_samples_in_a_fresh_virtual_environment(tmp_path: Pat
     theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in json.loads(out.splitlines()[-1])]
     ours = Cascade.load(folder).sample([Request(label="food", seed=5), Request(prompt="red apple", generator="tokens")])
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(ours, theirs, strict=True)) <= 1
+    record("none: a packed cascade in a new environment without this repository", 1, "both generators' images the same")

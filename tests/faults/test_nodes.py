@@ -25,6 +25,7 @@ from tests.integration.conftest import FEW, settings
 from tests.nodes import Cluster, Node, nodes
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
+PROVES = ("components/stages", "components/training", "pipelines")
 POOL = "ray::PoolWorker"
 STEPS, INTERVAL = {"base": 800, "prior": 400}, 20  # long enough to be hit
 SHORT = 100

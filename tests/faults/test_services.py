@@ -25,6 +25,7 @@ from tests.faults.conftest import Record, Undisturbed
 from tests.faults.runs import CASCADE, DEADLINE, INTERVAL, Run, kill_group, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
+PROVES = ("components/storage", "components/tracking", "pipelines/execute.py")
 POINTS = 600
 STEPS, LONG = 160, 800
 CLOUDS = {"gs": "Google's emulator", "az": "Azurite"}

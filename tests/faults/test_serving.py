@@ -37,6 +37,7 @@ from tests.tiny_cascade import CLASSES, commit_model, write_cascade
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
+PROVES = ("components/serving",)
 NAME = "image-cascade-tiny"
 REFUSED = (429, 503)
 REPLICA, API = "ray::ServeReplica:image-cascade", ":Api"

@@ -27,6 +27,7 @@ from tests.image_sets import write_set
 from tests.simulated_readers import read_epoch
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
+PROVES = ("components/data",)
 TARS, TAR_BYTES = 10, 100_000_000
 IMAGE_BYTES = 110_000  # of a photograph of ImageNet
 TAR_SAMPLES = TAR_BYTES // (IMAGE_BYTES + 1536)  # with their headers and labels

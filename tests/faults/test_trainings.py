@@ -22,7 +22,8 @@ from tests.faults.conftest import Record
 from tests.tiny_training import assert_equal_bits
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
-
+PROVES = ("components/training",)
+SEED = 7
 STEPS, INTERVAL = 1000, 100
 WORKERS = 2
 DEADLINE = 400  # seconds
@@ -79,7 +80,7 @@ def test_kill_changes_no_bit(
     for given in original.iterdir():  # the stages before it are not what is killed
         if given.is_dir() and given.name not in (kind, "model"):
             shutil.copytree(given, tmp_path / given.name)
-    step = random.randrange(INTERVAL + 20, STEPS - INTERVAL)
+    step = random.Random(f"{SEED} {victim} {kind}").randrange(INTERVAL + 20, STEPS - INTERVAL)
     driver = start(tmp_path, kind)
     reached = wait_for_step(tmp_path, kind, step)
     assert reached["step"] < STEPS, "too fast to be killed in time"

@@ -120,11 +120,11 @@ def test_without_a_gpu_one_line_says_so_and_nothing_is_written(tmp_path: Path, m
 
 def test_a_row_that_is_measured_again_replaces_that_of_its_name_alone(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    keep(file, [{"name": "one", "ours": 1}, {"name": "other", "ours": 1}], {"commit": "a"}, all_anew=True)
-    keep(file, [{"name": "one", "ours": 2}], {"commit": "b"}, all_anew=False)
+    keep(file, [{"name": name, "ours": 1, "commit": "a"} for name in ("one", "other")], all_anew=True)
+    keep(file, [{"name": "one", "ours": 2, "commit": "b"}], all_anew=False)
     assert [(row["name"], row["ours"], row["commit"]) for row in json.loads(file.read_text())] == [
         ("one", 2, "b"),
         ("other", 1, "a"),
     ]
-    keep(file, [{"name": "one", "ours": 3}], {"commit": "c"}, all_anew=True)
+    keep(file, [{"name": "one", "ours": 3}], all_anew=True)
     assert [row["name"] for row in json.loads(file.read_text())] == ["one"]

@@ -7,6 +7,7 @@ is of what a side's own network needs (`components.training.flops`) and the card
 
 import platform
 import shlex
+import sys
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -23,7 +24,8 @@ from components.training.speed import GIGABYTE, peak_flops, peak_memory
 from tests.benchmarks.gpu import diffusion, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side
 from tests.benchmarks.interleaving import Step, interleaved
-from tests.benchmarks.run import REPOSITORY, Row, commit, keep
+from tests.benchmarks.run import keep
+from tests.evidence import REPOSITORY, Row, facts
 
 CASES = {
     "unet_step": diffusion.unet_step,
@@ -34,6 +36,8 @@ CASES = {
     "sampling": diffusion.sampling,
 }
 RESULT = "bench-gpu.json"
+PROVES = ("components/losses", "components/models", "components/sampling", "components/training")
+SEED = 0
 WARM_UP = 3
 PACKAGES = ("torch", "diffusers", "transformers")
 
@@ -131,14 +135,11 @@ def main(
     state_products("bf16")
     for package in (diffusers, transformers):
         package.utils.logging.set_verbosity_error()
+    torch.manual_seed(SEED)
     rows = measured(chosen, device, console, rounds=rounds)
     command = shlex.join(["python", "-m", "tests.benchmarks.gpu.run", *(names or []), "--rounds", str(rounds)])
-    keep(
-        REPOSITORY / RESULT,
-        rows,
-        {"commit": commit(), "machine": machine(device), "command": command},
-        all_anew=not names,
-    )
+    about = facts(sys.modules[__name__], machine=machine(device)) | {"command": command}
+    keep(REPOSITORY / RESULT, [row | about for row in rows], all_anew=not names)
     console.print(table(rows))
 
 
