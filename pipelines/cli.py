@@ -239,14 +239,25 @@ def report(
 def verify(
     name: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of the run; the newest if left out.")] = None,
     run_name: RunName = None,
+    model: Annotated[
+        str | None, typer.Option(help="This model in place of a run: models:/NAME@champion, a folder or URL.")
+    ] = None,
     storage: Storage = None,
+    tracking: Tracking = None,
 ) -> None:
-    """Read every artifact of a run and compare sizes and sha256 with its manifest: `cascade verify openmoji-1a2b3c`
+    """Read every artifact of a run, or every file of a model, and compare it with what it was when it was made.
 
-    Prints a line for each file that is missing or differs; the exit code is then 1.
+    Prints a line for each file that is missing, changed or added; the exit code is then 1.
+
+    **Examples**
+
+    - `cascade verify openmoji-1a2b3c` — by sizes and sha256 of the stages' manifests
+    - `cascade verify --model models:/image-cascade-openmoji@champion` — by the list that the version carries
     """
-    from pipelines.verify_command import verify_run
+    from pipelines.verify_command import verify_model, verify_run
 
+    if model is not None:
+        raise typer.Exit(verify_model(model, tracking=tracking, console=Console()))
     raise typer.Exit(verify_run(name or run_name, storage=storage, console=Console()))
 
 
@@ -292,7 +303,8 @@ def _handler() -> logging.Handler:
 
 def _is_wrong_use(error: Exception) -> bool:
     from components.data.errors import DataError, ShardError, SourceError
+    from components.storage.artifact import ArtifactError
     from components.storage.store import StoreError
     from pipelines.workflow import UsageError
 
-    return isinstance(error, UsageError | StoreError | SourceError | ShardError | DataError)
+    return isinstance(error, UsageError | StoreError | ArtifactError | SourceError | ShardError | DataError)

@@ -1,12 +1,20 @@
-"""`cascade verify`: every artifact of a run against its manifest, with a progress bar."""
+"""`cascade verify`: every artifact of a run against its manifest, or a model against the list of its files."""
+
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from components.storage.artifact import Artifact, ArtifactError, load_artifact, verify_artifact
+from components.storage.file_list import LIST, differences
 from components.storage.store import Store
-from pipelines.profiles import storage_uri
+from components.tracking.environment import environment
+from components.tracking.names import REGISTRY
+from pipelines.profiles import storage_uri, tracking_uri
 from pipelines.run_report import load_plan, newest_run
+from pipelines.session import set_environment
+from pipelines.workflow import UsageError
 
 SOUND, DAMAGED = 0, 1
 
@@ -32,6 +40,38 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
     verdict = f"{len(bad)} damaged" if bad else "all as their manifests say"
     console.print(f"{run}: {len(artifacts)} artifacts, {files} files, {total / 1e6:.1f} MB: {verdict}", highlight=False)
     return DAMAGED if bad else SOUND
+
+
+def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
+    """Check a model that is registered, in storage, or in the folder that MLflow's copy has of it. Returns the exit
+    code: 0 sound, 1 damaged. Raises UsageError if there is none, or nothing to compare it with."""
+    set_environment(environment())
+    try:
+        bad = model_differences(model, tracking_uri(tracking))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for line in bad:
+        console.print(line, style="red", highlight=False, soft_wrap=True)
+    verdict = f"{len(bad)} damaged" if bad else "all files as they were registered"
+    console.print(f"{model}: {verdict}", highlight=False, soft_wrap=True)
+    return DAMAGED if bad else SOUND
+
+
+def model_differences(model: str, tracking: str | None) -> list[str]:
+    """A line for each file of a model that is not as it was. Raises ValueError if there is nothing to compare with."""
+    from components.tracking import model_source, registry  # MLflow takes seconds to import
+
+    if model.startswith(REGISTRY):
+        address = model_source.registry_of(model, tracking)
+        with tempfile.TemporaryDirectory() as folder:
+            packed = registry.download_packed(model, Path(folder), tracking_uri=address)
+            return differences(packed.folder, digest=packed.digest, text=packed.files)
+    if not model_source.is_model_folder(model):
+        return verify_artifact(model_source.model_artifact(model))
+    packed = model_source.packed_around(Path(model))
+    if packed is None:
+        raise ValueError(f"{model} has no {LIST} around it to be compared with: it was copied out of its registry")
+    return differences(packed)
 
 
 def committed(root: Store, run: str) -> tuple[list[Artifact], list[str]]:

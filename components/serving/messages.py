@@ -81,6 +81,7 @@ class Card(NamedTuple):
     version: str  # of the registered model
     created: int  # seconds since 1970
     generators: tuple[GeneratorCard, ...]  # in the order of preference
+    refused: str = ""  # the version that the source names and that could not be loaded
 
 
 class Backend(Protocol):

@@ -44,7 +44,7 @@ class Model:
 
     async def card(self) -> Card:
         """What the version that answers now can do."""
-        return self._versions.current.card
+        return self._versions.card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
         """That the job is taken, then its events. Closing the iterator, or canceling its task, cancels the job.

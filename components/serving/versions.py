@@ -64,10 +64,15 @@ class Versions:
     def __init__(self, model: ServedModel, *, tracking: str | None, poll_seconds: float) -> None:
         self.model, self._tracking, self._poll_seconds = model, tracking, poll_seconds
         self.current = self._load(find_version(model.source, tracking))
-        self._refused: str | None = None  # a version that could not be loaded
+        self._refused = ""  # a version that could not be loaded
         self._end = threading.Event()
         if is_alias(model.source):
             threading.Thread(target=self._watch, name="versions", daemon=True).start()
+
+    @property
+    def card(self) -> Card:
+        """What the version that answers can do, and which one that the alias names was refused."""
+        return self.current.card._replace(refused=self._refused)
 
     def close(self) -> None:
         """Watch no more."""
@@ -97,7 +102,7 @@ class Versions:
             self._refused = named.version
             LOG.warning("%s: version %s can't be loaded (%s); %s goes on", name, named.version, error, before)
             return
-        self._refused = None
+        self._refused = ""
         seconds = time.monotonic() - started
         LOG.warning("%s: version %s answers after %s, loaded in %.1f s", name, named.version, before, seconds)
 

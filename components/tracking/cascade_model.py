@@ -7,11 +7,16 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from components.sampling.answers import predictor_of
 from components.sampling.request_rows import RequestRow
+from components.storage.file_list import check_files
 
 
 class CascadeModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
-        self.answer = predictor_of(Path(context.artifacts["model"]))
+        model = Path(context.artifacts["model"])
+        packed = model.parents[1]  # MLflow keeps it in `artifacts`, and tries it once before all is packed
+        if (packed / "MLmodel").is_file():
+            check_files(packed, "this model")
+        self.answer = predictor_of(model)
 
     def predict(self, model_input: list[RequestRow]) -> list[str]:
         """One string a row: base64 PNG, or JSON. Raises ValueError, in one line, for a row that can't be met."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from components.sampling.cascade import DESCRIPTION
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.bundle import DESCRIPTION as MODEL
+from components.storage.file_list import LIST, check_files
 from components.storage.store import Store, absolute
 from components.tracking.names import REGISTRY
 from components.tracking.registry import download_model
@@ -17,12 +18,15 @@ from components.tracking.registry import download_model
 def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
     """The folder of a trained model or a cascade; a copy of what is elsewhere is gone afterwards.
 
-    Raises ValueError, in one line, if there is none; StoreError and ArtifactError as storage does.
+    What is registered is compared with its list of files first. Raises ValueError, in one line, if there is none or it
+    differs; StoreError and ArtifactError as storage does.
     """
     if source.startswith(REGISTRY):
         with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
             yield download_model(source, Path(folder), tracking_uri=registry_of(source, tracking_uri))
     elif is_model_folder(source):
+        if (packed := packed_around(Path(source))) is not None:
+            check_files(packed, source)
         yield Path(source)
     else:
         with model_artifact(source).local_copy() as folder:
@@ -39,6 +43,12 @@ def registry_of(source: str, tracking_uri: str | None) -> str:
 def is_model_folder(source: str) -> bool:
     """Whether a model lies there as it is, on this disk."""
     return any((Path(source) / name).is_file() for name in (DESCRIPTION, MODEL))
+
+
+def packed_around(folder: Path) -> Path | None:
+    """The folder with the list of its files that MLflow's copy has around the trained model; None for one alone."""
+    around = folder.resolve().parent.parent
+    return around if (around / LIST).is_file() else None
 
 
 def model_artifact(source: str) -> Artifact:

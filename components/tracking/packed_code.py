@@ -22,6 +22,7 @@ PACKED = (
     "sampling",
     "storage/__init__.py",
     "storage/bundle.py",
+    "storage/file_list.py",
     "transfer.py",
 )
 MODEL_CODE = ROOM / "cascade_model.py"

@@ -7,7 +7,7 @@ used last, `champion` the one of the last run that ended well.
 import importlib.metadata
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +25,16 @@ from components.sampling.answers import example_of
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
 from components.storage.artifact import Artifact
-from components.tracking.names import registered_name
+from components.storage.file_list import check_files, digest_of_list, write_list
+from components.tracking.names import REGISTRY, registered_name
 from components.tracking.packed_code import MODEL_CODE, model_code, pack_code
 from components.tracking.runs import KEY, STAGE
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"
+FILES, FILES_DIGEST = "cascade.files", "cascade.files_sha256"  # the list of a version's files, and its digest
+LONGEST_LIST = 60_000  # characters; a tag takes no more on MySQL, and a longer list lies in the model alone
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
@@ -52,6 +55,15 @@ class Named(NamedTuple):
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+
+class Packed(NamedTuple):
+    """A local copy of what is registered, and what its files are to be."""
+
+    uri: str  # by its version's number
+    folder: Path
+    digest: str  # of the list of its files
+    files: str | None  # the list; None: too long to stand in the registry
 
 
 def model_name(artifact: Artifact, *, models: str) -> str:
@@ -81,9 +93,9 @@ def register_version(
     version = find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
-        if model is None:
+        if model is None or not _is_sound(model, str(client.tracking_uri)):
             model = _log_model(client, artifact, experiment_id=experiment_id, run_id=run_id)
-        version = _create_version(client, name, artifact, model_id=model.model_id, run_id=run_id)
+        version = _create_version(client, name, artifact, model, run_id=run_id)
     client.set_registered_model_alias(name, CANDIDATE, version.version)
     return Registered(name, str(version.version), version.source.removeprefix("models:/"))
 
@@ -129,11 +141,32 @@ def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
     """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the folder that holds it.
 
-    Raises ValueError, in one line, if the registry has no such model or can't be reached.
+    Raises ValueError, in one line, if the registry has no such model or can't be reached, and for a copy that is not
+    as it was registered.
     """
+    packed = download_packed(model_uri, folder, tracking_uri=tracking_uri)
+    check_files(packed.folder, packed.uri, digest=packed.digest, text=packed.files)
+    return trained_model(packed.folder)
+
+
+def download_packed(model_uri: str, folder: Path, *, tracking_uri: str) -> Packed:
+    """Copy all that is registered as `model_uri`, whatever became of it, into `folder`. Raises ValueError."""
     with _registry(model_uri, tracking_uri):
-        local = download_artifacts(model_uri, dst_path=str(folder))
-    return Path(local) / Model.load(local).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+        client, logged, tags = MlflowClient(tracking_uri), model_uri, {}
+        if NAMED.fullmatch(model_uri):
+            version = named_version(model_uri, tracking_uri=tracking_uri)
+            model_uri, logged, tags = f"{REGISTRY}{version.name}/{version.version}", version.source, version.tags
+        if FILES_DIGEST not in tags and logged.startswith(REGISTRY):  # a logged model, or one registered by hand
+            tags = client.get_logged_model(logged.removeprefix(REGISTRY)).tags
+        if FILES_DIGEST not in tags:
+            raise ValueError(f"{model_uri} lists no files to compare it with: register it by `cascade run`")
+        local = Path(download_artifacts(model_uri, dst_path=str(folder)))
+    return Packed(model_uri, local, tags[FILES_DIGEST], tags.get(FILES))
+
+
+def trained_model(packed: Path) -> Path:
+    """The folder of the trained model in one that MLflow can load."""
+    return packed / Model.load(packed).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
 
 
 @contextmanager
@@ -152,8 +185,16 @@ def pip_requirements(model: Path) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
 
 
-def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) -> None:
-    """Write the folder `model`, with the code and requirements to run it anywhere, as an MLflow model at `path`."""
+def save_model(
+    path: Path, model: Path, *, mlflow_model: Model | None = None, digests: Mapping[str, str] | None = None
+) -> str:
+    """Write the folder `model`, with the code and requirements to run it anywhere, as an MLflow model at `path`.
+
+    Args:
+        digests: sha256 of files in `model` that are known, by path.
+
+    Returns the list of all files, which lies there too.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         package = pack_code(Path(scratch))
         mlflow.pyfunc.save_model(
@@ -166,6 +207,8 @@ def save_model(path: Path, model: Path, *, mlflow_model: Model | None = None) ->
             mlflow_model=mlflow_model or Model(),
         )
     (path / MODEL_CODE.name).write_text(model_code(package.name))
+    place = trained_model(path).relative_to(path).as_posix()
+    return write_list(path, {f"{place}/{name}": digest for name, digest in (digests or {}).items()})
 
 
 def input_example(model: Path) -> list[dict[str, Any]] | None:
@@ -188,21 +231,39 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
             artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
         )
         folder = artifact.download(Path(scratch) / "files")
-        save_model(Path(scratch) / "packed", folder, mlflow_model=mlflow_model)
+        digests = {name: entry.sha256 for name, entry in zip(artifact.names(), artifact.files, strict=True)}
+        text = save_model(Path(scratch) / "packed", folder, mlflow_model=mlflow_model, digests=digests)
         client.log_model_artifacts(model.model_id, str(Path(scratch) / "packed"))
+    client.set_logged_model_tags(model.model_id, _list_tags(text))
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _create_version(client: MlflowClient, name: str, artifact: Artifact, *, model_id: str, run_id: str) -> ModelVersion:
+def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
+    """Whether what was logged before may be registered: all its files are as they were."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri)
+        except ValueError:
+            return False
+    return True
+
+
+def _list_tags(text: str) -> dict[str, str]:
+    return {FILES_DIGEST: digest_of_list(text)} | ({FILES: text} if len(text) <= LONGEST_LIST else {})
+
+
+def _create_version(
+    client: MlflowClient, name: str, artifact: Artifact, model: LoggedModel, *, run_id: str
+) -> ModelVersion:
     if not client.search_registered_models(f"name = '{name}'"):
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
                 raise
-    made = client.create_model_version(
-        name, f"models:/{model_id}", run_id=run_id, tags=_tags(artifact), model_id=model_id
-    )
+    tags = _tags(artifact) | {tag: model.tags[tag] for tag in (FILES, FILES_DIGEST) if tag in model.tags}
+    source = f"{REGISTRY}{model.model_id}"
+    made = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
     first = find_version(client, name, key=artifact.key)
     if first is not None and int(first.version) < int(made.version):  # another driver was faster
         client.delete_model_version(name, made.version)

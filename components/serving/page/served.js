@@ -32,8 +32,9 @@ export function chooseModel(name) {
 
 /** The model in a line. */
 export function modelLine() {
-  const { source, version } = card();
+  const { source, version, refused } = card();
+  const instead = refused ? ` (version ${refused} was refused: the service's log says why)` : "";
   const registered = source.startsWith("models:/");
   const name = registered && models.length === 1 ? source.slice("models:/".length) : model().id;
-  return registered ? `${name}, version ${version}` : name; // a folder's version says nothing to a person
+  return registered ? `${name}, version ${version}${instead}` : name; // a folder's version says nothing to a person
 }
