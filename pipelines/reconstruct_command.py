@@ -16,6 +16,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.sampling.answers import reconstructed
 from components.sampling.cascade import DESCRIPTION as CASCADE
+from components.sampling.cascade import read_description
 from components.sampling.device import best_device
 from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import read_image, to_uint8
@@ -64,7 +65,7 @@ def load_autoencoder(model: str, folder: Path) -> SamplingModel:
         if kind != "autoencoder":
             raise UsageError(f"{model} is no autoencoder but a {kind}; give a vae, vqvae, vqgan, dvae or fsq")
         return load_model("autoencoder", folder, device=best_device())
-    stages = json.loads((folder / CASCADE).read_text())["stages"]
+    stages = read_description(folder)["stages"]
     for part in PARTS:
         if part in stages and kind_of(folder / stages[part]) == "autoencoder":
             return load_model(part, folder / stages[part], device=best_device())

@@ -19,5 +19,5 @@ def assert_bytes_arrive(store: Store, place: Path, *, files: int) -> None:
     for folder in ("sent", "written", "once"):
         assert in_parallel(lambda name, folder=folder: store.read(f"{folder}/{name}"), made) == [*made.values()]
         assert [info.bytes for info in store.list(folder)] == [len(data) for data in made.values()]
-    in_parallel(lambda name: store.download(f"sent/{name}", place / "back" / name), made)
+    in_parallel(lambda name: store.download(f"sent/{name}", place / "back", name), made)
     assert all((place / "back" / name).read_bytes() == data for name, data in made.items())

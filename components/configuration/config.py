@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from components.configuration.leaves import assign
 
@@ -69,3 +76,11 @@ class Config(BaseModel):
     def replace(self, **values: Any) -> Self:
         """A copy with other values, named as in `of`; checked again."""
         return self.model_validate(assign(type(self), self.model_dump(), values))
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: where it stands, and what it is."""
+    first = error.errors()[0]
+    parts = [str(part) if str(part).isprintable() else repr(part) for part in first["loc"]]
+    place, message = ".".join(parts), first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

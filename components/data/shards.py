@@ -11,11 +11,12 @@ beforehand has arrays too (`latents.npy`, ...), float16 (B, ...) under their own
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from components.configuration.config import Config
+from components.configuration.config import Config, first_fault
+from components.configuration.file_names import FileName, file_name
 from components.data.arrays import ArrayInfo
 from components.data.errors import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
@@ -34,10 +35,15 @@ class Quarantined(Config):
     reason: str
 
 
+def shard_url(url: str) -> str:
+    """`url`, relative to the index or absolute. Raises ValueError for a relative one that leads out of its folder."""
+    return url if "://" in url or url.startswith("/") else file_name(url)
+
+
 class ShardEntry(Config):
     """What one tar must be. `samples` counts the usable ones: quarantined samples are in no split."""
 
-    url: str  # relative to the index, or absolute when the tars are the user's own
+    url: Annotated[str, AfterValidator(shard_url)]  # relative to the index; absolute when the tars are the user's own
     bytes: int
     sha256: str
     samples: int
@@ -48,7 +54,7 @@ class ShardEntry(Config):
 class TextInfo(Config):
     """The caption tokenizer that belongs to the set."""
 
-    bpe: str = BPE  # relative to the index
+    bpe: FileName = BPE  # relative to the index
     sha256: str
     vocab_size: int
     text_length: int
@@ -122,7 +128,7 @@ def load_index(url: str) -> ShardIndex:
     except FileNotFoundError as error:
         raise SourceError(f"no {INDEX} at {url}; make one with `cascade data SOURCE PATH --out FOLDER`") from error
     except ValidationError as error:
-        raise SourceError(f"{url} is not an index of shards ({error.errors()[0]['msg']}); write it again") from error
+        raise SourceError(f"{url} is not an index of shards ({first_fault(error)}); write it again") from error
     return index.model_copy(update={"root": url.rpartition("/")[0]})
 
 

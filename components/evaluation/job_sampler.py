@@ -20,7 +20,7 @@ from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
 from components.sampling.images import to_uint8
 from components.sampling.room import Room
-from components.storage.artifact import Artifact, FileEntry, describe_bytes
+from components.storage.artifact import Artifact, FileEntry, describe_bytes, parse_stored
 from components.storage.store import Store
 
 
@@ -95,7 +95,8 @@ def read_job_file(job: str, files: Store) -> JobFile:
     seconds = description.get("seconds")
     if "file" in description:
         stages = {stage: (count, side) for stage, (count, side) in description["stages"].items()}
-        return JobFile(FileEntry(**description["file"]), stages, seconds)
+        entry = parse_stored(FileEntry, json.dumps(description["file"]), files.url(f"{job}.json"))
+        return JobFile(entry, stages, seconds)
     data = files.read(file_name(job))
     return JobFile(describe_bytes(data, f"files/{file_name(job)}"), stages_in(data), seconds)
 

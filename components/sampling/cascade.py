@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.configuration.file_names import folder_name
 from components.configuration.precision import Precision
 from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
@@ -207,12 +208,7 @@ def lone_cascade(model: SamplingModel) -> Cascade | None:
 def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> dict[str, Any]:
     """The fields of `Cascade` that a composed cascade holds; without weights, networks have no memory, and those that
     read prompts for others are left out. Raises ValueError if `folder` holds none, or one of another version."""
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a composed cascade")
-    description = json.loads(path.read_text())
-    if "sampling" not in description:
-        raise ValueError(f"{path} says nothing of sampling: it is of an older version; compose it again")
+    description = read_description(folder)
     stages, sampling = description["stages"], description["sampling"]
     names = stages.pop("upsamplers", [])
     found = {}
@@ -226,6 +222,24 @@ def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: boo
             found[name] = describe_model(name, folder / place)
     precision = description.get("precision", "fp32")  # which those of older versions meant
     return found | {"upsamplers": tuple(found.pop(name) for name in names), "precision": precision}
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a composed cascade's `cascade.json` says. Raises ValueError if `folder` holds none, one of another version,
+    or one with a part that does not lie in `folder`."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a composed cascade")
+    description = json.loads(path.read_text())
+    if "sampling" not in description:
+        raise ValueError(f"{path} says nothing of sampling: it is of an older version; compose it again")
+    for place in description["stages"].values():
+        for name in place if isinstance(place, list) else [place]:
+            try:
+                folder_name(name)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; compose it again") from None
+    return description
 
 
 def batches(requests: Sequence[Request], *, batch_size: int) -> Iterable[list[int]]:

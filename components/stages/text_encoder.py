@@ -55,7 +55,7 @@ def fetch(uri: str, folder: Path) -> Path:
     check_files(uri)
     try:
         for name in PRETRAINED_FILES:
-            Store(uri).download(name, folder / name)
+            Store(uri).download(name, folder, name)
     except (OSError, StoreError) as error:
         raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
     return folder

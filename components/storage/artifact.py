@@ -7,20 +7,28 @@ Layout of a stage's folder `{root}/stages/{stage}/{key}`:
     manifest.json   written last; its presence is the commit
 """
 
+import hashlib
+import json
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from components.configuration.config import Config
+from components.configuration.config import Config, first_fault
+from components.configuration.file_names import FileName, FolderName
+from components.storage.connection import shown
 from components.storage.store import SCRATCH, DamagedFileError, Digest, Store, digest_of, in_parallel
 
 MANIFEST = "manifest.json"
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
+T = TypeVar("T")
+
+
+REMEDY = "it is damaged or of another version: delete it and run again"
 
 
 class ArtifactError(Exception):
@@ -28,7 +36,7 @@ class ArtifactError(Exception):
 
 
 class FileEntry(Config):
-    path: str  # relative to the stage's folder
+    path: FileName  # relative to the stage's folder
     bytes: int
     sha256: str
 
@@ -41,8 +49,8 @@ class Artifact(Config):
     """One committed output of a stage. Readers accept only what `files` lists."""
 
     kind: ArtifactKind
-    stage: str
-    key: str
+    stage: FolderName
+    key: FolderName
     files: tuple[FileEntry, ...]
     metadata: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)  # name of the input -> key of the stage that made it
@@ -52,6 +60,12 @@ class Artifact(Config):
     @property
     def store(self) -> Store:
         return Store(self.root)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that the manifest says: of its JSON in one form, whatever the order of its fields."""
+        manifest = json.loads(self.model_dump_json())
+        return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
     @property
     def identity(self) -> str:
@@ -94,7 +108,7 @@ class Artifact(Config):
         """
 
         def fetch(entry: FileEntry) -> None:
-            self.store.download(entry.path, folder / _public_name(entry.path), expected=entry.digest)
+            self.store.download(entry.path, folder, _public_name(entry.path), expected=entry.digest)
 
         try:
             in_parallel(fetch, self.files)
@@ -127,23 +141,33 @@ def describe_bytes(data: bytes, path: str) -> FileEntry:
 
 def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
     """Write the manifest once. The loser of a race adopts the winner's artifact. Returns what is now committed."""
-    store.write_once(MANIFEST, artifact.model_dump_json(indent=1).encode())
+    manifest = {**json.loads(artifact.model_dump_json()), "digest": artifact.digest}
+    store.write_once(MANIFEST, json.dumps(manifest, indent=1).encode())
     committed = load_artifact(store)
     assert committed is not None
     return committed
 
 
 def load_artifact(store: Store) -> Artifact | None:
-    """The artifact committed in a stage's folder, or None. Raises ArtifactError if its manifest can't be read."""
+    """The artifact committed in a stage's folder, or None. Raises ArtifactError if its manifest can't be read, or is
+    not as it was written."""
     if not store.exists(MANIFEST):
         return None
-    try:
-        artifact = Artifact.model_validate_json(store.read(MANIFEST))
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{store.url(MANIFEST)} is not a manifest of this version; delete it and run again"
-        ) from error
+    url = store.url(MANIFEST)
+    values = parse_stored(dict[str, Any], store.read(MANIFEST), url)
+    digest = values.pop("digest", None)
+    artifact = parse_stored(Artifact, json.dumps(values), url)
+    if artifact.digest != digest:
+        raise ArtifactError(f"{shown(url)} is not as it was written: its digest differs; {REMEDY}")
     return artifact.model_copy(update={"root": store.uri})
+
+
+def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
+    """The JSON at `url` as a `shape` that pydantic can check. Raises ArtifactError, with the value that is wrong."""
+    try:
+        return TypeAdapter(shape).validate_json(data)
+    except ValidationError as error:
+        raise ArtifactError(f"{shown(url)} can't be used: {first_fault(error)}; {REMEDY}") from error
 
 
 def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:

@@ -17,8 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeVar
 
 import fsspec
+from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
+from components.configuration.file_names import file_name
 from components.storage.connection import StoreError, connect, files_below, reason, retried, shown
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ S = TypeVar("S")
 TRANSFERS = 8  # files of one artifact on their way at a time
 BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
 SCRATCH = "cascade-scratch-"  # starts the names of folders on one node's disk that no other node can see
+LOCAL = (None, "file", "local")  # protocols of this machine's disks
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 
@@ -48,13 +51,17 @@ class Digest(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret."""
+    """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret.
+
+    What has a path here lies in the folder: its methods raise StoreError for a path that is no file name, and on local
+    disks where a link leads out.
+    """
 
     uri: str
 
     def join(self, *parts: str) -> "Store":
         """The sub-folder `parts` as a store of its own."""
-        return Store("/".join([self.uri.rstrip("/"), *(part.strip("/") for part in parts)]))
+        return Store(self.url(self._inside("/".join(parts))))
 
     def url(self, path: str = "") -> str:
         """The absolute URL of `path` in this store."""
@@ -66,11 +73,11 @@ class Store:
         Raises FileNotFoundError if it is missing, StoreError if storage can't be reached, DamagedFileError if the file
         is not the expected one.
         """
-        return read_url(self.url(path), expected=expected)
+        return read_url(self.url(self._inside(path)), expected=expected)
 
     def check(self, path: str, expected: Digest) -> None:
         """Read a file in blocks and compare it. Raises as `read`."""
-        filesystem, target = connect(self.url(path))
+        filesystem, target = connect(self.url(self._inside(path)))
 
         def compare() -> None:
             if (found := _digest(filesystem, target)) != expected:
@@ -80,7 +87,7 @@ class Store:
 
     def write(self, path: str, data: bytes) -> None:
         """Commit a whole file, replacing what was there."""
-        filesystem, target = connect(self.url(path))
+        filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
             if isinstance(filesystem, LocalFileSystem):
@@ -93,7 +100,7 @@ class Store:
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Commit a whole file if there is none yet. Returns False if other bytes are already there."""
-        filesystem, target = connect(self.url(path))
+        filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
             if isinstance(filesystem, LocalFileSystem):
@@ -110,7 +117,7 @@ class Store:
 
     def upload(self, local: Path, path: str) -> None:
         """Commit a local file as `path`, in parts where it is large and the store takes parts."""
-        filesystem, target = connect(self.url(path))
+        filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
             if isinstance(filesystem, LocalFileSystem):
@@ -121,9 +128,11 @@ class Store:
 
         retried(put, self.url(path))
 
-    def download(self, path: str, local: Path, *, expected: Digest | None = None) -> None:
-        """Copy `path` to a local file. Raises as `read`; a file that is not the expected one is not left behind."""
-        filesystem, source = connect(self.url(path))
+    def download(self, path: str, folder: Path, name: str, *, expected: Digest | None = None) -> None:
+        """Copy `path` to the file `name` of a local folder. Raises as `read`, and StoreError where that is no place in
+        the folder; a file that is not the expected one is not left behind."""
+        filesystem, source = connect(self.url(self._inside(path)))
+        local = within(folder, name)
         local.parent.mkdir(parents=True, exist_ok=True)
 
         def get() -> None:
@@ -135,7 +144,7 @@ class Store:
         retried(get, self.url(path))
 
     def exists(self, path: str) -> bool:
-        filesystem, target = connect(self.url(path))
+        filesystem, target = connect(self.url(self._inside(path)))
         return retried(lambda: filesystem.exists(target), self.url(path))
 
     def folders(self, prefix: str = "") -> list[str]:
@@ -156,7 +165,7 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Delete one file; deleting what is not there is no error."""
-        filesystem, target = connect(self.url(path))
+        filesystem, target = connect(self.url(self._inside(path)))
         try:
             retried(lambda: filesystem.rm_file(target), self.url(path))
         except FileNotFoundError:
@@ -164,9 +173,21 @@ class Store:
 
     def delete_folder(self, prefix: str = "") -> None:
         """Delete a folder and all below it."""
-        filesystem, target = connect(self.url(prefix))
-        if self.exists(prefix):
+        filesystem, target = connect(self.url(self._inside(prefix)))
+        if retried(lambda: filesystem.exists(target), self.url(prefix)):
             retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
+
+    def _inside(self, path: str) -> str:
+        """`path`, which is checked; empty for the folder itself."""
+        protocol, folder = split_protocol(self.uri)
+        try:
+            if not path:
+                return path
+            if protocol in LOCAL:
+                within(Path(folder), path)
+            return file_name(path)
+        except ValueError as error:
+            raise StoreError(f"{shown(self.uri)}: {error}") from None
 
     def check_writable(self) -> None:
         """Write and delete a probe file. Raises StoreError with the remedy if that fails."""
@@ -179,6 +200,18 @@ class Store:
             raise StoreError(
                 f"storage {shown(self.uri)} can't be written: {reason(error)}; check the path, bucket and rights"
             ) from error
+
+
+def within(folder: Path, name: str) -> Path:
+    """The place of the file `name` below a local folder. Raises StoreError for no file name, and for one that a link
+    leads out of the folder."""
+    try:
+        place = folder / file_name(name)
+    except ValueError as error:
+        raise StoreError(f"{folder}: {error}") from None
+    if not (real := place.resolve()).is_relative_to(folder.resolve()):
+        raise StoreError(f"a link leads from {place} to {real}, out of {folder}; remove the link and run again")
+    return place
 
 
 def read_url(url: str, *, expected: Digest | None = None) -> bytes:

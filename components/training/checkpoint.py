@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.configuration.config import first_fault
+from components.configuration.file_names import FileName
 from components.storage.store import Digest, digest_of
 from components.training.host_copy import gathered_on_host, on_host
 from components.training.optim import NonFiniteError
@@ -91,9 +94,9 @@ def write_digests(folder: Path) -> None:
 def read_digests(text: bytes) -> dict[str, Digest]:
     """Name of the file -> what it must be. Raises ValueError for what is no such list."""
     try:
-        return {name: Digest(*digest) for name, digest in json.loads(text).items()}
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"no list of digests: {error}") from error
+        return TypeAdapter(dict[FileName, Digest]).validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{DIGESTS} is no list of digests: {first_fault(error)}") from None
 
 
 def refuse_non_finite(weights: dict[str, Tensor], *, step: int, worker: Worker = ALONE) -> None:

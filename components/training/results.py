@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from components.storage.artifact import FileEntry, upload_attempt
+from components.storage.artifact import FileEntry, parse_stored, upload_attempt
 from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
 from components.storage.store import SCRATCH, Store
 from components.training.learner import below
@@ -82,9 +82,9 @@ def finish(run: Store, stage_store: Store, description: ModelDescription, **mode
 
 
 def read_finished(run: Store) -> Trained | None:
-    """What the training in this run folder left; None if it has not come to its end."""
+    """What the training in this run folder left; None if it has not come to its end. Raises ArtifactError where what
+    lies there does not say that."""
     try:
-        listed = json.loads(run.read(FINISHED))
+        return parse_stored(Trained, run.read(FINISHED), run.url(FINISHED))
     except FileNotFoundError:
         return None
-    return Trained(tuple(FileEntry(**entry) for entry in listed["entries"]), listed["summary"])

@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.fs
 
 from components.storage.connection import connect, retried
-from components.storage.store import DamagedFileError, Store, in_parallel, read_url
+from components.storage.store import DamagedFileError, Store, StoreError, in_parallel, read_url
 from components.training.checkpoint import DIGESTS, POSITION, read_digests
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
@@ -37,7 +38,9 @@ def last_checkpoint(run: Store) -> Checkpointed | None:
     latest = snapshot["latest_checkpoint_result"]
     if latest is None:
         return None
-    name = latest["checkpoint_dir_name"]
+    name = str(latest["checkpoint_dir_name"])
+    if not re.fullmatch(PREFIX + "[0-9]{9,}", name):
+        raise StoreError(f"{run.url(SNAPSHOT)} lists {name!r}, no checkpoint; delete {run.url()} and run again")
     return Checkpointed(name, int(name.removeprefix(PREFIX)))
 
 
@@ -68,7 +71,7 @@ def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
             run.read(f"{name}/{POSITION}")
             return download_folder(run, name, local)
         expected = read_digests(run.read(digests))
-        in_parallel(lambda file: run.download(f"{name}/{file}", local / file, expected=expected[file]), expected)
+        in_parallel(lambda file: run.download(f"{name}/{file}", local, file, expected=expected[file]), expected)
     except (FileNotFoundError, ValueError) as error:
         raise DamagedFileError(f"{run.url(name)} is not whole: {error}") from error
     return local
@@ -85,7 +88,7 @@ def upload_folder(local: Path, run: Store, name: str) -> None:
 
 def download_folder(run: Store, name: str, local: Path) -> Path:
     """Copy the run's folder `name` to `local`. Returns `local`."""
-    in_parallel(lambda file: run.download(file.path, local / Path(file.path).relative_to(name)), run.list(name))
+    in_parallel(lambda file: run.download(file.path, local, file.path.removeprefix(f"{name}/")), run.list(name))
     return local
 
 

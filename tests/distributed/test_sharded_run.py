@@ -37,7 +37,7 @@ def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_o
     assert trained[killed].summary["held_out_loss"] == trained[undisturbed].summary["held_out_loss"] > 0
     assert FileRecorder(undisturbed / "log.jsonl").lines("image"), "no preview was shown"
     for entry in trained[killed].entries:
-        Store(str(killed)).download(entry.path, tmp_path / "model" / Path(entry.path).name)
+        Store(str(killed)).download(entry.path, tmp_path / "model", Path(entry.path).name)
     average = {name.removeprefix("ema."): tensor for name, tensor in weights.items() if name.startswith("ema.")}
     assert_equal_bits(load_file(tmp_path / "model" / "model.safetensors"), average)
     assert not torch.distributed.is_initialized()
