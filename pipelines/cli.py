@@ -20,6 +20,22 @@ app = typer.Typer(
 WRONG_USE = 2
 
 
+def _show_version(asked: bool) -> None:
+    from pipelines.provenance import code_line, commit
+
+    if asked:
+        typer.echo(code_line(commit()))
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show version and commit.")
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 def run(
     recipe: Recipe = "openmoji",

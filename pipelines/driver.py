@@ -4,10 +4,8 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -27,6 +25,7 @@ from pipelines.nodes import check_nodes
 from pipelines.preflight import Needs, check_batches, check_needs, check_sharding, needs_of
 from pipelines.profile_steps import TRACES, parse_steps, traces_of
 from pipelines.profiles import Profile, load_profile, storage_uri, tracking_uri
+from pipelines.provenance import code_line, commit
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.resource_table import resource_table
@@ -73,6 +72,7 @@ class Prepared:
     run: str
     planned: list[PlannedStage]
     needs: Needs
+    commit: str  # of the code, as `provenance.commit` has it
     profiling: Profiling | None = None
 
 
@@ -94,7 +94,17 @@ def prepare(options: RunOptions) -> Prepared:
     asked, traces = options.profile_steps, root.join("runs", run, TRACES).uri
     profiling = None if asked is None else parse_steps(asked, workflow=workflow, folder=traces)
     return Prepared(
-        recipe, workflow, profile, root, tracking_uri(options.tracking), name, run, planned, needs, profiling
+        recipe,
+        workflow,
+        profile,
+        root,
+        tracking_uri(options.tracking),
+        name,
+        run,
+        planned,
+        needs,
+        commit(),
+        profiling,
     )
 
 
@@ -160,7 +170,7 @@ def _start_recorder(prepared: Prepared) -> Any:
     tags = {
         "name": prepared.name,
         "recipe": prepared.recipe.name,
-        "git_commit": git_commit(),
+        "git_commit": prepared.commit,
         "storage": prepared.root.uri,
     }
     parameters = prepared.recipe.model_dump(mode="json")
@@ -181,7 +191,7 @@ def _execute(
             prepared.planned,
             actor=actor,
             resources=resources,
-            provenance={"git_commit": git_commit(), "run": prepared.run},
+            provenance={"git_commit": prepared.commit, "run": prepared.run},
             force=options.force,
             show=show,
         )
@@ -210,7 +220,7 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
     facts = {"models": registered_name(prepared.name)} if prepared.tracking else {}
     facts |= {
         "recipe": prepared.recipe.name,
-        "git commit": git_commit()[:12],
+        "code": code_line(prepared.commit),
         "machine": f"{os.cpu_count()} cores; Ray counts {', '.join(f'{n:g} {kind}' for kind, n in _cluster().items())}",
         "storage": prepared.root.uri,
         "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # an address may carry a password
@@ -245,6 +255,7 @@ def _conclude(
     if prepared.profiling is not None:
         for line in traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]:
             console.print(f"trace: {line}", highlight=False, soft_wrap=True)
+    console.print(f"code: {code_line(prepared.commit)}", highlight=False, soft_wrap=True)
     console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
     if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures:
         console.print(f"model: models:/{registered_name(prepared.name)}@champion", highlight=False, soft_wrap=True)
@@ -253,10 +264,3 @@ def _conclude(
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def git_commit() -> str:
-    """The commit of the checkout, recorded and never hashed; `unknown` outside one."""
-    here = Path(__file__).resolve().parent
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"

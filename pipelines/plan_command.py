@@ -13,6 +13,7 @@ from pipelines.cost_table import cost_notes, cost_overview, cost_table
 from pipelines.display import plan_table
 from pipelines.preflight import check_batches, check_sharding, trainings
 from pipelines.profiles import Profile, load_profile
+from pipelines.provenance import code_line
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.paper import paper_recipes
 from pipelines.resource_table import gpu_count, resource_rows, resource_table
@@ -115,6 +116,7 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
         console.print()
         console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
     show_reads(prepared, console)
+    console.print(f"code: {code_line(prepared.commit)}", highlight=False, soft_wrap=True)
 
 
 def show_reads(prepared: driver.Prepared, console: Console) -> None:

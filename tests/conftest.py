@@ -28,6 +28,7 @@ START_RAY = (
     "test_serve_command",
     "test_serve_deploy",
     "test_survives",
+    "test_without_git",
 )
 START_RAY_LAST = ("test_data_command", "test_share_nothing", "test_submitted_job")  # these train the smoke recipe
 UNLOGGED: list[str] = []  # records that a handler could not write, which nothing but a traceback in the output says

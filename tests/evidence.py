@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from pipelines import provenance
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LEDGERS = ("bench.json", "bench-gpu.json", "faults.json")
 
@@ -55,9 +57,7 @@ def machine() -> Row:
 
 def commit() -> str:
     """The commit that is checked out; `+changes` where the work tree differs from it in more than these ledgers."""
-    head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
-    changed = git("diff", "--quiet", "HEAD", "--", ".", *(f":!{name}" for name in LEDGERS)).returncode
-    return f"{head}+changes" if changed else head
+    return provenance.short(provenance.commit(REPOSITORY, of=(".", *(f":!{name}" for name in LEDGERS))))
 
 
 def imported(file: pathlib.Path) -> list[str]:

@@ -6,6 +6,8 @@ import tomllib
 import pytest
 import yaml
 
+from pipelines.provenance import COMMIT
+
 
 def pinned(repository) -> dict[str, str]:
     lines = (repository / "constraints.txt").read_text().splitlines()
@@ -22,6 +24,20 @@ def test_ray_of_image_client_and_every_manifest_is_one_version(repository):
     assert re.findall(r"^ARG RAY_VERSION=(.+)$", dockerfile, re.MULTILINE) == [version]
     assert requirement.partition("==")[2] == version.rpartition(".")[0] + ".*"
     assert set(re.findall(r"rayVersion: *[\"']?([\d.]+)", manifests)) == {version}
+
+
+def test_every_line_that_builds_the_image_tells_it_the_commit(repository):
+    lines = [
+        line
+        for name in ("README.md", "infra/image/README.md", "infra/image/Dockerfile")
+        for line in (repository / name).read_text().splitlines()
+        if "docker build -f infra/image/Dockerfile" in line
+    ]
+    assert len(lines) == 3
+    assert [line for line in lines if "--build-arg GIT_COMMIT=$(git describe --always --abbrev=40" not in line] == []
+    dockerfile = (repository / "infra/image/Dockerfile").read_text()
+    assert 'org.opencontainers.image.revision="${GIT_COMMIT}"' in dockerfile
+    assert f'RUN echo "${{GIT_COMMIT}}" > {COMMIT}' in dockerfile
 
 
 def test_the_three_parts_of_mlflow_are_one_version(repository):
