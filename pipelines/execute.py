@@ -14,6 +14,8 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import components
+import pipelines
 from components import events
 from components.configuration.config import Config
 from components.execution import Resources
@@ -170,7 +172,8 @@ def one_line(error: BaseException) -> str:
             break
         error = cause
     text = next((line for line in str(error).splitlines() if line.strip()), "")
-    return text if type(error).__module__.startswith(("components", "pipelines")) else f"{type(error).__name__}: {text}"
+    own = type(error).__module__.startswith((components.__name__, pipelines.__name__))
+    return text if own else f"{type(error).__name__}: {text}"
 
 
 def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:

@@ -12,6 +12,7 @@ import ray
 from pydantic import ValidationError
 from rich.console import Console
 
+import components
 from components.serving.settings import ServedModel, ServiceSettings
 from components.tracking.environment import environment
 from components.tracking.names import REGISTRY, shown_source
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SERVING = {  # of the Ray that is started for a service
     "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.unanswered:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{components.__name__}.serving.unanswered:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
 }
 ON_THIS_MACHINE = SHARED_CORES | {
@@ -49,7 +50,7 @@ class ServeOptions(NamedTuple):
 
 
 def build(args: dict[str, Any]) -> "Application":
-    """The service for `serve deploy` and KubeRay's RayService, import_path `pipelines.serve_command:build`.
+    """The service for `serve deploy` and RayService, import_path `image_cascade.pipelines.serve_command:build`.
 
     Args:
         args: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI.

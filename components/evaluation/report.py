@@ -192,7 +192,7 @@ def render_report(data: ReportData) -> str:
 def page_environment() -> Environment:
     """Templates of pages, and how they write figures."""
     environment = Environment(
-        loader=PackageLoader("components.evaluation"),
+        loader=PackageLoader(__name__.rpartition(".")[0]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

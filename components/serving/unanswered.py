@@ -1,7 +1,7 @@
 """What Ray Serve's proxy says where the service itself says nothing: its process was lost with the request, or is being
 started. The client would get 500 in plain text then, and is better served by 503, when to come back, and the API's own
-form of errors. `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=components.serving.unanswered:middlewares`, in the
-environment that Ray is started in, tells the proxy of it (the one in Python: HAProxy runs no callbacks).
+form of errors. `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=image_cascade.components.serving.unanswered:middlewares`,
+in the environment that Ray is started in, tells the proxy of it (the one in Python: HAProxy runs no callbacks).
 """
 
 from starlette.datastructures import Headers

@@ -14,6 +14,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import ActorDiedError
 
+import components
 from components import events
 from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
@@ -32,7 +33,9 @@ from components.training.worker import RayStream, Stream, TrainingJob, train_wor
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
-OWN_ERROR = re.compile(r"^components\.[\w.]+: ")  # in front of a message that is written for the user
+OWN_ERROR = re.compile(
+    rf"^{re.escape(components.__name__)}\.[\w.]+: "
+)  # in front of a message that is written for the user
 
 
 class TrainingError(RuntimeError):

@@ -16,6 +16,7 @@ import torch
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
+import components
 from components import events
 from components.configuration.optimization import OptimizationConfig
 from components.execution import Resources
@@ -202,7 +203,7 @@ def has_snapshots(config: OptimizationConfig) -> bool:
 
 def is_own(error: Exception | None) -> bool:
     """Whether an error was raised by this package, with a message of one line for the user."""
-    return type(error).__module__.startswith("components.")
+    return type(error).__module__.startswith(f"{components.__name__}.")
 
 
 def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[str, str]:

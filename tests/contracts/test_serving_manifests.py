@@ -55,7 +55,7 @@ def test_the_serve_config_is_one_that_ray_reads(config):
     assert config["http_options"].keys() <= type(read.http_options).model_fields.keys()
     (application,) = read.applications
     assert config["applications"][0].keys() <= type(application).model_fields.keys()
-    assert application.import_path == f"{build_service.__module__}:{build_service.__name__}"
+    assert application.import_path == f"image_cascade.{build_service.__module__}:{build_service.__name__}"
     assert (application.name, application.route_prefix) == (APPLICATION, "/")
 
 
@@ -72,7 +72,9 @@ def test_models_come_by_an_alias_from_the_registry_that_the_trainings_write(mani
 
 
 def test_every_pod_has_the_keys_from_the_secret_and_the_variables_that_the_command_sets(manifests, service):
-    assert only(manifests, "ConfigMap", "cascade-serving")["data"] == SERVING
+    callback = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    installed = SERVING | {callback: f"image_cascade.{SERVING[callback]}"}
+    assert only(manifests, "ConfigMap", "cascade-serving")["data"] == installed
     for template in pods(service):
         (container,) = template["spec"]["containers"]
         sources = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]

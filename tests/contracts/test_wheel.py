@@ -1,10 +1,36 @@
-"""What `pip install` puts on a machine."""
+"""What `pip install` puts on a machine: one package, whose parts are the checkout's two folders."""
 
+import ast
+import json
+import re
 import subprocess
 import sys
+import textwrap
 import zipfile
 
 import pytest
+
+MODULE_NAME = re.compile(r"(components|pipelines)(\.\w+)*\.[a-z_]\w*(:\w+)?")
+SAME = """
+    import importlib, json, pickle, pkgutil, sys
+    import image_cascade
+    assert "torch" not in sys.modules
+    names = [
+        info.name
+        for root in ("components", "pipelines")
+        for info in pkgutil.walk_packages(importlib.import_module(f"image_cascade.{root}").__path__, f"{root}.")
+    ]
+    for name in names:
+        second = importlib.import_module(f"image_cascade.{name}")
+        first = importlib.import_module(name)
+        assert second is first, name
+        assert first.__name__ == first.__spec__.name == name
+    from image_cascade.components.sampling.requests import Request
+    assert b"image_cascade" not in pickle.dumps(Request())
+    for name in ("image_cascade.components.nothing", "image_cascade.nothing"):
+        assert importlib.util.find_spec(name) is None
+    print(json.dumps(names))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -17,18 +43,55 @@ def wheel(repository, tmp_path_factory):
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
+@pytest.fixture(scope="module")
+def modules(wheel) -> dict[str, str]:
+    """Path in the wheel -> text."""
+    return {name: wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".py")}
+
+
+def test_the_wheel_holds_one_package_and_nothing_else(wheel):
     folders = {name.partition("/")[0] for name in wheel.namelist()}
-    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"components", "pipelines"}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"image_cascade"}
+    inside = {name.split("/")[1] for name in wheel.namelist() if name.startswith("image_cascade/")}
+    assert inside == {"__init__.py", "py.typed", "components", "pipelines"}
 
 
 def test_the_wheel_holds_every_tracked_file_of_the_packages(wheel, repository, tracked_files):
     inside = [path.relative_to(repository).as_posix() for path in tracked_files]
     packed = set(wheel.namelist())
-    assert not [name for name in inside if name.startswith(("components/", "pipelines/")) and name not in packed]
+    ours = [f"image_cascade/{name}" for name in inside if name.startswith(("components/", "pipelines/"))]
+    assert not [name for name in ours if name not in packed]
+
+
+def test_its_modules_import_each_other_by_the_package_and_keep_their_lines(modules, repository):
+    def imports(text: str) -> set[str]:
+        nodes = list(ast.walk(ast.parse(text)))
+        names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        return names | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+
+    for path, text in modules.items():
+        assert not [name for name in imports(text) if name.split(".")[0] in ("components", "pipelines")], path
+        checkout = repository / path.removeprefix("image_cascade/")
+        if checkout.is_file():
+            assert len(text.splitlines()) == len(checkout.read_text().splitlines()), path
+
+
+def test_no_text_of_the_program_names_a_module_by_its_place_in_the_checkout(modules, repository):
+    """Such a text would name nothing where the wheel is installed; it follows from `__name__` instead."""
+    for path, text in modules.items():
+        constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+        texts = [value for value in constants if isinstance(value, str) and MODULE_NAME.fullmatch(value)]
+        assert not texts, f"{path}: {texts}"
 
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert "cascade = pipelines.cli:main" in wheel.read(entry_points).decode()
+    assert "cascade = image_cascade.pipelines.cli:main" in wheel.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_in_the_editable_install_the_package_is_a_second_name_of_the_same_modules(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(SAME)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"components.models.unet", "pipelines.cli"} <= set(json.loads(done.stdout.splitlines()[-1]))
