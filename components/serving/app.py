@@ -23,6 +23,7 @@ from components.serving.api_models import (
     job_of,
     output_of,
 )
+from components.serving.bodies import EDITS, GENERATIONS, limited
 from components.serving.errors import ErrorAnswer, ServiceError, add_error_answers, of_refused, of_validation
 from components.serving.keys import gate
 from components.serving.messages import Backend, Card, Event, GeneratorCard, Refused, Unavailable
@@ -42,7 +43,7 @@ from components.serving.responses import (
     images_answer,
 )
 from components.serving.settings import Limits, ServiceSettings
-from components.serving.uploads import FILES, GivenImages, decoded, limited, read_form, read_given
+from components.serving.uploads import FILES, GivenImages, decoded, read_form, read_given
 from components.serving.watching import ClientGoneError, watched
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -121,7 +122,7 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, key
     add_image_routes(app, service)
     add_model_routes(app, service)
     add_page(app)
-    app.add_middleware(limited, limits=settings.limits)
+    app.add_middleware(limited, limits=settings.limits, calls=settings.calls)
     app.add_middleware(gate, keys=keys)
     app.add_middleware(noted)  # the last one added is the outermost
     return app
@@ -140,7 +141,7 @@ def add_image_routes(app: FastAPI, service: Service) -> None:
     """What makes images."""
 
     @app.post(
-        "/v1/images/generations",
+        GENERATIONS,
         response_model=ImagesAnswer,
         responses={200: STREAM, **ERRORS},
         dependencies=[Bearer, Depends(needs_json)],
@@ -150,7 +151,7 @@ def add_image_routes(app: FastAPI, service: Service) -> None:
         return await answer(service, request, asked, {}, kind="image_generation")
 
     @app.post(
-        "/v1/images/edits",
+        EDITS,
         response_model=ImagesAnswer,
         responses={200: STREAM, **ERRORS},
         dependencies=[Bearer],
@@ -188,7 +189,7 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
         """A served model, and what it can do."""
         return entry(await service.card(service.name(model), most_age=0))
 
-    @app.get("/healthz", include_in_schema=False)
+    @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 

@@ -10,7 +10,7 @@ from components.serving.ray_backend import Api
 from components.serving.replica import Model
 from components.serving.settings import ServedModel, ServiceSettings
 
-ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
+LOOKS = 10_000  # requests more than are answered with images: none for health or the page ever waits for a place
 
 
 def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
@@ -20,8 +20,8 @@ def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -
         read_keys: gives the API keys in the process that compares them.
     """
     models = {model.name: model_application(model, settings) for model in settings.models}
-    calls = settings.max_replicas * most_calls(settings) * len(models)
-    api = serve.deployment(name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=calls, **life(settings))(
+    room = settings.calls + settings.limits.bodies + LOOKS  # the API itself counts bodies and calls, and refuses
+    api = serve.deployment(name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=room, **life(settings))(
         serve.ingress()(Api)
     )
     return api.bind(settings, models, read_keys)
@@ -37,7 +37,7 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
     deployment = serve.deployment(
         name=model.name.replace("/", "-").replace("#", "-"),  # Serve parts names by these
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
-        max_ongoing_requests=most_calls(settings),
+        max_ongoing_requests=settings.replica_calls,
         **life(settings),
         **replicas,
     )(Model)
@@ -51,8 +51,3 @@ def life(settings: ServiceSettings) -> dict[str, float]:
         "health_check_timeout_s": 60,  # a busy node answers late; that a process is gone Ray sees by itself
         "graceful_shutdown_timeout_s": settings.limits.seconds,
     }
-
-
-def most_calls(settings: ServiceSettings) -> int:
-    """Jobs that a replica holds: Serve's own limit of 5 would leave no batch more than five of them."""
-    return settings.limits.waiting_images + settings.batch_images + ROOM_TO_REFUSE

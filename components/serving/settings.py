@@ -4,6 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
+
 
 class Settings(BaseModel):
     """Frozen, and closed to unknown fields."""
@@ -22,6 +24,10 @@ class Limits(Settings):
     """What one request may ask for, and how much may wait."""
 
     body_bytes: int = Field(16 * 2**20, ge=1024)
+    body_seconds: float = Field(60, gt=0)  # for a body to come whole
+    body_pause_seconds: float = Field(10, gt=0)  # between two pieces of a body
+    bodies: int = Field(256, ge=1)  # that are read at a time; of more, the one that was silent longest gives way
+    bodies_bytes: int = Field(2**29, ge=1024)  # of those together
     image_pixels: int = Field(2**24, ge=1)  # of an uploaded image
     prompt_characters: int = Field(4000, ge=1)
     images: int = Field(16, ge=1)  # n
@@ -31,6 +37,12 @@ class Limits(Settings):
     partial_images: int = Field(16, ge=0)  # OpenAI's own limit is 3
     waiting_images: int = Field(64, ge=1)  # of a replica, without those that are being made
     seconds: float = Field(300, gt=0)  # from arrival to the last image
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> Self:
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError(f"bodies_bytes must be at least body_bytes, {self.body_bytes}, not {self.bodies_bytes}")
+        return self
 
 
 class ServiceSettings(Settings):
@@ -56,3 +68,13 @@ class ServiceSettings(Settings):
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas must be at least {self.min_replicas}, not {self.max_replicas}")
         return self
+
+    @property
+    def replica_calls(self) -> int:
+        """Jobs that a replica holds: Serve's own limit of 5 would leave no batch more than five of them."""
+        return self.limits.waiting_images + self.batch_images + ROOM_TO_REFUSE
+
+    @property
+    def calls(self) -> int:
+        """Requests for images that are answered at a time."""
+        return self.max_replicas * self.replica_calls * len(self.models)

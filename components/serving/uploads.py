@@ -1,6 +1,5 @@
-"""What clients upload: bodies of a limited size, forms, images decoded under limits, masks of both meanings."""
+"""What clients upload: forms, images decoded under limits, masks of both meanings."""
 
-import asyncio
 import base64
 import json
 import re
@@ -11,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.sampling.image_files import encode_png, open_header, open_image
 from components.sampling.images import WHITE
@@ -41,60 +39,6 @@ class Form(NamedTuple):
 
     fields: dict[str, Any]
     files: dict[str, bytes]
-
-
-def limited(app: ASGIApp, *, limits: Limits) -> ASGIApp:
-    """Read bodies here, up to their limit; what is larger is not read to its end."""
-
-    async def reading(scope: Scope, receive: Receive, send: Send) -> None:
-        """The app, with a body that is there already."""
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-        try:
-            declared = Headers(scope=scope).get("content-length", "0")
-            check_bytes(int(declared) if declared.isdecimal() else 0, limits)
-            async with asyncio.timeout(limits.seconds):
-                body = await read_body(receive, limits)
-        except TimeoutError:
-            error = ServiceError(408, f"the body did not come within {limits.seconds:g} s: send it again")
-            await error.response({"Connection": "close"})(scope, receive, send)
-            return
-        except ServiceError as error:
-            await error.response({"Connection": "close"})(scope, receive, send)
-            return
-        if body is not None:
-            await app(scope, again(body, receive), send)
-
-    return reading
-
-
-def check_bytes(size: int, limits: Limits) -> None:
-    if size > limits.body_bytes:
-        raise ServiceError(413, f"the body must have at most {limits.body_bytes} bytes: send smaller images")
-
-
-async def read_body(receive: Receive, limits: Limits) -> bytes | None:
-    """None if the client went away before the end. Raises ServiceError for more than the limit."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        check_bytes(len(body), limits)
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def again(body: bytes, receive: Receive) -> Receive:
-    """What gives a body that was read, and then what follows it."""
-    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def give() -> Message:
-        return first.pop() if first else await receive()
-
-    return give
 
 
 async def read_form(request: HttpRequest, limits: Limits) -> Form:

@@ -2,13 +2,17 @@
 
 import base64
 import io
+import select
+import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import openai
@@ -25,9 +29,12 @@ from components.serving.settings import Limits, ServedModel, ServiceSettings
 from tests.conftest import free_port
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import write_cascade
+from tests.waiting import eventually
 
 SLOW = {"steps": 50, "sampling": {"upsampler_16": {"num_inference_steps": 50}}}  # fields that OpenAI's API lacks
 WAIT = 60  # seconds
+IMAGES = ("POST /v1/images/generations", "POST /v1/images/edits")
+PLACES = Limits().bodies
 
 
 class Served(NamedTuple):
@@ -50,7 +57,7 @@ def served(ray_cluster: None, empty_database: Path, tmp_path_factory: pytest.Tem
     settings = ServiceSettings(
         models=(ServedModel(name="tiny", source=CHAMPION), ServedModel(name="base", source=str(first / "base"))),
         tracking=registry.uri,
-        limits=Limits(waiting_images=4, seconds=120),
+        limits=Limits(waiting_images=4, seconds=120, body_seconds=600, body_pause_seconds=600),
         batch_images=2,
         poll_seconds=0.5,
         cpus=0.5,
@@ -143,6 +150,33 @@ def test_a_full_queue_is_refused_with_a_time_and_emptied_by_a_client_that_goes(s
     assert measured("cascade_serve_requests", 'code="429"') >= 1
     assert measured("cascade_serve_requests", 'code="499"') >= 1
     assert measured("cascade_serve_images", 'generator="diffusion"') < 16 + 20, "the images of who went were made"
+
+
+@pytest.mark.parametrize("sent", ["POST /healthz", "POST /", "PUT /page/main.js", "POST /v1/models", *IMAGES, "half"])
+def test_three_hundred_bodies_that_never_come_hold_up_nobody(served: Served, sent: str):
+    """Nor do three hundred headers that end half-way."""
+    place = urlsplit(served.address)
+    head = f"{sent} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with ExitStack() as hanging:
+        slow = [
+            hanging.enter_context(socket.create_connection((place.hostname or "", place.port or 0), timeout=WAIT))
+            for _ in range(300)
+        ]
+        for connection in slow:
+            connection.sendall(head.encode() if sent != "half" else b"POST /v1/images/generations HT")
+        for path in ("/healthz", "/"):
+            assert urllib.request.urlopen(served.address + path, timeout=WAIT).status == 200
+        assert served.client.images.generate(model="base", prompt="red apple", timeout=WAIT).data
+        answered = select.poll()
+        for connection in slow:
+            answered.register(connection, select.POLLIN)
+        if sent == "half":
+            assert not answered.poll(0), "what is half a header hangs, and holds nothing but its connection"
+        elif sent in IMAGES:
+            assert eventually(lambda: len(answered.poll(0)) >= 300 - PLACES)
+            assert len(answered.poll(0)) <= 300 - PLACES + 2, "the others still hang, and the answers above came"
+        else:
+            assert eventually(lambda: len(answered.poll(0)) == 300)
 
 
 def measured(name: str, tags: str) -> float:

@@ -174,18 +174,3 @@ def head(url: str, length: int) -> bytes:
     """What comes before a body of JSON."""
     lines = (f"POST {GENERATIONS} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "Content-Type: application/json")
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
-
-
-def test_a_body_that_says_it_is_too_large_is_not_waited_for(cascade: Cascade) -> None:
-    with served(build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}))) as url, connected(url) as given:
-        given.sendall(head(url, 2**40))
-        assert given.recv(2**16).startswith(b"HTTP/1.1 413")
-
-
-def test_a_body_that_never_comes_is_waited_for_as_long_as_an_image(cascade: Cascade) -> None:
-    app = build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}, limits=Limits(seconds=0.5)))
-    with served(app) as url, connected(url) as given:
-        given.sendall(head(url, 99))
-        answer = given.recv(2**16)
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert b"the body did not come within 0.5 s" in answer
