@@ -31,6 +31,11 @@ def test_a_row_names_its_commit_date_machine_seed_and_what_it_proves(row: dict) 
     )
 
 
+def test_every_group_of_faults_has_rows() -> None:
+    groups = {path.stem.removeprefix("test_") for path in REPOSITORY.glob("tests/faults/test_*.py")}
+    assert groups == {row["group"] for name, row in ROWS if name.startswith("faults.json")}
+
+
 def test_rows_that_are_older_than_what_they_prove_are_listed() -> None:
     """A warning and no failure: each change of a room would turn main red until hours of faults were injected again."""
     if old := [str(age) for age in ages() if age.changes != 0]:
