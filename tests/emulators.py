@@ -1,13 +1,15 @@
-"""Servers that speak the protocols of Google's and Azure's object stores, as processes of this machine."""
+"""Servers that speak the protocols of Amazon's, Google's and Azure's object stores, as processes of this machine."""
 
+import getpass
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,40 @@ from tests.conftest import SERVER_SECONDS, free_port, stop
 
 AZURITE = "3.35.0"  # the last for Node 20
 CACHE = Path(sys.prefix) / "azurite"  # goes with the virtual environment
+SWIFT = "2.38.3"  # knows conditional writes by S3's protocol; Debian's 2.35 answers them with 501
+SWIFT_CACHE = Path(sys.prefix) / "swift"  # an environment of its own
 # Azurite's own account, known to everybody.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+# Nothing listens at the cache's address; the S3 protocol only asks that there is one.
+SWIFT_SETTINGS = """
+[DEFAULT]
+swift_dir = {folder}
+devices = {folder}/devices
+mount_check = false
+bind_ip = 127.0.0.1
+bind_port = {port}
+workers = 0
+user = {user}
+[pipeline:main]
+pipeline = {pipeline}
+[app:{kind}-server]
+use = egg:swift#{kind}
+allow_account_management = true
+account_autocreate = true
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:1
+[filter:s3api]
+use = egg:swift#s3api
+[filter:tempauth]
+use = egg:swift#tempauth
+user_test_tester = testing .admin
+[filter:bulk]
+use = egg:swift#bulk
+[filter:slo]
+use = egg:swift#slo
+"""
 
 
 @contextmanager
@@ -53,6 +86,43 @@ def azure_server() -> Iterator[dict[str, str]]:
         yield {
             "AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};"
             f"AccountKey={KEY};BlobEndpoint={address};"
+        }
+
+
+@contextmanager
+def swift_server(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment of who uses OpenStack Swift by its S3 protocol, with one disk: the folder, which must take
+    extended attributes."""
+    programs, user = _swift(), getpass.getuser()
+    ports = {kind: free_port() for kind in ("account", "container", "object", "proxy")}
+    (folder / "devices" / "disk").mkdir(parents=True)
+    (folder / "swift.conf").write_text(
+        "[swift-hash]\nswift_hash_path_suffix = test\n[storage-policy:0]\nname = one\ndefault = yes\n"
+    )
+    for kind in ("account", "container", "object"):
+        disk = ["--region", "1", "--zone", "1", "--ip", "127.0.0.1", "--port", str(ports[kind])]
+        for step in (["create", "4", "1", "0"], ["add", *disk, "--device", "disk", "--weight", "1"], ["rebalance"]):
+            command = [programs / "swift-ring-builder", folder / f"{kind}.builder", *step]
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+    with ExitStack() as servers:
+        for kind, port in ports.items():
+            (folder / f"{kind}.conf").write_text(
+                SWIFT_SETTINGS.format(
+                    folder=folder,
+                    port=port,
+                    user=user,
+                    kind=kind,
+                    pipeline="cache s3api tempauth bulk slo proxy-server" if kind == "proxy" else f"{kind}-server",
+                )
+            )
+            servers.enter_context(
+                _running([str(programs / f"swift-{kind}-server"), str(folder / f"{kind}.conf")], port)
+            )
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['proxy']}",
+            "AWS_ACCESS_KEY_ID": "test:tester",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
         }
 
 
@@ -98,6 +168,19 @@ def _azurite() -> Path:
             subprocess.run(command, cwd=making, check=True, capture_output=True, timeout=500)
             making.rename(CACHE / AZURITE)
     return program
+
+
+def _swift() -> Path:
+    """The folder of Swift's programs, fetched by pip the first time: not into the tests' own environment, with whose
+    packages it need not agree."""
+    place = SWIFT_CACHE / SWIFT
+    with FileLock(f"{SWIFT_CACHE}.lock"):
+        if not (place / "complete").exists():
+            venv.create(place, with_pip=True, clear=True)
+            install = [place / "bin" / "python", "-m", "pip", "install", "--quiet", f"swift=={SWIFT}"]
+            subprocess.run(install, check=True, capture_output=True, timeout=500)
+            (place / "complete").touch()
+    return place / "bin"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Files that go to a store and come back, whatever lies between."""
+"""Files that go to a store and come back, whatever lies between, and writers that race for one."""
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -21,3 +22,33 @@ def assert_bytes_arrive(store: Store, place: Path, *, files: int) -> None:
         assert [info.bytes for info in store.list(folder)] == [len(data) for data in made.values()]
     in_parallel(lambda name: store.download(f"sent/{name}", place / "back", name), made)
     assert all((place / "back" / name).read_bytes() == data for name, data in made.items())
+
+
+def assert_one_wins(uri: str, *, racers: int, rounds: int, alone: bool = True) -> None:
+    """Of processes that write one file at once one wins, whose bytes are there, and the others are told so.
+
+    Args:
+        alone: False where a store may let several win; the bytes are those of one of them.
+    """
+    context = multiprocessing.get_context("spawn")
+    gate, results = context.Barrier(racers), context.Queue()
+    writers = [context.Process(target=_race, args=(uri, number, rounds, gate, results)) for number in range(racers)]
+    for writer in writers:
+        writer.start()
+    outcomes = [results.get(timeout=300) for _ in writers]
+    for writer in writers:
+        writer.join()
+    for round_ in range(rounds):
+        winners = [number for number, won in outcomes if won[round_]]
+        assert winners
+        assert len(winners) == 1 or not alone
+        assert Store(uri).read(f"manifest-{round_}") in [str(number).encode() for number in winners]
+
+
+def _race(uri: str, number: int, rounds: int, gate, results) -> None:
+    store, won = Store(uri), []
+    store.exists("manifest")  # connected before the race
+    for round_ in range(rounds):
+        gate.wait()
+        won.append(store.write_once(f"manifest-{round_}", str(number).encode()))
+    results.put((number, won))

@@ -1,5 +1,7 @@
 """S3 and all that speaks it, by s3fs, whose errors are Python's own: a conditional put is `If-None-Match: *`."""
 
+from http.client import NOT_IMPLEMENTED, PRECONDITION_FAILED
+
 import fsspec
 
 from components.storage.cloud import Cloud
@@ -7,6 +9,14 @@ from components.storage.cloud import Cloud
 
 def _prepare(filesystem: fsspec.AbstractFileSystem) -> None:
     filesystem.retries = 1  # s3fs's own loop has no jitter; botocore's, below it, has
+
+
+def _plain(error: Exception) -> Exception:
+    """By the status of the answer: s3fs goes by Amazon's words, and other stores have words of their own."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    kind = {PRECONDITION_FAILED: FileExistsError, NOT_IMPLEMENTED: NotImplementedError}.get(status)
+    return error if kind is None else kind(str(error))
 
 
 AMAZON = Cloud(
@@ -21,4 +31,5 @@ AMAZON = Cloud(
         },
     },
     prepare=_prepare,
+    plain=_plain,
 )

@@ -164,6 +164,8 @@ def _explained(error: Exception, url: str, cloud: Cloud) -> str | None:
         return f"{url} can't be written ({reason(error)}); make room there (`cascade gc`) and run again"
     if "credential" in type(error).__name__.lower():
         return f"{url}: no credentials found; {cloud.remedy}"
+    if isinstance(error, NotImplementedError):
+        return f"{url}: this store can't do that ({reason(error)}); use another, or a newer version of it"
     if _may_get_better(error):
         return f"{url} failed {ATTEMPTS} times: {reason(error)}; check the network and the endpoint"
     return None

@@ -71,10 +71,12 @@ class Lease:
         while not self._stop.wait(self.ttl / 6):
             beat += 1
             try:
-                self._write(beat=beat, released=False)
-                if self._latest()[0] > self.generation:
+                generation, state = self._latest()
+                # Another holder's name in this generation: a store, such as Swift, let two writers win at once.
+                if generation > self.generation or (state is not None and state["id"] != self.owner["id"]):
                     self.on_lost()
                     return
+                self._write(beat=beat, released=False)
             except (OSError, StoreError):
                 continue  # the store is away: whoever waits sees no heartbeat and takes over after `ttl`
 

@@ -190,16 +190,19 @@ class Store:
             raise StoreError(f"{shown(self.uri)}: {error}") from None
 
     def check_writable(self) -> None:
-        """Write and delete a probe file. Raises StoreError with the remedy if that fails."""
+        """Write a probe file once, and delete it. Raises StoreError with the remedy if that fails, or if the store
+        would let a second writer win: it is not one on which runs can commit."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
         connect(self.uri)  # what is missing for that is said of the folder, not of the probe
         try:
-            self.write(probe, b"probe")
+            once = self.write_once(probe, b"probe") and not self.write_once(probe, b"another")
             self.delete(probe)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"storage {shown(self.uri)} can't be written: {reason(error)}; check the path, bucket and rights"
             ) from error
+        if not once:
+            raise StoreError(f"storage {shown(self.uri)} has no conditional writes, by which runs commit; use another")
 
 
 def within(folder: Path, name: str) -> Path:

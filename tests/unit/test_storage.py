@@ -1,7 +1,6 @@
 """Laws of storage: whole files or nothing, one winner, nothing accepted that differs from its manifest."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,8 +15,7 @@ from components.storage.artifact import Artifact, ArtifactError, commit_artifact
 from components.storage.garbage import collect, find_garbage
 from components.storage.lease import Lease
 from components.storage.store import Store, StoreError
-
-RACERS, ROUNDS = 8, 10
+from tests.stored_files import assert_one_wins
 
 
 def test_a_file_reads_back_as_written_and_lists_once(any_store: str):
@@ -42,31 +40,11 @@ def test_a_listing_sees_what_another_writer_added_since(any_store: str):
     assert [info.path for info in first.list()] == ["one", "two"]
 
 
-def _write_once(uri: str, number: int, gate, results) -> None:
-    store, won = Store(uri), []
-    store.exists("manifest")  # connected before the race
-    for round_ in range(ROUNDS):
-        gate.wait()
-        won.append(store.write_once(f"manifest-{round_}", str(number).encode()))
-    results.put((number, won))
-
-
 @pytest.mark.parametrize("kind", ["local", "s3", "gs", "az"])
 def test_of_racing_writers_exactly_one_wins(kind: str, tmp_path: Path, request: pytest.FixtureRequest):
     """On local disks fsspec's mode="create" let several win in 30 of 40 rounds."""
     uri = str(tmp_path) if kind == "local" else request.getfixturevalue(f"{kind}_bucket")
-    context = multiprocessing.get_context("spawn")
-    gate, results = context.Barrier(RACERS), context.Queue()
-    writers = [context.Process(target=_write_once, args=(uri, number, gate, results)) for number in range(RACERS)]
-    for writer in writers:
-        writer.start()
-    outcomes = [results.get(timeout=300) for _ in writers]
-    for writer in writers:
-        writer.join()
-    for round_ in range(ROUNDS):
-        winners = [number for number, won in outcomes if won[round_]]
-        assert len(winners) == 1
-        assert Store(uri).read(f"manifest-{round_}") == str(winners[0]).encode()
+    assert_one_wins(uri, racers=8, rounds=10)
 
 
 @pytest.mark.parametrize("kind", ["s3", "gs", "az"])
@@ -141,6 +119,18 @@ def test_a_lease_without_heartbeat_is_taken_over_and_the_old_holder_is_told(tmp_
     assert successor.acquire(is_done=lambda: False, on_wait=lambda reason: None)
     assert lost.wait(5)
     successor.release()
+
+
+def test_of_two_that_hold_one_generation_the_overwritten_one_is_told(tmp_path: Path):
+    """As a store makes it whose conditional write looks before it writes: Swift's."""
+    store, lost = Store(str(tmp_path)), {"first": threading.Event(), "second": threading.Event()}
+    first, second = (Lease(store, ttl=0.6, poll=0.05, on_lost=lost[name].set) for name in lost)
+    assert first.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    store.delete("00000001.json")  # as if the second had not seen it
+    assert second.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    assert lost["first"].wait(5)
+    assert not lost["second"].wait(0.5)
+    second.release()
 
 
 def test_a_clock_that_is_set_makes_no_holder_look_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
