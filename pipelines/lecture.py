@@ -1,6 +1,7 @@
 """The lecture, run: every system by its own recipe, and a page of all slides: `cascade lecture`, `make lecture`."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -38,8 +39,11 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
     Args:
         names: rows or recipes to run; empty: all.
 
-    Raises UsageError for a name that is neither, SourceError for a row that is named but has no images here.
+    Raises UsageError for a name that is neither and without the extra `lecture`, SourceError for a row that is named
+    but has no images here.
     """
+    if find_spec("latex2mathml") is None:
+        raise UsageError("the lecture's page needs the extra lecture: pip install 'image-cascade[lecture]'")
     chosen = chosen_rows(names)
     page = LecturePage(Store(storage_uri(storage)), tracking, profile)
     page.write()

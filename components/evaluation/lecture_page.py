@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from latex2mathml.converter import convert
 from markupsafe import Markup
 from pydantic import Field
 
@@ -105,6 +104,8 @@ def without(result: RecipeResult, names: Collection[str]) -> RecipeResult:
 
 
 def shown_slide(slide: Slide, results: Mapping[str, RecipeResult], *, anchor: str) -> ShownSlide:
+    from latex2mathml.converter import convert  # of the extra `lecture`
+
     formulas = [Markup(convert(formula, display="block")) for formula in slide.formulas]
     code = [shown_code(reference) for reference in slide.code]
     shown = [shown_result(results[recipe], slide.shows, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes]

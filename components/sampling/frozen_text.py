@@ -123,8 +123,8 @@ def check_transformers() -> None:
     """Raise FrozenTextError if the library of pretrained encoders is not installed."""
     if find_spec("transformers") is None:
         raise FrozenTextError(
-            "a pretrained text encoder needs transformers: run `pip install transformers`, or take the text tower of a "
-            "contrastive encoder that you train"
+            "a pretrained text encoder needs transformers: pip install 'image-cascade[text]', or take the text tower "
+            "of a contrastive encoder that you train"
         )
 
 

@@ -40,6 +40,7 @@ TRANSPORTS = {
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CREDENTIALS = re.compile(r"(?<=://)[^/@]+@")
 QUERY = re.compile(r"\?.*$", re.DOTALL)
+OTHERS = Cloud(remedy="use a local path, s3://bucket/path or another fsspec URL")
 CLOUDS = {
     "s3": AMAZON,
     "s3a": AMAZON,
@@ -48,8 +49,8 @@ CLOUDS = {
     "az": AZURE,
     "abfs": AZURE,
     "abfss": AZURE,
+    "hf": OTHERS._replace(extra="hub"),
 }
-OTHERS = Cloud(remedy="use a local path, s3://bucket/path or another fsspec URL")
 
 
 class StoreError(Exception):

