@@ -12,6 +12,7 @@ from components.storage.artifact import Artifact
 
 Point = tuple[str, int, float, int]  # name, step, value, milliseconds since 1970
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Promote = Literal["better", "always", "never"]  # whether the models of a run become champions
 
 
 class Progress(NamedTuple):
@@ -68,9 +69,10 @@ class RunStarted(NamedTuple):
 
 
 class RunEnded(NamedTuple):
-    """If it is FINISHED, each model of the run becomes champion of its name."""
+    """If it is FINISHED, the models of the run may become champions of their names."""
 
     status: Status
+    promote: Promote = "better"
 
 
 class StagePlanned(NamedTuple):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from pipelines import in_turn_commands, model_commands
-from pipelines.options import Name, ProfileName, Recipe, RunName, Set, Storage, Tracking
+from pipelines.options import Name, ProfileName, Promote, Recipe, RunName, Set, Storage, Tracking
 
 app = typer.Typer(
     help="Train, sample and report the systems of the lecture as one resumable workflow.",
@@ -45,6 +45,7 @@ def run(
     profile: ProfileName = "auto",
     name: Name = None,
     run_name: RunName = None,
+    promote: Promote = "better",
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
     only: Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")] = [],  # noqa: B006
     from_: Annotated[str | None, typer.Option("--from", help="Run this stage and what follows it.")] = None,
@@ -73,6 +74,7 @@ def run(
     - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
     - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
     - `cascade run --set images.source=~/photos` — your own images; the models are `image-cascade-photos`
+    - `cascade run --promote never` — a trial: the champion stays, whatever it measures
     - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
     """
     from pipelines import driver
@@ -93,6 +95,7 @@ def run(
         verbose=verbose,
         profile_steps=profile_steps,
         cluster=cluster,
+        promote=promote,
     )
     if plan:
         show_plan(options, [], Console())
@@ -234,6 +237,7 @@ sample = app.command()(model_commands.sample)
 translate = app.command()(model_commands.translate)
 reconstruct = app.command()(model_commands.reconstruct)
 ema = app.command()(model_commands.ema)
+promote_command = app.command("promote")(model_commands.promote)
 serve = app.command()(model_commands.serve)
 
 

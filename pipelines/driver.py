@@ -57,6 +57,7 @@ class RunOptions:
     verbose: bool = False
     profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
     cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
+    promote: events.Promote = "better"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def run(options: RunOptions, console: Console) -> int:
         outcome = _execute(prepared, options, actor, shares, console)
         statuses = ray.get(actor.snapshot.remote())
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
-        warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED"))
+        warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED", options.promote))
+        promotion = ray.get(actor.promotion.remote())
     except KeyboardInterrupt:
         ray.get(actor.close.remote("KILLED"))
         console.print(
@@ -135,7 +137,7 @@ def run(options: RunOptions, console: Console) -> int:
     finally:
         ray.shutdown()
     console.print(run_tables(statuses))
-    return _conclude(prepared, outcome, warnings, report, time.time() - started, console)
+    return _conclude(prepared, outcome, warnings, promotion, report, time.time() - started, console)
 
 
 def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[str, Resources]:
@@ -242,7 +244,13 @@ def _cluster() -> dict[str, float]:
 
 
 def _conclude(
-    prepared: Prepared, outcome: Outcome, warnings: list[str], report: str, seconds: float, console: Console
+    prepared: Prepared,
+    outcome: Outcome,
+    warnings: list[str],
+    promotion: list[str] | None,
+    report: str,
+    seconds: float,
+    console: Console,
 ) -> int:
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
@@ -257,8 +265,10 @@ def _conclude(
             console.print(f"trace: {line}", highlight=False, soft_wrap=True)
     console.print(f"code: {code_line(prepared.commit)}", highlight=False, soft_wrap=True)
     console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
-    if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures:
-        console.print(f"model: models:/{registered_name(prepared.name)}@champion", highlight=False, soft_wrap=True)
+    if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures and promotion is None:
+        promotion = [f"model: {registered_name(prepared.name)}, which becomes champion or not when MLflow is back"]
+    for line in promotion or []:
+        console.print(line, highlight=False, soft_wrap=True)
     return FAILED if outcome.failures else DONE
 
 

@@ -1,4 +1,4 @@
-"""The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`, `serve`."""
+"""The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -185,6 +185,26 @@ def ema(
     typer.echo(f"model: {made.folder}")
     if made.registered:
         typer.echo(f"registered: {made.registered}")
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME@VERSION or models:/NAME/VERSION; with --back the name alone.")],
+    back: Annotated[bool, typer.Option("--back", help="To the champion before.")] = False,
+    tracking: Tracking = None,
+) -> None:
+    """Make a version of a registered model its champion, whatever it measures; services follow within seconds.
+
+    Only this name's alias moves: models of single stages have names of their own.
+
+    **Examples**
+
+    - `cascade promote image-cascade-openmoji@7`
+    - `cascade promote models:/image-cascade-openmoji/7`
+    - `cascade promote image-cascade-openmoji --back`
+    """
+    from pipelines.promote_command import promote_version
+
+    typer.echo(promote_version(model, back=back, tracking=tracking))
 
 
 def serve(

@@ -1,6 +1,6 @@
 """Options that several commands take, and what their help says of them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,13 @@ Name = Annotated[
     typer.Option(
         help="What the run and its models (image-cascade-NAME) are called. Left out: the recipe's name, or with images "
         "of your own that of their folder or bucket: photos, class_guided_on_photos with another than the demo."
+    ),
+]
+Promote = Annotated[
+    Literal["better", "always", "never"],
+    typer.Option(
+        help="Whether the run's models become champions. better: if no distance is worse than the champion's by more "
+        "than its error, measured on the same images in the same way."
     ),
 ]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]

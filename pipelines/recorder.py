@@ -174,16 +174,21 @@ class RunRecorder:
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
 
-    def close(self, status: events.Status) -> list[str]:
+    def close(self, status: events.Status, promote: events.Promote = "better") -> list[str]:
         """End the run; returns warnings for the user (MLflow away: what will be sent later).
 
-        If it is FINISHED, MLflow's aliases move to this run's models.
+        If it is FINISHED, MLflow's aliases move to this run's models where these are better.
         """
         for name in self.curves:
             self._save_curve(name)
         if self.tracker is None:
             return self.warnings
-        return self.warnings + self.tracker.close(status)
+        return self.warnings + self.tracker.close(status, promote=promote)
+
+    def promotion(self) -> list[str] | None:
+        """Lines that say what became of the models of a run that has ended; None while MLflow has not heard of it."""
+        promotion = None if self.tracker is None else self.tracker.promotion
+        return None if promotion is None else promotion.lines()
 
     def _save_curve(self, name: str) -> None:
         """A storage that takes nothing more fails the stages; here it only costs the next report its curves."""

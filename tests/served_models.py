@@ -8,7 +8,8 @@ import torch
 from mlflow import MlflowClient
 
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
-from components.tracking.registry import promote, register_artifact
+from components.tracking.promotion import make_champion
+from components.tracking.registry import register_artifact
 from tests.tiny_cascade import commit_model, write_cascade
 
 NAME = "image-cascade-tiny"
@@ -33,7 +34,7 @@ class Registry:
         return made.version
 
     def promote(self, version: str) -> None:
-        promote(self.client, NAME, version)
+        make_champion(self.client, NAME, version, reason="by hand")
 
 
 def write_other_cascade(folder: Path) -> Path:

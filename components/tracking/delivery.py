@@ -21,6 +21,8 @@ from components.tracking.journal import Journal, Line
 from components.tracking.lineage import record_inputs, record_output
 from components.tracking.lines import as_artifact
 from components.tracking.missing import what_is_missing
+from components.tracking.names import REGISTRY, registered_name
+from components.tracking.promotion import FIGURES, MODEL_TAG, Promotion, figures_of, promote_run
 from components.tracking.runs import (
     CACHED,
     KEY,
@@ -40,7 +42,7 @@ from components.tracking.runs import (
 from components.tracking.system import PREFIX
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 1000, 100, 6000, 5000  # MLflow's limits of one call
-MODEL_TAG = "cascade.model."  # of the parent run: registered model -> version
+HELD_OUT = "held_out"  # how figures of a trained model begin that others of its kind have too
 
 
 class Delivery:
@@ -54,6 +56,7 @@ class Delivery:
         self.experiment_id = find_or_create_experiment(self.client, experiment, artifact_location=location)
         self.runs: dict[tuple[str, str], TrackedRun] = {}
         self.warnings: list[str] = []  # for the user
+        self.promotions: dict[str, Promotion | None] = {}  # run that ended well -> what became of its models
 
     def deliver(self, line: Line, journal: Journal) -> None:
         """Send one line of `journal`. Raises LookupError for an event that this version does not know."""
@@ -163,22 +166,44 @@ class Delivery:
     def _end_run(self, line: Line) -> None:
         run_id = self._tracked(line).run_id
         if line["status"] == "FINISHED":
-            tags = self.client.get_run(run_id).data.tags
-            for tag in sorted(tag for tag in tags if tag.startswith(MODEL_TAG)):
-                registry.promote(self.client, tag.removeprefix(MODEL_TAG), tags[tag])
+            models = line.get("models") or line["recipe"]  # a journal of before has the recipe's name alone
+            how, ended = line.get("promote", "better"), line["time"]
+            self.promotions[line["run"]] = promote_run(self.client, run_id, models=models, how=how, ended=ended)
         self.client.set_terminated(run_id, line["status"], end_time=line["time"])
 
     def _register(self, run_id: str, line: Line, artifact: Artifact) -> None:
-        """Register a model artifact and remember its version in the parent run, for when that ends well."""
-        if artifact.kind != "model":
-            return
-        parent = self._tracked(line | {"key": ""}).run_id
+        """Register a model artifact and remember its version in the parent run, for when that ends well; an evaluation
+        is remembered there too, and gives the run and its model their metrics."""
+        parent = self._tracked(line | {"key": ""})
         models = line.get("models") or line["recipe"]  # a journal of before has the recipe's name alone
-        registered = registry.register_artifact(
-            self.client, artifact, models=models, experiment_id=self.experiment_id, run_id=run_id
-        )
-        record_output(self.client, run_id, model_id=registered.model_id)
-        self.client.set_tag(parent, MODEL_TAG + registered.name, registered.version)
+        if artifact.kind == "model":
+            registered = registry.register_artifact(
+                self.client, artifact, models=models, experiment_id=self.experiment_id, run_id=run_id
+            )
+            record_output(self.client, run_id, model_id=registered.model_id)
+            self.client.set_tag(parent.run_id, MODEL_TAG + registered.name, registered.version)
+            summary = artifact.metadata.get("summary", {})
+            held_out = {name: value for name, value in summary.items() if name.startswith(HELD_OUT)}
+            self._measure(run_id, held_out, model_id=registered.model_id, line=line)
+        elif figures := figures_of(artifact):
+            self.client.set_tag(parent.run_id, FIGURES, json.dumps([figures.model_dump()]))
+            tags = self.client.get_run(parent.run_id).data.tags
+            name = registered_name(models)
+            version = tags.get(MODEL_TAG + name)
+            source = version and self.client.get_model_version(name, version).source
+            model_id = source.removeprefix(REGISTRY) if source else None
+            self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, line=line)
+
+    def _measure(self, run_id: str, values: dict[str, float], *, model_id: str | None, line: Line) -> None:
+        """Give a run, and a model that it made, those of the metrics that the run has not."""
+        known = self.client.get_run(run_id).data.metrics
+        new = [
+            Metric(name, value, line["time"], 0, model_id=model_id)
+            for name, value in values.items()
+            if name not in known
+        ]
+        if new:
+            self.client.log_batch(run_id, metrics=new)
 
     def _record_inputs(self, run_id: str, inputs: list[Artifact]) -> None:
         data = [artifact for artifact in inputs if artifact.kind != "model"]

@@ -1,7 +1,7 @@
 """Trained models and composed cascades in MLflow's registry, as models from code that carry their own code.
 
 A version is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate` names the version made or
-used last, `champion` the one of the last run that ended well.
+used last, `champion` the best (`components.tracking.promotion`).
 """
 
 import importlib.metadata
@@ -98,11 +98,6 @@ def register_version(
         version = _create_version(client, name, artifact, model, run_id=run_id)
     client.set_registered_model_alias(name, CANDIDATE, version.version)
     return Registered(name, str(version.version), version.source.removeprefix("models:/"))
-
-
-def promote(client: MlflowClient, name: str, version: str) -> None:
-    """Make a version the champion."""
-    client.set_registered_model_alias(name, CHAMPION, version)
 
 
 def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
@@ -276,6 +271,7 @@ def _tags(artifact: Artifact) -> dict[str, str]:
         STAGE: artifact.stage,
         KEY: artifact.key,
         "cascade.artifact": artifact.root,
+        "cascade.manifest_sha256": artifact.digest,
         GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
     }
 

@@ -18,6 +18,7 @@ from components.storage.artifact import ArtifactError
 from components.tracking.delivery import Delivery
 from components.tracking.journal import Journal, Line, left_journals, new_journal
 from components.tracking.lines import coalesce, line_of
+from components.tracking.promotion import Promotion
 from components.tracking.system import SystemMonitor
 
 logger = logging.getLogger(__name__)
@@ -85,14 +86,21 @@ class Tracker:
                 return stage in self._keys
         return True
 
-    def close(self, status: events.Status, *, timeout_seconds: float = 120.0) -> list[str]:
+    @property
+    def promotion(self) -> Promotion | None:
+        """What became of the models of a run that has ended; None while MLflow has not heard of it."""
+        return None if self._sender.delivery is None else self._sender.delivery.promotions.get(self._run["run"])
+
+    def close(
+        self, status: events.Status, *, promote: events.Promote = "better", timeout_seconds: float = 120.0
+    ) -> list[str]:
         """End the run and whatever of it still runs, and send what is left.
 
         Waits at most `timeout_seconds`, and not at all for an MLflow that is away. Returns warnings for the user.
         """
         for stage in sorted(self._running):
             self.emit(events.StageEnded(stage, "KILLED"))
-        self.emit(events.RunEnded(status))
+        self.emit(events.RunEnded(status, promote))
         with self._lock:
             self._closed = True
         problem = self._sender.finish(timeout_seconds)

@@ -68,29 +68,31 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}  # SQLite: int
 
 
-def test_the_champion_moves_only_when_a_run_ends_well_and_a_key_is_registered_once(
+def test_a_champion_is_made_only_when_a_run_ends_well_and_a_key_is_registered_once(
     track: Callable, recipe: str, tracking_uri: str, tmp_path: Path
 ):
     client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}-tokenizer"
     models = write_models(tmp_path / "models")
     first, second = (commit_model(tmp_path, "tokenizer", key, models["tokenizer"]) for key in ("k1", "k2"))
 
-    def run(run: str, artifact: Artifact, *, cached: bool, status: str) -> None:
+    def run(run: str, artifact: Artifact, *, cached: bool, status: str, promote: str = "better") -> None:
         tracker = track(run)
         if cached:
             tracker.emit(events.StageCached("tokenizer", artifact))
         else:
             tracker.emit(events.StageStarted("tokenizer", artifact.key, {}, {}))
             tracker.emit(events.StageEnded("tokenizer", "FINISHED", artifact))
-        assert tracker.close(status) == []
+        assert tracker.close(status, promote=promote) == []
 
     run("one", first, cached=False, status="FINISHED")
     assert aliases(client, name) == {"candidate": "1", "champion": "1"}
     run("two", second, cached=False, status="FAILED")
     assert aliases(client, name) == {"candidate": "2", "champion": "1"}, "a run that failed crowns nobody"
     run("two", second, cached=True, status="FINISHED")
+    assert aliases(client, name) == {"candidate": "2", "champion": "1"}, "nothing was measured of either"
+    run("two", second, cached=True, status="FINISHED", promote="always")
     assert aliases(client, name) == {"candidate": "2", "champion": "2"}
-    run("three", first, cached=True, status="FINISHED")
+    run("three", first, cached=True, status="FINISHED", promote="always")
     assert aliases(client, name) == {"candidate": "1", "champion": "1"}
     versions = client.search_model_versions(f"name = '{name}'")
     assert sorted(version.tags["cascade.stage_key"] for version in versions) == ["k1", "k2"]
@@ -149,7 +151,7 @@ def test_an_image_of_a_registered_model_is_made_again_by_its_version_when_anothe
         tracker, artifact = track(key), commit_model(tmp_path, "cascade", key, folder)
         tracker.emit(events.StageStarted("cascade", key, {}, {}))
         tracker.emit(events.StageEnded("cascade", "FINISHED", artifact))
-        assert tracker.close("FINISHED") == []
+        assert tracker.close("FINISHED", promote="always") == []
 
     def sample(*options: str, out: str) -> Path:
         arguments = ["sample", "--tracking", tracking_uri, "--out", str(tmp_path / out), *options]
