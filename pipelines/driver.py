@@ -15,12 +15,13 @@ from rich.console import Console
 from components import events
 from components.execution import Profiling, Resources
 from components.storage.store import Store, StoreError, absolute
+from components.tracking.environment import environment
 from components.tracking.names import registered_name
 from pipelines.checkpoint_space import space_of
 from pipelines.cluster import parse_cluster
 from pipelines.display import Display, duration, run_tables
 from pipelines.execute import Outcome, execute
-from pipelines.naming import cascade_name
+from pipelines.naming import cascade_name, data_identity
 from pipelines.nodes import check_nodes
 from pipelines.preflight import Needs, check_batches, check_needs, check_sharding, needs_of
 from pipelines.profile_steps import TRACES, parse_steps, traces_of
@@ -30,7 +31,7 @@ from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.resource_table import resource_table
 from pipelines.run_report import render_run, save_run
-from pipelines.session import on_cluster, start_ray
+from pipelines.session import on_cluster, set_environment, start_ray
 from pipelines.shares import share_cluster
 from pipelines.workflow import PlannedStage, Selection, UsageError, Workflow
 from pipelines.workflows import build_workflow
@@ -117,9 +118,11 @@ def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to its end. Returns the exit code: 0 done, 1 failed, 130 interrupted."""
     prepared = prepare(options)
     started = time.time()
+    if options.name is None:
+        check_name(prepared, console)
     shares = _share(prepared, options, console)
     signal.signal(signal.SIGTERM, _interrupt)  # `kill` is Ctrl-C to a run that a shell started with `&`
-    actor = _start_recorder(prepared)
+    actor = _start_recorder(prepared, chosen_name=options.name is not None)
     _announce(prepared)
     try:
         outcome = _execute(prepared, options, actor, shares, console)
@@ -138,6 +141,25 @@ def run(options: RunOptions, console: Console) -> int:
         ray.shutdown()
     console.print(run_tables(statuses))
     return _conclude(prepared, outcome, warnings, promotion, report, time.time() - started, console)
+
+
+def check_name(prepared: Prepared, console: Console) -> None:
+    """Raise UsageError, in one line, if models of the run's name are trained on other images."""
+    if prepared.tracking is None:
+        return
+    from components.tracking.named_data import find_clash  # MLflow takes seconds to import
+
+    set_environment(environment())
+    stages = [stage.name for stage in prepared.workflow.stages]
+    data = data_identity(prepared.recipe.images.source)
+    try:
+        found = find_clash(prepared.name, stages, data, tracking_uri=prepared.tracking)
+    except Exception:  # a database or a network may raise anything
+        line = f"MLflow is away: when it is back it is seen whether {prepared.name} names models of other images"
+        console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True)
+        return
+    if found is not None:
+        raise UsageError(found)
 
 
 def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[str, Resources]:
@@ -161,7 +183,7 @@ def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[st
     return shares
 
 
-def _start_recorder(prepared: Prepared) -> Any:
+def _start_recorder(prepared: Prepared, *, chosen_name: bool) -> Any:
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
@@ -174,6 +196,8 @@ def _start_recorder(prepared: Prepared) -> Any:
         "recipe": prepared.recipe.name,
         "git_commit": prepared.commit,
         "storage": prepared.root.uri,
+        "data": data_identity(prepared.recipe.images.source),
+        **({"chosen_name": "true"} if chosen_name else {}),
     }
     parameters = prepared.recipe.model_dump(mode="json")
     started = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)

@@ -1,9 +1,12 @@
 """What a run and its models are called: the name of the recipe, or of the images where they are one's own."""
 
+import hashlib
 import re
+import unicodedata
 
+from components.data.ingest import PACKAGED
 from components.data.sources.parquet import SUFFIX
-from components.data.sources.webdataset import GLOB, TARS
+from components.data.sources.webdataset import GLOB, TARS, split_glob
 from components.storage.store import absolute
 from pipelines.recipes.catalog import DEMO, RECIPES, Recipe
 from pipelines.workflow import UsageError
@@ -42,13 +45,29 @@ def _name_of(recipe: Recipe) -> str:
 def source_name(source: str) -> str:
     """The last part of a source's address that says what the images are, in letters, digits and underscores.
 
-    s3://bucket/imagenet/train/*.tar -> imagenet; ~/photos -> photos; cats.tar -> cats.
+    s3://bucket/imagenet/train/*.tar -> imagenet; ~/photos -> photos; cats.tar -> cats; ~/Müller -> Muller; ~/写真 ->
+    images_9c3250.
     """
     parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
-    plain = [re.sub(r"\W+", "_", _without_suffix(part), flags=re.ASCII).strip("_") for part in parts]
-    named = [part for part in plain if part]
+    named = [name for part in parts if (name := _plain(_without_suffix(part)))]
     telling = [part for part in named if part.lower() not in COMMON]
-    return (telling or named or ["images"])[-1][:60]
+    return (telling or named or ["images"])[-1]
+
+
+def data_identity(source: str) -> str:
+    """The address of a set as one writes it once: what models of its name are trained on, whatever was added to it."""
+    if source in (*PACKAGED, "fashion_mnist"):
+        return source
+    return split_glob(absolute(source))[0]
+
+
+def _plain(part: str) -> str:
+    """A name in ASCII: letters without their accents, and a digest in place of letters that have none."""
+    composed = unicodedata.normalize("NFC", part)
+    bases = ["".join(c for c in unicodedata.normalize("NFKD", letter) if c.isascii()) for letter in composed]
+    lost = any(letter.isalnum() and not base for letter, base in zip(composed, bases, strict=True))
+    plain = re.sub(r"\W+", "_", "".join(bases), flags=re.ASCII).strip("_")[:60]
+    return f"{plain or 'images'}_{hashlib.sha256(composed.encode()).hexdigest()[:6]}" if lost else plain
 
 
 def _without_suffix(part: str) -> str:

@@ -186,9 +186,9 @@ class RunRecorder:
         return self.warnings + self.tracker.close(status, promote=promote)
 
     def promotion(self) -> list[str] | None:
-        """Lines that say what became of the models of a run that has ended; None while MLflow has not heard of it."""
+        """Lines that say what became of the models of a run that ended well; None while MLflow has not heard of it."""
         promotion = None if self.tracker is None else self.tracker.promotion
-        return None if promotion is None else promotion.lines()
+        return None if promotion is None else [line for each in promotion for line in each.lines()]
 
     def _save_curve(self, name: str) -> None:
         """A storage that takes nothing more fails the stages; here it only costs the next report its curves."""

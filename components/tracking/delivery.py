@@ -21,6 +21,7 @@ from components.tracking.journal import Journal, Line
 from components.tracking.lineage import record_inputs, record_output
 from components.tracking.lines import as_artifact
 from components.tracking.missing import what_is_missing
+from components.tracking.named_data import take
 from components.tracking.names import REGISTRY, registered_name
 from components.tracking.promotion import FIGURES, MODEL_TAG, Promotion, figures_of, promote_run
 from components.tracking.runs import (
@@ -56,7 +57,7 @@ class Delivery:
         self.experiment_id = find_or_create_experiment(self.client, experiment, artifact_location=location)
         self.runs: dict[tuple[str, str], TrackedRun] = {}
         self.warnings: list[str] = []  # for the user
-        self.promotions: dict[str, Promotion | None] = {}  # run that ended well -> what became of its models
+        self.promotions: dict[str, list[Promotion]] = {}  # run that ended well -> what became of its models, if any
 
     def deliver(self, line: Line, journal: Journal) -> None:
         """Send one line of `journal`. Raises LookupError for an event that this version does not know."""
@@ -168,7 +169,8 @@ class Delivery:
         if line["status"] == "FINISHED":
             models = line.get("models") or line["recipe"]  # a journal of before has the recipe's name alone
             how, ended = line.get("promote", "better"), line["time"]
-            self.promotions[line["run"]] = promote_run(self.client, run_id, models=models, how=how, ended=ended)
+            promotion = promote_run(self.client, run_id, models=models, how=how, ended=ended)
+            self.promotions[line["run"]] = [] if promotion is None else [promotion]
         self.client.set_terminated(run_id, line["status"], end_time=line["time"])
 
     def _register(self, run_id: str, line: Line, artifact: Artifact) -> None:
@@ -177,6 +179,8 @@ class Delivery:
         parent = self._tracked(line | {"key": ""})
         models = line.get("models") or line["recipe"]  # a journal of before has the recipe's name alone
         if artifact.kind == "model":
+            if not self._may_register(parent.run_id, registry.model_name(artifact, models=models)):
+                return
             registered = registry.register_artifact(
                 self.client, artifact, models=models, experiment_id=self.experiment_id, run_id=run_id
             )
@@ -193,6 +197,14 @@ class Delivery:
             source = version and self.client.get_model_version(name, version).source
             model_id = source.removeprefix(REGISTRY) if source else None
             self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, line=line)
+
+    def _may_register(self, parent: str, name: str) -> bool:
+        """Whether a name is free or of the run's own images: asked before the run too, if MLflow is not away then."""
+        taken = take(self.client, name, self.client.get_run(parent).data.tags)
+        if taken is not None:
+            line = f"not registered: {taken}; the same command with it trains nothing again"
+            self.warnings += [line] if line not in self.warnings else []
+        return taken is None
 
     def _measure(self, run_id: str, values: dict[str, float], *, model_id: str | None, line: Line) -> None:
         """Give a run, and a model that it made, those of the metrics that the run has not."""

@@ -101,9 +101,10 @@ def register_version(
 
 
 def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
-    """The version registered for a stage key, or None."""
+    """The version registered for a stage key, with the list of its files; or None."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
-    return min(found, key=lambda version: int(version.version)) if found else None
+    listed = [version for version in found if FILES_DIGEST in version.tags]
+    return min(listed, key=lambda version: int(version.version)) if listed else None
 
 
 def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:

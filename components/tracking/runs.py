@@ -56,13 +56,18 @@ def find_run(client: MlflowClient, experiment_id: str, *, run: str, key: str = "
 
 def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
     """Names of the workflow runs that ended well. Raises whatever MLflow raises while it is away."""
-    file = tracking_uri.removeprefix(SQLITE)
-    if file != tracking_uri and not Path(file).exists():  # a client would make its tables first
+    if is_new(tracking_uri):
         return set()
     client = MlflowClient(tracking_uri)
     found = client.get_experiment_by_name(experiment)
     runs = _search(client, found.experiment_id, {KEY: WORKFLOW}) if found else []
     return {run.data.tags[RUN] for run in runs if run.info.status == "FINISHED"}
+
+
+def is_new(tracking_uri: str) -> bool:
+    """Whether it is a file that is not there yet: a client would make its tables first, which takes seconds."""
+    file = tracking_uri.removeprefix(SQLITE)
+    return file != tracking_uri and not Path(file).exists()
 
 
 def find_maker(client: MlflowClient, experiment_id: str, *, key: str) -> Run | None:

@@ -87,8 +87,8 @@ class Tracker:
         return True
 
     @property
-    def promotion(self) -> Promotion | None:
-        """What became of the models of a run that has ended; None while MLflow has not heard of it."""
+    def promotion(self) -> list[Promotion] | None:
+        """What became of the models of a run that ended well, if it has any; None while MLflow has not heard of it."""
         return None if self._sender.delivery is None else self._sender.delivery.promotions.get(self._run["run"])
 
     def close(

@@ -82,17 +82,18 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(uri: str, cascades: dict[str, Artifact], tmp_path: Path) -> Callable[..., Promotion | None]:
+def run(uri: str, cascades: dict[str, Artifact], tmp_path: Path) -> Callable[..., Promotion]:
     """A run that registers the cascade of a key and measures it."""
 
-    def end(key: str, measured: Artifact | None, *, promote: events.Promote = "better") -> Promotion | None:
+    def end(key: str, measured: Artifact | None, *, promote: events.Promote = "better") -> Promotion:
         tracker = Tracker(uri, experiment="tiny", spool=tmp_path / "spool", flush_seconds=0.3)
         tracker.emit(events.RunStarted(f"run-{key}", "", {}, {"name": "tiny"}))
         tracker.emit(events.StageCached("cascade", cascades[key]))
         if measured is not None:
             tracker.emit(events.StageCached("evaluation", measured))
         assert tracker.close("FINISHED", promote=promote) == []
-        return tracker.promotion
+        (promotion,) = tracker.promotion or []
+        return promotion
 
     return end
 

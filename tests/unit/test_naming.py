@@ -1,14 +1,28 @@
 """Laws of names: the packaged recipes keep theirs, one's own images have their own, and no name reaches a key."""
 
+import io
+import shutil
 from pathlib import Path
 
 import pytest
+import ray
+from mlflow import MlflowClient
+from rich.console import Console
+from typer.testing import CliRunner
 
-from pipelines.driver import RunOptions, prepare
-from pipelines.naming import cascade_name, source_name
+from components import events
+from components.tracking.named_data import DATA, take
+from components.tracking.names import registered_name
+from components.tracking.tracker import Tracker
+from pipelines.cli import app
+from pipelines.driver import RunOptions, check_name, prepare
+from pipelines.naming import cascade_name, data_identity, source_name
 from pipelines.recipes.catalog import RECIPES, Recipe, load_recipe
 from pipelines.workflow import UsageError
+from tests.conftest import free_port
 from tests.image_sets import image, png
+from tests.tiny_cascade import commit_model
+from tests.tiny_generators import lone
 
 
 def recipe(name: str, source: str) -> Recipe:
@@ -31,10 +45,36 @@ def recipe(name: str, source: str) -> Recipe:
         ("/images", "images"),
         ("https://example.com/sets/my-cats.tar.gz", "my_cats"),
         ("/", "images"),
+        ("/home/ada/Fotos für Müller", "Fotos_fur_Muller"),
+        ("/home/ada/Fotos fu\u0308r Mu\u0308ller", "Fotos_fur_Muller"),
+        ("/data/写真", "images_9c3250"),
+        ("/data/фото 2024", "2024_ae9bcc"),
+        ("s3://bucket/写真/*.tar", "images_9c3250"),
     ],
 )
 def test_a_source_is_called_by_the_last_part_that_tells(source: str, name: str):
     assert source_name(source) == name
+
+
+def test_two_folders_of_other_alphabets_have_two_names():
+    names = {source_name(f"/data/{folder}") for folder in ("写真", "图片", "фото", "фото2", "ภาพ", "images")}
+    assert len(names) == 6
+    assert all(cascade_name(load_recipe("openmoji", []), name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("s3://bucket/tars", "s3://bucket/tars/*.tar", True),
+        ("s3://bucket/tars/", "s3://bucket/tars/shard-00*.tar", True),
+        ("/home/ada/photos", "/home/ada/../ada/photos/", True),
+        ("/home/ada/photos", "/home/bob/photos", False),
+        ("s3://one/photos", "s3://other/photos", False),
+        ("openmoji", "scenes", False),
+    ],
+)
+def test_a_set_is_known_by_its_address_however_it_is_written(one: str, other: str, same: bool):
+    assert (data_identity(one) == data_identity(other)) == same
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -78,3 +118,80 @@ def test_the_name_is_that_of_the_run_and_in_no_key(tmp_path: Path):
     assert first.run.startswith("smoke_on_photos-")
     assert second.run.startswith("birds-")
     assert [entry.key for entry in first.planned] == [entry.key for entry in second.planned]
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> tuple[Path, Path]:
+    """Two sets of images that are called the same."""
+    for owner in ("ada", "bob"):
+        folder = tmp_path / owner / "photos" / "cat"
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(png(image(len(owner) + ord(owner[0]))))
+    return tmp_path / "ada" / "photos", tmp_path / "bob" / "photos"
+
+
+def test_two_sets_of_one_name_are_refused_before_anything_starts(
+    sets: tuple[Path, Path], empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ada, bob = sets
+    tracking = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+    client = MlflowClient(tracking)
+    for stage in (None, "base"):
+        assert take(client, registered_name("smoke_on_photos", stage=stage), {DATA: str(ada)}) is None
+
+    def start(folder: Path, *, name: str | None = None, uri: str = tracking) -> str:
+        """What is said of the name: "" where the run goes on."""
+        options = RunOptions(
+            recipe="smoke", set=[f"images.source={folder}"], storage=str(tmp_path / "runs"), tracking=uri, name=name
+        )
+        said = io.StringIO()
+        check_name(prepare(options), Console(file=said, width=400))
+        return said.getvalue()
+
+    assert start(ada) == ""
+    with pytest.raises(UsageError) as caught:
+        start(bob)
+    line = f"image-cascade-smoke_on_photos holds models of {ada}, not of {bob}: choose a name with --name"
+    assert str(caught.value).startswith(line)
+    client.delete_registered_model(registered_name("smoke_on_photos"))
+    with pytest.raises(UsageError, match="image-cascade-smoke_on_photos-base holds models of"):
+        start(bob)
+    assert start(bob, name="bob") == ""
+    assert start(bob, uri=f"sqlite:///{tmp_path}/new.db") == ""
+    assert not (tmp_path / "new.db").exists(), "asking makes no tables"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert "MLflow is away" in start(bob, uri=f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_run_refuses_the_name_where_its_options_do_not_choose_one(sets: tuple[Path, Path], empty_database, tmp_path):
+    tracking = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+    take(MlflowClient(tracking), registered_name("smoke_on_photos"), {DATA: str(sets[0])})
+    command = ["run", "--recipe", "smoke", "--set", f"images.source={sets[1]}", "--storage", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, [*command, "--tracking", tracking])
+    assert isinstance(done.exception, UsageError)
+    assert "choose a name with --name (--name smoke_on_photos takes it over)" in str(done.exception)
+    assert not ray.is_initialized()
+
+
+def test_a_name_that_another_set_took_while_mlflow_was_away_registers_nothing_and_says_so(
+    empty_database: Path, tmp_path: Path
+):
+    tracking = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+    artifact = commit_model(tmp_path, "cascade", "k1", lone("gan", tmp_path / "gan"))
+
+    def end(run: str, **tags: str) -> tuple[list[str], int]:
+        """The warnings, and how many versions there are."""
+        tracker = Tracker(tracking, experiment="tiny", spool=tmp_path / "spool", flush_seconds=0.3)
+        tracker.emit(events.RunStarted(run, "", {}, {"name": "photos", **tags}))
+        tracker.emit(events.StageCached("cascade", artifact.model_copy(update={"key": run})))
+        warnings = tracker.close("FINISHED")
+        versions = MlflowClient(tracking).search_model_versions("name = 'image-cascade-photos'")
+        return warnings, len(versions)
+
+    assert end("k1", data="/ada/photos") == ([], 1)
+    (warning,), versions = end("k2", data="/bob/photos")
+    assert warning.startswith("not registered: image-cascade-photos holds models of /ada/photos, not of /bob/photos")
+    assert versions == 1
+    assert end("k3", data="/bob/photos", chosen_name="true") == ([], 2)
+    (warning,), _ = end("k4", data="/ada/photos")
+    assert "holds models of /bob/photos" in warning, "who takes a name over has it"
