@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from pipelines.lecture import PAGE, LecturePage, chosen_rows, collect_result, op
 from pipelines.recipes.catalog import ROWS
 from pipelines.recipes.fashion import FASHION
 from pipelines.workflow import PlannedStage
+from tests.image_sets import write_idx
 
 STATED: dict[str, dict[str, Any]] = {
     "evaluation": {
@@ -92,7 +94,9 @@ def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_i
     assert "dataset-fashion-mnist" in root.read(PAGE).decode()
 
 
-def test_what_is_finished_is_read_once(finished: Any, tmp_path: Path) -> None:
+def test_what_is_finished_is_read_once(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "set"))  # on any machine
+    write_idx(tmp_path / "set", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8), compress=True)
     page = LecturePage(Store(str(tmp_path / "runs")), None, "auto")
     page.results = {recipe: collect_result(finished(recipe)) for recipe in chosen_rows([])}
     kept = dict(page.results)
