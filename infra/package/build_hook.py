@@ -4,6 +4,7 @@ hatchling copies the files to their places there (`sources` in pyproject.toml); 
 what `renamed` makes of them. The editable install has the checkout on its path and needs none of this.
 """
 
+import re
 import runpy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.builders.wheel import WheelBuilderConfig
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+LINK = re.compile(r"!?\[([^]]*)\]\((?![a-z]+:)[^)]*\)")  # to a file of the repository, whose address no package knows
 RENAMING = "components/tracking/packed_code.py"
 
 
@@ -36,3 +39,12 @@ class OnePackage(BuildHookInterface[WheelBuilderConfig]):
         """Remove what was written on the way."""
         del version, build_data, artifact_path
         self.scratch.cleanup()
+
+
+class Readme(MetadataHookInterface):
+    """The README as the package's description: what links to a file beside it is plain text there."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Add it to the project's metadata."""
+        text = LINK.sub(r"\1", (Path(self.root) / "README.md").read_text())
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}

@@ -90,6 +90,16 @@ def test_the_wheel_brings_the_command_and_the_licence(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
+def test_the_readme_of_the_package_has_no_link_into_the_repository(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
+    headers, _, text = wheel.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    assert text.startswith("# image-cascade")
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+
+
 def test_in_the_editable_install_the_package_is_a_second_name_of_the_same_modules(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(SAME)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

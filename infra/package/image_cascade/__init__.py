@@ -1,6 +1,60 @@
-"""VQ-GAN, transformer prior and cascaded diffusion as one resumable workflow on Ray, MLflow and object storage."""
+"""VQ-GAN, transformer prior and cascaded diffusion as one resumable workflow on Ray, MLflow and object storage.
 
+The names below are the public interface (docs/API.md). Each is imported when it is first used: `import image_cascade`
+loads neither torch nor Ray.
+"""
+
+import importlib
 import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from components.sampling.cascade import Cascade
+    from components.sampling.image_files import encode_png
+    from components.sampling.requests import Request
+    from components.storage.artifact import Artifact
+    from components.storage.store import Store, StoreError
+    from pipelines.library import RunError, load, plan, run
+    from pipelines.recipes.catalog import load_recipe
+    from pipelines.workflow import Stage, UsageError, Workflow
 
 if importlib.util.find_spec(f"{__name__}.components") is None:  # an editable install; see there
     importlib.import_module(f"{__name__}.checkout")
+
+PLACES = {
+    ".components.sampling.cascade": ["Cascade"],
+    ".components.sampling.image_files": ["encode_png"],
+    ".components.sampling.requests": ["Request"],
+    ".components.storage.artifact": ["Artifact"],
+    ".components.storage.store": ["Store", "StoreError"],
+    ".pipelines.library": ["RunError", "load", "plan", "run"],
+    ".pipelines.recipes.catalog": ["load_recipe"],
+    ".pipelines.workflow": ["Stage", "UsageError", "Workflow"],
+}
+__all__ = [
+    "Artifact",
+    "Cascade",
+    "Request",
+    "RunError",
+    "Stage",
+    "Store",
+    "StoreError",
+    "UsageError",
+    "Workflow",
+    "encode_png",
+    "load",
+    "load_recipe",
+    "plan",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for place, names in PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(place, __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
