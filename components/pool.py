@@ -3,13 +3,16 @@
 Nodes share the network and object storage, no disk. So what a worker is given holds no path, no scratch folder and no
 `StageContext`; of what is local, only the URI of a store or a source may cross. `portable` refuses the rest.
 
-A job is a part that leaves one npz file under a fixed name: a stage that was killed does no finished job again.
+A job is a part that leaves one npz file under a fixed name, with a record: a stage that was killed does no finished job
+again whose file is still what it was.
 """
 
 import io
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -20,8 +23,10 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 from components.execution import Resources
 from components.node import node_threads
+from components.storage.kept_parts import Look, look_at, recorded_parts, write_part
 from components.storage.store import SCRATCH, Store
 
+logger = logging.getLogger(__name__)
 LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # what a worker that is gone leaves of a part
 IN_HAND = 2  # parts that a worker holds at most: one on its device, and one of which `Later` is left
 
@@ -99,8 +104,9 @@ class Pool:
     resources.max_failures workers ends the work with the error of the last.
     """
 
-    def __init__(self, resources: Resources) -> None:
-        self.resources = resources
+    def __init__(self, resources: Resources, *, warn: Callable[[str], None] = logger.warning) -> None:
+        """`warn` is told of files that an earlier try left and that are damaged."""
+        self.resources, self.warn = resources, warn
         self.actors: list[Any] = []  # that have started
         self.starting: dict[ObjectRef, Any] = {}
         self.lost_starting = 0  # one after another
@@ -167,14 +173,20 @@ class Pool:
         return made
 
     def finish(self, make_worker: Callable[[], Callable[[J], Any]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
-        """Do the jobs whose files are missing; yields each job once its file is there, those that are there first.
+        """Do the jobs that no earlier try has left whole; yields each job once its file is there.
 
         Args:
-            make_worker: as in `map`; what it returns writes the file of a job, last of all that it leaves.
+            make_worker: as in `map`; what it returns writes the file of a job by `write_job`.
         """
-        written = {file.path for file in files.list()}
-        missing = [job for job in jobs if file_name(job.name) not in written]
-        yield from (job for job in jobs if file_name(job.name) in written)
+        recorded, whole = recorded_parts(files), set[str]()
+        left = [job for job in jobs if job.name in recorded]
+        for number, look in self.as_done(partial(_looking, files), [job.name for job in left]):
+            if look.record is not None:
+                whole.add(left[number].name)
+                yield left[number]
+            elif look.damage:
+                self.warn(f"{look.damage}; it is made again")
+        missing = [job for job in jobs if job.name not in whole]
         for number, _ in self.as_done(make_worker, missing):
             yield missing[number]
 
@@ -227,8 +239,17 @@ def _call(function: Callable[[], T]) -> T:
     return function()
 
 
+def _looking(files: Store) -> Callable[[str], Look]:
+    return partial(look_at, files)
+
+
 def file_name(job: str) -> str:
     return f"{job}.npz"
+
+
+def write_job(files: Store, job: str, data: bytes, **facts: Any) -> None:
+    """Leave the file of a finished job, and the facts in its record."""
+    write_part(files, job, file_name(job), data, **facts)
 
 
 class PoolWorker:

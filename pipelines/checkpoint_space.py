@@ -49,7 +49,9 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     for entry in planned:
         if entry.wanted and isinstance(entry.stage.config, AnyTraining):
             sizes = _sizes(entry.stage, entry.stage.config, planned)
-            there = sum(info.bytes for info in entry.store.list("train")) if is_local(entry.store.uri) else 0
+            here = is_local(entry.store.uri)
+            tries = [name for name in entry.store.folders() if name.partition("-")[0] == "train"] if here else []
+            there = sum(info.bytes for name in tries for info in entry.store.list(name))
             storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * sizes.checkpoint + sizes.model - there)
             temporary[entry.stage.name] = max(sizes.checkpoint, sizes.model)
     largest = sorted(temporary.values(), reverse=True)[: branches(workflow)]

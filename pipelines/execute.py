@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,10 @@ from components import events
 from components.configuration.config import Config
 from components.execution import Resources
 from components.stages.context import StageContext
-from components.storage.artifact import MANIFEST, Artifact, load_artifact
+from components.storage.artifact import Artifact, load_artifact
 from components.storage.lease import Lease
 from components.storage.store import SCRATCH, Store
+from components.storage.tries import FORCED, begin_forced_try, current_try, has_committed
 from pipelines.recorder import ActorRecorder, StageStatus
 from pipelines.workflow import PlannedStage
 
@@ -44,7 +46,7 @@ class StageJob:
     store: Store
     resources: Resources
     provenance: dict[str, Any]
-    force: bool
+    forced: str  # id of this run's forced tries: the stage is made anew though it may be committed; "": it is not
 
 
 @dataclass
@@ -71,6 +73,7 @@ def execute(
     """
     references: dict[str, Any] = {}
     jobs: dict[Any, PlannedStage] = {}
+    forced = uuid.uuid4().hex[:12] if force else ""
     outcome = Outcome()
     for entry in planned:
         ray.get(actor.emit.remote(events.StagePlanned(entry.stage.name, entry.key)))
@@ -82,7 +85,7 @@ def execute(
             references[entry.stage.name] = ray.put(entry.cached)
             actor.emit.remote(events.StageCached(entry.stage.name, entry.cached))
             continue
-        job = _job(entry, resources(entry.stage.name), provenance, force)
+        job = _job(entry, resources(entry.stage.name), provenance, forced)
         arguments = [references[parent.name] for parent in entry.stage.parents()]
         reference = _remote_stage().remote(job, ActorRecorder(actor), *arguments)
         references[entry.stage.name] = reference
@@ -97,7 +100,7 @@ def execute(
     return outcome
 
 
-def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], force: bool) -> StageJob:
+def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], forced: str) -> StageJob:
     stage = entry.stage
     counts = {name: len(upstream) if isinstance(upstream, list) else None for name, upstream in stage.inputs.items()}
     return StageJob(
@@ -110,7 +113,7 @@ def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], 
         store=entry.store,
         resources=resources,
         provenance={**provenance, "config": stage.config.model_dump(mode="json")},
-        force=force,
+        forced=forced,
     )
 
 
@@ -126,7 +129,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
     lease = Lease(job.store.join("lease"), on_lost=_die)
 
     def is_done() -> bool:
-        return not job.force and job.store.exists(MANIFEST)
+        return has_committed(job.store, job.forced)
 
     def on_wait(reason: str) -> None:
         recorder.emit(events.StageHeld(job.name, "queued", f"waiting: {reason}"))
@@ -136,13 +139,13 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
     try:
         if is_done():
             return _adopt(job, recorder)
-        if job.force:
-            _supersede(job.store)
+        if job.forced:
+            begin_forced_try(job.store, job.forced)
         flat = {f"{name}{'' if count is None else f'.{i}'}": a for name, count, i, a in _flat(job.inputs, artifacts)}
         config = job.config.model_dump(mode="json")
         ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, flat)))
         started = time.time()
-        provenance = {**job.provenance, "started": started}
+        provenance = {**job.provenance, "started": started, **({FORCED: job.forced} if job.forced else {})}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
             context = StageContext(
                 stage=job.name,
@@ -153,6 +156,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
                 inputs=job.input_keys,
                 provenance=provenance,
                 scratch_folder=Path(scratch),
+                forced=current_try(job.store),
             )
             artifact = job.run(job.config, context, **inputs)
         ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FINISHED", artifact)))
@@ -181,14 +185,6 @@ def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
     assert artifact is not None
     recorder.emit(events.StageCached(job.name, artifact))
     return artifact
-
-
-def _supersede(store: Store) -> None:
-    """Make room for another try of a committed stage: the old files stay, their manifest moves aside."""
-    if store.exists(MANIFEST):
-        store.write(f"superseded-{int(time.time())}.json", store.read(MANIFEST))
-        store.delete(MANIFEST)
-    store.delete_folder("train")
 
 
 def _die() -> None:

@@ -1,11 +1,20 @@
 """Files that go to a store and come back, whatever lies between, and writers that race for one."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
 
 from components.storage.store import Store, in_parallel
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle of a file, and nothing that its folder tells of it."""
+    data, times = bytearray(file.read_bytes()), file.stat()
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def assert_bytes_arrive(store: Store, place: Path, *, files: int) -> None:

@@ -7,38 +7,30 @@ reads images reads these.
 Shapes: N samples of a shard, H = W = resolution.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
-from components.configuration.config import Config
 from components.data.arrays import ArrayInfo, write_array
 from components.data.decoded import DecodedShard
 from components.data.images import load_image
-from components.data.parts import sidecar
+from components.data.pieces import WARN, Warn
 from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.execution import Resources
 from components.sampling.image_files import encode_png
 from components.sampling.model import most_at_once
-from components.storage.store import Store, in_parallel
+from components.storage.kept_parts import Record, write_file, write_record
+from components.storage.store import Store
 
 Rows = dict[str, np.ndarray]
 Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arrays (N, ...), each with its name
 
 
-class EncodedPart(Config):
-    """Sidecar of one shard."""
-
-    entry: ShardEntry
-    shapes: dict[str, tuple[int, ...]]  # of one sample's arrays
-
-
 class SetEncoder:
-    """Reads a shard, writes its tar and sidecar whole; that of the first shard writes the nulls too.
+    """Reads a shard, writes its tar and its record; that of the first shard writes the nulls too.
 
     Args:
         load_encode: called once; makes the function that is given batches of images; None: no arrays.
@@ -64,20 +56,19 @@ class SetEncoder:
         made = self.arrays(shard)
         nulls = {name: column[0] for name, column in made.items() if name.startswith("null_")}
         arrays = {name: column for name, column in made.items() if name not in nulls}
+        files = []
         if job.number == self.first:
-            for name, null in nulls.items():
-                self.files.write(f"{name}.npy", write_array(null))
+            files += [write_file(self.files, f"{name}.npy", write_array(null)) for name, null in nulls.items()]
         groups = usable_groups(self.index, job.shard, data)
         tar = write_shard(
             self.sample(group, {name: column[number] for name, column in arrays.items()})
             for number, group in enumerate(groups)
         )
-        url, sha256 = shard_name(job.number), hashlib.sha256(tar).hexdigest()
-        changes = {"url": url, "bytes": len(tar), "sha256": sha256, "quarantined": ()}
+        tar_file = write_file(self.files, f"{job.name}.tar", tar)
+        changes = {"url": tar_file.path, **tar_file.digest._asdict(), "quarantined": ()}
+        entry = job.shard.model_copy(update=changes)
         shapes = {name: column.shape[1:] for name, column in arrays.items()}
-        self.files.write(url, tar)
-        part = EncodedPart(entry=job.shard.model_copy(update=changes), shapes=shapes)
-        self.files.write(job.name, part.model_dump_json().encode())
+        write_record(self.files, job.name, tar_file, *files, entry=entry.model_dump(), shapes=shapes)
 
     def arrays(self, shard: DecodedShard) -> Rows:
         count = len(shard.samples)
@@ -109,36 +100,35 @@ def encode_set(
     resolution: int,
     kept_resolution: int,
     resources: Resources,
+    warn: Warn = WARN,
 ) -> Iterator[int]:
-    """Write the tars of all shards that `files` lacks; yields how many there are after each. For the arguments see
-    `SetEncoder`. Raises ShardError for a shard that its index does not match."""
+    """Write the tars of all shards that are not there; yields how many there are after each. For the arguments see
+    `SetEncoder` and `process_shards`. Raises ShardError for a shard that its index does not match."""
     first = next((number for number, shard in enumerate(index.shards) if shard.samples), 0)
     header = index.model_copy(update={"shards": ()})
     make_encoder = partial(SetEncoder, header, load_encode, files, resolution, kept_resolution, first)
-    return process_shards(make_encoder, index, part_names(index), files=files, resources=resources)
+    return process_shards(make_encoder, index, part_names(index), files=files, resources=resources, warn=warn)
 
 
-def commit_set(index: ShardIndex, files: Store, *, kept_resolution: int, made_by: dict[str, str]) -> ShardIndex:
+def commit_set(
+    index: ShardIndex, records: Sequence[Record], files: Store, *, kept_resolution: int, made_by: dict[str, str]
+) -> ShardIndex:
     """Write the index of what `encode_set` has made of `index`, whose tokenizer must lie there already.
 
     Args:
+        records: of the parts, in the order of the index.
         made_by: name of an array -> stage and key of the model that made it.
     """
-    parts = [EncodedPart.model_validate_json(data) for data in in_parallel(files.read, part_names(index))]
-    shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
+    shapes = {name: shape for record in records for name, shape in record.facts["shapes"].items()}
     changes = {
         "resolution": kept_resolution,
         "quarantined": 0,
         "arrays": tuple(ArrayInfo(name=name, shape=shapes[name], made_by=by) for name, by in made_by.items()),
-        "shards": tuple(part.entry for part in parts),
+        "shards": tuple(ShardEntry.model_validate(record.facts["entry"]) for record in records),
     }
     save_index(files, index.model_copy(update=changes))
     return load_index(files.uri)
 
 
 def part_names(index: ShardIndex) -> list[str]:
-    return [sidecar(shard_name(number)) for number in range(len(index.shards))]
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
+    return [f"shard-{number:06d}" for number in range(len(index.shards))]

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 
 from components.data.held_out import read_whole_shard
+from components.data.pieces import WARN, Warn
 from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
@@ -20,6 +21,7 @@ from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
 from components.storage.artifact import Artifact
 from components.storage.autoencoders import open_autoencoder
+from components.storage.kept_parts import write_part
 from components.storage.store import Store
 
 
@@ -38,7 +40,8 @@ class TokenEncoder:
         starts = range(0, len(samples.key), size)
         tokens = np.concatenate([self.encode(samples.image[start : start + size]) for start in starts])
         split = np.array(samples.split, dtype=str)
-        self.files.write(job.name, write_tokens(TokenSet(samples.key, tokens, samples.label, samples.text, split)))
+        data = write_tokens(TokenSet(samples.key, tokens, samples.label, samples.text, split))
+        write_part(self.files, job.name, job.name, data)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:  # (N, H, W, 3) uint8 -> (N, T) int64
         image = from_uint8(torch.from_numpy(pixels).to(self.device))
@@ -51,14 +54,21 @@ def token_names(index: ShardIndex) -> list[str]:
 
 
 def encode_shards(
-    index: ShardIndex, tokenizer: Artifact, *, files: Store, resources: Resources, member: Member = "image"
+    index: ShardIndex,
+    tokenizer: Artifact,
+    *,
+    files: Store,
+    resources: Resources,
+    member: Member = "image",
+    warn: Warn = WARN,
 ) -> Iterator[int]:
-    """Write the token files of all shards that `files` lacks; yields how many there are after each.
+    """Write the token files of all shards that are not there; yields how many there are after each.
 
     Args:
         member: what of each sample is its image.
+        warn: as of `process_shards`.
 
     Raises ShardError for a shard that its index does not match.
     """
     make_encoder = partial(TokenEncoder, index.model_copy(update={"shards": ()}), tokenizer, files, member)
-    return process_shards(make_encoder, index, token_names(index), files=files, resources=resources)
+    return process_shards(make_encoder, index, token_names(index), files=files, resources=resources, warn=warn)

@@ -1,6 +1,6 @@
 """Images of any source into shards with an index, one Ray Data task for each shard.
 
-Shards have fixed names and a small sidecar each in `parts/`: a run that was killed redoes no finished shard.
+Shards have fixed names and a record each in `parts/`: a run that was killed redoes no finished shard that is whole.
 `bpe.json` and `index.json` are written last: without an index there is no set.
 """
 
@@ -10,15 +10,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from tokenizers import Tokenizer
 
 from components.configuration.config import Config, Since
 from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
-from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks
-from components.data.pieces import Work, run_pieces
+from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks, part_name
+from components.data.pieces import WARN, Warn, run_pieces, whole_parts
 from components.data.resharding import TarResharder
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
 from components.data.sources.columns import COMMON, Columns
@@ -29,6 +29,7 @@ from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
 from components.data.sources.source import Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarSurvey, list_tars, merge_classes
+from components.storage.kept_parts import Record
 from components.storage.store import Store, absolute
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,18 @@ class IngestConfig(Config):
     columns: Annotated[Columns, Since(COMMON)] = COMMON  # of a table of the images: of Parquet or a captions file
 
 
+class Place(NamedTuple):
+    """Where a set is written, and who reads what an earlier try has left of it."""
+
+    out: Store
+    num_cpus: float  # of a task
+    warn: Warn
+
+    def whole(self, recipes: dict[str, str]) -> dict[str, Record]:
+        """As `whole_parts`."""
+        return whole_parts(recipes, files=self.out, num_cpus=self.num_cpus, warn=self.warn)
+
+
 def ingest(
     source: str,
     path: str | None = None,
@@ -62,6 +75,7 @@ def ingest(
     reshard: bool = False,
     progress: Progress | None = None,
     class_counts: ClassCounts | None = None,
+    warn: Warn = WARN,
 ) -> ShardIndex:
     """Write shards and index of a source to `out` (any fsspec URL); `webdataset` and `shards` write the index alone.
 
@@ -72,6 +86,7 @@ def ingest(
         reshard: write the samples of a `webdataset` too, as they are, into shards of `config.samples_per_shard`.
         progress: called as shards are finished.
         class_counts: called once with the set's classes, but not for "shards", whose images are not read.
+        warn: is told of shards of an earlier try that are damaged, and so are made again.
 
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
     corrupt images (no index has been written).
@@ -81,11 +96,13 @@ def ingest(
     count = class_counts or (lambda counts: None)
     if source == "shards":
         return _adopt(_needed(source, path), out)
+    place = Place(out, num_cpus, warn)
     if source == "webdataset":
-        work = _tar_work(out, config, reshard=reshard)
-        return _index_tars(_needed(source, path), work, out, config, num_cpus, report, count)
+        share, size = config.holdout_fraction, config.samples_per_shard
+        work = TarResharder(out, share, size) if reshard else TarSurvey(out, share)
+        return _index_tars(_needed(source, path), work, place, config, report, count)
     listing = open_source(source, path, limit=config.limit, columns=config.columns)
-    return _write_shards(listing, out, config, num_cpus, report, count)
+    return _write_shards(listing, place, config, report, count)
 
 
 def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
@@ -112,47 +129,64 @@ def open_source(source: str, path: str | None, *, limit: int | None = None, colu
 
 
 def _write_shards(
-    listing: Source, out: Store, config: IngestConfig, num_cpus: float, report: Progress, count: ClassCounts
+    listing: Source, place: Place, config: IngestConfig, report: Progress, count: ClassCounts
 ) -> ShardIndex:
-    tasks = cut_tasks(listing, config.samples_per_shard)
-    present = {info.path: info.bytes for info in out.list()}
-    write = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction, present)
-    parts: dict[int, Part] = {}
-    for _, content in run_pieces(TaskWriter(write), tasks, num_cpus=num_cpus):
-        parts |= {number: Part.model_validate_json(part) for number, part in json.loads(content)}
+    tasks: list[list[tuple[int, str]]] = [json.loads(task) for task in cut_tasks(listing, config.samples_per_shard)]
+    write = PartWriter(listing.reader, place.out, config.resolution, config.holdout_fraction)
+    whole = place.whole({part_name(number): write.recipe(content) for task in tasks for number, content in task})
+    parts = {
+        number: Part.model_validate(whole[part_name(number)].facts)
+        for task in tasks
+        for number, _ in task
+        if part_name(number) in whole
+    }
+    missing = [[(number, content) for number, content in task if number not in parts] for task in tasks]
+    pieces = [json.dumps(task) for task in missing if task]
+
+    def progress() -> None:
         report(sum(part.entry.samples + len(part.entry.quarantined) for part in parts.values()), len(listing.items))
+
+    progress()
+    for _, content in run_pieces(TaskWriter(write), pieces, num_cpus=place.num_cpus):
+        parts |= {number: Part.model_validate_json(part) for number, part in json.loads(content)}
+        progress()
     ordered = [parts[number] for number in range(len(parts))]
     index = _index(listing.name, tuple(part.entry for part in ordered), config, classes=listing.classes)
     index = index.model_copy(update={"license": listing.license, "resolution": config.resolution})
-    index = _commit(index, [caption for part in ordered for caption in part.captions], out, config)
+    index = _commit(index, [caption for part in ordered for caption in part.captions], place.out, config)
     corrupt = {entry.key for part in ordered for entry in part.entry.quarantined}
     counts = Counter(item.label for item in listing.items if item.key not in corrupt)
     count({name: counts[label] for label, name in enumerate(listing.classes)})
     return index
 
 
-def _tar_work(out: Store, config: IngestConfig, *, reshard: bool) -> Work:
-    if not reshard:
-        return TarSurvey(out, config.holdout_fraction)
-    present = {info.path: info.bytes for info in out.list()}
-    return TarResharder(out, config.holdout_fraction, config.samples_per_shard, present)
-
-
 def _index_tars(
-    path: str, work: Work, out: Store, config: IngestConfig, num_cpus: float, report: Progress, count: ClassCounts
+    path: str,
+    work: TarSurvey | TarResharder,
+    place: Place,
+    config: IngestConfig,
+    report: Progress,
+    count: ClassCounts,
 ) -> ShardIndex:
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
     pieces = ["\n".join(map(str, version)) for version in list_tars(path)]
-    facts: dict[int, TarFacts] = {}
-    for number, content in run_pieces(work, pieces, num_cpus=num_cpus):
-        facts[number] = TarFacts.model_validate_json(content)
+    whole = place.whole({work.part_name(piece): "" for piece in pieces})
+    facts = {
+        number: TarFacts.model_validate(whole[name].facts)
+        for number, piece in enumerate(pieces)
+        if (name := work.part_name(piece)) in whole
+    }
+    missing = [number for number in range(len(pieces)) if number not in facts]
+    report(len(facts), len(pieces))
+    for done, content in run_pieces(work, [pieces[number] for number in missing], num_cpus=place.num_cpus):
+        facts[missing[done]] = TarFacts.model_validate_json(content)
         report(len(facts), len(pieces))
     ordered = [facts[number] for number in range(len(pieces))]
     entries = tuple(entry for fact in ordered for entry in fact.entries)
     index = _index("webdataset", entries, config, classes=merge_classes(ordered, path))
     index = index.model_copy(update={"labels": "name"})
-    index = _commit(index, [caption for fact in ordered for caption in fact.captions], out, config)
+    index = _commit(index, [caption for fact in ordered for caption in fact.captions], place.out, config)
     count(dict(sum((Counter(fact.counts) for fact in ordered), Counter())))
     return index
 

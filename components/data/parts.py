@@ -1,14 +1,12 @@
-"""Writing one shard from its items, and the sidecar that says it is finished."""
+"""Writing one shard from its items, and the record that says it is finished."""
 
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TypeVar
-
-from pydantic import ValidationError
 
 from components.configuration.config import Config
 from components.data.errors import SourceError, reason_of
@@ -16,6 +14,7 @@ from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader, Source
 from components.data.tars import write_shard
 from components.sampling.image_files import encode_png
+from components.storage.kept_parts import write_file, write_record
 from components.storage.store import Store
 
 T = TypeVar("T")
@@ -62,63 +61,47 @@ class CorruptImageError(Exception):
 
 
 class Part(Config):
-    """Sidecar of one shard: from what it was made, and what it adds to the index."""
+    """What one shard adds to the index."""
 
-    digest: str  # of everything that decides the shard's bytes
     entry: ShardEntry
     captions: tuple[str, ...]  # of its training samples
 
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Items of a shard (JSON) in, its sidecar (JSON) out. A shard that is finished already is not made again."""
+    """Items of a shard (JSON) in, its part (JSON) out."""
 
     reader: Reader
     out: Store
     resolution: int
     holdout_fraction: float
-    present: dict[str, int] = field(default_factory=dict)  # bytes of what `out` holds already, by path
+
+    def recipe(self, content: str) -> str:
+        """Digest of everything that decides the bytes of the shard of these items."""
+        recipe = json.dumps([repr(self.reader), self.resolution, self.holdout_fraction, content])
+        return hashlib.sha256(recipe.encode()).hexdigest()
 
     def __call__(self, number: int, content: str) -> str:
-        name = f"shard-{number:06d}.tar"
-        recipe = json.dumps([repr(self.reader), self.resolution, self.holdout_fraction, content])
-        digest = hashlib.sha256(recipe.encode()).hexdigest()
-        items = [Item(*fields) for fields in json.loads(content)]
-        part = self._finished(name, digest) or self._write(name, digest, items)
-        return part.model_dump_json()
-
-    def _finished(self, name: str, digest: str) -> Part | None:
-        if sidecar(name) not in self.present:
-            return None
-        try:
-            part = Part.model_validate_json(self.out.read(sidecar(name)))
-        except ValidationError:  # left by another version
-            return None
-        return part if part.digest == digest and self.present.get(name) == part.entry.bytes else None
-
-    def _write(self, name: str, digest: str, items: Sequence[Item]) -> Part:
-        samples, quarantined, captions = [], [], []
-        for item in items:
+        part, samples, quarantined, captions = part_name(number), [], [], []
+        for item in (Item(*fields) for fields in json.loads(content)):
             try:
                 samples.append(self._sample(item))
             except CorruptImageError as error:
-                quarantined.append(Quarantined(key=item.key, shard=name, reason=str(error)))
+                quarantined.append(Quarantined(key=item.key, shard=f"{part}.tar", reason=str(error)))
                 continue
             if split_of(item.key, self.holdout_fraction) == "train":
                 captions.append(item.caption)
-        data = write_shard(samples)
+        file = write_file(self.out, f"{part}.tar", write_shard(samples))
         entry = ShardEntry(
-            url=name,
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            url=file.path,
+            **file.digest._asdict(),
             samples=len(samples),
             train_samples=len(captions),
             quarantined=tuple(quarantined),
         )
-        part = Part(digest=digest, entry=entry, captions=tuple(captions))
-        self.out.write(name, data)
-        self.out.write(sidecar(name), part.model_dump_json().encode())
-        return part
+        made = Part(entry=entry, captions=tuple(captions))
+        write_record(self.out, part, file, recipe=self.recipe(content), **made.model_dump())
+        return made.model_dump_json()
 
     def _sample(self, item: Item) -> dict[str, bytes | str]:
         try:
@@ -141,7 +124,7 @@ class PartWriter:
 
 @dataclass(frozen=True)
 class TaskWriter:
-    """The shards of one task (JSON) one after another; numbers and sidecars (JSON) out."""
+    """The shards of one task (JSON) one after another; numbers and parts (JSON) out."""
 
     write: PartWriter
 
@@ -149,6 +132,5 @@ class TaskWriter:
         return json.dumps([(shard, self.write(shard, items)) for shard, items in json.loads(content)])
 
 
-def sidecar(name: str) -> str:
-    """Path of the sidecar of the shard, or of all the shards of a tar, called `name`."""
-    return f"parts/{name.removesuffix('.tar')}.json"
+def part_name(number: int) -> str:
+    return f"shard-{number:06d}"

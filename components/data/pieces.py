@@ -1,16 +1,21 @@
-"""Independent pieces of work on Ray Data: one task for each, results as they are finished."""
+"""Independent pieces of work on Ray Data: one task for each, results as they are finished; and which of them an earlier
+try has done."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray.data
 
 from components.data.errors import DataError, ShardError, SourceError
 from components.pool import portable
-from components.storage.store import StoreError
+from components.storage.kept_parts import Look, Record, look_at, recorded_parts
+from components.storage.store import Store, StoreError
 
 OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceError, StoreError)}
+Warn = Callable[[str], None]  # tells the user one line
+WARN: Warn = logging.getLogger(__name__).warning
 Work = Callable[[int, str], str]  # number of the piece, its description -> its result; picklable
 
 
@@ -26,6 +31,8 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
         except tuple(OWN_ERRORS.values()) as error:
             return {"number": row["number"], "error": type(error).__name__, "content": str(error)}
 
+    if not pieces:
+        return
     _keep_off_the_terminal()
     portable(work, what="what reads the source")
     rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
@@ -36,6 +43,37 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
         if row["error"]:
             raise OWN_ERRORS[row["error"]](row["content"])
         yield row["number"], row["content"]
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """Name and recipe of a part in, in two lines, what was found of it (JSON) out."""
+
+    files: Store
+
+    def __call__(self, number: int, content: str) -> str:
+        part, _, recipe = content.partition("\n")
+        return look_at(self.files, part, recipe=recipe).model_dump_json()
+
+
+def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, warn: Warn) -> dict[str, Record]:
+    """Records of those parts in `files` that an earlier try has left whole; their files are read to know it.
+
+    Args:
+        recipes: name of a part -> digest of what decides it, "" where the stage's key alone does.
+        num_cpus: logical CPUs of the tasks that read.
+        warn: is told of each part that is damaged, and so has to be made again.
+    """
+    names = sorted(recorded_parts(files) & recipes.keys())
+    records = {}
+    pieces = [f"{name}\n{recipes[name]}" for name in names]
+    for number, content in run_pieces(PartReader(files), pieces, num_cpus=num_cpus):
+        look = Look.model_validate_json(content)
+        if look.record is not None:
+            records[names[number]] = look.record
+        elif look.damage:
+            warn(f"{look.damage}; it is made again")
+    return records
 
 
 def _keep_off_the_terminal() -> None:

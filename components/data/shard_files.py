@@ -1,6 +1,6 @@
 """One file for each shard of a set, made by an actor pool of Ray Data with one copy of a network in each actor.
 
-Files have fixed names, numbered in the order of the index: what exists is not made again, whoever made it.
+Parts have fixed names, numbered in the order of the index: one that is whole is not made again, whoever made it.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ray.data
 import torch
 
+from components.data.pieces import WARN, Warn, whole_parts
 from components.data.shards import ShardEntry, ShardIndex
 from components.execution import Resources
 from components.node import node_threads
@@ -21,29 +22,36 @@ class ShardJob(NamedTuple):
     """One shard to be worked off."""
 
     number: int  # in the order of the index
-    name: str  # of the file to write
+    name: str  # of the part to write
     shard: ShardEntry
 
 
-Worker = Callable[[ShardJob], None]  # reads the shard, writes the file whole
+Worker = Callable[[ShardJob], None]  # reads the shard, writes the files of the part, and its record last
 
 
 def process_shards(
-    make_worker: Callable[[], Worker], index: ShardIndex, names: list[str], *, files: Store, resources: Resources
+    make_worker: Callable[[], Worker],
+    index: ShardIndex,
+    names: list[str],
+    *,
+    files: Store,
+    resources: Resources,
+    warn: Warn = WARN,
 ) -> Iterator[int]:
-    """Write the file of each shard that `files` lacks; yields how many there are after each.
+    """Write the part of each shard that `files` does not hold whole; yields how many there are after each.
 
     Args:
         make_worker: picklable; called in each actor before its first shard, in at most resources.num_actors.
-        names: of the files, one for each shard.
+        names: of the parts, one for each shard.
+        warn: is told of files that an earlier try left and that are damaged.
 
     Raises ShardError for a shard that its index does not match.
     """
-    written = {file.path for file in files.list()}
+    whole = whole_parts(dict.fromkeys(names, ""), files=files, num_cpus=resources.cpus_per_core, warn=warn)
     jobs = [
         ShardJob(number, name, shard)
         for number, (name, shard) in enumerate(zip(names, index.shards, strict=True))
-        if name not in written
+        if name not in whole
     ]
     yield len(names) - len(jobs)
     if jobs:

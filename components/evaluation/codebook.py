@@ -27,7 +27,7 @@ from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
-from components.pool import Later, file_name
+from components.pool import Later, write_job
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
@@ -87,7 +87,7 @@ class ReconstructionMeasurer:
                 histogram = codes if histogram is None else histogram + codes
         found = {FEATURES: np.concatenate(features)} if features else {}
         found |= {} if histogram is None else {HISTOGRAM: histogram.numpy()}
-        return Later(partial(self.work.write, file_name(job.name), pack(**found)))
+        return Later(partial(write_job, self.work, job.name, pack(**found)))
 
 
 def kept_jobs(parts: Sequence[ShardImages]) -> list[KeptJob]:

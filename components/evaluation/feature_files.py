@@ -13,7 +13,7 @@ import numpy as np
 
 from components.evaluation.features import FeatureExtractor, FeatureNetwork, FeaturePrecision
 from components.evaluation.image_sets import ImagePart, ImageSet, Purpose
-from components.pool import Later, Pool, file_name
+from components.pool import Later, Pool, file_name, write_job
 from components.storage.store import Store
 
 FEATURES = "features"  # array of the files
@@ -42,7 +42,7 @@ class FeatureMeasurer:
 
     def __call__(self, job: FeatureJob) -> Later:
         features = np.concatenate([self.features(images) for images in job.part.batches()])
-        return Later(partial(self.work.write, file_name(job.name), pack(**{FEATURES: features})))
+        return Later(partial(write_job, self.work, job.name, pack(**{FEATURES: features})))
 
 
 def measure_features(

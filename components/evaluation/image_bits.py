@@ -25,7 +25,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
-from components.pool import Pool, file_name
+from components.pool import Pool, file_name, write_job
 from components.sampling.device import best_device
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import random_stream
@@ -47,7 +47,7 @@ class ImageBitsWorker:
     def __call__(self, job: BoundJob) -> BoundJob:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, bits=measure_bits(self.model, job, seed=self.seed))
-        self.files.write(file_name(job.name), buffer.getvalue())
+        write_job(self.files, job.name, buffer.getvalue())
         return job
 
 

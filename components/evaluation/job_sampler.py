@@ -5,7 +5,6 @@ A worker holds at most two jobs (`components.pool.IN_HAND`), so the images in me
 asked for. Shapes: N images of a job, H W their pixels, F frames of a strip.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,14 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from components.evaluation.generated import LARGEST_JOB, SampledImages, SampleJob, Strip, pack_job, stages_in
+from components.evaluation.generated import LARGEST_JOB, SampledImages, SampleJob, Strip, pack_job
 from components.evaluation.sampling_clocks import Clock, ProcessorClock, StreamClock
-from components.pool import Later, Pool, file_name
+from components.pool import Later, Pool, write_job
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
 from components.sampling.images import to_uint8
 from components.sampling.room import Room
-from components.storage.artifact import Artifact, FileEntry, describe_bytes, parse_stored
+from components.storage.artifact import Artifact, FileEntry
+from components.storage.kept_parts import read_record
 from components.storage.store import Store
 
 
@@ -32,9 +32,9 @@ def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, p
 class JobFile(NamedTuple):
     """What a worker tells of the file of a job."""
 
-    entry: FileEntry
+    entry: FileEntry  # below the folder of the jobs
     stages: dict[str, tuple[int, int]]  # stage -> number of its images, and their side in pixels
-    seconds: float | None = None  # that its images took; None of a file that says nothing
+    seconds: float  # that its images took
 
 
 class Drawn(NamedTuple):
@@ -81,30 +81,21 @@ class CascadeSampler:
     def keep(self, job: SampleJob, drawn: Drawn, seconds: Callable[[], float]) -> None:
         with self.clock.aside():
             made = drawn.fetched()
-            data, path = pack_job(made), f"files/{file_name(job.name)}"
             stages = {stage: images.shape[:2] for stage, images in made.stages.items()}
-            description = {"file": describe_bytes(data, path).model_dump(), "stages": stages, "seconds": seconds()}
-            # In a file of its own: that of the images holds the same bytes whenever they are made.
-            self.files.write(f"{job.name}.json", json.dumps(description).encode())
-            self.files.write(file_name(job.name), data)
+            write_job(self.files, job.name, pack_job(made), stages=stages, seconds=seconds())
 
 
 def read_job_file(job: str, files: Store) -> JobFile:
-    """Of a finished job. The file itself is read only where an older version left no description of it."""
-    description = json.loads(files.read(f"{job}.json")) if files.exists(f"{job}.json") else {}
-    seconds = description.get("seconds")
-    if "file" in description:
-        stages = {stage: (count, side) for stage, (count, side) in description["stages"].items()}
-        entry = parse_stored(FileEntry, json.dumps(description["file"]), files.url(f"{job}.json"))
-        return JobFile(entry, stages, seconds)
-    data = files.read(file_name(job))
-    return JobFile(describe_bytes(data, f"files/{file_name(job)}"), stages_in(data), seconds)
+    """Of a finished job: its record, the file itself is not read."""
+    record = read_record(files, job)
+    (entry,), told = record.files, record.facts
+    return JobFile(entry, {stage: (count, side) for stage, (count, side) in told["stages"].items()}, told["seconds"])
 
 
 def seconds_per_image(jobs: Sequence[SampleJob], told: Mapping[str, JobFile]) -> float:
     """Of finished jobs, one at least: seconds of a processor's cores, all threads together, or of a GPU, for an image.
     Loading the models and packing the images are not counted, decoding and scaling to 8 bits is."""
-    return sum(told[job.name].seconds or 0.0 for job in jobs) / sum(len(job.requests) for job in jobs)
+    return sum(told[job.name].seconds for job in jobs) / sum(len(job.requests) for job in jobs)
 
 
 def try_room(room: Room, cascade: Cascade, job: SampleJob) -> None:

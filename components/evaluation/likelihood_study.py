@@ -24,7 +24,7 @@ from components.diffusion.discrete import DiscreteObjective
 from components.diffusion.objective import make_objective
 from components.diffusion.variational_bound import prior_bits
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.pool import Pool, file_name
+from components.pool import Pool, file_name, write_job
 from components.sampling.device import best_device
 from components.sampling.gray import one_channel
 from components.sampling.image_files import encode_png
@@ -190,7 +190,7 @@ class BoundWorker:
         found = measure_bound(self.model, job, timesteps_per_image=self.count, seed=self.seed)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **found._asdict())
-        self.files.write(file_name(job.name), buffer.getvalue())
+        write_job(self.files, job.name, buffer.getvalue())
         return job
 
 

@@ -20,7 +20,7 @@ from components.evaluation.generated import jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
 from components.evaluation.measure import HELD_OUT, REFERENCE, MeasureConfig
-from components.pool import file_name
+from components.pool import file_name, write_job
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.storage.store import Store
@@ -124,7 +124,7 @@ class VariantSampler:
     def __call__(self, job: VariantJob) -> VariantJob:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self.sample(self.models, job)._asdict())
-        self.files.write(file_name(job.name), buffer.getvalue())
+        write_job(self.files, job.name, buffer.getvalue())
         return job
 
 

@@ -57,21 +57,25 @@ class StageContext:
     provenance: dict[str, Any] = field(default_factory=dict)
     scratch_folder: Path | None = None  # on this node, for as long as the stage runs; None: the temporary folder
     pace: Pace = field(default_factory=Pace, compare=False)
+    forced: str = ""  # id of the forced try whose folders these are
 
     @property
     def train_store(self) -> Store:
-        """Ray Train's run folder: the same at each try, so that Train resumes."""
-        return self.store.join("train")
+        """Ray Train's run folder: the same at each try, so that Train resumes; a forced one has its own."""
+        return self.store.join(self._folder("train"))
 
     @property
     def files_store(self) -> Store:
         """Outputs with fixed names that several tries fill together."""
-        return self.store.join("files")
+        return self.store.join(self._folder("files"))
 
     @property
     def work_store(self) -> Store:
         """What a killed try left of its work for the next one, and what nobody needs once the stage has committed."""
-        return self.store.join("work")
+        return self.store.join(self._folder("work"))
+
+    def _folder(self, name: str) -> str:
+        return f"{name}-{self.forced}" if self.forced else name
 
     def scratch(self) -> Path:
         """A new private folder on this node; whoever runs the stage removes it."""
@@ -79,10 +83,14 @@ class StageContext:
 
     def pool(self) -> Pool:
         """The workers that do this stage's work: `with context.pool() as pool`."""
-        return Pool(self.resources)
+        return Pool(self.resources, warn=self.warn)
 
     def __reduce__(self) -> NoReturn:
         raise HandoverError(f"the context of stage {self.stage} is of this node only; pass what is needed of it")
+
+    def warn(self, line: str) -> None:
+        """Tell the user, now and in the report."""
+        self.recorder.emit(events.Warning(self.stage, line))
 
     def report_images(self, done: int, total: int) -> None:
         """Progress of a stage that works image by image."""
@@ -95,20 +103,24 @@ class StageContext:
         kind: ArtifactKind,
         *,
         folder: Path | None = None,
-        paths: Iterable[str] = (),
         entries: Iterable[FileEntry] = (),
+        parts: Iterable[FileEntry] = (),
+        written: Iterable[str] = (),
         metadata: dict[str, Any] | None = None,
     ) -> Artifact:
         """Upload `folder`, list it with what is already in the stage's folder, and write the manifest.
 
         Args:
             folder: local files of this try; uploaded below `attempt-…/`.
-            paths: files of the stage's folder that were written whole before (`files/…`); read back and hashed here.
-            entries: the same where size and sha256 are known already.
+            entries: files of the stage's folder that were uploaded before.
+            parts: files of `files_store`, as the records of finished parts list them.
+            written: files of `files_store` that this try has written, whatever was there; read back and hashed here.
 
         Returns the committed artifact: this one, or the one of whoever committed first.
         """
-        listed = [*entries, *in_parallel(lambda path: describe_bytes(self.store.read(path), path), paths)]
+        own = [*parts, *in_parallel(lambda path: describe_bytes(self.files_store.read(path), path), written)]
+        place = self._folder("files")
+        listed = [*entries, *(entry.model_copy(update={"path": f"{place}/{entry.path}"}) for entry in own)]
         if folder is not None:
             listed += upload_attempt(self.store, folder)
         artifact = Artifact(

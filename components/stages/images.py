@@ -41,9 +41,10 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
 
     core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
-    index = ingest(name, path, out=context.files_store, config=settings, num_cpus=core, progress=context.report_images)
+    place = {"out": context.files_store, "num_cpus": core, "warn": context.warn}
+    index = ingest(name, path, config=settings, progress=context.report_images, **place)
     own = [shard for shard in index.shards if "/" not in shard.url]
-    entries = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in own]
+    shards = [FileEntry(path=shard.url, bytes=shard.bytes, sha256=shard.sha256) for shard in own]
     metadata = {
         "source": index.source,
         "license": index.license,
@@ -53,4 +54,4 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
         "classes": list(index.classes),
         "resolution": index.resolution,
     }
-    return context.commit("shards", entries=entries, paths=[f"files/{INDEX}", f"files/{BPE}"], metadata=metadata)
+    return context.commit("shards", parts=shards, written=[INDEX, BPE], metadata=metadata)

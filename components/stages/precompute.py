@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 
 from components import events
 from components.configuration.config import Config
-from components.data.encoded_set import commit_set, encode_set
+from components.data.encoded_set import commit_set, encode_set, part_names
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact, FileEntry
+from components.storage.artifact import Artifact
+from components.storage.kept_parts import read_records
 from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns, maker_of
 
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
@@ -61,12 +62,11 @@ def precompute(
     encoders = encoders_of(config, bpe=read_bpe(index), **models)
     sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
     load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
-    for done in encode_set(index, load, files=files, resources=context.resources, **sizes):
+    for done in encode_set(index, load, files=files, resources=context.resources, warn=context.warn, **sizes):
         context.recorder.emit(events.Progress(context.stage, done, len(index.shards), "shard"))
     files.write(BPE, read_bpe(index).encode())
-    encoded = commit_set(index, files, kept_resolution=config.kept, made_by=makers)
-    tars = [FileEntry(path=f"files/{shard.url}", bytes=shard.bytes, sha256=shard.sha256) for shard in encoded.shards]
-    nulls = [f"null_{name}.npy" for name in config.columns if files.exists(f"null_{name}.npy")]
+    records = read_records(files, part_names(index))
+    encoded = commit_set(index, records, files, kept_resolution=config.kept, made_by=makers)
     metadata = {
         "source": encoded.source,
         "license": encoded.license,
@@ -76,8 +76,8 @@ def precompute(
         "resolution": encoded.resolution,
         "arrays": {info.name: list(info.shape) for info in encoded.arrays},
     }
-    paths = [f"files/{name}" for name in (INDEX, BPE, *nulls)]
-    return context.commit("shards", entries=tars, paths=paths, metadata=metadata)
+    parts = [entry for record in records for entry in record.files]
+    return context.commit("shards", parts=parts, written=[INDEX, BPE], metadata=metadata)
 
 
 def encoders_of(

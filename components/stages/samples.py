@@ -72,7 +72,7 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         "contents": {file_name(name): told[name].stages for group in names.values() for name in group},
         "words": {name: grid.words for name, grid in drawn.items()},
     }
-    return context.commit("samples", folder=folder, entries=[told[job.name].entry for job in jobs], metadata=metadata)
+    return context.commit("samples", folder=folder, parts=[told[job.name].entry for job in jobs], metadata=metadata)
 
 
 class SamplesPlan(NamedTuple):

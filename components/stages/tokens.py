@@ -14,6 +14,7 @@ from components.models.quantizer import codebook_histogram
 from components.stages.context import StageContext
 from components.storage.artifact import Artifact
 from components.storage.autoencoders import describe_autoencoder
+from components.storage.kept_parts import read_records
 from components.storage.store import Store
 
 
@@ -35,7 +36,8 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
     index, files = load_index(images.url("index.json")), context.files_store
     check_member(index, config.member)
     names = token_names(index)
-    for done in encode_shards(index, tokenizer, files=files, resources=context.resources, member=config.member):
+    place = {"files": files, "resources": context.resources, "warn": context.warn}
+    for done in encode_shards(index, tokenizer, member=config.member, **place):
         context.recorder.emit(events.Progress(context.stage, done, len(names), "shard"))
     files.write(BPE, read_bpe(index).encode())
     with context.pool() as pool:
@@ -50,7 +52,8 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
         "text": {"vocab_size": index.text.vocab_size, "text_length": index.text.text_length},
         "summary": summary,
     }
-    return context.commit("tokens", paths=[f"files/{name}" for name in [*names, BPE]], metadata=metadata)
+    parts = [entry for record in read_records(files, names) for entry in record.files]
+    return context.commit("tokens", parts=parts, written=[BPE], metadata=metadata)
 
 
 def use_of_codes(files: Store, names: list[str], *, codebook_size: int) -> dict[str, float]:

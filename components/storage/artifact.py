@@ -4,6 +4,7 @@ Layout of a stage's folder `{root}/stages/{stage}/{key}`:
     attempt-…/      files of one try
     files/          outputs with fixed names that several tries may fill together (one input shard, one output file)
     train/          Ray Train's run folder, the one mutable place
+    files-…/        the same of a forced try (`tries.py`); so is train-…/
     manifest.json   written last; its presence is the commit
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -171,32 +172,39 @@ def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
 
 
 def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:
-    """Read every listed file, several at a time, and compare its size and sha256 with the manifest.
+    """As `verify_files`, of all that the manifest lists."""
+    return verify_files(artifact.store, artifact.files, on_file=on_file)
+
+
+def verify_files(
+    store: Store, files: Iterable[FileEntry], *, on_file: Callable[[FileEntry], None] = lambda entry: None
+) -> list[str]:
+    """Read every file, several at a time, and compare its size and sha256 with its entry.
 
     Args:
         on_file: called after each file, from the threads that read.
 
-    Returns one line for each file that is missing or differs, in the manifest's order. Raises StoreError if storage
-    can't be reached.
+    Returns one line for each file that is missing or differs, in the order given. Raises StoreError if storage can't be
+    reached.
     """
 
     def check(entry: FileEntry) -> str | None:
         try:
-            artifact.store.check(entry.path, entry.digest)
+            store.check(entry.path, entry.digest)
         except FileNotFoundError:
-            return f"{artifact.store.url(entry.path)} is missing"
+            return f"{store.url(entry.path)} is missing"
         except DamagedFileError as error:
             return str(error)
         finally:
             on_file(entry)
         return None
 
-    return [line for line in in_parallel(check, artifact.files) if line is not None]
+    return [line for line in in_parallel(check, files) if line is not None]
 
 
 def _public_name(path: str) -> str:
     head, _, tail = path.partition("/")
-    return tail if tail and (head.startswith("attempt-") or head == "files") else path
+    return tail if tail and head.partition("-")[0] in ("attempt", "files") else path
 
 
 def _differs(error: DamagedFileError) -> str:

@@ -9,6 +9,13 @@ from typing import NamedTuple
 from components.storage.artifact import load_artifact
 from components.storage.store import Store
 
+REASONS = {  # kind of a folder that the manifest of its stage does not list -> why it may go
+    "attempt": "a try that was not committed",
+    "files": "files of a try that was superseded, or of no more use",
+    "train": "training state of a finished stage",
+    "work": "what a finished stage worked with",
+}
+
 
 class Garbage(NamedTuple):
     path: str  # folder, relative to the storage root
@@ -45,14 +52,9 @@ def _in_stage(root: Store, folder: str) -> list[Garbage]:
     listed = {entry.path.split("/")[0] for entry in artifact.files}
     found = []
     for name in root.folders(folder):
-        if name == "train":
-            found.append(
-                Garbage(f"{folder}/train", _size(root, f"{folder}/train"), "training state of a finished stage")
-            )
-        elif name == "work":
-            found.append(Garbage(f"{folder}/work", _size(root, f"{folder}/work"), "what a finished stage worked with"))
-        elif name.startswith("attempt-") and name not in listed:
-            found.append(Garbage(f"{folder}/{name}", _size(root, f"{folder}/{name}"), "a try that was not committed"))
+        reason = REASONS.get(name.partition("-")[0])
+        if reason is not None and name not in listed:
+            found.append(Garbage(f"{folder}/{name}", _size(root, f"{folder}/{name}"), reason))
     return found
 
 

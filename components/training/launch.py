@@ -24,10 +24,11 @@ from components.ray_internals import (
     PlacementGroupCleanerCallback,
     get_webui_url_from_internal_kv,
 )
+from components.storage.artifact import verify_files
 from components.storage.store import Store
 from components.training.loop import Arrays, Task
 from components.training.ordered_shards import MakeDataset, OrderedShards, nothing
-from components.training.results import ModelDescription, Trained, read_finished
+from components.training.results import FINISHED, ModelDescription, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
 from components.training.worker import RayStream, Stream, TrainingJob, train_worker
 
@@ -90,12 +91,25 @@ def train(
     job = TrainingJob(
         make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries, step_flops
     )
+    check_finished(job)
     while (trained := read_finished(run)) is None:
         again = run_trainer(portable(job, what=f"the job of stage {stage}"), key=key, folder=folder)
         if not again and read_finished(run) is None:
             done = last_checkpoint(run)
             raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
     return trained
+
+
+def check_finished(job: TrainingJob) -> None:
+    """Forget that an earlier try has finished the training if files that it left are damaged, and say so: its last
+    checkpoint makes them again."""
+    trained = read_finished(job.run)
+    damage = [] if trained is None else verify_files(job.store, trained.entries)
+    if damage:
+        line = f"{damage[0]}; the model's files are made again from the last checkpoint"
+        logger.warning("%s: %s", job.stage, line)
+        job.recorder.emit(events.Warning(job.stage, line))
+        job.run.delete(FINISHED)
 
 
 def fall_back(job: TrainingJob, name: str, why: str) -> None:

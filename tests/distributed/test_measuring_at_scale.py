@@ -51,7 +51,7 @@ class House:
         self.root = root
         images = self.context("images", "key")
         write_set(images.files_store, sizes=(30, 30), resolution=16)
-        self.images = images.commit("shards", paths=[f"files/{info.path}" for info in images.files_store.list()])
+        self.images = images.commit("shards", written=[info.path for info in images.files_store.list()])
         self.cascade = self.context("cascade", "key").commit("model", folder=write_cascade(root / "cascade"))
         tokenizer = write_models(root / "models")["tokenizer"]
         self.tokenizer = self.context("tokenizer", "key").commit("model", folder=tokenizer)

@@ -22,6 +22,7 @@ from components.events import SilentRecorder
 from components.execution import Resources
 from components.node import node_threads
 from components.pool import Pool
+from components.storage.kept_parts import write_part
 from components.storage.store import Store
 from components.training.building import network_arguments
 from components.training.launch import train
@@ -79,7 +80,7 @@ def trained(place: Store) -> list[dict[str, int]]:
 
 
 def shard_worker(place: Store) -> Callable[[ShardJob], None]:
-    return lambda job: place.write(job.name, json.dumps(threads_here()).encode())
+    return lambda job: write_part(place, job.name, job.name, json.dumps(threads_here()).encode())
 
 
 def pool_of_parts(resources: Resources) -> list[dict[str, int]]:

@@ -14,6 +14,7 @@ from components.stages.prior import train_prior
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.storage.artifact import Artifact, verify_artifact
 from components.storage.bundle import load_bundle
+from components.storage.kept_parts import write_part
 from components.storage.store import Store
 from tests.distributed.runs import context_of, images_artifact, run_stage
 from tests.tiny_training import prior_config
@@ -44,11 +45,13 @@ def test_model_artifact_holds_all_that_its_readers_need(tokenizer: Artifact) -> 
     assert summary["parameters"] > 1000
 
 
-def test_tokens_are_those_of_the_kept_tokenizer(tokenizer: Artifact, tokens: Artifact, tmp_path: Path) -> None:
+def test_tokens_are_those_of_the_kept_tokenizer(
+    tokenizer: Artifact, tokens: Artifact, folder: Path, tmp_path: Path
+) -> None:
     network = load_bundle(tokenizer.download(tmp_path)).module
     name = tokens.metadata["names"][0]
     found = parse_tokens(tokens.read(name), name)
-    index = load_index(tokens.store.join("..", "images").url("files/index.json"))
+    index = load_index(images_artifact(folder).url("index.json"))
     images = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", resolution=16)
     expected = network.tokenize(from_uint8(images.image)).flatten(1).numpy()
     np.testing.assert_array_equal(found.tokens[found.split == "train"], expected)
@@ -58,7 +61,7 @@ def test_finished_shards_are_not_encoded_again(tokenizer: Artifact, tokens: Arti
     index, context = load_index(images_artifact(folder).url("index.json")), context_of(folder, "tokens", workers=1)
     files = Store(str(folder / "half"))
     kept, *lost = token_names(index)
-    files.write(kept, b"kept as it is")
+    write_part(files, kept, kept, b"kept as it is")
     done = list(encode_shards(index, tokenizer, files=files, resources=context.resources))
     assert done == [1, 2, 3]
     assert files.read(kept) == b"kept as it is"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,6 +15,7 @@ from components.data.shards import load_index
 from tests.hub_server import hub
 from tests.image_sets import number_of, write_parquet
 from tests.integration.conftest import FEW, settings
+from tests.stored_files import flip
 
 CASCADE = str(Path(sys.executable).with_name("cascade"))
 REPO = "someone/pets"
@@ -23,6 +25,12 @@ TRAINED = ("tokenizer", "prior", "base", "upsamplers.0")
 def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     variables = {**os.environ, **environment}
     return subprocess.run([CASCADE, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=500)
+
+
+class Finished(NamedTuple):
+    folder: Path
+    settings: list[str]
+    done: subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +92,21 @@ def test_columns_that_do_not_fit_are_one_line_and_exit_code_2(pets: Path, tmp_pa
     assert not (tmp_path / "set").exists()
 
 
-def test_a_parquet_set_goes_to_the_end_of_smoke(pets: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of all stages, small."""
     few = [setting for part in TRAINED for setting in settings(part, **FEW)]
     few += settings("images", source=pets, samples_per_shard=64)
     few += settings("samples", measured_samples=8, images_per_class=1, num_prompts=1, images_per_prompt=1)
     few += settings("evaluation", reference_samples=32, held_out_samples=8)
-    done = cascade("run", "--recipe", "smoke", *few, cwd=tmp_path)
+    folder = tmp_path_factory.mktemp("finished")
+    done = cascade("run", "--recipe", "smoke", *few, cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Finished(folder, few, done)
+
+
+def test_a_parquet_set_goes_to_the_end_of_smoke(finished: Finished) -> None:
+    tmp_path, _, done = finished
     ours = re.compile(r"\d\d:\d\d:\d\d ")  # Ray's own lines begin with a date
     assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
     assert sum("train is read" in line or "not read: blip" in line for line in done.stderr.splitlines()) == 2
@@ -101,3 +117,24 @@ def test_a_parquet_set_goes_to_the_end_of_smoke(pets: Path, tmp_path: Path) -> N
     assert len(metadata["quarantined"]) == 2
     assert metadata["classes"] == ["red", "green", "blue"]
     assert list(tmp_path.glob("runs/runs/smoke_on_pets-*/report.html"))
+
+
+def test_force_mends_what_verify_finds(finished: Finished) -> None:
+    """One bit in a file of three stages, and nothing that is told of the files."""
+    folder, few, _ = finished
+    stages = {name: Path(*folder.glob(f"runs/stages/{name}/*")) for name in ("images", "tokens", "samples")}
+    parts = (".tar", ".parquet", ".npz")
+    damaged = {name: min(f for f in stage.glob("files/*") if f.suffix in parts) for name, stage in stages.items()}
+    whole = {name: file.read_bytes() for name, file in damaged.items()}
+    for file in damaged.values():
+        flip(file)
+    found = cascade("verify", cwd=folder)
+    assert found.returncode == 1
+    assert all(f"{file} differs" in found.stdout for file in damaged.values()), found.stdout
+    only = [option for name in stages for option in ("--only", name)]
+    done = cascade("run", "--recipe", "smoke", *few, *only, "--force", cwd=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert cascade("verify", cwd=folder).returncode == 0
+    for name, stage in stages.items():
+        (mended,) = stage.glob(f"files-*/{damaged[name].name}")
+        assert mended.read_bytes() == whole[name]

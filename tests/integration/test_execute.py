@@ -110,6 +110,24 @@ def test_forcing_a_stage_runs_it_again_and_leaves_its_old_files(tmp_path: Path):
     assert first.artifacts["one"].read("text") == b"a"
 
 
+def dying(config: Work, context: StageContext) -> Artifact:
+    """Says what it finds of an earlier try, leaves a file, and dies if it found none."""
+    found = [info.path for store in (context.files_store, context.work_store) for info in store.list()]
+    Store(config.log).write(f"{time.time_ns()}", ",".join(found).encode())
+    context.files_store.write("part", b"part")
+    if not found:
+        os._exit(1)
+    return context.commit("shards", written=["part"])
+
+
+def test_a_forced_try_that_dies_is_gone_on_with_and_finds_nothing_of_the_ones_before(tmp_path: Path):
+    workflow, log = Workflow("w", [Stage("one", dying, Work(log=str(tmp_path / "log")))]), Store(str(tmp_path / "log"))
+    for force in (False, False, True, True):
+        outcome, _ = run(workflow, str(tmp_path / "root"), Selection(force=force))
+        assert outcome.artifacts["one"].names() == ["part"]
+    assert [log.read(info.path).decode() for info in log.list()] == ["", "part"] * 3
+
+
 def test_two_drivers_on_one_storage_run_each_stage_once(tmp_path: Path):
     workflow = Workflow("w", [Stage("one", work, Work(text="a", seconds=3, log=str(tmp_path / "log")))])
     outcomes = []

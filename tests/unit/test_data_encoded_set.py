@@ -23,6 +23,7 @@ from components.stages.diffusion import deviation_of_latents
 from components.stages.precompute import PrecomputeConfig, encoders_of
 from components.stages.training import check_maker, frozen_networks
 from components.storage.artifact import Artifact, describe_bytes
+from components.storage.kept_parts import read_records
 from components.storage.store import Store
 from components.training.batches import to_batch, with_positions
 from components.training.frozen import ColumnEncoder, encoded, load_latents
@@ -54,7 +55,8 @@ def encode(
     for number, (name, shard) in enumerate(zip(part_names(index), index.shards, strict=True)):
         encoder(ShardJob(number, name, shard))
     files.write(BPE, read_bpe(index).encode())
-    return commit_set(index, files, kept_resolution=kept, made_by=made_by or {})
+    records = read_records(files, part_names(index))
+    return commit_set(index, records, files, kept_resolution=kept, made_by=made_by or {})
 
 
 def stream(index: ShardIndex, *, resolution: int) -> dict[str, np.ndarray]:

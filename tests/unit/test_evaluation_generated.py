@@ -27,6 +27,7 @@ from components.evaluation.image_sets import WindowImages, in_batches, shrink
 from components.evaluation.job_sampler import sample_job
 from components.events import SilentRecorder
 from components.execution import Resources
+from components.pool import write_job
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
@@ -150,8 +151,7 @@ class Fixture:
         self.root = root
         images = self.context("images")
         write_set(images.files_store, sizes=(30, 30), resolution=16)
-        names = [f"files/{info.path}" for info in images.files_store.list()]
-        self.images = images.commit("shards", paths=names)
+        self.images = images.commit("shards", written=[info.path for info in images.files_store.list()])
         self.cascade = self.context("cascade").commit("model", folder=cascade)
         self.tokenizer = self.context("tokenizer").commit("model", folder=write_models(root / "models")["tokenizer"])
 
@@ -204,11 +204,11 @@ class ArrayImages(NamedTuple):
 
 
 def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) -> None:
-    """A stage that was killed goes on: the file of a finished job is taken as it is."""
+    """A stage that was killed goes on: the file of a finished job is taken as its record has it."""
     context = run.context("samples", key="killed")
     wrong = samples.read("measured_tokens-001.npz")
-    context.files_store.write("measured_tokens-000.json", b'{"seconds": 700}')
-    context.files_store.write("measured_tokens-000.npz", wrong)
+    stages = {"tokenizer": (6, 16)}
+    write_job(context.files_store, "measured_tokens-000", wrong, seconds=700, stages=stages)
     again = run.samples(key="killed")
     assert again.read("measured_tokens-000.npz") == wrong
     assert again.read("measured_diffusion-000.npz") == samples.read("measured_diffusion-000.npz")

@@ -1,4 +1,5 @@
-"""Laws of what crosses from the head to workers: nothing of one node's disk, and no network is loaded on the head.
+"""Laws of what crosses from the head to workers: nothing of one node's disk, and no network is loaded on the head; and
+of what crosses from one try of a stage to the next: nothing that is damaged, and nothing at all where it is forced.
 
 Every stage runs here with workers that are simulated in this process: what they are given is pickled and unpickled as
 Ray would, after the same check, and only they may load weights.
@@ -22,9 +23,11 @@ from torch import nn
 import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
 from components.data import shard_files
+from components.data.shards import BPE, INDEX
 from components.evaluation.agreement import AgreementConfig
+from components.evaluation.distance import Gaussian
 from components.evaluation.noising_study import NoisingStudyConfig
-from components.events import SilentRecorder
+from components.events import Event, SilentRecorder, Warning
 from components.execution import Resources
 from components.pool import HandoverError, Later, Pool, file_name, portable
 from components.stages.agreement import measure_agreement
@@ -48,12 +51,15 @@ from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.studies import study_guidance, study_steps
 from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from components.stages.tokens import TokensConfig, tokenize_images
-from components.storage.artifact import Artifact, load_artifact
+from components.storage.artifact import Artifact, load_artifact, verify_artifact
+from components.storage.kept_parts import RECORDS
 from components.storage.store import SCRATCH, Store
+from components.storage.tries import begin_forced_try
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
 from components.training.worker import RankStream, TrainingJob
+from tests.stored_files import flip
 from tests.tiny_text_image import classifier_config, contrastive_config
 from tests.tiny_text_image import prior_config as diffusion_prior_config
 from tests.tiny_training import (
@@ -68,7 +74,7 @@ from tests.tiny_training import (
 from tests.unit.test_evaluation_studies import GUIDANCE, STEPS
 from tests.unit.test_frozen_text import pretrained_folder
 
-SIDE = 16
+SIDE, FORCED = 16, "0123456789ab"
 SET = {"resolution": SIDE, "samples_per_shard": 24, "holdout_fraction": 0.2, "vocab_size": 300, "text_length": 16}
 VAE = {"bottleneck": "gaussian", "channel_mult": (1, 2, 2)}
 LATENT = {"resolution": 4, "in_channels": 8, "attention_resolutions": (), "conditions": ("label",)}
@@ -142,6 +148,10 @@ def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
     return False
 
 
+def distance_of_means(one: Gaussian, other: Gaussian) -> float:
+    return float(np.square(one.mean - other.mean).sum())
+
+
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[None]:
     load_state_dict = nn.Module.load_state_dict
@@ -153,11 +163,22 @@ def simulated() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "load_state_dict", load)
-        patch.setattr(StageContext, "pool", lambda self: SimulatedPool(self.resources))
+        patch.setattr(StageContext, "pool", lambda self: SimulatedPool(self.resources, warn=self.warn))
         patch.setattr(shard_files, "_finished", process_shards)
-        patch.setattr("components.data.ingest.run_pieces", read_pieces)
+        for module in ("ingest", "pieces"):
+            patch.setattr(f"components.data.{module}.run_pieces", read_pieces)
         patch.setattr(launch, "run_trainer", run_trainer)
+        for module in ("distance", "measure"):  # roots of large matrices would take most of the time of these laws
+            patch.setattr(f"components.evaluation.{module}.frechet_distance", distance_of_means)
         yield
+
+
+class Warnings(SilentRecorder):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def emit(self, event: Event) -> None:
+        self.lines += [event.line] if isinstance(event, Warning) else []
 
 
 class House:
@@ -167,21 +188,22 @@ class House:
         self.root, self.made = root, dict[str, Artifact]()
         (root / "scratch").mkdir()
 
-    def context(self, name: str) -> StageContext:
-        resources = Resources(num_workers=1, num_actors=2)
-        store = Store(str(self.root / "stages" / name / "key"))
-        return StageContext(name, "key", store, resources, SilentRecorder(), scratch_folder=self.root / "scratch")
+    def context(self, name: str, *, key: str = "key", forced: str = "") -> StageContext:
+        store = Store(str(self.root / "stages" / name / key))
+        place = {"scratch_folder": self.root / "scratch", "forced": forced}
+        return StageContext(name, key, store, Resources(num_workers=1, num_actors=2), Warnings(), **place)
 
     def __call__(self, name: str) -> Artifact:
         if name not in self.made:
-            run, config, inputs = STAGES[name]
-            given = {field: self.given(other) for field, other in inputs.items()}
-            if name == "text_encoder":
-                config = TextEncoderConfig(
-                    uri=str(pretrained_folder(self.root / "bert", "bert", length=None)), length=5
-                )
-            self.made[name] = run(config, self.context(name), **given)
+            self.made[name] = self.run(self.context(name))
         return self.made[name]
+
+    def run(self, context: StageContext) -> Artifact:
+        run, config, inputs = STAGES[context.stage]
+        given = {field: self.given(other) for field, other in inputs.items()}
+        if context.stage == "text_encoder":
+            config = TextEncoderConfig(uri=str(pretrained_folder(self.root / "bert", "bert", length=None)), length=5)
+        return run(config, context, **given)
 
     def given(self, other: str | list[str]) -> Artifact | list[Artifact]:
         return [self(each) for each in other] if isinstance(other, list) else self(other)
@@ -282,6 +304,80 @@ def test_a_stage_sends_nothing_of_its_disk_to_workers_and_loads_no_network_itsel
     artifact = house(stage)
     assert load_artifact(artifact.store) == artifact
     assert all(not entry.path.startswith("/") for entry in artifact.files)
+
+
+class KilledError(Exception):
+    """In place of a kill, where the artifact would be committed."""
+
+
+def killed(store: Store, artifact: Artifact) -> Artifact:
+    raise KilledError(artifact.stage)
+
+
+def run_until_commit(house: House, context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("components.stages.context.commit_artifact", killed)
+        with pytest.raises(KilledError):
+            house.run(context)
+
+
+def made_of(artifact: Artifact) -> tuple[dict[str, str], dict[str, Any]]:
+    """All that an artifact holds, but for the time that it took."""
+    metadata = {name: value for name, value in artifact.metadata.items() if "seconds" not in str(value)}
+    return dict(zip(artifact.names(), (entry.sha256 for entry in artifact.files), strict=True)), metadata
+
+
+def files_left(context: StageContext) -> list[Path]:
+    """What a try leaves of its work, without the records of parts."""
+    folders = [Path(store.uri) for store in (context.files_store, context.work_store)]
+    return [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.parent.name != RECORDS]
+
+
+KEEPING = (
+    *("images", "tokens", "latents", "samples", "likelihood", "image_likelihood"),
+    *("restoration", "agreement", "steps_study", "guidance_study", "evaluation"),
+)
+
+
+@pytest.mark.parametrize("stage", KEEPING)
+def test_a_resume_adopts_no_flipped_bit_and_a_forced_try_nothing(
+    house: House, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, context = made_of(house(stage)), house.context(stage, key="killed")
+    run_until_commit(house, context, monkeypatch)
+    damaged = files_left(context)
+    for file in damaged:
+        flip(file)
+    resumed = house.run(context)
+    assert made_of(resumed) == whole
+    assert verify_artifact(resumed) == []
+    said = {file for file in damaged if any(f"{file} differs" in line for line in context.recorder.lines)}
+    made_by_every_try, of_a_part_that_is_said = {INDEX, BPE}, {"null_text_states.npy"}
+    assert {file.name for file in set(damaged) - said} <= made_by_every_try | of_a_part_that_is_said
+
+    for file in files_left(context):
+        flip(file)
+    before = {file: file.read_bytes() for file in files_left(context)}
+    listed = [entry for entry in resumed.files if entry.path.startswith("files/")]
+    assert len(verify_artifact(resumed)) == len(listed)
+    begin_forced_try(context.store, FORCED)
+    forced = house.run(house.context(stage, key="killed", forced=FORCED))
+    assert made_of(forced) == whole
+    assert verify_artifact(forced) == []
+    assert {file: file.read_bytes() for file in before} == before  # of those who still read the artifact of before
+
+
+def test_a_model_that_was_damaged_before_its_training_committed_is_made_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, context = made_of(house("gan")), house.context("gan", key="killed")
+    run_until_commit(house, context, monkeypatch)
+    (model,) = Path(context.store.uri).glob("attempt-*/model.safetensors")
+    flip(model)
+    resumed = house.run(context)
+    assert made_of(resumed) == whole
+    assert verify_artifact(resumed) == []
+    assert [line.partition(" differs")[0] for line in context.recorder.lines] == [str(model)]
 
 
 def stages_in(module: ModuleType) -> set[Callable[..., Artifact]]:

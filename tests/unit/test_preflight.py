@@ -43,7 +43,7 @@ def ingest(tmp_path: Path) -> None:
     save_index(context.files_store, index.model_copy(update={"shards": shards}))
     context.files_store.write("bpe.json", read_bpe(index).encode())
     metadata = {"classes": list(index.classes), "quarantined": []}
-    context.commit("shards", paths=["files/index.json", "files/bpe.json"], metadata=metadata)
+    context.commit("shards", written=["index.json", "bpe.json"], metadata=metadata)
 
 
 def test_a_source_is_tried_while_it_is_to_be_ingested(tmp_path: Path, tars: Path):

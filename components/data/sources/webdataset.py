@@ -21,6 +21,7 @@ from components.data.listing import FileVersion, list_versions
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import ordered_classes
 from components.data.tars import Group, Member, check_end, iterate_shard, unpack
+from components.storage.kept_parts import write_record
 from components.storage.store import Store, read_url
 
 LICENSE = "unspecified"
@@ -47,20 +48,19 @@ class Surveyed(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSurvey:
-    """The URL of a tar in (with the mark of its version), its facts (JSON) out; what was surveyed is read back."""
+    """The URL of a tar in (with the mark of its version), its facts (JSON) out."""
 
     out: Store
     holdout_fraction: float
 
+    def part_name(self, content: str) -> str:
+        """A digest of everything that decides the facts."""
+        return hashlib.sha256(f"index {self.holdout_fraction}\n{content}".encode()).hexdigest()[:32]
+
     def __call__(self, number: int, content: str) -> str:
-        url = content.partition("\n")[0]
-        digest = hashlib.sha256(f"index {self.holdout_fraction}\n{content}".encode()).hexdigest()
-        sidecar = f"parts/{digest[:32]}.json"
-        if self.out.exists(sidecar):
-            return self.out.read(sidecar).decode()
-        facts = survey_tar(url, holdout_fraction=self.holdout_fraction).model_dump_json()
-        self.out.write(sidecar, facts.encode())
-        return facts
+        facts = survey_tar(content.partition("\n")[0], holdout_fraction=self.holdout_fraction)
+        write_record(self.out, self.part_name(content), **facts.model_dump())
+        return facts.model_dump_json()
 
 
 def list_tars(path: str) -> list[FileVersion]:
