@@ -1,6 +1,8 @@
 """One version of each thing that runs on both sides of a wire."""
 
+import os
 import re
+import runpy
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
@@ -122,6 +124,26 @@ def test_an_image_takes_from_outside_nothing_but_what_has_a_hash(repository, ima
     assert all("--no-build-isolation -e ." in line for line in installs[1:])
     assert re.search(r"^ARG BASE_DIGEST=(@sha256:[0-9a-f]{64})?$", dockerfile, re.MULTILINE)
     assert re.search(r"^FROM \S+\$\{BASE_DIGEST\}$", dockerfile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_digest_that_docker_names_is_written_into_the_dockerfile(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    base = {"image": f"rayproject/ray:{pinned(repository)['ray']}-py311-gpu", "mlflow": "python:3.11-slim"}[image]
+    docker, dockerfile = tmp_path / "docker", tmp_path / "Dockerfile"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    pins = runpy.run_path(str(repository / "infra" / "pins.py"))
+    pins["pin_base"].__globals__["REPOSITORY"] = tmp_path
+    text = (repository / "infra" / image / "Dockerfile").read_text()
+    dockerfile.write_text(text)
+    for digest in ("a" * 64, "b" * 64):  # the tag has moved on
+        docker.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho sha256:{digest}\n')
+        docker.chmod(0o755)
+        assert pins["pin_base"](dockerfile) == f"Dockerfile: {base}@sha256:{digest}"
+        assert (tmp_path / "asked").read_text().startswith(f"buildx imagetools inspect {base} ")
+        pinned_text = re.sub(r"^ARG BASE_DIGEST=.*$", f"ARG BASE_DIGEST=@sha256:{digest}", text, flags=re.MULTILINE)
+        assert dockerfile.read_text() == pinned_text
 
 
 def test_the_hooks_run_the_commands_of_make_check(repository):
