@@ -22,6 +22,7 @@ SERVER_SECONDS = 180
 SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute", "test_serving")
 START_RAY = (
     "test_cluster_checks",
+    "test_installed",
     "test_laptop",
     "test_rows",
     "test_secrets",
