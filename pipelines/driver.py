@@ -19,6 +19,7 @@ from components.tracking.environment import environment
 from components.tracking.names import registered_name
 from pipelines.checkpoint_space import space_of
 from pipelines.cluster import parse_cluster
+from pipelines.code_seen import changes_of_code
 from pipelines.display import Display, duration, run_tables
 from pipelines.execute import Outcome, execute
 from pipelines.naming import cascade_name, data_identity
@@ -120,6 +121,8 @@ def run(options: RunOptions, console: Console) -> int:
     started = time.time()
     if options.name is None:
         check_name(prepared, console)
+    for line in changes_of_code(prepared.planned):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     shares = _share(prepared, options, console)
     signal.signal(signal.SIGTERM, _interrupt)  # `kill` is Ctrl-C to a run that a shell started with `&`
     actor = _start_recorder(prepared, chosen_name=options.name is not None)

@@ -25,6 +25,7 @@ from components.storage.artifact import Artifact, load_artifact
 from components.storage.lease import Lease
 from components.storage.store import SCRATCH, Store
 from components.storage.tries import FORCED, begin_forced_try, current_try, has_committed
+from pipelines.code_seen import code_of
 from pipelines.recorder import ActorRecorder, StageStatus
 from pipelines.workflow import PlannedStage
 
@@ -112,7 +113,7 @@ def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], 
         input_keys=entry.input_keys,
         store=entry.store,
         resources=resources,
-        provenance={**provenance, "config": stage.config.model_dump(mode="json")},
+        provenance={**provenance, "config": stage.config.model_dump(mode="json"), "code": code_of(stage)},
         forced=forced,
     )
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from components.stages.images import ImagesConfig
 from pipelines import driver
 from pipelines.cluster import Cluster, parse_cluster, this_machine
+from pipelines.code_seen import changes_of_code
 from pipelines.cost import UTILIZATION, rate_of, stage_costs
 from pipelines.cost_table import cost_notes, cost_overview, cost_table
 from pipelines.display import plan_table
@@ -109,6 +110,8 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
     """Each stage, its key and whether it is cached; and how those that would run share the GPUs of this machine."""
     prepared = driver.prepare(options)
     console.print(plan_table(prepared.planned))
+    for line in changes_of_code(prepared.planned):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     machine = this_machine()
     running = [entry.stage.name for entry in prepared.planned if entry.wanted]
     if machine.gpus and running and not on_cluster():

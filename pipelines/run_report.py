@@ -11,6 +11,7 @@ from components.evaluation.measure import DistanceRow
 from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
 from components.storage.artifact import Artifact, load_artifact
 from components.storage.store import Store
+from pipelines.code_seen import changes_of_code, made_by
 from pipelines.execute import Outcome
 from pipelines.profile_steps import traces_of
 from pipelines.recorder import TIME, StageStatus
@@ -45,7 +46,8 @@ def save_run(
         for entry in planned
     ]
     folder.write("recipe.yaml", recipe_yaml.encode())
-    plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "stages": stages}
+    changes = changes_of_code(planned)
+    plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "code_changes": changes, "stages": stages}
     folder.write("plan.json", json.dumps(plan, indent=1).encode())
     text = "\n\n".join(f"{stage}\n{details}" for stage, details in outcome.tracebacks.items())
     folder.write("errors.txt", text.encode())
@@ -100,7 +102,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         or evaluation.get("held_out_codebook", {}),
         studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
         data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
-        warnings=_warnings(artifacts),
+        warnings=(*_warnings(artifacts), *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
     )
 
@@ -120,6 +122,7 @@ def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
         uri=artifact.root if artifact is not None else "",
         note=stage["note"] if stage["state"] in ("failed", "skipped") else "",
         summary={} if stage["name"] == "evaluation" else summary,
+        code=made_by(artifact.provenance) if artifact is not None else "",
     )
 
 

@@ -84,6 +84,7 @@ class StageRow(Config):
     uri: str = ""  # of its artifact's folder
     note: str = ""  # why it failed or was skipped
     summary: dict[str, float] = Field(default_factory=dict)  # figures that its artifact states
+    code: str = ""  # commit and versions that made it
 
 
 class DataFacts(Config):

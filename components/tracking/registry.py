@@ -33,6 +33,7 @@ from components.tracking.runs import KEY, STAGE
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 GIT_COMMIT = "cascade.git_commit"
+CODE = ("git_commit", "code")  # of an artifact's provenance: which code made it, module by module
 FILES, FILES_DIGEST = "cascade.files", "cascade.files_sha256"  # the list of a version's files, and its digest
 LONGEST_LIST = 60_000  # characters; a tag takes no more on MySQL, and a longer list lies in the model alone
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
@@ -224,7 +225,11 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
     )
     with tempfile.TemporaryDirectory() as scratch:
         mlflow_model = Model(
-            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            run_id=run_id,
+            model_id=model.model_id,
+            metadata={name: artifact.provenance[name] for name in CODE if name in artifact.provenance},
         )
         folder = artifact.download(Path(scratch) / "files")
         digests = {name: entry.sha256 for name, entry in zip(artifact.names(), artifact.files, strict=True)}

@@ -1,7 +1,8 @@
 """Builds the wheel: the folders `components` and `pipelines` as one package, `image_cascade`.
 
 hatchling copies the files to their places there (`sources` in pyproject.toml); the modules among them are replaced by
-what `renamed` makes of them. The editable install has the checkout on its path and needs none of this.
+what `renamed` makes of them. A file says of which commit all is, in a source distribution too. The editable install has
+the checkout on its path and needs none of this.
 """
 
 import re
@@ -16,6 +17,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 LINK = re.compile(r"!?\[([^]]*)\]\((?![a-z]+:)[^)]*\)")  # to a file of the repository, whose address no package knows
 RENAMING = "components/tracking/packed_code.py"
+PROVENANCE = "pipelines/provenance.py"
+PACKAGE = "image_cascade"
 
 
 class OnePackage(BuildHookInterface[WheelBuilderConfig]):
@@ -26,6 +29,12 @@ class OnePackage(BuildHookInterface[WheelBuilderConfig]):
         self.scratch = TemporaryDirectory()
         root, scratch = Path(self.root), Path(self.scratch.name)
         if version == "editable":
+            return
+        provenance = runpy.run_path(str(root / PROVENANCE))
+        name = provenance["COMMIT"]
+        (scratch / name).write_text(provenance["commit"](root) + "\n")
+        build_data["force_include"][str(scratch / name)] = name if self.target_name == "sdist" else f"{PACKAGE}/{name}"
+        if self.target_name == "sdist":
             return
         code = runpy.run_path(str(root / RENAMING))
         for file in self.build_config.builder.recurse_selected_project_files():

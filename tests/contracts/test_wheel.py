@@ -5,10 +5,14 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import textwrap
 import zipfile
+from pathlib import Path
 
 import pytest
+
+from pipelines.provenance import COMMIT, commit
 
 MODULE_NAME = re.compile(r"(components|pipelines)(\.\w+)*\.[a-z_]\w*(:\w+)?")
 SAME = """
@@ -33,14 +37,17 @@ SAME = """
 """
 
 
+def build(source: Path, target: str, out: Path) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(out)]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = out.iterdir()
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(repository, tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    built = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    (path,) = out.glob("*.whl")
-    return zipfile.ZipFile(path)
+    return zipfile.ZipFile(build(repository, "wheel", tmp_path_factory.mktemp("wheel")))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,21 @@ def test_the_wheel_holds_one_package_and_nothing_else(wheel):
     folders = {name.partition("/")[0] for name in wheel.namelist()}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"image_cascade"}
     inside = {name.split("/")[1] for name in wheel.namelist() if name.startswith("image_cascade/")}
-    assert inside == {"__init__.py", "py.typed", "components", "pipelines"}
+    assert inside == {"__init__.py", "py.typed", "components", "pipelines", COMMIT}
+
+
+def test_the_wheel_says_of_which_commit_it_is(wheel, repository):
+    assert wheel.read(f"image_cascade/{COMMIT}").decode().strip() == commit(repository)
+
+
+def test_a_wheel_that_is_built_from_a_source_distribution_says_the_same(repository, tmp_path):
+    """As `python -m build` makes it: there is no .git in between."""
+    sdist, unpacked = build(repository, "sdist", tmp_path / "sdist"), tmp_path / "unpacked"
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    wheel = zipfile.ZipFile(build(source, "wheel", tmp_path / "wheel"))
+    assert wheel.read(f"image_cascade/{COMMIT}").decode().strip() == commit(repository)
 
 
 def test_the_wheel_holds_every_tracked_file_of_the_packages(wheel, repository, tracked_files):
