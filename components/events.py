@@ -68,6 +68,13 @@ class RunStarted(NamedTuple):
     tags: Mapping[str, str]  # `name` of its models, `git_commit`, and what else is known
 
 
+class ModelsDescribed(NamedTuple):
+    """What the registry is to say of the run's models, as Markdown."""
+
+    about: str  # of all their versions
+    details: str  # of those of this run
+
+
 class RunEnded(NamedTuple):
     """If it is FINISHED, the models of the run may become champions of their names."""
 
@@ -124,6 +131,7 @@ Event = (
     | Text
     | Warning
     | RunStarted
+    | ModelsDescribed
     | RunEnded
     | StagePlanned
     | StageHeld

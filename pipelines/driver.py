@@ -22,6 +22,7 @@ from pipelines.cluster import parse_cluster
 from pipelines.code_seen import changes_of_code
 from pipelines.display import Display, duration, run_tables
 from pipelines.execute import Outcome, execute
+from pipelines.model_card import model_card
 from pipelines.naming import cascade_name, data_identity
 from pipelines.nodes import check_nodes
 from pipelines.preflight import Needs, check_batches, check_needs, check_sharding, needs_of
@@ -131,6 +132,7 @@ def run(options: RunOptions, console: Console) -> int:
         outcome = _execute(prepared, options, actor, shares, console)
         statuses = ray.get(actor.snapshot.remote())
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
+        ray.get(actor.emit.remote(_describe_models(prepared, options, outcome)))
         warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED", options.promote))
         promotion = ray.get(actor.promotion.remote())
     except KeyboardInterrupt:
@@ -243,6 +245,16 @@ def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], a
         return "none"
     ray.get(actor.emit.remote(events.Text("", "report.html", html)))
     return url
+
+
+def _describe_models(prepared: Prepared, options: RunOptions, outcome: Outcome) -> events.ModelsDescribed:
+    command = ["cascade", "run", "--recipe", options.recipe]
+    command += [part for assignment in options.set for part in ("--set", assignment)]
+    command += ["--name", options.name] if options.name else []
+    about, details = model_card(
+        outcome.artifacts, recipe=prepared.recipe.name, run=prepared.run, command=command, commit=prepared.commit
+    )
+    return events.ModelsDescribed(about, details)
 
 
 def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, seconds: float) -> None:

@@ -164,6 +164,13 @@ class Delivery:
             why = "they were in the journal of a driver that is gone, or has yet to send them"
             self.warnings.append(f"{line['stage']}: MLflow lacks {missing}: {why}")
 
+    def _describe_models(self, line: Line) -> None:
+        tags = self.client.get_run(self._tracked(line).run_id).data.tags
+        for tag in (tag for tag in tags if tag.startswith(MODEL_TAG)):
+            name = tag.removeprefix(MODEL_TAG)
+            self.client.update_registered_model(name, line["about"])
+            self.client.update_model_version(name, tags[tag], f"{line['about']}\n\n{line['details']}")
+
     def _end_run(self, line: Line) -> None:
         run_id = self._tracked(line).run_id
         if line["status"] == "FINISHED":
@@ -271,6 +278,7 @@ def _end_of(run: Any) -> int | None:
 
 HANDLERS: dict[str, Callable[[Delivery, Line], None]] = {
     "start_run": Delivery._start_run,
+    "describe_models": Delivery._describe_models,
     "end_run": Delivery._end_run,
     "start_stage": Delivery._start_stage,
     "stage_cached": Delivery._stage_cached,

@@ -36,6 +36,8 @@ def line_of(event: events.Event, *, time_ms: int, write_blob: Callable[[bytes, s
             return {"event": "end_stage", "status": status, "artifact": document, "error": error}
         case events.RunStarted(_, recipe_yaml, parameters, tags):
             return {"event": "start_run", "recipe_yaml": recipe_yaml, "parameters": parameters, "tags": tags}
+        case events.ModelsDescribed(about, details):
+            return {"event": "describe_models", "about": about, "details": details}
         case events.RunEnded(status, promote):
             return {"event": "end_run", "status": status, "promote": promote}
     return None

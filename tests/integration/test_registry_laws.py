@@ -109,10 +109,14 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     for stage, artifact, inputs in (("base", base, {}), ("cascade", cascade, {"base": base})):
         tracker.emit(events.StageStarted(stage, artifact.key, {}, inputs))
         tracker.emit(events.StageEnded(stage, "FINISHED", artifact))
+    tracker.emit(events.ModelsDescribed("Recipe `tiny`.", "    cascade run --recipe tiny"))
     assert tracker.close("FINISHED") == []
 
     client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}"
     version = client.get_model_version_by_alias(name, "champion")
+    assert version.description == "Recipe `tiny`.\n\n    cascade run --recipe tiny"
+    assert client.get_registered_model(name).description == "Recipe `tiny`."
+    assert client.get_model_version_by_alias(f"{name}-base", "champion").description == version.description
     assert version.tags["cascade.git_commit"] == "abc123"
     assert version.tags["cascade.artifact"] == cascade.root
     run = client.get_run(version.run_id)

@@ -27,6 +27,7 @@ KNOWN: dict[type, Any] = {  # one event of each type
         events.Warning("base", "little room"),
         events.StageEnded("base", "FAILED", error="worker died"),
         events.StageCached("base", Artifact(kind="report", stage="base", key="k", files=())),
+        events.ModelsDescribed("Recipe `tiny`.", "Run `run`."),
         events.RunEnded("FAILED"),
     )
 }
