@@ -32,7 +32,7 @@ from pipelines.provenance import code_line, commit
 from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
 from pipelines.recorder import RunRecorder, StageStatus
 from pipelines.resource_table import resource_table
-from pipelines.run_report import render_run, save_run
+from pipelines.run_report import announced, render_run, save_run
 from pipelines.session import on_cluster, set_environment, start_ray
 from pipelines.shares import share_cluster
 from pipelines.workflow import PlannedStage, Selection, UsageError, Workflow
@@ -120,11 +120,12 @@ def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to its end. Returns the exit code: 0 done, 1 failed, 130 interrupted."""
     prepared = prepare(options)
     started = time.time()
-    if options.name is None:
-        check_name(prepared, console)
-    for line in changes_of_code(prepared.planned):
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
-    shares = _share(prepared, options, console)
+    with announced(prepared.root, prepared.run, prepared.planned):
+        if options.name is None:
+            check_name(prepared, console)
+        for line in changes_of_code(prepared.planned):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+        shares = _share(prepared, options, console)
     signal.signal(signal.SIGTERM, _interrupt)  # `kill` is Ctrl-C to a run that a shell started with `&`
     actor = _start_recorder(prepared, chosen_name=options.name is not None)
     _announce(prepared)
@@ -229,7 +230,7 @@ def _execute(
 
 
 def _announce(prepared: Prepared) -> None:
-    """A new run is written down before it works: from then on `cascade gc --unused` leaves its stages alone."""
+    """A new run is written down before it works, for `cascade report` and whoever looks for its stages."""
     if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):
         statuses = [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned]
         _save(prepared, Outcome(), statuses, seconds=0.0)

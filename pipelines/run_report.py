@@ -2,20 +2,40 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from components.data.shards import INDEX
 from components.evaluation.measure import DistanceRow
 from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
-from components.storage.artifact import Artifact, load_artifact
+from components.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
+from components.storage.garbage import ANNOUNCED, PLAN, Plan
 from components.storage.store import Store
 from pipelines.code_seen import changes_of_code, made_by
 from pipelines.execute import Outcome
 from pipelines.profile_steps import traces_of
 from pipelines.recorder import TIME, StageStatus
 from pipelines.workflow import PlannedStage, UsageError
+
+
+@contextmanager
+def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterator[None]:
+    """Names the stages of a run, so that `cascade gc` leaves them from here on, and takes that back where the run is
+    refused in here. Raises UsageError if a collection was faster."""
+    folder = root.join("runs", run)
+    before = folder.read(ANNOUNCED) if folder.exists(ANNOUNCED) else None
+    stages = [{"name": entry.stage.name, "key": entry.key} for entry in planned]
+    folder.write(ANNOUNCED, json.dumps({"stages": stages}).encode())
+    try:
+        gone = [e.stage.name for e in planned if e.cached is not None and not e.store.exists(MANIFEST)]
+        if gone:
+            raise UsageError(f"{', '.join(gone)}: deleted since the run was planned; run the same command again")
+        yield
+    except BaseException:
+        folder.delete(ANNOUNCED) if before is None else folder.write(ANNOUNCED, before)
+        raise
 
 
 def save_run(
@@ -48,24 +68,33 @@ def save_run(
     folder.write("recipe.yaml", recipe_yaml.encode())
     changes = changes_of_code(planned)
     plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "code_changes": changes, "stages": stages}
-    folder.write("plan.json", json.dumps(plan, indent=1).encode())
+    folder.write(PLAN, json.dumps(plan, indent=1).encode())
     text = "\n\n".join(f"{stage}\n{details}" for stage, details in outcome.tracebacks.items())
     folder.write("errors.txt", text.encode())
 
 
 def newest_run(root: Store) -> str:
     """Name of the run that was saved last. Raises UsageError if there is none."""
-    saved = {name: json.loads(root.read(f"runs/{name}/plan.json"))["saved"] for name in _runs(root)}
+    saved = {name: _plan_of(root, name).saved for name in _runs(root)}
     if not saved:
         raise UsageError(f"no run in {root.uri}; start one with `cascade run`")
     return max(saved, key=lambda name: saved[name])
 
 
 def load_plan(root: Store, run: str) -> dict[str, Any]:
-    """What `save_run` wrote: `stages`, each with name, key and state, and facts. Raises UsageError for no such run."""
+    """What `save_run` wrote: `stages`, each with name, key and state, and facts.
+
+    Raises UsageError for no such run, ArtifactError where a stage's name or key is none.
+    """
     if run not in _runs(root):
         raise UsageError(f"no run {run!r} in {root.uri}; there are {', '.join(_runs(root)) or 'none'}")
-    return json.loads(root.read(f"runs/{run}/plan.json"))
+    _plan_of(root, run)
+    return json.loads(root.read(f"runs/{run}/{PLAN}"))
+
+
+def _plan_of(root: Store, run: str) -> Plan:
+    path = f"runs/{run}/{PLAN}"
+    return parse_stored(Plan, root.read(path), root.url(path))
 
 
 def render_run(root: Store, run: str) -> tuple[str, str]:
@@ -173,4 +202,4 @@ def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
 
 
 def _runs(root: Store) -> list[str]:
-    return [name for name in root.folders("runs") if root.exists(f"runs/{name}/plan.json")]
+    return [name for name in root.folders("runs") if root.exists(f"runs/{name}/{PLAN}")]

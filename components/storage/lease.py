@@ -12,17 +12,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from components.storage.store import Store, StoreError
 
+TTL = 30.0  # seconds
+
+
+class Seen(NamedTuple):
+    """What one look at a lease shows."""
+
+    generation: int = 0  # 0: nobody has held it yet
+    beat: int = 0
+    holder: str = ""  # who works under it, in words; "" if nobody does, or who did has died on this machine
+
 
 class Lease:
     """`with`-less on purpose: acquired inside a stage's task, released in its `finally`."""
 
-    def __init__(self, store: Store, *, ttl: float = 30.0, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
+    def __init__(self, store: Store, *, ttl: float = TTL, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
         self.store, self.ttl, self.poll, self.on_lost = store, ttl, poll, on_lost
         self.generation = 0
         self.owner = {
@@ -36,18 +46,27 @@ class Lease:
 
     def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
         """Wait for the lease. Returns False as soon as `is_done()`: somebody else finished the work."""
-        seen: tuple[int, Any] = (0, None)
-        since = time.monotonic()
+        seen, since = Seen(generation=-1), time.monotonic()
         while not is_done():
-            generation, state = self._latest()
-            if (generation, state and state["beat"]) != seen:
-                seen, since = (generation, state and state["beat"]), time.monotonic()
+            if (now := self.look()) != seen:
+                seen, since = now, time.monotonic()
             stale = time.monotonic() - since > self.ttl
-            if (state is None or state["released"] or self._died_here(state) or stale) and self._take(generation + 1):
+            if (not seen.holder or stale) and self._take(seen.generation + 1):
                 return True
-            on_wait(f"another driver (pid {state['pid']} on {state['host']}) works on it" if state else "the lease")
+            on_wait(f"another driver ({seen.holder}) works on it" if seen.holder else "the lease")
             time.sleep(self.poll)
         return False
+
+    def look(self) -> Seen:
+        """Who holds it now. A holder whose `beat` stands still for `ttl` seconds is dead."""
+        generation, state = self._latest()
+        if state is None or state["released"] or self._died_here(state):
+            return Seen(generation)
+        return Seen(generation, state["beat"], f"pid {state['pid']} on {state['host']}")
+
+    def take(self, seen: Seen) -> bool:
+        """Take the lease if it still is as it was seen, by who judged that nobody works under it."""
+        return self.look() == seen and self._take(seen.generation + 1)
 
     def release(self) -> None:
         """Stop the heartbeat and let the next one in at once."""
@@ -55,6 +74,10 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
             self._write(beat=-1, released=True)
+
+    def withdraw(self) -> None:
+        """Leave no trace of the lease, which was released: there is nothing more to work on."""
+        self.store.delete(_name(self.generation))
 
     def _take(self, generation: int) -> bool:
         if not self.store.write_once(_name(generation), self._state(beat=0, released=False)):

@@ -21,11 +21,13 @@ from components.storage.artifact import (
     describe_bytes,
     load_artifact,
 )
+from components.storage.garbage import ANNOUNCED, PLAN, find_garbage
 from components.storage.store import DamagedFileError, Store, StoreError
 from components.training.checkpoint import DIGESTS
 from components.training.results import FINISHED, read_finished
 from components.training.run_folder import SNAPSHOT, fetch_checkpoint, last_checkpoint
 from pipelines.cli import WRONG_USE, main
+from pipelines.run_report import load_plan, newest_run
 
 OUTSIDE = "{outside}/made"  # which the watched folder takes the place of
 FORMS = {
@@ -239,6 +241,20 @@ def test_the_last_checkpoint_is_one(name: str, tmp_path: Path, outside: Path):
             last_checkpoint(run)
 
 
+@pytest.mark.parametrize("name", [*IN_JSON, "several parts"])
+def test_a_plan_names_stages_and_keys(name: str, tmp_path: Path, outside: Path):
+    root, bad = Store(str(tmp_path / "store")), "base/k" if name == "several parts" else form(name, outside)
+    for stage in ({"name": bad, "key": "k"}, {"name": "base", "key": bad}):
+        for file in (PLAN, ANNOUNCED):
+            root.write(f"runs/a/{file}", json.dumps({"saved": 1.0, "stages": [stage | {"state": "done"}]}).encode())
+            uses = [lambda: find_garbage(root, unused=True)]
+            for use in uses if file == ANNOUNCED else [*uses, lambda: load_plan(root, "a"), lambda: newest_run(root)]:
+                with pytest.raises(ArtifactError, match=rf"runs/a/{file} can't be used: stages\.0\.") as caught:
+                    use()
+                assert "\n" not in str(caught.value)
+            root.delete(f"runs/a/{file}")
+
+
 @pytest.mark.parametrize("name", IN_JSON)
 def test_a_composed_cascade_has_its_parts_in_its_folder(name: str, tmp_path: Path, outside: Path):
     for stages in ({"base": form(name, outside)}, {"upsamplers": [form(name, outside)]}):
@@ -288,3 +304,15 @@ def test_sample_refuses_a_hostile_model(
 def test_sample_refuses_a_changed_model(stage: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     stage.write(MANIFEST, stage.read(MANIFEST).replace(b'"metadata": {}', b'"metadata": {"a": 1}'))
     assert "is not as it was written" in refused(monkeypatch, capsys, "sample", "--model", stage.uri)
+
+
+@pytest.mark.parametrize("arguments", [["verify"], ["report"], ["gc", "--unused", "--yes"]])
+def test_who_reads_plans_refuses_a_hostile_one(
+    arguments: list[str], outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    root = Store(str(tmp_path / "store"))
+    root.write("stages/base/k/attempt-1/a.bin", b"data")
+    root.write("runs/a/plan.json", b'{"saved": 1.0, "stages": [{"name": "..", "key": "outside", "state": "done"}]}')
+    line = refused(monkeypatch, capsys, *arguments, "--storage", root.uri)
+    assert "runs/a/plan.json can't be used: stages.0.name: '..' is no name" in line
+    assert len(root.list()) == 2

@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from components.storage.artifact import Artifact, ArtifactError, commit_artifact, describe_bytes, load_artifact
-from components.storage.garbage import collect, find_garbage
 from components.storage.lease import Lease
 from components.storage.store import Store, StoreError
 from tests.stored_files import assert_one_wins
@@ -182,20 +181,3 @@ def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):
     threading.Timer(0.3, done.set).start()
     assert not _lease(store).acquire(is_done=done.is_set, on_wait=lambda reason: None)
     holder.release()
-
-
-def test_garbage_is_what_no_manifest_lists(any_store: str):
-    root = Store(any_store)
-    stage = root.join("stages", "base", "k")
-    for path in ("attempt-1/a.bin", "attempt-2/a.bin", "train/checkpoint/x", "work/features.npz"):
-        stage.write(path, b"data")
-    assert find_garbage(root) == []  # not committed: it resumes from there
-    commit_artifact(stage, _artifact(b"data"))
-    garbage = find_garbage(root)
-    assert [folder.path for folder in garbage] == [f"stages/base/k/{name}" for name in ("attempt-2", "train", "work")]
-    collect(root, garbage)
-    assert find_garbage(root) == []
-    artifact = load_artifact(stage)
-    assert artifact is not None
-    assert artifact.read("a.bin") == b"data"
-    assert [folder.path for folder in find_garbage(root, unused=True)] == ["stages/base/k"]
