@@ -19,6 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from components.configuration.file_names import folder_name
+
 HEADER, LOCK = "journal.json", "lock"
 Line = dict[str, Any]  # "event" names it, "time" is in milliseconds since 1970; `lines.py` says what else it holds
 
@@ -46,7 +48,8 @@ class Journal:
         return name
 
     def blob(self, name: str) -> Path:
-        return self.folder / "blobs" / name
+        """Where a file lies. Raises ValueError for a name that leads elsewhere."""
+        return self.folder / "blobs" / folder_name(name)
 
     def lines(self) -> list[Line]:
         """All events, sent or not."""

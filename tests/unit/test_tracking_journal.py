@@ -50,6 +50,12 @@ def test_a_journal_that_has_arrived_leaves_nothing_and_another_waits(tmp_path: P
     assert not arrived.folder.exists()
 
 
+@pytest.mark.parametrize("name", ["../../secret.txt", "/etc/hostname", "a/b.txt", ""])
+def test_a_file_of_a_journal_lies_in_it(name: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="is no name"):
+        new_journal(tmp_path, destination=HERE).blob(name)
+
+
 def test_a_journal_is_taken_up_only_for_its_own_destination_and_not_while_in_use(tmp_path: Path):
     journal = new_journal(tmp_path, destination=HERE)
     journal.append(event("metrics", points=[]))
