@@ -27,6 +27,7 @@ TABLE, NETWORKS = "components/storage/bundle.py", "NETWORKS"  # kind -> class
 DIGITS = 12  # hexadecimal, of a digest
 MOST_FILES = 8  # in a line
 INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
+SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel: import image_cascade.components as …
 
 
 class Import(NamedTuple):
@@ -158,7 +159,7 @@ def _imports(path: Path, changed: int, size: int) -> tuple[Import, ...]:
 
 @cache
 def _text_digest(path: Path, changed: int, size: int) -> str:
-    return _digest(INSTALLED.sub("", path.read_text()))
+    return _digest(_as_in_the_checkout(path.read_text()))
 
 
 @cache
@@ -168,14 +169,15 @@ def _tree_digest(path: Path, changed: int, size: int) -> str:
 
 def tree_digest(text: str) -> str:
     """Digest of a module's syntax tree, without docstrings and with the checkout's names of modules."""
-    tree = ast.parse(INSTALLED.sub("", text))
+    tree = ast.parse(_as_in_the_checkout(text))
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             body[:] = [part for part in body if not _is_text(part)]
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                alias.asname = None if alias.asname == alias.name else alias.asname  # as a wheel writes it
     return _digest(ast.dump(tree))
+
+
+def _as_in_the_checkout(text: str) -> str:
+    return SAME_NAME.sub(r"\1", INSTALLED.sub("", text))
 
 
 def _is_text(statement: ast.stmt) -> bool:
