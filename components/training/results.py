@@ -12,8 +12,7 @@ from components.storage.artifact import FileEntry, parse_stored, upload_attempt
 from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
 from components.storage.store import SCRATCH, Store
 from components.training.learner import below
-from components.training.run_folder import download_folder
-from components.training.snapshots import SNAPSHOTS, reconstruct
+from components.training.snapshots import SNAPSHOTS, fetch_snapshots, reconstruct
 
 METRICS = "metrics.json"
 FINISHED = "finished.json"  # in the run folder: the training has come to its end, and this is what it left
@@ -74,7 +73,7 @@ def finish(run: Store, stage_store: Store, description: ModelDescription, **mode
     """Upload the files of `write_model` (see there for `model`) to the stage's folder, and say so in the run folder."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}model-") as place:
         folder = Path(place)
-        download_folder(run, SNAPSHOTS, folder / SNAPSHOTS)
+        fetch_snapshots(run, folder / SNAPSHOTS)
         summary = write_model(folder, description, **model)
         entries = upload_attempt(stage_store, folder)
     listed = {"entries": [entry.model_dump() for entry in entries], "summary": summary}

@@ -10,7 +10,7 @@ import pyarrow.fs
 
 from components.storage.connection import connect, retried
 from components.storage.store import DamagedFileError, Store, StoreError, in_parallel, read_url
-from components.training.checkpoint import DIGESTS, POSITION, read_digests
+from components.training.checkpoint import DIGESTS, read_digests
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
 PREFIX = "step-"
@@ -62,15 +62,10 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
 def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
     """Copy a checkpoint to `local` and compare it with the digests that were written with it. Returns `local`.
 
-    Raises DamagedFileError for a file that is missing, or differs however often it is read. A checkpoint without
-    digests is one of a version that wrote none: it is taken as it is.
+    Raises DamagedFileError for a file that is missing, the list of digests too, or differs however often it is read.
     """
-    digests = f"{name}/{DIGESTS}"
     try:
-        if not run.exists(digests):
-            run.read(f"{name}/{POSITION}")
-            return download_folder(run, name, local)
-        expected = read_digests(run.read(digests))
+        expected = read_digests(run.read(f"{name}/{DIGESTS}"))
         in_parallel(lambda file: run.download(f"{name}/{file}", local, file, expected=expected[file]), expected)
     except (FileNotFoundError, ValueError) as error:
         raise DamagedFileError(f"{run.url(name)} is not whole: {error}") from error
@@ -86,12 +81,6 @@ def upload_folder(local: Path, run: Store, name: str) -> None:
     in_parallel(send, sorted(path for path in local.rglob("*") if path.is_file()))
 
 
-def download_folder(run: Store, name: str, local: Path) -> Path:
-    """Copy the run's folder `name` to `local`. Returns `local`."""
-    in_parallel(lambda file: run.download(file.path, local, file.path.removeprefix(f"{name}/")), run.list(name))
-    return local
-
-
 def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
     """(path without protocol, filesystem) as Ray Train wants them, for any fsspec URL."""
     filesystem, path = connect(folder.uri)
@@ -101,8 +90,8 @@ def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
 class WholeFiles(pyarrow.fs.FSSpecHandler):
     """Files that appear whole or not at all: a driver killed while it writes its snapshot must not lose the run.
 
-    For the small files that Ray Train keeps itself; checkpoints go by `upload_folder` and `download_folder`. What fails
-    is retried.
+    For the small files that Ray Train keeps itself; checkpoints go by `upload_folder` and `fetch_checkpoint`. A call
+    that fails is retried.
     """
 
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.sampling.model import BPE
+from components.storage.artifact import describe_file
 from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.storage.kept_parts import read_records, recorded_parts, write_record
+from components.storage.store import DamagedFileError, Store, in_parallel
 from components.training.power_ema import EMAProfile, coefficients, combine, nearest_first
 
 SNAPSHOTS = "snapshots"
@@ -29,6 +32,27 @@ def write_snapshots(folder: Path, state: dict[str, Any], *, sigma_rel: float) ->
             if name.startswith(average)
         }
         save_file(weights, folder / f"{width:.3f}-{state['learner']['ema_updates']:09d}.safetensors")
+
+
+def send_snapshots(folder: Path, run: Store) -> None:
+    """Copy the files in `folder` to the run folder, each with a record of what it must be."""
+    store = run.join(SNAPSHOTS)
+    for path in sorted(folder.iterdir()):
+        store.upload(path, path.name)
+        write_record(store, path.stem, describe_file(path, path.name))
+
+
+def fetch_snapshots(run: Store, folder: Path) -> None:
+    """Copy the snapshots of a run to `folder`; there may be none.
+
+    Raises DamagedFileError for one that is gone or differs from its record.
+    """
+    store = run.join(SNAPSHOTS)
+    try:
+        files = [file for record in read_records(store, sorted(recorded_parts(store))) for file in record.files]
+        in_parallel(lambda file: store.download(file.path, folder, file.path, expected=file.digest), files)
+    except (FileNotFoundError, DamagedFileError) as error:
+        raise DamagedFileError(f"{error}; no past step is taken again, so train anew with --force") from error
 
 
 def kept_profiles(folder: Path) -> dict[EMAProfile, Path]:

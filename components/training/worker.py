@@ -42,7 +42,7 @@ from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
 from components.training.run_folder import checkpoint_name, upload_folder
-from components.training.snapshots import SNAPSHOTS, write_snapshots
+from components.training.snapshots import SNAPSHOTS, send_snapshots, write_snapshots
 from components.training.speed import counted_flops, forget_peak_memory
 from components.training.trace import traced
 
@@ -345,7 +345,7 @@ class Saver:
         config = self.job.config
         if has_snapshots(config) and is_scheduled(copy.step, config):
             write_snapshots(folder / SNAPSHOTS, copy.state, sigma_rel=config.ema_sigma_rel)
-            upload_folder(folder / SNAPSHOTS, self.job.run, SNAPSHOTS)
+            send_snapshots(folder / SNAPSHOTS, self.job.run)
             shutil.rmtree(folder / SNAPSHOTS)
         write_host_copy(folder / name, copy)
         write_digests(folder / name)

@@ -38,7 +38,6 @@ from components.training.perceptual_weights import (
 )
 from components.training.run_folder import (
     checkpoint_name,
-    download_folder,
     fetch_checkpoint,
     forget_checkpoint,
     last_checkpoint,
@@ -86,9 +85,8 @@ def test_a_checkpoint_comes_back_as_written_or_not_at_all(any_store: str, tmp_pa
         whole = run.read(f"step-7/{name}")
         for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], None):
             run.write(f"step-7/{name}", damaged) if damaged is not None else run.delete(f"step-7/{name}")
-            if name != DIGESTS or damaged is not None:
-                with pytest.raises(DamagedFileError, match="step-7"):
-                    fetch_checkpoint(run, "step-7", tmp_path / "other")
+            with pytest.raises(DamagedFileError, match="step-7"):
+                fetch_checkpoint(run, "step-7", tmp_path / "other")
         run.write(f"step-7/{name}", whole)
     assert read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "again"))[0] == 7
 
@@ -109,16 +107,6 @@ def test_whoever_leaves_early_saves_first() -> None:
     )
     assert reached == 13
     assert saved == [10, 13]
-
-
-def test_checkpoint_folder_comes_back_as_it_was_uploaded(any_store: str, tmp_path: Path) -> None:
-    (tmp_path / "a" / "deep").mkdir(parents=True)
-    (tmp_path / "a" / "one").write_bytes(b"1")
-    (tmp_path / "a" / "deep" / "two").write_bytes(b"22")
-    upload_folder(tmp_path / "a", Store(any_store), "step-1")
-    back = download_folder(Store(any_store), "step-1", tmp_path / "b")
-    assert (back / "one").read_bytes() == b"1"
-    assert (back / "deep" / "two").read_bytes() == b"22"
 
 
 def test_what_ray_train_writes_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -9,13 +9,22 @@ from safetensors.torch import load_file
 from components.configuration.trainings import GANTraining
 from components.sampling.model import BPE
 from components.storage.bundle import load_bundle
+from components.storage.store import DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import WEIGHTS, write_checkpoint
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.power_ema import EMAProfile
 from components.training.results import ModelDescription, write_model
-from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles, reconstruct, write_snapshots
+from components.training.snapshots import (
+    SNAPSHOTS,
+    choose_average,
+    fetch_snapshots,
+    kept_profiles,
+    reconstruct,
+    send_snapshots,
+    write_snapshots,
+)
 from pipelines.ema_command import write_average
 from pipelines.workflow import UsageError
 from tests.tiny_training import (
@@ -61,6 +70,26 @@ def test_snapshots_hold_both_averages_of_each_checkpoint(tmp_path: Path) -> None
     assert [*kept] == [EMAProfile(10, 0.05), EMAProfile(10, 0.10), EMAProfile(20, 0.05), EMAProfile(20, 0.10)]
     assert_equal_bits(load_file(kept[EMAProfile(20, 0.05)]), below("ema.", weights))  # 0.05 is nearest to 0.07
     assert_equal_bits(load_file(kept[EMAProfile(20, 0.10)]), below("second_ema.", weights))
+
+
+def test_snapshots_come_back_as_they_were_sent_or_not_at_all(tmp_path: Path) -> None:
+    trained(tmp_path)
+    run, folder = Store(str(tmp_path / "run")), tmp_path / SNAPSHOTS
+    sent = {path.name: path.read_bytes() for path in folder.iterdir()}
+    send_snapshots(folder, run)
+    fetch_snapshots(run, tmp_path / "back")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == sent
+    files = [info.path for info in run.list()]
+    assert len(files) == 2 * len(sent)  # each has its record
+    for path in files:
+        whole = run.read(path)
+        run.write(path, whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(DamagedFileError, match=r"snapshots/.*train anew with --force"):
+            fetch_snapshots(run, tmp_path / "other")
+        run.write(path, whole)
+    run.delete(next(path for path in files if path.endswith(".safetensors")))
+    with pytest.raises(DamagedFileError, match=r"snapshots/.*train anew with --force"):
+        fetch_snapshots(run, tmp_path / "other")
 
 
 def model_of(folder: Path) -> Path:
