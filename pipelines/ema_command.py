@@ -32,7 +32,10 @@ def write_average(model: str, *, length: float, tracking: str | None, out: Path)
         with local_model(model, tracking) as folder:
             if not (folder / DESCRIPTION).is_file():
                 raise UsageError(f"{model} is a whole cascade, which keeps no snapshots: give the model of one stage")
-            choose_average(folder, out, sigma_rel=length)
+            try:
+                choose_average(folder, out, sigma_rel=length)
+            except ValueError as error:
+                raise UsageError(f"{model}: {error}") from error
         registry = tracking_uri(tracking) if model.startswith(REGISTRY) else None
         if registry is None:
             return Average(out, "")

@@ -41,15 +41,15 @@ def sample(
 
     **Examples**
 
-    - `cascade sample --model models:/image-cascade-openmoji@champion --label flags --label animals-nature`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --label "Animals & Nature"`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
     - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
-    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label flags --size 64x128 --top-k 50`
+    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 64x128 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
-    - `cascade sample --model models:/image-cascade-classifier_guided@champion --label flags --classifier-scale 2`
-    - `cascade sample --model models:/image-cascade-gan@champion --label flags --truncation 0.5`
+    - `cascade sample --model models:/image-cascade-classifier_guided@champion --label Flags --classifier-scale 2`
+    - `cascade sample --model models:/image-cascade-gan@champion --label Flags --truncation 0.5`
     - `cascade sample --like samples/red-heart-diffusion-0007.png` — the same image again
     - `cascade sample --like samples/red-heart-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
     """

@@ -4,6 +4,7 @@ Images are uint8 (H, W, 3). All images of a grid are shown at one size: the smal
 factors without smoothing, so that what a model made at 16² is seen as it is.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -72,7 +73,8 @@ def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:
     """Blocks from top to bottom, `columns` images in a row, as PNG."""
     sides = [max(image.shape[:2]) for block in blocks for image in block.images]
     cell = max(sides) * max(1, -(-CELL // max(sides)))
-    width = GAP + columns * (cell + GAP)
+    headings = max(text_font(text_size(cell)).getlength(block.heading) for block in blocks)
+    width = max(GAP + columns * (cell + GAP), math.ceil(headings) + 2 * GAP)
     canvas = Image.new("RGB", (width, sum(_height(block, columns, cell) for block in blocks) + GAP), PAPER)
     top = GAP
     for block in blocks:
@@ -114,7 +116,7 @@ def _draw(canvas: Image.Image, block: GridBlock, *, top: int, columns: int, cell
     draw, font = ImageDraw.Draw(canvas), text_font(text_size(cell))
     line = text_size(cell) + LINE_GAP
     if block.heading:
-        draw.text((GAP, top), fit_text(block.heading, canvas.width - 2 * GAP, font), fill=INK, font=font)
+        draw.text((GAP, top), block.heading, fill=INK, font=font)
         top += line
     pitch = cell + GAP + (line if block.captions else 0)
     if block.words:

@@ -148,7 +148,7 @@ def read_null(images: Artifact, index: ShardIndex, name: str) -> np.ndarray:
 
 
 def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
-    """Fields of `components.training.config.DatasetInfo` that the set's arrays decide."""
+    """Fields of `components.configuration.dataset_info.DatasetInfo` that the set's arrays decide."""
     sizes = {}
     if "image_embedding" in names:
         (sizes["image_embedding_dim"],) = index.array("image_embedding").shape

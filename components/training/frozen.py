@@ -44,7 +44,7 @@ class Frozen(NamedTuple):
     """What a training needs of its frozen encoders."""
 
     load_encoders: tuple[LoadEncoder, ...]
-    sizes: dict[str, int]  # fields of `components.training.config.DatasetInfo`
+    sizes: dict[str, int]  # fields of `components.configuration.dataset_info.DatasetInfo`
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundl
     Raises ValueError if the model kept no snapshots, or for a width that has no profile.
     """
     if not (model / SNAPSHOTS).is_dir():
-        raise ValueError(f"{model} has no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")
+        raise ValueError(f"no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")
     bundle = load_bundle(model)
     bundle.module.load_state_dict(reconstruct(model / SNAPSHOTS, sigma_rel))
     save_bundle(folder, bundle)

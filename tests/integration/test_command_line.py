@@ -53,6 +53,13 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     return subprocess.run(installed, cwd=cwd, env=settings, capture_output=True, text=True, timeout=120)
 
 
+def test_the_package_is_the_command_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", "show", "openmojy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: no recipe 'openmojy'; did you mean 'openmoji'?, or a YAML file\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -10,10 +10,12 @@ from components.evaluation.grids import (
     CELL,
     INK,
     PAPER,
+    GridBlock,
     compared_grid,
     fit_text,
     in_square,
     labelled_grid,
+    render_blocks,
     strip_grid,
     text_font,
 )
@@ -87,6 +89,12 @@ def test_text_is_cut_to_its_width_with_an_ellipsis() -> None:
     cut = fit_text("a much longer text than fits", 100, text_font())
     assert cut.endswith("…")
     assert len(cut) < 20
+
+
+def test_a_heading_is_shown_whole_above_few_images() -> None:
+    heading = "reconstructions of held-out images by their codes"
+    shown = np.argwhere((pixels(render_blocks([GridBlock(heading, [blank(CELL)])], columns=1)) < 100).all(axis=-1))
+    assert np.ptp(shown[:, 1]) == pytest.approx(text_font().getlength(heading), abs=6)
 
 
 def test_a_reconstruction_stands_right_below_its_original() -> None:

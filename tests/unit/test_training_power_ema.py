@@ -151,6 +151,7 @@ def test_what_the_command_cannot_do_is_one_line(length: float, words: str, tmp_p
     with pytest.raises(UsageError, match=words) as caught:
         write_average(str(model), length=length, tracking=None, out=out)
     assert "\n" not in str(caught.value)
+    assert str(out if length == 0.2 else model) in str(caught.value)
 
 
 def test_a_model_without_snapshots_says_what_it_lacks(tmp_path: Path) -> None:

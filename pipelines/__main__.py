@@ -1,0 +1,6 @@
+"""`python -m pipelines`: the `cascade` command."""
+
+from pipelines.cli import main
+
+if __name__ == "__main__":
+    main()
