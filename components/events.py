@@ -69,7 +69,7 @@ class RunStarted(NamedTuple):
 
 
 class ModelsDescribed(NamedTuple):
-    """What the registry is to say of the run's models, as Markdown."""
+    """Descriptions of the run's models for the registry, as Markdown."""
 
     about: str  # of all their versions
     details: str  # of those of this run

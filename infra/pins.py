@@ -75,7 +75,7 @@ def pin_base(dockerfile: Path) -> str:
 
 
 def run(*command: str) -> str:
-    """What a command prints. It asks PyPI, or the index that `PIP_INDEX_URL` names, and no other place."""
+    """Returns the output of a command. It asks PyPI, or the index that `PIP_INDEX_URL` names, and no other place."""
     variables = {name: value for name, value in os.environ.items() if name not in OTHER_SOURCES}
     variables |= {"PIP_CONFIG_FILE": os.devnull}
     return subprocess.run(command, cwd=REPOSITORY, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout

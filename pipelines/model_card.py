@@ -1,4 +1,4 @@
-"""What MLflow says of a run's models, as Markdown: recipe, data, license, how to make them again, code, figures."""
+"""Descriptions of a run's models for MLflow, in Markdown: recipe, data, license, command, code, figures."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ PAGES = {"openmoji": "from [openmoji.org](https://openmoji.org)"}  # that a lice
 def model_card(
     artifacts: Mapping[str, Artifact], *, recipe: str, run: str, command: Sequence[str], commit: str
 ) -> tuple[str, str]:
-    """What is true of every version of its models, and what of those of this run alone.
+    """Returns what is true of every version of its models, and what of those of this run alone.
 
     Args:
         artifacts: stage -> what it made, now or before.

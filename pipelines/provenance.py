@@ -1,4 +1,4 @@
-"""Which code this is: version and commit, recorded with all that is made, and never part of a key.
+"""Version and commit of this code, recorded with all that is made, and never part of a key.
 
 Needs the standard library alone: the wheel's build asks too.
 """

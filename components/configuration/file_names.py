@@ -33,7 +33,7 @@ def file_name(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """As `file_name`, of one part."""
+    """`file_name` for a name of one part."""
     if "/" in file_name(name):
         raise ValueError(f"{name!r} is no name of a folder: it has several parts")
     return name

@@ -61,7 +61,7 @@ class Place(NamedTuple):
     warn: Warn
 
     def whole(self, recipes: dict[str, str]) -> dict[str, Record]:
-        """As `whole_parts`."""
+        """Calls `whole_parts`."""
         return whole_parts(recipes, files=self.out, num_cpus=self.num_cpus, warn=self.warn)
 
 

@@ -61,7 +61,7 @@ class CorruptImageError(Exception):
 
 
 class Part(Config):
-    """What one shard adds to the index."""
+    """The contribution of one shard to the index."""
 
     entry: ShardEntry
     captions: tuple[str, ...]  # of its training samples

@@ -86,7 +86,7 @@ class CascadeSampler:
 
 
 def read_job_file(job: str, files: Store) -> JobFile:
-    """Of a finished job: its record, the file itself is not read."""
+    """Reads the record of a finished job; the file itself is not read."""
     record = read_record(files, job)
     (entry,), told = record.files, record.facts
     return JobFile(entry, {stage: (count, side) for stage, (count, side) in told["stages"].items()}, told["seconds"])

@@ -225,7 +225,7 @@ def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: boo
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What a composed cascade's `cascade.json` says. Raises ValueError if `folder` holds none, one of another version,
+    """Reads a composed cascade's `cascade.json`. Raises ValueError if `folder` holds none, one of another version,
     or one with a part that does not lie in `folder`."""
     path = folder / DESCRIPTION
     if not path.is_file():

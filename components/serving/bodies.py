@@ -49,7 +49,7 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
 
 
 class Bodies:
-    """Those that are being read."""
+    """The bodies that are being read."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -104,7 +104,7 @@ class Bodies:
 
 
 def again(body: bytes, receive: Receive) -> Receive:
-    """What gives a body that was read, and then what follows it."""
+    """Returns a receiver that replays the body and then passes on the messages after it."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def give() -> Message:

@@ -1,4 +1,4 @@
-"""What clients upload: forms, images decoded under limits, masks of both meanings."""
+"""Uploads of clients: forms, images decoded under limits, masks of both meanings."""
 
 import base64
 import json

@@ -71,7 +71,7 @@ class Versions:
 
     @property
     def card(self) -> Card:
-        """What the version that answers can do, and which one that the alias names was refused."""
+        """The card of the version that answers, with the version of the alias that was refused."""
         return self.current.card._replace(refused=self._refused)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ def _prepare(filesystem: fsspec.AbstractFileSystem) -> None:
 
 
 def _plain(error: Exception) -> Exception:
-    """By the status of the answer: s3fs goes by Amazon's words, and other stores have words of their own."""
+    """Translates an error by its HTTP status: s3fs goes by Amazon's words, and other stores have their own."""
     response = getattr(error.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     kind = {PRECONDITION_FAILED: FileExistsError, NOT_IMPLEMENTED: NotImplementedError}.get(status)

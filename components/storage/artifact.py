@@ -172,7 +172,7 @@ def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
 
 
 def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:
-    """As `verify_files`, of all that the manifest lists."""
+    """Runs `verify_files` on all that the manifest lists."""
     return verify_files(artifact.store, artifact.files, on_file=on_file)
 
 

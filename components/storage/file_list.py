@@ -54,7 +54,7 @@ def differences(folder: Path, *, digest: str | None = None, text: str | None = N
 
 
 def check_files(folder: Path, model: str, *, digest: str | None = None, text: str | None = None) -> None:
-    """As `differences`. Raises ValueError, in one line, if there is one; `model` is what the user calls it."""
+    """Raise ValueError, in one line, if `differences` has any; `model` is the name that the user gave."""
     if lines := differences(folder, digest=digest, text=text):
         more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise ValueError(
@@ -70,7 +70,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _digests(folder: Path, paths: list[str]) -> dict[str, str]:
-    """By path, several files at a time: hashing leaves Python's lock alone."""
+    """Path -> sha256, several files at a time: hashing leaves Python's lock alone."""
 
     def digest(path: str) -> str:
         with open(folder / path, "rb") as file:

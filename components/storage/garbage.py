@@ -37,7 +37,7 @@ class PlannedKey(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a run's files say of its stages."""
+    """The stages of a run, read from its files."""
 
     stages: tuple[PlannedKey, ...]
     saved: float = 0.0  # seconds since 1970

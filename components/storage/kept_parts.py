@@ -28,7 +28,7 @@ class Record(Config):
 
 
 class Look(Config):
-    """What was found of a part; neither where it is decided by another recipe."""
+    """The state of a part that was read; both fields are empty where another recipe decides it."""
 
     record: Record | None = None  # of one that is whole
     damage: str = ""  # of one that is not: a line that names the file
@@ -65,7 +65,7 @@ def read_record(store: Store, part: str) -> Record:
 
 
 def read_records(store: Store, parts: Iterable[str]) -> list[Record]:
-    """Those of several parts, in their order. Raises as `read_record`."""
+    """The records of several parts, in their order. Raises as `read_record`."""
     return in_parallel(partial(read_record, store), parts)
 
 

@@ -22,7 +22,7 @@ TTL = 30.0  # seconds
 
 
 class Seen(NamedTuple):
-    """What one look at a lease shows."""
+    """The state of a lease at one look."""
 
     generation: int = 0  # 0: nobody has held it yet
     beat: int = 0

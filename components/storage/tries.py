@@ -40,7 +40,7 @@ def begin_forced_try(store: Store, forced: str) -> None:
 
 
 def has_committed(store: Store, forced: str) -> bool:
-    """Whether the stage is committed; where `forced` is given, whether by that try."""
+    """True if the stage is committed; where `forced` is given, by that try."""
     if not forced:
         return store.exists(MANIFEST)
     artifact = load_artifact(store)

@@ -206,7 +206,7 @@ class Delivery:
             self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, line=line)
 
     def _may_register(self, parent: str, name: str) -> bool:
-        """Whether a name is free or of the run's own images: asked before the run too, if MLflow is not away then."""
+        """True if a name is free or of the run's own images; checked before the run too, if MLflow answers then."""
         taken = take(self.client, name, self.client.get_run(parent).data.tags)
         if taken is not None:
             line = f"not registered: {taken}; the same command with it trains nothing again"

@@ -1,4 +1,4 @@
-"""Which images the models of a registered name are trained on: two sets of one name move no champion of each other."""
+"""Images that the models of a registered name are trained on: two sets of one name move no champion of each other."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,13 +13,13 @@ CHOSEN = "cascade.chosen_name"  # of a run: whether the user named its models, a
 
 
 def clash(name: str, data: str, theirs: str) -> str:
-    """What is said of it, in one line."""
+    """The message about two sets of one name, in one line."""
     own = name.removeprefix("image-cascade-")
     return f"{name} holds models of {theirs}, not of {data}: choose a name with --name (--name {own} takes it over)"
 
 
 def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri: str) -> str | None:
-    """As `clash`, of the first of a run's names that stands for other images. Raises whatever MLflow raises while it
+    """The `clash` of the first of a run's names that stands for other images. Raises whatever MLflow raises while it
     is away."""
     if is_new(tracking_uri):
         return None

@@ -1,4 +1,4 @@
-"""Which version is the champion: by its figures, measured as the champion's were.
+"""Chooses the champion of a name by its figures, measured as the champion's were.
 
 Figures are Fréchet distances of what the generators of a run made, or of an autoencoder's reconstructions. One decision
 holds for all models of a run: those of its stages follow the cascade that they belong to. It is written into the run
@@ -38,7 +38,7 @@ class MadeFigure(Config):
 
 
 class Figures(Config):
-    """What an evaluation measured, and how. Only what was measured in the same way can be compared."""
+    """The distances of an evaluation, and how they were measured: only equal ways can be compared."""
 
     images: str  # key of the stage that made the set
     network: str
@@ -61,7 +61,7 @@ class Verdict(NamedTuple):
 
 
 class Promotion(NamedTuple):
-    """What became of the models of a run; of the composed cascade where there is one."""
+    """The decision about the models of a run; about the composed cascade where there is one."""
 
     model: str  # registered name
     version: str
@@ -80,7 +80,7 @@ class Promotion(NamedTuple):
 
 
 def figures_of(evaluation: Artifact) -> Figures | None:
-    """What an evaluation measured of models, the finished images of each generator; None if nothing, or another."""
+    """Distances of the finished images of each generator; None for an artifact that measured none."""
     rows = [row for row in evaluation.metadata.get("distances", ()) if row["purpose"] == "model"]
     made = {}
     for row in rows:  # a generator's stages are in their order
@@ -105,7 +105,7 @@ def figures_of(evaluation: Artifact) -> Figures | None:
 
 
 def compared(new: Figures | None, champion: Figures | None) -> Verdict:
-    """Whether a version may follow the champion: no figure is worse by more than the error of the difference."""
+    """Decides if a version may follow the champion: no figure is worse by more than the error of the difference."""
     if new is None:
         return Verdict(False, "it can't be compared with the champion: the run measured no distance of it")
     if champion is None:
@@ -150,7 +150,7 @@ def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote,
 def _decide(
     client: MlflowClient, versions: dict[str, str], *, models: str, how: Promote, figures: list[Figures]
 ) -> dict[str, Any]:
-    """By name the champion until now, whether the run's version follows it, and why."""
+    """Name -> the champion until now, if the run's version follows it, and why."""
     main = registered_name(models) if registered_name(models) in versions else min(versions)
     follows = len(versions) == 1 or main == registered_name(models)  # else nothing says what the figures are of
     measured = figures[-1] if figures and follows else None

@@ -240,7 +240,7 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
 
 
 def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
-    """Whether what was logged before may be registered: all its files are as they were."""
+    """True if a model that was logged before may be registered: all its files are as they were."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri)

@@ -65,7 +65,7 @@ def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
 
 
 def is_new(tracking_uri: str) -> bool:
-    """Whether it is a file that is not there yet: a client would make its tables first, which takes seconds."""
+    """True for a file that is not there yet: a client would make its tables first, which takes seconds."""
     file = tracking_uri.removeprefix(SQLITE)
     return file != tracking_uri and not Path(file).exists()
 

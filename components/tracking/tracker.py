@@ -88,7 +88,7 @@ class Tracker:
 
     @property
     def promotion(self) -> list[Promotion] | None:
-        """What became of the models of a run that ended well, if it has any; None while MLflow has not heard of it."""
+        """Decisions about the models of a run that ended well; None while MLflow has not heard of it."""
         return None if self._sender.delivery is None else self._sender.delivery.promotions.get(self._run["run"])
 
     def close(

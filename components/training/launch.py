@@ -34,9 +34,8 @@ from components.training.worker import RayStream, Stream, TrainingJob, train_wor
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
-OWN_ERROR = re.compile(
-    rf"^{re.escape(components.__name__)}\.[\w.]+: "
-)  # in front of a message that is written for the user
+# In front of a message that is written for the user.
+OWN_ERROR = re.compile(rf"^{re.escape(components.__name__)}\.[\w.]+: ")
 
 
 class TrainingError(RuntimeError):
