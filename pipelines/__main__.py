@@ -1,6 +1,6 @@
 """`python -m pipelines`: the `cascade` command."""
 
-from pipelines.cli import main
+from pipelines.command.cli import main
 
 if __name__ == "__main__":
     main()

@@ -71,6 +71,6 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import run_script
+    from pipelines.command.cli import run_script
 
     run_script()

@@ -8,6 +8,7 @@ from pydantic import model_validator
 from components.configuration.config import Config
 from components.configuration.sampling import OneModelSampling
 from components.configuration.trainings import AnyLoneModel, AutoencoderTraining, GANTraining
+from components.runtime.storage.artifact import Artifact
 from components.sampling.model import SAMPLING
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
@@ -17,7 +18,6 @@ from components.stages.images import ImagesConfig, images_identity, ingest_image
 from components.stages.likelihood import LikelihoodConfig, measure_likelihood
 from components.stages.pixels import train_pixels
 from components.stages.samples import SamplesConfig, sample_generators
-from components.storage.artifact import Artifact
 from pipelines.workflow import Stage, Workflow
 
 

@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from components.configuration.config import IDENTITY, Config
-from components.storage.artifact import Artifact, load_artifact
-from components.storage.store import Store
+from components.runtime.storage.artifact import Artifact, load_artifact
+from components.runtime.storage.store import Store
 
 KEY_LENGTH = 20  # hexadecimal digits, 80 bits
 MOST_NAMES = 40  # in a message

@@ -15,7 +15,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from pipelines.cores import share_cores
+from pipelines.planning.cores import share_cores
 
 share_cores()  # before torch is imported, here and in all that the tests start
 SERVER_SECONDS = 180
@@ -140,7 +140,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for the whole suite, with the logical CPUs that the product gives itself."""
     import ray
 
-    from pipelines.session import start_ray
+    from pipelines.engine.session import start_ray
 
     start_ray(worker_start_timeout=120, verbose=False)
     yield

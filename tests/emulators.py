@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 from fsspec.registry import _registry
 
-from components.storage.connection import connect
+from components.runtime.storage.connection import connect
 from tests.conftest import SERVER_SECONDS, free_port, stop
 
 AZURITE = "3.35.0"  # the last for Node 20

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from pipelines import provenance
+from pipelines.engine import provenance
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LEDGERS = ("bench.json", "bench-gpu.json", "faults.json")

@@ -26,7 +26,7 @@ from components.data.shards import (
 )
 from components.data.sources.scenes import list_scenes
 from components.data.tars import write_shard
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 
 CLASSES = ("red", "green", "blue")
 CAPTIONS = ("a red square", "a green square", "a blue square")

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.diffusion.discrete import DiscreteObjective
-from components.diffusion.edm import EDMObjective
-from components.diffusion.objective import Objective, make_objective
-from components.diffusion.samplers import sample
+from components.models.diffusion.discrete import DiscreteObjective
+from components.models.diffusion.edm import EDMObjective
+from components.models.diffusion.objective import Objective, make_objective
+from components.models.diffusion.samplers import sample
 
 
 def discrete(schedule: str = "linear", num_train_timesteps: int = 1000, **changes: Any) -> DiscreteObjective:

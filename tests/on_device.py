@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from components.configuration.precision import Precision
-from components.events import SilentRecorder
 from components.models.layers import GroupNorm
+from components.runtime.events import SilentRecorder
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.training.batches import batches_ahead, to_batch

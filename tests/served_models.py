@@ -7,9 +7,9 @@ import mlflow
 import torch
 from mlflow import MlflowClient
 
-from components.storage.bundle import ModelBundle, load_bundle, save_bundle
-from components.tracking.promotion import make_champion
-from components.tracking.registry import register_artifact
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
+from components.runtime.tracking.promotion import make_champion
+from components.runtime.tracking.registry import register_artifact
 from tests.tiny_cascade import commit_model, write_cascade
 
 NAME = "image-cascade-tiny"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from components.storage.store import Store, in_parallel
+from components.runtime.storage.store import Store, in_parallel
 
 
 def flip(file: Path) -> None:

@@ -7,11 +7,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
+from components.models.bundle import NETWORKS, ModelBundle, save_bundle
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe_file
+from components.runtime.storage.store import Store
 from components.sampling.cascade import compose
 from components.sampling.text_encoding import SPECIAL_TOKENS
-from components.storage.artifact import Artifact, commit_artifact, describe_file
-from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
-from components.storage.store import Store
 
 CLASSES = ["animals", "food", "flags"]
 TEXT_LENGTH = 8

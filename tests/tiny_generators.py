@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.sampling.cascade import compose
-from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
 from tests.tiny_cascade import CLASSES, TOKENIZER
 
 CONDITION = {**TOKENIZER, "bottleneck": {**TOKENIZER["bottleneck"], "codebook_size": 8}}

@@ -1,4 +1,4 @@
-"""Networks by kind. Fields are arguments of the constructor that `components.storage.bundle.NETWORKS` has for the kind;
+"""Networks by kind. Fields are arguments of the constructor that `components.models.bundle.NETWORKS` has for the kind;
 what the data set and the other parts of a training decide is added where it is built (`components.training.building`).
 """
 

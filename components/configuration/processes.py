@@ -1,6 +1,6 @@
 """How images are noised, and what a network learns of it.
 
-`objective()` gives what `components.diffusion.objective.make_objective` takes.
+`objective()` gives what `components.models.diffusion.objective.make_objective` takes.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -20,7 +20,7 @@ import ray
 from ray.data import DataIterator, Dataset
 from ray.data.block import BlockAccessor
 
-from components.ray_internals import RefBundle, StreamSplitDataIterator
+from components.runtime.ray_internals import RefBundle, StreamSplitDataIterator
 
 FEWEST_CREWS, MOST_CREWS, RANKS_OF_NODE = 8, 16, 8  # between the two numbers, a crew is a node of eight GPUs
 AHEAD_BLOCKS = 1  # that wait in the dealer for each rank; each rank fetches one ahead too

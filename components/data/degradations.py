@@ -1,6 +1,6 @@
 """Which degradation each sample goes through, and the one that needs an encoder: JPEG, made where images are read.
 
-The others (masks, borders, gray, fewer pixels) are made of tensors, see components/diffusion/degradation.py.
+The others (masks, borders, gray, fewer pixels) are made of tensors, see components/models/diffusion/degradation.py.
 Palette, Saharia et al. (2022), section 4: one model for all tasks. Shapes: N images, uint8 (N, H, W, 3).
 """
 

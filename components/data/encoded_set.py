@@ -19,11 +19,11 @@ from components.data.pieces import WARN, Warn
 from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
-from components.execution import Resources
+from components.runtime.execution import Resources
+from components.runtime.storage.kept_parts import Record, write_file, write_record
+from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
 from components.sampling.model import most_at_once
-from components.storage.kept_parts import Record, write_file, write_record
-from components.storage.store import Store
 
 Rows = dict[str, np.ndarray]
 Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arrays (N, ...), each with its name

@@ -15,14 +15,14 @@ from components.data.pieces import WARN, Warn
 from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
-from components.execution import Resources
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.autoencoders import open_autoencoder
+from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
-from components.storage.artifact import Artifact
-from components.storage.autoencoders import open_autoencoder
-from components.storage.kept_parts import write_part
-from components.storage.store import Store
 
 
 class TokenEncoder:

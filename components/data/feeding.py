@@ -13,7 +13,7 @@ import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from components.ray_internals import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
+from components.runtime.ray_internals import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
 
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
 LONGEST_REST = 0.2  # once none has waited for a while: a block holds several steps

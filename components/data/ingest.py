@@ -29,8 +29,8 @@ from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
 from components.data.sources.source import Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarSurvey, list_tars, merge_classes
-from components.storage.kept_parts import Record
-from components.storage.store import Store, absolute
+from components.runtime.storage.kept_parts import Record
+from components.runtime.storage.store import Store, absolute
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import fsspec
 
 from components.data.errors import SourceError
-from components.storage.connection import connect, files_below, reason
+from components.runtime.storage.connection import connect, files_below, reason
 
 MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first that is known
 

@@ -13,9 +13,9 @@ from components.data.errors import SourceError, reason_of
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader, Source
 from components.data.tars import write_shard
+from components.runtime.storage.kept_parts import write_file, write_record
+from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
-from components.storage.kept_parts import write_file, write_record
-from components.storage.store import Store
 
 T = TypeVar("T")
 

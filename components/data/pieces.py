@@ -9,9 +9,9 @@ from typing import Any
 import ray.data
 
 from components.data.errors import DataError, ShardError, SourceError
-from components.pool import portable
-from components.storage.kept_parts import Look, Record, look_at, recorded_parts
-from components.storage.store import Store, StoreError
+from components.runtime.pool import portable
+from components.runtime.storage.kept_parts import Look, Record, look_at, recorded_parts
+from components.runtime.storage.store import Store, StoreError
 
 OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceError, StoreError)}
 Warn = Callable[[str], None]  # tells the user one line

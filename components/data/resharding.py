@@ -15,9 +15,9 @@ from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of
 from components.data.sources.webdataset import checked_groups, shard_entry, surveyed, tar_facts
 from components.data.tars import Group, iterate_shard, write_shard
-from components.storage.artifact import FileEntry
-from components.storage.kept_parts import write_record
-from components.storage.store import Store, read_url
+from components.runtime.storage.artifact import FileEntry
+from components.runtime.storage.kept_parts import write_record
+from components.runtime.storage.store import Store, read_url
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 
 from components.data.pieces import WARN, Warn, whole_parts
 from components.data.shards import ShardEntry, ShardIndex
-from components.execution import Resources
-from components.node import node_threads
-from components.pool import portable
+from components.runtime.execution import Resources
+from components.runtime.node import node_threads
+from components.runtime.pool import portable
+from components.runtime.storage.store import Store
 from components.sampling.precision import state_products
-from components.storage.store import Store
 
 
 class ShardJob(NamedTuple):

@@ -20,7 +20,7 @@ from components.configuration.file_names import FileName, file_name
 from components.data.arrays import ArrayInfo
 from components.data.errors import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
-from components.storage.store import DamagedFileError, Digest, Store, read_url
+from components.runtime.storage.store import DamagedFileError, Digest, Store, read_url
 
 INDEX = "index.json"
 BPE = "bpe.json"

@@ -20,8 +20,8 @@ from components.data.sources.fashion_mnist import IMAGES, idx_urls, installed_fo
 from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
-from components.storage.connection import StoreError, reason
-from components.storage.store import absolute, read_range
+from components.runtime.storage.connection import StoreError, reason
+from components.runtime.storage.store import absolute, read_range
 
 logger = logging.getLogger(__name__)
 

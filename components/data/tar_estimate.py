@@ -9,7 +9,7 @@ from components.data.listing import FileVersion
 from components.data.shards import ShardEntry, ShardIndex, TextInfo
 from components.data.sources.webdataset import LICENSE
 from components.data.tars import GZIP, IMAGE_SUFFIXES
-from components.storage.store import read_range
+from components.runtime.storage.store import read_range
 
 HEAD_BYTES = 8 * 2**20  # of the first tar that are read
 

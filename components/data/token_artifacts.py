@@ -11,7 +11,7 @@ import numpy as np
 
 from components.data.errors import TokensError
 from components.data.tokens import TokenSet, aligned_tokens, join_tokens, parse_tokens, select_split, token_batches
-from components.storage.artifact import Artifact
+from components.runtime.storage.artifact import Artifact
 
 HELD_OUT = 2048  # images for previews and the final evaluation
 

@@ -18,11 +18,11 @@ from components.evaluation.generated import read_job
 from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import ImagePart, in_batches, shrink
 from components.models.contrastive import ContrastiveEncoder
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 EQUAL = 6  # decimals: cosines that differ by less are equal, whatever the order in which they were computed
 

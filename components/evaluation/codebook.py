@@ -27,14 +27,14 @@ from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
-from components.pool import Later, write_job
+from components.runtime.pool import Later, write_job
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.autoencoders import open_autoencoder
+from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
 from components.sampling.model import most_at_once
-from components.storage.artifact import Artifact
-from components.storage.autoencoders import open_autoencoder
-from components.storage.store import Store
 
 HISTOGRAM = "histogram"  # array of the files
 

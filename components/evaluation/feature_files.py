@@ -13,8 +13,8 @@ import numpy as np
 
 from components.evaluation.features import FeatureExtractor, FeatureNetwork, FeaturePrecision
 from components.evaluation.image_sets import ImagePart, ImageSet, Purpose
-from components.pool import Later, Pool, file_name, write_job
-from components.storage.store import Store
+from components.runtime.pool import Later, Pool, file_name, write_job
+from components.runtime.storage.store import Store
 
 FEATURES = "features"  # array of the files
 

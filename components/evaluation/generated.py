@@ -14,11 +14,11 @@ import numpy as np
 
 from components.evaluation.image_sets import FileImages
 from components.evaluation.measure import MadeStage
-from components.pool import file_name
+from components.runtime.pool import file_name
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 JOB_SIZE = 64  # images of one job, at least
 LARGEST_JOB = 512  # where many thousands are asked for

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from components.data.held_out import held_out_arrays
 from components.data.shards import ShardIndex
-from components.diffusion.samplers import SamplerName
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.variants import (
     HELD_OUT,
@@ -25,6 +24,8 @@ from components.evaluation.variants import (
     counted,
     study_requests,
 )
+from components.models.diffusion.samplers import SamplerName
+from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
 from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.device import best_device
@@ -32,7 +33,6 @@ from components.sampling.guided import sample_guided
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import class_id
-from components.storage.artifact import Artifact
 
 Method = Literal["classifier", "classifier_unconditional", "classifier_free", "interval", "autoguidance"]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]

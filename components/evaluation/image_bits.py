@@ -18,19 +18,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from components.diffusion.corruption import to_levels
 from components.evaluation.likelihood_study import STREAM, BoundJob, condition_of, pixels_of, standard_error
-from components.losses.pixel_likelihood import discretized_logistic_nll
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
+from components.models.diffusion.corruption import to_levels
+from components.models.losses.pixel_likelihood import discretized_logistic_nll
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
-from components.pool import Pool, file_name, write_job
+from components.runtime.pool import Pool, file_name, write_job
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import random_stream
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 EXACT = ("pixelcnn", "row_lstm")  # kinds of networks
 KINDS = (*EXACT, "autoencoder")

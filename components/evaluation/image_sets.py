@@ -13,9 +13,9 @@ from einops import rearrange
 
 from components.data.decoded import DecodedShard
 from components.data.shards import ShardEntry, ShardIndex, Split
-from components.diffusion.corruption import downsample
+from components.models.diffusion.corruption import downsample
+from components.runtime.storage.store import Digest, Store
 from components.sampling.images import levels_to_uint8
-from components.storage.store import Digest, Store
 
 BATCH = 32  # images in memory at a time
 Purpose = Literal["model", "scale"]

@@ -1,8 +1,8 @@
 """Jobs of requests at work: each is sampled in the largest batches that its device has room for, and its file is
 packed, described and written while the device is at the next one.
 
-A worker holds at most two jobs (`components.pool.IN_HAND`), so the images in memory don't grow with those that are
-asked for. Shapes: N images of a job, H W their pixels, F frames of a strip.
+A worker holds at most two jobs (`components.runtime.pool.IN_HAND`), so the images in memory don't grow with the number
+of requests. Shapes: N images of a job, H W their pixels, F frames of a strip.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from components.evaluation.generated import LARGEST_JOB, SampledImages, SampleJob, Strip, pack_job
 from components.evaluation.sampling_clocks import Clock, ProcessorClock, StreamClock
-from components.pool import Later, Pool, write_job
+from components.runtime.pool import Later, Pool, write_job
+from components.runtime.storage.artifact import Artifact, FileEntry
+from components.runtime.storage.kept_parts import read_record
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
 from components.sampling.images import to_uint8
 from components.sampling.room import Room
-from components.storage.artifact import Artifact, FileEntry
-from components.storage.kept_parts import read_record
-from components.storage.store import Store
 
 
 def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:

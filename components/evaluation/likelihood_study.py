@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.diffusion.discrete import DiscreteObjective
-from components.diffusion.objective import make_objective
-from components.diffusion.variational_bound import prior_bits
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.pool import Pool, file_name, write_job
+from components.models.diffusion.discrete import DiscreteObjective
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.variational_bound import prior_bits
+from components.runtime.pool import Pool, file_name, write_job
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.gray import one_channel
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, encode_conditions, load_model
 from components.sampling.requests import Request, random_stream
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 JOB_IMAGES = 8
 BATCH = 64  # times of one image at once

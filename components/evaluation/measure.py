@@ -33,8 +33,8 @@ from components.evaluation.image_sets import (
     spread,
 )
 from components.evaluation.precision_recall import NEIGHBORS, precision_recall
-from components.pool import Pool
-from components.storage.store import Store
+from components.runtime.pool import Pool
+from components.runtime.storage.store import Store
 
 REFERENCE, HELD_OUT = "training images", "held-out images"
 

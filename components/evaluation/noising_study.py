@@ -18,18 +18,18 @@ from torch import Tensor
 from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_split
 from components.data.shards import ShardIndex
-from components.diffusion.discrete import DiscreteObjective
-from components.diffusion.objective import make_objective
-from components.diffusion.schedule import Schedule, make_schedule
-from components.diffusion.trajectory import spaced_timesteps
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
+from components.models.diffusion.discrete import DiscreteObjective
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.schedule import Schedule, make_schedule
+from components.models.diffusion.trajectory import spaced_timesteps
+from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, encode_conditions, load_model, most_at_once
 from components.sampling.requests import random_stream
-from components.storage.artifact import Artifact
 
 FORWARD, PREDICTED = "forward_noising", "predicted_x_0"  # names of images
 VALUES = "Values of x_t as they approach N(0, I)"  # titles of plots

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from pydantic import Field
@@ -20,7 +20,7 @@ from components.evaluation.curves import curve_svg, is_constant, last_value, met
 from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
-from components.measures import MEASURES, measures_of
+from components.runtime.measures import MEASURES, measures_of
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.image_files import encode_png
 
@@ -190,10 +190,11 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def page_environment() -> Environment:
-    """Templates of pages, and how they write figures."""
+def page_environment(module: str = __name__) -> Environment:
+    """Templates beside `module`, those of this room that they include, and how figures are written."""
+    packages = dict.fromkeys(name.rpartition(".")[0] for name in (module, __name__))
     environment = Environment(
-        loader=PackageLoader(__name__.rpartition(".")[0]),
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from components.diffusion.corruption import downsample
-from components.diffusion.degradation import MASK_TASKS, blurred, gray
-from components.diffusion.masks import NUMBERS, border_mask, inpainting_mask
 from components.evaluation.grids import GridBlock, readable, render_blocks
+from components.models.diffusion.corruption import downsample
+from components.models.diffusion.degradation import MASK_TASKS, blurred, gray
+from components.models.diffusion.masks import NUMBERS, border_mask, inpainting_mask
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel

@@ -7,7 +7,6 @@ import numpy as np
 from pydantic import Field
 
 from components.data.shards import ShardIndex
-from components.diffusion.samplers import SamplerName
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.variants import (
     HELD_OUT,
@@ -19,9 +18,10 @@ from components.evaluation.variants import (
     counted,
     study_requests,
 )
+from components.models.diffusion.samplers import SamplerName
+from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
-from components.storage.artifact import Artifact
 
 
 class StepsStudyConfig(VariantsConfig):

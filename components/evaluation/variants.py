@@ -20,10 +20,10 @@ from components.evaluation.generated import jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
 from components.evaluation.measure import HELD_OUT, REFERENCE, MeasureConfig
-from components.pool import file_name, write_job
+from components.runtime.pool import file_name, write_job
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.storage.store import Store
 
 SHOWN = 8  # images of each way
 SMALL = 8  # pixels: only labels and captions are wanted

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.losses.reconstruction import image_of, output_channels
 from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
+from components.models.losses.reconstruction import image_of, output_channels
 from components.models.network_blocks import NetworkBlock
 from components.models.quantizer import EMAQuantizer, VectorQuantizer
 
@@ -215,7 +215,7 @@ class Autoencoder(nn.Module):
         attention_resolutions: resolutions, in pixels, with attention after each block; the middle always has it.
         latent_channels: width of the encoder's and decoder's end; a Gaussian's encoder has twice that.
         bottleneck: see `make_bottleneck`.
-        reconstruction: what the decoder's output means, see `components.losses.reconstruction`.
+        reconstruction: what the decoder's output means, see `components.models.losses.reconstruction`.
         patch_shortcut: whether a linear map goes around the encoder and one around the decoder (residual autoencoding,
             Chen et al., 2024, section 3.1, with a learned map of all levels in place of an average of each): what is
             linear, colors first, is learned in minutes. The published networks have none.

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from components.models.autocast import autocast
 from components.models.bottleneck import Encoded
-from components.transfer import to_device
+from components.models.transfer import to_device
 
 KMEANS_STEPS = 10
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from components.models.autoencoder import Autoencoder
+from components.models.bundle import DESCRIPTION as MODEL
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade, read_parts
 from components.sampling.classifier import class_log_probabilities
@@ -44,7 +45,6 @@ from components.sampling.model import (
 from components.sampling.precision import products
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, check_request
-from components.storage.bundle import DESCRIPTION as MODEL
 
 LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
 Predict = Callable[[list[RequestRow]], list[str]]

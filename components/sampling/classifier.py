@@ -6,9 +6,9 @@ Shapes: B images, K classes, H W pixels.
 import torch
 from torch import Tensor
 
-from components.diffusion import guidance
-from components.diffusion.objective import make_objective
-from components.diffusion.samplers import Score
+from components.models.diffusion import guidance
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.samplers import Score
 from components.sampling.model import SamplingModel
 
 PROCESS = ("kind", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")

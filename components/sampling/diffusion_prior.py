@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.configuration.sampling import DiffusionPriorSampling
-from components.diffusion.guidance import guide
-from components.diffusion.objective import make_objective
-from components.diffusion.samplers import sample
 from components.models.contrastive import unit_variance
+from components.models.diffusion.guidance import guide
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.samplers import sample
 from components.sampling.best_of import best_of
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.generator import Between, after_each

@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from components.models.bundle import DESCRIPTION, load_bundle
 from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import load_bpe
-from components.storage.bundle import DESCRIPTION, load_bundle
 
 BPE = "bpe.json"
 PRETRAINED_FILES = ("config.json", "tokenizer.json", "model.safetensors")  # as save_pretrained writes them

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from components.configuration.conditions import Member
-from components.diffusion import samplers
+from components.models.diffusion import samplers
 from components.sampling.frozen_text import ContrastiveText, FrozenText
 from components.sampling.model import SamplingModel, check_conditions, reads_prompts
 from components.sampling.requests import Request

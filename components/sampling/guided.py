@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from components.diffusion.guidance import guide
-from components.diffusion.samplers import sample
+from components.models.diffusion.guidance import guide
+from components.models.diffusion.samplers import sample
 from components.sampling.classifier import classifier_score
 from components.sampling.generators.diffusion import first_sampling, noise_of, objective_of, sampling_arguments
 from components.sampling.model import SamplingModel, encode_conditions

@@ -9,7 +9,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from components.diffusion.corruption import from_levels, to_levels
+from components.models.diffusion.corruption import from_levels, to_levels
 from components.sampling.image_files import open_given_image
 
 WHITE = 128  # gray levels of a mask from here on are its mask

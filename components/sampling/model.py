@@ -23,10 +23,10 @@ from components.configuration.sampling import (
     TokenSampling,
     TransformerSampling,
 )
+from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
 from components.sampling.images import read_image
 from components.sampling.requests import Request, class_id
 from components.sampling.text_encoding import encode_text, load_bpe
-from components.storage.bundle import DESCRIPTION, describe_bundle, load_bundle
 
 BPE = "bpe.json"
 MOST_PIXELS = 2**20  # of a batch

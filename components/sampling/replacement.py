@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from components.diffusion.degradation import MASK_TASKS
-from components.diffusion.samplers import Known
+from components.models.diffusion.degradation import MASK_TASKS
+from components.models.diffusion.samplers import Known
 from components.sampling.image_files import open_given_image
 from components.sampling.images import from_uint8, read_mask
 from components.sampling.model import SamplingModel

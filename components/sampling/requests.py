@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from components.diffusion.degradation import MASK_TASKS, TASKS
+from components.models.diffusion.degradation import MASK_TASKS, TASKS
 
 OPTIONS = (  # fields of a request that some generators take and others don't
     *("condition", "image", "mask", "task", "guidance_scale", "steps", "temperature", "top_k", "top_p"),

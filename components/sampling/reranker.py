@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from components.diffusion.corruption import downsample, quantize_8_bit
 from components.models.contrastive import ContrastiveEncoder
+from components.models.diffusion.corruption import downsample, quantize_8_bit
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
 

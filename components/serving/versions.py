@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from components.runtime.tracking.model_source import is_model_folder, local_model, model_artifact, registry_of
+from components.runtime.tracking.names import REGISTRY, shown_source
+from components.runtime.tracking.registry import Named, find_named
 from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
@@ -18,9 +21,6 @@ from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.messages import Card
 from components.serving.settings import ServedModel
-from components.tracking.model_source import is_model_folder, local_model, model_artifact, registry_of
-from components.tracking.names import REGISTRY, shown_source
-from components.tracking.registry import Named, find_named
 
 LOG = logging.getLogger("cascade.serving")
 WARM_SECONDS = 5.0  # of one generator: what makes images value by value would take minutes

@@ -24,13 +24,13 @@ from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_o
 from components.evaluation.image_sets import some_of, split_parts
 from components.evaluation.job_sampler import sample_jobs
 from components.evaluation.measure import branch_name
-from components.pool import Pool
+from components.runtime.pool import Pool
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import describe_model
 from components.sampling.requests import Request
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 AskedBy = Literal["label", "prompt"]
 TITLES: dict[AskedBy, str] = {  # of the tables

@@ -2,9 +2,9 @@
 
 from components.configuration.trainings import AutoencoderTraining
 from components.data.shards import check_member, load_index
+from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.stages.training import train_on_images
-from components.storage.artifact import Artifact
 from components.training.building import network_arguments
 from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from components.configuration.sampling import SamplingConfig
+from components.runtime.storage.artifact import Artifact, FileEntry, upload_attempt
+from components.runtime.storage.store import SCRATCH, Store
 from components.sampling.cascade import compose
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact, FileEntry, upload_attempt
-from components.storage.store import SCRATCH, Store
 
 
 def compose_cascade(

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from components import events
-from components.execution import Resources
-from components.pool import HandoverError, Pool
-from components.storage.artifact import (
+from components.runtime import events
+from components.runtime.execution import Resources
+from components.runtime.pool import HandoverError, Pool
+from components.runtime.storage.artifact import (
     Artifact,
     ArtifactKind,
     FileEntry,
@@ -19,7 +19,7 @@ from components.storage.artifact import (
     describe_bytes,
     upload_attempt,
 )
-from components.storage.store import SCRATCH, Store, in_parallel
+from components.runtime.storage.store import SCRATCH, Store, in_parallel
 
 REPORTS = 64  # over which a pace is measured
 AT_ONCE = 0.02  # seconds

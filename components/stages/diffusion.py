@@ -11,13 +11,13 @@ from components.data.degradations import Degradation
 from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
 from components.data.subset import random_part
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
 from components.stages.context import StageContext
 from components.stages.training import check_maker, frozen_networks, train_on_images
-from components.storage.artifact import Artifact
-from components.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.training.building import network_arguments
 from components.training.frozen import Frozen, LoadEncoder, gray_images, load_latents
 from components.training.results import ModelDescription

@@ -3,9 +3,9 @@
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import DiffusionPriorTraining
 from components.data.shards import BPE, load_index, read_bpe
+from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.stages.training import frozen_networks, train_on_images
-from components.storage.artifact import Artifact
 from components.training.building import network_arguments
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion_prior import DiffusionPriorTask

@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import Field
 
-from components import events
 from components.data.shards import load_index
 from components.data.subset import random_part
 from components.evaluation.codebook import (
@@ -29,10 +28,11 @@ from components.evaluation.measure import (
     packed_reference,
     window_sets,
 )
-from components.pool import Pool
+from components.runtime import events
+from components.runtime.pool import Pool
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.autoencoders import describe_autoencoder
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.autoencoders import describe_autoencoder
 
 RECONSTRUCTED = "reconstructions of held-out images"
 

@@ -9,8 +9,8 @@ from components.data.ingest import IngestConfig, ingest
 from components.data.listing import FileVersion
 from components.data.shards import BPE, INDEX, load_index
 from components.data.source_check import detect_source, source_digest
+from components.runtime.storage.artifact import Artifact, FileEntry
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact, FileEntry
 
 
 class ImagesConfig(IngestConfig):

@@ -29,9 +29,9 @@ from components.evaluation.likelihood_study import (
     read_bound,
     summarize,
 )
+from components.runtime.storage.artifact import Artifact
 from components.sampling.model import load_model
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
 
 
 class LikelihoodConfig(Config):

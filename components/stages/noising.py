@@ -4,8 +4,8 @@ from functools import partial
 
 from components.data.shards import load_index
 from components.evaluation.noising_study import VARIANCE, NoisingStudyConfig, study_model
+from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
 
 
 def study_noising(config: NoisingStudyConfig, context: StageContext, *, images: Artifact, model: Artifact) -> Artifact:

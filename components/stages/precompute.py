@@ -7,13 +7,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from components import events
 from components.configuration.config import Config
 from components.data.encoded_set import commit_set, encode_set, part_names
 from components.data.shards import BPE, INDEX, load_index, read_bpe
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.kept_parts import read_records
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.kept_parts import read_records
 from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns, maker_of
 
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]

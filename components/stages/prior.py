@@ -13,9 +13,9 @@ from components.data.token_artifacts import (
     held_out_tokens,
     rank_tokens,
 )
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.training.building import network_arguments
 from components.training.flops import step_flops
 from components.training.launch import train

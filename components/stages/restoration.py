@@ -24,12 +24,12 @@ from components.evaluation.restoration import (
     restoration_table,
     restorations,
 )
-from components.pool import file_name
+from components.runtime.pool import file_name
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import SamplingModel
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 
 
 class RestorationConfig(MeasureConfig):

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from components import events
 from components.data.held_out import WordReader, Words, joined_words, read_split
 from components.data.shards import ShardIndex, load_index
 from components.data.subset import random_part
@@ -19,13 +18,14 @@ from components.evaluation.gallery import (
 )
 from components.evaluation.generated import measured_jobs, measured_requests
 from components.evaluation.job_sampler import JobFile, read_job_file, sample_jobs, seconds_per_image
-from components.pool import file_name
+from components.runtime import events
+from components.runtime.pool import file_name
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store, in_parallel
 from components.sampling.cascade import Cascade, ConditionImages
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.store import Store, in_parallel
 
 READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 

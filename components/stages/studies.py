@@ -23,8 +23,8 @@ from components.evaluation.variants import (
     variant_jobs,
     variants_grid,
 )
+from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
 
 
 def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:

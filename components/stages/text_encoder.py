@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from components.configuration.config import Config
+from components.runtime.storage.artifact import Artifact, FileEntry, upload_attempt
+from components.runtime.storage.store import SCRATCH, Store, StoreError, absolute, list_url
 from components.sampling.frozen_text import (
     LENGTH,
     PRETRAINED_FILES,
@@ -17,8 +19,6 @@ from components.sampling.frozen_text import (
     load_frozen_text,
 )
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact, FileEntry, upload_attempt
-from components.storage.store import SCRATCH, Store, StoreError, absolute, list_url
 
 
 class TextEncoderConfig(Config):

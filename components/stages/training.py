@@ -20,8 +20,8 @@ from components.data.degradations import Degradation
 from components.data.held_out import held_out_arrays
 from components.data.shards import Member, ShardIndex, check_member, read_bpe
 from components.data.stream import training_stream
+from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
 from components.training.building import IMAGES
 from components.training.flops import step_flops
 from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls, maker_of

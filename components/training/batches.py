@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from components.models.transfer import to_device
 from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import from_uint8, to_uint8
 from components.training.loop import Arrays, Batch
-from components.transfer import to_device
 
 IMAGES = ("image", "condition_image")
 ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # made beforehand

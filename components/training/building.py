@@ -17,7 +17,7 @@ from components.configuration.trainings import (
     PixelTraining,
     PriorTraining,
 )
-from components.storage.bundle import NETWORKS
+from components.models.bundle import NETWORKS
 
 IMAGES = DatasetInfo(num_classes=1)  # a set of which nothing but the images matters
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.configuration.config import first_fault
 from components.configuration.file_names import FileName
-from components.storage.store import Digest, digest_of
+from components.runtime.storage.store import Digest, digest_of
 from components.training.host_copy import gathered_on_host, on_host
 from components.training.optim import NonFiniteError
 from components.training.parallel import ALONE, Worker, local

@@ -33,11 +33,11 @@ from components.configuration.trainings import (
     PixelTraining,
     PriorTraining,
 )
-from components.losses.adversarial import balanced_generator_loss
-from components.losses.contrastive import along_gradient, contrastive_gradients
-from components.losses.reconstruction import image_of
 from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder
+from components.models.losses.adversarial import balanced_generator_loss
+from components.models.losses.contrastive import along_gradient, contrastive_gradients
+from components.models.losses.reconstruction import image_of
 from components.models.perceptual import PerceptualLoss
 from components.training.building import IMAGES, make_network
 from components.training.perceptual_weights import VGG16_CHANNELS, EfficientNetFeatures, VGG16Features

@@ -17,9 +17,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.diffusion.corruption import downsample
 from components.models.autoencoder import Autoencoder
+from components.models.bundle import DESCRIPTION
 from components.models.contrastive import ContrastiveEncoder, unit_variance
+from components.models.diffusion.corruption import downsample
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.autoencoders import open_autoencoder
 from components.sampling.device import best_device
 from components.sampling.frozen_text import (
     BPE,
@@ -30,9 +33,6 @@ from components.sampling.frozen_text import (
 )
 from components.sampling.gray import one_channel
 from components.sampling.text_encoding import parse_bpe
-from components.storage.artifact import Artifact
-from components.storage.autoencoders import open_autoencoder
-from components.storage.bundle import DESCRIPTION
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch
 

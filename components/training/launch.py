@@ -15,17 +15,17 @@ import ray.train.torch
 from ray.exceptions import ActorDiedError
 
 import components
-from components import events
 from components.configuration.optimization import OptimizationConfig
-from components.execution import Resources
-from components.pool import portable
-from components.ray_internals import (
+from components.runtime import events
+from components.runtime.execution import Resources
+from components.runtime.pool import portable
+from components.runtime.ray_internals import (
     ElasticScalingPolicy,
     PlacementGroupCleanerCallback,
     get_webui_url_from_internal_kv,
 )
-from components.storage.artifact import verify_files
-from components.storage.store import Store
+from components.runtime.storage.artifact import verify_files
+from components.runtime.storage.store import Store
 from components.training.loop import Arrays, Task
 from components.training.ordered_shards import MakeDataset, OrderedShards, nothing
 from components.training.results import FINISHED, ModelDescription, Trained, read_finished

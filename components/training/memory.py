@@ -16,10 +16,10 @@ from itertools import chain
 
 import torch
 
-from components import events
 from components.configuration.optimization import OptimizationConfig
+from components.runtime import events
+from components.runtime.storage.store import Store
 from components.sampling.room import free, halves, is_out_of_memory
-from components.storage.store import Store
 from components.training.checkpoint import generator_states, restore_generators
 from components.training.host_copy import on_host
 from components.training.loop import Batch, Task

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from components.storage.store import SCRATCH, DamagedFileError, Store
+from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.checkpoint import read_checkpoint
 from components.training.parallel import Worker, any_rank, lowest
 from components.training.run_folder import fetch_checkpoint

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from components.configuration.optimization import OptimizationConfig
 from components.configuration.trainings import AutoencoderLosses
+from components.models.transfer import ToldLater, to_device
 from components.training.parallel import local
-from components.transfer import ToldLater, to_device
 
 PATIENCE = 5  # consecutive steps
 Network = TypeVar("Network", bound=nn.Module)

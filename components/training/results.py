@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from components.storage.artifact import FileEntry, parse_stored, upload_attempt
-from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
-from components.storage.store import SCRATCH, Store
+from components.models.bundle import NETWORKS, ModelBundle, save_bundle
+from components.runtime.storage.artifact import FileEntry, parse_stored, upload_attempt
+from components.runtime.storage.store import SCRATCH, Store
 from components.training.learner import below
 from components.training.snapshots import SNAPSHOTS, fetch_snapshots, reconstruct
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pyarrow.fs
 
-from components.storage.connection import connect, retried
-from components.storage.store import DamagedFileError, Store, StoreError, in_parallel, read_url
+from components.runtime.storage.connection import connect, retried
+from components.runtime.storage.store import DamagedFileError, Store, StoreError, in_parallel, read_url
 from components.training.checkpoint import DIGESTS, read_digests
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from components.models.bundle import NETWORKS
 from components.models.contrastive import ContrastiveEncoder
 from components.models.diffusion_prior import DiffusionPrior
 from components.models.dit import DiT
@@ -28,7 +29,6 @@ from components.models.network_blocks import blocks_of
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.transformer import Transformer
 from components.models.unet import UNet
-from components.storage.bundle import NETWORKS
 from components.training.optim import Network
 from components.training.parallel import Worker, average, is_cut, local
 

@@ -12,11 +12,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
+from components.runtime.storage.artifact import describe_file
+from components.runtime.storage.kept_parts import read_records, recorded_parts, write_record
+from components.runtime.storage.store import DamagedFileError, Store, in_parallel
 from components.sampling.model import BPE
-from components.storage.artifact import describe_file
-from components.storage.bundle import ModelBundle, load_bundle, save_bundle
-from components.storage.kept_parts import read_records, recorded_parts, write_record
-from components.storage.store import DamagedFileError, Store, in_parallel
 from components.training.power_ema import EMAProfile, coefficients, combine, nearest_first
 
 SNAPSHOTS = "snapshots"

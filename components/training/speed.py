@@ -1,4 +1,4 @@
-"""What a rank makes of its machine between two logs; `components.measures` says what the figures are called."""
+"""What a rank makes of its machine between two logs; `components.runtime.measures` says what the figures are called."""
 
 import logging
 import re

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from components import events
-from components.execution import Profiling
-from components.storage.store import SCRATCH, Store, StoreError
+from components.runtime import events
+from components.runtime.execution import Profiling
+from components.runtime.storage.store import SCRATCH, Store, StoreError
 from components.training.loop import Batch
 from components.training.parallel import Worker
 

@@ -17,14 +17,14 @@ from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 import components
-from components import events
 from components.configuration.optimization import OptimizationConfig
-from components.execution import Resources
-from components.node import node_threads
-from components.ray_internals import get_train_context
+from components.runtime import events
+from components.runtime.execution import Resources
+from components.runtime.node import node_threads
+from components.runtime.ray_internals import get_train_context
+from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.gray import ColorError
 from components.sampling.precision import computes_bf16, state_products
-from components.storage.store import SCRATCH, DamagedFileError, Store
 from components.training.batches import batches_ahead
 from components.training.checkpoint import (
     HostCopy,

@@ -16,8 +16,8 @@ from hatchling.builders.wheel import WheelBuilderConfig
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 LINK = re.compile(r"!?\[([^]]*)\]\((?![a-z]+:)[^)]*\)")  # to a file of the repository, whose address no package knows
-RENAMING = "components/tracking/packed_code.py"
-PROVENANCE = "pipelines/provenance.py"
+RENAMING = "components/runtime/tracking/packed_code.py"
+PROVENANCE = "pipelines/engine/provenance.py"
 PACKAGE = "image_cascade"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionBranchSampling, DiffusionSampling
 from components.configuration.trainings import ClassifierTraining
-from components.diffusion.samplers import SAMPLERS
 from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
+from components.models.diffusion.samplers import SAMPLERS
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig

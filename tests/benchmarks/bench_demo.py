@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.storage.artifact import load_artifact
-from components.storage.store import Store, absolute
+from components.runtime.storage.artifact import load_artifact
+from components.runtime.storage.store import Store, absolute
 
 PROVES = ("components", "pipelines")
 

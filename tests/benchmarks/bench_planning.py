@@ -68,7 +68,7 @@ def plan(folder: str) -> dict[str, float]:
 
     from components.data.shards import load_index
     from components.data.stream import Layout, plan_chunks, training_stream
-    from pipelines.session import start_ray
+    from pipelines.engine.session import start_ray
 
     start_ray(worker_start_timeout=120, verbose=False)
     memory = psutil.Process().memory_info().rss

@@ -17,8 +17,8 @@ import ray
 from components.data.crews import BLOCK_SECONDS, HAND_SECONDS, STEP_SECONDS, count_crews, fewest_steps, split_stream
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, training_stream
-from components.storage.store import Store
-from pipelines.session import start_ray
+from components.runtime.storage.store import Store
+from pipelines.engine.session import start_ray
 from tests.benchmarks.bench_planning import row
 from tests.dealing import Dealing
 from tests.image_sets import write_set

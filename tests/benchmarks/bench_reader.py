@@ -23,8 +23,8 @@ from components.data.crews import split_stream
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, training_stream
-from components.storage.store import Store
-from pipelines.session import start_ray
+from components.runtime.storage.store import Store
+from pipelines.engine.session import start_ray
 
 BATCH = 64
 READERS = (os.cpu_count() or 1) + 1  # one works while another waits for its next task

@@ -25,8 +25,8 @@ from components.data.images import load_image
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex, read_shard
 from components.data.stream import Layout, plan_chunks, read_chunk
-from components.storage.store import Store
-from pipelines.session import start_ray
+from components.runtime.storage.store import Store
+from pipelines.engine.session import start_ray
 from tests.benchmarks.bench_reader import BATCH, READERS, drain, ours, web_loader
 from tests.benchmarks.photos import peak_megabytes, s3_server, upload, write_photos
 

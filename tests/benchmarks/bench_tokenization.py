@@ -14,14 +14,14 @@ import torch
 from components.data.encoding import encode_shards
 from components.data.held_out import read_whole_shard
 from components.data.shards import ShardIndex
-from components.execution import Resources
 from components.models.autoencoder import Autoencoder
+from components.models.bundle import load_bundle
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
-from components.storage.artifact import Artifact
-from components.storage.bundle import load_bundle
-from components.storage.store import Store
-from pipelines.session import start_ray
+from pipelines.engine.session import start_ray
 from tests.benchmarks.bench_reader_storage import make_index
 from tests.benchmarks.photos import write_photos
 from tests.tiny_cascade import commit_model, write_model

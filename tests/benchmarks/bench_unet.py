@@ -9,8 +9,8 @@ from denoising_diffusion_pytorch import Unet
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from components.diffusion.objective import make_objective
-from components.diffusion.samplers import sample
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.samplers import sample
 from components.models.unet import UNet
 from tests.benchmarks.interleaving import Step, interleaved
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor, nn
 
-from components.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
-from components.losses.reconstruction import reconstruction_loss
 from components.models.autocast import autocast
 from components.models.autoencoder import Autoencoder
 from components.models.discriminator import PatchDiscriminator
+from components.models.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
+from components.models.losses.reconstruction import reconstruction_loss
 from components.models.perceptual import PerceptualLoss
 from tests.benchmarks.interleaving import Step, interleaved
 

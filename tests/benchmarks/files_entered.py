@@ -15,7 +15,7 @@ from types import FrameType
 
 from typer.testing import CliRunner
 
-from pipelines.cli import app
+from pipelines.command.cli import app
 from tests.tiny_cascade import write_cascade
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def from_run_to_step(folder: Path) -> list[str]:
     stacks = [path.read_text().splitlines() for path in (folder / "told").iterdir()]
     found: dict[str, None] = {}
     for hand_over, last in (
-        ("_remote", "pipelines/execute.py"),
+        ("_remote", "pipelines/engine/execute.py"),
         ("fit", "components/training/launch.py"),
         ("step", "components/training/learner.py"),
     ):

@@ -7,8 +7,8 @@ import sys
 import tomllib
 from collections.abc import Iterator
 
-FORMULAS = ("models", "diffusion", "losses")
-RAY_INTERNALS = "components/ray_internals.py"
+MATHEMATICS = ("components.models.diffusion", "components.models.losses", "components.models.transfer")
+RAY_INTERNALS = "components/runtime/ray_internals.py"
 
 
 def imported_names(path: pathlib.Path) -> Iterator[str]:
@@ -30,13 +30,13 @@ def test_import_linter_finds_every_contract_kept(repository):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_every_module_of_components_has_its_place_in_the_layers(repository):
+def test_every_room_of_components_has_its_place_in_the_layers(repository):
     settings = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["id"] == "layers"]
     placed = {module.strip() for layer in layers for module in layer.split("|")}
-    found = {f"components.{path.stem}" for path in (repository / "components").glob("*.py")}
-    found |= {f"components.{path.parent.name}" for path in (repository / "components").glob("*/__init__.py")}
-    assert found - {"components.__init__"} <= placed
+    rooms = {f"components.{path.parent.name}" for path in (repository / "components").glob("*/__init__.py")}
+    assert rooms <= placed
+    assert [path.name for path in (repository / "components").glob("*.py")] == ["__init__.py"]
 
 
 def test_ray_train_enters_by_one_door_for_drivers_one_for_their_data_and_one_for_workers(repository, sources):
@@ -67,11 +67,18 @@ def test_ray_s_private_parts_enter_by_one_door(repository, sources):
     assert [path.relative_to(repository).as_posix() for path in sources if uses_private(path)] == [RAY_INTERNALS]
 
 
-def test_formulas_import_torch_einops_and_the_standard_library_only(repository, sources):
+def test_networks_import_torch_einops_and_the_standard_library_only(repository, sources):
     allowed = {"torch", "einops", "components", *sys.stdlib_module_names}
-    for path in sources:
-        if path.relative_to(repository).parts[1] in FORMULAS:
-            assert {name.partition(".")[0] for name in imported_names(path)} <= allowed, path
+    for path in (repository / "components" / "models").rglob("*.py"):
+        weights = {"safetensors"} if path.name == "bundle.py" else set()
+        assert {name.partition(".")[0] for name in imported_names(path)} <= allowed | weights, path
+
+
+def test_diffusion_and_losses_import_no_network(repository):
+    for room in ("diffusion", "losses"):
+        for path in (repository / "components" / "models" / room).glob("*.py"):
+            own = [name for name in imported_names(path) if name.startswith("components.")]
+            assert all(name.startswith(MATHEMATICS) for name in own), path
 
 
 def test_nothing_is_imported_that_only_unix_has(sources):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 PLACES = {  # what a line of the product holds -> the files where it may stand
     r"127\.5|[/*] ?255\b|\.byte\(\)|\.to\(torch\.uint8\)": {
-        "components/diffusion/corruption.py": "levels <-> [-1, 1]",
+        "components/models/diffusion/corruption.py": "levels <-> [-1, 1]",
         "components/sampling/images.py": "arrays of bytes <-> [-1, 1]",
-        "components/diffusion/gaussian.py": "the step between two levels",
-        "components/losses/pixel_likelihood.py": "half of it",
+        "components/models/diffusion/gaussian.py": "the step between two levels",
+        "components/models/losses/pixel_likelihood.py": "half of it",
         "components/training/perceptual_weights.py": "the scale that a pretrained network was trained on",
     },
     r"[\"']PNG[\"']|\.save\(.*\.png": {"components/sampling/image_files.py": "encoding, and what is decoded"},
@@ -16,13 +16,13 @@ PLACES = {  # what a line of the product holds -> the files where it may stand
         "components/sampling/image_files.py": "files of anybody, under limits",
         "components/data/degradations.py": "a JPEG that was made in the line before",
         "components/evaluation/report.py": "a grid that was drawn here, however large",
-        "components/tracking/delivery.py": "a grid that was drawn here, however large",
+        "components/runtime/tracking/delivery.py": "a grid that was drawn here, however large",
     },
     r"Resampling\.NEAREST": {
         "components/sampling/image_files.py": "small images enlarged, to be looked at",
         "components/data/images.py": "masks, whose values must not mix",
     },
-    r"mode=\"area\"": {"components/diffusion/corruption.py": "downsample"},
+    r"mode=\"area\"": {"components/models/diffusion/corruption.py": "downsample"},
 }
 
 

@@ -22,7 +22,7 @@ import ray.train.torch
 from ray.data import DataContext, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 
-DOOR = Path(__file__).parents[2] / "components" / "ray_internals.py"
+DOOR = Path(__file__).parents[2] / "components" / "runtime" / "ray_internals.py"
 ELASTIC = {"num_workers": (1, 4), "resources_per_worker": {"CPU": 1}}
 METADATA = BlockMetadata(num_rows=1, size_bytes=1024, exec_stats=None, input_files=None)
 
@@ -58,13 +58,13 @@ def planned(source: Any, context: DataContext) -> tuple[Any, list[Any]]:
 
 
 def bundle() -> Any:
-    entry = part("components.ray_internals:BlockEntry")(ray.ObjectRef.from_random(), METADATA)
-    return part("components.ray_internals:RefBundle")((entry,), owns_blocks=False, schema=None)
+    entry = part("components.runtime.ray_internals:BlockEntry")(ray.ObjectRef.from_random(), METADATA)
+    return part("components.runtime.ray_internals:RefBundle")((entry,), owns_blocks=False, schema=None)
 
 
 def started_input() -> tuple[Any, dict[Any, Any]]:
     """An input operator of one task, as it is when a dataset starts, and its topology."""
-    buffer = part("components.ray_internals:InputDataBuffer")(context(), input_data=[bundle()])
+    buffer = part("components.runtime.ray_internals:InputDataBuffer")(context(), input_data=[bundle()])
     build = part("ray.data._internal.execution.streaming_executor_state:build_streaming_topology")
     return buffer, build(buffer, ExecutionOptions(), None)
 
@@ -100,7 +100,7 @@ def callbacks_come_by_class() -> bool:
 def callbacks_hear_of_start_and_steps() -> bool:
     """the executor calls an ExecutionCallback's before_execution_starts(executor) and on_execution_step(executor)
     (data/feeding.py: Feeder)"""
-    callback, runs = part("components.ray_internals:ExecutionCallback"), inspect.getsource(type(executor()))
+    callback, runs = part("components.runtime.ray_internals:ExecutionCallback"), inspect.getsource(type(executor()))
     names = ("before_execution_starts", "on_execution_step")
     return all(
         parameters(getattr(callback, name)) == ["self", "executor"] and f"callback.{name}(self)" in runs
@@ -132,7 +132,7 @@ def a_read_has_one_input_that_knows_its_source() -> bool:
     read, _ = planned(source, context())
     (buffer,) = read.input_dependencies
     (reading,) = buffer.output_dependencies
-    is_buffer = isinstance(buffer, part("components.ray_internals:InputDataBuffer"))
+    is_buffer = isinstance(buffer, part("components.runtime.ray_internals:InputDataBuffer"))
     return is_buffer and buffer._logical_operators[0].datasource is source and reading is read
 
 
@@ -206,8 +206,9 @@ def a_gang_is_packed_onto_as_few_nodes_as_hold_it() -> bool:
 
 def default_callbacks_hold_a_cleaner(folder: Path) -> bool:
     """TorchTrainer._create_default_callbacks() makes one PlacementGroupCleanerCallback (training/launch.py: Trainer)"""
-    made = ray.train.torch.TorchTrainer._create_default_callbacks(trainer(folder, num_workers=1))
-    return sum(isinstance(one, part("components.ray_internals:PlacementGroupCleanerCallback")) for one in made) == 1
+    cleaner = part("components.runtime.ray_internals:PlacementGroupCleanerCallback")
+    callbacks = ray.train.torch.TorchTrainer._create_default_callbacks(trainer(folder, num_workers=1))
+    return sum(isinstance(callback, cleaner) for callback in callbacks) == 1
 
 
 def fit_makes_its_controller_by_keyword() -> bool:
@@ -223,7 +224,7 @@ def fit_makes_its_controller_by_keyword() -> bool:
 def the_dashboard_s_address_is_in_the_internal_store() -> bool:
     """get_webui_url_from_internal_kv() takes nothing and reads the address that a dashboard writes
     (training/launch.py: Trainer)"""
-    function = part("components.ray_internals:get_webui_url_from_internal_kv")
+    function = part("components.runtime.ray_internals:get_webui_url_from_internal_kv")
     return parameters(function) == [] and "webui:url" in inspect.getsource(function)
 
 
@@ -257,7 +258,7 @@ def a_data_config_makes_the_shards_of_all_ranks() -> bool:
 def an_iterator_asks_its_coordinator_for_no_more_than_a_dealer_knows() -> bool:
     """a split's iterator is made of (actor, place, count), keeps them, and of its actor calls what a dealer has
     (data/crews.py)"""
-    kind = part("components.ray_internals:StreamSplitDataIterator")
+    kind = part("components.runtime.ray_internals:StreamSplitDataIterator")
     asked = set(re.findall(r"_coord_actor\.(\w+)\.remote", inspect.getsource(kind)))
     made = kind("actor", 3, 5)
     kept = (made._coord_actor, made._output_split_idx, made._world_size) == ("actor", 3, 5)
@@ -285,7 +286,7 @@ def a_failed_training_names_its_workers_errors() -> bool:
 def a_worker_knows_that_its_node_is_taken_away() -> bool:
     """get_train_context().preemption_context.preemption_info is None until a node is taken away
     (training/worker.py: is_leaving)"""
-    function = part("components.ray_internals:get_train_context")
+    function = part("components.runtime.ray_internals:get_train_context")
     fields = part("ray.train.v2._internal.execution.context:TrainContext").__dataclass_fields__
     preemption = part("ray.train.v2._internal.execution.preemption:PreemptionContext")
     return parameters(function) == [] and "preemption_context" in fields and preemption().preemption_info is None
@@ -313,33 +314,33 @@ def checkpoints_are_listed_in_the_fields_that_are_rewritten() -> bool:
 
 
 def train_reads_the_variables_that_are_set() -> bool:
-    """Train reads the RAY_TRAIN_… variables that are set (pipelines/session.py)"""
+    """Train reads the RAY_TRAIN_… variables that are set (pipelines/engine/session.py)"""
     read = {value for name, value in vars(part("ray.train.v2._internal.constants")).items() if name.endswith("ENV_VAR")}
-    given = {*part("pipelines.session:ENVIRONMENT"), *part("pipelines.session:LOCAL")}
+    given = {*part("pipelines.engine.session:ENVIRONMENT"), *part("pipelines.engine.session:LOCAL")}
     given |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"}
     return {name for name in given if name.startswith("RAY_TRAIN_")} <= read
 
 
 def workers_may_be_told_to_start_late() -> bool:
-    """Ray has the option worker_register_timeout_seconds, in whole seconds (pipelines/session.py)"""
+    """Ray has the option worker_register_timeout_seconds, in whole seconds (pipelines/engine/session.py)"""
     seconds = part("ray._raylet:Config").worker_register_timeout_seconds()
-    return seconds <= int(part("pipelines.session:LOCAL")["RAY_worker_register_timeout_seconds"])
+    return seconds <= int(part("pipelines.engine.session:LOCAL")["RAY_worker_register_timeout_seconds"])
 
 
 def a_submitted_job_is_known_by_a_variable() -> bool:
-    """the driver of a submitted job has RAY_JOB_CONFIG_JSON_ENV_VAR in its environment (pipelines/session.py)"""
+    """the driver of a submitted job has RAY_JOB_CONFIG_JSON_ENV_VAR in its environment (pipelines/engine/session.py)"""
     name = part("ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR")
-    return name == part("pipelines.session:JOB_VARIABLE")
+    return name == part("pipelines.engine.session:JOB_VARIABLE")
 
 
 def the_access_token_is_where_it_is_made_private() -> bool:
-    """Ray keeps its access token in ~/.ray/auth_token (pipelines/session.py: _protect_token)"""
+    """Ray keeps its access token in ~/.ray/auth_token (pipelines/engine/session.py: _protect_token)"""
     setup = part("ray._private.authentication.authentication_token_setup")
     return setup._get_default_token_path() == Path.home() / ".ray" / "auth_token"
 
 
 def a_head_says_its_version_and_its_nodes() -> bool:
-    """a head answers two calls with its version, and its nodes' states and sockets (pipelines/joining.py)"""
+    """a head answers two calls with its version, and its nodes' states and sockets (pipelines/planning/joining.py)"""
     protocol, nodes = part("ray.core.generated.gcs_service_pb2"), part("ray.core.generated.gcs_pb2")
     calls = protocol.DESCRIPTOR.services_by_name["NodeInfoGcsService"].methods_by_name
     node = nodes.GcsNodeInfo(state=nodes.GcsNodeInfo.ALIVE, raylet_socket_name="/tmp/raylet")
@@ -366,7 +367,9 @@ ASSUMPTIONS = [
 
 @pytest.mark.parametrize(("module", "name"), private_imports(), ids=lambda text: text.rpartition(".")[2])
 def test_ray_still_has_what_the_door_imports(module: str, name: str):
-    assert hasattr(part(module), name), f"ray {ray.__version__}: {module} has no {name} (components/ray_internals.py)"
+    assert hasattr(part(module), name), (
+        f"ray {ray.__version__}: {module} has no {name} (components/runtime/ray_internals.py)"
+    )
 
 
 @pytest.mark.parametrize("holds", ASSUMPTIONS, ids=lambda function: function.__name__)

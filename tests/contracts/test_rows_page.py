@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import typer.main
 
-from pipelines.cli import app
+from pipelines.command.cli import app
 from pipelines.recipes.catalog import RECIPES, ROWS
 
 MISSING = "–"

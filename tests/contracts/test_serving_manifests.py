@@ -11,8 +11,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from components.serving.running import APPLICATION
 from components.serving.settings import ServiceSettings
-from pipelines.serve_command import SERVING
-from pipelines.serve_command import build as build_service
+from pipelines.command.serve import SERVING
+from pipelines.command.serve import build as build_service
 from tests.contracts.manifests import Manifest, build, cluster_specs, only, port_sources, ray_resources
 
 SERVICE = "infra/kuberay/overlays/service"

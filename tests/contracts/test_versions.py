@@ -14,7 +14,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipelines.provenance import COMMIT
+from pipelines.engine.provenance import COMMIT
 
 IMAGES = ("image", "mlflow")
 EXTRAS = ("azure", "demo", "features", "gcs", "hub", "lecture", "serve", "text")  # of the image of Ray pods

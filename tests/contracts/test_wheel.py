@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.provenance import COMMIT, commit
+from pipelines.engine.provenance import COMMIT, commit
 
 MODULE_NAME = re.compile(r"(components|pipelines)(\.\w+)*\.[a-z_]\w*(:\w+)?")
 SAME = """
@@ -107,7 +107,7 @@ def test_no_text_of_the_program_names_a_module_by_its_place_in_the_checkout(modu
 
 def test_the_wheel_brings_the_command_and_the_licence(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert "cascade = image_cascade.pipelines.cli:main" in wheel.read(entry_points).decode()
+    assert "cascade = image_cascade.pipelines.command.cli:main" in wheel.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
@@ -125,4 +125,4 @@ def test_in_the_editable_install_the_package_is_a_second_name_of_the_same_module
     command = [sys.executable, "-c", textwrap.dedent(SAME)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"components.models.unet", "pipelines.cli"} <= set(json.loads(done.stdout.splitlines()[-1]))
+    assert {"components.models.unet", "pipelines.command.cli"} <= set(json.loads(done.stdout.splitlines()[-1]))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster import Cluster
-from pipelines.profiles import load_profile
+from pipelines.planning.cluster import Cluster
+from pipelines.planning.profiles import load_profile
+from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
-from pipelines.shares import share_cluster
 from pipelines.workflows import build_workflow
 from tests.contracts.manifests import Manifest, build, group_named, only
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from components import events
+from components.runtime import events
 
 
 class FileRecorder:

@@ -10,15 +10,15 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.execution import Resources
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact, describe_bytes
+from components.runtime.storage.store import Store
 from components.stages.autoencoder import train_autoencoder
 from components.stages.context import StageContext
 from components.stages.diffusion import train_diffusion
 from components.stages.gan import train_gan
 from components.stages.prior import train_prior
 from components.stages.tokens import TokensConfig, tokenize_images
-from components.storage.artifact import Artifact, describe_bytes
-from components.storage.store import Store
 from tests.distributed.recording import FileRecorder
 from tests.image_sets import write_set
 from tests.tiny_training import config_of
@@ -72,7 +72,7 @@ def model_weights(artifact: Artifact, folder: Path) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    from pipelines.session import start_ray
+    from pipelines.engine.session import start_ray
 
     start_ray(worker_start_timeout=120, verbose=False)
     root, kind, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

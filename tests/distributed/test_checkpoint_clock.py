@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from components import events
+from components.runtime import events
 from components.training import clock
 from components.training.batches import to_batch
 from components.training.loop import Task, fit

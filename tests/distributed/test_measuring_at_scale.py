@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
-from components import events
-from components.events import SilentRecorder
-from components.execution import Resources
+from components.runtime import events
+from components.runtime.events import SilentRecorder
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
-from components.storage.artifact import Artifact
-from components.storage.store import Store
 from tests.image_sets import write_set
 from tests.tiny_cascade import write_cascade, write_models
 

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.execution import Resources
-from components.storage.store import Store
+from components.runtime.execution import Resources
+from components.runtime.storage.store import Store
 from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.loop import Task, fit
 from components.training.memory import KEPT, NoRoomError, with_room

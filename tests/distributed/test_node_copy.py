@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.storage.store import DamagedFileError, Store
+from components.runtime.storage.store import DamagedFileError, Store
 from components.training import node_copy
 from components.training.checkpoint import STATE, WEIGHTS, write_checkpoint, write_digests
 from components.training.node_copy import fetch_once, read_on_node

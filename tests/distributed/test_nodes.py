@@ -18,12 +18,12 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.data.shard_files import ShardJob, process_shards
-from components.events import SilentRecorder
-from components.execution import Resources
-from components.node import node_threads
-from components.pool import Pool
-from components.storage.kept_parts import write_part
-from components.storage.store import Store
+from components.runtime.events import SilentRecorder
+from components.runtime.execution import Resources
+from components.runtime.node import node_threads
+from components.runtime.pool import Pool
+from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.store import Store
 from components.training.building import network_arguments
 from components.training.launch import train
 from components.training.loop import Arrays
@@ -95,7 +95,7 @@ def part_worker() -> Callable[[int], dict[str, int]]:
 def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    from pipelines.session import start_ray
+    from pipelines.engine.session import start_ray
 
     torch.set_num_threads(1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

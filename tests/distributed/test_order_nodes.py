@@ -20,7 +20,7 @@ from components.data.crews import split_stream
 from components.data.order import pick, windows
 from components.data.shards import ShardIndex, load_index, read_shard, split_of
 from components.data.stream import rank_batches, training_stream
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
 
 BATCH, STEPS, SEED = 8, 300, 7
@@ -121,7 +121,7 @@ def on_two_nodes(folder: Path) -> list[dict[str, Any]]:
 def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    from pipelines.session import start_ray
+    from pipelines.engine.session import start_ray
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)  # two reading tasks of one CPU each: one on each node

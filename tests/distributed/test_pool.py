@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from components.execution import Resources
-from components.pool import IN_HAND, Later, Pool
-from components.storage.store import Store
+from components.runtime.execution import Resources
+from components.runtime.pool import IN_HAND, Later, Pool
+from components.runtime.storage.store import Store
 from tests.waiting import eventually
 
 SECONDS = 120  # to wait for what must come

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from components.data.shards import load_index
 from components.data.stream import training_stream
-from components.execution import Resources, Sharding
-from components.storage.store import Store
+from components.runtime.execution import Resources, Sharding
+from components.runtime.storage.store import Store
 from components.training import worker as worker_module
 from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
@@ -233,7 +233,7 @@ def test_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path: 
 
 
 if __name__ == "__main__":
-    from pipelines.session import start_ray
+    from pipelines.engine.session import start_ray
 
     torch.set_num_threads(1)
     start_ray(worker_start_timeout=120, verbose=False)

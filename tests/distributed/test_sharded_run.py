@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from components.storage.bundle import load_bundle
-from components.storage.store import Store
+from components.models.bundle import load_bundle
+from components.runtime.storage.store import Store
 from components.training.parallel import Worker
 from tests.distributed.recording import FileRecorder
 from tests.distributed.test_resume import KilledTask, last_weights, run

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.checkpoint import (

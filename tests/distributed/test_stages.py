@@ -9,13 +9,13 @@ from components.data.encoding import encode_shards, token_names
 from components.data.held_out import read_split
 from components.data.shards import load_index
 from components.data.tokens import parse_tokens
+from components.models.bundle import load_bundle
+from components.runtime.storage.artifact import Artifact, verify_artifact
+from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.prior import train_prior
 from components.stages.tokens import TokensConfig, tokenize_images
-from components.storage.artifact import Artifact, verify_artifact
-from components.storage.bundle import load_bundle
-from components.storage.kept_parts import write_part
-from components.storage.store import Store
 from tests.distributed.runs import context_of, images_artifact, run_stage
 from tests.tiny_training import prior_config
 

@@ -8,7 +8,10 @@ import torch
 
 from components.data.encoded_set import encode_set, part_names
 from components.data.shards import INDEX, load_index, read_bpe
-from components.execution import Resources
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.store import Store
 from components.sampling.classifier import class_log_probabilities, classifier_score
 from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_text import contrastive_text
@@ -18,9 +21,6 @@ from components.stages.classifier import train_classifier
 from components.stages.contrastive import train_contrastive
 from components.stages.diffusion_prior import train_diffusion_prior
 from components.stages.precompute import PrecomputeConfig, encoders_of, precompute
-from components.storage.artifact import Artifact
-from components.storage.kept_parts import write_part
-from components.storage.store import Store
 from components.training.frozen import ColumnEncoder
 from components.training.power_ema import WIDTHS, EMAProfile
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles

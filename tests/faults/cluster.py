@@ -20,7 +20,7 @@ class Nodes:
         from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
         from ray.cluster_utils import Cluster
 
-        from pipelines.session import _protect_token
+        from pipelines.engine.session import _protect_token
 
         _protect_token()
         enable_token_auth_by_default()

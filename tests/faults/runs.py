@@ -15,8 +15,8 @@ import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.storage.artifact import load_artifact
-from components.storage.store import Store
+from components.runtime.storage.artifact import load_artifact
+from components.runtime.storage.store import Store
 from components.training.run_folder import last_checkpoint
 
 CASCADE = str(Path(sys.executable).with_name("cascade"))

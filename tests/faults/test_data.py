@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from components.training.checkpoint import WEIGHTS
 from components.training.run_folder import last_checkpoint
-from pipelines.verify_command import verify_run
+from pipelines.command.verify import verify_run
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.runs import INTERVAL, Run, kill_group, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-PROVES = ("components/data", "components/storage", "components/training")
+PROVES = ("components/data", "components/runtime/storage", "components/training")
 STEPS = 160
 
 

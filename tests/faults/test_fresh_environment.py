@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.runtime.tracking.registry import save_model
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.tracking.registry import save_model
 from tests.faults.conftest import Record
 from tests.tiny_cascade import write_cascade
 
-PROVES = ("components/models", "components/sampling", "components/tracking")
+PROVES = ("components/models", "components/sampling", "components/runtime/tracking")
 
 
 @pytest.mark.faults

@@ -14,7 +14,7 @@ from tests.faults.conftest import Record, Undisturbed
 from tests.faults.runs import INTERVAL, Run, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
-PROVES = ("components/data", "components/storage", "components/training", "pipelines/execute.py")
+PROVES = ("components/data", "components/runtime/storage", "components/training", "pipelines/engine/execute.py")
 STEPS, ELASTIC = 800, 400
 ROUNDING = 1e-3
 SEED = 5

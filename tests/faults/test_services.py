@@ -14,18 +14,18 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from components import events
-from components.storage.garbage import find_garbage
-from components.storage.store import Store
-from components.tracking.environment import environment
-from components.tracking.tracker import Tracker
+from components.runtime import events
+from components.runtime.storage.garbage import find_garbage
+from components.runtime.storage.store import Store
+from components.runtime.tracking.environment import environment
+from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port, wait_for
 from tests.faults.cluster import TRAINER, nodes, processes
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.runs import CASCADE, DEADLINE, INTERVAL, Run, kill_group, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
-PROVES = ("components/storage", "components/tracking", "pipelines/execute.py")
+PROVES = ("components/runtime/storage", "components/runtime/tracking", "pipelines/engine/execute.py")
 POINTS = 600
 STEPS, LONG = 160, 800
 CLOUDS = {"gs": "Google's emulator", "az": "Azurite"}

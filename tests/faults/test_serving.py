@@ -26,10 +26,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from components import events
+from components.runtime import events
+from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.tracking.tracker import Tracker
 from tests.conftest import free_port, wait_for
 from tests.faults.cluster import Nodes, nodes, processes
 from tests.faults.conftest import Record

@@ -10,7 +10,7 @@ from tests.faults.proxy import FAULTS, counted
 from tests.faults.runs import Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-PROVES = ("components/storage",)
+PROVES = ("components/runtime/storage",)
 STEPS = 160
 SEED = 20261
 # Time-outs as short as the proxy's pauses; the attempts are those of the product.

@@ -17,8 +17,8 @@ from components.data.shards import ShardEntry, ShardIndex, load_index
 from components.data.sources.webdataset import TarFacts, list_tars, survey_tar
 from components.data.stream import Layout
 from components.data.tar_estimate import estimated_index
-from components.storage.store import Store
-from pipelines.data_command import default_samples
+from components.runtime.storage.store import Store
+from pipelines.command.data import default_samples
 from tests.benchmarks.photos import DIFFERENT, photo
 from tests.counted_s3 import CountedS3, counted_s3
 from tests.faults.conftest import Record

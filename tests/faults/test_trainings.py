@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from components.storage.artifact import load_artifact
-from components.storage.store import Store
+from components.runtime.storage.artifact import load_artifact
+from components.runtime.storage.store import Store
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import STAGES
 from tests.faults.conftest import Record

@@ -6,10 +6,10 @@ python -m tests.integration.ask_nodes '{"name": {"storage": "…", "set": […]}
 import json
 import sys
 
-from pipelines.checkpoint_space import space_of
-from pipelines.driver import RunOptions, prepare
-from pipelines.nodes import check_nodes
-from pipelines.session import start_ray
+from pipelines.engine.driver import RunOptions, prepare
+from pipelines.engine.session import start_ray
+from pipelines.planning.checkpoint_space import space_of
+from pipelines.planning.nodes import check_nodes
 from pipelines.workflow import UsageError
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from components.storage.connection import connect
-from components.storage.store import Store
+from components.runtime.storage.connection import connect
+from components.runtime.storage.store import Store
 from tests.conftest import free_port
 from tests.image_sets import write_tar
 from tests.nodes import ROOT, Cluster, nodes

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from pipelines.cli import main
+from pipelines.command.cli import main
 from tests.benchmarks.photos import write_photos
 from tests.emulators import lack
 from tests.image_sets import write_tar

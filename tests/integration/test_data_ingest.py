@@ -16,7 +16,7 @@ from components.data.errors import DataError, ShardError, SourceError
 from components.data.held_out import read_split, read_whole_shard
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex, load_index
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import image, number_of, png, write_idx, write_set, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -105,7 +105,7 @@ INGEST = """
 import sys
 import ray
 from components.data.ingest import IngestConfig, ingest
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 
 address, place, out, config = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)

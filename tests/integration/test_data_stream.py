@@ -9,7 +9,7 @@ from components.data.crews import split_stream
 from components.data.errors import ShardError
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, training_stream
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -11,13 +11,13 @@ import pytest
 import ray
 
 from components.configuration.config import Config
-from components.execution import Resources
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.stages.context import StageContext
-from components.storage.artifact import Artifact
-from components.storage.store import Store
-from pipelines.cluster import found_cluster, this_machine
-from pipelines.execute import Outcome, execute, one_line
-from pipelines.recorder import RunRecorder
+from pipelines.engine.execute import Outcome, execute, one_line
+from pipelines.engine.recorder import RunRecorder
+from pipelines.planning.cluster import found_cluster, this_machine
 from pipelines.workflow import Selection, Stage, Workflow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -14,10 +14,10 @@ AS_ON_A_MAC = """
     accelerators.get_accelerator_manager_for_resource.__dict__.clear()  # Ray looks again
     _, by_ray = ResourceAndLabelSpec._get_current_node_accelerator(None, {})
 
-    from pipelines.profiles import Profile
+    from pipelines.planning.profiles import Profile
     from pipelines.recipes.catalog import load_recipe
-    from pipelines.session import start_ray
-    from pipelines.shares import share_cluster
+    from pipelines.engine.session import start_ray
+    from pipelines.planning.shares import share_cluster
     from pipelines.workflows import build_workflow
 
     cluster = start_ray(worker_start_timeout=60, verbose=False)
@@ -38,10 +38,10 @@ def test_help_and_cascade_data_wait_for_no_torch():
     program = """
         import sys
         from typer.testing import CliRunner
-        from pipelines.cli import app
+        from pipelines.command.cli import app
 
         assert CliRunner().invoke(app, ["run", "--help"]).exit_code == 0
-        import pipelines.data_command
+        import pipelines.command.data
         assert "torch" not in sys.modules
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=100)

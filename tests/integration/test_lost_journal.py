@@ -16,12 +16,12 @@ import pytest
 from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
-from components import events
 from components.configuration.optimization import OptimizationConfig, Training
-from components.storage.artifact import Artifact
-from components.tracking.environment import environment
-from pipelines import recorder
-from pipelines.recorder import EXPERIMENT, RunRecorder
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.environment import environment
+from pipelines.engine import recorder
+from pipelines.engine.recorder import EXPERIMENT, RunRecorder
 
 TOTAL, LOST = 30, 20  # steps of the training, and of the driver that is lost
 OPTIMIZATION = OptimizationConfig(
@@ -71,8 +71,8 @@ def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int
     program = f"""
         import os, signal, time
         from pathlib import Path
-        from components.events import StageStarted
-        from pipelines import recorder
+        from components.runtime.events import StageStarted
+        from pipelines.engine import recorder
         from tests.integration.test_lost_journal import log, start_recorder
         recorder.CURVE_SECONDS = 0.0
         lost = start_recorder(Path("{place}"), "lost", "{address}", "{run}")

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from components import events
 from components.configuration.dataset_info import DatasetInfo
 from components.data.shards import load_index
-from components.execution import Profiling
-from components.measures import MEASURES
+from components.runtime import events
+from components.runtime.execution import Profiling
+from components.runtime.measures import MEASURES
+from components.runtime.tracking.environment import environment
 from components.stages.diffusion import train_diffusion
-from components.tracking.environment import environment
 from components.training.batches import to_batch
 from components.training.flops import step_flops
 from components.training.loop import fit
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
-from pipelines.recorder import EXPERIMENT, RunRecorder
+from pipelines.engine.recorder import EXPERIMENT, RunRecorder
 from tests.distributed.runs import context_of, images_artifact
 from tests.tiny_training import batches, config_of, make_task
 

@@ -20,11 +20,11 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from components import events
-from components.storage.artifact import Artifact, FileEntry
-from components.tracking.environment import environment
-from components.tracking.journal import new_journal
-from components.tracking.tracker import Tracker
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact, FileEntry
+from components.runtime.tracking.environment import environment
+from components.runtime.tracking.journal import new_journal
+from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port
 from tests.unit.test_tracking_lines import OLD
 
@@ -255,8 +255,8 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
     program = f"""
         import os, signal, time
         from pathlib import Path
-        from components import events
-        from components.tracking.tracker import Tracker
+        from components.runtime import events
+        from components.runtime.tracking.tracker import Tracker
         spool = Path("{tmp_path}/spool")
         tracker = Tracker("{mlflow_server}", experiment="{experiment}", spool=spool, flush_seconds=0.3)
         tracker.emit(events.RunStarted("killed", "", {{}}, {{"name": "tiny"}}))

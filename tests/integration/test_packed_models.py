@@ -11,8 +11,8 @@ import pytest
 from mlflow.models import Model
 
 import components
+from components.runtime.tracking.registry import save_model
 from components.sampling.cascade import compose
-from components.tracking.registry import save_model
 from tests.bare_environment import bare_python
 from tests.tiny_diffusion_branches import base, classifier, classifier_guided, contrastive, dalle2, imagen, latent
 from tests.unit.test_frozen_text import pretrained_folder
@@ -36,7 +36,7 @@ PROGRAM = """
 """
 SAVE = """
     import pathlib, sys
-    from components.tracking.registry import save_model
+    from components.runtime.tracking.registry import save_model
     save_model(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 """
 

@@ -12,13 +12,9 @@ import torch
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from components import events
-from components.sampling.cascade import Cascade
-from components.sampling.requests import Request
-from components.serving.settings import ServedModel
-from components.serving.versions import Versions
-from components.storage.artifact import Artifact
-from components.tracking.promotion import (
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.promotion import (
     BEFORE,
     DECISION,
     FIGURES,
@@ -29,8 +25,12 @@ from components.tracking.promotion import (
     figures_of,
     promote_run,
 )
-from components.tracking.tracker import Tracker
-from pipelines.cli import app
+from components.runtime.tracking.tracker import Tracker
+from components.sampling.cascade import Cascade
+from components.sampling.requests import Request
+from components.serving.settings import ServedModel
+from components.serving.versions import Versions
+from pipelines.command.cli import app
 from tests.tiny_cascade import commit_model
 from tests.tiny_generators import lone
 from tests.waiting import eventually

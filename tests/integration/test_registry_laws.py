@@ -17,18 +17,18 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from typer.testing import CliRunner
 
-from components import events
+from components.models.bundle import load_bundle
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.environment import environment
+from components.runtime.tracking.registry import download_model, named_version
+from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose
 from components.sampling.png_settings import read_settings
 from components.sampling.requests import Request
-from components.storage.artifact import Artifact
-from components.storage.bundle import load_bundle
-from components.tracking.environment import environment
-from components.tracking.registry import download_model, named_version
-from components.tracking.tracker import Tracker
 from components.training.snapshots import SNAPSHOTS, reconstruct
-from pipelines.cli import app
-from pipelines.ema_command import write_average
+from pipelines.command.cli import app
+from pipelines.command.ema import write_average
 from tests.tiny_cascade import commit_model, write_cascade, write_models
 from tests.tiny_generators import LONE, lone, write
 from tests.tiny_training import assert_equal_bits

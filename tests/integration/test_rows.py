@@ -14,9 +14,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from components.data.sources.scenes import render, scene
+from components.runtime.storage.artifact import Artifact, load_artifact
+from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
-from components.storage.artifact import Artifact, load_artifact
-from components.storage.store import Store
 from tests.integration.conftest import FEW, SCENES, SHOWN, Run, settings
 
 

@@ -20,9 +20,9 @@ import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from components import events
+from components.runtime import events
+from components.runtime.tracking.tracker import Tracker
 from components.serving.running import APPLICATION
-from components.tracking.tracker import Tracker
 from tests.conftest import free_port
 from tests.local_cluster import ROOT, local_cluster
 from tests.metric_names import FROM_PROMETHEUS, Query, queries

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components import events
+from components.runtime import events
+from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.tracking.tracker import Tracker
 from tests.bare_environment import bare_python
 from tests.conftest import free_port, wait_for
 from tests.tiny_cascade import commit_model, write_cascade

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
-from components.losses.pixel_likelihood import discretized_logistic_nll
 from components.models.bottleneck import GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
+from components.models.losses.pixel_likelihood import discretized_logistic_nll
 from components.models.quantizer import VectorQuantizer, nearest_codes
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations

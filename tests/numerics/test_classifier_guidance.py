@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from components.configuration.sampling import ClassifierSampling
-from components.diffusion.objective import make_objective
+from components.models.diffusion.objective import make_objective
 from components.models.noisy_classifier import NoisyClassifier
 from components.sampling.classifier import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from components.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
-from components.diffusion.schedule import make_schedule
+from components.models.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
+from components.models.diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("linear", num_train_timesteps=100)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.diffusion.degradation import (
+from components.models.diffusion.degradation import (
     MASK_TASKS,
     TASKS,
     add_noise_in_mask,
@@ -12,8 +12,8 @@ from components.diffusion.degradation import (
     gray,
     loss_in_mask,
 )
-from components.diffusion.masks import NUMBERS
-from components.diffusion.objective import make_objective
+from components.models.diffusion.masks import NUMBERS
+from components.models.diffusion.objective import make_objective
 
 DISCRETE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50}
 OBJECTIVES = [

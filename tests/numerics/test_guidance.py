@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.diffusion.edm import EDMObjective
-from components.diffusion.flow import FlowObjective
-from components.diffusion.guidance import classifier_score, guide
-from components.diffusion.objective import Objective
-from components.diffusion.samplers import sample
+from components.models.diffusion.edm import EDMObjective
+from components.models.diffusion.flow import FlowObjective
+from components.models.diffusion.guidance import classifier_score, guide
+from components.models.diffusion.objective import Objective
+from components.models.diffusion.samplers import sample
 from tests.known_denoisers import discrete, output_for, seeded_noise
 
 OBJECTIVE = discrete("cosine", 50)

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from components.losses.adversarial import (
+from components.models.losses.adversarial import (
     adaptive_weight,
     balanced_generator_loss,
     generator_loss,
     hinge_discriminator_loss,
 )
-from components.losses.reconstruction import reconstruction_loss
-from components.losses.token_likelihood import token_loss
+from components.models.losses.reconstruction import reconstruction_loss
+from components.models.losses.token_likelihood import token_loss
 
 
 def test_hinge_losses_have_their_closed_form():

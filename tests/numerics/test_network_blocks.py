@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from components.models.bundle import NETWORKS
 from components.models.network_blocks import NetworkBlock, blocks_of, compile_blocks, recompute_blocks
-from components.storage.bundle import NETWORKS
 from components.training.batches import to_batch
 from components.training.kept import kept_by
 from tests.tiny_training import assert_close, assert_equal_bits, batches

@@ -11,11 +11,11 @@ from denoising_diffusion_pytorch.learned_gaussian_diffusion import LearnedGaussi
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from components.diffusion.discrete import loss_weight, target
-from components.diffusion.edm import EDMObjective
-from components.diffusion.flow import FlowObjective
-from components.diffusion.objective import Objective, make_objective
-from components.diffusion.schedule import make_schedule
+from components.models.diffusion.discrete import loss_weight, target
+from components.models.diffusion.edm import EDMObjective
+from components.models.diffusion.flow import FlowObjective
+from components.models.diffusion.objective import Objective, make_objective
+from components.models.diffusion.schedule import make_schedule
 from components.training.randomness import sample_uniform
 from tests.known_denoisers import discrete, output_for
 

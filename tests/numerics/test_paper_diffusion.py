@@ -6,8 +6,8 @@ from torch import nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
+from components.models.bundle import NETWORKS
 from components.models.noisy_classifier import NoisyClassifier
-from components.storage.bundle import NETWORKS
 from components.training.building import network_arguments
 from pipelines.recipes.paper_branches import PAPER_BRANCHES, diffusion_branch
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS

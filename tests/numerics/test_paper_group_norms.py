@@ -16,9 +16,9 @@ from torch import nn
 from components.configuration.config import Config
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.optimization import Training
+from components.models.bundle import NETWORKS
 from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
-from components.storage.bundle import NETWORKS
 from components.training.building import network_arguments
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import paper_recipes

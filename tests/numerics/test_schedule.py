@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from components.diffusion.schedule import make_schedule
+from components.models.diffusion.schedule import make_schedule
 
 
 def peer(name: str, beta_start: float = 1e-4, beta_end: float = 2e-2, **options: bool) -> DDPMScheduler:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.diffusion.timestep_sampling import (
+from components.models.diffusion.timestep_sampling import (
     KEPT,
     draw_timesteps,
     empty_history,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from components.losses.token_likelihood import token_loss
+from components.models.losses.token_likelihood import token_loss
 from components.models.rotary import grid_rotation, rotate
 from components.models.transformer import Transformer, _causal_mask
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
-from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.loop import fit

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import pytest
 
 from components.configuration.dataset_info import DatasetInfo
-from components.storage import space
-from components.storage.connection import StoreError
-from components.storage.space import check_room, readable_bytes
-from components.storage.store import Store
+from components.runtime.storage import space
+from components.runtime.storage.connection import StoreError
+from components.runtime.storage.space import check_room, readable_bytes
+from components.runtime.storage.store import Store
 from components.training.sizes import training_sizes
-from pipelines import driver
-from pipelines.checkpoint_space import MANY_CLASSES, space_of
-from pipelines.cli import main
-from pipelines.driver import RunOptions, prepare
+from pipelines.command.cli import main
+from pipelines.engine import driver
+from pipelines.engine.driver import RunOptions, prepare
+from pipelines.planning.checkpoint_space import MANY_CLASSES, space_of
 
 
 class Usage(NamedTuple):

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from components.storage.artifact import Artifact, commit_artifact
-from components.storage.store import Store
-from components.tracking.packed_code import INSTALLED, pack_code, renamed
-from pipelines import code_seen
-from pipelines.code_seen import LEFT_OUT, changes_of_code, code_of, made_by, tree_digest
-from pipelines.provenance import PACKAGES, ROOT
+from components.runtime.storage.artifact import Artifact, commit_artifact
+from components.runtime.storage.store import Store
+from components.runtime.tracking.packed_code import INSTALLED, pack_code, renamed
+from pipelines.engine import code_seen
+from pipelines.engine.code_seen import LEFT_OUT, changes_of_code, code_of, made_by, tree_digest
+from pipelines.engine.provenance import PACKAGES, ROOT
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
-LOSS, UNET = "components/losses/reconstruction.py", "components/models/unet.py"
+LOSS, UNET = "components/models/losses/reconstruction.py", "components/models/unet.py"
 
 
 @pytest.fixture

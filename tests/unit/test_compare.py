@@ -10,7 +10,24 @@ from PIL import Image
 from rich.console import Console
 
 from components.configuration.optimization import Training
-from components.evaluation.comparison_page import (
+from components.evaluation.measure import DistanceRow
+from components.evaluation.report import Table
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
+from components.sampling.image_files import encode_png
+from pipelines.engine import driver
+from pipelines.recipes.catalog import RECIPES, load_recipe
+from pipelines.recipes.taxonomy import APPROXIMATE, TAXONOMY
+from pipelines.suites import compare
+from pipelines.suites.compare import (
+    SYSTEMS,
+    ComparisonPage,
+    chosen_systems,
+    run_compare,
+    seed_assignments,
+    system_result,
+)
+from pipelines.suites.comparison_page import (
     COLUMNS,
     Comparison,
     SystemResult,
@@ -19,16 +36,7 @@ from components.evaluation.comparison_page import (
     render_comparison,
     share_error,
 )
-from components.evaluation.measure import DistanceRow
-from components.evaluation.report import Table
-from components.sampling.image_files import encode_png
-from components.storage.artifact import Artifact
-from components.storage.store import Store
-from pipelines import compare, driver
-from pipelines.compare import SYSTEMS, ComparisonPage, chosen_systems, run_compare, seed_assignments, system_result
-from pipelines.in_turn import Finished, finished_stages
-from pipelines.recipes.catalog import RECIPES, load_recipe
-from pipelines.recipes.taxonomy import APPROXIMATE, TAXONOMY
+from pipelines.suites.in_turn import Finished, finished_stages
 from pipelines.workflow import PlannedStage, UsageError
 from pipelines.workflows import build_workflow
 from tests.unit.test_evaluation_report import Page

@@ -12,9 +12,9 @@ from components.configuration.diffusion import DegradationConfig, DiffusionTrain
 from components.configuration.leaves import KIND, PlaceError, kind_of
 from components.configuration.sampling import SamplerName
 from components.configuration.trainings import AutoencoderTraining
-from components.diffusion.samplers import SAMPLERS
 from components.models.autoencoder import BOTTLENECKS
-from components.storage.bundle import NETWORKS
+from components.models.bundle import NETWORKS
+from components.models.diffusion.samplers import SAMPLERS
 from tests.tiny_text_image import prior_config
 from tests.tiny_training import autoencoder_config, diffusion_config
 

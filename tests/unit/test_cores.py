@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.cores import SHARED_CORES, share_cores
+from pipelines.planning.cores import SHARED_CORES, share_cores
 
 
 @pytest.mark.parametrize(
@@ -22,5 +22,5 @@ def test_the_users_own_setting_counts(own: dict[str, str], after: str | None, mo
 
 
 def test_the_command_line_loads_no_torch_before_a_command_runs() -> None:
-    program = "import sys, pipelines.cli; sys.exit('torch' in sys.modules)"
+    program = "import sys, pipelines.command.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

@@ -9,9 +9,9 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.optimization import OptimizationConfig
 from components.training.sizes import training_sizes
-from pipelines import cli
-from pipelines.cluster import parse_cluster
-from pipelines.cost import (
+from pipelines.command import cli
+from pipelines.planning.cluster import parse_cluster
+from pipelines.planning.cost import (
     GPUS,
     Rate,
     StageCost,
@@ -21,10 +21,10 @@ from pipelines.cost import (
     rate_of,
     stage_costs,
 )
-from pipelines.cost_table import cost_notes, recipe_lines, room_lines
-from pipelines.memory_table import memory_lines
-from pipelines.profiles import Profile
-from pipelines.publications import (
+from pipelines.planning.cost_table import cost_notes, recipe_lines, room_lines
+from pipelines.planning.memory_table import memory_lines
+from pipelines.planning.profiles import Profile
+from pipelines.planning.publications import (
     COMPUTE,
     GMACS,
     IMAGENET,
@@ -34,11 +34,11 @@ from pipelines.publications import (
     estimated_v100_days,
     published_flops,
 )
+from pipelines.planning.shares import share_cluster
+from pipelines.planning.step_memory import ROOM, held_bytes, memory_warning, step_memory
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
-from pipelines.shares import share_cluster
-from pipelines.step_memory import ROOM, held_bytes, memory_warning, step_memory
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 

@@ -13,7 +13,7 @@ from components.data.errors import ShardError
 from components.data.held_out import held_out_arrays, read_split
 from components.data.shards import ShardIndex
 from components.data.stream import Layout, plan_chunks, read_chunk, training_stream
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from tests.image_sets import write_scenes, write_set
 

@@ -19,12 +19,12 @@ from components.data.shard_files import ShardJob
 from components.data.shards import BPE, ShardIndex, read_bpe
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard
+from components.runtime.storage.artifact import Artifact, describe_bytes
+from components.runtime.storage.kept_parts import read_records
+from components.runtime.storage.store import Store
 from components.stages.diffusion import deviation_of_latents
 from components.stages.precompute import PrecomputeConfig, encoders_of
 from components.stages.training import check_maker, frozen_networks
-from components.storage.artifact import Artifact, describe_bytes
-from components.storage.kept_parts import read_records
-from components.storage.store import Store
 from components.training.batches import to_batch, with_positions
 from components.training.frozen import ColumnEncoder, encoded, load_latents
 from tests.image_sets import number_of, write_set

@@ -23,10 +23,10 @@ from components.data.shards import (
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard
 from components.data.tokens import parse_tokens
+from components.models.bundle import load_bundle
+from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.autoencoder import train_autoencoder
-from components.storage.bundle import load_bundle
-from components.storage.store import Store
 from tests.distributed.runs import context_of, images_artifact
 from tests.image_sets import write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models

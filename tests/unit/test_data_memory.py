@@ -14,7 +14,7 @@ from components.data.errors import ShardError
 from components.data.order import WINDOW_SHARDS, windows
 from components.data.shards import ShardEntry, ShardIndex
 from components.data.tars import iterate_shard, write_shard
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
 
 VIEW = View(resolution=8)

@@ -12,7 +12,7 @@ from components.data.crews import count_crews
 from components.data.order import WINDOW_SHARDS, permutation, pick, windows
 from components.data.shards import ShardIndex
 from components.data.stream import Layout, plan_chunks, read_chunk
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
 
 RUNS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # (seed, epoch)

@@ -21,8 +21,8 @@ from components.data.source_check import check_file, check_source, detect_source
 from components.data.sources.columns import Columns
 from components.data.sources.parquet import list_parquet
 from components.data.sources.source import Item, Source
-from components.storage.connection import StoreError
-from components.storage.store import Store
+from components.runtime.storage.connection import StoreError
+from components.runtime.storage.store import Store
 from tests.hub_server import Hub, hub
 from tests.image_sets import CAPTIONS, CLASSES, image, number_of, png, write_parquet
 

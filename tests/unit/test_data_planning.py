@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from components.data.order import WINDOW_SHARDS, ShuffleWindow, permutation, windows
 from components.data.shards import ShardEntry, ShardIndex, TextInfo
 from components.data.stream import Chunk, Layout, StreamDatasource, plan_chunks, read_chunk
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
 
 MANY_SHARDS, MANY_SAMPLES = 100_000, 10**9

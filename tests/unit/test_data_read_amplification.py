@@ -13,8 +13,8 @@ from components.data.shards import ShardIndex, load_index, save_index
 from components.data.sources.webdataset import list_tars
 from components.data.stream import Layout
 from components.data.tar_estimate import estimated_index
-from components.storage.store import Store
-from pipelines.data_command import TAR_SAMPLES
+from components.runtime.storage.store import Store
+from pipelines.command.data import TAR_SAMPLES
 from tests.benchmarks.photos import write_photos
 from tests.counted_files import counted_files
 from tests.image_sets import write_set

@@ -11,8 +11,8 @@ from components.data.resharding import TarResharder
 from components.data.source_check import check_outside
 from components.data.sources.webdataset import TarFacts
 from components.data.tars import Group, iterate_shard
-from components.storage.kept_parts import look_at, recorded_parts
-from components.storage.store import Store
+from components.runtime.storage.kept_parts import look_at, recorded_parts
+from components.runtime.storage.store import Store
 from tests.image_sets import write_tar
 from tests.stored_files import flip
 

@@ -17,7 +17,7 @@ from components.data.shards import (
     split_of,
 )
 from components.data.tars import iterate_shard, write_shard
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import image, number_of, png, write_set
 
 

@@ -21,7 +21,7 @@ from components.data.sources.openmoji import CLASSES, list_openmoji
 from components.data.sources.scenes import DEPTH_UNIT, SHAPES, list_scenes, render, scene
 from components.data.sources.source import safe_keys
 from components.data.sources.webdataset import list_tars, split_glob
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from tests.image_sets import image, png, write_idx, write_set
 
 

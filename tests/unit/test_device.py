@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from components.runtime.tracking import model_source
+from components.runtime.tracking.registry import input_example
 from components.sampling import answers
 from components.sampling.answers import predictor_of
 from components.sampling.device import best_device, native_bf16
 from components.sampling.request_rows import RequestRow
-from components.tracking import model_source
-from components.tracking.registry import input_example
-from pipelines import sample_command
-from pipelines.sample_command import load_cascade, sample_images
-from pipelines.translate_command import translate_image
+from pipelines.command import sample
+from pipelines.command.sample import load_cascade, sample_images
+from pipelines.command.translate import translate_image
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_diffusion_branches import GENERATORS, classifier, contrastive
@@ -46,7 +46,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decision falls on the GPU that is none."""
-    for module in (answers, sample_command):
+    for module in (answers, sample):
         monkeypatch.setattr(module, "best_device", lambda: GPU)
 
 

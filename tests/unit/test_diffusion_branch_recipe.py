@@ -9,7 +9,7 @@ import pytest
 from components.models.autoencoder import Autoencoder
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.building import network_arguments
-from pipelines.preflight import Needs, check_needs
+from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.discrete_rows import vae_gan_autoencoder

@@ -9,12 +9,12 @@ import torch
 
 from components.configuration.config import IDENTITY
 from components.configuration.networks import ImageAttentionUNetConfig
+from components.models.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
 from components.models.dit import DiT
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.unet import UNet
 from components.sampling.model import check_conditions, encode_conditions, load_model
 from components.sampling.requests import Request
-from components.storage.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.tasks.diffusion import DiffusionTask

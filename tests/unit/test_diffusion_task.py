@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from components.diffusion.samplers import SAMPLERS
-from components.diffusion.timestep_sampling import KEPT, record
+from components.models.bundle import ModelBundle, save_bundle
+from components.models.diffusion.samplers import SAMPLERS
+from components.models.diffusion.timestep_sampling import KEPT, record
 from components.sampling.generators.diffusion import sample_base, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.requests import Request
 from components.stages.diffusion import settings_of
-from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.frozen import Latents

@@ -22,12 +22,12 @@ from components.evaluation.agreement import (
     prompt_table,
 )
 from components.evaluation.image_sets import some_of, split_parts
+from components.models.bundle import ModelBundle, save_bundle
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.stages.agreement import Wanted, asked_jobs, headline, known_parts, summary, wanted_of
-from components.storage.artifact import Artifact
-from components.storage.bundle import ModelBundle, save_bundle
-from components.storage.store import Store
 from components.training.batches import to_batch, with_positions
 from components.training.building import network_arguments
 from components.training.tasks.classifier import ClassifierTask

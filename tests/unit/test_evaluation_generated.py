@@ -25,9 +25,11 @@ from components.evaluation.grids import readable
 from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import WindowImages, in_batches, shrink
 from components.evaluation.job_sampler import sample_job
-from components.events import SilentRecorder
-from components.execution import Resources
-from components.pool import write_job
+from components.runtime.events import SilentRecorder
+from components.runtime.execution import Resources
+from components.runtime.pool import write_job
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
@@ -35,9 +37,7 @@ from components.stages.agreement import measure_agreement, wanted_of
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
-from components.storage.artifact import Artifact
-from components.storage.store import Store
-from pipelines.run_report import study_of
+from pipelines.engine.run_report import study_of
 from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
 from tests.tiny_diffusion_branches import guided_by_the_classifier_alone

@@ -12,7 +12,7 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import PixelTraining
 from components.evaluation.image_bits import bits_table, check_likelihood, measure_bits, summarize_bits
 from components.evaluation.likelihood_study import STREAM, BoundJob, bound_jobs, standard_error
-from components.losses.reconstruction import reconstruction_loss
+from components.models.losses.reconstruction import reconstruction_loss
 from components.models.row_lstm import RowLSTM
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model

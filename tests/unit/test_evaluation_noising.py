@@ -11,7 +11,6 @@ from PIL import Image
 
 from components.data.held_out import SplitArrays, read_split
 from components.data.shards import ShardIndex
-from components.diffusion.schedule import make_schedule
 from components.evaluation.noising_study import (
     ERRORS,
     FORWARD,
@@ -29,8 +28,9 @@ from components.evaluation.noising_study import (
     values_table,
     with_noise,
 )
+from components.models.diffusion.schedule import make_schedule
+from components.runtime.storage.store import Store
 from components.sampling.model import load_model
-from components.storage.store import Store
 from tests.image_sets import write_set
 from tests.tiny_cascade import commit_model, write_models
 from tests.unit.test_evaluation_report import Page

@@ -28,15 +28,15 @@ from components.evaluation.variants import (
     variant_jobs,
     variants_grid,
 )
-from components.events import SilentRecorder
-from components.execution import Resources
-from components.pool import file_name
+from components.runtime.events import SilentRecorder
+from components.runtime.execution import Resources
+from components.runtime.pool import file_name
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
 from components.stages.context import StageContext
-from components.storage.store import Store
-from pipelines.run_report import run_images, study_of
+from pipelines.engine.run_report import run_images, study_of
 from tests.tiny_cascade import CLASSES, write_cascade, write_models
 from tests.tiny_generators import write
 from tests.unit.test_evaluation_report import Page

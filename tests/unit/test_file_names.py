@@ -12,8 +12,7 @@ import pytest
 from components.configuration.file_names import file_name, folder_name
 from components.data.errors import SourceError
 from components.data.shards import load_index
-from components.sampling.cascade import read_description
-from components.storage.artifact import (
+from components.runtime.storage.artifact import (
     MANIFEST,
     Artifact,
     ArtifactError,
@@ -21,13 +20,14 @@ from components.storage.artifact import (
     describe_bytes,
     load_artifact,
 )
-from components.storage.garbage import ANNOUNCED, PLAN, find_garbage
-from components.storage.store import DamagedFileError, Store, StoreError
+from components.runtime.storage.garbage import ANNOUNCED, PLAN, find_garbage
+from components.runtime.storage.store import DamagedFileError, Store, StoreError
+from components.sampling.cascade import read_description
 from components.training.checkpoint import DIGESTS
 from components.training.results import FINISHED, read_finished
 from components.training.run_folder import SNAPSHOT, fetch_checkpoint, last_checkpoint
-from pipelines.cli import WRONG_USE, main
-from pipelines.run_report import load_plan, newest_run
+from pipelines.command.cli import WRONG_USE, main
+from pipelines.engine.run_report import load_plan, newest_run
 
 OUTSIDE = "{outside}/made"  # which the watched folder takes the place of
 FORMS = {

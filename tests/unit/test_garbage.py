@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from components.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
-from components.storage.artifact import verify_artifact as differences
-from components.storage.garbage import ANNOUNCED, PLAN, collect, find_garbage
-from components.storage.lease import Lease
-from components.storage.store import Store
-from pipelines import driver
-from pipelines.run_report import announced
+from components.runtime.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
+from components.runtime.storage.artifact import verify_artifact as differences
+from components.runtime.storage.garbage import ANNOUNCED, PLAN, collect, find_garbage
+from components.runtime.storage.lease import Lease
+from components.runtime.storage.store import Store
+from pipelines.engine import driver
+from pipelines.engine.run_report import announced
 from pipelines.workflow import PlannedStage, Stage, UsageError
 
 HOLDER = {"id": "0", "host": "elsewhere", "pid": 1, "born": 0.0, "released": False}
@@ -202,7 +202,7 @@ def test_a_collection_that_is_killed_loses_nothing_and_the_next_one_ends_it(tmp_
             return find_garbage(root, unused=True, ttl=0, on_wait=on_wait)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("components.storage.store.TRANSFERS", 1)
+            patch.setattr("components.runtime.storage.store.TRANSFERS", 1)
             kill_after(steps, patch)
             try:
                 collect(root, find(), unused=True)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from components.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
 from components.evaluation.likelihood_study import bound_jobs, measure_bound, png_bits
+from components.models.bundle import ModelBundle, save_bundle
+from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
 from components.sampling.cascade import Cascade, lone_cascade
 from components.sampling.gray import ColorError, one_channel
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request
 from components.stages.diffusion import settings_of
-from components.storage.bundle import ModelBundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.frozen import encoded, gray_images

@@ -27,9 +27,13 @@ from components.data.shards import BPE, INDEX
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.distance import Gaussian
 from components.evaluation.noising_study import NoisingStudyConfig
-from components.events import Event, SilentRecorder, Warning
-from components.execution import Resources
-from components.pool import HandoverError, Later, Pool, file_name, portable
+from components.runtime.events import Event, SilentRecorder, Warning
+from components.runtime.execution import Resources
+from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
+from components.runtime.storage.artifact import Artifact, load_artifact, verify_artifact
+from components.runtime.storage.kept_parts import RECORDS
+from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.tries import begin_forced_try
 from components.stages.agreement import measure_agreement
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
@@ -51,10 +55,6 @@ from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.studies import study_guidance, study_steps
 from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from components.stages.tokens import TokensConfig, tokenize_images
-from components.storage.artifact import Artifact, load_artifact, verify_artifact
-from components.storage.kept_parts import RECORDS
-from components.storage.store import SCRATCH, Store
-from components.storage.tries import begin_forced_try
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
@@ -415,7 +415,7 @@ def test_what_is_on_one_node_only_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_loaded_on_the_head(house: House) -> None:
-    from components.storage.autoencoders import describe_autoencoder, open_autoencoder
+    from components.runtime.storage.autoencoders import describe_autoencoder, open_autoencoder
 
     with pytest.raises(LoadedOnTheHeadError):
         open_autoencoder(house("tokenizer"))

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from components import events
-from components.storage.artifact import Artifact
-from components.storage.store import Store
-from components.tracking.tracker import Tracker
-from pipelines import driver
-from pipelines.compare import run_compare
-from pipelines.in_turn import unknown_runs
-from pipelines.lecture import run_lecture
-from pipelines.recorder import EXPERIMENT
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
+from components.runtime.tracking.tracker import Tracker
+from pipelines.engine import driver
+from pipelines.engine.recorder import EXPERIMENT
+from pipelines.suites.compare import run_compare
+from pipelines.suites.in_turn import unknown_runs
+from pipelines.suites.lecture import run_lecture
 from pipelines.workflow import PlannedStage
 
 AWAY = "http://127.0.0.1:9"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from components.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
-from components.storage.garbage import collect, find_garbage
-from components.storage.kept_parts import (
+from components.runtime.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
+from components.runtime.storage.garbage import collect, find_garbage
+from components.runtime.storage.kept_parts import (
     RECORDS,
     Look,
     look_at,
@@ -18,8 +18,8 @@ from components.storage.kept_parts import (
     write_file,
     write_record,
 )
-from components.storage.store import DamagedFileError, Store, StoreError
-from components.storage.tries import FORCED, begin_forced_try, current_try, has_committed
+from components.runtime.storage.store import DamagedFileError, Store, StoreError
+from components.runtime.storage.tries import FORCED, begin_forced_try, current_try, has_committed
 from tests.stored_files import flip
 
 FIRST, SECOND = "1" * 12, "2" * 12

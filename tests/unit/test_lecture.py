@@ -10,12 +10,12 @@ from rich.console import Console
 
 from components.data.errors import SourceError
 from components.data.sources import fashion_mnist
-from components.storage.artifact import Artifact
-from components.storage.store import Store
-from pipelines import driver
-from pipelines.lecture import PAGE, LecturePage, chosen_rows, collect_result, options, run_lecture
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
+from pipelines.engine import driver
 from pipelines.recipes.catalog import ROWS
 from pipelines.recipes.fashion import FASHION
+from pipelines.suites.lecture import PAGE, LecturePage, chosen_rows, collect_result, options, run_lecture
 from pipelines.workflow import PlannedStage
 from tests.image_sets import write_idx
 

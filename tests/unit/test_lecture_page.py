@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.evaluation import formula_code
+from pipelines.suites import formula_code
 from components.evaluation.curves import curve_svg
-from components.evaluation.formula_code import CodeReference, code_at, read_code
-from components.evaluation.lecture_page import RecipeResult, Slide, own_images, render_lecture
 from components.evaluation.report import Table
-from pipelines.lecture import SLIDES, chosen_rows
 from pipelines.recipes.catalog import ROWS
+from pipelines.suites.formula_code import CodeReference, code_at, read_code
+from pipelines.suites.lecture import SLIDES, chosen_rows
+from pipelines.suites.lecture_page import RecipeResult, Slide, own_images, render_lecture
 from tests.unit.test_evaluation_report import Page
 
 POINTS = [(step, {"loss": 1 / step}) for step in range(1, 5)]
@@ -93,10 +93,10 @@ def test_every_formula_stands_in_the_code_where_its_slide_says(reference: CodeRe
 @pytest.mark.parametrize(
     ("reference", "complaint"),
     [
-        (code_at("diffusion/gone.py", "sample", "x"), "no file components/diffusion/gone.py"),
-        (code_at("diffusion/schedule.py", "Schedule.gone", "x"), "no Schedule.gone in"),
-        (code_at("diffusion/schedule.py", "Schedule.add_noise", "minus"), "'minus' stands nowhere in"),
-        (code_at("diffusion/schedule.py", "Schedule.add_noise", "Draw x_t"), "'Draw x_t' stands nowhere in"),
+        (code_at("models/diffusion/gone.py", "sample", "x"), "no file components/models/diffusion/gone.py"),
+        (code_at("models/diffusion/schedule.py", "Schedule.gone", "x"), "no Schedule.gone in"),
+        (code_at("models/diffusion/schedule.py", "Schedule.add_noise", "minus"), "'minus' stands nowhere in"),
+        (code_at("models/diffusion/schedule.py", "Schedule.add_noise", "Draw x_t"), "'Draw x_t' stands nowhere in"),
     ],
     ids=["file", "definition", "statement", "docstring"],
 )

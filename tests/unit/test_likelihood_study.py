@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from components.configuration.sampling import DiffusionSampling
-from components.diffusion.schedule import make_schedule
 from components.evaluation.likelihood_study import (
     BoundJob,
     BoundTerms,
@@ -25,6 +24,7 @@ from components.evaluation.likelihood_study import (
     strata,
     summarize,
 )
+from components.models.diffusion.schedule import make_schedule
 from components.sampling.model import SamplingModel
 from tests.unit.test_evaluation_report import Page
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from components.storage.artifact import Artifact
-from pipelines.model_card import LONGEST, model_card
+from components.runtime.storage.artifact import Artifact
+from pipelines.engine.model_card import LONGEST, model_card
 
 COMMIT = "0123456789" * 4
 COMMAND = ["cascade", "run", "--recipe", "openmoji", "--set", "images.source=~/my photos"]

@@ -10,13 +10,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 from typer.testing import CliRunner
 
-from components import events
-from components.tracking.named_data import DATA, take
-from components.tracking.names import registered_name
-from components.tracking.tracker import Tracker
-from pipelines.cli import app
-from pipelines.driver import RunOptions, check_name, prepare
-from pipelines.naming import cascade_name, data_identity, source_name
+from components.runtime import events
+from components.runtime.tracking.named_data import DATA, take
+from components.runtime.tracking.names import registered_name
+from components.runtime.tracking.tracker import Tracker
+from pipelines.command.cli import app
+from pipelines.engine.driver import RunOptions, check_name, prepare
+from pipelines.engine.naming import cascade_name, data_identity, source_name
 from pipelines.recipes.catalog import RECIPES, Recipe, load_recipe
 from pipelines.workflow import UsageError
 from tests.conftest import free_port

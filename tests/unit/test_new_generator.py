@@ -12,6 +12,7 @@ from torch import Tensor
 
 from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.evaluation.report import image_groups
+from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
 from components.sampling.generator import Generator, Hooks, Parts
@@ -19,8 +20,7 @@ from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, class_id
-from components.tracking.registry import input_example
-from pipelines.sample_command import sample_images
+from pipelines.command.sample import sample_images
 from tests.tiny_generators import LONE, write
 
 

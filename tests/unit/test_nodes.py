@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from components.evaluation.measure import MeasureConfig
-from components.pool import HandoverError, portable
-from components.storage.store import SCRATCH, Store
-from pipelines.checkpoint_space import Space
-from pipelines.nodes import _remedy, try_node
-from pipelines.preflight import Needs
+from components.runtime.pool import HandoverError, portable
+from components.runtime.storage.store import SCRATCH, Store
+from pipelines.planning.checkpoint_space import Space
+from pipelines.planning.nodes import _remedy, try_node
+from pipelines.planning.preflight import Needs
 
 NO_ROOM = Space(temporary=10**18, trainings=("base",))
 

@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from components.tracking import packed_code
-from components.tracking.packed_code import INSTALLED, model_code, pack_code, renamed
+from components.runtime.tracking import packed_code
+from components.runtime.tracking.packed_code import INSTALLED, model_code, pack_code, renamed
 
 SOURCE = '''"""components.models, in words, stays."""
 import components
-import numpy, components.losses as losses, components_of_others
-from components import events
+import numpy, components.models.losses as losses, components_of_others
+from components.runtime import events
 from components.models.unet import (
     UNet,  # of components.models
 )
-from pipelines.cli import main
+from pipelines.command.cli import main
 from components_of_others import components
 from .near import components as near
 
 
 def later():
-    word = "Füße"; from components.storage import store
+    word = "Füße"; from components.runtime.storage import store
     if True: import pipelines
     return store, components.__name__
 '''
@@ -31,11 +31,11 @@ def test_imports_at_any_depth_are_renamed_and_nothing_else():
     before, after = SOURCE.splitlines(), renamed(SOURCE, INSTALLED).splitlines()
     assert {number: line for number, line in enumerate(after, 1) if line != before[number - 1]} == {
         2: "import image_cascade.components as components",
-        3: "import numpy, image_cascade.components.losses as losses, components_of_others",
+        3: "import numpy, image_cascade.components.models.losses as losses, components_of_others",
         4: "from image_cascade.components import events",
         5: "from image_cascade.components.models.unet import (",
-        8: "from image_cascade.pipelines.cli import main",
-        14: '    word = "Füße"; from image_cascade.components.storage import store',
+        8: "from image_cascade.pipelines.command.cli import main",
+        14: '    word = "Füße"; from image_cascade.components.runtime.storage import store',
         15: "    if True: import image_cascade.pipelines as pipelines",
     }
 

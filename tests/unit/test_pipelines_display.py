@@ -8,12 +8,12 @@ import pytest
 import ray
 from rich.console import Console
 
-from components import events
-from components.execution import Resources
-from components.measures import MEASURES
-from pipelines.display import Display, run_tables, status_line
-from pipelines.execute import WAIT_WARNING_SECONDS, _starved
-from pipelines.recorder import RunRecorder, StageStatus
+from components.runtime import events
+from components.runtime.execution import Resources
+from components.runtime.measures import MEASURES
+from pipelines.engine.display import Display, run_tables, status_line
+from pipelines.engine.execute import WAIT_WARNING_SECONDS, _starved
+from pipelines.engine.recorder import RunRecorder, StageStatus
 
 
 @pytest.fixture

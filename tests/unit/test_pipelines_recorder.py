@@ -8,10 +8,10 @@ from typing import Any, get_args
 import pytest
 from ray.exceptions import RayActorError
 
-from components import events
-from components.storage.artifact import Artifact
-from components.tracking.lines import line_of
-from pipelines.recorder import HANDLERS, ActorRecorder, RunRecorder
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.lines import line_of
+from pipelines.engine.recorder import HANDLERS, ActorRecorder, RunRecorder
 
 KNOWN: dict[type, Any] = {  # one event of each type
     type(event): event

@@ -9,14 +9,14 @@ from components.data.errors import SourceError
 from components.data.shards import read_bpe, save_index
 from components.data.sources import openmoji
 from components.evaluation.measure import MeasureConfig
-from components.events import SilentRecorder
-from components.execution import Resources
+from components.runtime.events import SilentRecorder
+from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from components.stages.text_encoder import TextEncoderConfig
-from components.storage.artifact import Artifact
-from components.storage.store import Store
-from pipelines.driver import RunOptions, prepare
-from pipelines.preflight import Needs, check_needs, needs_of
+from pipelines.engine.driver import RunOptions, prepare
+from pipelines.planning.preflight import Needs, check_needs, needs_of
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.workflow import PlannedStage, UsageError
 from pipelines.workflows import build_workflow

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from components.storage.bundle import NETWORKS
+from components.models.bundle import NETWORKS
 from components.training.sharding import why_whole
-from pipelines.cluster import Cluster
-from pipelines.preflight import check_batches, check_sharding
-from pipelines.profiles import Profile, load_profile
+from pipelines.planning.cluster import Cluster
+from pipelines.planning.preflight import check_batches, check_sharding
+from pipelines.planning.profiles import Profile, load_profile
+from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.smoke import smoke
-from pipelines.shares import share_cluster
 from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.provenance import COMMIT, VARIABLE, code_line, commit, short, version
+from pipelines.engine.provenance import COMMIT, VARIABLE, code_line, commit, short, version
 
 IDENTITY = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 from pipelines.diffusion_branch import DiffusionBranchRecipe
-from pipelines.lecture import chosen_rows
-from pipelines.preflight import branches, concurrent_trainings, stands_alone, trainings
+from pipelines.planning.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import cascade_256, ddpm, latent_diffusion, stable_diffusion
 from pipelines.recipes.discrete_rows import (
@@ -33,6 +32,7 @@ from pipelines.recipes.fashion import (
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.taxonomy import TAXONOMY
+from pipelines.suites.lecture import chosen_rows
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 

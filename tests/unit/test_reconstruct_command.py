@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
 from components.sampling.request_rows import RequestRow
-from components.storage.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.building import make_network, network_arguments
-from pipelines.reconstruct_command import reconstruct_images
+from pipelines.command.reconstruct import reconstruct_images
 from pipelines.workflow import UsageError
 from tests.tiny_autoencoders import RECIPES, config_of
 from tests.tiny_cascade import commit_model, write_cascade, write_models

@@ -17,7 +17,7 @@ from components.sampling.image_files import encode_png, gray_png
 from components.sampling.png_settings import read_settings, request_of, settings_of, with_settings
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
-from pipelines.sample_command import sample_images
+from pipelines.command.sample import sample_images
 from pipelines.workflow import UsageError
 from tests.tiny_diffusion_branches import classifier_guided, imagen
 from tests.tiny_generators import PRIORS, conditioned, lone, token_branch

@@ -8,13 +8,13 @@ from PIL import Image
 
 from components.data.images import load_depth
 from components.evaluation.gallery import GalleryConfig, gallery_requests
+from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.image_files import encode_png
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
-from components.tracking.registry import input_example
-from pipelines.sample_command import _condition
+from pipelines.command.sample import _condition
 from tests.tiny_cascade import DIFFUSION, FEW, UNET, write_model, write_models
 
 SIZE = 8

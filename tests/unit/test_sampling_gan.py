@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from components.models.bundle import ModelBundle, save_bundle
 from components.models.gan import GANGenerator, estimate_statistics
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
@@ -14,7 +15,6 @@ from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, random_stream
-from components.storage.bundle import ModelBundle, save_bundle
 
 CLASSES = ["animals", "food", "flags"]
 NETWORK = {

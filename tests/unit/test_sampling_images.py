@@ -8,7 +8,7 @@ import torch
 from einops import repeat
 from PIL import Image
 
-from components.diffusion.corruption import from_levels, to_levels
+from components.models.diffusion.corruption import from_levels, to_levels
 from components.sampling.image_files import MAX_PIXELS, base64_png, encode_png, enlarged, open_given_image, open_image
 from components.sampling.images import from_uint8, levels_to_uint8, read_image, to_uint8
 from components.training.batches import png_grid

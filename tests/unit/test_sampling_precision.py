@@ -13,8 +13,8 @@ import torch
 from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.precision import Precision
 from components.configuration.sampling import DiffusionBranchSampling
-from components.execution import Resources
-from components.pool import PoolWorker
+from components.runtime.execution import Resources
+from components.runtime.pool import PoolWorker
 from components.sampling import precision
 from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.precision import computes_bf16, products, samples_bf16, sampling_in, state_products

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.sampling import compiled_decoding
 from components.sampling.generators.tokens import check_prior, sample_best, sample_prior
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request, check_request
-from components.storage.bundle import NETWORKS, ModelBundle, save_bundle
 from tests.tiny_cascade import CLASSES
 
 NETWORK = {

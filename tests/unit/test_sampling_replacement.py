@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from components.diffusion.samplers import SAMPLERS
+from components.models.diffusion.samplers import SAMPLERS
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
-from pipelines.translate_command import translate_image
+from pipelines.command.translate import translate_image
 from tests.tiny_cascade import FEW, write_cascade
 from tests.tiny_diffusion_branches import base, latent
 

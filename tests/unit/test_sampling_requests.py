@@ -6,7 +6,7 @@ import pytest
 
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request, nested_settings, stage_settings
-from pipelines.sample_command import read_settings
+from pipelines.command.sample import read_settings
 
 NESTED = {"base": {"eta": 0.5, "guidance_interval": [0.2, 5.0], "spacing": None}, "upsampler_64": {"noise_level": 20}}
 FROZEN = (

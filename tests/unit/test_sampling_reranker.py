@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.diffusion.corruption import downsample, quantize_8_bit
+from components.models.diffusion.corruption import downsample, quantize_8_bit
 from components.sampling.cascade import Cascade, compose
 from components.sampling.images import from_uint8
 from components.sampling.requests import Request

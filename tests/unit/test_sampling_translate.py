@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from components.data.degradations import jpeg_compressed
-from components.diffusion.degradation import MASK_TASKS, TASKS
 from components.evaluation.restoration import (
     asked_of,
     damage,
@@ -20,11 +19,12 @@ from components.evaluation.restoration import (
     restoration_table,
     restorations,
 )
+from components.models.diffusion.degradation import MASK_TASKS, TASKS
+from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
-from components.tracking.registry import input_example
 from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
 
 SIDE = 16

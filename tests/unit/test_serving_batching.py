@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.serving.batching import Batcher, BusyError, FailedError, Ticket, WaitingImage, most_together
@@ -19,7 +20,6 @@ from components.serving.messages import FinishedImage, ImageJob, Partial
 from components.serving.previews import shown_steps, steps_of
 from components.serving.settings import ServedModel
 from components.serving.versions import Version
-from components.tracking.registry import Named
 from tests.tiny_cascade import write_cascade
 
 WAIT = 60  # seconds

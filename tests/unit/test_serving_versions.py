@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from components.runtime.tracking.names import shown_source
 from components.sampling.cascade import DESCRIPTION, Cascade, quick
 from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.settings import ServedModel
 from components.serving.versions import Versions, find_version
-from components.tracking.names import shown_source
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
 from tests.waiting import eventually

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from pipelines import session
-from pipelines.session import _protect_token
+from pipelines.engine import session
+from pipelines.engine.session import _protect_token
 from pipelines.workflow import UsageError
 
 

@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 
 from components.configuration.optimization import Training
-from components.events import SilentRecorder
-from components.execution import Resources
-from components.node import threads_of
+from components.runtime.events import SilentRecorder
+from components.runtime.execution import Resources
+from components.runtime.node import threads_of
+from components.runtime.storage.store import Store
 from components.stages import images
 from components.stages.context import StageContext
-from components.storage.store import Store
-from pipelines.cluster import CPUS_PER_CORE, Cluster, local_cpus, parse_cluster
-from pipelines.plan_command import overview
-from pipelines.preflight import check_batches, concurrent_trainings, trainings
-from pipelines.profiles import Profile, load_profile
+from pipelines.command.plan import overview
+from pipelines.planning.cluster import CPUS_PER_CORE, Cluster, local_cpus, parse_cluster
+from pipelines.planning.preflight import check_batches, concurrent_trainings, trainings
+from pipelines.planning.profiles import Profile, load_profile
+from pipelines.planning.resource_table import resource_rows
+from pipelines.planning.shares import concurrent_stages, share_cluster
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.diffusion_rows import dalle2
 from pipelines.recipes.discrete_rows import depth_transformer
 from pipelines.recipes.fashion import fashion_guidance
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
-from pipelines.resource_table import resource_rows
-from pipelines.shares import concurrent_stages, share_cluster
 from pipelines.workflow import UsageError, Workflow
 from pipelines.workflows import build_workflow
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.storage.artifact import Artifact, ArtifactError, commit_artifact, describe_bytes, load_artifact
-from components.storage.lease import Lease
-from components.storage.store import Store, StoreError
+from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe_bytes, load_artifact
+from components.runtime.storage.lease import Lease
+from components.runtime.storage.store import Store, StoreError
 from tests.stored_files import assert_one_wins
 
 
@@ -145,8 +145,8 @@ def test_a_clock_that_is_set_makes_no_holder_look_dead(tmp_path: Path, monkeypat
 
 HOLD = """
 import os, sys
-from components.storage.lease import Lease
-from components.storage.store import Store
+from components.runtime.storage.lease import Lease
+from components.runtime.storage.store import Store
 
 assert Lease(Store(sys.argv[1]), on_lost=lambda: None).acquire(is_done=lambda: False, on_wait=lambda reason: None)
 os._exit(9)

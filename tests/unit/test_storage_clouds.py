@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from components.data.listing import list_versions
-from components.storage.artifact import FileEntry
-from components.storage.connection import connect
-from components.storage.store import Store, StoreError, digest_of, read_range, read_url
+from components.runtime.storage.artifact import FileEntry
+from components.runtime.storage.connection import connect
+from components.runtime.storage.store import Store, StoreError, digest_of, read_range, read_url
 from tests.conftest import through_faults
 from tests.emulators import KEY, lack
 from tests.faults.proxy import OVER_TLS, counted
@@ -152,8 +152,8 @@ def test_who_may_not_read_is_told_at_once(
 def test_a_server_that_is_away_is_asked_again_and_then_named(
     google_storage: None, anew: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("components.storage.google.REQUESTS", 1)
-    monkeypatch.setattr("components.storage.connection.ATTEMPTS", 3)
+    monkeypatch.setattr("components.runtime.storage.google.REQUESTS", 1)
+    monkeypatch.setattr("components.runtime.storage.connection.ATTEMPTS", 3)
     with answering(503, b'{"error": {"code": 503, "message": "Backend Error"}}') as (address, came):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StoreError, match=r"gs://bucket/a failed 3 times: Backend Error, 503; check the network"):

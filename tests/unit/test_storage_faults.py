@@ -16,10 +16,10 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from components.storage import connection
-from components.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
-from components.storage.connection import connect, retried
-from components.storage.store import DamagedFileError, Store, StoreError, digest_of
+from components.runtime.storage import connection
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
+from components.runtime.storage.connection import connect, retried
+from components.runtime.storage.store import DamagedFileError, Store, StoreError, digest_of
 from tests.conftest import through_faults
 from tests.faults.proxy import FAULTS, counted
 from tests.stored_files import assert_bytes_arrive
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_what_was_there(tmp_path: Path)
     program = """
         import resource, sys
         from pathlib import Path
-        from components.storage.store import Store, StoreError
+        from components.runtime.storage.store import Store, StoreError
         store = Store(sys.argv[1])
         store.write("a", b"old")
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

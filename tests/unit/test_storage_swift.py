@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from components.storage.artifact import Artifact, commit_artifact, describe_bytes
-from components.storage.connection import StoreError
-from components.storage.store import Store
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
+from components.runtime.storage.connection import StoreError
+from components.runtime.storage.store import Store
 from tests.emulators import in_environment, new_bucket, swift_server
 from tests.stored_files import assert_bytes_arrive, assert_one_wins
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components.runtime.tracking.registry import REQUIREMENTS, input_example, pip_requirements
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.classifier import class_log_probabilities
@@ -18,7 +19,6 @@ from components.sampling.images import read_image
 from components.sampling.model import load_model
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
-from components.tracking.registry import REQUIREMENTS, input_example, pip_requirements
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive
 from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch

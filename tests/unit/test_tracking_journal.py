@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from components.tracking import journal as journal_module
-from components.tracking.delivery import flatten
-from components.tracking.journal import left_journals, new_journal
-from components.tracking.lines import coalesce
+from components.runtime.tracking import journal as journal_module
+from components.runtime.tracking.delivery import flatten
+from components.runtime.tracking.journal import left_journals, new_journal
+from components.runtime.tracking.lines import coalesce
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
 
@@ -92,7 +92,7 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
     program = f"""
         import os, signal
         from pathlib import Path
-        from components.tracking.journal import new_journal
+        from components.runtime.tracking.journal import new_journal
         journal = new_journal(Path("{tmp_path}"), destination={HERE})
         for step in range(100):
             journal.append({{"event": "metrics", "step": step}})

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components import events
-from components.storage.artifact import Artifact, FileEntry
-from components.tracking.lines import line_of
+from components.runtime import events
+from components.runtime.storage.artifact import Artifact, FileEntry
+from components.runtime.tracking.lines import line_of
 
 OLD = Path(__file__).parents[1] / "old_journal.jsonl"  # as the version before these events wrote it
 ABOUT = {"time", "run", "models", "stage", "key"}  # what the tracker adds to a line

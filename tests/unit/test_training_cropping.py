@@ -2,7 +2,7 @@
 
 import torch
 
-from components.diffusion.schedule import make_schedule
+from components.models.diffusion.schedule import make_schedule
 from components.training.augmentation import cropped, draw_windows
 
 

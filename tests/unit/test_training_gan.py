@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from components.losses.adversarial import generator_loss, hinge_discriminator_loss
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.models.gan import ConditionalBatchNorm2d, GANGenerator, batch_moments, settle_spectral_norms
-from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.models.losses.adversarial import generator_loss, hinge_discriminator_loss
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.learner import below

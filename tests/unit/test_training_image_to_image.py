@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from components.configuration.diffusion import TASKS
-from components.diffusion.degradation import MASK_TASKS
+from components.models.diffusion.degradation import MASK_TASKS
 from components.training.augmentation import draw_windows
 from components.training.batches import to_batch
 from components.training.conditioning import conditions_of, dropped_conditions

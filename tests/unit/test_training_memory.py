@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.runtime.storage.store import Store
 from components.sampling.room import halves
-from components.storage.store import Store
 from components.training.batches import to_batch
 from components.training.checkpoint import generator_states
 from components.training.loop import Task, fit

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
-from components.storage.store import DamagedFileError, Store
+from components.runtime.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
 from components.training.batches import to_batch
 from components.training.checkpoint import (

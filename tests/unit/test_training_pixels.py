@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from components.storage.bundle import ModelBundle, load_bundle, save_bundle
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.tasks.autoencoder import AutoencoderTask

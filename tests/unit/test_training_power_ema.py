@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from components.configuration.trainings import GANTraining
+from components.models.bundle import load_bundle
+from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
-from components.storage.bundle import load_bundle
-from components.storage.store import DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import WEIGHTS, write_checkpoint
 from components.training.learner import below
@@ -25,7 +25,7 @@ from components.training.snapshots import (
     send_snapshots,
     write_snapshots,
 )
-from pipelines.ema_command import write_average
+from pipelines.command.ema import write_average
 from pipelines.workflow import UsageError
 from tests.tiny_training import (
     DATASET_INFO,

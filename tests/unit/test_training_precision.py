@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from components.execution import Resources
+from components.runtime.execution import Resources
 from components.sampling import precision as precision_policy
 from components.training.batches import to_batch
 from components.training.learner import Learner

@@ -19,8 +19,8 @@ from components.data.token_artifacts import (
 )
 from components.data.tokens import TokenSet, write_tokens
 from components.models.transformer import Transformer
-from components.storage.artifact import Artifact, commit_artifact, describe_bytes
-from components.storage.store import Store
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
+from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.conditioning import dropped_conditions

@@ -16,8 +16,8 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode
 
-from components.execution import Resources
-from components.storage.store import SCRATCH, Store
+from components.runtime.execution import Resources
+from components.runtime.storage.store import SCRATCH, Store
 from components.training import worker
 from components.training.batches import to_batch
 from components.training.checkpoint import copy_to_host, read_checkpoint, write_checkpoint, write_host_copy

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from components.storage.bundle import NETWORKS
-from components.storage.store import Store
+from components.models.bundle import NETWORKS
+from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.building import network_arguments
 from components.training.results import ModelDescription, write_model
 from components.training.sizes import autoencoder_grid, device_bytes, training_sizes
 from components.training.snapshots import write_snapshots
-from pipelines.checkpoint_space import space_of
+from pipelines.planning.checkpoint_space import space_of
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.execution import Profiling
+from components.runtime.execution import Profiling
 from components.training.batches import to_batch
 from components.training.loop import fit
 from components.training.parallel import ALONE, Worker
 from components.training.trace import traced
-from pipelines.profile_steps import parse_steps
+from pipelines.engine.profile_steps import parse_steps
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow

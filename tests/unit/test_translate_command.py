@@ -12,7 +12,7 @@ from rich.console import Console
 from components.sampling.image_files import gray_png
 from components.sampling.png_settings import read_settings, settings_of, with_settings
 from components.sampling.requests import Request
-from pipelines.translate_command import translate_image
+from pipelines.command.translate import translate_image
 from pipelines.workflow import UsageError
 from tests.tiny_cascade import write_cascade
 from tests.unit.test_sampling_translate import hidden, pixels, write_palette

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from components.models.bundle import WEIGHTS
+from components.models.file_list import LIST, differences, write_list
+from components.runtime.tracking.registry import FILES, FILES_DIGEST, download_model, download_packed, register_artifact
 from components.sampling.requests import Request
 from components.serving.settings import ServedModel
 from components.serving.versions import Versions
-from components.storage.bundle import WEIGHTS
-from components.storage.file_list import LIST, differences, write_list
-from components.tracking.registry import FILES, FILES_DIGEST, download_model, download_packed, register_artifact
-from pipelines.cli import app
+from pipelines.command.cli import app
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.waiting import eventually

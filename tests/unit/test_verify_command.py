@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from components.storage.artifact import Artifact, commit_artifact, describe_bytes
-from components.storage.store import Store
-from pipelines.verify_command import verify_run
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
+from components.runtime.storage.store import Store
+from pipelines.command.verify import verify_run
 from pipelines.workflow import UsageError
 
 

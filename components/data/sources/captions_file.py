@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from components.data.errors import SourceError
 from components.data.sources.columns import Columns, TableColumns, find_columns, first_caption
 from components.data.sources.features import class_names
-from components.storage.store import read_url
+from components.runtime.storage.store import read_url
 
 
 class Row(NamedTuple):

@@ -12,7 +12,7 @@ from components.data.errors import SourceError
 from components.data.images import fit_square
 from components.data.listing import list_versions
 from components.data.sources.source import Drawing, Item, Source
-from components.storage.store import Store
+from components.runtime.storage.store import Store
 
 LICENSE = "MIT"
 PACKAGE, INSTALLED = "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"  # Debian's, and where it puts them

@@ -16,7 +16,7 @@ from components.data.sources.captions_file import Described, Row, read_rows
 from components.data.sources.columns import COMMON, Columns
 from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys
 from components.data.sources.splits import split_word, splits_note
-from components.storage.store import Store, read_url
+from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}

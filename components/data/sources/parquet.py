@@ -25,8 +25,8 @@ from components.data.sources.parquet_rows import NO_LABEL, ParquetReader, is_dam
 from components.data.sources.source import Item, Source, ordered_classes, safe_keys
 from components.data.sources.splits import training_files
 from components.data.sources.webdataset import split_glob
-from components.storage.connection import reason, retried
-from components.storage.store import Store, in_parallel
+from components.runtime.storage.connection import reason, retried
+from components.runtime.storage.store import Store, in_parallel
 
 logger = logging.getLogger(__name__)
 

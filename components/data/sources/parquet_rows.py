@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from components.data.errors import SourceError
 from components.data.images import decode_image, fit_square
 from components.data.sources.source import Drawing, Item
-from components.storage.connection import connect, reason, retried
-from components.storage.store import Store
+from components.runtime.storage.connection import connect, reason, retried
+from components.runtime.storage.store import Store
 
 ROWS = 32  # in memory at a time
 BUFFER = 4 * 2**20  # bytes of a column that are fetched at a time, so that a large row group needs no more

@@ -21,8 +21,8 @@ from components.data.listing import FileVersion, list_versions
 from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import ordered_classes
 from components.data.tars import Group, Member, check_end, iterate_shard, unpack
-from components.storage.kept_parts import write_record
-from components.storage.store import Store, read_url
+from components.runtime.storage.kept_parts import write_record
+from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 GLOB = frozenset("*?[")

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from components.configuration.sampling import NOISE_LEVEL, ClassifierSampling, DiffusionSampling
-from components.diffusion import samplers
-from components.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
-from components.diffusion.degradation import MASK_TASKS
-from components.diffusion.guidance import guide
-from components.diffusion.objective import Objective, make_objective
-from components.diffusion.samplers import Denoise, Score, sample
-from components.diffusion.schedule import make_schedule
 from components.models.autoencoder import Autoencoder
+from components.models.diffusion import samplers
+from components.models.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
+from components.models.diffusion.degradation import MASK_TASKS
+from components.models.diffusion.guidance import guide
+from components.models.diffusion.objective import Objective, make_objective
+from components.models.diffusion.samplers import Denoise, Score, sample
+from components.models.diffusion.schedule import make_schedule
 from components.sampling.classifier import check_guides, classifier_score
 from components.sampling.diffusion_prior import prior_sampling
 from components.sampling.frozen_conditions import frozen_conditions
@@ -197,7 +197,7 @@ def denoise(
 
 
 def sampling_arguments(sampling: DiffusionSampling) -> dict[str, Any]:
-    """Arguments of `components.diffusion.samplers.sample`."""
+    """Arguments of `components.models.diffusion.samplers.sample`."""
     names = {"sampler", "num_inference_steps", "eta", "spacing", "threshold"}
     return sampling.model_dump(include=names) | {"percentile": sampling.threshold_percentile}
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.diffusion import samplers
-from components.diffusion.corruption import upsample
-from components.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask, gray
+from components.models.diffusion import samplers
+from components.models.diffusion.corruption import upsample
+from components.models.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask, gray
 from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.diffusion import check_sampling, denoise, first_sampling, noise_of
 from components.sampling.image_files import gray_png, open_given_image

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from components.configuration.sampling import TokenSampling
-from components.diffusion.corruption import from_levels
+from components.models.diffusion.corruption import from_levels
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
 from components.sampling.generator import Between, Generator, Hooks, Parts, after_each

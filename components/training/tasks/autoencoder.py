@@ -13,17 +13,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.configuration.trainings import AutoencoderTraining
-from components.losses.adversarial import (
+from components.models.autoencoder import Autoencoder
+from components.models.bottleneck import Encoded, GumbelQuantizer
+from components.models.discriminator import PatchDiscriminator
+from components.models.losses.adversarial import (
     GeneratorLoss,
     adaptive_weight,
     balanced_generator_loss,
     generator_loss,
     hinge_discriminator_loss,
 )
-from components.losses.reconstruction import image_of, reconstruction_loss
-from components.models.autoencoder import Autoencoder
-from components.models.bottleneck import Encoded, GumbelQuantizer
-from components.models.discriminator import PatchDiscriminator
+from components.models.losses.reconstruction import image_of, reconstruction_loss
 from components.models.quantizer import (
     EMAQuantizer,
     VectorQuantizer,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import ClassifierTraining
-from components.diffusion.objective import make_objective
+from components.models.diffusion.objective import make_objective
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch, with_positions
 from components.training.building import make_network

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import ContrastiveTraining
-from components.losses.contrastive import ContrastiveGradients, along_gradient, contrastive_gradients, contrastive_loss
 from components.models.contrastive import Embeddings
+from components.models.losses.contrastive import (
+    ContrastiveGradients,
+    along_gradient,
+    contrastive_gradients,
+    contrastive_loss,
+)
 from components.training.augmentation import shifted
 from components.training.batches import to_batch, with_positions
 from components.training.building import make_network

@@ -13,12 +13,13 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import NOISE_LEVEL
-from components.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
-from components.diffusion.guidance import guide
-from components.diffusion.objective import Network, make_objective
-from components.diffusion.samplers import Denoise, sample
-from components.diffusion.schedule import Schedule, make_schedule
-from components.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
+from components.models.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
+from components.models.diffusion.guidance import guide
+from components.models.diffusion.objective import Network, make_objective
+from components.models.diffusion.samplers import Denoise, sample
+from components.models.diffusion.schedule import Schedule, make_schedule
+from components.models.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
+from components.models.transfer import to_device
 from components.training.augmentation import cropped, draw_windows
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
@@ -28,7 +29,6 @@ from components.training.learner import Learner, LearnerTask, accumulated, held_
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, gather
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
-from components.transfer import to_device
 
 PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 

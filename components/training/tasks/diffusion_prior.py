@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import DiffusionPriorTraining
-from components.diffusion.objective import make_objective
+from components.models.diffusion.objective import make_objective
 from components.training.batches import to_batch, with_positions
 from components.training.building import make_network
 from components.training.conditioning import conditions_of, dropped_conditions

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import GANTraining
-from components.losses.adversarial import generator_loss, hinge_discriminator_loss
-from components.losses.differentiable_augmentation import DRAWS, augment
 from components.models.gan import GANGenerator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
+from components.models.losses.adversarial import generator_loss, hinge_discriminator_loss
+from components.models.losses.differentiable_augmentation import DRAWS, augment
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import discriminator_arguments, make_network
 from components.training.learner import Learner, accumulated, below, held_out_parts, initialized

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
-from components.diffusion.degradation import (
+from components.models.diffusion.degradation import (
     Degraded,
     add_noise_in_mask,
     degrade,
     denoise_in_mask,
     loss_in_mask,
 )
-from components.diffusion.masks import NUMBERS
-from components.diffusion.objective import Network
+from components.models.diffusion.masks import NUMBERS
+from components.models.diffusion.objective import Network
 from components.training.loop import Batch
 from components.training.randomness import sample_uniforms
 from components.training.tasks.diffusion import PREVIEW_SCALE, DiffusionTask

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import MaskedPriorTraining
-from components.losses.token_likelihood import masked_token_loss
 from components.models.autoencoder import Autoencoder
+from components.models.losses.token_likelihood import masked_token_loss
 from components.models.masked_transformer import MaskedTransformer
+from components.models.transfer import to_device
 from components.sampling.maskgit import STEPS, maskgit
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network
@@ -24,7 +25,6 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
 from components.training.tasks.prior import preview_batch, preview_generators, token_images
-from components.transfer import to_device
 
 EVALUATION_DRAWS = 4  # masks that each held-out image is judged by
 

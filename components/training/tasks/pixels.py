@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PixelTraining
-from components.diffusion.corruption import from_levels, to_levels
-from components.losses.token_likelihood import token_loss
 from components.models.autoencoder import Autoencoder
+from components.models.diffusion.corruption import from_levels, to_levels
+from components.models.losses.token_likelihood import token_loss
 from components.sampling.gray import one_channel
 from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import png_grid, to_batch, with_positions

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PriorTraining
-from components.losses.token_likelihood import text_loss, text_nats, token_loss
 from components.models.autoencoder import Autoencoder
+from components.models.losses.token_likelihood import text_loss, text_nats, token_loss
 from components.models.transformer import JointLogits, Transformer
 from components.sampling.autoregressive import generate
 from components.training.batches import png_grid, to_batch, with_positions

@@ -9,12 +9,12 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from components.runtime.storage.artifact import Artifact
+    from components.runtime.storage.store import Store, StoreError
     from components.sampling.cascade import Cascade
     from components.sampling.image_files import encode_png
     from components.sampling.requests import Request
-    from components.storage.artifact import Artifact
-    from components.storage.store import Store, StoreError
-    from pipelines.library import RunError, load, plan, run
+    from pipelines.command.library import RunError, load, plan, run
     from pipelines.recipes.catalog import load_recipe
     from pipelines.workflow import Stage, UsageError, Workflow
 
@@ -25,9 +25,9 @@ PLACES = {
     ".components.sampling.cascade": ["Cascade"],
     ".components.sampling.image_files": ["encode_png"],
     ".components.sampling.requests": ["Request"],
-    ".components.storage.artifact": ["Artifact"],
-    ".components.storage.store": ["Store", "StoreError"],
-    ".pipelines.library": ["RunError", "load", "plan", "run"],
+    ".components.runtime.storage.artifact": ["Artifact"],
+    ".components.runtime.storage.store": ["Store", "StoreError"],
+    ".pipelines.command.library": ["RunError", "load", "plan", "run"],
     ".pipelines.recipes.catalog": ["load_recipe"],
     ".pipelines.workflow": ["Stage", "UsageError", "Workflow"],
 }

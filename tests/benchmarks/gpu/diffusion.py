@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import DiTConfig
-from components.diffusion.objective import make_objective
-from components.diffusion.samplers import sample
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.samplers import sample
 from components.sampling.precision import sampling_in
 from components.training.building import make_network
 from components.training.flops import counting, step_flops

@@ -36,7 +36,7 @@ CASES = {
     "sampling": diffusion.sampling,
 }
 RESULT = "bench-gpu.json"
-PROVES = ("components/losses", "components/models", "components/sampling", "components/training")
+PROVES = ("components/models/losses", "components/models", "components/sampling", "components/training")
 SEED = 0
 WARM_UP = 3
 PACKAGES = ("torch", "diffusers", "transformers")

@@ -1,0 +1,210 @@
+"""Diffusion in discrete steps: DDPM, Improved DDPM, v-prediction and its weights.
+
+Sources: epsilon, Ho et al. (2020); learned variance and hybrid loss, Nichol and Dhariwal (2021); v, Salimans and Ho
+(2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x_0, noise, x_t and prediction are (B, ...) of
+one shape; timesteps are (B,), int64 in [0, T), or, where a sampler goes between them, float64.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from components.models.diffusion.gaussian import discretized_gaussian_nll, interpolated_log_variance, normal_kl
+from components.models.diffusion.schedule import Schedule, expand
+from components.models.diffusion.trajectory import Spacing, Trajectory, karras_sigmas, spaced_timesteps, with_clean_end
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+LossKind = Literal["simple", "hybrid", "vlb"]
+
+# Of sigma / signal. The linear schedule ends below; the cosine schedule ends near 20,000, where half of the steps would
+# see nothing but noise (Karras et al., 2022, table 1, leave out the first of its levels for the same reason).
+KARRAS_SIGMA_MAX = 160.0
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteObjective:
+    """Objective whose times are steps of a schedule.
+
+    Args:
+        variance: of the reverse steps; with "learned_range" the network has twice the channels.
+        loss: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, which then
+            moves the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al., 2015).
+
+    Raises:
+        ValueError: what cannot be learned: the noise, or a min-SNR weight, where the last step has no signal left.
+    """
+
+    schedule: Schedule
+    prediction_type: PredictionType
+    variance: Variance = "fixed_small"
+    loss_kind: LossKind = "simple"
+    min_snr_gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule.betas[-1] == 1 and self.prediction_type == "epsilon":
+            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample, not epsilon")
+        if self.schedule.betas[-1] == 1 and self.min_snr_gamma is not None:
+            raise ValueError("zero_terminal_snr needs min_snr_gamma None: the last step would weigh nothing")
+        if self.loss_kind == "hybrid" and self.variance != "learned_range":
+            raise ValueError(f"loss hybrid needs variance learned_range, not {self.variance}")
+        if self.loss_kind == "simple" and self.variance == "learned_range":
+            raise ValueError("variance learned_range needs loss hybrid or vlb: the simple loss can't train it")
+
+    def times(self, uniform: Tensor) -> Tensor:
+        return (uniform.double() * len(self.schedule)).long().clamp(max=len(self.schedule) - 1)
+
+    def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Objective`; between two steps the logarithm of sigma / signal is interpolated."""
+        if not time.is_floating_point():
+            return self.schedule.signal_and_noise(time, like)
+        table = self.schedule.table("log_noise_levels", time.device)
+        below = time.double().floor().long().clamp(0, len(table) - 1)
+        above = (below + 1).clamp(max=len(table) - 1)
+        weight = time.double() - below
+        # Where a time is a step nothing is interpolated: its neighbor may be infinite.
+        level = torch.where(weight == 0, table[below], torch.lerp(table[below], table[above], weight)).exp()  # (B,)
+        return expand((1 + level**2).rsqrt(), like), expand((1 + level**-2).rsqrt(), like)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        signal, sigma = self.levels(time, x_0)
+        return signal * x_0 + sigma * noise
+
+    def apply(self, network: Callable[..., Tensor], x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        return network(x_t, time, **conditions)
+
+    def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+        """As in `Objective`. The bound counts T times, in bits/dim; in "hybrid" a thousandth of that.
+
+        Nichol and Dhariwal's lambda of 0.001, as their code has it: T of the terms of which one is drawn.
+        """
+        total = len(self.schedule)
+        if self.loss_kind == "vlb":
+            return total * self.bits(output, x_0=x_0, x_t=x_t, time=time)
+        prediction = self.prediction(output, like=x_t).to(x_0.dtype)
+        wanted = target(self.schedule, x_0=x_0, noise=noise, timesteps=time, prediction_type=self.prediction_type)
+        errors = (prediction - wanted).square().mean(dim=tuple(range(1, x_0.ndim)))  # (B,)
+        weight = loss_weight(
+            self.schedule, time, prediction_type=self.prediction_type, min_snr_gamma=self.min_snr_gamma
+        )
+        simple = weight * errors
+        if self.loss_kind == "simple":
+            return simple
+        stopped = torch.cat([prediction.detach(), self.variance_values(output, like=x_t)], dim=1)
+        return simple + total / 1000 * self.bits(stopped, x_0=x_0, x_t=x_t, time=time)
+
+    def bits(self, output: Tensor, *, x_0: Tensor, x_t: Tensor, time: Tensor, clip: bool = False) -> Tensor:
+        """One term of the variational bound in bits/dim, (B,): Ho et al. (2020), equation 5.
+
+        At time 0 what it costs to say the 8-bit x_0, elsewhere the divergence from the true posterior.
+
+        Args:
+            time: (B,) int64.
+            clip: x_0 to [-1, 1], as sampling does; for evaluation.
+        """
+        predicted = self.predict_x_0(output, x_t=x_t, time=time)
+        predicted = predicted.clamp(-1, 1) if clip else predicted
+        true = self.schedule.posterior(x_0, x_t, time)
+        mean = self.schedule.posterior(predicted, x_t, time).mean
+        log_variance = self.log_variance_at(output, like=x_t, time=time)
+        divergence = normal_kl(true.mean, true.log_variance, mean, log_variance)
+        nll = discretized_gaussian_nll(x_0, mean=mean, log_variance=log_variance)
+        first = (time == 0).reshape(-1, *[1] * (x_0.ndim - 1))
+        return torch.where(first, nll, divergence).mean(dim=tuple(range(1, x_0.ndim))) / math.log(2)
+
+    def predict_x_0(self, output: Tensor, *, x_t: Tensor, time: Tensor) -> Tensor:
+        prediction = self.prediction(output, like=x_t)
+        if self.prediction_type == "sample":
+            return prediction
+        signal, sigma = self.levels(time, x_t)
+        if self.prediction_type == "epsilon":
+            return (x_t - sigma * prediction) / signal
+        return signal * x_t - sigma * prediction
+
+    def prediction(self, output: Tensor, *, like: Tensor) -> Tensor:
+        """The channels of an output that are no variance."""
+        return output[:, : like.shape[1]] if self.variance == "learned_range" else output
+
+    def variance_values(self, output: Tensor, *, like: Tensor) -> Tensor:
+        return output[:, like.shape[1] :].to(like.dtype)
+
+    def log_variance(self, output: Tensor, *, like: Tensor, small: Tensor, large: Tensor) -> Tensor:
+        if self.variance == "learned_range":
+            return interpolated_log_variance(self.variance_values(output, like=like), small=small, large=large)
+        return small if self.variance == "fixed_small" else large
+
+    def log_variance_at(self, output: Tensor, *, like: Tensor, time: Tensor) -> Tensor:
+        """Log variance of the reverse step at time (B,) int64, (B, 1 or C, ...)."""
+        small = self.schedule.at("posterior_log_variance_clipped", time, like)
+        large = self.schedule.at("log_betas_clipped" if self.variance == "fixed_large" else "log_betas", time, like)
+        return self.log_variance(output, like=like, small=small, large=large)
+
+    def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
+        """As in `Objective`; "karras" goes between training steps, to levels with rho = 7.
+
+        Without terminal signal every spacing but "leading", which is refused, starts at the last step.
+        """
+        if spacing == "karras":
+            return self.karras_trajectory(num_inference_steps)
+        if spacing == "leading" and self.schedule.betas[-1] == 1:
+            raise ValueError("zero_terminal_snr needs spacing trailing or linspace: leading skips the last step")
+        steps = spaced_timesteps(len(self.schedule), num_inference_steps, spacing=spacing)
+        times = torch.tensor(steps[::-1])
+        alphas_cumprod = self.schedule.alphas_cumprod[times]
+        return with_clean_end(times, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+
+    def karras_trajectory(self, num_inference_steps: int) -> Trajectory:
+        """Levels of `karras_sigmas`, by interpolation of log sigma, at most one for each training step."""
+        if num_inference_steps > len(self.schedule):
+            raise ValueError(f"num_inference_steps must be in [1, {len(self.schedule)}], not {num_inference_steps}")
+        table = noise_levels(self.schedule)
+        no_signal = int(table[-1].isinf())  # then the first step is the last one of training
+        if no_signal and num_inference_steps == 1:
+            return self.trajectory(1)
+        largest = min(KARRAS_SIGMA_MAX, table[-1 - no_signal].item())
+        level = karras_sigmas(num_inference_steps - no_signal, sigma_min=table[0].item(), sigma_max=largest)
+        above = torch.searchsorted(table, level).clamp(1, len(table) - 1)
+        low, high = table[above - 1].log(), table[above].log()
+        times = above - 1 + ((level.log() - low) / (high - low)).clamp(0, 1)
+        signal = (1 + level**2).rsqrt()
+        start = torch.tensor([len(table) - 1.0] * no_signal, dtype=torch.float64)
+        zero = torch.zeros(no_signal, dtype=torch.float64)
+        return with_clean_end(
+            torch.cat([start, times]), torch.cat([zero, signal]), torch.cat([zero + 1, level * signal])
+        )
+
+
+def noise_levels(schedule: Schedule) -> Tensor:
+    """sigma / signal at each step, (T,) float64, ascending; infinite where there is no signal."""
+    alphas_cumprod = schedule.alphas_cumprod
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+
+
+def target(
+    schedule: Schedule, *, x_0: Tensor, noise: Tensor, timesteps: Tensor, prediction_type: PredictionType
+) -> Tensor:
+    """The tensor that the network should output."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return x_0
+    signal, sigma = schedule.signal_and_noise(timesteps, x_0)
+    return signal * noise - sigma * x_0
+
+
+def loss_weight(
+    schedule: Schedule, timesteps: Tensor, *, prediction_type: PredictionType, min_snr_gamma: float | None
+) -> Tensor:
+    """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
+
+    With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
+    """
+    snr = schedule.snr(timesteps)
+    if min_snr_gamma is None:
+        return snr.new_ones(snr.shape)
+    clipped = snr.clamp(max=min_snr_gamma)
+    return clipped / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]

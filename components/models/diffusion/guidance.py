@@ -1,0 +1,141 @@
+"""Guidance: classifier-free (Ho and Salimans, 2022), by any weaker network (Karras et al., 2024) and by
+the gradient of a classifier (Dhariwal and Nichol, 2021).
+
+Shapes: B batch; outputs are (B, C, H, W), or (B, 2 C, H, W) where the variance is learned.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from components.models.diffusion.objective import Network, Objective
+from components.models.diffusion.samplers import Denoise, Score
+
+Scale = float | Tensor  # for all samples, or one for each (B,)
+
+
+def guide(
+    objective: Objective,
+    network: Network,
+    condition: Mapping[str, Tensor],
+    null: Mapping[str, Tensor],
+    guidance_scale: Scale | Mapping[str, Scale],
+    *,
+    weaker: Network | None = None,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> Denoise:
+    """Bind conditions and guidance to a network: unconditional + scale * (conditional - unconditional).
+
+    Only the first C channels are guided; a learned variance stays the conditional one.
+
+    Args:
+        network: called by the objective with the conditions by name.
+        condition: each value (B, ...).
+        null: the same keys as condition for what is guided, each (B, ...); a key that is missing here, such as
+            low_res, keeps its value everywhere.
+        guidance_scale: a number or one for each sample (B,); 1 is no guidance, and when all are 1 the network runs
+            once a step instead of on a doubled batch. Papers that write (1 + w) mean guidance_scale = 1 + w. With a
+            scale for each of several conditions each is guided alone, and what they add is summed (Liu et al., 2022):
+            unconditional + sum of scale_i * (conditional_i - unconditional); a condition without one is never null.
+        weaker: a network that knows the same conditions but is smaller or less trained; it takes the place of the
+            unconditional one: weaker + scale * (network - weaker).
+        interval: guide only where sigma / signal lies in [low, high] (Kynkäänniemi et al., 2024); elsewhere scale is 1.
+        rescale: in [0, 1], how far the deviation of the guided output is brought back to that of the conditional one
+            (Lin et al., 2024, equations 15 and 16).
+
+    Raises:
+        ValueError: null has a key that condition lacks, guidance_scale one that null lacks, or there is a scale for
+            each condition together with weaker or rescale.
+    """
+    if not null.keys() <= condition.keys():
+        raise ValueError(f"null conditions without a condition: {', '.join(sorted(null.keys() - condition.keys()))}")
+    if isinstance(guidance_scale, Mapping) and (rescale > 0 or weaker is not None):
+        raise ValueError("rescale and weaker take one guidance_scale, not one for each condition")
+    branches, scales = _branches(condition, null, guidance_scale)
+    nothing = not scales or (weaker is None and not null)
+    if nothing or (len(scales) == 1 and bool((scales[0] == 1).all())):
+        return lambda x_t, time: objective.apply(network, x_t, time, **condition)
+
+    def denoise(x_t: Tensor, time: Tensor) -> Tensor:
+        if interval is not None and not _inside(objective, interval, x_t, time):
+            return objective.apply(network, x_t, time, **condition)
+        if weaker is None:
+            *conditional, reference = _batched(objective, network, x_t, time, branches)
+        else:
+            conditional = [objective.apply(network, x_t, time, **condition)]
+            reference = objective.apply(weaker, x_t, time, **condition)
+        channels = x_t.shape[1]
+        guided = _extrapolated([output[:, :channels] for output in conditional], reference[:, :channels], scales)
+        if rescale > 0:
+            guided = _rescaled(guided, conditional[0][:, :channels], rescale)
+        return torch.cat([guided, conditional[0][:, channels:]], dim=1)
+
+    return denoise
+
+
+def classifier_score(objective: Objective, classifier: Network, label: Tensor, scale: Scale) -> Score:
+    """The gradient at x_t of scale * log p(label | x_t), for `sample` (Dhariwal and Nichol, 2021, section 4).
+
+    Args:
+        classifier: called by the objective as a network is, without conditions: noisy images -> logits (B, classes).
+        label: (B,) int64.
+        scale: 0 is no guidance.
+    """
+
+    def score(x_t: Tensor, time: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            log_probabilities = objective.apply(classifier, x_t, time).log_softmax(dim=1)
+            chosen = log_probabilities.gather(1, label[:, None]).sum()
+            (gradient,) = torch.autograd.grad(chosen, x_t)
+        return torch.as_tensor(scale).to(gradient).reshape(-1, 1, 1, 1) * gradient
+
+    return score
+
+
+def _branches(
+    condition: Mapping[str, Tensor], null: Mapping[str, Tensor], guidance_scale: Scale | Mapping[str, Scale]
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """What the network is run on, the unconditional branch last, and the scale (1 or B,) of each branch but that."""
+    full = dict(condition)
+    if not isinstance(guidance_scale, Mapping):
+        return [full, full | dict(null)], [torch.as_tensor(guidance_scale, dtype=torch.float32)]
+    unknown = sorted(guidance_scale.keys() - null.keys())
+    if unknown:
+        raise ValueError(f"guidance_scale of what is no guided condition: {', '.join(unknown)}")
+    nothing = full | {name: null[name] for name in guidance_scale}
+    alone = [nothing | {name: condition[name]} for name in guidance_scale]
+    return [*alone, nothing], [torch.as_tensor(scale, dtype=torch.float32) for scale in guidance_scale.values()]
+
+
+def _inside(objective: Objective, interval: tuple[float, float], x_t: Tensor, time: Tensor) -> bool:
+    """Whether the level of all samples, which have one time, lies in the interval of sigma / signal."""
+    signal, sigma = objective.levels(time[:1], x_t.new_zeros(1, dtype=torch.float64))
+    low, high = interval
+    return bool((sigma >= low * signal) & (sigma <= high * signal))
+
+
+def _batched(
+    objective: Objective, network: Network, x_t: Tensor, time: Tensor, branches: list[dict[str, Tensor]]
+) -> tuple[Tensor, ...]:
+    """The outputs (B, ...) of all branches, by one run on a batch of them all."""
+    together = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
+    count = len(branches)
+    output = objective.apply(network, torch.cat([x_t] * count), torch.cat([time] * count), **together)
+    return output.chunk(count)
+
+
+def _extrapolated(conditional: list[Tensor], reference: Tensor, scales: list[Tensor]) -> Tensor:
+    weights = [scale.to(reference).reshape(-1, 1, 1, 1) for scale in scales]
+    if len(conditional) == 1:
+        # The same formula, written so that a sample whose scale is 1 gets its conditional prediction exactly.
+        return conditional[0] + (weights[0] - 1) * (conditional[0] - reference)
+    added = [weight * (output - reference) for weight, output in zip(weights, conditional, strict=True)]
+    return reference + torch.stack(added).sum(dim=0)
+
+
+def _rescaled(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
+    ratio = conditional.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
+    return guided * (rescale * ratio + (1 - rescale))

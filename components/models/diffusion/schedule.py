@@ -1,0 +1,240 @@
+"""Noise schedules and the closed forms of the forward process (Ho et al., 2020; Nichol and Dhariwal, 2021; Lin et al.,
+2024).
+
+Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. Shapes: B batch, T num_train_timesteps.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.models.transfer import to_device
+
+ScheduleName = Literal["linear", "scaled_linear", "cosine"]
+
+
+class Posterior(NamedTuple):
+    mean: Tensor  # (B, ...)        of q(x_{t-1} | x_t, x_0)
+    log_variance: Tensor  # (B, 1, ...)  clipped: index 0 holds the value of index 1
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Tables of one forward process, or of a strided one made from it by `respaced`.
+
+    Args:
+        betas: (T,) float64 in (0, 1), the variance that each step adds; the last may be 1 (zero terminal SNR).
+        timesteps: (T,) int64, the index that the network was trained with at each step.
+
+    Raises:
+        ValueError: a beta is not inside (0, 1).
+    """
+
+    betas: Tensor
+    timesteps: Tensor
+    kept: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_betas(self.betas[:-1] if self.betas[-1] == 1 else self.betas)
+
+    def __len__(self) -> int:
+        return self.betas.shape[0]
+
+    @property
+    def alphas_cumprod(self) -> Tensor:  # (T,)
+        return (1 - self.betas).cumprod(0)
+
+    @property
+    def alphas_cumprod_prev(self) -> Tensor:  # (T,) starts with 1: nothing has been added before the first step
+        return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
+
+    @property
+    def signal(self) -> Tensor:  # (T,)
+        return self.alphas_cumprod.sqrt()
+
+    @property
+    def sigma(self) -> Tensor:  # (T,)
+        return (1 - self.alphas_cumprod).sqrt()
+
+    @property
+    def signal_before(self) -> Tensor:  # (T,)
+        return self.alphas_cumprod_prev.sqrt()
+
+    @property
+    def sigma_before(self) -> Tensor:  # (T,)
+        return (1 - self.alphas_cumprod_prev).sqrt()
+
+    @property
+    def signal_to_noise(self) -> Tensor:  # (T,)
+        alphas_cumprod = self.alphas_cumprod
+        return alphas_cumprod / (1 - alphas_cumprod)
+
+    @property
+    def log_noise_levels(self) -> Tensor:  # (T,) of sigma / signal
+        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt().log()
+
+    @property
+    def log_sigma_squared(self) -> Tensor:  # (T,)
+        return (1 - self.alphas_cumprod).log()
+
+    @property
+    def posterior_of_x_0(self) -> Tensor:  # (T,) what x_0 counts in the mean of the posterior
+        return self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
+
+    @property
+    def posterior_of_x_t(self) -> Tensor:  # (T,) what x_t counts there
+        return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
+
+    @property
+    def posterior_variance(self) -> Tensor:  # (T,)
+        """Variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020), equation 7. It is 0 at index 0."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @property
+    def posterior_log_variance_clipped(self) -> Tensor:  # (T,)
+        """Log of `posterior_variance` with index 0 replaced by index 1 (a floor of 1e-20 would ruin likelihoods)."""
+        variance = self.posterior_variance
+        first = variance[1:2] if len(self) > 1 else self.betas
+        return torch.cat([first, variance[1:]]).log()
+
+    @property
+    def log_betas(self) -> Tensor:  # (T,)
+        return self.betas.log()
+
+    @property
+    def log_betas_clipped(self) -> Tensor:  # (T,) its first entry would cost likelihood (Improved DDPM's code)
+        return torch.cat([self.posterior_log_variance_clipped[:1], self.log_betas[1:]])
+
+    def table(self, name: str, device: torch.device) -> Tensor:
+        """The table (T,) of that name on `device`: made and sent there once, since whoever sends waits."""
+        if (name, device) not in self.kept:
+            with torch.inference_mode(mode=False):  # what sampling keeps a training may use
+                self.kept[name, device] = to_device(getattr(self, name), device)
+        return self.kept[name, device]
+
+    def at(self, name: str, timesteps: Tensor, like: Tensor) -> Tensor:
+        """The table of that name at timesteps (B,) as (B, 1, ...), cast last so that no precision is lost before."""
+        return expand(self.table(name, timesteps.device)[timesteps], like)
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), (B,) float32, at timesteps (B,) int64."""
+        return self.table("signal_to_noise", timesteps.device)[timesteps].float()
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_0), Ho et al. (2020), equation 4.
+
+        Args:
+            x_0, noise: (B, ...) of one shape; x_0 in [-1, 1].
+            timesteps: (B,) int64 in [0, T).
+        """
+        signal, sigma = self.signal_and_noise(timesteps, x_0)
+        return signal * x_0 + sigma * noise
+
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod), each (B, 1, ...) with the dtype of `like`."""
+        return self.at("signal", timesteps, like), self.at("sigma", timesteps, like)
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Posterior:
+        """q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7; x_0 and x_t (B, ...), timesteps (B,) int64."""
+        mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
+        return Posterior(mean, self.at("posterior_log_variance_clipped", timesteps, x_t))
+
+    def respaced(self, indices: list[int]) -> "Schedule":
+        """Keep only these steps: betas are recomputed so that alphas_cumprod is unchanged at each one kept.
+
+        Args:
+            indices: ascending, in [0, T); `timesteps` of the result still names the original ones.
+
+        Source: Nichol and Dhariwal (2021), section 4.
+        """
+        kept = torch.tensor(indices, dtype=torch.int64)
+        alphas_cumprod = self.alphas_cumprod[kept]
+        previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+        return Schedule(betas=1 - alphas_cumprod / previous, timesteps=self.timesteps[kept])
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, ...) with the dtype of `like`."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def make_schedule(
+    name: ScheduleName,
+    *,
+    num_train_timesteps: int,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """Build a schedule by name.
+
+    Args:
+        name: "linear" (Ho et al., 2020), "scaled_linear" (linear in the root of beta; Rombach et al., 2022, who call it
+            linear) or "cosine" (Nichol and Dhariwal, 2021, equation 17).
+        num_train_timesteps: T, at least 1; "linear" needs at least 21, below that a beta reaches 1.
+        beta_start, beta_end: first and last beta of the two linear ones, as they are: SR3 and Palette have 1e-6 and
+            1e-2. Without them 1e-4 and 2e-2 ("scaled_linear": 0.00085 and 0.012), times 1000 / T.
+        zero_terminal_snr: rescale so that the last step leaves no signal; not for networks that predict the noise.
+
+    Raises:
+        ValueError: an unknown name, or a schedule that does not exist.
+    """
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
+    if name not in ("linear", "scaled_linear", "cosine"):
+        raise ValueError(f"unknown schedule {name!r}: choose linear, scaled_linear or cosine")
+    if (beta_start is None) != (beta_end is None):
+        raise ValueError("give both beta_start and beta_end, or neither")
+    if name == "cosine" and beta_start is not None:
+        raise ValueError("the cosine schedule takes no beta_start and no beta_end")
+    if name == "cosine":
+        betas = cosine_betas(num_train_timesteps)
+    else:
+        betas = linear_betas(num_train_timesteps, beta_start, beta_end, root=name == "scaled_linear")
+    _check_betas(betas)
+    if zero_terminal_snr:
+        betas = without_terminal_signal(betas)
+    return Schedule(betas=betas, timesteps=torch.arange(num_train_timesteps))
+
+
+def _check_betas(betas: Tensor) -> None:
+    if not bool(((betas > 0) & (betas < 1)).all()):
+        low, high = betas.min().item(), betas.max().item()
+        raise ValueError(
+            f"impossible noise schedule: betas must lie inside (0, 1), but its {len(betas)} steps span {low:.3g} to "
+            f"{high:.3g}; use more num_train_timesteps (linear needs at least 21)"
+        )
+
+
+def linear_betas(
+    num_train_timesteps: int, beta_start: float | None, beta_end: float | None, *, root: bool
+) -> Tensor:  # (T,) float64
+    first, last = (0.00085, 0.012) if root else (1e-4, 2e-2)
+    scale = 1000 / num_train_timesteps
+    first, last = beta_start or scale * first, beta_end or scale * last
+    if root:
+        return torch.linspace(max(first, 0) ** 0.5, max(last, 0) ** 0.5, num_train_timesteps, dtype=torch.float64) ** 2
+    return torch.linspace(first, last, num_train_timesteps, dtype=torch.float64)
+
+
+def without_terminal_signal(betas: Tensor) -> Tensor:
+    """Betas (T,) shifted and scaled to zero terminal SNR; the first stays (Lin et al., 2024, algorithm 1).
+
+    Raises ValueError for a single step, which cannot be both.
+    """
+    if len(betas) < 2:
+        raise ValueError("zero terminal SNR needs num_train_timesteps of at least 2")
+    signal = (1 - betas).cumprod(0).sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_cumprod = signal**2
+    previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    return 1 - alphas_cumprod / previous
+
+
+def cosine_betas(num_train_timesteps: int) -> Tensor:  # (T,) float64
+    time = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    alphas_cumprod = ((time + 0.008) / 1.008 * math.pi / 2).cos() ** 2  # its value at 0 cancels in the ratio
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)

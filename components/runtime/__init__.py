@@ -1,0 +1,1 @@
+"""What a run stands on: storage, tracking, events, the pool of workers, and the share of a machine."""

@@ -1,0 +1,211 @@
+"""Typed, self-describing artifacts: what a stage leaves in object storage, committed by a write-once manifest.
+
+Layout of a stage's folder `{root}/stages/{stage}/{key}`:
+    attempt-…/      files of one try
+    files/          outputs with fixed names that several tries may fill together (one input shard, one output file)
+    train/          Ray Train's run folder, the one mutable place
+    files-…/        the same of a forced try (`tries.py`); so is train-…/
+    manifest.json   written last; its presence is the commit
+"""
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from components.configuration.config import Config, first_fault
+from components.configuration.file_names import FileName, FolderName
+from components.runtime.storage.connection import shown
+from components.runtime.storage.store import SCRATCH, DamagedFileError, Digest, Store, digest_of, in_parallel
+
+MANIFEST = "manifest.json"
+ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
+T = TypeVar("T")
+
+
+REMEDY = "it is damaged or of another version: delete it and run again"
+
+
+class ArtifactError(Exception):
+    """An artifact is not what its manifest says; the message names the file and the remedy."""
+
+
+class FileEntry(Config):
+    path: FileName  # relative to the stage's folder
+    bytes: int
+    sha256: str
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.bytes, self.sha256)
+
+
+class Artifact(Config):
+    """One committed output of a stage. Readers accept only what `files` lists."""
+
+    kind: ArtifactKind
+    stage: FolderName
+    key: FolderName
+    files: tuple[FileEntry, ...]
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)  # name of the input -> key of the stage that made it
+    provenance: dict[str, Any] = Field(default_factory=dict)  # config, git commit, time, seconds: recorded, not hashed
+    root: str = Field(default="", exclude=True)  # URI of the stage's folder: where, never part of what
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that the manifest says: of its JSON in one form, whatever the order of its fields."""
+        manifest = json.loads(self.model_dump_json())
+        return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Stage and key: what it is, wherever it lies."""
+        return f"{self.stage}/{self.key}"
+
+    def names(self) -> list[str]:
+        """File names as a user sees them: without the attempt's folder."""
+        return [_public_name(entry.path) for entry in self.files]
+
+    def entry(self, name: str) -> FileEntry:
+        """The listed file called `name`. Raises ArtifactError if the manifest does not list it."""
+        for entry in self.files:
+            if name in (entry.path, _public_name(entry.path)):
+                return entry
+        raise ArtifactError(f"{self.stage}/{self.key} lists no file {name}; it has {', '.join(self.names()[:8])}")
+
+    def url(self, name: str) -> str:
+        """Absolute URL of a listed file."""
+        return self.store.url(self.entry(name).path)
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a listed file, size and sha256 verified. Raises ArtifactError if they differ from the manifest."""
+        entry = self.entry(name)
+        try:
+            return self.store.read(entry.path, expected=entry.digest)
+        except DamagedFileError as error:
+            raise ArtifactError(_differs(error)) from error
+
+    @contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """A private folder with all listed files, verified, that is gone afterwards. Raises ArtifactError."""
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{self.stage}-") as folder:
+            yield self.download(Path(folder))
+
+    def download(self, folder: Path) -> Path:
+        """Copy all listed files into `folder`, several at a time, verified. Returns the folder.
+
+        Raises ArtifactError for a listed file that differs from the manifest.
+        """
+
+        def fetch(entry: FileEntry) -> None:
+            self.store.download(entry.path, folder, _public_name(entry.path), expected=entry.digest)
+
+        try:
+            in_parallel(fetch, self.files)
+        except DamagedFileError as error:
+            raise ArtifactError(_differs(error)) from error
+        return folder
+
+
+def upload_attempt(store: Store, folder: Path) -> list[FileEntry]:
+    """Upload all files of a local folder to a new `attempt-…` folder of a stage's store. Returns their entries."""
+    attempt = f"attempt-{uuid.uuid4().hex[:12]}"
+
+    def send(local: Path) -> FileEntry:
+        path = f"{attempt}/{local.relative_to(folder).as_posix()}"
+        store.upload(local, path)
+        return describe_file(local, path)
+
+    return in_parallel(send, sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def describe_file(local: Path, path: str) -> FileEntry:
+    """Manifest entry of a local file that is stored as `path`."""
+    return FileEntry(path=path, **digest_of(local)._asdict())
+
+
+def describe_bytes(data: bytes, path: str) -> FileEntry:
+    """Manifest entry of bytes that are stored as `path`."""
+    return FileEntry(path=path, **digest_of(data)._asdict())
+
+
+def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
+    """Write the manifest once. The loser of a race adopts the winner's artifact. Returns what is now committed."""
+    manifest = {**json.loads(artifact.model_dump_json()), "digest": artifact.digest}
+    store.write_once(MANIFEST, json.dumps(manifest, indent=1).encode())
+    committed = load_artifact(store)
+    assert committed is not None
+    return committed
+
+
+def load_artifact(store: Store) -> Artifact | None:
+    """The artifact committed in a stage's folder, or None. Raises ArtifactError if its manifest can't be read, or is
+    not as it was written."""
+    if not store.exists(MANIFEST):
+        return None
+    url = store.url(MANIFEST)
+    values = parse_stored(dict[str, Any], store.read(MANIFEST), url)
+    digest = values.pop("digest", None)
+    artifact = parse_stored(Artifact, json.dumps(values), url)
+    if artifact.digest != digest:
+        raise ArtifactError(f"{shown(url)} is not as it was written: its digest differs; {REMEDY}")
+    return artifact.model_copy(update={"root": store.uri})
+
+
+def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
+    """The JSON at `url` as a `shape` that pydantic can check. Raises ArtifactError, with the value that is wrong."""
+    try:
+        return TypeAdapter(shape).validate_json(data)
+    except ValidationError as error:
+        raise ArtifactError(f"{shown(url)} can't be used: {first_fault(error)}; {REMEDY}") from error
+
+
+def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:
+    """Runs `verify_files` on all that the manifest lists."""
+    return verify_files(artifact.store, artifact.files, on_file=on_file)
+
+
+def verify_files(
+    store: Store, files: Iterable[FileEntry], *, on_file: Callable[[FileEntry], None] = lambda entry: None
+) -> list[str]:
+    """Read every file, several at a time, and compare its size and sha256 with its entry.
+
+    Args:
+        on_file: called after each file, from the threads that read.
+
+    Returns one line for each file that is missing or differs, in the order given. Raises StoreError if storage can't be
+    reached.
+    """
+
+    def check(entry: FileEntry) -> str | None:
+        try:
+            store.check(entry.path, entry.digest)
+        except FileNotFoundError:
+            return f"{store.url(entry.path)} is missing"
+        except DamagedFileError as error:
+            return str(error)
+        finally:
+            on_file(entry)
+        return None
+
+    return [line for line in in_parallel(check, files) if line is not None]
+
+
+def _public_name(path: str) -> str:
+    head, _, tail = path.partition("/")
+    return tail if tail and head.partition("-")[0] in ("attempt", "files") else path
+
+
+def _differs(error: DamagedFileError) -> str:
+    return f"{error} as in its manifest; delete the stage's folder and run again"

@@ -1,0 +1,161 @@
+"""What storage holds that no manifest lists: tries that lost or broke off, and state of finished stages.
+
+Two laws: what a run names stays, and what somebody works on is left alone. Whoever deletes holds the stage's lease, as
+a driver does, so that nobody begins there meanwhile, and looks again before the first deletion. The manifest goes
+first, and what lists other files (`*.json`) next: what is left where that is killed is no artifact, is adopted by no
+run, and is found by the next collection.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from components.configuration.file_names import FolderName
+from components.runtime.storage.artifact import MANIFEST, load_artifact, parse_stored
+from components.runtime.storage.lease import TTL, Lease, Seen
+from components.runtime.storage.store import FileInfo, Store, in_parallel
+
+PLAN, ANNOUNCED = "plan.json", "announced.json"  # of a run: what became of its stages; which it has, before it starts
+LEASE = "lease"  # folder in that of a stage
+UNUSED = "no run uses this stage"
+REASONS = {  # kind of a folder that the manifest of its stage does not list -> why it may go
+    "attempt": "a try that was not committed",
+    "files": "files of a try that was superseded, or of no more use",
+    "train": "training state of a finished stage",
+    "work": "what a finished stage worked with",
+}
+
+
+class PlannedKey(BaseModel):
+    """A stage of a run, as far as it says where its artifact lies."""
+
+    name: FolderName
+    key: FolderName
+
+
+class Plan(BaseModel):
+    """The stages of a run, read from its files."""
+
+    stages: tuple[PlannedKey, ...]
+    saved: float = 0.0  # seconds since 1970
+
+
+class Garbage(NamedTuple):
+    path: str  # folder, relative to the storage root
+    bytes: int
+    reason: str
+    seen: Seen = Seen()  # the stage's lease, when this was found
+
+    @property
+    def stage(self) -> str:
+        """Folder of its stage."""
+        return "/".join(self.path.split("/")[:3])
+
+
+def find_garbage(
+    root: Store, *, unused: bool = False, ttl: float = TTL, on_wait: Callable[[str], None] = lambda line: None
+) -> list[Garbage]:
+    """Folders that may go, in stages that nobody works on.
+
+    Args:
+        unused: also whole stages that no run below `runs/` names.
+        ttl: seconds after which the holder of a lease is dead whose heartbeat stands still.
+        on_wait: told, in one line, that this is waited for.
+
+    Raises ArtifactError for a manifest or a plan that can't be read: nobody knows then what is needed.
+    """
+    used = used_stages(root) if unused else None
+    stages = [f"stages/{stage}/{key}" for stage in root.folders("stages") for key in root.folders(f"stages/{stage}")]
+    found = {stage: garbage for stage in stages if (garbage := _in_stage(root, stage, used))}
+    looks = {stage: _lease(root, stage, ttl).look() for stage in found}
+    held = [stage for stage, seen in looks.items() if seen.holder]
+    if held:
+        on_wait(f"somebody works on {', '.join(held)}, or was killed there: looking again in {ttl:g} s")
+        time.sleep(ttl)
+    for stage in held:
+        again = _lease(root, stage, ttl).look()
+        if again.holder and again != looks[stage]:
+            del found[stage]
+        looks[stage] = again
+    return [each._replace(seen=looks[stage]) for stage, garbage in found.items() for each in garbage]
+
+
+def collect(root: Store, garbage: list[Garbage], *, unused: bool = False, ttl: float = TTL) -> list[Garbage]:
+    """Delete what was found and still is garbage. Returns what was deleted."""
+    deleted: list[Garbage] = []
+    for stage in dict.fromkeys(each.stage for each in garbage):
+        chosen = [each for each in garbage if each.stage == stage]
+        lost = threading.Event()
+        lease = _lease(root, stage, ttl, lost)
+        if not lease.take(chosen[0].seen):
+            continue  # somebody works there again
+        try:
+            still = {each.path for each in _in_stage(root, stage, used_stages(root) if unused else None)}
+            deleted += [each for each in chosen if each.path in still and _delete(root, each, lost)]
+        finally:
+            lease.release()
+        if not _files(root.join(stage)):
+            lease.withdraw()
+    return deleted
+
+
+def used_stages(root: Store) -> set[str]:
+    """Folders of the stages that runs name: those that ended, and those that were announced."""
+    paths = [info.path for info in root.list("runs") if info.path.rpartition("/")[2] in (PLAN, ANNOUNCED)]
+    try:
+        plans = in_parallel(lambda path: parse_stored(Plan, root.read(path), root.url(path)), paths)
+    except FileNotFoundError:  # a run took back what it had announced
+        return used_stages(root)
+    return {f"stages/{stage.name}/{stage.key}" for plan in plans for stage in plan.stages}
+
+
+def _in_stage(root: Store, stage: str, used: set[str] | None) -> list[Garbage]:
+    """Args: used: None where unused stages stay."""
+    store = root.join(stage)
+    if used is not None and stage not in used:
+        files = _files(store)
+        return [Garbage(stage, sum(info.bytes for info in files), UNUSED)] if files else []
+    artifact = load_artifact(store)
+    if artifact is None:
+        return []  # not committed: a later run resumes from what is there
+    listed = {entry.path.partition("/")[0] for entry in artifact.files}
+    return [
+        Garbage(f"{stage}/{name}", sum(info.bytes for info in store.list(name)), REASONS[kind])
+        for name in store.folders()
+        if (kind := name.partition("-")[0]) in REASONS and name not in listed
+    ]
+
+
+def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
+    """Delete a folder; False where it is needed after all, or `lost` says that somebody else holds the stage now."""
+    store = root.join(garbage.path)
+    if garbage.path == garbage.stage and store.exists(MANIFEST):
+        manifest = store.read(MANIFEST)
+        store.delete(MANIFEST)
+        if garbage.path in used_stages(root):  # by a run that looked before this deletion, and counts on it
+            store.write_once(MANIFEST, manifest)
+            return False
+
+    def delete(path: str) -> None:
+        if not lost.is_set():
+            store.delete(path)
+
+    files = _files(store)
+    in_parallel(delete, [info.path for info in files if info.path.endswith(".json")])
+    in_parallel(delete, [info.path for info in files if not info.path.endswith(".json")])
+    if not lost.is_set():  # folders of a disk, empty now
+        for name in store.folders() if garbage.path == garbage.stage else [""]:
+            store.delete_folder(name) if name != LEASE else None
+    return not lost.is_set()
+
+
+def _files(store: Store) -> list[FileInfo]:
+    """The files in a stage's folder, or in one below it, but for its lease."""
+    return [info for info in store.list() if not info.path.startswith(f"{LEASE}/")]
+
+
+def _lease(root: Store, stage: str, ttl: float, lost: threading.Event | None = None) -> Lease:
+    return Lease(root.join(stage, LEASE), ttl=ttl, on_lost=(lost or threading.Event()).set)

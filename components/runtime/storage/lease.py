@@ -1,0 +1,136 @@
+"""One driver at a time works on a stage: a lease with a heartbeat, kept as numbered files in the store.
+
+Each holder owns a generation; taking over means creating the next generation with a write-once put, so two can't win.
+Nobody's clock is compared with another's: a waiter takes over when the holder's heartbeat counter has stood still for
+`ttl` seconds of the waiter's own monotonic clock, at once when the holder released it or died on this machine.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import psutil
+
+from components.runtime.storage.store import Store, StoreError
+
+TTL = 30.0  # seconds
+
+
+class Seen(NamedTuple):
+    """The state of a lease at one look."""
+
+    generation: int = 0  # 0: nobody has held it yet
+    beat: int = 0
+    holder: str = ""  # who works under it, in words; "" if nobody does, or who did has died on this machine
+
+
+class Lease:
+    """`with`-less on purpose: acquired inside a stage's task, released in its `finally`."""
+
+    def __init__(self, store: Store, *, ttl: float = TTL, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
+        self.store, self.ttl, self.poll, self.on_lost = store, ttl, poll, on_lost
+        self.generation = 0
+        self.owner = {
+            "id": uuid.uuid4().hex,
+            "host": f"{socket.gethostname()}-{int(psutil.boot_time())}",
+            "pid": os.getpid(),
+            "born": _born(psutil.Process()),
+        }
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
+        """Wait for the lease. Returns False as soon as `is_done()`: somebody else finished the work."""
+        seen, since = Seen(generation=-1), time.monotonic()
+        while not is_done():
+            if (now := self.look()) != seen:
+                seen, since = now, time.monotonic()
+            stale = time.monotonic() - since > self.ttl
+            if (not seen.holder or stale) and self._take(seen.generation + 1):
+                return True
+            on_wait(f"another driver ({seen.holder}) works on it" if seen.holder else "the lease")
+            time.sleep(self.poll)
+        return False
+
+    def look(self) -> Seen:
+        """Who holds it now. A holder whose `beat` stands still for `ttl` seconds is dead."""
+        generation, state = self._latest()
+        if state is None or state["released"] or self._died_here(state):
+            return Seen(generation)
+        return Seen(generation, state["beat"], f"pid {state['pid']} on {state['host']}")
+
+    def take(self, seen: Seen) -> bool:
+        """Take the lease if it still is as it was seen, by who judged that nobody works under it."""
+        return self.look() == seen and self._take(seen.generation + 1)
+
+    def release(self) -> None:
+        """Stop the heartbeat and let the next one in at once."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._write(beat=-1, released=True)
+
+    def withdraw(self) -> None:
+        """Leave no trace of the lease, which was released: there is nothing more to work on."""
+        self.store.delete(_name(self.generation))
+
+    def _take(self, generation: int) -> bool:
+        if not self.store.write_once(_name(generation), self._state(beat=0, released=False)):
+            return False
+        self.generation = generation
+        for older in range(max(1, generation - 3), generation):
+            self.store.delete(_name(older))
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+        return True
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._stop.wait(self.ttl / 6):
+            beat += 1
+            try:
+                generation, state = self._latest()
+                # Another holder's name in this generation: a store, such as Swift, let two writers win at once.
+                if generation > self.generation or (state is not None and state["id"] != self.owner["id"]):
+                    self.on_lost()
+                    return
+                self._write(beat=beat, released=False)
+            except (OSError, StoreError):
+                continue  # the store is away: whoever waits sees no heartbeat and takes over after `ttl`
+
+    def _latest(self) -> tuple[int, dict[str, Any] | None]:
+        names = [info.path for info in self.store.list() if info.path.endswith(".json")]
+        if not names:
+            return 0, None
+        try:
+            return int(names[-1].removesuffix(".json")), json.loads(self.store.read(names[-1]))
+        except FileNotFoundError:  # deleted by the next holder between the two calls
+            return self._latest()
+
+    def _died_here(self, state: dict[str, Any]) -> bool:
+        if state["host"] != self.owner["host"]:
+            return False
+        try:
+            return _born(psutil.Process(state["pid"])) != state["born"]
+        except psutil.NoSuchProcess:
+            return True
+
+    def _write(self, *, beat: int, released: bool) -> None:
+        self.store.write(_name(self.generation), self._state(beat=beat, released=released))
+
+    def _state(self, *, beat: int, released: bool) -> bytes:
+        return json.dumps({**self.owner, "beat": beat, "released": released}).encode()
+
+
+def _born(process: psutil.Process) -> float:
+    """Seconds between the machine's start and the process's: no change of the clock moves them."""
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def _name(generation: int) -> str:
+    return f"{generation:08d}.json"

@@ -1,0 +1,324 @@
+"""Whole-file object storage on any fsspec URL: local folders, memory and clouds through one code path.
+
+Every write commits a whole file or nothing; `write_once` is a true write-once (the conditional put of S3, Google and
+Azure, `os.link` on local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing
+writers win). Sizes are checked after each transfer, sha256 where it is known; what is wrong is fetched or sent again.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple, TypeVar
+
+import fsspec
+from fsspec.core import split_protocol
+from fsspec.implementations.local import LocalFileSystem
+
+from components.configuration.file_names import file_name
+from components.runtime.storage.connection import StoreError, connect, files_below, reason, retried, shown
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+TRANSFERS = 8  # files of one artifact on their way at a time
+BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
+SCRATCH = "cascade-scratch-"  # starts the names of folders on one node's disk that no other node can see
+LOCAL = (None, "file", "local")  # protocols of this machine's disks
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
+
+
+class DamagedFileError(StoreError):
+    """A file differs from what it must be, however often it is read."""
+
+
+class FileInfo(NamedTuple):
+    path: str  # relative to the store
+    bytes: int
+
+
+class Digest(NamedTuple):
+    """What a file must be, or is."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret.
+
+    What has a path here lies in the folder: its methods raise StoreError for a path that is no file name, and on local
+    disks where a link leads out.
+    """
+
+    uri: str
+
+    def join(self, *parts: str) -> "Store":
+        """The sub-folder `parts` as a store of its own."""
+        return Store(self.url(self._inside("/".join(parts))))
+
+    def url(self, path: str = "") -> str:
+        """The absolute URL of `path` in this store."""
+        return f"{self.uri.rstrip('/')}/{path}" if path else self.uri.rstrip("/")
+
+    def read(self, path: str, *, expected: Digest | None = None) -> bytes:
+        """The bytes of a file.
+
+        Raises FileNotFoundError if it is missing, StoreError if storage can't be reached, DamagedFileError if the file
+        is not the expected one.
+        """
+        return read_url(self.url(self._inside(path)), expected=expected)
+
+    def check(self, path: str, expected: Digest) -> None:
+        """Read a file in blocks and compare it. Raises as `read`."""
+        filesystem, target = connect(self.url(self._inside(path)))
+
+        def compare() -> None:
+            if (found := _digest(filesystem, target)) != expected:
+                raise _damaged(self.url(path), found, expected)
+
+        retried(compare, self.url(path))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Commit a whole file, replacing what was there."""
+        filesystem, target = connect(self.url(self._inside(path)))
+
+        def put() -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                os.replace(_temporary(target, lambda file: file.write(data)), target)
+            else:
+                filesystem.pipe_file(target, data)
+                _check_size(filesystem, target, len(data))
+
+        retried(put, self.url(path))
+
+    def write_once(self, path: str, data: bytes) -> bool:
+        """Commit a whole file if there is none yet. Returns False if other bytes are already there."""
+        filesystem, target = connect(self.url(self._inside(path)))
+
+        def put() -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                _link_once(target, data)
+            else:
+                filesystem.pipe_file(target, data, mode="create")
+
+        try:
+            retried(put, self.url(path))
+        except FileExistsError:
+            # A retried put whose first answer was lost finds its own bytes: writers put their identity in them.
+            return self.read(path) == data
+        return True
+
+    def upload(self, local: Path, path: str) -> None:
+        """Commit a local file as `path`, in parts where it is large and the store takes parts."""
+        filesystem, target = connect(self.url(self._inside(path)))
+
+        def put() -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                os.replace(_temporary(target, lambda file: _copy(local, file)), target)
+            else:
+                filesystem.put_file(str(local), target)
+                _check_size(filesystem, target, local.stat().st_size)
+
+        retried(put, self.url(path))
+
+    def download(self, path: str, folder: Path, name: str, *, expected: Digest | None = None) -> None:
+        """Copy `path` to the file `name` of a local folder. Raises as `read`, and StoreError where that is no place in
+        the folder; a file that is not the expected one is not left behind."""
+        filesystem, source = connect(self.url(self._inside(path)))
+        local = within(folder, name)
+        local.parent.mkdir(parents=True, exist_ok=True)
+
+        def get() -> None:
+            filesystem.get_file(source, str(local))
+            if expected is not None and (found := digest_of(local)) != expected:
+                local.unlink()
+                raise _damaged(self.url(path), found, expected)
+
+        retried(get, self.url(path))
+
+    def exists(self, path: str) -> bool:
+        filesystem, target = connect(self.url(self._inside(path)))
+        return retried(lambda: filesystem.exists(target), self.url(path))
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders directly below `prefix`, sorted."""
+        filesystem, root = connect(self.url(prefix))
+        try:
+            entries = retried(lambda: filesystem.ls(root, detail=True), self.url(prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
+
+    def list(self, prefix: str = "") -> list[FileInfo]:
+        """All files below `prefix`, sorted by path; empty if there is no such folder."""
+        base = self.url(prefix)
+        skip = len(prefix.rstrip("/")) + 1 if prefix else 0
+        found = list_url(base)
+        return [FileInfo(f"{prefix.rstrip('/')}/{info.path}" if skip else info.path, info.bytes) for info in found]
+
+    def delete(self, path: str) -> None:
+        """Delete one file; deleting what is not there is no error."""
+        filesystem, target = connect(self.url(self._inside(path)))
+        try:
+            retried(lambda: filesystem.rm_file(target), self.url(path))
+        except FileNotFoundError:
+            return
+
+    def delete_folder(self, prefix: str = "") -> None:
+        """Delete a folder and all below it."""
+        filesystem, target = connect(self.url(self._inside(prefix)))
+        if retried(lambda: filesystem.exists(target), self.url(prefix)):
+            retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
+
+    def _inside(self, path: str) -> str:
+        """`path`, which is checked; empty for the folder itself."""
+        protocol, folder = split_protocol(self.uri)
+        try:
+            if not path:
+                return path
+            if protocol in LOCAL:
+                within(Path(folder), path)
+            return file_name(path)
+        except ValueError as error:
+            raise StoreError(f"{shown(self.uri)}: {error}") from None
+
+    def check_writable(self) -> None:
+        """Write a probe file once, and delete it. Raises StoreError with the remedy if that fails, or if the store
+        would let a second writer win: it is not one on which runs can commit."""
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        connect(self.uri)  # what is missing for that is said of the folder, not of the probe
+        try:
+            once = self.write_once(probe, b"probe") and not self.write_once(probe, b"another")
+            self.delete(probe)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"storage {shown(self.uri)} can't be written: {reason(error)}; check the path, bucket and rights"
+            ) from error
+        if not once:
+            raise StoreError(f"storage {shown(self.uri)} has no conditional writes, by which runs commit; use another")
+
+
+def within(folder: Path, name: str) -> Path:
+    """The place of the file `name` below a local folder. Raises StoreError for no file name, and for one that a link
+    leads out of the folder."""
+    try:
+        place = folder / file_name(name)
+    except ValueError as error:
+        raise StoreError(f"{folder}: {error}") from None
+    if not (real := place.resolve()).is_relative_to(folder.resolve()):
+        raise StoreError(f"a link leads from {place} to {real}, out of {folder}; remove the link and run again")
+    return place
+
+
+def read_url(url: str, *, expected: Digest | None = None) -> bytes:
+    """The bytes at one absolute URL. Raises as `Store.read`."""
+    filesystem, path = connect(url)
+
+    def get() -> bytes:
+        data = filesystem.cat_file(path)
+        if expected is not None and (found := digest_of(data)) != expected:
+            raise _damaged(url, found, expected)
+        return data
+
+    return retried(get, url)
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (exclusive) at one absolute URL, fewer where it ends before. Raises as `Store.read`."""
+    filesystem, path = connect(url)
+    return retried(lambda: filesystem.cat_file(path, start=start, end=end), url)
+
+
+def list_url(url: str) -> list[FileInfo]:
+    """Files below one absolute URL, paths relative to it, sorted; empty if there is nothing."""
+    filesystem, root = connect(url)
+    found = retried(lambda: files_below(filesystem, root), url)
+    root = root.rstrip("/")
+    return sorted(
+        FileInfo(name[len(root) + 1 :], int(info["size"] or 0))
+        for name, info in found.items()
+        if name != root and not TEMPORARY.search(name)
+    )
+
+
+def in_parallel(action: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """`action` for each item, a few at a time, results in order. Raises the first error; what is not begun is left."""
+    with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer") as pool:
+        waiting = [pool.submit(action, item) for item in items]
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def digest_of(data: bytes | Path) -> Digest:
+    """Size and sha256 of bytes or of a local file."""
+    if isinstance(data, bytes):
+        return Digest(len(data), hashlib.sha256(data).hexdigest())
+    with open(data, "rb") as file:
+        return Digest(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def absolute(uri: str) -> str:
+    """`uri` with local paths made absolute, so that a worker in another folder means the same place."""
+    if "://" in uri:
+        return uri.rstrip("/")
+    return str(Path(uri).expanduser().resolve())
+
+
+def _damaged(url: str, found: Digest, expected: Digest) -> DamagedFileError:
+    if found.bytes != expected.bytes:
+        return DamagedFileError(f"{shown(url)} differs: it has {found.bytes} bytes, not {expected.bytes}")
+    return DamagedFileError(f"{shown(url)} differs: its sha256 is {found.sha256[:12]}…, not {expected.sha256[:12]}…")
+
+
+def _digest(filesystem: fsspec.AbstractFileSystem, path: str) -> Digest:
+    size, digest = 0, hashlib.sha256()
+    with filesystem.open(path, "rb", block_size=BLOCK, cache_type="readahead") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            digest.update(block)
+    return Digest(size, digest.hexdigest())
+
+
+def _check_size(filesystem: fsspec.AbstractFileSystem, path: str, size: int) -> None:
+    """Raises OSError, which is retried, if the store holds another number of bytes than were sent."""
+    stored = filesystem.size(path)
+    if stored != size:
+        raise OSError(f"{stored} of {size} bytes arrived")
+
+
+def _copy(local: Path, target: IO[bytes]) -> None:
+    with open(local, "rb") as source:
+        shutil.copyfileobj(source, target, BLOCK)
+
+
+def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
+    """A finished file next to `target`, on the disk and not only in its cache; nothing is left where that fails."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    temporary = f"{target}.tmp-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temporary, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _link_once(target: str, data: bytes) -> None:
+    temporary = _temporary(target, lambda file: file.write(data))
+    try:
+        os.link(temporary, target)
+    finally:
+        os.unlink(temporary)

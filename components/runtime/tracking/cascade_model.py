@@ -1,0 +1,26 @@
+"""A registered model at work: rows in, images out. MLflow runs this file as it is, with the packed code next to it."""
+
+from pathlib import Path
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from components.models.file_list import check_files
+from components.sampling.answers import predictor_of
+from components.sampling.request_rows import RequestRow
+
+
+class CascadeModel(PythonModel):
+    def load_context(self, context: PythonModelContext) -> None:
+        model = Path(context.artifacts["model"])
+        packed = model.parents[1]  # MLflow keeps it in `artifacts`, and tries it once before all is packed
+        if (packed / "MLmodel").is_file():
+            check_files(packed, "this model")
+        self.answer = predictor_of(model)
+
+    def predict(self, model_input: list[RequestRow]) -> list[str]:
+        """One string a row: base64 PNG, or JSON. Raises ValueError, in one line, for a row that can't be met."""
+        return self.answer(model_input)
+
+
+set_model(CascadeModel())

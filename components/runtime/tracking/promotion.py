@@ -1,0 +1,242 @@
+"""Chooses the champion of a name by its figures, measured as the champion's were.
+
+Figures are Fréchet distances of what the generators of a run made, or of an autoencoder's reconstructions. One decision
+holds for all models of a run: those of its stages follow the cascade that they belong to. It is written into the run
+before an alias moves, so that doing it twice changes nothing.
+"""
+
+import json
+import math
+import re
+from typing import Any, NamedTuple
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from components.configuration.config import Config
+from components.runtime.events import Promote
+from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.names import REGISTRY, registered_name
+from components.runtime.tracking.registry import CHAMPION
+
+BEFORE = "cascade.champion_before"  # of a version: the number of the champion that it followed
+FIGURES = "cascade.figures"  # of a version: what was measured of it, a JSON list, the newest last; of a run: its own
+REASON = "cascade.promotion"  # of a version: why it is the champion, or is not
+DECISION, MODEL_TAG = "cascade.decision", "cascade.model."  # of a run; with a registered name: its version
+KEPT = 8  # measurements of a version, each in its own way
+RECONSTRUCTIONS = "reconstructions of held-out images"  # by the tokenizer, which counts where nothing else is made
+VERSION = re.compile(rf"(?:{REGISTRY})?([^/@:]+)[/@]([0-9]+)")
+
+
+class MadeFigure(Config):
+    """A distance of images of one size."""
+
+    distance: float
+    error: float | None  # its standard error over images; None: too few of them
+    samples: int
+    side: str  # 64²
+
+
+class Figures(Config):
+    """The distances of an evaluation, and how they were measured: only equal ways can be compared."""
+
+    images: str  # key of the stage that made the set
+    network: str
+    precision: str
+    references: int  # training images at most
+    seed: int
+    made: dict[str, MadeFigure]  # what made them: diffusion branch, token branch, …
+
+    def way(self) -> dict[str, Any]:
+        """How it was measured, as one says it."""
+        how = {"set of images": self.images, "feature network": self.network, "precision": self.precision}
+        how |= {"number of training images": self.references, "seed": self.seed}
+        made = {f"number or size of images ({name})": (each.samples, each.side) for name, each in self.made.items()}
+        return how | made
+
+
+class Verdict(NamedTuple):
+    promoted: bool
+    reason: str  # a part of a sentence
+
+
+class Promotion(NamedTuple):
+    """The decision about the models of a run; about the composed cascade where there is one."""
+
+    model: str  # registered name
+    version: str
+    promoted: bool
+    reason: str
+
+    def lines(self) -> list[str]:
+        """For the user."""
+        if self.promoted:
+            return [f"model: {REGISTRY}{self.model}@{CHAMPION} (version {self.version}: {self.reason})"]
+        by_hand = f"cascade promote {self.model}@{self.version}"
+        return [
+            f"model: {REGISTRY}{self.model}/{self.version}",
+            f"not the champion: {self.reason}; to make it the champion: {by_hand}",
+        ]
+
+
+def figures_of(evaluation: Artifact) -> Figures | None:
+    """Distances of the finished images of each generator; None for an artifact that measured none."""
+    rows = [row for row in evaluation.metadata.get("distances", ()) if row["purpose"] == "model"]
+    made = {}
+    for row in rows:  # a generator's stages are in their order
+        what, _, side = row["name"].rpartition(", ") if row["name"] != RECONSTRUCTIONS else (RECONSTRUCTIONS, "", "")
+        figure = MadeFigure(
+            distance=row["distance"], error=row.get("standard_error"), samples=row["samples"], side=side
+        )
+        made[what.partition(":")[0]] = figure
+    if len(made) > 1:
+        made.pop(RECONSTRUCTIONS, None)
+    if not made:
+        return None
+    config = evaluation.provenance.get("config", {})
+    return Figures(
+        images=evaluation.inputs.get("images", ""),
+        network=evaluation.metadata["feature_network"],
+        precision=config.get("precision", ""),
+        references=config.get("reference_samples", 0),
+        seed=config.get("seed", 0),
+        made=made,
+    )
+
+
+def compared(new: Figures | None, champion: Figures | None) -> Verdict:
+    """Decides if a version may follow the champion: no figure is worse by more than the error of the difference."""
+    if new is None:
+        return Verdict(False, "it can't be compared with the champion: the run measured no distance of it")
+    if champion is None:
+        return Verdict(False, "it can't be compared with the champion: no distance of that was measured")
+    if missing := champion.made.keys() - new.made.keys():
+        return Verdict(False, f"it makes no {' and no '.join(sorted(missing))}, which the champion does")
+    ours, theirs = new.way(), champion.way()
+    if differing := [name for name, value in theirs.items() if ours[name] != value]:
+        return Verdict(False, f"the champion was measured by another {' and another '.join(differing)}")
+    if few := [name for name in champion.made if None in (new.made[name].error, champion.made[name].error)]:
+        return Verdict(False, f"it can't be compared with the champion: too few images for an error ({few[0]})")
+    lines, worse = [], False
+    for name, old in champion.made.items():
+        error = math.hypot(new.made[name].error or 0, old.error or 0)
+        worse |= not new.made[name].distance - old.distance <= error
+        lines.append(f"{name} {new.made[name].distance:.4g}, the champion's {old.distance:.4g} ± {error:.2g}")
+    return Verdict(not worse, f"distance: {'; '.join(lines)}")
+
+
+def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote, ended: int) -> Promotion | None:
+    """Decide on the models of a run that ended well at `ended` (ms), and move the aliases. None if it has none."""
+    tags = client.get_run(run_id).data.tags
+    versions = {tag.removeprefix(MODEL_TAG): tags[tag] for tag in sorted(tags) if tag.startswith(MODEL_TAG)}
+    if not versions:
+        return None
+    decision = json.loads(tags.get(DECISION, "{}"))
+    if decision.get("ended") != ended:
+        figures = _listed(tags.get(FIGURES))
+        decision = _decide(client, versions, models=models, how=how, figures=figures) | {"ended": ended}
+        client.set_tag(run_id, DECISION, json.dumps(decision))
+    for name, (before, promoted, reason) in {} if decision.get("done") else decision["models"].items():
+        if promoted and champion_of(client, name) == before != versions[name]:
+            make_champion(client, name, versions[name], reason=reason)
+        elif not promoted:
+            client.set_model_version_tag(name, versions[name], REASON, reason)
+    client.set_tag(run_id, DECISION, json.dumps(decision | {"done": True}))
+    main = decision["main"]
+    _, promoted, reason = decision["models"][main]
+    return Promotion(main, versions[main], promoted, reason)
+
+
+def _decide(
+    client: MlflowClient, versions: dict[str, str], *, models: str, how: Promote, figures: list[Figures]
+) -> dict[str, Any]:
+    """Name -> the champion until now, if the run's version follows it, and why."""
+    main = registered_name(models) if registered_name(models) in versions else min(versions)
+    follows = len(versions) == 1 or main == registered_name(models)  # else nothing says what the figures are of
+    measured = figures[-1] if figures and follows else None
+    if measured is not None:
+        _keep_figures(client, main, versions[main], measured)
+    champions = {name: champion_of(client, name) for name in versions}
+    verdict = _verdict(client, main, versions[main], champions[main], measured, how)
+    decided = {}
+    for name, version in versions.items():
+        own = verdict
+        if name != main and (champions[name] in (None, version) or not follows):
+            own = _verdict(client, name, version, champions[name], None, how)
+        elif name != main:
+            own = Verdict(verdict.promoted, f"as {main}/{versions[main]}: {verdict.reason}")
+        decided[name] = (champions[name], *own)
+    return {"main": main, "models": decided}
+
+
+def _verdict(
+    client: MlflowClient, name: str, version: str, champion: str | None, measured: Figures | None, how: Promote
+) -> Verdict:
+    if champion == version:
+        return Verdict(True, "it is the champion already")
+    if how != "better" or champion is None:
+        return Verdict(how != "never", "the first of its name" if how == "better" else f"--promote {how}")
+    known = _listed(client.get_model_version(name, champion).tags.get(FIGURES))
+    alike = [each for each in known if measured is not None and each.way() == measured.way()]
+    return compared(measured, (alike or known or [None])[-1])
+
+
+def _keep_figures(client: MlflowClient, name: str, version: str, measured: Figures) -> None:
+    """Next to what was measured of it in other ways."""
+    known = _listed(client.get_model_version(name, version).tags.get(FIGURES))
+    kept = [each.model_dump() for each in known if each.way() != measured.way()]
+    client.set_model_version_tag(name, version, FIGURES, json.dumps([*kept, measured.model_dump()][-KEPT:]))
+
+
+def _listed(text: str | None) -> list[Figures]:
+    return [Figures(**each) for each in json.loads(text or "[]")]
+
+
+def champion_of(client: MlflowClient, name: str) -> str | None:
+    """The number of the champion now; None if there is none."""
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if version is None else str(version)
+
+
+def make_champion(client: MlflowClient, name: str, version: str, *, reason: str) -> None:
+    """Move the alias, and remember where it was."""
+    before = champion_of(client, name)
+    if before not in (None, version):
+        client.set_model_version_tag(name, version, BEFORE, before)
+    client.set_model_version_tag(name, version, REASON, reason)
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
+    """Make a version the champion: the one that NAME@VERSION or models:/NAME/VERSION names, or, with a name alone and
+    `back`, the champion before. Returns (name, version, the champion until now).
+
+    Raises ValueError, in one line, if there is no such version or the registry can't be reached.
+    """
+    client = MlflowClient(tracking_uri)
+    try:
+        name, version = _named(client, model, back=back)
+        client.get_model_version(name, version)
+        before = champion_of(client, name)
+        if back:
+            client.set_model_version_tag(name, version, REASON, f"by hand: back from {before}")
+            client.set_registered_model_alias(name, CHAMPION, version)
+        else:
+            make_champion(client, name, version, reason="by hand")
+    except MlflowException as error:
+        raise ValueError(f"can't promote {model} at {tracking_uri}: {str(error).splitlines()[0]}") from error
+    return name, version, before
+
+
+def _named(client: MlflowClient, model: str, *, back: bool) -> tuple[str, str]:
+    if not back:
+        parts = VERSION.fullmatch(model)
+        if parts is None:
+            raise ValueError(f"{model} names no version: write NAME@VERSION or models:/NAME/VERSION")
+        return parts[1], parts[2]
+    name = model.removeprefix(REGISTRY).removesuffix(f"@{CHAMPION}")
+    champion = champion_of(client, name)
+    before = None if champion is None else client.get_model_version(name, champion).tags.get(BEFORE)
+    if before is None:
+        raise ValueError(f"{name} had no champion before this one: write NAME@VERSION")
+    return name, before

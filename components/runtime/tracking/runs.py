@@ -1,0 +1,130 @@
+"""Runs in MLflow, found by their tags before one is made: a retry goes on in the run that it began.
+
+One parent run for each workflow run (tag `cascade.run`), one child for each stage key in it (tag `cascade.stage_key`).
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow.entities import Run, RunStatus, ViewType
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from components.runtime.tracking.system import PREFIX
+
+RUN, STAGE, KEY, CACHED, MADE_BY = (f"cascade.{name}" for name in ("run", "stage", "stage_key", "cached", "made_by"))
+WORKFLOW = "workflow"  # the parent's value of KEY
+SQLITE = "sqlite:///"
+SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see each other within it
+
+
+@dataclass
+class TrackedRun:
+    """A run and what has arrived in it, so that a repeated step is not drawn twice."""
+
+    run_id: str
+    started: int  # milliseconds since 1970
+    new: bool  # made just now, not found
+    steps: dict[str, set[int]] = field(default_factory=dict)  # name of the metric -> steps that have arrived
+    images: set[tuple[str, int]] = field(default_factory=set)  # (name, step)
+
+
+def find_or_create_experiment(client: MlflowClient, name: str, *, artifact_location: str | None) -> str:
+    """The id of the experiment `name`; a deleted one is restored."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return client.create_experiment(name, artifact_location=artifact_location)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
+
+
+def artifact_location(tracking_uri: str, experiment: str) -> str | None:
+    """Where files of an experiment go when MLflow is a SQLite file: next to it. A server decides for itself (None)."""
+    if not tracking_uri.startswith(SQLITE):
+        return None
+    folder = Path(tracking_uri.removeprefix(SQLITE)).resolve().parent
+    return (folder / "mlflow-files" / experiment).as_uri()
+
+
+def find_run(client: MlflowClient, experiment_id: str, *, run: str, key: str = "") -> Run | None:
+    """The parent run of a workflow run, or with `key` its child of that stage key."""
+    found = _search(client, experiment_id, {RUN: run, KEY: key or WORKFLOW})
+    return min(found, key=lambda r: r.info.run_id) if found else None
+
+
+def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
+    """Names of the workflow runs that ended well. Raises whatever MLflow raises while it is away."""
+    if is_new(tracking_uri):
+        return set()
+    client = MlflowClient(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = _search(client, found.experiment_id, {KEY: WORKFLOW}) if found else []
+    return {run.data.tags[RUN] for run in runs if run.info.status == "FINISHED"}
+
+
+def is_new(tracking_uri: str) -> bool:
+    """True for a file that is not there yet: a client would make its tables first, which takes seconds."""
+    file = tracking_uri.removeprefix(SQLITE)
+    return file != tracking_uri and not Path(file).exists()
+
+
+def find_maker(client: MlflowClient, experiment_id: str, *, key: str) -> Run | None:
+    """The run that made what a stage key names: the last one that finished without a cache."""
+    made = [r for r in _search(client, experiment_id, {KEY: key, CACHED: "false"}) if r.info.status == "FINISHED"]
+    return max(made, key=lambda r: r.info.end_time or 0) if made else None
+
+
+def take_up(
+    client: MlflowClient,
+    experiment_id: str,
+    *,
+    name: str,
+    started: int,
+    tags: dict[str, str],
+    parent: str | None = None,
+) -> TrackedRun:
+    """Find the run with these tags (RUN and KEY count) and set it running again, or make it."""
+    run = find_run(client, experiment_id, run=tags[RUN], key=tags[KEY])
+    if run is None:
+        tags = tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+        return _create(client, experiment_id, name=name, started=started, tags=tags)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    return as_tracked(client, run)
+
+
+def as_tracked(client: MlflowClient, run: Run) -> TrackedRun:
+    """A run that another process began, with what has arrived in it."""
+    run_id = run.info.run_id
+    names = [name for name in run.data.metrics if not name.startswith(PREFIX)]
+    steps = {name: {point.step for point in client.get_metric_history(run_id, name)} for name in names}
+    images = {place for file in client.list_artifacts(run_id, "images") if (place := _image_place(file.path))}
+    return TrackedRun(run_id, run.info.start_time, False, steps, images)
+
+
+def image_name(name: str, step: int, *, time_ms: int, token: str) -> str:
+    """A file name, without suffix, that MLflow's page shows as step `step` of the image `name`."""
+    return f"{name.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{token}"
+
+
+def _image_place(path: str) -> tuple[str, int] | None:
+    name, _, rest = Path(path).name.partition("+step+")
+    step = rest.partition("+")[0]
+    return (name.replace("~", "/"), int(step)) if step.isdecimal() else None
+
+
+def _create(client: MlflowClient, experiment_id: str, *, name: str, started: int, tags: dict[str, str]) -> TrackedRun:
+    made = client.create_run(experiment_id, start_time=started, tags=tags, run_name=name)
+    time.sleep(SETTLE_SECONDS)
+    kept = find_run(client, experiment_id, run=tags[RUN], key=tags[KEY])
+    if kept is None or kept.info.run_id == made.info.run_id:
+        return TrackedRun(made.info.run_id, started, True)
+    client.delete_run(made.info.run_id)  # another driver was faster
+    return as_tracked(client, kept)
+
+
+def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> list[Run]:
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    return list(client.search_runs([experiment_id], wanted, run_view_type=ViewType.ACTIVE_ONLY))

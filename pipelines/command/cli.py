@@ -1,0 +1,330 @@
+"""The `cascade` command."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from pipelines.command import in_turn, model
+from pipelines.command.options import Name, ProfileName, Promote, Recipe, RunName, Set, Storage, Tracking
+
+app = typer.Typer(
+    help="Train, sample and report the systems of the lecture as one resumable workflow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+WRONG_USE = 2
+
+
+def _show_version(asked: bool) -> None:
+    from pipelines.engine.provenance import code_line, commit
+
+    if asked:
+        typer.echo(code_line(commit()))
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show version and commit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    recipe: Recipe = "openmoji",
+    set_: Set = [],  # noqa: B006  (typer copies it)
+    storage: Storage = None,
+    tracking: Tracking = None,
+    profile: ProfileName = "auto",
+    name: Name = None,
+    run_name: RunName = None,
+    promote: Promote = "better",
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
+    only: Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")] = [],  # noqa: B006
+    from_: Annotated[str | None, typer.Option("--from", help="Run this stage and what follows it.")] = None,
+    until: Annotated[str | None, typer.Option(help="Run this stage and what it needs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the log lines of all workers.")] = False,
+    profile_steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="Record these steps of each training that runs, 20:25, with torch.profiler; the run's folder gets a "
+            "Chrome trace of each.",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="What its autoscaler will make of the cluster that is joined: gpus=8,cpus=64.")
+    ] = None,
+) -> None:
+    """Train the whole cascade, sample it, register it and write a report.
+
+    Everything finished is cached by content: the same command again goes on where the last one stopped.
+
+    **Examples**
+
+    - `cascade run` — the demo, real images, about a quarter of an hour on two cores
+    - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
+    - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
+    - `cascade run --set images.source=~/photos` — your own images; the models are `image-cascade-photos`
+    - `cascade run --promote never` — a trial: the champion stays, whatever it measures
+    - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
+    """
+    from pipelines.command.plan import show_plan
+    from pipelines.engine import driver
+
+    options = driver.RunOptions(
+        recipe=recipe,
+        set=set_,
+        storage=storage,
+        tracking=tracking,
+        profile=profile,
+        name=name,
+        run=run_name,
+        only=only,
+        from_=from_,
+        until=until,
+        force=force,
+        verbose=verbose,
+        profile_steps=profile_steps,
+        cluster=cluster,
+        promote=promote,
+    )
+    if plan:
+        show_plan(options, [], Console())
+        return
+    raise typer.Exit(driver.run(options, Console()))
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Recipe = "openmoji",
+    set_: Set = [],  # noqa: B006
+    storage: Storage = None,
+    profile: ProfileName = "auto",
+    cluster: Annotated[
+        list[str],
+        typer.Option(help="How this cluster would be shared, though it is not here: gpus=64,cpus=512. Repeatable."),
+    ] = [],  # noqa: B006
+    gpu: Annotated[str | None, typer.Option(help="What that costs on such GPUs: a100, h100, h200, l4 or l40s.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of an hour of one of them, in any currency.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Share of their peak in bf16 that is used: 0.35 if left out.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="How many the set has, for stages that go through it once.")
+    ] = None,
+    only: Annotated[list[str], typer.Option(help="Only this stage. Repeatable.")] = [],  # noqa: B006
+    from_: Annotated[str | None, typer.Option("--from", help="This stage and what follows it.")] = None,
+    until: Annotated[str | None, typer.Option(help="This stage and what it needs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="As if nothing were cached.")] = False,
+) -> None:
+    """Show each stage, its key, and whether it is cached; run nothing.
+
+    With --cluster: workers and GPUs of each stage on a cluster that is not here; neither the source of the images nor
+    storage is asked. The recipe `published` then stands for all those of papers.
+
+    With --gpu: what each stage costs there. Operations are counted; hours follow from --mfu, which nobody knows before
+    it is measured.
+
+    **Examples**
+
+    - `cascade plan --set base.seed=1`
+    - `cascade plan --recipe adm_imagenet_64_256 --cluster gpus=64,cpus=512`
+    - `cascade plan --recipe published --cluster gpus=8 --cluster gpus=64`
+    - `cascade plan --recipe adm_imagenet_256 --cluster gpus=64 --gpu h100 --price 2.5`
+    - `cascade plan --recipe imagenet_class_prior --cluster gpus=64 --gpu h100 --images 1281167`
+    - `cascade plan --recipe published --cluster gpus=64 --gpu h100 --price 2.5`
+    """
+    from pipelines.command.plan import Payment, show_plan
+    from pipelines.engine import driver
+
+    options = driver.RunOptions(
+        recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force
+    )
+    show_plan(options, cluster, Console(), pay=Payment(gpu, price, mfu, images))
+
+
+@app.command()
+def show(recipe: Annotated[str, typer.Argument(help="A recipe by name or a YAML file.")], set_: Set = []) -> None:  # noqa: B006
+    """Print a recipe with every number, as YAML that runs when edited: `cascade show openmoji > my.yaml`"""
+    from pipelines.recipes.catalog import load_recipe, resolved_yaml
+
+    typer.echo(resolved_yaml(load_recipe(recipe, set_)), nl=False)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from pipelines.recipes.catalog import RECIPES
+
+    for name, function in RECIPES.items():
+        typer.echo(f"{name:12} {(function.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, parquet, fashion_mnist or webdataset.")],
+    path: Annotated[str | None, typer.Argument(help="Where the images are: a folder, a glob or a URL.")] = None,
+    *,
+    out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")],
+    resolution: Annotated[
+        int | None, typer.Option(help="Height and width of the stored images, pixels: 64; tars keep theirs.", min=8)
+    ] = None,
+    samples_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            help="Images in one tar: 512; of tars that are written again 64, which suits trainings up to 256² "
+            "(`cascade plan` says what a recipe's need).",
+            min=1,
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images; for scenes their number.", min=1)] = None,
+    holdout_fraction: Annotated[float, typer.Option(help="Share that training never sees.", min=0, max=0.9)] = 0.1,
+    max_corrupt_fraction: Annotated[float, typer.Option(help="Share that may be corrupt.", min=0, max=1)] = 0.01,
+    vocab_size: Annotated[int, typer.Option(help="Ids of the caption tokenizer.", min=260)] = 1024,
+    text_length: Annotated[int, typer.Option(help="Ids of one caption.", min=4)] = 16,
+    image_column: Annotated[str | None, typer.Option(help="Of Parquet or a captions file: images, or files.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Likewise; a common name is found.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Likewise: the classes.")] = None,
+) -> None:
+    """Write WebDataset tars and an index that any recipe trains on, in parallel: `cascade run --set images.source=OUT`
+
+    Each image is looked at once; what can't be decoded is left out and counted. What was stopped goes on with the same
+    command, and reads nothing again that is done.
+
+    Columns of Parquet files and of captions files are found by their common names (image, file_name; caption, text;
+    label, class); what is not read is named in a warning. Of a set with train, validation and test, train is read.
+
+    **Examples**
+
+    - `cascade data openmoji --out data/openmoji --resolution 256`
+    - `cascade data folder ~/photos --out s3://bucket/shards`
+    - `cascade data webdataset 's3://bucket/tars/*.tar' --out s3://bucket/shards` — large tars as small ones, which many
+      readers fetch once; images stay as they are
+    - `cascade data webdataset tars --out shards --samples-per-shard 256` — of another size
+    - `cascade data parquet hf://datasets/OWNER/NAME --out data/name` (`HF_TOKEN` for a set that asks for one)
+    - `cascade data parquet 's3://bucket/set/*.parquet' --label-column species --out data/species`
+    """
+    from components.data.ingest import IngestConfig
+    from components.data.sources.columns import Columns
+    from pipelines.command.data import DEFAULT_RESOLUTION, check_resolution, default_samples, write_shards
+
+    check_resolution(source, resolution)
+    config = IngestConfig(
+        resolution=resolution or DEFAULT_RESOLUTION,
+        samples_per_shard=samples_per_shard or default_samples(source),
+        holdout_fraction=holdout_fraction,
+        vocab_size=vocab_size,
+        text_length=text_length,
+        limit=limit,
+        max_corrupt_fraction=max_corrupt_fraction,
+        columns=Columns(image=image_column, caption=caption_column, label=label_column),
+    )
+    write_shards(source, path, out=out, config=config, console=Console())
+
+
+lecture = app.command()(in_turn.lecture)
+compare = app.command()(in_turn.compare)
+sample = app.command()(model.sample)
+translate = app.command()(model.translate)
+reconstruct = app.command()(model.reconstruct)
+ema = app.command()(model.ema)
+promote_command = app.command("promote")(model.promote)
+serve = app.command()(model.serve)
+
+
+@app.command()
+def report(
+    run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest one if left out.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Render a run's report again from what is in storage. Example: `cascade report --run openmoji-1a2b3c`"""
+    from components.runtime.storage.store import Store
+    from pipelines.engine.run_report import newest_run, render_run
+    from pipelines.planning.profiles import storage_uri
+
+    root = Store(storage_uri(storage))
+    typer.echo(f"report: {render_run(root, run_name or newest_run(root))[0]}")
+
+
+@app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of the run; the newest if left out.")] = None,
+    run_name: RunName = None,
+    model: Annotated[
+        str | None, typer.Option(help="This model in place of a run: models:/NAME@champion, a folder or URL.")
+    ] = None,
+    storage: Storage = None,
+    tracking: Tracking = None,
+) -> None:
+    """Read every artifact of a run, or every file of a model, and compare it with what it was when it was made.
+
+    Prints a line for each file that is missing, changed or added; the exit code is then 1.
+
+    **Examples**
+
+    - `cascade verify openmoji-1a2b3c` — by sizes and sha256 of the stages' manifests
+    - `cascade verify --model models:/image-cascade-openmoji@champion` — by the list that the version carries
+    """
+    from pipelines.command.verify import verify_model, verify_run
+
+    if model is not None:
+        raise typer.Exit(verify_model(model, tracking=tracking, console=Console()))
+    raise typer.Exit(verify_run(name or run_name, storage=storage, console=Console()))
+
+
+@app.command()
+def gc(
+    storage: Storage = None,
+    unused: Annotated[bool, typer.Option(help="Also stages that no run in storage uses.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only the plan is shown.")] = False,
+) -> None:
+    """Find what no manifest lists (old tries, finished training state) and delete it with --yes."""
+    from pipelines.command.gc import collect_garbage
+
+    collect_garbage(storage, unused=unused, delete=yes)
+
+
+def run_script() -> None:
+    """`python pipelines/full_cascade.py`: the options of `cascade run` without the command's name."""
+    script = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    script.command()(run)
+    main(script)
+
+
+def main(command: typer.Typer = app) -> None:
+    """Run a command; what the user got wrong ends in one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%X", handlers=[_handler()], force=True)
+    logging.getLogger("cascade").setLevel(logging.INFO)
+    try:
+        command()
+    except Exception as error:
+        if not _is_wrong_use(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(WRONG_USE)
+
+
+def _handler() -> logging.Handler:
+    if sys.stderr.isatty():
+        return RichHandler(show_path=False, show_level=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+def _is_wrong_use(error: Exception) -> bool:
+    from components.data.errors import DataError, ShardError, SourceError
+    from components.runtime.storage.artifact import ArtifactError
+    from components.runtime.storage.store import StoreError
+    from pipelines.workflow import UsageError
+
+    return isinstance(error, UsageError | StoreError | ArtifactError | SourceError | ShardError | DataError)

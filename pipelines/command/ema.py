@@ -1,0 +1,45 @@
+"""`cascade ema`: a trained model with an average of its weights of another length."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from components.models.bundle import DESCRIPTION
+from components.runtime.tracking.averages import register_average
+from components.runtime.tracking.names import REGISTRY
+from components.training.snapshots import choose_average
+from pipelines.command.sample import local_model
+from pipelines.planning.profiles import tracking_uri
+from pipelines.workflow import UsageError
+
+
+class Average(NamedTuple):
+    """Where a model with another average is."""
+
+    folder: Path
+    registered: str  # models:/NAME/VERSION; empty if the model that it was made of is no registered one
+
+
+def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> Average:
+    """Write the model with an average of that length, a share of training in (0, 0.28), to `out`. An average of a
+    registered model becomes a version of its name too, and its candidate.
+
+    Raises UsageError for a model that is not there or kept no snapshots, a length that has no average, and a folder
+    that holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} holds something already: name a new folder")
+    try:
+        with local_model(model, tracking) as folder:
+            if not (folder / DESCRIPTION).is_file():
+                raise UsageError(f"{model} is a whole cascade, which keeps no snapshots: give the model of one stage")
+            try:
+                choose_average(folder, out, sigma_rel=length)
+            except ValueError as error:
+                raise UsageError(f"{model}: {error}") from error
+        registry = tracking_uri(tracking) if model.startswith(REGISTRY) else None
+        if registry is None:
+            return Average(out, "")
+        made = register_average(model, out, sigma_rel=length, tracking_uri=registry)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Average(out, f"{REGISTRY}{made.name}/{made.version}")

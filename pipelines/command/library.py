@@ -1,0 +1,60 @@
+"""The commands as functions of a program: `from image_cascade import load, plan, run` (docs/API.md)."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from components.runtime.storage.artifact import Artifact
+from components.sampling.cascade import Cascade
+from pipelines.command.sample import load_cascade
+from pipelines.engine import driver
+from pipelines.recipes.catalog import DEMO
+from pipelines.workflow import PlannedStage
+
+
+class RunError(RuntimeError):
+    """A run did not end well; the message names each stage that failed and why. `run` again goes on from there."""
+
+
+def load(model: str, *, tracking: str | None = None) -> Cascade:
+    """The trained cascade at an address, on the best device that there is.
+
+    Args:
+        model: `models:/NAME@ALIAS` or `models:/NAME/VERSION` in the registry, the folder of a model's stage in any
+            storage, or a folder on disk.
+        tracking: address of MLflow; None: as the commands, MLFLOW_TRACKING_URI or `./runs/mlflow.db`.
+
+    Raises ValueError or UsageError, in one line, if there is none or a file differs from what was registered.
+    """
+    return load_cascade(model, tracking)
+
+
+def plan(recipe: str = DEMO, **options: Any) -> list[PlannedStage]:
+    """The stages of a recipe in order: key, folder in storage, artifact if it is cached, and if it is to run.
+
+    Args:
+        recipe: its name, or a YAML file as `cascade show NAME` writes it.
+        options: fields of `pipelines.engine.driver.RunOptions`, such as `set=["base.total_steps=500"]` or `storage`.
+
+    Raises UsageError, StoreError or SourceError, in one line, for what can't run.
+    """
+    return driver.prepare(driver.RunOptions(recipe, **options)).planned
+
+
+def run(recipe: str = DEMO, **options: Any) -> dict[str, Artifact]:
+    """Run what is not cached of a recipe, from the program's main thread. Takes what `plan` takes.
+
+    Returns stage -> artifact, of those that are finished. Raises RunError if a stage failed, KeyboardInterrupt if the
+    run was interrupted, and what `plan` raises before anything is started.
+    """
+    printed = io.StringIO()
+    code = driver.run(driver.RunOptions(recipe, **options), Console(file=printed, width=200))
+    if code == driver.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != driver.DONE:
+        raise RunError(
+            " ".join(line for line in printed.getvalue().splitlines() if line.startswith(("failed: ", "details: ")))
+        )
+    planned = plan(recipe, **options)
+    return {entry.stage.name: entry.cached for entry in planned if entry.cached is not None}

@@ -1,0 +1,172 @@
+"""`cascade plan`: what would run here, or how recipes would share clusters that are not here."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+
+from components.stages.images import ImagesConfig
+from pipelines.engine import driver
+from pipelines.engine.code_seen import changes_of_code
+from pipelines.engine.display import plan_table
+from pipelines.engine.provenance import code_line
+from pipelines.engine.session import on_cluster
+from pipelines.planning.cluster import Cluster, parse_cluster, this_machine
+from pipelines.planning.cost import UTILIZATION, rate_of, stage_costs
+from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table
+from pipelines.planning.preflight import check_batches, check_sharding, trainings
+from pipelines.planning.profiles import Profile, load_profile
+from pipelines.planning.resource_table import gpu_count, resource_rows, resource_table
+from pipelines.planning.shares import share_cluster
+from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
+from pipelines.recipes.catalog import load_recipe
+from pipelines.recipes.paper import paper_recipes
+from pipelines.workflow import UsageError, Workflow
+from pipelines.workflows import build_workflow
+
+WIDEST = 120  # columns of the table of costs, in a narrow terminal too
+PUBLISHED = "published"  # in the place of a recipe: all of them
+
+
+class Payment(NamedTuple):
+    """What of a cluster's GPUs is told, to say what a run costs on them; None: it is not."""
+
+    gpu: str | None = None  # its name
+    price: float | None = None  # of an hour of one
+    mfu: float | None = None  # share of its peak that is used
+    images: int | None = None  # of the set
+
+
+UNPAID = Payment()
+
+
+def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Console, *, pay: Payment = UNPAID) -> None:
+    """Print the plan of a run on this machine; or, of clusters that are not here, how a recipe shares them, and what
+    it costs there.
+
+    For such clusters neither the source nor storage is asked, so keys and what is cached take no part. Raises
+    UsageError, in one line, for whatever is written wrongly.
+    """
+    check_payment(pay, clusters)
+    if not clusters:
+        show_keys(options, console)
+        return
+    told = [parse_cluster(text) for text in clusters]
+    profile = load_profile(options.profile)
+    if options.recipe == PUBLISHED:
+        if options.set or options.only or options.from_ or options.until:
+            raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
+        workflows = [build_workflow(recipe()) for recipe in paper_recipes().values()]
+    else:
+        workflows = [build_workflow(load_recipe(options.recipe, options.set))]
+    if pay.gpu is not None:
+        show_costs(workflows, profile, told[0], options, pay, console)
+    elif len(workflows) == len(told) == 1:
+        show_shares(workflows[0], profile, told[0], options, console)
+    else:
+        console.print("\n".join(overview(workflows, profile, told)), soft_wrap=True, markup=False, highlight=False)
+
+
+def check_payment(pay: Payment, clusters: Sequence[str]) -> None:
+    """Raise UsageError for what says nothing by itself."""
+    if pay.gpu is None and (given := [f"--{name}" for name, value in pay._asdict().items() if value is not None]):
+        raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
+    if pay.gpu is not None and len(clusters) != 1:
+        raise UsageError("--gpu needs one --cluster, as --cluster gpus=64")
+    if pay.images is not None and pay.images < 1:
+        raise UsageError(f"--images must be at least 1, not {pay.images}")
+
+
+def show_costs(
+    workflows: Sequence[Workflow],
+    profile: Profile,
+    cluster: Cluster,
+    options: driver.RunOptions,
+    pay: Payment,
+    console: Console,
+) -> None:
+    """What the stages that are selected cost on a cluster; of several recipes their trainings, as Markdown."""
+    assert pay.gpu is not None
+    rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
+    if cluster.gpus == 0:
+        raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
+    if options.recipe == PUBLISHED:
+        lines = cost_overview(workflows, profile, cluster, rate)
+        console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+        return
+    (workflow,) = workflows
+    shares = share_cluster(workflow, profile, cluster, running=workflow.selected(driver.selection_of(options)))
+    check_batches(workflow, shares)
+    check_sharding(workflow, shares)
+    costs = stage_costs(workflow, shares, rate, images=pay.images)
+    table = cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus)
+    console.width = max(console.width, WIDEST)
+    console.print(table, crop=False)
+    for line in cost_notes(workflow, shares, costs, rate, gpus=cluster.gpus):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def show_keys(options: driver.RunOptions, console: Console) -> None:
+    """Each stage, its key and whether it is cached; and how those that would run share the GPUs of this machine."""
+    prepared = driver.prepare(options)
+    console.print(plan_table(prepared.planned))
+    for line in changes_of_code(prepared.planned):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    machine = this_machine()
+    running = [entry.stage.name for entry in prepared.planned if entry.wanted]
+    if machine.gpus and running and not on_cluster():
+        shares = share_cluster(prepared.workflow, prepared.profile, machine, running=running)
+        console.print()
+        console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
+    show_reads(prepared, console)
+    console.print(f"code: {code_line(prepared.commit)}", highlight=False, soft_wrap=True)
+
+
+def show_reads(prepared: driver.Prepared, console: Console) -> None:
+    """How often tars are fetched that are read where the user has them, and a warning where that is too often."""
+    index = tars_in_place(prepared.planned)
+    rows = [] if index is None else tar_reads(prepared.planned, prepared.profile, index)
+    if index is None or not rows:
+        return
+    console.print(f"\n{reads_title(index)}", soft_wrap=True, highlight=False)
+    console.print(reads_table(rows))
+    config = next(stage.config for stage in prepared.workflow.stages if isinstance(stage.config, ImagesConfig))
+    for line in reads_warning(rows, index, config):
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
+
+
+def show_shares(
+    workflow: Workflow, profile: Profile, cluster: Cluster, options: driver.RunOptions, console: Console
+) -> None:
+    """How the stages that are selected share a cluster."""
+    running = workflow.selected(driver.selection_of(options))
+    shares = share_cluster(workflow, profile, cluster, running=running)
+    check_batches(workflow, shares)
+    check_sharding(workflow, shares)
+    console.print(resource_table(workflow, profile, cluster, shares))
+
+
+def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence[Cluster]) -> list[str]:
+    """All trainings of several recipes on several clusters, as lines of a Markdown table.
+
+    A cell is "workers x samples of a step for each", "in n parts" where the profile says how large one may be, and the
+    GPUs that idle meanwhile.
+    """
+    heads = ["recipe", "training", "batch", *(gpu_count(cluster.gpus) for cluster in clusters)]
+    lines = [heads, ["---", "---", *["---:" for _ in heads[2:]]]]
+    for workflow in workflows:
+        cells: dict[str, list[str]] = {name: [] for name in trainings(workflow)}
+        for cluster in clusters:
+            shares = share_cluster(workflow, profile, cluster)
+            check_batches(workflow, shares)
+            check_sharding(workflow, shares)
+            for row in resource_rows(workflow, profile, cluster, shares):
+                if row.stage in cells:
+                    cells[row.stage].append(
+                        f"{row.workers} × {row.share}"
+                        + (f" in {row.parts} parts" if row.parts else "")
+                        + (f", {row.idle:g} idle" if row.idle else "")
+                    )
+        for name, config in trainings(workflow).items():
+            lines.append([f"`{workflow.name}`", name, str(config.optimization.global_batch_size), *cells[name]])
+    return [f"| {' | '.join(line)} |" for line in lines]

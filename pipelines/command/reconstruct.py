@@ -1,0 +1,126 @@
+"""`cascade reconstruct`: images through a trained autoencoder, with their codes as colors."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from components.evaluation.grids import GridBlock, render_blocks
+from components.evaluation.restoration import psnr
+from components.models.autoencoder import Autoencoder
+from components.models.bottleneck import GaussianBottleneck
+from components.models.bundle import DESCRIPTION as MODEL
+from components.sampling.answers import reconstructed
+from components.sampling.cascade import DESCRIPTION as CASCADE
+from components.sampling.cascade import read_description
+from components.sampling.device import best_device
+from components.sampling.image_files import encode_png, enlarged
+from components.sampling.images import read_image, to_uint8
+from components.sampling.index_grid import index_grids
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.precision import products
+from pipelines.command.sample import local_model
+from pipelines.command.translate import image_bytes
+from pipelines.workflow import UsageError
+
+PARTS = ("tokenizer", "autoencoder", "model")  # of a cascade, that may be an autoencoder
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of an image; uint8."""
+
+    seen: np.ndarray  # (S, S, 3)  the image at the size of the model
+    codes: np.ndarray | None  # (h, w, 3)  the index grid in colors; None where a Gaussian stands in place of codes
+    made: np.ndarray  # (S, S, 3)
+
+
+def reconstruct_images(
+    model: str, *, images: Sequence[Path], tracking: str | None, out: Path, console: Console
+) -> Path:
+    """Write what an autoencoder makes of each image; returns the path of the image that shows all side by side.
+
+    Raises UsageError for a model that is not there or is no autoencoder, and for files that are no images.
+    """
+    try:
+        files = [image_bytes("--image", image) for image in images]
+        with local_model(model, tracking) as folder:
+            loaded = load_autoencoder(model, folder)
+        found = [reconstruct_file(loaded, data) for data in files]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for image, each in zip(images, found, strict=True):
+        console.print(f"{image}: {figures(loaded, each)}", highlight=False, soft_wrap=True)
+    return write(out, names_of(images), found)
+
+
+def load_autoencoder(model: str, folder: Path) -> SamplingModel:
+    """The autoencoder in a folder: a model of its own, or a part of a cascade. Raises UsageError, naming the model."""
+    if not (folder / CASCADE).is_file():
+        kind = kind_of(folder)
+        if kind != "autoencoder":
+            raise UsageError(f"{model} is no autoencoder but a {kind}; give a vae, vqvae, vqgan, dvae or fsq")
+        return load_model("autoencoder", folder, device=best_device())
+    stages = read_description(folder)["stages"]
+    for part in PARTS:
+        if part in stages and kind_of(folder / stages[part]) == "autoencoder":
+            return load_model(part, folder / stages[part], device=best_device())
+    parts = ", ".join(name for name, place in stages.items() if place)
+    raise UsageError(f"{model} has no autoencoder; it is composed of {parts}")
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of the network in a folder."""
+    path = folder / MODEL
+    return json.loads(path.read_text())["kind"] if path.is_file() else "pretrained text encoder"
+
+
+def reconstruct_file(model: SamplingModel, data: bytes) -> Reconstruction:
+    """What an autoencoder makes of an image file. Raises ValueError if it is none."""
+    assert isinstance(model.module, Autoencoder)
+    image = read_image(data, resolution=model.settings["resolution"])
+    seen, codes = to_uint8(image[None]), None
+    with products("fp32"):
+        if not isinstance(model.module.bottleneck, GaussianBottleneck):
+            codes = to_uint8(index_grids(model.module, seen))[0]
+        return Reconstruction(seen[0], codes, reconstructed(model, image))
+
+
+def figures(model: SamplingModel, found: Reconstruction) -> str:
+    """What was kept, and in how many bits: PSNR in dB, and the grid's places times log2 of the codes."""
+    everywhere = np.ones((1, *found.seen.shape[:2]), dtype=bool)
+    kept = f"{psnr(found.made[None], found.seen[None], everywhere):.1f} dB"
+    if found.codes is None:
+        return f"{kept}, no codes"
+    assert isinstance(model.module, Autoencoder)
+    (height, width), size = found.codes.shape[:2], model.module.codebook_size
+    bits = height * width * math.log2(size)
+    return f"{kept}, {height} x {width} codes of {size}: {bits:,.0f} bits for {8 * found.seen.size:,}"
+
+
+def names_of(images: Sequence[Path]) -> list[str]:
+    """A name for the files of each image: its own, with its number where another is called so."""
+    taken = Counter(image.stem for image in images)
+    return [f"{image.stem}-{number}" if taken[image.stem] > 1 else image.stem for number, image in enumerate(images)]
+
+
+def write(out: Path, names: Sequence[str], found: Sequence[Reconstruction]) -> Path:
+    """Each image as seen, its codes and its reconstruction as PNG, and all side by side; the path of this one."""
+    out.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, list[np.ndarray]] = {}
+    for name, each in zip(names, found, strict=True):
+        shown = {"input": each.seen, "reconstruction": each.made}
+        if each.codes is not None:
+            height, width = each.seen.shape[:2]
+            shown |= {"codes": enlarged(each.codes, height=height, width=width)}
+        for kind, pixels in shown.items():
+            (out / f"{name}-{kind}.png").write_bytes(encode_png(pixels))
+            columns.setdefault(kind, []).append(pixels)
+    blocks = [GridBlock(kind, columns[kind]) for kind in ("input", "codes", "reconstruction") if kind in columns]
+    together = out / "side_by_side.png"
+    together.write_bytes(render_blocks(blocks, columns=len(found)))
+    return together

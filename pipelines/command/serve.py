@@ -1,0 +1,204 @@
+"""`cascade serve`: registered models over HTTP, on a Ray that is started here or on the cluster that is joined."""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import ray
+from pydantic import ValidationError
+from rich.console import Console
+
+import components
+from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import REGISTRY, shown_source
+from components.serving.settings import ServedModel, ServiceSettings
+from pipelines.engine.session import on_cluster, set_environment, start_ray
+from pipelines.planning.cluster import Cluster
+from pipelines.planning.cores import SHARED_CORES
+from pipelines.planning.profiles import tracking_uri
+from pipelines.recipes.overrides import explain
+from pipelines.workflow import UsageError
+
+if TYPE_CHECKING:
+    from components.serving.deployment import Application
+
+SERVING = {  # of the Ray that is started for a service
+    "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{components.__name__}.serving.unanswered:middlewares",
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
+}
+ON_THIS_MACHINE = SHARED_CORES | {
+    "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
+}
+START_SECONDS = 60
+
+
+class ServeOptions(NamedTuple):
+    """As the command has them."""
+
+    model: Sequence[str]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tracking: str | None = None
+    replicas: str = "1"
+    gpus: float | None = None  # of a replica; None: one where there are GPUs
+    batch: int = 16
+
+
+def build(args: dict[str, Any]) -> "Application":
+    """The service for `serve deploy` and RayService, import_path `image_cascade.pipelines.command.serve:build`.
+
+    Args:
+        args: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI.
+
+    Raises UsageError, in one line, for a field that does not fit.
+    """
+    from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
+
+    set_environment(environment())
+    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
+
+
+def read_keys_here() -> tuple[str, ...]:
+    """The API keys of this process's environment: they are read where they are compared, and sent to no other.
+
+    Raises ValueError, in one line, for keys that can't be read.
+    """
+    from components.serving.keys import read_keys
+
+    return read_keys(os.environ)
+
+
+def serve(options: ServeOptions, console: Console) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
+    end_by_signals()
+    if find_spec("fastapi") is None:
+        raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")
+    set_environment(environment() | SERVING | ON_THIS_MACHINE)
+    settings = settings_of(options)
+
+    from components.serving.running import StartError, check_port, check_room, run_service
+    from components.serving.versions import find_version
+
+    try:
+        found = [find_version(model.source, settings.tracking) for model in settings.models]
+        if not on_cluster():
+            check_port(options.host, options.port)
+        with console.status("starting Ray"):
+            cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
+        end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
+        settings = with_gpus(settings, options.gpus, cluster)
+        check_room(options.host, options.port)  # before what follows would end a service of somebody else
+        with ended_with_this_program(own_ray=cluster.here):
+            with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
+                run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
+            for model, named in zip(settings.models, found, strict=True):
+                served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
+                console.print(f"{address_of(options)} serves {served}", highlight=False, soft_wrap=True)
+            threading.Event().wait()
+    except (ValueError, StartError) as error:
+        raise UsageError(str(error)) from error
+
+
+def settings_of(options: ServeOptions) -> ServiceSettings:
+    """Raises UsageError, in one line."""
+    least, _, most = options.replicas.partition("..")
+    if not least.isdecimal() or not (most or least).isdecimal():
+        raise UsageError(f"--replicas {options.replicas}: write a number, or the least and the most such as 1..4")
+    settings = read_settings(
+        {
+            "models": [served_model(text) for text in options.model],
+            "tracking": tracking_uri(options.tracking),
+            "min_replicas": int(least),
+            "max_replicas": int(most or least),
+            "batch_images": options.batch,
+        }
+    )
+    return settings.model_copy(update={"keys_required": needs_keys(options.host)})
+
+
+def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
+    """Raises UsageError, in one line, for a field that does not fit."""
+    try:
+        return ServiceSettings.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"settings of the service: {explain(error, ServiceSettings)}") from error
+
+
+def served_model(text: str) -> ServedModel:
+    """`NAME=SOURCE`, or a source alone, which gives the name too. Raises UsageError."""
+    name, equals, source = text.partition("=")
+    if not equals or re.search("[/:]", name):  # part of an address
+        source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
+    if not (name and source):
+        raise UsageError(
+            f"--model {text!r}: write SOURCE or NAME=SOURCE, such as models:/image-cascade-openmoji@champion"
+        )
+    return ServedModel(name=name, source=source)
+
+
+def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
+    """The settings with the GPUs of a replica: those that are asked for, or one where there are any.
+
+    Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known.
+    """
+    each = float(cluster.gpus > 0) if gpus is None else gpus
+    needed = each * settings.min_replicas * len(settings.models)
+    if cluster.here and needed > cluster.gpus:
+        raise UsageError(
+            f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}: lower --replicas or --gpus"
+        )
+    return settings.model_copy(update={"gpus": each})
+
+
+@contextmanager
+def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
+    """Whatever ends the program ends the service: at once with a Ray of its own, and on a cluster that is joined when
+    those who are being answered have their images; a second signal waits for nobody, and the cluster ends it alone."""
+    from components.serving.running import end_service
+
+    try:
+        yield
+    finally:
+        if own_ray:
+            ray.shutdown()
+        else:
+            end_service()
+
+
+def end_by_signals() -> None:
+    """SIGTERM and Ctrl-C end this program as its own end would, with exit code 0."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+
+
+def _end(*signaled: object) -> NoReturn:
+    del signaled
+    raise SystemExit(0)
+
+
+def needs_keys(host: str) -> bool:
+    """Whether others reach an address. Raises UsageError where they do and no keys can be read."""
+    from components.serving.keys import FILE_VARIABLE, VARIABLE, is_loopback, read_keys
+
+    try:
+        keys, others = read_keys(os.environ), not is_loopback(bracketed(host))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if others and not keys:
+        raise UsageError(f"--host {host} is reached by others: set {VARIABLE} (keys by commas) or {FILE_VARIABLE}")
+    return others
+
+
+def address_of(options: ServeOptions) -> str:
+    return f"http://{bracketed(options.host)}:{options.port}"
+
+
+def bracketed(host: str) -> str:
+    """A host as addresses have it."""
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,91 @@
+"""`cascade verify`: every artifact of a run against its manifest, or a model against the list of its files."""
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from components.models.file_list import LIST, differences
+from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_artifact
+from components.runtime.storage.store import Store
+from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import REGISTRY
+from pipelines.engine.run_report import load_plan, newest_run
+from pipelines.engine.session import set_environment
+from pipelines.planning.profiles import storage_uri, tracking_uri
+from pipelines.workflow import UsageError
+
+SOUND, DAMAGED = 0, 1
+
+
+def verify_run(run: str | None, *, storage: str | None, console: Console) -> int:
+    """Check the artifacts of a run, the newest if `run` is None. Returns the exit code: 0 sound, 1 damaged.
+
+    Raises UsageError if there is no such run, StoreError if storage can't be reached.
+    """
+    root = Store(storage_uri(storage))
+    run = run or newest_run(root)
+    artifacts, bad = committed(root, run)
+    total = sum(entry.bytes for artifact in artifacts for entry in artifact.files)
+    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(run, total=total)
+        for artifact in artifacts:
+            bar.update(task, description=artifact.stage)
+            bad += verify_artifact(artifact, on_file=lambda entry: bar.advance(task, entry.bytes))
+    for line in bad:
+        console.print(line, style="red", highlight=False, soft_wrap=True)
+    files = sum(len(artifact.files) for artifact in artifacts)
+    verdict = f"{len(bad)} damaged" if bad else "all as their manifests say"
+    console.print(f"{run}: {len(artifacts)} artifacts, {files} files, {total / 1e6:.1f} MB: {verdict}", highlight=False)
+    return DAMAGED if bad else SOUND
+
+
+def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
+    """Check a model that is registered, in storage, or in the folder that MLflow's copy has of it. Returns the exit
+    code: 0 sound, 1 damaged. Raises UsageError if there is none, or nothing to compare it with."""
+    set_environment(environment())
+    try:
+        bad = model_differences(model, tracking_uri(tracking))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for line in bad:
+        console.print(line, style="red", highlight=False, soft_wrap=True)
+    verdict = f"{len(bad)} damaged" if bad else "all files as they were registered"
+    console.print(f"{model}: {verdict}", highlight=False, soft_wrap=True)
+    return DAMAGED if bad else SOUND
+
+
+def model_differences(model: str, tracking: str | None) -> list[str]:
+    """A line for each file of a model that is not as it was. Raises ValueError if there is nothing to compare with."""
+    from components.runtime.tracking import model_source, registry  # MLflow takes seconds to import
+
+    if model.startswith(REGISTRY):
+        address = model_source.registry_of(model, tracking)
+        with tempfile.TemporaryDirectory() as folder:
+            packed = registry.download_packed(model, Path(folder), tracking_uri=address)
+            return differences(packed.folder, digest=packed.digest, text=packed.files)
+    if not model_source.is_model_folder(model):
+        return verify_artifact(model_source.model_artifact(model))
+    packed = model_source.packed_around(Path(model))
+    if packed is None:
+        raise ValueError(f"{model} has no {LIST} around it to be compared with: it was copied out of its registry")
+    return differences(packed)
+
+
+def committed(root: Store, run: str) -> tuple[list[Artifact], list[str]]:
+    """(artifacts of a run's finished stages, a line for each whose manifest is missing or can't be read)."""
+    artifacts, bad = [], []
+    for stage in load_plan(root, run)["stages"]:
+        store = root.join("stages", stage["name"], stage["key"])
+        try:
+            artifact = load_artifact(store)
+        except ArtifactError as error:
+            bad.append(str(error))
+            continue
+        if artifact is not None:
+            artifacts.append(artifact)
+        elif stage["state"] in ("done", "cached"):
+            bad.append(f"{store.url('manifest.json')} is missing")
+    return artifacts, bad

@@ -1,0 +1,193 @@
+"""The code that decides a stage's numbers, recorded with what it made, and named where it has changed since.
+
+Never part of a key: whether a change matters is for people to say. Each module is known by its text and by its syntax
+tree without comments and docstrings, so that neither of these is called a change; names of modules are those of the
+checkout, so that a wheel and a packed model have the same digests.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.engine.provenance import PACKAGES, PROJECT, ROOT, short, version
+from pipelines.workflow import PlannedStage, Stage
+
+DECIDING = ("configuration", "data", "evaluation", "models", "sampling", "stages", "training")
+LEFT_OUT = {  # what draws and reports, in rooms that decide
+    *(f"components/evaluation/{name}.py" for name in ("curves", "gallery", "grids", "plots", "sampling_clocks")),
+    "components/stages/context.py",
+}
+TABLE, NETWORKS = "components/models/bundle.py", "NETWORKS"  # kind -> class
+DIGITS = 12  # hexadecimal, of a digest
+MOST_FILES = 8  # in a line
+INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
+SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel: import image_cascade.components as …
+
+
+class Import(NamedTuple):
+    module: str  # as components.models.unet
+    name: str  # of what is taken of it; empty: nothing
+
+
+def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
+    """Versions, and of each module that decides the stage's numbers the digests of text and of tree, by path.
+
+    These are the modules that its function and its configuration import, inside functions too, and so on. A network is
+    one of them if the stage or one that it needs has its kind.
+    """
+    foreign = _classes(root, without=_kinds(stage))
+    todo = [_file(INSTALLED.sub("", part.__module__), root) for part in (stage.run, type(stage.config))]
+    reached: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path is None or path in reached:
+            continue
+        reached.add(path)
+        todo += [
+            _file(f"{found.module}.{found.name}", root) or _file(found.module, root)
+            for found in _imports(*_state(path))
+            if found.name not in foreign
+        ]
+    names = sorted(path.relative_to(root).as_posix() for path in reached)
+    states = {name: _state(root / name) for name in names if _decides(name)}
+    return _versions() | {"modules": {n: [_text_digest(*state), _tree_digest(*state)] for n, state in states.items()}}
+
+
+def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[str]:
+    """A line for each change since cached stages were made, with their names and what makes them anew."""
+    lines: dict[str, list[str]] = {}
+    for entry in planned:
+        if entry.cached is not None and not entry.wanted:
+            for change in _changes(entry.cached.provenance.get("code"), root):
+                lines.setdefault(change, []).append(entry.stage.name)
+    return [
+        f"{', '.join(names)}: cached, but {change}; `--force` makes {'it' if len(names) == 1 else 'them'} anew"
+        for change, names in lines.items()
+    ]
+
+
+def made_by(provenance: Mapping[str, Any]) -> str:
+    """The code that made an artifact in one line: commit and versions, as far as its manifest says."""
+    versions = {name: value for name, value in provenance.get("code", {}).items() if name != "modules"}
+    commits = [short(provenance["git_commit"])] if "git_commit" in provenance else []
+    return ", ".join([*commits, *(f"{name} {value}" for name, value in versions.items())])
+
+
+def _changes(record: Mapping[str, Any] | None, root: Path) -> Iterator[str]:
+    if record is None:
+        yield "which code made it is not known"
+        return
+    changed, unlike = [], []
+    for name, (text, tree) in record["modules"].items():
+        path = root / name
+        if path.is_file() and _text_digest(*_state(path)) == text:
+            continue
+        same_python = record["python"] == _versions()["python"]
+        if not path.is_file() or (same_python and _tree_digest(*_state(path)) != tree):
+            changed.append(name)
+        elif not same_python:
+            unlike.append(name)
+    if changed:
+        yield f"{_some(changed)} {'has' if len(changed) == 1 else 'have'} changed"
+    if unlike:
+        pythons = f"trees of Python {record['python']} and {_versions()['python']} can't be compared"
+        yield f"{_some(unlike)} may have changed ({pythons})"
+    for name, now in _versions().items():
+        if record[name] != now:
+            yield f"{name} was {record[name]} and is {now}"
+
+
+@cache
+def _versions() -> dict[str, str]:
+    torch = importlib.metadata.version("torch").partition("+")[0]  # whatever it was built for
+    return {PROJECT: version(), "python": ".".join(platform.python_version_tuple()[:2]), "torch": torch}
+
+
+def _decides(name: str) -> bool:
+    return name not in LEFT_OUT and name.startswith(tuple(f"components/{room}/" for room in DECIDING))
+
+
+def _kinds(stage: Stage) -> set[str]:
+    """All that is a `kind` in the configurations of a stage and of those that it needs."""
+    found = _kinds_in(stage.config.model_dump(mode="json"))
+    return found.union(*(_kinds(parent) for parent in stage.parents()))
+
+
+def _kinds_in(value: Any) -> set[str]:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = {str(value["kind"])} if isinstance(value, dict) and "kind" in value else set()
+    return own.union(*(_kinds_in(part) for part in parts))
+
+
+def _classes(root: Path, *, without: set[str]) -> set[str]:
+    """Names of the networks that none of these kinds is."""
+    tree = ast.parse((root / TABLE).read_text())
+    (table,) = [n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == NETWORKS]
+    assert isinstance(table, ast.Dict)
+    kinds = [key.value for key in table.keys if isinstance(key, ast.Constant)]
+    classes = [*zip(kinds, map(ast.unparse, table.values), strict=True)]
+    return {name for _, name in classes} - {name for kind, name in classes if kind in without}
+
+
+def _file(module: str, root: Path) -> Path | None:
+    path = root.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    """Path, time and size: what is known of a file holds as long as these do."""
+    stat = path.stat()
+    return path, stat.st_mtime_ns, stat.st_size
+
+
+@cache
+def _imports(path: Path, changed: int, size: int) -> tuple[Import, ...]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [Import(INSTALLED.sub("", node.module), alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [Import(INSTALLED.sub("", alias.name), "") for alias in node.names]
+    return tuple(one for one in found if one.module.split(".")[0] in PACKAGES)
+
+
+@cache
+def _text_digest(path: Path, changed: int, size: int) -> str:
+    return _digest(_as_in_the_checkout(path.read_text()))
+
+
+@cache
+def _tree_digest(path: Path, changed: int, size: int) -> str:
+    return tree_digest(path.read_text())
+
+
+def tree_digest(text: str) -> str:
+    """Digest of a module's syntax tree, without docstrings and with the checkout's names of modules."""
+    tree = ast.parse(_as_in_the_checkout(text))
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [part for part in body if not _is_text(part)]
+    return _digest(ast.dump(tree))
+
+
+def _as_in_the_checkout(text: str) -> str:
+    return SAME_NAME.sub(r"\1", INSTALLED.sub("", text))
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _some(files: Sequence[str]) -> str:
+    return ", ".join(files[:MOST_FILES]) + (f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else "")

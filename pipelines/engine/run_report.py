@@ -1,0 +1,205 @@
+"""What a run leaves in storage (recipe, plan, errors) and the report that is drawn from it."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from components.data.shards import INDEX
+from components.evaluation.measure import DistanceRow
+from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
+from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
+from components.runtime.storage.garbage import ANNOUNCED, PLAN, Plan
+from components.runtime.storage.store import Store
+from pipelines.engine.code_seen import changes_of_code, made_by
+from pipelines.engine.execute import Outcome
+from pipelines.engine.profile_steps import traces_of
+from pipelines.engine.recorder import TIME, StageStatus
+from pipelines.workflow import PlannedStage, UsageError
+
+
+@contextmanager
+def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterator[None]:
+    """Names the stages of a run, so that `cascade gc` leaves them from here on, and takes that back where the run is
+    refused in here. Raises UsageError if a collection was faster."""
+    folder = root.join("runs", run)
+    before = folder.read(ANNOUNCED) if folder.exists(ANNOUNCED) else None
+    stages = [{"name": entry.stage.name, "key": entry.key} for entry in planned]
+    folder.write(ANNOUNCED, json.dumps({"stages": stages}).encode())
+    try:
+        gone = [e.stage.name for e in planned if e.cached is not None and not e.store.exists(MANIFEST)]
+        if gone:
+            raise UsageError(f"{', '.join(gone)}: deleted since the run was planned; run the same command again")
+        yield
+    except BaseException:
+        folder.delete(ANNOUNCED) if before is None else folder.write(ANNOUNCED, before)
+        raise
+
+
+def save_run(
+    root: Store,
+    run: str,
+    *,
+    recipe_yaml: str,
+    planned: Sequence[PlannedStage],
+    statuses: Sequence[StageStatus],
+    outcome: Outcome,
+    facts: Mapping[str, str],
+    seconds: float,
+) -> None:
+    """Write the resolved recipe, the plan with what became of each stage, and the errors of a run.
+
+    Args:
+        facts: what else the report names: commit, machine, storage.
+        seconds: of the whole run.
+    """
+    folder = root.join("runs", run)
+    by_name = {status.name: status for status in statuses}
+    stages = [
+        {
+            "key": entry.key,
+            "inputs": [parent.name for parent in entry.stage.parents()],
+            **{name: value for name, value in asdict(by_name[entry.stage.name]).items() if name != "key"},
+        }
+        for entry in planned
+    ]
+    folder.write("recipe.yaml", recipe_yaml.encode())
+    changes = changes_of_code(planned)
+    plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "code_changes": changes, "stages": stages}
+    folder.write(PLAN, json.dumps(plan, indent=1).encode())
+    text = "\n\n".join(f"{stage}\n{details}" for stage, details in outcome.tracebacks.items())
+    folder.write("errors.txt", text.encode())
+
+
+def newest_run(root: Store) -> str:
+    """Name of the run that was saved last. Raises UsageError if there is none."""
+    saved = {name: _plan_of(root, name).saved for name in _runs(root)}
+    if not saved:
+        raise UsageError(f"no run in {root.uri}; start one with `cascade run`")
+    return max(saved, key=lambda name: saved[name])
+
+
+def load_plan(root: Store, run: str) -> dict[str, Any]:
+    """What `save_run` wrote: `stages`, each with name, key and state, and facts.
+
+    Raises UsageError for no such run, ArtifactError where a stage's name or key is none.
+    """
+    if run not in _runs(root):
+        raise UsageError(f"no run {run!r} in {root.uri}; there are {', '.join(_runs(root)) or 'none'}")
+    _plan_of(root, run)
+    return json.loads(root.read(f"runs/{run}/{PLAN}"))
+
+
+def _plan_of(root: Store, run: str) -> Plan:
+    path = f"runs/{run}/{PLAN}"
+    return parse_stored(Plan, root.read(path), root.url(path))
+
+
+def render_run(root: Store, run: str) -> tuple[str, str]:
+    """Draw the report of a saved run again. Returns its URL and its text."""
+    folder, plan = root.join("runs", run), load_plan(root, run)
+    artifacts = {
+        stage["name"]: artifact
+        for stage in plan["stages"]
+        if (artifact := load_artifact(root.join("stages", stage["name"], stage["key"]))) is not None
+    }
+    html = render_report(_report_data(root, run, plan, artifacts))
+    folder.write("report.html", html.encode())
+    return folder.url("report.html"), html
+
+
+def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[str, Artifact]) -> ReportData:
+    recipe_yaml = root.read(f"runs/{run}/recipe.yaml").decode()
+    evaluation = artifacts["evaluation"].metadata if "evaluation" in artifacts else {}
+    tokens = artifacts["tokens"].metadata if "tokens" in artifacts else {}
+    return ReportData(
+        run=run,
+        recipe=plan["facts"]["recipe"],
+        recipe_yaml=recipe_yaml,
+        stages=tuple(_stage_row(stage, artifacts.get(stage["name"])) for stage in plan["stages"]),
+        finished=plan["saved"],
+        seconds=plan["seconds"],
+        facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
+        curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
+        images=run_images(artifacts),
+        words=run_words(artifacts),
+        feature_network=evaluation.get("feature_network"),
+        distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
+        codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
+        or evaluation.get("held_out_codebook", {}),
+        studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
+        data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
+        warnings=(*_warnings(artifacts), *plan["code_changes"]),
+        traces=tuple(traces_of(root, run)),
+    )
+
+
+def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
+    started, finished = stage["started"], stage["finished"]
+    ran = started is not None and finished is not None
+    once = artifact.provenance.get("seconds") if artifact is not None and stage["state"] == "cached" else None
+    summary = artifact.metadata.get("summary", {}) if artifact is not None else {}
+    return StageRow(
+        name=stage["name"],
+        key=stage["key"],
+        state=stage["state"],
+        seconds=finished - started if ran else once,
+        started=started if ran else None,
+        inputs=tuple(stage["inputs"]),
+        uri=artifact.root if artifact is not None else "",
+        note=stage["note"] if stage["state"] in ("failed", "skipped") else "",
+        summary={} if stage["name"] == "evaluation" else summary,
+        code=made_by(artifact.provenance) if artifact is not None else "",
+    )
+
+
+def stage_curve(root: Store, name: str, key: str) -> tuple[tuple[int, dict[str, float]], ...]:
+    """What a training reported by step, in its order; empty for fewer than two steps."""
+    path = f"stages/{name}/{key}/curve.json"
+    points = json.loads(root.read(path)) if root.exists(path) else {}
+    ordered = sorted((int(step), {n: v for n, v in values.items() if n != TIME}) for step, values in points.items())
+    return tuple(ordered) if len(ordered) > 1 else ()
+
+
+def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
+    """The grids of the samples, the evaluation and all studies, by name."""
+    shown = [artifact for kind in ("samples", "report") for artifact in artifacts.values() if artifact.kind == kind]
+    return {
+        name.removesuffix(".png"): artifact.read(name)
+        for artifact in shown
+        for name in artifact.names()
+        if name.endswith(".png")
+    }
+
+
+def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
+    """By the name of an image the words that its rows or columns were asked for by."""
+    made = [artifact.metadata.get("words", {}) for artifact in artifacts.values() if artifact.kind == "samples"]
+    return {name: tuple(words) for found in made for name, words in found.items()}
+
+
+def study_of(artifact: Artifact) -> Study:
+    """Plots (title -> file) and tables that a stage's metadata name."""
+    plots = {title: artifact.read(file).decode() for title, file in artifact.metadata["plots"].items()}
+    return Study.model_validate(
+        {"stage": artifact.stage, "plots": plots, "tables": artifact.metadata.get("tables", {})}
+    )
+
+
+def _data_facts(images: Artifact) -> DataFacts:
+    facts = images.metadata
+    left_out = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in facts["quarantined"])
+    names = ("source", "license", "samples", "train_samples", "resolution", "classes")
+    return DataFacts(quarantined=left_out, **{name: facts[name] for name in names})
+
+
+def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
+    count = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
+    left_out = [f"{count} corrupt images were left out, see {INDEX}"] if count else []
+    return tuple(left_out)
+
+
+def _runs(root: Store) -> list[str]:
+    return [name for name in root.folders("runs") if root.exists(f"runs/{name}/{PLAN}")]

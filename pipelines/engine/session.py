@@ -1,0 +1,109 @@
+"""Starts Ray on this machine, or joins the cluster that the program was submitted to."""
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
+
+from components.runtime.tracking.environment import environment
+from pipelines.planning.cluster import Cluster, found_cluster, local_cpus, usable_gpus
+from pipelines.workflow import UsageError
+
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy: leave CUDA_VISIBLE_DEVICES as it is
+}
+LOCAL = {  # a laptop is not preempted, and every process that is not started saves seconds
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices at its next look that its workers are done
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_worker_register_timeout_seconds": "600",  # later than Ray's 60 on a busy laptop, it would wait for ever
+    # Training frees and takes the same tens of megabytes at each step: glibc keeps them, where it would give them back
+    # and have 20,000 page faults a step, and asks for huge pages, which halves the time of evaluation's small batches.
+    "GLIBC_TUNABLES": (
+        f"glibc.malloc.trim_threshold={2**30}:glibc.malloc.mmap_threshold={2**25}:glibc.malloc.hugetlb=1"
+    ),
+}
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None = None) -> Cluster:
+    """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns what the cluster has.
+
+    Args:
+        num_gpus: GPUs of a Ray that is started here; None: those that torch can use.
+
+    Raises UsageError, in one line, if the cluster can't be joined or this machine is too busy to start Ray in time.
+    """
+    waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
+    settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL)
+    set_environment(settings)
+    common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if on_cluster():
+        from pipelines.planning.joining import check_cluster  # the protocol's library, which nobody needs on a laptop
+
+        check_cluster(os.environ.get("RAY_ADDRESS") or "auto")
+        where: dict[str, Any] = {"address": "auto", "runtime_env": {"env_vars": settings}}
+    else:
+        _protect_token()
+        gpus = usable_gpus() if num_gpus is None else num_gpus
+        where = {"address": "local", "num_cpus": local_cpus(), "num_gpus": gpus, "include_dashboard": False}
+    try:
+        _init(**where, **common)
+    except Exception as error:  # Ray raises plain ones, some of several lines
+        reason = " ".join(str(error).split())
+        if on_cluster():
+            joined = os.environ.get("RAY_ADDRESS", "the cluster")
+            raise UsageError(f"Ray can't join {joined}: {reason} Nothing was started") from error
+        raise UsageError(f"Ray can't start here: {reason} Nothing was started; the same command tries again") from error
+    return found_cluster(here=not on_cluster())
+
+
+@retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
+def _init(**settings: Any) -> None:
+    """Ray gives its own processes 30 seconds, which on a busy laptop pass at times; hours of a lecture would end.
+
+    What a late start leaves is ended: Ray itself would keep it until this program exits.
+    """
+    before = psutil.Process().children()
+    try:
+        ray.init(**settings)
+    except Exception:
+        started = [child for child in psutil.Process().children() if child not in before]
+        for child in started:
+            child.kill()
+        psutil.wait_procs(started, timeout=10)
+        raise
+
+
+def set_environment(settings: dict[str, str]) -> None:
+    """Set what the user has not set."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def on_cluster() -> bool:
+    """Whether this program is a submitted job or was told of a cluster."""
+    address = os.environ.get("RAY_ADDRESS", "")  # an http address is where jobs are submitted, not a cluster to join
+    return JOB_VARIABLE in os.environ or bool(address and not address.startswith("http"))
+
+
+def _protect_token() -> None:
+    """Ray would write its access token readable by all: make it first, private, as Ray makes it (256 random bits)."""
+    token = Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        descriptor = os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        token.chmod(0o600)
+        return
+    with open(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))

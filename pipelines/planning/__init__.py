@@ -1,0 +1,1 @@
+"""What a run will take: shares of the cluster, memory, operations, price."""

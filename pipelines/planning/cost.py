@@ -1,0 +1,255 @@
+"""What a run will cost on a cluster that is not here: operations, hours, bytes and a price, stage by stage.
+
+Operations are counted (`components.training.flops`), hours follow from the peak of the GPU and from how much of it one
+expects to use, which no one knows before it is measured. What is not counted: samples and evaluation, a pretrained text
+encoder, the time to read images, to save and to start.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from components.configuration.config import Config
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.optimization import OptimizationConfig
+from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining
+from components.runtime.execution import Resources
+from components.stages.images import ImagesConfig
+from components.stages.precompute import PrecomputeConfig
+from components.stages.tokens import TokensConfig
+from components.training.flops import Maker, TrainingFlops, encoding_flops, training_flops
+from components.training.loop import is_scheduled
+from components.training.sizes import autoencoder_grid, training_sizes
+from components.training.speed import PEAK_TFLOPS
+from pipelines.planning.checkpoint_space import assumed_dataset_info, tokens_of
+from pipelines.planning.resource_table import gpus_of
+from pipelines.planning.step_memory import StepMemory, step_memory
+from pipelines.workflow import Stage, UsageError, Workflow, nearest
+
+UTILIZATION = 0.35  # of the peak: ADM reports 0.29 to 0.41 for its models on V100s (Dhariwal and Nichol, 2021, table 7)
+TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel
+
+
+class GPU(NamedTuple):
+    """Of its data sheet, without sparsity."""
+
+    peak: float  # FLOP/s of dense matrix products in bf16
+    memory: float  # bytes
+
+
+# NVIDIA's data sheets and product pages of each; where they state the peak with sparsity, half of it.
+GPUS = {
+    "a100": GPU(PEAK_TFLOPS[("A100",)] * 1e12, 80e9),  # SXM or PCIe, 80 GB
+    "h100": GPU(PEAK_TFLOPS[("H100",)] * 1e12, 80e9),  # SXM; 1,979 with sparsity
+    "h200": GPU(PEAK_TFLOPS[("H200",)] * 1e12, 141e9),  # SXM; 1,979 with sparsity
+    "l4": GPU(PEAK_TFLOPS[("L4",)] * 1e12, 24e9),  # 242 with sparsity
+    "l40s": GPU(PEAK_TFLOPS[("L40S",)] * 1e12, 48e9),  # 733 with sparsity
+}
+
+
+class Rate(NamedTuple):
+    """What an hour of a GPU does and costs."""
+
+    gpu: GPU
+    utilization: float = UTILIZATION
+    price: float | None = None  # of an hour of one GPU, in whatever currency
+
+    def gpu_hours(self, flops: float) -> float:
+        return flops / (self.gpu.peak * self.utilization) / 3600
+
+
+class StageCost(NamedTuple):
+    """One stage that computes on GPUs."""
+
+    stage: str
+    gpus: float  # at work
+    step_flops: int | None  # of a whole step; None: nothing is trained
+    frozen_flops: int  # of them, those of frozen networks that make columns at each step
+    samples: int  # of a step; of the set, where nothing is trained
+    flops: int  # of all steps
+    read: int | None  # bytes of samples as they are before compression; None: of a set whose size is unknown
+    written: int  # bytes of checkpoints and of what is left in the end
+    step: StepMemory | None  # on each GPU; None: nothing is trained
+    gpu_hours: float
+    hours: float
+
+
+def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None = None) -> Rate:
+    """Raises UsageError, in one line, for a GPU that is unknown, or for numbers that can't be."""
+    if gpu not in GPUS:
+        raise UsageError(f"--gpu: unknown {gpu!r}{nearest(gpu, GPUS)}")
+    if not 0 < utilization <= 1:
+        raise UsageError(f"--mfu must be above 0 and at most 1, a share of the GPU's peak, not {utilization:g}")
+    if price is not None and price < 0:
+        raise UsageError(f"--price must be at least 0, of an hour of one GPU, not {price:g}")
+    return Rate(GPUS[gpu], utilization, price)
+
+
+def stage_costs(
+    workflow: Workflow, shares: Mapping[str, Resources], rate: Rate, *, images: int | None = None
+) -> list[StageCost]:
+    """Of those stages of `shares` that are counted, in the workflow's order.
+
+    Args:
+        images: of the set; None: unknown, and then the stages that go through it once are left out.
+    """
+    costs = []
+    for stage in workflow.stages:
+        if stage.name in shares and isinstance(stage.config, AnyTraining):
+            costs.append(training_cost(stage, workflow.stages, shares[stage.name], rate, images=images))
+        elif stage.name in shares and isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
+            costs.append(encoding_cost(stage, workflow.stages, shares[stage.name], rate, images=images))
+    return costs
+
+
+def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
+    """How many a training of so many hours writes, by the clock or by its steps; the last step is always saved."""
+    if optimization.checkpoint_minutes is not None:
+        return 1 + int(60 * hours / optimization.checkpoint_minutes)
+    return sum(is_scheduled(step, optimization) for step in range(1, optimization.total_steps + 1))
+
+
+def training_cost(
+    stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int | None = None
+) -> StageCost:
+    """Of a training on the workers that it gets."""
+    config = stage.config
+    assert isinstance(config, AnyTraining)
+    info, grid = assumed_dataset_info(stage, stages), tokens_of(stage, "tokens")
+    optimization = config.optimization
+    columns = columns_of(stage)
+    flops = counted_flops(config, info, grid, tuple(columns.items()))
+    alone = counted_flops(config, info, grid, ()) if columns else flops
+    sizes = training_sizes(config, info, grid=grid)
+    gpu_hours, gpus = rate.gpu_hours(flops.total), gpus_of(resources)
+    checkpoints = checkpoints_of(optimization, hours=gpu_hours / gpus)
+    return StageCost(
+        stage=stage.name,
+        gpus=gpus,
+        step_flops=flops.step,
+        frozen_flops=flops.step - alone.step,
+        samples=optimization.global_batch_size,
+        flops=flops.total,
+        read=training_reads(stage, stages, info, grid, images=images, workers=resources.num_workers),
+        written=checkpoints * sizes.checkpoint + sizes.model,
+        step=step_memory(stage, stages, resources),
+        gpu_hours=gpu_hours,
+        hours=gpu_hours / gpus,
+    )
+
+
+def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int) -> StageCost:
+    """Of a stage in which frozen networks go through the set once."""
+    info = assumed_dataset_info(stage, stages)
+    if isinstance(stage.config, PrecomputeConfig):
+        names = stage.config.columns
+        makers = {name: maker for name in names if (maker := maker_of(stage, name)) is not None}
+        width = sum(column_bytes(stage, name, info) for name in names)
+    else:
+        tokenizer = config_of(stage, "tokenizer")
+        assert isinstance(tokenizer, AutoencoderTraining)
+        grid, makers = autoencoder_grid(tokenizer), {"tokens": tokenizer}
+        width = grid.height * grid.width * TOKEN_BYTES
+    flops = sum(encoding_flops(maker, name, info) for name, maker in makers.items()) * images
+    gpu_hours, read = rate.gpu_hours(flops), images * pixels(images_of(stages).resolution)
+    written, gpus = images * width, gpus_of(resources)
+    return StageCost(stage.name, gpus, None, 0, images, flops, read, written, None, gpu_hours, gpu_hours / gpus)
+
+
+@cache
+def counted_flops(
+    config: AnyTraining, info: DatasetInfo, grid: TokenGrid | None, columns: tuple[tuple[str, Maker], ...]
+) -> TrainingFlops:
+    """Counted once, for a recipe's trainings are also those of others."""
+    return training_flops(config, info, grid=grid, columns=dict(columns))
+
+
+def columns_of(stage: Stage) -> dict[str, Maker]:
+    """What frozen networks of this house make at each step of a training, by the name of the column.
+
+    Contrastive states and embedding of a text are one pass.
+    """
+    conditioning = getattr(stage.config, "conditioning", None)
+    names = ["latents", *(conditioning.conditions if conditioning else ())]
+    if stage.name == "diffusion_prior":
+        names.append("image_embedding")
+    source = stage.inputs.get("images")
+    made = source.config.columns if isinstance(source, Stage) and isinstance(source.config, PrecomputeConfig) else ()
+    found = {name: maker_of(stage, name) for name in names if name not in made}
+    columns = {name: maker for name, maker in found.items() if maker is not None}
+    if "text_states" in columns and columns.get("text_embedding") is columns["text_states"]:
+        del columns["text_embedding"]
+    return columns
+
+
+def maker_of(stage: Stage, column: str) -> Maker | None:
+    """Who makes a column for a stage; None for one of the data set, and for a pretrained text encoder."""
+    if column == "latents":
+        return config_of(stage, "autoencoder") if "autoencoder" in stage.inputs else None
+    texts = ("text_states", "text_embedding")
+    if column not in (*texts, "image_embedding") or (column in texts and "text_encoder" in stage.inputs):
+        return None
+    return config_of(stage, "contrastive") if "contrastive" in stage.inputs else None
+
+
+def config_of(stage: Stage, name: str) -> Maker:
+    """The training of the frozen network that a stage is given under this name."""
+    source = stage.inputs[name]
+    assert isinstance(source, Stage)
+    assert isinstance(source.config, AutoencoderTraining | ContrastiveTraining)
+    return source.config
+
+
+def column_bytes(stage: Stage, name: str, info: DatasetInfo) -> int:
+    """Bytes of a column of one sample, as `precompute` keeps them."""
+    if name == "text_states":
+        return info.text_states_length * info.text_states_dim * ARRAY_BYTES
+    if name != "latents":
+        return info.image_embedding_dim * ARRAY_BYTES
+    autoencoder = config_of(stage, "autoencoder")
+    assert isinstance(autoencoder, AutoencoderTraining)
+    side = autoencoder.data.resolution // autoencoder.network.factor
+    return autoencoder.network.diffused_channels * side**2 * ARRAY_BYTES
+
+
+def training_reads(
+    stage: Stage,
+    stages: Sequence[Stage],
+    info: DatasetInfo,
+    grid: TokenGrid | None,
+    *,
+    images: int | None,
+    workers: int,
+) -> int | None:
+    """Bytes that all workers read: of tokens the whole set once each, else every sample of every step, as 8-bit pixels
+    of the side that the set keeps, which are fewer once they are compressed. None where that needs `images`."""
+    assert isinstance(stage.config, AnyTraining)
+    if grid is not None:
+        row = (grid.height * grid.width + info.text_length) * TOKEN_BYTES
+        return None if images is None else images * row * workers
+    samples = stage.config.optimization.total_steps * stage.config.optimization.global_batch_size
+    source = stage.inputs.get("images")
+    if not isinstance(source, Stage) or not isinstance(source.config, PrecomputeConfig):
+        return samples * pixels(images_of(stages).resolution)
+    names = source.config.columns
+    made = sum(column_bytes(source, name, info) for name in names)
+    return samples * (made + (0 if "latents" in names else pixels(source.config.kept)))
+
+
+def images_of(stages: Sequence[Stage]) -> ImagesConfig:
+    configs: list[Config] = [stage.config for stage in stages]
+    return next(config for config in configs if isinstance(config, ImagesConfig))
+
+
+def pixels(side: int) -> int:
+    return PIXEL_BYTES * side**2
+
+
+def longest_path(workflow: Workflow, costs: Sequence[StageCost]) -> tuple[list[str], float]:
+    """The stages that wait for each other the longest, first to last, and their hours together."""
+    hours, paths = {cost.stage: cost.hours for cost in costs}, dict[str, tuple[list[str], float]]()
+    for stage in workflow.stages:
+        before = max((paths[parent.name] for parent in stage.parents()), key=lambda path: path[1], default=([], 0.0))
+        own = [stage.name] if stage.name in hours else []
+        paths[stage.name] = ([*before[0], *own], before[1] + hours.get(stage.name, 0.0))
+    return max(paths.values(), key=lambda path: path[1])

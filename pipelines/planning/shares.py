@@ -1,0 +1,189 @@
+"""How the stages of a workflow share a cluster's GPUs and CPUs; never part of a stage's identity.
+
+Stages of which none waits for another may run at once, and then take no more GPUs together than there are: a gang of
+workers finds all its room or none, and no two of them hold a half each. Where there are fewer GPUs than such stages, or
+a profile asks for more, stages take turns; a gang that waits holds nothing.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from components.configuration.optimization import Training
+from components.configuration.sampling import SamplingConfig
+from components.runtime.execution import Resources
+from components.stages.images import ImagesConfig
+from components.stages.text_encoder import TextEncoderConfig
+from pipelines.planning.cluster import Cluster
+from pipelines.planning.preflight import concurrent_trainings, stands_alone
+from pipelines.planning.profiles import Profile
+from pipelines.workflow import Stage, UsageError, Workflow
+
+WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
+
+
+class Demand(NamedTuple):
+    """What one stage can make use of."""
+
+    counts: tuple[int, ...]  # numbers of workers that it may have, ascending; of actors, where nothing is trained
+    gpus: float  # of each
+    load: float = 1  # work of all of them together: samples that a training takes
+
+
+def share_cluster(
+    workflow: Workflow, profile: Profile, cluster: Cluster, *, running: Collection[str] | None = None
+) -> dict[str, Resources]:
+    """Resources of each stage.
+
+    A training has the largest number of workers that shares its batch equally, within the GPUs that it may use; other
+    stages have an actor on each GPU that concurrent trainings leave.
+
+    Args:
+        running: names of the stages that are to run; None: all. The others take nothing, and are left out.
+
+    Raises UsageError if the profile gives a stage GPUs that the cluster does not have.
+    """
+    stages = {stage.name: stage for stage in workflow.stages if running is None or stage.name in running}
+    demands = {name: stage_demand(stage, profile, cluster) for name, stage in stages.items()}
+    counts = {name: demand.counts[0] for name, demand in demands.items()}
+    on_gpus = {name: demand for name, demand in demands.items() if demand.gpus > 0}
+    trained = {name: demand for name, demand in on_gpus.items() if isinstance(stages[name].config, Training)}
+    counts |= share_gpus(workflow, trained, gpus=cluster.gpus)
+    taken = {name: counts[name] * demand.gpus for name, demand in trained.items()}
+    others = {name: demand for name, demand in on_gpus.items() if name not in trained}
+    counts |= share_gpus(workflow, others, gpus=cluster.gpus, taken=taken)
+
+    working = {name: counts[name] for name, stage in stages.items() if not isinstance(stage.config, WITHOUT_NETWORK)}
+    groups = concurrent_stages(workflow, working)
+    shares = {}
+    for name, stage in stages.items():
+        crowd = sum(working[other] for other in largest_crowd(groups, working, name)) or 1
+        shares[name] = stage_resources(
+            stage, workflow, profile, cluster, count=counts[name], gpus=demands[name].gpus, crowd=crowd
+        )
+    return shares
+
+
+def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
+    """Raises UsageError if the profile gives the stage GPUs that the cluster does not have."""
+    asked, config = profile.given(stage.name, "num_workers"), stage.config
+    gpus = profile.given(stage.name, "gpus_per_worker")
+    gpus = float(cluster.gpus > 0) if gpus is None else float(gpus)
+    if isinstance(config, WITHOUT_NETWORK):
+        return Demand((1,), 0)
+    if isinstance(config, Training) and asked is not None:
+        return Demand((asked,), gpus)  # though there are fewer GPUs: more may come
+    most = int(cluster.gpus / gpus) if gpus else 1
+    if most == 0:
+        raise UsageError(
+            f"{stage.name}: profile {profile.name} gives each worker {gpus:g} GPU, the cluster has {cluster.gpus:g}; "
+            "if it will have more, say so: --cluster gpus=8,cpus=64"
+        )
+    if not isinstance(config, Training):
+        return Demand(tuple(range(1, min(most, asked or most) + 1)), gpus)
+    least, size = profile.given(stage.name, "min_workers") or 1, config.optimization.global_batch_size
+    counts = tuple(count for count in range(least, most + 1) if size % count == 0)
+    return Demand(counts or (max(least, most),), gpus, size * config.optimization.total_steps)
+
+
+def share_gpus(
+    workflow: Workflow, demands: Mapping[str, Demand], *, gpus: float, taken: Mapping[str, float] | None = None
+) -> dict[str, int]:
+    """How many workers each stage gets: what an equal share holds, and then what the rest of the GPUs holds.
+
+    Of the rest, the stage with the most work for each of its workers takes its next number first.
+
+    Args:
+        taken: GPUs of further stages, which are decided.
+    """
+    counts = {name: demand.counts[0] for name, demand in demands.items()}
+    fixed = dict(taken or {}) | {name: d.counts[0] * d.gpus for name, d in demands.items() if len(d.counts) == 1}
+    flexible = {name: demand for name, demand in demands.items() if name not in fixed}
+    shared = shared_rooms(workflow, flexible, fixed, gpus)
+
+    for name, demand in flexible.items():
+        equal = min(room / len(group) for group, room in shared if name in group)
+        counts[name] = max([count for count in demand.counts if count * demand.gpus <= equal] or [counts[name]])
+
+    def grown(name: str) -> int | None:
+        """The next number of a stage, if there is room for it."""
+        count = next((count for count in demands[name].counts if count > counts[name]), None)
+        sums = [
+            (sum((count if other == name else counts[other]) * demands[other].gpus for other in group), room)
+            for group, room in shared
+            if count is not None and name in group
+        ]
+        return count if all(total <= room for total, room in sums) else None
+
+    while growing := {name: count for name in flexible if (count := grown(name)) is not None}:
+        busiest = max(growing, key=lambda name: demands[name].load / counts[name])
+        counts[busiest] = growing[busiest]
+    return counts
+
+
+def shared_rooms(
+    workflow: Workflow, names: Collection[str], fixed: Mapping[str, float], gpus: float
+) -> list[tuple[list[str], float]]:
+    """Sets of the stages `names` that may run at once, each with the GPUs that the `fixed` ones leave to it.
+
+    Where those leave none, stages take turns, and there are all.
+    """
+    shared = []
+    for group in concurrent_stages(workflow, [*names, *fixed]):
+        left = gpus - sum(fixed.get(name, 0) for name in group)
+        shared.append(([name for name in group if name not in fixed], left if left > 0 else gpus))
+    return [(group, room) for group, room in shared if group]
+
+
+def concurrent_stages(workflow: Workflow, names: Collection[str]) -> list[list[str]]:
+    """The largest sets of the stages `names` of which none waits for another; each in the workflow's order."""
+    ordered = [stage.name for stage in workflow.stages if stage.name in names]
+    groups: list[list[str]] = [[]]
+    for name in ordered:
+        related = workflow.before(name) | workflow.after(name)
+        groups += [[*(other for other in group if other not in related), name] for group in groups]
+        groups = [group for group in groups if not any(set(group) < set(other) for other in groups)]
+        groups = [list(group) for group in dict.fromkeys(map(tuple, groups))]
+    return groups
+
+
+def largest_crowd(groups: Collection[list[str]], sizes: Mapping[str, float], name: str) -> list[str]:
+    """Of the sets of stages that a stage is in, the one with the largest sum of sizes; [] if it is in none."""
+    own = [group for group in groups if name in group]
+    return max(own, key=lambda group: sum(sizes[other] for other in group), default=[])
+
+
+def stage_resources(
+    stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster, *, count: int, gpus: float, crowd: float
+) -> Resources:
+    """What a stage gets besides its GPUs.
+
+    All that works at once claims at most half of the logical CPUs, so that the tasks that read shards always find some:
+    trainings whose readers wait for each other's workers would wait for ever.
+
+    Args:
+        count: of its workers, or of its actors.
+        crowd: workers and actors that may work at once, its own included.
+    """
+    is_training = isinstance(stage.config, Training)
+    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
+    cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)
+    if gpus and cluster.cpus_per_gpu is not None:  # where its GPU is
+        cpus = min(cpus, cluster.cpus_per_gpu * gpus)
+    return profile.resources(
+        stage.name,
+        num_workers=count if is_training else 1,
+        num_actors=count if gpus or is_training else cpu_actors(profile, cluster, sharing=sharing),
+        gpus_per_worker=gpus,
+        cpus_per_worker=max(0.01, math.floor(100 * cpus) / 100),
+        workers_per_node=sharing * (count if is_training else 1),
+        cpus_per_core=cluster.cpus_per_core,
+        low_priority=cluster.here and stands_alone(workflow, stage.name),
+    )
+
+
+def cpu_actors(profile: Profile, cluster: Cluster, *, sharing: int) -> int:
+    """Processes of a stage without GPUs: of the size of a training that shares its node with `sharing - 1` others."""
+    cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
+    threads = profile.threads or max(1, cores // sharing)
+    return cluster.nodes * max(1, cores // threads)

@@ -1,0 +1,164 @@
+"""How often trainings fetch tars that are read where they lie, and the command that writes smaller ones."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.trainings import (
+    AnyTraining,
+    AutoencoderTraining,
+    MaskedPriorTraining,
+    PriorTraining,
+)
+from components.data.degradations import Degradation
+from components.data.read_amplification import planned_reads, recommended_samples
+from components.data.shards import INDEX, ShardIndex, load_index
+from components.data.source_check import detect_source
+from components.data.sources.webdataset import list_tars
+from components.data.stream import Layout
+from components.data.tar_estimate import estimated_index
+from components.runtime.storage.space import readable_bytes
+from components.stages.images import ImagesConfig, shard_in_place
+from pipelines.planning.profiles import Profile
+from pipelines.workflow import PlannedStage, Stage
+
+WORKERS = {2: 1, 16: 8, 128: 64}  # readers -> workers: two for each, where a profile says nothing
+TOO_OFTEN = 2  # bytes read for each byte of the set
+
+
+class TarReads(NamedTuple):
+    """Of one training, by the number of its readers."""
+
+    stage: str
+    layouts: dict[int, Layout]
+    amplification: dict[int, float]  # bytes that are read for each byte of the set
+
+
+def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
+    """The tars that trainings will read where the user has them: by their index, or estimated where there is none yet.
+
+    None for a set whose shards are written by its own stage. Raises SourceError.
+    """
+    entry = next((entry for entry in planned if isinstance(entry.stage.config, ImagesConfig)), None)
+    if entry is None:
+        return None
+    config = entry.stage.config
+    assert isinstance(config, ImagesConfig)
+    if entry.cached is not None:
+        return None if shard_in_place(entry.cached) is None else load_index(entry.cached.url(INDEX))
+    source, path = detect_source(config.source)
+    if source == "webdataset" and path is not None:
+        tars = list_tars(path)
+        return estimated_index(tars, holdout_fraction=config.holdout_fraction, text_length=config.text_length)
+    return load_index(path) if source == "shards" and path is not None else None
+
+
+def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardIndex) -> list[TarReads]:
+    """Of each training that is to run and reads the set itself."""
+    rows = []
+    for entry in planned:
+        stage = entry.stage
+        if entry.wanted and isinstance(stage.config, AnyTraining) and (side := resolution_read(stage)) is not None:
+            own = profile.resources(stage.name, num_workers=profile.given(stage.name, "num_workers") or 1)
+            workers = WORKERS | {own.readers: own.num_workers}
+            rows.append(reads_of(stage.name, stage.config, index, resolution=side, workers=workers))
+    return rows
+
+
+def reads_of(
+    stage: str, config: AnyTraining, index: ShardIndex, *, resolution: int, workers: Mapping[int, int]
+) -> TarReads:
+    """Of one training; of more workers than samples in a batch nothing is said.
+
+    Args:
+        workers: by the number of readers.
+    """
+    layouts = {
+        readers: layout_of(config, index, resolution=resolution, workers=count)
+        for readers, count in sorted(workers.items())
+        if count <= config.optimization.global_batch_size
+    }
+    counted = {readers: planned_reads(index, layout, readers=readers) for readers, layout in layouts.items()}
+    return TarReads(stage, layouts, {readers: reads.amplification for readers, reads in counted.items()})
+
+
+def resolution_read(stage: Stage) -> int | None:
+    """Side of the images that a training reads of the set; None if it reads something else."""
+    config, images, autoencoder = stage.config, stage.inputs.get("images"), stage.inputs.get("autoencoder")
+    if not isinstance(images, Stage) or not isinstance(images.config, ImagesConfig):
+        return None
+    if not isinstance(config, AnyTraining) or isinstance(config, PriorTraining | MaskedPriorTraining):
+        return None
+    if isinstance(autoencoder, Stage) and isinstance(autoencoder.config, AutoencoderTraining):
+        return autoencoder.config.data.resolution  # of which it makes latents
+    return config.data.resolution
+
+
+def layout_of(config: AnyTraining, index: ShardIndex, *, resolution: int, workers: int) -> Layout:
+    """How the stream of a training is cut."""
+    optimization, member, degradation = config.optimization, None, None
+    if isinstance(config, DiffusionTraining):
+        member = config.conditioning.condition_member
+        if config.degradation is not None:
+            degradation = Degradation(optimization.seed, config.degradation.tasks)
+    return Layout(
+        resolution,
+        optimization.global_batch_size,
+        workers,
+        optimization.seed,
+        index.text.text_length,
+        condition_member=member,
+        degradation=degradation,
+    )
+
+
+def reads_title(index: ShardIndex) -> str:
+    sizes = sorted(entry.bytes for entry in index.shards)
+    typical = readable_bytes(sizes[len(sizes) // 2])
+    return f"{len(sizes)} tars of {typical}, read where they are; bytes read for each byte of the set, an epoch:"
+
+
+def reads_table(rows: Sequence[TarReads]) -> Table:
+    """One row a training, one column a number of readers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("training", no_wrap=True)
+    counts = sorted({count for row in rows for count in row.amplification})
+    for name in ("side", "batch", *(f"{count} readers" for count in counts)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        layout = next(iter(row.layouts.values()))
+        cells = [f"{row.amplification[count]:.1f}" if count in row.amplification else "" for count in counts]
+        table.add_row(row.stage, str(layout.resolution), str(layout.global_batch_size), *cells)
+    return table
+
+
+def reads_warning(rows: Sequence[TarReads], index: ShardIndex, config: ImagesConfig) -> list[str]:
+    """What to do where tars are read too often, as lines to print; none where they are not."""
+    often, readers, stage = max((often, n, row.stage) for row in rows for n, often in row.amplification.items())
+    if often < TOO_OFTEN:
+        return []
+    samples = min(
+        recommended_samples(index, layout, readers=count)
+        for row in rows
+        for count, layout in row.layouts.items()
+        if row.amplification[count] >= TOO_OFTEN
+    )
+    return [
+        f"warning: {readers} readers of {stage} fetch these tars {often:.1f} times an epoch. Write smaller ones once, "
+        "and read those:",
+        f"  {reshard_command(config, samples_per_shard=samples)}",
+    ]
+
+
+def reshard_command(config: ImagesConfig, *, samples_per_shard: int) -> str:
+    """The command that writes the tars of a recipe again, with the recipe's hold-out and tokenizer."""
+    source, path = detect_source(config.source)
+    tars = config.source if source == "webdataset" else f"{path}/*.tar"
+    return (
+        f"cascade data webdataset {shlex.quote(tars)} --out FOLDER --samples-per-shard {samples_per_shard} "
+        f"--holdout-fraction {config.holdout_fraction:g} --vocab-size {config.vocab_size} "
+        f"--text-length {config.text_length}"
+    )

@@ -1,0 +1,1 @@
+"""Lecture and comparison: many recipes, one page."""

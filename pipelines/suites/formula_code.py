@@ -1,0 +1,103 @@
+"""The lines of code that are a formula, read from the source when they are shown, so that they can't go stale."""
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import components
+from components.configuration.config import Config
+
+ROOT = Path(components.__file__).parents[1]
+WHOLE = 14  # lines of a definition that are shown all; of a longer one those near the formula
+NEAR = 5  # lines before and after it
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+class CodeReference(Config):
+    """Where a formula stands: in a function or class of a file, in the statement that holds these words."""
+
+    file: str  # components/models/diffusion/schedule.py
+    name: str  # Schedule.add_noise
+    words: str  # signal * x_0 + sigma * noise
+
+
+class CodeLine(NamedTuple):
+    number: int
+    text: str
+    is_formula: bool
+
+
+def code_at(file: str, name: str, words: str) -> CodeReference:
+    """A reference into the package `components`."""
+    return CodeReference(file=f"components/{file}", name=name, words=words)
+
+
+def read_code(reference: CodeReference) -> list[CodeLine]:
+    """The definition without its docstring, its formula marked.
+
+    Raises LookupError where there is no such file, definition or statement (any more).
+    """
+    path = ROOT / reference.file
+    if not path.is_file():
+        raise LookupError(f"no file {reference.file}")
+    text = path.read_text()
+    definition = find_definition(ast.parse(text), reference)
+    formula = find_statement(definition, text.splitlines(), reference)
+    margin = definition.col_offset
+    shown = []
+    for part in shown_parts(definition, formula):
+        lines = [CodeLine(number, text.splitlines()[number - 1][margin:], number in formula) for number in part]
+        shown += [line for line in lines if line.text.strip()] or [CodeLine(0, "    …", False)]
+    return shown
+
+
+def find_definition(tree: ast.Module, reference: CodeReference) -> Definition:
+    """The function or class called so, methods as `Class.method`."""
+    found: ast.Module | Definition = tree
+    for part in reference.name.split("."):
+        inside = [node for node in found.body if isinstance(node, Definition) and node.name == part]
+        if not inside:
+            raise LookupError(f"no {reference.name} in {reference.file}")
+        found = inside[0]
+    assert not isinstance(found, ast.Module)
+    return found
+
+
+def find_statement(definition: Definition, lines: list[str], reference: CodeReference) -> range:
+    """Line numbers of the smallest statement of the definition that holds the reference's words."""
+    inside = range(body_start(definition), (definition.end_lineno or 0) + 1)
+    first = next((number for number in inside if reference.words in lines[number - 1]), None)
+    if first is None:
+        raise LookupError(f"{reference.words!r} stands nowhere in {reference.name} of {reference.file}")
+    return min((span for span in spans_of(definition) if first in span), key=len, default=range(first, first + 1))
+
+
+def spans_of(definition: Definition) -> list[range]:
+    """Line numbers of each statement that holds no other ones."""
+    nodes = [node for node in ast.walk(definition) if isinstance(node, ast.stmt) and not hasattr(node, "body")]
+    return [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in nodes]
+
+
+def shown_parts(definition: Definition, formula: range) -> list[range]:
+    """Numbers of the lines of the head and of the body; of long ones those near the formula; empty: a cut."""
+    head, cut = range(definition.lineno, definition.body[0].lineno), range(0)
+    body = range(body_start(definition), (definition.end_lineno or 0) + 1)
+    near = body if len(body) <= WHOLE else whole_statements(definition, body, formula)
+    first = head if len(head) <= WHOLE else head[:1]
+    before = len(first) < len(head) or near.start > body.start
+    return [first, *[cut] * before, near, *[cut] * (near.stop < body.stop)]
+
+
+def whole_statements(definition: Definition, body: range, formula: range) -> range:
+    """Some lines before and after the formula; no statement is cut."""
+    spans = spans_of(definition)
+    first, last = max(body.start, formula.start - NEAR), min(body.stop, formula.stop + NEAR) - 1
+    start = min([first, *(span.start for span in spans if first in span)])
+    return range(start, max([last + 1, *(span.stop for span in spans if last in span)]))
+
+
+def body_start(definition: Definition) -> int:
+    """Number of the first line behind head and docstring."""
+    body = definition.body
+    documented = len(body) > 1 and ast.get_docstring(definition, clean=False) is not None
+    return (body[0].end_lineno or 0) + 1 if documented else body[0].lineno
