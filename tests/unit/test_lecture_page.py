@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.suites import formula_code
 from components.evaluation.curves import curve_svg
 from components.evaluation.report import Table
 from pipelines.recipes.catalog import ROWS
+from pipelines.suites import formula_code
 from pipelines.suites.formula_code import CodeReference, code_at, read_code
 from pipelines.suites.lecture import SLIDES, chosen_rows
 from pipelines.suites.lecture_page import RecipeResult, Slide, own_images, render_lecture
