@@ -17,16 +17,15 @@ from pipelines.engine.display import duration
 from pipelines.engine.run_report import run_images, run_words, stage_curve, study_of
 from pipelines.planning.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, ROWS
-from pipelines.suites.diffusion_slides import DIFFUSION_SLIDES
-from pipelines.suites.discrete_slides import DISCRETE_SLIDES
 from pipelines.suites.in_turn import finished_stages, left_to_run, run_in_turn
-from pipelines.suites.lecture_page import RecipeResult, Slide, render_lecture
+from pipelines.suites.lecture_page import RecipeResult, render_lecture
+from pipelines.suites.slides import LECTURE, read_slides
 from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"
 PAGE = "lecture.html"
 WIDEST = 2400  # pixels of an image on the page; reports have them whole
-SLIDES: tuple[Slide, ...] = (*DISCRETE_SLIDES, *DIFFUSION_SLIDES)
+SLIDES = read_slides(LECTURE.read_text())
 
 
 def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:

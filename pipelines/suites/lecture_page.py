@@ -11,22 +11,9 @@ from components.evaluation.curves import with_own_ids
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.report import Figure, Table, described_image, figure, page_environment
-from pipelines.suites.formula_code import CodeLine, CodeReference, read_code
+from pipelines.suites.slides import CodeLine, CodeReference, Slide, read_code
 
 KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
-
-
-class Slide(Config):
-    """One slide, or several that say one thing."""
-
-    chapter: str
-    title: str
-    text: str = ""
-    formulas: tuple[str, ...] = ()  # LaTeX
-    slip: str = ""  # what the slide has wrong, and what is right
-    code: tuple[CodeReference, ...] = ()
-    recipes: tuple[str, ...] = ()  # whose results stand here
-    shows: tuple[str, ...] = ()  # names of their images, titles of plots and tables; empty: all that others leave
 
 
 class RecipeResult(Config):

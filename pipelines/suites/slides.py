@@ -1,12 +1,17 @@
-"""The lines of code that are a formula, read from the source when they are shown, so that they can't go stale."""
+"""Slides of the lecture, read from `lecture.md`, and the code that is their formulas, read from the source.
+
+Code is read when a page is drawn, so that what the page shows is what runs.
+"""
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import components
 from components.configuration.config import Config
 
+LECTURE = Path(__file__).with_name("lecture.md")
 ROOT = Path(components.__file__).parents[1]
 WHOLE = 14  # lines of a definition that are shown all; of a longer one those near the formula
 NEAR = 5  # lines before and after it
@@ -21,15 +26,73 @@ class CodeReference(Config):
     words: str  # signal * x_0 + sigma * noise
 
 
+class Slide(Config):
+    """One slide, or several that say one thing."""
+
+    chapter: str
+    title: str
+    text: str = ""
+    formulas: tuple[str, ...] = ()  # LaTeX
+    slip: str = ""  # what the slide has wrong, and what is right
+    code: tuple[CodeReference, ...] = ()
+    recipes: tuple[str, ...] = ()  # whose results stand here
+    shows: tuple[str, ...] = ()  # names of their images, titles of plots and tables; empty: all that others leave
+    rows: tuple[str, ...] = ()  # row | what it takes | recipe or command | tests that hold it, for docs/ROWS.md
+
+
 class CodeLine(NamedTuple):
     number: int
     text: str
     is_formula: bool
 
 
-def code_at(file: str, name: str, words: str) -> CodeReference:
-    """A reference into the package `components`."""
-    return CodeReference(file=f"components/{file}", name=name, words=words)
+def read_slides(text: str) -> tuple[Slide, ...]:
+    """Slides in the order of a Markdown text; its first lines say how a slide is written.
+
+    Raises LookupError, with the slide's title, for a line of a key that there is none of, and for a reference to code
+    that is no file, definition and words.
+    """
+    slides, chapter = [], ""
+    for section in re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        marks, _, title = heading.partition(" ")
+        if marks == "#":
+            chapter = title
+        else:
+            slides.append(read_slide(chapter, title, body))
+    return tuple(slides)
+
+
+def read_slide(chapter: str, title: str, body: str) -> Slide:
+    """A slide whose paragraphs are words, formulas between `$$`, or lists of `- key: value`."""
+    words: list[str] = []
+    formulas: list[str] = []
+    values: dict[str, list[str]] = {key: [] for key in ("slip", "code", "recipes", "shows", "row")}
+    for paragraph in body.strip().split("\n\n"):
+        if paragraph.startswith("$$"):
+            formulas.append(paragraph.strip("$"))
+        elif not paragraph.startswith("- "):
+            words += paragraph.split()
+        for line in re.findall(r"^- (.*(?:\n  .*)*)", paragraph, re.MULTILINE):
+            key, _, value = line.partition(": ")
+            if key not in values:
+                raise LookupError(f"slide {title!r} has a line {key!r}; there are {', '.join(values)}")
+            values[key].append(" ".join(value.split()))
+    references = [re.fullmatch(r"(?P<file>\S+) (?P<name>\S+) `(?P<words>.+)`", line) for line in values["code"]]
+    if None in references:
+        wrong = values["code"][references.index(None)]
+        raise LookupError(f"slide {title!r}: {wrong!r} is no file, definition and `words`")
+    return Slide(
+        chapter=chapter,
+        title=title,
+        text=" ".join(words),
+        formulas=tuple(formulas),
+        slip=" ".join(values["slip"]),
+        code=tuple(CodeReference(**match.groupdict()) for match in references if match),
+        recipes=tuple(name for line in values["recipes"] for name in line.split(", ")),
+        shows=tuple(values["shows"]),
+        rows=tuple(values["row"]),
+    )
 
 
 def read_code(reference: CodeReference) -> list[CodeLine]:
