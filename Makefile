@@ -21,11 +21,12 @@ compare: .venv/.stamp-demo  ## the taxonomy measured: one table, one plot (hours
 test: .venv/.stamp-test  ## every test but faults, measurements and what needs a GPU
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench and not gpu"
 
-check: .venv/.stamp-test  ## lint, formatting, types, import contracts
+check: .venv/.stamp-test  ## lint, formatting, types, import contracts, and the counts of the house beside their limits
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyrefly check --summary=none
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.house
 
 bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
 	$(BIN)/python -m tests.benchmarks.run $(ONLY)

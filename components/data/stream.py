@@ -32,6 +32,7 @@ GROUP_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
+PREFETCHED_BATCHES = 4  # of a rank
 AHEAD_CHUNKS = 6  # next to those that are being read: with fewer, readers of large images stop and start
 
 
@@ -137,16 +138,19 @@ def training_stream(
     return dataset
 
 
-def rank_batches(iterator: DataIterator, *, batch_size: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of one rank: `image` uint8 (m, H, W, 3), `label` (m,), `text` (m, L), `position` (m,) int64, and
-    whatever else the stream was made with.
+def rank_batches(
+    iterator: DataIterator, *, batch_size: int, steps: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of one rank as arrays.
+
+    `image` uint8 (m, H, W, 3), `label` (m,), `text` (m, L), `position` (m,) int64, and all else that the stream holds.
 
     Args:
-        iterator: this rank's, from `split_stream`.
+        iterator: this rank's, from `split_stream`, or Ray Train's shard for it.
         batch_size: m, the global batch divided by the number of ranks.
-        steps: how many batches to read, the same on all ranks.
+        steps: batches to read, the same on all ranks; None: to the end of the stream.
     """
-    batches = iterator.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+    batches = iterator.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
     yield from islice(batches, steps)
 
 

@@ -123,11 +123,6 @@ def draw_job(cascade: Cascade, job: SampleJob, batch_size: int | None = None) ->
     return Drawn(batches, {stage: _strip(steps, job.frames) for stage, steps in recorded.items()})
 
 
-def sample_job(cascade: Cascade, job: SampleJob) -> SampledImages:
-    """As `draw_job`, fetched."""
-    return draw_job(cascade, job).fetched()
-
-
 def _strip(steps: Sequence[tuple[float, np.ndarray, np.ndarray]], frames: int) -> Strip:
     chosen = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
     timesteps, x_t, x_0 = zip(*(steps[index] for index in chosen), strict=True)

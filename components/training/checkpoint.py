@@ -49,15 +49,6 @@ def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) ->
     return HostCopy(step, gathered_on_host(state, kept=worker.rank == 0) or {}, generator_states())
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int) -> None:
-    """Write `state` as it is after `step` steps, in the place where it is asked for.
-
-    Raises NonFiniteError if a weight is not finite: the checkpoint before stays the last one.
-    """
-    refuse_non_finite(state["weights"], step=step)
-    write_host_copy(folder, copy_to_host(state, step=step))
-
-
 def write_host_copy(folder: Path, copy: HostCopy) -> None:
     """Write a checkpoint of weights that are finite. The folder appears whole or not at all.
 

@@ -120,10 +120,16 @@ def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> d
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in total.items()}
 
 
-def posthoc_ema(snapshots: Mapping[EMAProfile, Mapping[str, Tensor]], sigma_rel: float) -> dict[str, Tensor]:
+def posthoc_ema(
+    profiles: Sequence[EMAProfile], snapshots: Iterable[Mapping[str, Tensor]], sigma_rel: float
+) -> dict[str, Tensor]:
     """The average of width `sigma_rel` at the moment of the last snapshot, from those of other widths and moments.
+
+    Args:
+        profiles: width and moment of each snapshot.
+        snapshots: weights by name in the same order; taken one by one.
 
     Raises ValueError for a width that has no profile, or where there is no snapshot.
     """
-    last = max((profile.updates for profile in snapshots), default=0)
-    return combine(snapshots.values(), coefficients([*snapshots], EMAProfile(last, sigma_rel)))
+    last = max((profile.updates for profile in profiles), default=0)
+    return combine(snapshots, coefficients(profiles, EMAProfile(last, sigma_rel)))

@@ -17,7 +17,7 @@ from components.runtime.storage.artifact import describe_file
 from components.runtime.storage.kept_parts import read_records, recorded_parts, write_record
 from components.runtime.storage.store import DamagedFileError, Store, in_parallel
 from components.sampling.model import BPE
-from components.training.power_ema import EMAProfile, coefficients, combine, nearest_first
+from components.training.power_ema import EMAProfile, nearest_first, posthoc_ema
 
 SNAPSHOTS = "snapshots"
 
@@ -63,10 +63,8 @@ def kept_profiles(folder: Path) -> dict[EMAProfile, Path]:
 
 def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
     """`posthoc_ema` of the files in `folder`, which are read one by one. Raises ValueError as that does."""
-    kept = kept_profiles(folder)
-    last = max((profile.updates for profile in kept), default=0)
-    weights = coefficients([*kept], EMAProfile(last, sigma_rel))
-    return combine((load_file(path) for path in kept.values()), weights)
+    files = kept_profiles(folder)
+    return posthoc_ema([*files], (load_file(path) for path in files.values()), sigma_rel)
 
 
 def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundle:

@@ -18,6 +18,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 import components
 from components.configuration.optimization import OptimizationConfig
+from components.data.stream import rank_batches
 from components.runtime import events
 from components.runtime.execution import Resources
 from components.runtime.node import node_threads
@@ -46,7 +47,6 @@ from components.training.snapshots import SNAPSHOTS, send_snapshots, write_snaps
 from components.training.speed import counted_flops, forget_peak_memory
 from components.training.trace import traced
 
-PREFETCHED_BATCHES = 4
 RUN_AGAIN = "run again: it goes on from its last checkpoint"
 
 
@@ -119,7 +119,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     except UnreadableError as error:
         return {"stopped": str(error)}
     saver = Saver(job, reporter, held_out, seconds_before=seconds)
-    batches = reporter.timed(rank_batches(job, worker, start_step=start_step))
+    batches = reporter.timed(job_batches(job, worker, start_step=start_step))
     acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show, "due": reporter.clock.is_due}
     try:
         if job.tries_memory:
@@ -224,7 +224,7 @@ def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[
     return step, seconds
 
 
-def rank_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Batch]:
+def job_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Batch]:
     """This rank's share of each global batch. Raises RuntimeError if the stream is not where training is."""
     size = job.config.global_batch_size
     share = worker.share(size)
@@ -232,7 +232,7 @@ def rank_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterat
         rows = job.stream.make(rank=worker.rank, world_size=worker.world_size, start_step=start_step)
     else:
         shard = ray.train.get_dataset_shard("train")
-        rows = shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
+        rows = rank_batches(shard, batch_size=share)
     yield from batches_ahead(in_place(rows, size, worker, start_step=start_step), worker.device)
 
 

@@ -10,10 +10,11 @@ import torch
 
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training import node_copy
-from components.training.checkpoint import STATE, WEIGHTS, write_checkpoint, write_digests
+from components.training.checkpoint import STATE, WEIGHTS, write_digests
 from components.training.node_copy import fetch_once, read_on_node
 from components.training.parallel import ALONE, Worker
 from components.training.run_folder import fetch_checkpoint, upload_folder
+from tests.checkpoints import write_checkpoint
 from tests.distributed.gloo import run_two_ranks
 
 NAME = "step-000000007"

@@ -18,7 +18,6 @@ from components.training.checkpoint import (
     copy_to_host,
     read_checkpoint,
     refuse_non_finite,
-    write_checkpoint,
     write_host_copy,
 )
 from components.training.loop import Task
@@ -27,6 +26,7 @@ from components.training.optim import NonFiniteError
 from components.training.parallel import ALONE, Worker, is_cut, local
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, write_model
+from tests.checkpoints import write_checkpoint
 from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward

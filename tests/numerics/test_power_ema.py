@@ -96,7 +96,7 @@ def test_reconstructing_a_stored_profile_returns_it() -> None:
         stored = [profile == EMAProfile(UPDATES, width) for profile in snapshots]
         np.testing.assert_allclose(weights, np.array(stored, float), atol=1e-6)
         torch.testing.assert_close(
-            posthoc_ema(snapshots, width)["weight"].double(),
+            posthoc_ema([*snapshots], snapshots.values(), width)["weight"].double(),
             snapshots[EMAProfile(UPDATES, width)]["weight"].double(),
             rtol=0,
             atol=1e-5,
@@ -108,7 +108,7 @@ def test_a_reconstructed_average_is_the_one_that_was_not_tracked(sigma_rel: floa
     weights = walk()
     _, snapshots = tracked(weights)
     wanted = torch.from_numpy(shares(UPDATES, sigma_rel)) @ weights
-    found = posthoc_ema(snapshots, sigma_rel)["weight"][0].double()
+    found = posthoc_ema([*snapshots], snapshots.values(), sigma_rel)["weight"][0].double()
     nearest = min(
         (snapshots[EMAProfile(UPDATES, width)]["weight"][0].double() - wanted).abs().max() for width in WIDTHS
     )
@@ -129,7 +129,7 @@ def test_buffers_are_those_of_the_last_snapshot() -> None:
         EMAProfile(10, 0.05): {"weight": torch.ones(2), "count": torch.tensor(1)},
         EMAProfile(20, 0.05): {"weight": torch.zeros(2), "count": torch.tensor(2)},
     }
-    assert posthoc_ema(snapshots, 0.05)["count"] == 2
+    assert posthoc_ema([*snapshots], snapshots.values(), 0.05)["count"] == 2
 
 
 def test_a_width_without_a_profile_is_refused() -> None:

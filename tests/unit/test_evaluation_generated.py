@@ -24,7 +24,7 @@ from components.evaluation.generated import (
 from components.evaluation.grids import readable
 from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import WindowImages, in_batches, shrink
-from components.evaluation.job_sampler import sample_job
+from components.evaluation.job_sampler import draw_job
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
 from components.runtime.pool import write_job
@@ -78,7 +78,7 @@ def test_a_request_loses_only_what_its_generator_does_not_take(cascade: Cascade)
 
 
 def test_a_strip_ends_in_the_image_and_begins_in_noise(cascade: Cascade) -> None:
-    made = sample_job(cascade, SampleJob("strip", (Request(label=0), Request(label=1)), frames=3))
+    made = draw_job(cascade, SampleJob("strip", (Request(label=0), Request(label=1)), frames=3)).fetched()
     assert list(made.strips) == ["base", "upsampler_16"]
     for stage, strip in made.strips.items():
         assert len(strip.x_t) == len(strip.x_0) == len(strip.timesteps) == 3
@@ -87,7 +87,7 @@ def test_a_strip_ends_in_the_image_and_begins_in_noise(cascade: Cascade) -> None
 
 
 def test_a_stored_job_is_the_job(cascade: Cascade) -> None:
-    made = sample_job(cascade, SampleJob("strip", (Request(label=0),), frames=2))
+    made = draw_job(cascade, SampleJob("strip", (Request(label=0),), frames=2)).fetched()
     again = unpack_job(pack_job(made))
     assert list(again.stages) == list(made.stages) == ["base", "upsampler_16"]
     np.testing.assert_array_equal(again.finished, made.finished)
@@ -96,7 +96,7 @@ def test_a_stored_job_is_the_job(cascade: Cascade) -> None:
 
 def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the_stages(cascade: Cascade) -> None:
     requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
-    made = {job.name.rpartition("-")[0] or job.name: sample_job(cascade, job) for job in _jobs(requests)}
+    made = {job.name.rpartition("-")[0] or job.name: draw_job(cascade, job).fetched() for job in _jobs(requests)}
     drawn = draw_gallery(requests, made, classes=CLASSES)
     assert set(drawn) == {
         *(f"{generator}_by_{kind}" for generator in ("diffusion", "tokens") for kind in ("class", "prompt")),
@@ -109,7 +109,7 @@ def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the
 
 def test_every_grid_keeps_the_words_that_its_images_were_asked_for_by(cascade: Cascade) -> None:
     requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
-    made = {job.name.rpartition("-")[0] or job.name: sample_job(cascade, job) for job in _jobs(requests)}
+    made = {job.name.rpartition("-")[0] or job.name: draw_job(cascade, job).fetched() for job in _jobs(requests)}
     words = {name: grid.words for name, grid in draw_gallery(requests, made, classes=CLASSES).items()}
     assert words["tokens_by_prompt"] == words["diffusion_by_prompt"] == CAPTIONS[:2]
     assert words["diffusion_by_class"] == tuple(readable(name) for name in CLASSES)

@@ -14,7 +14,7 @@ from components.evaluation.generated import (
     SampleJob,
     measured_jobs,
 )
-from components.evaluation.job_sampler import draw_job, sample_job, try_room
+from components.evaluation.job_sampler import draw_job, try_room
 from components.sampling.cascade import Cascade
 from components.sampling.model import in_slices, most_at_once
 from components.sampling.requests import Request
@@ -73,7 +73,7 @@ def test_what_is_made_in_halves_is_what_is_made_at_once_within_a_gray_level(
     cascade: Cascade, sizes: dict[str, list[int]], tmp_path: Path
 ) -> None:
     made = Room(CPU, 10).work(10, lambda size: draw_job(cascade, job(10), size)).fetched()
-    whole = sample_job(Cascade.load(write_cascade(tmp_path / "other")), job(10))
+    whole = draw_job(Cascade.load(write_cascade(tmp_path / "other")), job(10)).fetched()
     for stage, images in whole.stages.items():
         assert np.abs(images.astype(int) - made.stages[stage].astype(int)).max() <= 1
 

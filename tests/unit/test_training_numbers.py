@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from components.configuration.optimization import OptimizationConfig
-from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.checkpoint import read_checkpoint
 from components.training.optim import (
     EMA,
     NonFiniteError,
@@ -18,6 +18,7 @@ from components.training.optim import (
     make_optimizer,
 )
 from components.training.randomness import sample_integers, sample_normal, sample_uniform, step_generator
+from tests.checkpoints import write_checkpoint
 
 
 def config(**changes: object) -> OptimizationConfig:

@@ -24,7 +24,6 @@ from components.training.checkpoint import (
     STATE,
     WEIGHTS,
     read_checkpoint,
-    write_checkpoint,
     write_digests,
 )
 from components.training.conditioning import dropped_conditions, null_conditions
@@ -45,6 +44,7 @@ from components.training.run_folder import (
     upload_folder,
 )
 from components.training.worker import set_idle_priority
+from tests.checkpoints import write_checkpoint
 from tests.tiny_training import DATASET_INFO, autoencoder_config, diffusion_config, rows_at
 
 

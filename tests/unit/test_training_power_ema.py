@@ -11,7 +11,7 @@ from components.models.bundle import load_bundle
 from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
 from components.training.batches import to_batch
-from components.training.checkpoint import WEIGHTS, write_checkpoint
+from components.training.checkpoint import WEIGHTS
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.power_ema import EMAProfile
@@ -27,6 +27,7 @@ from components.training.snapshots import (
 )
 from pipelines.command.ema import write_average
 from pipelines.workflow import UsageError
+from tests.checkpoints import write_checkpoint
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,

@@ -9,12 +9,13 @@ import torch
 
 from components.sampling import precision
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint, write_checkpoint
+from components.training.checkpoint import read_checkpoint
 from components.training.loop import Task, fit
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.pixels import PixelTask
 from tests import tiny_autoencoders
+from tests.checkpoints import write_checkpoint
 from tests.tiny_text_image import (
     PRIOR_DATASET_INFO,
     classifier_config,

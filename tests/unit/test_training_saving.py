@@ -20,13 +20,14 @@ from components.runtime.execution import Resources
 from components.runtime.storage.store import SCRATCH, Store
 from components.training import worker
 from components.training.batches import to_batch
-from components.training.checkpoint import copy_to_host, read_checkpoint, write_checkpoint, write_host_copy
+from components.training.checkpoint import copy_to_host, read_checkpoint, write_host_copy
 from components.training.loop import Task, fit
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, storage_of
 from components.training.worker import RankStream, Saver, TrainingJob
+from tests.checkpoints import write_checkpoint
 from tests.distributed.recording import FileRecorder
 from tests.tiny_training import assert_equal_bits, batches, diffusion_config, make_task
 
