@@ -1,52 +1,20 @@
 """The whole system on one screen, and the program that `ray job submit -- python pipelines/full_cascade.py` runs."""
 
-from typing import Literal, Self
+from typing import Any
 
-from pydantic import model_validator
-
-from components.configuration.config import Config
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.sampling import CascadeSampling
-from components.configuration.trainings import AutoencoderTraining, PriorTraining
+from components.stages.agreement import measure_agreement
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
+from components.stages.classifier import train_classifier
+from components.stages.contrastive import train_contrastive
 from components.stages.diffusion import train_diffusion
-from components.stages.evaluate import EvaluationConfig, evaluate
-from components.stages.images import ImagesConfig, images_identity, ingest_images
+from components.stages.evaluate import evaluate
+from components.stages.images import images_identity, ingest_images
 from components.stages.prior import train_prior
-from components.stages.samples import SamplesConfig, sample_generators
-from components.stages.tokens import TokensConfig, tokenize_images
-from pipelines.agreement import AgreementRecipe, agreement_stages
-from pipelines.recipes.checks import check_cascade, check_channels
+from components.stages.samples import sample_generators
+from components.stages.tokens import tokenize_images
+from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
 from pipelines.workflow import Stage, Workflow
-
-
-class CascadeRecipe(Config):
-    """The whole cascade. `cascade show NAME` prints it; an edited copy runs with `--recipe my.yaml`."""
-
-    workflow: Literal["full_cascade"] = "full_cascade"
-    name: str
-    images: ImagesConfig
-    tokenizer: AutoencoderTraining
-    tokens: TokensConfig = TokensConfig()
-    prior: PriorTraining
-    base: DiffusionTraining
-    upsamplers: tuple[DiffusionTraining, ...]
-    sampling: CascadeSampling = CascadeSampling()
-    samples: SamplesConfig
-    evaluation: EvaluationConfig
-    agreement: AgreementRecipe | None = None  # whether labels and prompts do anything
-
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
-        check_channels(self.base, self.upsamplers)
-        made = check_cascade(self.base, self.upsamplers, self.sampling, made=self.base.data.resolution)
-        largest = max(made, self.tokenizer.data.resolution)
-        if self.images.resolution < largest:
-            raise ValueError(f"images.resolution {self.images.resolution} is below {largest}, which a model makes")
-        if self.agreement is not None:
-            self.agreement.check_size(min(made, self.tokenizer.data.resolution))
-        return self
 
 
 def full_cascade(recipe: CascadeRecipe) -> Workflow:
@@ -68,6 +36,19 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
 
     trained = [tokenizer, tokens, prior, base, *upsamplers]
     return Workflow(recipe.name, [images, *trained, cascade, samples, evaluation, *agreement])
+
+
+def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: Stage) -> list[Stage]:
+    """A classifier, a contrastive encoder, and what they say of the cascade's images; none without a recipe."""
+    if recipe is None:
+        return []
+    judges: dict[str, Any] = {}
+    if recipe.judge is not None:
+        judges["judge"] = Stage("judge", train_classifier, recipe.judge, images=images)
+    if recipe.matcher is not None:
+        judges["matcher"] = Stage("matcher", train_contrastive, recipe.matcher, images=images)
+    measure = Stage("agreement", measure_agreement, recipe.measure, images=images, cascade=cascade, **judges)
+    return [*judges.values(), measure]
 
 
 if __name__ == "__main__":

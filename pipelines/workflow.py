@@ -8,19 +8,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from components.configuration.config import IDENTITY, Config
+from components.configuration.usage import UsageError, nearest
 from components.runtime.storage.artifact import Artifact, load_artifact
 from components.runtime.storage.store import Store
 
 KEY_LENGTH = 20  # hexadecimal digits, 80 bits
-MOST_NAMES = 40  # in a message
-
-
-class UsageError(Exception):
-    """The user asked for something that can't be; the message is one line. Exit code 2."""
 
 
 class Stage:
@@ -145,14 +140,6 @@ def stage_keys(stages: Iterable[Stage]) -> dict[str, str]:
     for stage in stages:
         keys[stage.name] = stage_key(stage, {name: _key_of(upstream, keys) for name, upstream in stage.inputs.items()})
     return keys
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean x?` or the list of what there is, as far as a line holds."""
-    known = list(known)
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    shown = [*known[:MOST_NAMES], *(["…"] if len(known) > MOST_NAMES else [])]
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(shown)}"
 
 
 def _key_of(upstream: Stage | list[Stage], keys: dict[str, str]) -> str:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import ray
 from ray import ObjectRef, cloudpickle
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+import components
 from components.runtime.execution import Resources
 from components.runtime.node import node_threads
 from components.runtime.storage.kept_parts import Look, look_at, recorded_parts, write_part
@@ -33,6 +34,18 @@ IN_HAND = 2  # parts that a worker holds at most: one on its device, and one of 
 
 class HandoverError(TypeError):
     """Something that exists on one node only was about to be sent to another; the message names it."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of the error that matters, without the layers that Ray puts around it."""
+    while True:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if (not isinstance(error, RayTaskError) and type(error).__module__.split(".")[0] != "ray") or cause is None:
+            break
+        error = cause
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    own = type(error).__module__.startswith(components.__name__)
+    return text if own else f"{type(error).__name__}: {text}"
 
 
 class Job(Protocol):

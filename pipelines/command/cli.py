@@ -322,9 +322,9 @@ def _handler() -> logging.Handler:
 
 
 def _is_wrong_use(error: Exception) -> bool:
+    from components.configuration.usage import UsageError
     from components.data.errors import DataError, ShardError, SourceError
     from components.runtime.storage.artifact import ArtifactError
     from components.runtime.storage.store import StoreError
-    from pipelines.workflow import UsageError
 
     return isinstance(error, UsageError | StoreError | ArtifactError | SourceError | ShardError | DataError)

@@ -4,6 +4,7 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED, IngestConfig, ingest
 from components.data.listing import FileVersion
 from components.data.shards import INDEX
@@ -11,7 +12,6 @@ from components.data.source_check import check_file, check_outside, check_source
 from components.runtime.storage.space import check_room
 from components.runtime.storage.store import Store, absolute
 from pipelines.engine.session import on_cluster, start_ray
-from pipelines.workflow import UsageError
 
 DEFAULT_RESOLUTION = 64
 DRAWN_SAMPLES = 512  # of one shard, drawn at DEFAULT_RESOLUTION

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.stages.images import ImagesConfig
 from pipelines.engine import driver
 from pipelines.engine.code_seen import changes_of_code
@@ -21,7 +22,7 @@ from pipelines.planning.shares import share_cluster
 from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.paper import paper_recipes
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
 WIDEST = 120  # columns of the table of costs, in a narrow terminal too

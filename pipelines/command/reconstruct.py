@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.restoration import psnr
 from components.models.autoencoder import Autoencoder
@@ -26,7 +27,6 @@ from components.sampling.model import SamplingModel, load_model
 from components.sampling.precision import products
 from pipelines.command.sample import local_model
 from pipelines.command.translate import image_bytes
-from pipelines.workflow import UsageError
 
 PARTS = ("tokenizer", "autoencoder", "model")  # of a cascade, that may be an autoencoder
 

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
+from components.configuration.usage import UsageError
 from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
 from components.runtime.storage.store import absolute
@@ -29,7 +30,6 @@ from components.sampling.requests import Request, nested_settings, read_size, st
 from pipelines.command.like import asked_like, named_model, read_like
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri
-from pipelines.workflow import UsageError
 
 COUNT = 4  # images for each label or prompt, where nothing else is said
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 import components
+from components.configuration.usage import UsageError, explain
 from components.runtime.tracking.environment import environment
 from components.runtime.tracking.names import REGISTRY, shown_source
 from components.serving.settings import ServedModel, ServiceSettings
@@ -21,8 +22,6 @@ from pipelines.engine.session import on_cluster, set_environment, start_ray
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.cores import SHARED_CORES
 from pipelines.planning.profiles import tracking_uri
-from pipelines.recipes.overrides import explain
-from pipelines.workflow import UsageError
 
 if TYPE_CHECKING:
     from components.serving.deployment import Application

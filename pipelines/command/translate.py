@@ -8,12 +8,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from components.configuration.usage import UsageError
 from components.evaluation.grids import GridBlock, render_blocks
 from components.sampling.image_files import open_given_image
 from components.sampling.requests import Request
 from pipelines.command.like import asked_like, named_model, read_like
 from pipelines.command.sample import ModelSource, load_cascade, read_settings, source_of
-from pipelines.workflow import UsageError
 
 WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
 HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after

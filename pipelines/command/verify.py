@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from components.configuration.usage import UsageError
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_artifact
 from components.runtime.storage.store import Store
@@ -14,7 +15,6 @@ from components.runtime.tracking.names import REGISTRY
 from pipelines.engine.run_report import load_plan, newest_run
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import storage_uri, tracking_uri
-from pipelines.workflow import UsageError
 
 SOUND, DAMAGED = 0, 1
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import ray
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
 from components.runtime.storage.store import Store, StoreError, absolute
@@ -34,8 +35,9 @@ from pipelines.planning.preflight import Needs, check_batches, check_needs, chec
 from pipelines.planning.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.planning.resource_table import resource_table
 from pipelines.planning.shares import share_cluster
-from pipelines.recipes.catalog import DEMO, Recipe, load_recipe, resolved_yaml
-from pipelines.workflow import PlannedStage, Selection, UsageError, Workflow
+from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
+from pipelines.recipes.shapes import Recipe
+from pipelines.workflow import PlannedStage, Selection, Workflow
 from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import components
-import pipelines
 from components.configuration.config import Config
 from components.runtime import events
 from components.runtime.execution import Resources
+from components.runtime.pool import one_line
 from components.runtime.storage.artifact import Artifact, load_artifact
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import SCRATCH, Store
@@ -167,18 +165,6 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
         raise
     finally:
         lease.release()
-
-
-def one_line(error: BaseException) -> str:
-    """The message of the error that matters, without the layers that Ray puts around it."""
-    while True:
-        cause = getattr(error, "cause", None) or error.__cause__
-        if (not isinstance(error, RayTaskError) and type(error).__module__.split(".")[0] != "ray") or cause is None:
-            break
-        error = cause
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    own = type(error).__module__.startswith((components.__name__, pipelines.__name__))
-    return text if own else f"{type(error).__name__}: {text}"
 
 
 def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:

@@ -4,12 +4,13 @@ import hashlib
 import re
 import unicodedata
 
+from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED
 from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS, split_glob
 from components.runtime.storage.store import absolute
-from pipelines.recipes.catalog import DEMO, RECIPES, Recipe
-from pipelines.workflow import UsageError
+from pipelines.recipes.catalog import DEMO, RECIPES
+from pipelines.recipes.shapes import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 COMMON = {  # folders that say nothing of what is in them, where one above them does

@@ -2,10 +2,11 @@
 
 import re
 
+from components.configuration.usage import UsageError
 from components.runtime.execution import Profiling
 from components.runtime.storage.store import Store
 from pipelines.planning.preflight import trainings
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import Workflow
 
 MOST_STEPS = 100  # a step leaves some MB in memory and in the file
 TRACES = "traces"  # folder of a run

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from components.configuration.usage import UsageError
 from components.data.shards import INDEX
 from components.evaluation.measure import DistanceRow
 from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
@@ -17,7 +18,7 @@ from pipelines.engine.code_seen import changes_of_code, made_by
 from pipelines.engine.execute import Outcome
 from pipelines.engine.profile_steps import traces_of
 from pipelines.engine.recorder import TIME, StageStatus
-from pipelines.workflow import PlannedStage, UsageError
+from pipelines.workflow import PlannedStage
 
 
 @contextmanager

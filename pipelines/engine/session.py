@@ -10,9 +10,9 @@ import psutil
 import ray
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
+from components.configuration.usage import UsageError
 from components.runtime.tracking.environment import environment
 from pipelines.planning.cluster import Cluster, found_cluster, local_cpus, usable_gpus
-from pipelines.workflow import UsageError
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import psutil
 import ray
 
-from pipelines.workflow import UsageError, nearest
+from components.configuration.usage import UsageError, nearest
 
 CPUS_PER_CORE = 4  # logical CPUs of a Ray that is started here
 CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in infra/kuberay

@@ -13,6 +13,7 @@ from components.configuration.config import Config
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.optimization import OptimizationConfig
 from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining
+from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
@@ -24,7 +25,7 @@ from components.training.speed import PEAK_TFLOPS
 from pipelines.planning.checkpoint_space import assumed_dataset_info, tokens_of
 from pipelines.planning.resource_table import gpus_of
 from pipelines.planning.step_memory import StepMemory, step_memory
-from pipelines.workflow import Stage, UsageError, Workflow, nearest
+from pipelines.workflow import Stage, Workflow
 
 UTILIZATION = 0.35  # of the peak: ADM reports 0.29 to 0.41 for its models on V100s (Dhariwal and Nichol, 2021, table 7)
 TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from ray.util import get_node_ip_address
 
+from components.configuration.usage import UsageError
 from components.runtime.ray_internals import gcs_pb2, gcs_service_pb2
-from pipelines.workflow import UsageError
 
 ANSWER_SECONDS = 10.0  # a head that is just starting has so long to answer
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)

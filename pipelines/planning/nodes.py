@@ -11,13 +11,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from components.configuration.usage import UsageError
 from components.data.errors import SourceError
-from components.runtime.pool import portable
+from components.runtime.pool import one_line, portable
 from components.runtime.storage.store import Store, StoreError
-from pipelines.engine.execute import one_line
 from pipelines.planning.checkpoint_space import Space
 from pipelines.planning.preflight import Needs, check_needs
-from pipelines.workflow import UsageError
 
 logger = logging.getLogger("cascade")
 ANSWER_SECONDS = 300.0  # longer than storage is tried again

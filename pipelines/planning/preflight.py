@@ -6,6 +6,7 @@ from typing import NamedTuple
 from components.configuration.config import Config
 from components.configuration.optimization import Training
 from components.configuration.trainings import AnyTraining, AutoencoderTraining
+from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion
 from components.data.source_check import check_file, check_source, detect_source, file_to_try
@@ -17,7 +18,7 @@ from components.stages.images import ImagesConfig, shard_in_place
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from components.training.sharding import why_whole
-from pipelines.workflow import PlannedStage, UsageError, Workflow
+from pipelines.workflow import PlannedStage, Workflow
 
 
 class Needs(NamedTuple):

@@ -8,10 +8,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from components.configuration.config import Config
+from components.configuration.usage import UsageError, explain, nearest
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import absolute
-from pipelines.recipes.overrides import explain
-from pipelines.workflow import UsageError, nearest
 
 
 class Profile(Config):

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from components.configuration.optimization import Training
 from components.configuration.sampling import SamplingConfig
+from components.configuration.usage import UsageError
 from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
 from components.stages.text_encoder import TextEncoderConfig
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.preflight import concurrent_trainings, stands_alone
 from pipelines.planning.profiles import Profile
-from pipelines.workflow import Stage, UsageError, Workflow
+from pipelines.workflow import Stage, Workflow
 
 WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
 

@@ -7,16 +7,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from components.configuration.usage import UsageError, explain, nearest
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS
 from pipelines.recipes.discrete_rows import DISCRETE_ROWS
 from pipelines.recipes.fashion import FASHION
 from pipelines.recipes.openmoji import openmoji
-from pipelines.recipes.overrides import apply_overrides, explain
+from pipelines.recipes.overrides import apply_overrides
 from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.shapes import SHAPES, Recipe
 from pipelines.recipes.smoke import smoke
 from pipelines.recipes.taxonomy import TAXONOMY
-from pipelines.workflow import UsageError, nearest
-from pipelines.workflows import WORKFLOWS, Recipe
 
 ROWS = {**DISCRETE_ROWS, **DIFFUSION_ROWS, **FASHION}  # recipe -> row of the lecture
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -33,9 +33,9 @@ def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
     """
     tree = _tree(name_or_file)
     workflow = tree.get("workflow", "full_cascade")
-    if workflow not in WORKFLOWS:
-        raise UsageError(f"recipe {name_or_file}: unknown workflow {workflow!r}{nearest(str(workflow), WORKFLOWS)}")
-    shape, _ = WORKFLOWS[workflow]
+    if workflow not in SHAPES:
+        raise UsageError(f"recipe {name_or_file}: unknown workflow {workflow!r}{nearest(str(workflow), SHAPES)}")
+    shape = SHAPES[workflow]
     try:
         shape.model_validate(tree)
         return shape.model_validate(apply_overrides(tree, assignments, shape))

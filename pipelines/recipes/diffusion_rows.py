@@ -21,9 +21,7 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
-from pipelines.diffusion_branch import DiffusionBranchRecipe
-from pipelines.diffusion_studies import DiffusionStudiesRecipe
-from pipelines.image_to_image import ImageToImageRecipe
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
 from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.row_encoder import contrastive

@@ -30,9 +30,8 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
-from pipelines.one_model import OneModelRecipe
 from pipelines.recipes.row_encoder import contrastive
-from pipelines.token_branch import ConditionRecipe, TokenBranchRecipe
+from pipelines.recipes.shapes import ConditionRecipe, OneModelRecipe, TokenBranchRecipe
 
 Row = OneModelRecipe | TokenBranchRecipe
 SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6, images_per_prompt=4)

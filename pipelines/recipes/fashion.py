@@ -18,9 +18,9 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
-from pipelines.diffusion_studies import DiffusionStudiesRecipe
-from pipelines.one_model import OneModelRecipe
+from pipelines.recipes.diffusion_shapes import DiffusionStudiesRecipe
 from pipelines.recipes.discrete_rows import pixels
+from pipelines.recipes.shapes import OneModelRecipe
 
 REFERENCE = 5000  # training images that distances are measured to
 SAMPLES = SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0)

@@ -12,8 +12,7 @@ from components.evaluation.agreement import AgreementConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from pipelines.agreement import AgreementRecipe
-from pipelines.full_cascade import CascadeRecipe
+from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
 
 # From the base's image at a noise of 4.7 times its signal: 98 in place of 116 from noise alone in eight steps.
 LAST_TWELVE = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=21, strength=0.57)

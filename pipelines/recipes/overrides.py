@@ -4,10 +4,10 @@ import copy
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from components.configuration.leaves import KIND, PlaceError, find, fits, kind_of, members, parts_of, put
-from pipelines.workflow import UsageError, nearest
+from components.configuration.leaves import KIND, PlaceError, find, kind_of, members, parts_of, put
+from components.configuration.usage import UsageError, nearest
 
 
 def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[BaseModel]) -> dict[str, Any]:
@@ -84,52 +84,3 @@ def hint(error: PlaceError, path: str, tree: dict[str, Any], shape: type[BaseMod
     except PlaceError:
         return nearest(path.rpartition(".")[2], error.known)
     return f"; it is sampling.{path}"
-
-
-def explain(error: Exception, model: type[BaseModel]) -> str:
-    """A validation error as one line: where, what, and the nearest known field for a typo."""
-    if not isinstance(error, ValidationError):
-        return str(error).splitlines()[0]
-    found = error.errors()  # of a part of several kinds: each kind's
-    first = next((one for one in found if one["type"] != "extra_forbidden"), found[0])
-    path, choices = _walk(model, first["loc"])
-    place = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        known = [field for choice in choices for field in choice.model_fields]
-        return f"unknown field {place!r}{nearest(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message} (got {first['input']!r:.80})" if place else message
-
-
-def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The place as `--set` writes it, and the models whose field is its last part.
-
-    pydantic puts the tag of a union (the kind of a network), or the name of its class, into the location, as if it were
-    a field.
-    """
-    path: list[str] = []
-    owners, choices = [model], [model]
-    for part in location:
-        tagged = [choice for choice in choices if len(choices) > 1 and _has_tag(choice, part)]
-        if tagged:
-            choices = tagged
-            continue
-        path.append(str(part))
-        if not isinstance(part, int):
-            owners = choices
-            choices = [found for choice in choices for found in _models_in(choice, part)]
-    return path, owners
-
-
-def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
-    """Whether a model is of the kind, or its network is, or it has the name."""
-    own = model.__name__ == tag or ("kind" in model.model_fields and fits(model, {"kind": tag}))
-    network = parts_of(model, "network")
-    return own or any("kind" in part.model_fields and fits(part, {"kind": tag}) for part in network)
-
-
-def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """The models that a field may hold, be it in a list."""
-    annotation = model.model_fields[name].annotation if name in model.model_fields else None
-    items = [item for item in get_args(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
-    return parts_of(model, name) or items

@@ -14,9 +14,7 @@ from components.configuration.conditions import TokenCondition
 from components.configuration.sampling import TokenBranchSampling, TransformerSampling
 from components.configuration.trainings import PriorTraining
 from components.stages.evaluate import EvaluationConfig
-from pipelines.diffusion_branch import DiffusionBranchRecipe
-from pipelines.image_to_image import ImageToImageRecipe
-from pipelines.one_model import OneModelRecipe
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS, PaperAutoencoder
 from pipelines.recipes.paper_branches import (
     PAPER_BRANCHES,
@@ -27,7 +25,7 @@ from pipelines.recipes.paper_branches import (
     palette_256,
 )
 from pipelines.recipes.paper_diffusion import CHECKPOINT_MINUTES
-from pipelines.token_branch import TokenBranchRecipe
+from pipelines.recipes.shapes import OneModelRecipe, TokenBranchRecipe
 
 PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchRecipe | ImageToImageRecipe]
 

@@ -17,8 +17,7 @@ from components.stages.precompute import Column, PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from components.stages.text_encoder import TextEncoderConfig
-from pipelines.diffusion_branch import DiffusionBranchRecipe
-from pipelines.image_to_image import ImageToImageRecipe
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION

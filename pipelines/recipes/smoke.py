@@ -6,7 +6,7 @@ from components.configuration.trainings import AutoencoderTraining, PriorTrainin
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from pipelines.full_cascade import CascadeRecipe
+from pipelines.recipes.shapes import CascadeRecipe
 
 
 def smoke() -> CascadeRecipe:

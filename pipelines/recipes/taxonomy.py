@@ -26,10 +26,8 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.likelihood import LikelihoodConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
-from pipelines.diffusion_branch import DiffusionBranchRecipe
-from pipelines.diffusion_studies import DiffusionStudiesRecipe
-from pipelines.one_model import OneModelRecipe
 from pipelines.recipes.diffusion_rows import ANCESTRAL, SKETCH, at_32, diffusion, sketching
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe
 from pipelines.recipes.discrete_rows import (
     emoji,
     gan,
@@ -39,7 +37,7 @@ from pipelines.recipes.discrete_rows import (
     transformer,
     vae,
 )
-from pipelines.token_branch import TokenBranchRecipe
+from pipelines.recipes.shapes import OneModelRecipe, TokenBranchRecipe
 
 MINUTES = 3.0  # of two cores, for all trainings of a system together: the one knob
 SIDE = 32  # pixels

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.configuration.optimization import Training
+from components.configuration.usage import UsageError, nearest
 from components.data.errors import SourceError
 from components.evaluation.measure import HELD_OUT, DistanceRow
 from components.runtime.storage.artifact import Artifact
@@ -13,11 +14,11 @@ from components.runtime.storage.store import Store
 from pipelines.engine import driver
 from pipelines.engine.run_report import run_images
 from pipelines.planning.profiles import storage_uri
-from pipelines.recipes.catalog import RECIPES, Recipe
+from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.shapes import Recipe
 from pipelines.recipes.taxonomy import SIDE, TAXONOMY, TRACTABLE, System
 from pipelines.suites.comparison_page import Comparison, SystemResult, comparison_table, render_comparison
 from pipelines.suites.in_turn import Finished, finished_stages, left_to_run, run_in_turn
-from pipelines.workflow import UsageError, nearest
 
 PAGE, SEEDS = "compare.html", "compare.json"
 SYSTEMS: dict[str, System] = {recipe.__name__: system for recipe, system in TAXONOMY.items()}

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from components.configuration.usage import UsageError, nearest
 from components.data.errors import SourceError
 from components.evaluation.grids import readable
 from components.evaluation.report import shrunk, stage_curves
@@ -20,7 +21,6 @@ from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.suites.in_turn import finished_stages, left_to_run, run_in_turn
 from pipelines.suites.lecture_page import RecipeResult, render_lecture
 from pipelines.suites.slides import LECTURE, read_slides
-from pipelines.workflow import UsageError, nearest
 
 HELD_OUT = "held_out_"
 PAGE = "lecture.html"

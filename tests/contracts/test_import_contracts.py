@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 
 MATHEMATICS = ("components.models.diffusion", "components.models.losses", "components.models.transfer")
+PACKAGES = ("components", "pipelines")
 RAY_INTERNALS = "components/runtime/ray_internals.py"
 
 
@@ -30,12 +31,13 @@ def test_import_linter_finds_every_contract_kept(repository):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_every_room_of_components_has_its_place_in_the_layers(repository):
+def test_every_room_has_its_place_in_the_layers(repository):
     settings = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["id"] == "layers"]
     placed = {module.strip() for layer in layers for module in layer.split("|")}
-    rooms = {f"components.{path.parent.name}" for path in (repository / "components").glob("*/__init__.py")}
-    assert rooms <= placed
+    rooms = {".".join(path.parts[-3:-1]) for path in repository.glob("*/*/__init__.py") if path.parts[-3] in PACKAGES}
+    graphs = {f"pipelines.{path.stem}" for path in (repository / "pipelines").glob("[!_]*.py")}
+    assert rooms | graphs <= placed
     assert [path.name for path in (repository / "components").glob("*.py")] == ["__init__.py"]
 
 

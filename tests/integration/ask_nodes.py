@@ -6,11 +6,11 @@ python -m tests.integration.ask_nodes '{"name": {"storage": "…", "set": […]}
 import json
 import sys
 
+from components.configuration.usage import UsageError
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.engine.session import start_ray
 from pipelines.planning.checkpoint_space import space_of
 from pipelines.planning.nodes import check_nodes
-from pipelines.workflow import UsageError
 
 
 def ask(options: RunOptions) -> str:

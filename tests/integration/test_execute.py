@@ -12,10 +12,11 @@ import ray
 
 from components.configuration.config import Config
 from components.runtime.execution import Resources
+from components.runtime.pool import one_line
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
-from pipelines.engine.execute import Outcome, execute, one_line
+from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.recorder import RunRecorder
 from pipelines.planning.cluster import found_cluster, this_machine
 from pipelines.workflow import Selection, Stage, Workflow

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from components.configuration.optimization import Training
+from components.configuration.usage import UsageError
 from components.evaluation.measure import DistanceRow
 from components.evaluation.report import Table
 from components.runtime.storage.artifact import Artifact
@@ -37,7 +38,7 @@ from pipelines.suites.comparison_page import (
     share_error,
 )
 from pipelines.suites.in_turn import Finished, finished_stages
-from pipelines.workflow import PlannedStage, UsageError
+from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests.unit.test_evaluation_report import Page
 

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.optimization import OptimizationConfig
+from components.configuration.usage import UsageError
 from components.training.sizes import training_sizes
 from pipelines.command import cli
 from pipelines.planning.cluster import parse_cluster
@@ -39,7 +40,7 @@ from pipelines.planning.step_memory import ROOM, held_bytes, memory_warning, ste
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
 PAGE = Path(__file__).parents[2] / "docs" / "SPEED.md"

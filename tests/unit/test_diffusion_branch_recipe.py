@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from components.configuration.usage import UsageError
 from components.models.autoencoder import Autoencoder
 from components.stages.text_encoder import TextEncoderConfig
 from components.training.building import network_arguments
@@ -13,7 +14,6 @@ from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.discrete_rows import vae_gan_autoencoder
-from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 from tests.unit.test_frozen_text import pretrained_folder
 

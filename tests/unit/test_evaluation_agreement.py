@@ -8,6 +8,7 @@ import torch
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import ClassifierTraining
+from components.configuration.usage import UsageError
 from components.data.held_out import held_out_arrays
 from components.data.shards import BPE, ShardIndex
 from components.evaluation.agreement import (
@@ -32,7 +33,6 @@ from components.training.batches import to_batch, with_positions
 from components.training.building import network_arguments
 from components.training.tasks.classifier import ClassifierTask
 from pipelines.recipes.catalog import load_recipe
-from pipelines.workflow import UsageError
 from tests.image_sets import CAPTIONS, number_of, write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_text_image import classifier_config, contrastive_config, frozen_contrastive

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.runtime.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
 from components.runtime.storage.artifact import verify_artifact as differences
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, collect, find_garbage
@@ -17,7 +18,7 @@ from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import Store
 from pipelines.engine import driver
 from pipelines.engine.run_report import announced
-from pipelines.workflow import PlannedStage, Stage, UsageError
+from pipelines.workflow import PlannedStage, Stage
 
 HOLDER = {"id": "0", "host": "elsewhere", "pid": 1, "born": 0.0, "released": False}
 COMMITTED = ("attempt-1/model.bin", "files/parts/shard.json", "files/shard.tar")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components.configuration.usage import UsageError
 from components.evaluation.likelihood_study import bound_jobs, measure_bound, png_bits
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
@@ -27,7 +28,6 @@ from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.pixels import PixelTask
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.fashion import fashion_likelihood_loss_aware
-from pipelines.workflow import UsageError
 from tests.tiny_training import DATASET_INFO, diffusion_config, pixel_config, rows_at
 
 PROCESSES: dict[str, dict[str, Any]] = {

@@ -12,10 +12,10 @@ import pytest
 import ray
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
+from components.configuration.usage import UsageError
 from pipelines.engine import session
 from pipelines.planning import joining
 from pipelines.planning.joining import check_cluster
-from pipelines.workflow import UsageError
 from tests.conftest import free_port
 
 Start = Callable[..., str]

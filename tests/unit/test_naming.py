@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from typer.testing import CliRunner
 
+from components.configuration.usage import UsageError
 from components.runtime import events
 from components.runtime.tracking.named_data import DATA, take
 from components.runtime.tracking.names import registered_name
@@ -17,8 +18,8 @@ from components.runtime.tracking.tracker import Tracker
 from pipelines.command.cli import app
 from pipelines.engine.driver import RunOptions, check_name, prepare
 from pipelines.engine.naming import cascade_name, data_identity, source_name
-from pipelines.recipes.catalog import RECIPES, Recipe, load_recipe
-from pipelines.workflow import UsageError
+from pipelines.recipes.catalog import RECIPES, load_recipe
+from pipelines.recipes.shapes import Recipe
 from tests.conftest import free_port
 from tests.image_sets import image, png
 from tests.tiny_cascade import commit_model

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.configuration.usage import UsageError
 from components.data.errors import SourceError
 from components.data.shards import read_bpe, save_index
 from components.data.sources import openmoji
@@ -18,7 +19,7 @@ from components.stages.text_encoder import TextEncoderConfig
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.preflight import Needs, check_needs, needs_of
 from pipelines.recipes.diffusion_rows import imagen
-from pipelines.workflow import PlannedStage, UsageError
+from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests.image_sets import write_set
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from components.configuration.usage import UsageError
 from components.models.bundle import NETWORKS
 from components.training.sharding import why_whole
 from pipelines.planning.cluster import Cluster
@@ -12,7 +13,6 @@ from pipelines.planning.profiles import Profile, load_profile
 from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.smoke import smoke
-from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 
 EIGHT_CPUS = Cluster(cpus=8)

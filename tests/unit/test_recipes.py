@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from components.configuration.usage import UsageError
 from components.runtime.storage.store import Store
-from pipelines.diffusion_branch import DiffusionBranchRecipe
 from pipelines.planning.preflight import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import cascade_256, ddpm, latent_diffusion, stable_diffusion
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
 from pipelines.recipes.discrete_rows import (
     depth_transformer,
     maskgit,
@@ -33,7 +34,7 @@ from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.taxonomy import TAXONOMY
 from pipelines.suites.lecture import chosen_rows
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
@@ -21,7 +22,6 @@ from components.sampling.index_grid import index_grids
 from components.sampling.request_rows import RequestRow
 from components.training.building import make_network, network_arguments
 from pipelines.command.reconstruct import reconstruct_images
-from pipelines.workflow import UsageError
 from tests.tiny_autoencoders import RECIPES, config_of
 from tests.tiny_cascade import commit_model, write_cascade, write_models
 

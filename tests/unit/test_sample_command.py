@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png, gray_png
@@ -18,7 +19,6 @@ from components.sampling.png_settings import read_settings, request_of, settings
 from components.sampling.request_rows import RequestRow
 from components.sampling.requests import Request
 from pipelines.command.sample import sample_images
-from pipelines.workflow import UsageError
 from tests.tiny_diffusion_branches import classifier_guided, imagen
 from tests.tiny_generators import PRIORS, conditioned, lone, token_branch
 

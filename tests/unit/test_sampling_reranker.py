@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from components.configuration.usage import UsageError
 from components.models.diffusion.corruption import downsample, quantize_8_bit
 from components.sampling.cascade import Cascade, compose
 from components.sampling.images import from_uint8
 from components.sampling.requests import Request
 from pipelines.recipes.catalog import load_recipe
-from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 from tests.tiny_cascade import write_models
 from tests.tiny_diffusion_branches import contrastive

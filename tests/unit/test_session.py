@@ -8,9 +8,9 @@ import psutil
 import pytest
 import torch
 
+from components.configuration.usage import UsageError
 from pipelines.engine import session
 from pipelines.engine.session import _protect_token
-from pipelines.workflow import UsageError
 
 
 def test_ray_s_token_is_private_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

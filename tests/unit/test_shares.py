@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.configuration.optimization import Training
+from components.configuration.usage import UsageError
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
 from components.runtime.node import threads_of
@@ -25,7 +26,7 @@ from pipelines.recipes.discrete_rows import depth_transformer
 from pipelines.recipes.fashion import fashion_guidance
 from pipelines.recipes.openmoji import openmoji
 from pipelines.recipes.paper import paper_recipes
-from pipelines.workflow import UsageError, Workflow
+from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
 GPUS = (1, 4, 8, 24, 64)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from components.configuration.trainings import GANTraining
+from components.configuration.usage import UsageError
 from components.models.bundle import load_bundle
 from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
@@ -26,7 +27,6 @@ from components.training.snapshots import (
     write_snapshots,
 )
 from pipelines.command.ema import write_average
-from pipelines.workflow import UsageError
 from tests.checkpoints import write_checkpoint
 from tests.tiny_training import (
     DATASET_INFO,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.configuration.usage import UsageError
 from components.runtime.execution import Profiling
 from components.training.batches import to_batch
 from components.training.loop import fit
@@ -17,7 +18,6 @@ from components.training.parallel import ALONE, Worker
 from components.training.trace import traced
 from pipelines.engine.profile_steps import parse_steps
 from pipelines.recipes.catalog import load_recipe
-from pipelines.workflow import UsageError
 from pipelines.workflows import build_workflow
 from tests.distributed.recording import FileRecorder
 from tests.tiny_training import assert_equal_bits, batches, config_of, make_task, weights_of

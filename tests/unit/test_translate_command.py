@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.sampling.image_files import gray_png
 from components.sampling.png_settings import read_settings, settings_of, with_settings
 from components.sampling.requests import Request
 from pipelines.command.translate import translate_image
-from pipelines.workflow import UsageError
 from tests.tiny_cascade import write_cascade
 from tests.unit.test_sampling_translate import hidden, pixels, write_palette
 

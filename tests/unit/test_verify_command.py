@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
 from components.runtime.storage.store import Store
 from pipelines.command.verify import verify_run
-from pipelines.workflow import UsageError
 
 
 @pytest.fixture

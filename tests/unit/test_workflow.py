@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from components.configuration.config import Config
+from components.configuration.usage import UsageError
 from components.runtime.storage.artifact import Artifact, commit_artifact
 from components.runtime.storage.store import Store
-from pipelines.workflow import Selection, Stage, UsageError, Workflow, stage_key
+from pipelines.workflow import Selection, Stage, Workflow, stage_key
 from tests.tiny_training import diffusion_config
 
 

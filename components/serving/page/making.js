@@ -1,10 +1,10 @@
-// "Make" and "Stop", and what can be done with a finished image.
+// "Make" and "Stop".
 
-import { canEdit, generatorNow, generatorsFor, modeNow, readControls } from "./controls.js";
-import { byId, showNotice, tried } from "./dom.js";
+import { generatorNow, generatorsFor, modeNow, readControls } from "./controls.js";
+import { byId, showNotice } from "./dom.js";
 import { editedFiles } from "./editor.js";
 import { linkOf } from "./link.js";
-import { conditionNow, workOn } from "./opening.js";
+import { conditionNow, handlers } from "./opening.js";
 import { keep } from "./past.js";
 import { run } from "./run.js";
 import { card, loadModels, model, modelLine } from "./served.js";
@@ -57,11 +57,6 @@ function showRunning(on) {
   if (focused) after.focus();
 }
 
-export const handlers = () => ({
-  onCopy: copyLink,
-  onEdit: card().generators.some(canEdit) ? (blob) => tried(() => workOn(blob)) : null,
-});
-
 async function made(tile, files) {
   const { image = null, mask = null } = files ?? {};
   await keep({ settings: tile.settings, title: tile.title, png: tile.blob, image, mask });
@@ -69,12 +64,4 @@ async function made(tile, files) {
   if (!version || version === card().version) return;
   await loadModels().catch(() => null); // a new one answers
   byId("version").textContent = modelLine();
-}
-
-async function copyLink(event) {
-  event.preventDefault();
-  const { href } = event.currentTarget;
-  history.replaceState(null, "", href);
-  const copied = await navigator.clipboard?.writeText(href).then(() => true, () => false);
-  showNotice(copied ? "The link is copied; it makes this image again" : "The address of this page makes this image again");
 }

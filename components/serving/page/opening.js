@@ -1,10 +1,10 @@
-// What comes from elsewhere into the controls: links, PNGs, the history, images to work on.
+// What comes from elsewhere into the controls: links, PNGs, the history, images to work on; and what can be done with a
+// finished image.
 
 import { canEdit, fillControls, generatorNow, generatorsFor, modeNow, readControls } from "./controls.js";
-import { byId, showNotice, showTrouble } from "./dom.js";
+import { byId, showNotice, showTrouble, tried } from "./dom.js";
 import { giveImage, giveMask, refit } from "./editor.js";
 import { fitted, pngOf } from "./images.js";
-import { handlers } from "./making.js";
 import { readSettings } from "./png.js";
 import { card, chooseModel, modelLine } from "./served.js";
 import { clean } from "./settings.js";
@@ -59,6 +59,19 @@ export async function workOn(file) {
   changeAgain();
   await giveImage(file, generatorNow(card()), byId("task").value);
   byId("editor").scrollIntoView({ block: "nearest" });
+}
+
+export const handlers = () => ({
+  onCopy: copyLink,
+  onEdit: card().generators.some(canEdit) ? (blob) => tried(() => workOn(blob)) : null,
+});
+
+async function copyLink(event) {
+  event.preventDefault();
+  const { href } = event.currentTarget;
+  history.replaceState(null, "", href);
+  const copied = await navigator.clipboard?.writeText(href).then(() => true, () => false);
+  showNotice(copied ? "The link is copied; it makes this image again" : "The address of this page makes this image again");
 }
 
 export async function giveCondition(file) {

@@ -9,6 +9,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from components.configuration.usage import UsageError
     from components.runtime.storage.artifact import Artifact
     from components.runtime.storage.store import Store, StoreError
     from components.sampling.cascade import Cascade
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from components.sampling.requests import Request
     from pipelines.command.library import RunError, load, plan, run
     from pipelines.recipes.catalog import load_recipe
-    from pipelines.workflow import Stage, UsageError, Workflow
+    from pipelines.workflow import Stage, Workflow
 
 if importlib.util.find_spec(f"{__name__}.components") is None:  # an editable install; see there
     importlib.import_module(f"{__name__}.checkout")
 
 PLACES = {
+    ".components.configuration.usage": ["UsageError"],
     ".components.sampling.cascade": ["Cascade"],
     ".components.sampling.image_files": ["encode_png"],
     ".components.sampling.requests": ["Request"],
@@ -29,7 +31,7 @@ PLACES = {
     ".components.runtime.storage.store": ["Store", "StoreError"],
     ".pipelines.command.library": ["RunError", "load", "plan", "run"],
     ".pipelines.recipes.catalog": ["load_recipe"],
-    ".pipelines.workflow": ["Stage", "UsageError", "Workflow"],
+    ".pipelines.workflow": ["Stage", "Workflow"],
 }
 __all__ = [
     "Artifact",
