@@ -1,5 +1,6 @@
 """The commands that run many recipes in turn, `cascade lecture` and `cascade compare`, as `cli.py` lists them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,12 +8,17 @@ from rich.console import Console
 
 from pipelines.command.options import ProfileName, Storage, Tracking
 
+Figures = Annotated[
+    Path | None, typer.Option("--json", help="A file that gets the figures of what is finished, with commit and date.")
+]
+
 
 def lecture(
     names: Annotated[list[str] | None, typer.Argument(help="Rows (T3) or recipes (vqgan); all if left out.")] = None,
     storage: Storage = None,
     tracking: Tracking = None,
     profile: ProfileName = "auto",
+    figures: Figures = None,
 ) -> None:
     """Run the lecture: each system by its own recipe, written as a page, `lecture.html` in storage, after each.
 
@@ -25,7 +31,9 @@ def lecture(
     """
     from pipelines.suites.lecture import run_lecture
 
-    code = run_lecture(names or [], storage=storage, tracking=tracking, profile=profile, console=Console())
+    code = run_lecture(
+        names or [], storage=storage, tracking=tracking, profile=profile, console=Console(), figures=figures
+    )
     raise typer.Exit(code)
 
 
@@ -35,6 +43,7 @@ def compare(
     storage: Storage = None,
     tracking: Tracking = None,
     profile: ProfileName = "auto",
+    figures: Figures = None,
 ) -> None:
     """Measure the lecture's taxonomy: VAE to GAN to cascade on the same images of 32², one table and one plot.
 
@@ -49,5 +58,13 @@ def compare(
     """
     from pipelines.suites.compare import run_compare
 
-    code = run_compare(systems or [], seed=seed, storage=storage, tracking=tracking, profile=profile, console=Console())
+    code = run_compare(
+        systems or [],
+        seed=seed,
+        storage=storage,
+        tracking=tracking,
+        profile=profile,
+        console=Console(),
+        figures=figures,
+    )
     raise typer.Exit(code)

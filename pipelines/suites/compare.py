@@ -1,35 +1,70 @@
 """The lecture's taxonomy, measured: all systems on the same images and minutes, one table: `cascade compare`."""
 
 import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
 
-from components.configuration.optimization import Training
 from components.configuration.usage import UsageError, nearest
 from components.data.errors import SourceError
 from components.evaluation.measure import HELD_OUT, DistanceRow
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store
-from pipelines.engine import driver
+from components.evaluation.plots import Panel, Series, plot_svg
+from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.run_report import run_images
-from pipelines.planning.profiles import storage_uri
-from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.shapes import Recipe
 from pipelines.recipes.taxonomy import SIDE, TAXONOMY, TRACTABLE, System
-from pipelines.suites.comparison_page import Comparison, SystemResult, comparison_table, render_comparison
-from pipelines.suites.in_turn import Finished, finished_stages, left_to_run, run_in_turn
+from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 
-PAGE, SEEDS = "compare.html", "compare.json"
+SEEDS = "compare.json"
 SYSTEMS: dict[str, System] = {recipe.__name__: system for recipe, system in TAXONOMY.items()}
 LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one is only that of a tractable density
     "held_out_bits_per_dim": "bound",
     "estimated_held_out_bits_per_dim": "estimated bound",
 }
+COLUMNS = (
+    "system",
+    "density",
+    "bits/dim",
+    "distance",
+    "N",
+    "precision",
+    "recall",
+    "trained",
+    "s/image",
+    "parameters",
+    "seed",
+)
+WIDEST = 560  # pixels of a grid of samples
+
+
+class SystemResult(Result):
+    """State of a system with a seed."""
+
+    title: str = ""
+    branch: str = ""  # of the taxonomy
+    bits: float | None = None  # bits/dim of held-out images
+    bits_error: float | None = None  # standard error over images
+    likelihood: str = ""  # what the bits are: exact, a bound, an estimated bound
+    made: DistanceRow | None = None  # what was measured of its samples
+    samples: bytes = b""  # a grid of some of them, PNG
+    seconds_per_image: float | None = None
+    parameters: int | None = None  # of all networks that sample
+    feature_network: str = ""  # of its distances
+    scale: DistanceRow | None = None  # held-out images, measured as its samples are
+    png_bits: float | None = None  # bits/dim of the same held-out images as PNGs
+    command: str = ""  # that makes what is missing
 
 
 def run_compare(
-    names: list[str], *, seed: int, storage: str | None, tracking: str | None, profile: str, console: Console
+    names: list[str],
+    *,
+    seed: int,
+    storage: str | None,
+    tracking: str | None,
+    profile: str,
+    console: Console,
+    figures: Path | None = None,
 ) -> int:
     """Run the recipes of systems that are not finished, in turn. Returns 1 if one failed, 130 if interrupted. One that
     is finished and that MLflow does not know runs too: it is sent again, and trains nothing.
@@ -39,141 +74,176 @@ def run_compare(
     Args:
         names: systems, such as gan or gan_32; empty: all.
         seed: of trainings and samples.
+        figures: JSON file that gets the figures of all finished systems in the storage, when the page is written.
 
     Raises UsageError for a name that is none, SourceError where the images are not on this machine.
     """
-    chosen = chosen_systems(names)
-    page = ComparisonPage(Store(storage_uri(storage)), tracking, profile)
-    page.add_seed(seed)
-    page.write()
-    for recipe in chosen:
-        if obstacle := page.results[recipe, seed].obstacle:
+    chosen = [(recipe, seed) for recipe in chosen_systems(names)]
+    comparison = Comparison(storage, tracking=tracking, profile=profile, figures=figures)
+    comparison.add_seed(seed)
+    comparison.write()
+    for key in chosen:
+        if obstacle := comparison.results[key].obstacle:
             raise SourceError(obstacle)
-    finished = {recipe: page.runs[recipe, seed] for recipe in chosen if not page.results[recipe, seed].missing}
-    left = left_to_run(chosen, finished, tracking=tracking, what="systems", console=console)
-    titles = {recipe: f"{SYSTEMS[recipe].title}{f', seed {seed}' if seed else ''}" for recipe in left}
-    code = run_in_turn(titles, lambda recipe: page.options(recipe, seed), after=page.write, console=console)
-    console.print(shown_table(page.comparison()))
-    for result in (page.results[recipe, seed] for recipe in left):
+    titles = {key: f"{SYSTEMS[key[0]].title}{f', seed {seed}' if seed else ''}" for key in chosen}
+    code = comparison.run(titles, noun="systems", console=console)
+    console.print(shown_table(comparison_table(comparison.ordered()), title="The taxonomy, measured"))
+    for result in (comparison.results[key] for key in chosen):
         if result.missing:
             missing = ", ".join(result.missing)
             console.print(f"not finished: {result.title}: {missing}; {result.command}", highlight=False, soft_wrap=True)
-    console.print(f"page: {page.root.url(PAGE)}", highlight=False, soft_wrap=True)
+    console.print(f"page: {comparison.root.url(comparison.page)}", highlight=False, soft_wrap=True)
     return code
 
 
 def chosen_systems(names: list[str]) -> list[str]:
     """Recipes of the systems named, with or without their size, in the order of the taxonomy."""
     suffix = f"_{SIDE}"
-    wanted = {name if name.endswith(suffix) else f"{name}{suffix}": name for name in names}
-    for recipe, name in wanted.items():
+    recipes = {name if name.endswith(suffix) else f"{name}{suffix}": name for name in names}
+    for recipe, name in recipes.items():
         if recipe not in SYSTEMS:
-            raise UsageError(f"no system {name!r}{nearest(name, [known.removesuffix(suffix) for known in SYSTEMS])}")
-    return [recipe for recipe in SYSTEMS if not names or recipe in wanted]
+            raise UsageError(f"no system {name!r}{nearest(name, [system.removesuffix(suffix) for system in SYSTEMS])}")
+    return [recipe for recipe in SYSTEMS if not names or recipe in recipes]
 
 
-class ComparisonPage:
-    """The page in a storage. What is finished is read once."""
+class Comparison(Suite[SystemResult]):
+    """All systems, with all seeds that were asked for in this storage."""
 
-    def __init__(self, root: Store, tracking: str | None, profile: str) -> None:
-        self.root, self.tracking, self.profile = root, tracking, profile
-        self.results: dict[tuple[str, int], SystemResult] = {}  # by recipe and seed
-        self.runs: dict[tuple[str, int], str] = {}
-        self.scale: dict[str, Artifact] = {}  # the evaluation and the likelihood that were found first
+    name, page = "compare", "compare.html"
+    unsaved = frozenset({"title", "branch", "samples", "command"})
 
     @property
     def seeds(self) -> list[int]:
         return json.loads(self.root.read(SEEDS)) if self.root.exists(SEEDS) else []
 
     def add_seed(self, seed: int) -> None:
-        """Rows of this seed are shown from now on, next to those of seed 0."""
+        """Show rows of this seed from now on, next to those of seed 0."""
         self.root.write(SEEDS, json.dumps(sorted({0, seed, *self.seeds})).encode())
 
-    def options(self, recipe: str, seed: int) -> driver.RunOptions:
-        """A seed other than 0 has models of its own name, so that the champion stays that of seed 0."""
-        return driver.RunOptions(
+    def keys(self) -> list[Key]:
+        return [(recipe, seed) for seed in self.seeds for recipe in SYSTEMS]
+
+    def result(self, key: Key, stages: Stages) -> SystemResult:
+        """What the finished stages of a system state."""
+        recipe, seed = key
+        system, metadata = SYSTEMS[recipe], {name: artifact.metadata for name, artifact in stages.artifacts.items()}
+        likelihood = metadata.get("likelihood", {}).get("summary", {})
+        name = next((name for name in LIKELIHOODS if name in likelihood), "")
+        exact = system.branch == TRACTABLE
+        evaluation = metadata.get("evaluation", {})
+        distances = [DistanceRow(**row) for row in evaluation.get("distances", [])]
+        made = [row for row in distances if row.purpose == "model"]
+        images = run_images(stages.artifacts) if not stages.missing else {}
+        seconds = [*metadata.get("samples", {}).get("summary", {}).values()]
+        return SystemResult(
             recipe=recipe,
-            set=seed_assignments(RECIPES[recipe](), seed) if seed else [],
-            name=f"{recipe}_seed_{seed}" if seed else None,
-            storage=self.root.uri,
-            tracking=self.tracking,
-            profile=self.profile,
-        )
-
-    def write(self) -> None:
-        for seed in self.seeds:
-            for recipe in SYSTEMS:
-                known = self.results.get((recipe, seed))
-                if known is None or known.missing:
-                    self.results[recipe, seed] = self.collect(recipe, seed)
-        self.root.write(PAGE, render_comparison(self.comparison()).encode())
-
-    def collect(self, recipe: str, seed: int) -> SystemResult:
-        """What there is of a system, or why it can't be run here."""
-        try:
-            prepared = driver.prepare(self.options(recipe, seed))
-        except SourceError as error:
-            return system_result(recipe, seed, Finished({}, {}, ("images",)), obstacle=str(error))
-        self.runs[recipe, seed], found = prepared.run, finished_stages(prepared)
-        for name in {"evaluation", "likelihood"} & found.artifacts.keys():
-            self.scale.setdefault(name, found.artifacts[name])
-        return system_result(recipe, seed, found)
-
-    def comparison(self) -> Comparison:
-        """All systems, each followed by what is finished of it with other seeds."""
-        ordered = [self.results[recipe, seed] for recipe in SYSTEMS for seed in self.seeds]
-        evaluation = self.scale["evaluation"].metadata if "evaluation" in self.scale else {}
-        likelihood = self.scale["likelihood"].metadata["summary"] if "likelihood" in self.scale else {}
-        scale = [DistanceRow(**row) for row in evaluation.get("distances", []) if row["name"] == HELD_OUT]
-        return Comparison(
-            systems=tuple(result for result in ordered if result.seed == 0 or not result.missing),
+            title=system.title,
+            branch=system.branch,
+            seed=seed,
+            bits=likelihood.get(name),
+            bits_error=likelihood.get(f"{name}_standard_error"),
+            likelihood="exact" if name and exact else LIKELIHOODS.get(name, ""),
+            made=made[-1] if made and "samples" in metadata else None,  # the last is the finished image
+            samples=next((png for name, png in images.items() if name.endswith("_unconditional")), b""),
+            train_seconds=stages.train_seconds,
+            seconds_per_image=seconds[0] if seconds else None,
+            parameters=sum(int(each.metadata["summary"]["parameters"]) for each in stages.trained.values()) or None,
             feature_network=evaluation.get("feature_network", ""),
-            scale=tuple(scale),
+            scale=next((row for row in distances if row.name == HELD_OUT), None),
             png_bits=likelihood.get("png_bits_per_dim"),
+            missing=stages.missing,
+            command=f"cascade compare {recipe}{f' --seed {seed}' if seed else ''}",
         )
 
+    def ordered(self) -> list[SystemResult]:
+        """All systems, each followed by what is finished of it with other seeds."""
+        results = [self.results[recipe, seed] for recipe in SYSTEMS for seed in self.seeds]
+        return [result for result in results if result.seed == 0 or not result.missing]
 
-def seed_assignments(recipe: Recipe, seed: int) -> list[str]:
-    """`--set` assignments of another seed for all trainings and samples of a recipe; data and measures keep theirs."""
-    parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
-    for name, value in [*parts.items()]:
-        if isinstance(value, tuple):
-            parts |= {f"{name}.{number}": each for number, each in enumerate(value)}
-    trained = [name for name, value in parts.items() if isinstance(value, Training)]
-    return [*(f"{name}.optimization.seed={seed}" for name in trained), f"samples.seed={seed}"]
+    def render(self) -> str:
+        return render_comparison(self.ordered())
 
 
-def system_result(recipe: str, seed: int, found: Finished, *, obstacle: str = "") -> SystemResult:
-    """What the finished stages of a system state."""
-    system, metadata = SYSTEMS[recipe], {name: artifact.metadata for name, artifact in found.artifacts.items()}
-    likelihood = metadata.get("likelihood", {}).get("summary", {})
-    name = next((name for name in LIKELIHOODS if name in likelihood), "")
-    exact = system.branch == TRACTABLE
-    made = [row for row in metadata.get("evaluation", {}).get("distances", []) if row["purpose"] == "model"]
-    images = run_images(found.artifacts) if not found.missing else {}
-    seconds = [*metadata.get("samples", {}).get("summary", {}).values()]
-    return SystemResult(
-        recipe=recipe,
-        title=system.title,
-        branch=system.branch,
-        seed=seed,
-        bits=likelihood.get(name),
-        bits_error=likelihood.get(f"{name}_standard_error"),
-        likelihood="exact" if name and exact else LIKELIHOODS.get(name, ""),
-        made=DistanceRow(**made[-1]) if made and "samples" in metadata else None,  # the last is the finished image
-        samples=next((png for name, png in images.items() if name.endswith("_unconditional")), b""),
-        train_seconds=found.train_seconds,
-        seconds_per_image=seconds[0] if seconds else None,
-        parameters=sum(int(each.metadata["summary"]["parameters"]) for each in found.trained.values()) or None,
-        missing=found.missing,
-        obstacle=obstacle,
-        command=f"cascade compare {recipe}{f' --seed {seed}' if seed else ''}",
+def comparison_table(systems: Iterable[SystemResult]) -> Table:
+    """A row for each finished system and each seed, then held-out images, and these as PNGs; ± is a standard error."""
+    systems = list(systems)
+    rows = [system_cells(system) for system in systems if not system.missing]
+    for row in [system.scale for system in systems if system.scale is not None][:1]:
+        rows.append((row.name, "–", "–", *distance_cells(row), "–", "–", "–", "–"))
+    for bits in [system.png_bits for system in systems if system.png_bits is not None][:1]:
+        rows.append(("held-out images as PNG", "–", f"{bits:.2f}", *["–"] * 8))
+    return Table(columns=COLUMNS, rows=tuple(rows))
+
+
+def system_cells(system: SystemResult) -> tuple[str, ...]:
+    """A row of the table, a cell for each of COLUMNS."""
+    bits = (
+        "–" if system.bits is None else f"{with_error(system.bits, system.bits_error, digits=2)}, {system.likelihood}"
     )
+    made = distance_cells(system.made) if system.made is not None else ("–",) * 4
+    parameters = "–" if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
+    seconds = number(system.seconds_per_image)
+    trained = duration(system.train_seconds)
+    return (system.title, system.branch, bits, *made, trained, seconds, parameters, str(system.seed))
 
 
-def shown_table(comparison: Comparison) -> Table:
-    table = comparison_table(comparison)
-    shown = Table(*table.columns, title="The taxonomy, measured", title_justify="left")
-    for row in table.rows:
-        shown.add_row(*map(str, row))
-    return shown
+def distance_cells(row: DistanceRow) -> tuple[str, ...]:
+    """Distance, N, precision, recall."""
+    shares = (
+        "–" if share is None else with_error(share, share_error(share, row.samples), digits=2)
+        for share in (row.precision, row.recall)
+    )
+    return (with_error(row.distance, row.standard_error, digits=1), f"{row.samples:,}", *shares)
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of so many independent images: the root of p (1 - p) / N."""
+    return (share * (1 - share) / count) ** 0.5
+
+
+def with_error(value: float, error: float | None, *, digits: int) -> str:
+    shown = f"{value:.{digits}f}"
+    return shown if error is None else f"{shown} ± {error:.{digits}f}"
+
+
+def draw_comparison(systems: Sequence[SystemResult]) -> str:
+    """Distance against the seconds of one sample, as SVG: a point for each seed; empty without any."""
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for system in systems:
+        if not system.missing and system.made is not None and system.seconds_per_image:
+            point = (system.seconds_per_image, system.made.distance, system.made.standard_error or 0.0)
+            points.setdefault(system.title, []).append(point)
+    if not points:
+        return ""
+    series = [Series(title, *zip(*found, strict=True)) for title, found in points.items()]
+    scale = next((system.scale for system in systems if system.scale is not None), None)
+    levels = {} if scale is None else {f"{scale.name}, N {scale.samples}": scale.distance}
+    label = f"Fréchet distance ({feature_network(systems)})"
+    return plot_svg([Panel("seconds for an image", label, series, levels=levels, log_x=True)], salt="comparison")
+
+
+def feature_network(systems: Iterable[SystemResult]) -> str:
+    return next((system.feature_network for system in systems if system.feature_network), "")
+
+
+def sample_figures(systems: Iterable[SystemResult]) -> list[Figure]:
+    """The samples of each finished system, those of other seeds too."""
+    figures = []
+    for system in systems:
+        title = f"{system.title}, seed {system.seed}" if system.seed else system.title
+        if system.samples and not system.missing:
+            small = shrunk(system.samples, width=WIDEST)
+            figures.append(figure(f"{system.recipe}-{system.seed}", small, title, f"Samples of {title}"))
+    return figures
+
+
+def render_comparison(systems: Sequence[SystemResult]) -> str:
+    """The page as HTML without script."""
+    page = page_environment(__name__).get_template("comparison.html.j2")
+    return page.render(
+        systems=systems,
+        feature_network=feature_network(systems),
+        table=comparison_table(systems),
+        plot=Markup(draw_comparison(systems)),
+        samples=sample_figures(systems),
+    )

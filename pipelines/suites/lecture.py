@@ -1,34 +1,62 @@
-"""The lecture, run: every system by its own recipe, and a page of all slides: `cascade lecture`, `make lecture`."""
+"""The lecture, run: every system by its own recipe, and a page of all slides: `cascade lecture`, `make lecture`.
 
-from collections.abc import Mapping
+Each slide has its formula, the code that is it, and what its systems made, measured and took.
+"""
+
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+from markupsafe import Markup
+from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 
 from components.configuration.usage import UsageError, nearest
 from components.data.errors import SourceError
+from components.evaluation.curves import with_own_ids
+from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
-from components.evaluation.report import shrunk, stage_curves
+from components.evaluation.report import Figure, Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from pipelines.engine import driver
 from pipelines.engine.display import duration
 from pipelines.engine.run_report import run_images, run_words, stage_curve, study_of
-from pipelines.planning.profiles import storage_uri
 from pipelines.recipes.catalog import RECIPES, ROWS
-from pipelines.suites.in_turn import finished_stages, left_to_run, run_in_turn
-from pipelines.suites.lecture_page import RecipeResult, render_lecture
-from pipelines.suites.slides import LECTURE, read_slides
+from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
+from pipelines.suites.slides import LECTURE, CodeLine, CodeReference, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
-PAGE = "lecture.html"
 WIDEST = 2400  # pixels of an image on the page; reports have them whole
+KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
 SLIDES = read_slides(LECTURE.read_text())
+Item = TypeVar("Item")
 
 
-def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, profile: str, console: Console) -> int:
+class RecipeResult(Result):
+    """State of a row's recipe."""
+
+    row: str = ""  # T1, P3, ...
+    summary: str = ""  # the recipe in one line
+    figures: dict[str, float] = Field(default_factory=dict)  # likelihoods and distances by name
+    images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG
+    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of an image -> what it was asked for by
+    plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
+    tables: dict[str, Table] = Field(default_factory=dict)  # title -> figures
+    curves: dict[str, str] = Field(default_factory=dict)  # title -> SVG
+    report: str = ""  # its address, from that of the page
+
+
+def run_lecture(
+    names: list[str],
+    *,
+    storage: str | None,
+    tracking: str | None,
+    profile: str,
+    console: Console,
+    figures: Path | None = None,
+) -> int:
     """Run the recipes of the rows that are not finished, in turn. Returns 1 if one failed, 130 if interrupted. One that
     is finished and that MLflow does not know runs too: it is sent again, and trains nothing.
 
@@ -37,6 +65,7 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
 
     Args:
         names: rows or recipes to run; empty: all.
+        figures: JSON file that gets the figures of all finished rows in the storage, when the page is written.
 
     Raises UsageError for a name that is neither and without the extra `lecture`, SourceError for a row that is named
     but has no images here.
@@ -44,117 +73,88 @@ def run_lecture(names: list[str], *, storage: str | None, tracking: str | None, 
     if find_spec("latex2mathml") is None:
         raise UsageError("the lecture's page needs the extra lecture: pip install 'image-cascade[lecture]'")
     chosen = chosen_rows(names)
-    page = LecturePage(Store(storage_uri(storage)), tracking, profile)
-    page.write()
-    for recipe in [recipe for recipe in chosen if page.results[recipe].obstacle]:
-        if names:
-            raise SourceError(page.results[recipe].obstacle)
-        obstacle = page.results[recipe].obstacle
-        console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
-        del chosen[recipe]
-    finished = {recipe: page.runs[recipe] for recipe in chosen if page.is_finished(recipe)}
-    left = left_to_run(chosen, finished, tracking=tracking, what="recipes", console=console)
-    titles = {recipe: f"row {chosen[recipe]}, {recipe}" for recipe in left}
-    code = run_in_turn(
-        titles, lambda recipe: options(recipe, storage, tracking, profile), after=page.write, console=console
-    )
+    lecture = Lecture(storage, tracking=tracking, profile=profile, figures=figures)
+    lecture.write()
+    for recipe, obstacle in [(recipe, lecture.results[recipe, 0].obstacle) for recipe in chosen]:
+        if obstacle and names:
+            raise SourceError(obstacle)
+        if obstacle:
+            console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
+            del chosen[recipe]
+    titles = {(recipe, 0): f"row {row}, {recipe}" for recipe, row in chosen.items()}
+    code = lecture.run(titles, noun="recipes", console=console)
     if code != driver.INTERRUPTED:
-        console.print(rows_table([page.results[recipe] for recipe in chosen if not page.results[recipe].missing]))
-        console.print(f"page: {page.root.url(PAGE)}", highlight=False, soft_wrap=True)
+        finished = [lecture.results[key] for key in titles if not lecture.results[key].missing]
+        console.print(shown_table(rows_table(finished), title="The rows"))
+        console.print(f"page: {lecture.root.url(lecture.page)}", highlight=False, soft_wrap=True)
     return code
-
-
-class LecturePage:
-    """The page in a storage. What a finished recipe has to show is read once."""
-
-    def __init__(self, root: Store, tracking: str | None, profile: str) -> None:
-        self.root, self.tracking, self.profile = root, tracking, profile
-        self.results: dict[str, RecipeResult] = {}
-        self.runs: dict[str, str] = {}  # recipe -> its run
-
-    def write(self) -> None:
-        for recipe in chosen_rows([]):
-            if recipe not in self.results or self.results[recipe].missing:
-                self.results[recipe] = self.collect(recipe)
-        self.root.write(PAGE, render_lecture(SLIDES, self.results).encode())
-
-    def is_finished(self, recipe: str) -> bool:
-        """Whether nothing of it is to run: every stage is there, and the report."""
-        result = self.results[recipe]
-        return not result.missing and self.root.exists(result.report)
-
-    def collect(self, recipe: str) -> RecipeResult:
-        """What there is of a recipe, or why it can't be run here."""
-        try:
-            prepared = driver.prepare(options(recipe, self.root.uri, self.tracking, self.profile))
-            self.runs[recipe] = prepared.run
-            return collect_result(prepared)
-        except SourceError as error:
-            return RecipeResult(**named(recipe), missing=("images",), obstacle=str(error))
-
-
-def options(recipe: str, storage: str | None, tracking: str | None, profile: str) -> driver.RunOptions:
-    return driver.RunOptions(recipe=recipe, storage=storage, tracking=tracking, profile=profile)
 
 
 def chosen_rows(names: list[str]) -> dict[str, str]:
     """Recipe -> row, of the rows or recipes named."""
     rows = {recipe.__name__: row for recipe, row in ROWS.items()}
-    known = {*rows, *rows.values()}
+    choices = {*rows, *rows.values()}
     for name in names:
-        if name not in known:
-            raise UsageError(f"no row or recipe {name!r}{nearest(name, sorted(known))}")
+        if name not in choices:
+            raise UsageError(f"no row or recipe {name!r}{nearest(name, sorted(choices))}")
     return {recipe: row for recipe, row in rows.items() if not names or recipe in names or row in names}
 
 
-def named(recipe: str) -> dict[str, Any]:
-    """By what a recipe is known."""
+class Lecture(Suite[RecipeResult]):
+    """All rows, each with one seed."""
+
+    name, page = "lecture", "lecture.html"
+    unsaved = frozenset({"row", "summary", "images", "words", "plots", "curves", "report"})
+
+    def keys(self) -> list[Key]:
+        return [(recipe, 0) for recipe in chosen_rows([])]
+
+    def result(self, key: Key, stages: Stages) -> RecipeResult:
+        """What the finished stages of a recipe state of held-out images, made, and took; and which are not finished."""
+        artifacts, trained, missing = stages
+        studies = [study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata]
+        return RecipeResult(
+            recipe=key[0],
+            **catalog_entry(key[0]),
+            train_seconds=stages.train_seconds,
+            figures=figures_of(artifacts, trained),
+            images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
+            words=run_words(artifacts),
+            plots={title: svg for study in studies for title, svg in study.plots.items()},
+            tables={title: table for study in studies for title, table in study.tables.items()},
+            curves={
+                f"{readable(stage)}: {title}": svg
+                for stage, artifact in trained.items()
+                for title, svg in drawn_curves(self.root, artifact).items()
+            },
+            report="" if missing else f"runs/{self.runs[key]}/report.html",
+            missing=missing,
+        )
+
+    def render(self) -> str:
+        return render_lecture(SLIDES, {recipe: result for (recipe, _), result in self.results.items()})
+
+
+def catalog_entry(recipe: str) -> dict[str, str]:
+    """Row and summary of a recipe."""
     first = (RECIPES[recipe].__doc__ or "").strip().splitlines()[0].partition(": ")[2]
-    return {"recipe": recipe, "row": chosen_rows([])[recipe], "summary": first[:1].upper() + first[1:]}
-
-
-def collect_result(prepared: driver.Prepared) -> RecipeResult:
-    """What the finished stages of a recipe state of held-out images, made, and took; and which are not finished."""
-    artifacts, trained, missing = found = finished_stages(prepared)
-    studies = [study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata]
-    return RecipeResult(
-        **named(prepared.recipe.name),
-        seconds=found.train_seconds,
-        figures=figures_of(artifacts, trained),
-        images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
-        words=run_words(artifacts),
-        plots={title: svg for study in studies for title, svg in study.plots.items()},
-        tables={title: table for study in studies for title, table in study.tables.items()},
-        curves={
-            f"{readable(stage)}: {title}": svg
-            for stage, artifact in trained.items()
-            for title, svg in drawn_curves(prepared.root, artifact).items()
-        },
-        report="" if missing else f"runs/{prepared.run}/report.html",
-        missing=missing,
-    )
+    return {"row": chosen_rows([])[recipe], "summary": first[:1].upper() + first[1:]}
 
 
 def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact]) -> dict[str, float]:
-    """Likelihoods that models state, then what studies and the evaluation do."""
+    """Likelihoods that models state, headlines of studies, distances of what models made, and use of codes."""
     figures = {
         name.removeprefix(HELD_OUT): value
         for artifact in trained.values()
         for name, value in artifact.metadata["summary"].items()
         if "bits_per" in name
     }
-    for artifact in artifacts.values():
-        figures |= stated_figures(artifact.metadata)
-    return figures
-
-
-def stated_figures(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """What an artifact states: a study its headline, an evaluation distances of what models made, and codes in use."""
-    figures = dict(metadata.get("headline", {}))
-    made = [found for found in metadata.get("distances", []) if found["purpose"] == "model"]
-    figures |= {f"distance, {found['name']} (N {found['samples']})": found["distance"] for found in made}
-    if use := metadata.get("held_out_codebook"):
-        figures |= {"codes in use, %": 100 * use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
+    for metadata in (artifact.metadata for artifact in artifacts.values()):
+        figures |= metadata.get("headline", {})
+        rows = [row for row in metadata.get("distances", []) if row["purpose"] == "model"]
+        figures |= {f"distance, {row['name']} (N {row['samples']})": row["distance"] for row in rows}
+        if use := metadata.get("held_out_codebook"):
+            figures |= {"codes in use, %": 100 * use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
     return figures
 
 
@@ -165,9 +165,93 @@ def drawn_curves(root: Store, artifact: Artifact) -> dict[str, str]:
     return {entry["metric"].replace("_", " "): str(entry["svg"]) for entry in main[:3]}
 
 
-def rows_table(finished: list[RecipeResult]) -> Table:
-    table = Table("row", "recipe", "trained", "figures on held-out images", title="The rows", title_justify="left")
-    for row in finished:
-        figures = "\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in row.figures.items())
-        table.add_row(row.row, row.recipe, duration(row.seconds), figures)
-    return table
+def rows_table(results: Sequence[RecipeResult]) -> Table:
+    """Figures of each result, one below the other."""
+    rows = []
+    for result in results:
+        figures = "\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in result.figures.items())
+        rows.append((result.row, result.recipe, duration(result.train_seconds), figures))
+    return Table(columns=("row", "recipe", "trained", "figures on held-out images"), rows=tuple(rows))
+
+
+class ShownCode(NamedTuple):
+    place: str  # file:line
+    name: str
+    lines: list[CodeLine]
+
+
+class ShownResult(NamedTuple):
+    result: RecipeResult
+    images: list[Figure]
+    plots: dict[str, Markup]
+    tables: dict[str, Table]
+    curves: dict[str, Markup]
+    whole: bool  # with figures, curves and minutes: the slide is that of the recipe
+
+
+class ShownSlide(NamedTuple):
+    anchor: str
+    slide: Slide
+    formulas: list[Markup]
+    code: list[ShownCode]
+    results: list[ShownResult]
+
+
+def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult]) -> str:
+    """The page as HTML without script; it holds all it needs.
+
+    Args:
+        results: by recipe, of all recipes that slides name.
+
+    Raises LookupError for a slide whose code stands nowhere.
+    """
+    from latex2mathml.converter import convert  # of the extra `lecture`
+
+    chapters: dict[str, list[ShownSlide]] = {}
+    homes: dict[str, str] = {}  # recipe -> anchor of its own slide, or of the first that shows something of it
+    for number, slide in enumerate(slides, start=1):
+        anchor = f"slide-{number}"
+        formulas = [Markup(convert(formula, display="block")) for formula in slide.formulas]
+        code = [shown_code(reference) for reference in slide.code]
+        shown = [shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes]
+        chapters.setdefault(slide.chapter, []).append(ShownSlide(anchor, slide, formulas, code, shown))
+        homes |= {recipe: anchor for recipe in slide.recipes if recipe not in homes or not slide.shows}
+    ordered = {recipe: results[recipe] for slide in slides for recipe in slide.recipes}
+    page = page_environment(__name__).get_template("lecture.html.j2")
+    return page.render(chapters=chapters, results=ordered, homes=homes)
+
+
+def shown_code(reference: CodeReference) -> ShownCode:
+    """The lines of a reference, and where the first of its formula stands."""
+    lines = read_code(reference)
+    first = next(line.number for line in lines if line.is_formula)
+    return ShownCode(f"{reference.file}:{first}", reference.name, lines)
+
+
+def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *, anchor: str) -> ShownResult:
+    """Images, plots and tables of a recipe that the slide names; if it names none, all that no other slide names.
+
+    Names of elements start with the anchor, as each may stand once on a page.
+    """
+    named = {name for other in slides if result.recipe in other.recipes for name in other.shows}
+    whole = not slide.shows
+
+    def of_slide(items: Mapping[str, Item]) -> dict[str, Item]:
+        return {name: item for name, item in items.items() if (name not in named if whole else name in slide.shows)}
+
+    images, figures = of_slide(result.images), []
+    for name, png in (own_images(images) if whole else images).items():
+        caption, alt = described_image(name)
+        words = result.words.get(name, ())
+        figures.append(figure(f"{anchor}-{name}", png, caption, f"{readable(result.recipe)}: {alt}", words))
+    plots, curves = (
+        {title: Markup(with_own_ids(svg, anchor)) for title, svg in drawings.items()}
+        for drawings in (of_slide(result.plots), result.curves if whole else {})
+    )
+    return ShownResult(result, figures, plots, of_slide(result.tables), curves, whole)
+
+
+def own_images(images: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """Images of a recipe's own: an autoencoder's reconstructions, and what a VAE draws; of others, what they make."""
+    own = {name: png for name, png in images.items() if name not in KEPT}
+    return own if any(not name.startswith("vae_") for name in own) else images

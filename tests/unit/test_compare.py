@@ -21,23 +21,18 @@ from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.taxonomy import APPROXIMATE, TAXONOMY
 from pipelines.suites import compare
 from pipelines.suites.compare import (
-    SYSTEMS,
-    ComparisonPage,
-    chosen_systems,
-    run_compare,
-    seed_assignments,
-    system_result,
-)
-from pipelines.suites.comparison_page import (
     COLUMNS,
+    SYSTEMS,
     Comparison,
     SystemResult,
+    chosen_systems,
     comparison_table,
     draw_comparison,
     render_comparison,
+    run_compare,
     share_error,
 )
-from pipelines.suites.in_turn import Finished, finished_stages
+from pipelines.suites.runner import Stages, finished_stages, seed_assignments
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests.unit.test_evaluation_report import Page
@@ -76,7 +71,7 @@ def with_artifact(entry: PlannedStage) -> PlannedStage:
 def done(tmp_path: Path) -> Any:
     """A page on which only the systems named are finished."""
 
-    def make(*finished: str, monkeypatch: pytest.MonkeyPatch) -> ComparisonPage:
+    def make(*finished: str, monkeypatch: pytest.MonkeyPatch) -> Comparison:
         prepare = driver.prepare
 
         def prepared(options: driver.RunOptions) -> driver.Prepared:
@@ -85,7 +80,7 @@ def done(tmp_path: Path) -> Any:
             return replace(found, planned=[with_artifact(entry) for entry in found.planned] if ready else found.planned)
 
         monkeypatch.setattr(driver, "prepare", prepared)
-        return ComparisonPage(Store(str(tmp_path / "runs")), None, "auto")
+        return Comparison(str(tmp_path / "runs"), tracking=None, profile="auto")
 
     return make
 
@@ -128,13 +123,17 @@ def test_another_seed_is_another_training_of_every_network_on_the_same_images(re
     assert next(entry.stage.config.seed for entry in other if entry.stage.name == "samples") == 3
 
 
+def result(recipe: str, seed: int, stages: Stages) -> SystemResult:
+    return Comparison("memory://compare", tracking=None, profile="auto").result((recipe, seed), stages)
+
+
 def test_a_row_says_what_its_stages_state() -> None:
     prepared = [with_artifact(entry) for entry in planned("cascade_32")]
-    found = finished_stages(type("Prepared", (), {"planned": prepared})())  # pyrefly: ignore[bad-argument-type]
-    result = system_result("cascade_32", 0, found)
-    assert result.made == DistanceRow(**MADE)
-    assert (result.train_seconds, result.parameters) == (120.0, 2000)
-    assert (result.seconds_per_image, result.bits, result.missing) == (0.125, None, ())
+    stages = finished_stages(type("Prepared", (), {"planned": prepared})())  # pyrefly: ignore[bad-argument-type]
+    cascade = result("cascade_32", 0, stages)
+    assert (cascade.made, cascade.scale) == (DistanceRow(**MADE), DistanceRow(**HELD_OUT))
+    assert (cascade.train_seconds, cascade.parameters) == (120.0, 2000)
+    assert (cascade.seconds_per_image, cascade.bits, cascade.missing) == (0.125, None, ())
 
 
 def system(title: str, **changes: Any) -> SystemResult:
@@ -149,11 +148,10 @@ def cells(table: Table, row: int) -> dict[str, Any]:
 def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the_scale() -> None:
     systems = (
         system("A <b>", bits=3.0, bits_error=0.05, likelihood="bound"),
-        system("B", seed=1),
-        system("C", missing=("samples",)),
+        system("B", seed=1, png_bits=4.5),
+        system("C", missing=("samples",), scale=DistanceRow(**HELD_OUT), png_bits=4.5),
     )
-    comparison = Comparison(systems=systems, scale=(DistanceRow(**HELD_OUT),), png_bits=4.5)
-    table = comparison_table(comparison)
+    table = comparison_table(systems)
     assert [row[0] for row in table.rows] == ["A <b>", "B", "held-out images", "held-out images as PNG"]
     assert all(len(row) == len(COLUMNS) for row in table.rows)
     first, second = cells(table, 0), cells(table, 1)
@@ -167,33 +165,33 @@ def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the
 
 
 def test_the_plot_has_one_line_a_system_with_all_its_seeds() -> None:
-    systems = (system("A"), system("A", seed=1, seconds_per_image=0.25), system("B"))
-    svg = draw_comparison(Comparison(systems=systems, scale=(DistanceRow(**HELD_OUT),)))
+    systems = (system("A"), system("A", seed=1, seconds_per_image=0.25), system("B", scale=DistanceRow(**HELD_OUT)))
+    svg = draw_comparison(systems)
     assert "A 90 at 0.125 90 at 0.25" in Page(svg).text
     assert "held-out images, N 377 26" in Page(svg).text
-    assert draw_comparison(Comparison(systems=(system("A", missing=("samples",)),))) == ""
+    assert draw_comparison((system("A", missing=("samples",)),)) == ""
 
 
 def test_the_page_is_whole_and_says_by_what_command_the_rest_is_made() -> None:
     left = system("C", missing=("gan", "samples"), command="cascade compare gan_32", made=None)
-    html = render_comparison(Comparison(systems=(system("A <b>"), left), feature_network="net"))
+    html = render_comparison((system("A <b>", feature_network="net"), left))
     page = Page(html)
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "<script" not in html
     assert "A &lt;b&gt;" in html
     assert re.search(r"C:\s*gan, samples\.\s*It is made by\s*cascade compare gan_32", page.text)
-    assert "cascade compare" in Page(render_comparison(Comparison(systems=(left,)))).text
+    assert "cascade compare" in Page(render_comparison((left,))).text
 
 
 def test_the_samples_of_each_finished_training_are_on_the_page_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     png = encode_png(Image.new("RGB", (1120, 64), "red"))
     of_samples = {"strip_base": b"", "diffusion_unconditional": png}
     monkeypatch.setattr(compare, "run_images", lambda artifacts: of_samples)
-    finished = system_result("gan_32", 2, Finished({}, {}, ()))
-    left = system_result("vae_32", 0, Finished({}, {}, ("samples",)))
+    finished = result("gan_32", 2, Stages({}, {}, ()))
+    left = result("vae_32", 0, Stages({}, {}, ("samples",)))
     assert (finished.samples, left.samples) == (png, b"")
-    html = render_comparison(Comparison(systems=(finished, left)))
+    html = render_comparison((finished, left))
     assert 'alt="Samples of GAN, seed 2" width="560" height="32"' in html
     assert html.count("<img") == 1
 
@@ -209,10 +207,10 @@ def test_the_page_shows_every_seed_that_was_asked_for_and_reads_what_is_finished
     page.write()
     assert page.seeds == [0, 2]
     assert page.results["gan_32", 0] is before["gan_32", 0]
-    shown = [(result.recipe, result.seed) for result in page.comparison().finished]
+    shown = [(system.recipe, system.seed) for system in page.ordered() if not system.missing]
     assert shown == [("ddpm_32", 0), ("ddpm_32", 2), ("gan_32", 0), ("gan_32", 2)]
-    assert {result.seed for result in page.comparison().systems if result.missing} == {0}
-    html = page.root.read(compare.PAGE).decode()
+    assert {system.seed for system in page.ordered() if system.missing} == {0}
+    html = page.root.read(page.page).decode()
     assert "3.00 ± 0.05, estimated bound" in html
     assert "cascade compare vae_32" in html
 

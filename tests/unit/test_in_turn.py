@@ -1,5 +1,8 @@
-"""Laws of the commands that run many recipes: what is finished runs again only for an MLflow that does not know it."""
+"""Laws of the commands that run many recipes: what is finished runs again only for an MLflow that does not know it,
+and its figures are put into a file.
+"""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from components.configuration.usage import UsageError
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
@@ -16,8 +20,8 @@ from components.runtime.tracking.tracker import Tracker
 from pipelines.engine import driver
 from pipelines.engine.recorder import EXPERIMENT
 from pipelines.suites.compare import run_compare
-from pipelines.suites.in_turn import unknown_runs
 from pipelines.suites.lecture import run_lecture
+from pipelines.suites.runner import unknown_runs
 from pipelines.workflow import PlannedStage
 
 AWAY = "http://127.0.0.1:9"
@@ -52,8 +56,9 @@ def test_an_mlflow_that_can_not_be_filled_is_not_waited_for(tracking: str) -> No
 
 def with_artifact(entry: PlannedStage) -> PlannedStage:
     metadata = {"summary": {"train_seconds": 60.0, "parameters": 1000}}
+    origin = {"git_commit": f"{0xABC:040x}"[::-1], "started": 0.0, "seconds": 86400.0}
     artifact = Artifact(kind="report", stage=entry.stage.name, key=entry.key, files=(), root=entry.store.uri)
-    return entry._replace(cached=artifact.model_copy(update={"metadata": metadata}))
+    return entry._replace(cached=artifact.model_copy(update={"metadata": metadata, "provenance": origin}))
 
 
 @pytest.fixture
@@ -64,6 +69,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def prepared(options: driver.RunOptions) -> driver.Prepared:
         made = prepare(options)
         made.root.write(f"runs/{made.run}/report.html", b"a report")
+        made.root.write(f"runs/{made.run}/plan.json", b'{"facts": {"machine": "2 cores"}}')
         return replace(made, planned=[with_artifact(entry) for entry in made.planned])
 
     def run(options: driver.RunOptions, console: Console) -> int:
@@ -93,3 +99,32 @@ def test_what_is_finished_runs_again_for_an_mlflow_that_does_not_know_it_and_onl
     for knows in (tracking, "none"):
         COMMANDS[command](tracking=knows, **options)
         assert ran == [run]
+
+
+@pytest.mark.parametrize(("command", "recipe"), [("lecture", "gan"), ("compare", "gan_32")])
+def test_figures_of_what_is_finished_are_put_into_a_file_with_their_commit_date_and_machine(
+    command: str, recipe: str, ran: list[str], tmp_path: Path
+) -> None:
+    file, other = tmp_path / "results.json", {"recipe": "other", "seed": 3, "train_seconds": 1.0}
+    old = {command: [{"recipe": recipe, "note": "measured before"}, other], "demo": [{"recipe": "openmoji"}]}
+    file.write_text(json.dumps(old))
+    options: dict[str, Any] = {"storage": str(tmp_path / "runs"), "tracking": "none", "profile": "auto"}
+    assert COMMANDS[command](console=Console(quiet=True), figures=file, **options) == driver.DONE
+    figures = json.loads(file.read_text())
+    results = {(entry["recipe"], entry.get("seed", 0)): entry for entry in figures[command]}
+    assert results[recipe, 0].items() >= {"commit": "cba000000000", "date": "1970-01-02", "machine": "2 cores"}.items()
+    assert results[recipe, 0]["train_seconds"] == 60.0
+    assert "note" not in results[recipe, 0]
+    assert (results["other", 3], figures["demo"]) == (other, old["demo"])
+    assert len(results) > 10
+    assert not [entry for entry in figures[command] if "images" in entry or "samples" in entry]
+
+
+def test_a_file_of_something_else_is_refused_before_anything_runs(ran: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text('[{"name": "unet"}]')
+    options: dict[str, Any] = {"storage": str(tmp_path / "runs"), "tracking": "none", "profile": "auto"}
+    with pytest.raises(UsageError, match=r"bench\.json holds no figures of a lecture or a comparison"):
+        run_lecture(["gan"], console=Console(quiet=True), figures=file, **options)
+    assert ran == []
+    assert file.read_text() == '[{"name": "unet"}]'

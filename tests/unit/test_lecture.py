@@ -11,11 +11,11 @@ from rich.console import Console
 from components.data.errors import SourceError
 from components.data.sources import fashion_mnist
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store
 from pipelines.engine import driver
 from pipelines.recipes.catalog import ROWS
 from pipelines.recipes.fashion import FASHION
-from pipelines.suites.lecture import PAGE, LecturePage, chosen_rows, collect_result, options, run_lecture
+from pipelines.suites.lecture import Lecture, RecipeResult, chosen_rows, run_lecture
+from pipelines.suites.runner import finished_stages
 from pipelines.workflow import PlannedStage
 from tests.image_sets import write_idx
 
@@ -34,14 +34,16 @@ OF_TOKENS = {DISTANCE: 90.0, "codes in use, %": 90.0, "perplexity": 200.0}
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> Any:
-    """The recipe as if all its stages had been run."""
+def lecture(tmp_path: Path) -> Lecture:
+    return Lecture(str(tmp_path / "runs"), tracking=None, profile="auto")
 
-    def make(recipe: str) -> driver.Prepared:
-        prepared = driver.prepare(options(recipe, str(tmp_path / "runs"), None, "auto"))
-        return replace(prepared, planned=[with_artifact(entry) for entry in prepared.planned])
 
-    return make
+def finished(lecture: Lecture, recipe: str, *, missing: str = "") -> RecipeResult:
+    """The recipe as if all its stages had been run, but for one."""
+    prepared = driver.prepare(lecture.options((recipe, 0)))
+    planned = [entry if entry.stage.name == missing else with_artifact(entry) for entry in prepared.planned]
+    lecture.runs[recipe, 0] = prepared.run
+    return lecture.result((recipe, 0), finished_stages(replace(prepared, planned=planned)))
 
 
 def with_artifact(entry: PlannedStage) -> PlannedStage:
@@ -61,57 +63,52 @@ def with_artifact(entry: PlannedStage) -> PlannedStage:
     ],
 )
 def test_a_row_says_what_its_models_studies_and_evaluation_state(
-    finished: Any, recipe: str, figures: dict[str, float], seconds: float
+    lecture: Lecture, recipe: str, figures: dict[str, float], seconds: float
 ) -> None:
-    result = collect_result(finished(recipe))
-    assert (result.recipe, result.figures, result.seconds) == (recipe, figures, seconds)
+    result = finished(lecture, recipe)
+    assert (result.recipe, result.figures, result.train_seconds) == (recipe, figures, seconds)
     assert result.missing == ()
 
 
-def test_a_row_with_a_stage_to_run_says_which_and_keeps_what_the_others_state(finished: Any) -> None:
-    prepared = finished("palette")
-    first, *others = prepared.planned
-    result = collect_result(replace(prepared, planned=[first._replace(cached=None), *others]))
-    assert result.missing == (first.stage.name,)
+def test_a_row_with_a_stage_to_run_says_which_and_keeps_what_the_others_state(lecture: Lecture) -> None:
+    result = finished(lecture, "palette", missing="images")
+    assert result.missing == ("images",)
     assert result.report == ""
     assert result.figures["psnr, inpainting"] == 21.0
 
 
 def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_is_there_by_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lecture: Lecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "nothing"))
-    root = Store(str(tmp_path / "runs"))
-    page = LecturePage(root, None, "auto")
-    page.write()
-    away = {recipe: found.obstacle for recipe, found in page.results.items() if found.obstacle}
+    lecture.write()
+    away = {recipe: result.obstacle for (recipe, _), result in lecture.results.items() if result.obstacle}
     assert set(away) == {recipe.__name__ for recipe in FASHION}
     assert all("dataset-fashion-mnist" in reason for reason in away.values())
-    assert len(page.results) == len(ROWS)
-    root.delete(PAGE)
+    assert len(lecture.results) == len(ROWS)
+    lecture.root.delete(lecture.page)
     with pytest.raises(SourceError, match="dataset-fashion-mnist"):
-        run_lecture(["D4"], storage=root.uri, tracking=None, profile="auto", console=Console(quiet=True))
-    assert "dataset-fashion-mnist" in root.read(PAGE).decode()
+        run_lecture(["D4"], storage=lecture.root.uri, tracking=None, profile="auto", console=Console(quiet=True))
+    assert "dataset-fashion-mnist" in lecture.root.read(lecture.page).decode()
 
 
-def test_what_is_finished_is_read_once(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_read_once(lecture: Lecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "set"))  # on any machine
     write_idx(tmp_path / "set", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8), compress=True)
-    page = LecturePage(Store(str(tmp_path / "runs")), None, "auto")
-    page.results = {recipe: collect_result(finished(recipe)) for recipe in chosen_rows([])}
-    kept = dict(page.results)
-    page.write()
-    assert all(page.results[recipe] is result for recipe, result in kept.items())
-    page.results["gan"] = kept["gan"].model_copy(update={"missing": ("samples",)})
-    page.write()
-    assert page.results["gan"].missing == ("images", "gan", "cascade", "samples", "evaluation")
+    lecture.results = {(recipe, 0): finished(lecture, recipe) for recipe in chosen_rows([])}
+    before = dict(lecture.results)
+    lecture.write()
+    assert all(lecture.results[key] is result for key, result in before.items())
+    lecture.results["gan", 0] = before["gan", 0].model_copy(update={"missing": ("samples",)})
+    lecture.write()
+    assert lecture.results["gan", 0].missing == ("images", "gan", "cascade", "samples", "evaluation")
 
 
-def test_a_recipe_with_all_its_stages_and_its_report_is_not_run_again(finished: Any, tmp_path: Path) -> None:
-    page = LecturePage(Store(str(tmp_path / "runs")), None, "auto")
-    result = page.results["gan"] = collect_result(finished("gan"))
-    assert not page.is_finished("gan")
-    page.root.write(result.report, b"a report")
-    assert page.is_finished("gan")
-    page.results["gan"] = result.model_copy(update={"missing": ("samples",)})
-    assert not page.is_finished("gan")
+def test_a_recipe_with_all_its_stages_and_its_report_is_not_run_again(lecture: Lecture) -> None:
+    key = ("gan", 0)
+    result = lecture.results[key] = finished(lecture, "gan")
+    assert not lecture.is_finished(key)
+    lecture.root.write(result.report, b"a report")
+    assert lecture.is_finished(key)
+    lecture.results[key] = result.model_copy(update={"missing": ("samples",)})
+    assert not lecture.is_finished(key)

@@ -13,8 +13,7 @@ from components.evaluation.noising_study import ERRORS, FORWARD, PREDICTED, SCHE
 from components.evaluation.report import Table
 from pipelines.recipes.catalog import ROWS
 from pipelines.suites import slides
-from pipelines.suites.lecture import SLIDES, chosen_rows
-from pipelines.suites.lecture_page import RecipeResult, own_images, render_lecture
+from pipelines.suites.lecture import SLIDES, RecipeResult, chosen_rows, own_images, render_lecture
 from pipelines.suites.slides import LECTURE, CodeReference, Slide, read_code, read_slides
 from tests.unit.test_evaluation_report import Page
 
@@ -28,7 +27,13 @@ def png(color: str) -> bytes:
 
 
 def result(recipe: str, **changes) -> RecipeResult:
-    numbers = {"row": "T1", "recipe": recipe, "summary": "VAE <b>.", "seconds": 95.0, "figures": {"bits_per_dim": 3.25}}
+    numbers = {
+        "row": "T1",
+        "recipe": recipe,
+        "summary": "VAE <b>.",
+        "train_seconds": 95.0,
+        "figures": {"bits_per_dim": 3.25},
+    }
     return RecipeResult(**{**numbers, "report": "runs/a/report.html"} | changes)
 
 
@@ -157,8 +162,8 @@ def test_code_is_shown_without_docstring_and_near_its_formula(tmp_path: Path, mo
 
 
 def test_what_is_not_finished_is_said_with_the_command_that_makes_it() -> None:
-    away = result("gan", missing=("images",), obstacle="no such images are here.", seconds=None, report="")
-    begun = result("vae", missing=("samples", "evaluation"), seconds=None, figures={}, report="")
+    away = result("gan", missing=("images",), obstacle="no such images are here.", train_seconds=None, report="")
+    begun = result("vae", missing=("samples", "evaluation"), train_seconds=None, figures={}, report="")
     html = lecture(gan=away, vae=begun)
     assert f"{len(ROWS) - 2} of {len(ROWS)} recipes are finished" in html
     assert "samples, evaluation. It is made by <code>make lecture ROW=vae</code>" in html
@@ -168,11 +173,11 @@ def test_what_is_not_finished_is_said_with_the_command_that_makes_it() -> None:
 
 def test_a_prior_is_known_by_what_it_makes_and_an_autoencoder_by_what_it_keeps() -> None:
     kept, made = {"originals_and_reconstructions": png("red")}, {"gan_by_class": png("blue")}
-    assert own_images(result("gan", images=kept | made)) == made
-    assert own_images(result("vqvae", images=kept)) == kept
+    assert own_images(kept | made) == made
+    assert own_images(kept) == kept
     drawn = {"vae_unconditional": png("blue")}
-    assert own_images(result("vae", images=kept | drawn)) == kept | drawn
-    assert own_images(result("none")) == {}
+    assert own_images(kept | drawn) == kept | drawn
+    assert own_images({}) == {}
 
 
 def test_the_words_of_a_prompt_stand_under_the_images_that_were_made_of_it() -> None:

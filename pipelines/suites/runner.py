@@ -1,0 +1,237 @@
+"""Runner of many recipes by one command: what is finished of each, the rest run in turn, one page, figures as JSON."""
+
+import datetime
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import rich.table
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from components.configuration.config import Config
+from components.configuration.optimization import Training
+from components.configuration.usage import UsageError
+from components.data.errors import SourceError
+from components.evaluation.report import Table
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.garbage import PLAN
+from components.runtime.storage.store import Store
+from components.runtime.tracking.environment import environment
+from pipelines.engine import driver
+from pipelines.engine.provenance import short
+from pipelines.engine.recorder import EXPERIMENT
+from pipelines.engine.session import set_environment
+from pipelines.planning.profiles import storage_uri, tracking_uri
+from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.shapes import Recipe
+
+Key = tuple[str, int]  # recipe and seed
+
+
+class Stages(NamedTuple):
+    """Finished stages of a recipe."""
+
+    artifacts: dict[str, Artifact]  # by stage
+    trained: dict[str, Artifact]  # those that a training left
+    missing: tuple[str, ...]  # stages that are not finished
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of all trainings together; None without any."""
+        seconds = (artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in self.trained.values())
+        return sum(seconds) or None
+
+
+class Result(Config):
+    """State of a recipe with a seed: in a storage by now, or its figures as a JSON file keeps them."""
+
+    recipe: str
+    seed: int = 0  # of trainings and samples
+    train_seconds: float | None = None  # of all its trainings
+    missing: tuple[str, ...] = ()  # stages that are not finished
+    obstacle: str = ""  # why it can't be run here
+    commit: str = ""  # of the code that finished it
+    date: str = ""  # that it was finished on, in UTC
+    machine: str = ""  # its cores and devices, as the run states them
+    note: str = ""  # words of who measured it, for docs/RESULTS.md
+
+
+R = TypeVar("R", bound=Result)
+FIGURES = TypeAdapter(dict[str, list[dict[str, Any]]])
+
+
+class Suite(ABC, Generic[R]):
+    """Recipes with their results in a storage, where a page shows them. A finished recipe is read once."""
+
+    name: ClassVar[str]  # of the command, and of its figures in a JSON file
+    page: ClassVar[str]  # file in the storage
+    unsaved: ClassVar[frozenset[str]]  # fields of results that a JSON file does not keep
+
+    def __init__(self, storage: str | None, *, tracking: str | None, profile: str, figures: Path | None = None) -> None:
+        """The file `figures` gets the figures of finished recipes."""
+        self.root, self.tracking, self.profile = Store(storage_uri(storage)), tracking, profile
+        self.figures = figures
+        self.results: dict[Key, R] = {}
+        self.runs: dict[Key, str] = {}
+
+    @abstractmethod
+    def keys(self) -> list[Key]:
+        """All that the page shows, in its order."""
+
+    @abstractmethod
+    def result(self, key: Key, stages: Stages) -> R:
+        """What the finished stages of a recipe state."""
+
+    @abstractmethod
+    def render(self) -> str:
+        """The page as HTML without script, of all results."""
+
+    def write(self) -> None:
+        """Read what was not finished when it was last read; write the page, and figures where they are asked for.
+
+        Raises UsageError if the file of the figures holds something else.
+        """
+        for key in self.keys():
+            if key not in self.results or self.results[key].missing:
+                self.results[key] = self.collect(key)
+        self.root.write(self.page, self.render().encode())
+        if self.figures is not None:
+            finished = (result for result in self.results.values() if not result.missing)
+            save_figures(self.figures, self.name, finished, unsaved=self.unsaved)
+
+    def collect(self, key: Key) -> R:
+        """The result of a recipe, or why it can't be run here."""
+        try:
+            prepared = driver.prepare(self.options(key))
+        except SourceError as error:
+            stages = Stages({}, {}, ("images",))
+            return self.result(key, stages).model_copy(update={"obstacle": str(error)})
+        self.runs[key] = prepared.run
+        stages = finished_stages(prepared)
+        return self.result(key, stages).model_copy(update=origin(self.root, prepared.run, stages.artifacts.values()))
+
+    def options(self, key: Key) -> driver.RunOptions:
+        """Options of the run. A seed other than 0 has models of its own name: the champion stays that of seed 0."""
+        recipe, seed = key
+        return driver.RunOptions(
+            recipe=recipe,
+            set=seed_assignments(RECIPES[recipe](), seed) if seed else [],
+            name=f"{recipe}_seed_{seed}" if seed else None,
+            storage=self.root.uri,
+            tracking=self.tracking,
+            profile=self.profile,
+        )
+
+    def is_finished(self, key: Key) -> bool:
+        """Whether nothing of it is to run: every stage is there, and the report."""
+        return not self.results[key].missing and self.root.exists(f"runs/{self.runs[key]}/report.html")
+
+    def run(self, titles: Mapping[Key, str], *, noun: str, console: Console) -> int:
+        """Run what is not finished, in turn, and what MLflow does not know: that is sent again, and trains nothing.
+
+        Args:
+            titles: what to run -> how it is announced.
+            noun: name of the recipes, in the plural.
+
+        Returns 1 if one failed, 130 at once if interrupted.
+        """
+        finished = [key for key in titles if self.is_finished(key)]
+        unknown = unknown_runs({self.runs[key] for key in finished}, tracking=self.tracking)
+        again = [key for key in finished if self.runs[key] in unknown]
+        if finished:
+            console.print(f"{len(finished)} of {len(titles)} {noun} are finished", highlight=False)
+        if again:
+            console.print(f"{len(again)} of them are not in MLflow, and are sent again", highlight=False)
+        left = [key for key in titles if key not in finished or key in again]
+        failed = []
+        for number, key in enumerate(left, start=1):
+            console.rule(f"{number} of {len(left)}: {titles[key]}")
+            code = driver.run(self.options(key), console)
+            self.write()
+            if code == driver.INTERRUPTED:
+                return code
+            failed += [key[0]] if code != driver.DONE else []
+        if failed:
+            console.print(f"failed: {', '.join(failed)}; the same command goes on from here", style="red")
+        return driver.FAILED if failed else driver.DONE
+
+
+def seed_assignments(recipe: Recipe, seed: int) -> list[str]:
+    """`--set` assignments of another seed for all trainings and samples of a recipe; data and measures keep theirs."""
+    parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
+    for name, value in [*parts.items()]:
+        if isinstance(value, tuple):
+            parts |= {f"{name}.{number}": each for number, each in enumerate(value)}
+    trained = [name for name, value in parts.items() if isinstance(value, Training)]
+    return [*(f"{name}.optimization.seed={seed}" for name in trained), f"samples.seed={seed}"]
+
+
+def finished_stages(prepared: driver.Prepared) -> Stages:
+    """Stages of a prepared run by whether they are finished."""
+    artifacts = {entry.stage.name: entry.cached for entry in prepared.planned if entry.cached is not None}
+    trained = {
+        entry.stage.name: artifacts[entry.stage.name]
+        for entry in prepared.planned
+        if isinstance(entry.stage.config, Training) and entry.stage.name in artifacts
+    }
+    return Stages(artifacts, trained, tuple(entry.stage.name for entry in prepared.planned if entry.cached is None))
+
+
+def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
+    """Runs that MLflow does not know as ended well: it is new, or was away. None while it is away or turned off."""
+    uri = tracking_uri(tracking)
+    if uri is None or not runs:
+        return set()
+    from components.runtime.tracking.runs import finished_runs  # MLflow takes seconds to import
+
+    set_environment(environment())
+    try:
+        return {*runs} - finished_runs(uri, experiment=EXPERIMENT)
+    except Exception:  # a database or a network may raise anything, and what is away can't be filled
+        return set()
+
+
+def origin(root: Store, run: str, artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """Commit and date of the artifact that was finished last, and the machine of the run."""
+    provenances = [artifact.provenance for artifact in artifacts if "started" in artifact.provenance]
+    if not provenances:
+        return {}
+    last = max(provenances, key=lambda provenance: provenance["started"] + provenance["seconds"])
+    ended = datetime.datetime.fromtimestamp(last["started"] + last["seconds"], datetime.UTC)
+    plan = f"runs/{run}/{PLAN}"
+    machine = json.loads(root.read(plan))["facts"]["machine"] if root.exists(plan) else ""
+    return {"commit": short(last.get("git_commit", "")), "date": ended.date().isoformat(), "machine": machine}
+
+
+def read_figures(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Results by suite, as `save_figures` writes them; none of a file that is not there. Raises UsageError."""
+    if not file.exists():
+        return {}
+    try:
+        return FIGURES.validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UsageError(f"{file} holds no figures of a lecture or a comparison; name another file") from error
+
+
+def save_figures(file: Path, suite: str, results: Iterable[Result], *, unsaved: frozenset[str]) -> None:
+    """Put results into a JSON file, in place of those of the same recipe and seed; all others in it stay."""
+    suites = read_figures(file)
+    entries = {(entry["recipe"], entry.get("seed", 0)): entry for entry in suites.get(suite, [])}
+    for result in results:
+        entry = result.model_dump(mode="json", exclude_defaults=True, exclude=set(unsaved))
+        entries[result.recipe, result.seed] = entry
+    text = json.dumps(suites | {suite: [*entries.values()]}, indent=1, ensure_ascii=False)
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(f"{text}\n")
+    part.replace(file)
+
+
+def shown_table(table: Table, *, title: str) -> rich.table.Table:
+    """A table for the console."""
+    shown = rich.table.Table(*table.columns, title=title, title_justify="left")
+    for row in table.rows:
+        shown.add_row(*map(str, row))
+    return shown
