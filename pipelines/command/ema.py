@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from components.configuration.usage import UsageError
 from components.models.bundle import DESCRIPTION
-from components.runtime.tracking.averages import register_average
+from components.runtime.tracking.model_source import register_average
 from components.runtime.tracking.names import REGISTRY
 from components.training.snapshots import choose_average
 from pipelines.command.sample import local_model

@@ -1,8 +1,7 @@
 """`cascade promote`: another version of a registered model as its champion, by hand."""
 
 from components.configuration.usage import UsageError
-from components.runtime.tracking.environment import environment
-from components.runtime.tracking.names import REGISTRY
+from components.runtime.tracking.names import REGISTRY, environment
 from components.runtime.tracking.promotion import promote_by_hand
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri

@@ -17,8 +17,7 @@ from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
 from components.runtime.storage.store import absolute
 from components.runtime.tracking import model_source
-from components.runtime.tracking.environment import environment
-from components.runtime.tracking.names import REGISTRY
+from components.runtime.tracking.names import REGISTRY, environment
 from components.runtime.tracking.registry import NAMED, find_named
 from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade

@@ -15,8 +15,7 @@ from rich.console import Console
 
 import components
 from components.configuration.usage import UsageError, explain
-from components.runtime.tracking.environment import environment
-from components.runtime.tracking.names import REGISTRY, shown_source
+from components.runtime.tracking.names import REGISTRY, environment, shown_source
 from components.serving.settings import ServedModel, ServiceSettings
 from pipelines.engine.session import on_cluster, set_environment, start_ray
 from pipelines.planning.cluster import Cluster

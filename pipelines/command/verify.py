@@ -10,8 +10,7 @@ from components.configuration.usage import UsageError
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_artifact
 from components.runtime.storage.store import Store
-from components.runtime.tracking.environment import environment
-from components.runtime.tracking.names import REGISTRY
+from components.runtime.tracking.names import REGISTRY, environment
 from pipelines.engine.run_report import load_plan, newest_run
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import storage_uri, tracking_uri

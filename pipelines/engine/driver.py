@@ -16,22 +16,19 @@ from components.configuration.usage import UsageError
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
 from components.runtime.storage.store import Store, StoreError, absolute
-from components.runtime.tracking.environment import environment
-from components.runtime.tracking.names import registered_name
+from components.runtime.tracking.names import environment, registered_name
 from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import Display, duration, run_tables
 from pipelines.engine.execute import Outcome, execute
-from pipelines.engine.model_card import model_card
-from pipelines.engine.naming import cascade_name, data_identity
-from pipelines.engine.profile_steps import TRACES, parse_steps, traces_of
+from pipelines.engine.naming import cascade_name, data_identity, model_card
 from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
-from pipelines.engine.run_report import announced, render_run, save_run
+from pipelines.engine.run_report import TRACES, announced, render_run, save_run, traces_of
 from pipelines.engine.session import on_cluster, set_environment, start_ray
 from pipelines.planning.checkpoint_space import space_of
 from pipelines.planning.cluster import parse_cluster
 from pipelines.planning.nodes import check_nodes
-from pipelines.planning.preflight import Needs, check_batches, check_needs, check_sharding, needs_of
+from pipelines.planning.preflight import Needs, check_batches, check_needs, check_sharding, needs_of, trainings
 from pipelines.planning.profiles import Profile, load_profile, storage_uri, tracking_uri
 from pipelines.planning.resource_table import resource_table
 from pipelines.planning.shares import share_cluster
@@ -42,6 +39,7 @@ from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in the file
 
 
 @dataclass(frozen=True)
@@ -151,11 +149,29 @@ def run(options: RunOptions, console: Console) -> int:
     return _conclude(prepared, outcome, warnings, promotion, report, time.time() - started, console)
 
 
+def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
+    """Parses `--profile-steps 20:25`, the steps of each training that torch.profiler records.
+
+    Raises UsageError, in one line, for steps that no training of the workflow takes.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UsageError(f"--profile-steps {text}: write it as FIRST:LAST, 20:25 for steps 20 to 25; the first is 1")
+    if last - first >= MOST_STEPS:
+        raise UsageError(f"--profile-steps {text}: at most {MOST_STEPS} steps, a trace grows with each")
+    steps = {name: config.optimization.total_steps for name, config in trainings(workflow).items()}
+    if max(steps.values(), default=0) < first:
+        taken = ", ".join(f"{name} {number}" for name, number in steps.items()) or "there is none"
+        raise UsageError(f"--profile-steps {text}: no training takes step {first} (steps: {taken})")
+    return Profiling(first_step=first, last_step=last, folder=folder)
+
+
 def check_name(prepared: Prepared, console: Console) -> None:
     """Raise UsageError, in one line, if models of the run's name are trained on other images."""
     if prepared.tracking is None:
         return
-    from components.runtime.tracking.named_data import find_clash  # MLflow takes seconds to import
+    from components.runtime.tracking.promotion import find_clash  # MLflow takes seconds to import
 
     set_environment(environment())
     stages = [stage.name for stage in prepared.workflow.stages]

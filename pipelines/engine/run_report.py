@@ -16,9 +16,10 @@ from components.runtime.storage.garbage import ANNOUNCED, PLAN, Plan
 from components.runtime.storage.store import Store
 from pipelines.engine.code_seen import changes_of_code, made_by
 from pipelines.engine.execute import Outcome
-from pipelines.engine.profile_steps import traces_of
 from pipelines.engine.recorder import TIME, StageStatus
 from pipelines.workflow import PlannedStage
+
+TRACES = "traces"  # folder of a run
 
 
 @contextmanager
@@ -204,3 +205,9 @@ def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
 
 def _runs(root: Store) -> list[str]:
     return [name for name in root.folders("runs") if root.exists(f"runs/{name}/{PLAN}")]
+
+
+def traces_of(root: Store, run: str) -> list[str]:
+    """URLs of the traces that a run has left."""
+    folder = root.join("runs", run, TRACES)
+    return [folder.url(file.path) for file in folder.list()]

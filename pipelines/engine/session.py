@@ -11,7 +11,7 @@ import ray
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from components.configuration.usage import UsageError
-from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import environment
 from pipelines.planning.cluster import Cluster, found_cluster, local_cpus, usable_gpus
 
 ENVIRONMENT = {

@@ -19,7 +19,7 @@ from components.evaluation.report import Table
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.garbage import PLAN
 from components.runtime.storage.store import Store
-from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import environment
 from pipelines.engine import driver
 from pipelines.engine.provenance import short
 from pipelines.engine.recorder import EXPERIMENT

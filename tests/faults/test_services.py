@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from components.runtime import events
 from components.runtime.storage.garbage import find_garbage
 from components.runtime.storage.store import Store
-from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import environment
 from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port, wait_for
 from tests.faults.cluster import TRAINER, nodes, processes

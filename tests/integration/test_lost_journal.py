@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from components.configuration.optimization import OptimizationConfig, Training
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import environment
 from pipelines.engine import recorder
 from pipelines.engine.recorder import EXPERIMENT, RunRecorder
 

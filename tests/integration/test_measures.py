@@ -15,7 +15,7 @@ from components.data.shards import load_index
 from components.runtime import events
 from components.runtime.execution import Profiling
 from components.runtime.measures import MEASURES
-from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import environment
 from components.stages.diffusion import train_diffusion
 from components.training.batches import to_batch
 from components.training.flops import step_flops

@@ -22,8 +22,8 @@ from PIL import Image
 
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry
-from components.runtime.tracking.environment import environment
 from components.runtime.tracking.journal import new_journal
+from components.runtime.tracking.names import environment
 from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port
 from tests.unit.test_tracking_lines import OLD

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from components.models.bundle import load_bundle
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.environment import environment
+from components.runtime.tracking.names import environment
 from components.runtime.tracking.registry import download_model, named_version
 from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose

@@ -3,7 +3,7 @@
 from typing import Any
 
 from components.runtime.storage.artifact import Artifact
-from pipelines.engine.model_card import LONGEST, model_card
+from pipelines.engine.naming import LONGEST, model_card
 
 COMMIT = "0123456789" * 4
 COMMAND = ["cascade", "run", "--recipe", "openmoji", "--set", "images.source=~/my photos"]

@@ -4,8 +4,7 @@ import pytest
 
 from components.configuration.optimization import OptimizationConfig, Training
 from components.runtime.storage.artifact import Artifact, FileEntry
-from components.runtime.tracking.missing import what_is_missing
-from components.runtime.tracking.runs import TrackedRun
+from components.runtime.tracking.runs import TrackedRun, what_is_missing
 
 OPTIMIZATION = OptimizationConfig(
     total_steps=50, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=20, sample_every=25

@@ -16,7 +16,7 @@ from components.training.batches import to_batch
 from components.training.loop import fit
 from components.training.parallel import ALONE, Worker
 from components.training.trace import traced
-from pipelines.engine.profile_steps import parse_steps
+from pipelines.engine.driver import parse_steps
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow
 from tests.distributed.recording import FileRecorder

@@ -17,19 +17,22 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_IMAGES, ML
 from components.runtime.storage.artifact import Artifact
 from components.runtime.tracking import registry
 from components.runtime.tracking.journal import Journal, Line
-from components.runtime.tracking.lineage import record_inputs, record_output
 from components.runtime.tracking.lines import as_artifact
-from components.runtime.tracking.missing import what_is_missing
-from components.runtime.tracking.named_data import take
-from components.runtime.tracking.names import REGISTRY, registered_name
-from components.runtime.tracking.promotion import FIGURES, MODEL_TAG, Promotion, figures_of, promote_run
-from components.runtime.tracking.runs import (
+from components.runtime.tracking.names import (
     CACHED,
+    FIGURES,
     KEY,
     MADE_BY,
+    MODEL_TAG,
+    REGISTRY,
     RUN,
     STAGE,
+    SYSTEM,
     WORKFLOW,
+    registered_name,
+)
+from components.runtime.tracking.promotion import Promotion, figures_of, promote_run, take
+from components.runtime.tracking.runs import (
     TrackedRun,
     artifact_location,
     as_tracked,
@@ -37,9 +40,11 @@ from components.runtime.tracking.runs import (
     find_or_create_experiment,
     find_run,
     image_name,
+    record_inputs,
+    record_output,
     take_up,
+    what_is_missing,
 )
-from components.runtime.tracking.system import PREFIX
 from components.sampling.image_files import encode_png
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 1000, 100, 6000, 5000  # MLflow's limits of one call
@@ -124,13 +129,13 @@ class Delivery:
             batch = points[start : start + MAX_METRICS]
             self.client.log_batch(tracked.run_id, metrics=batch)
             for point in batch:
-                if not point.key.startswith(PREFIX):
+                if not point.key.startswith(SYSTEM):
                     tracked.steps.setdefault(point.key, set()).add(point.step)
 
     @staticmethod
     def _step(tracked: TrackedRun, name: str, step: int, time: int) -> int:
         """System metrics are drawn by the seconds since their run began."""
-        return max(0, (time - tracked.started) // 1000) if name.startswith(PREFIX) else step
+        return max(0, (time - tracked.started) // 1000) if name.startswith(SYSTEM) else step
 
     def _image(self, line: Line) -> None:
         tracked, place = self._tracked(line), (line["name"], line["step"])

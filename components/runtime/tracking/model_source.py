@@ -1,16 +1,24 @@
-"""A trained model wherever it is: in the registry, in storage, or in a folder on disk."""
+"""Opens a trained model in the registry, in storage or in a folder on disk, and registers an average of one.
+
+The stage key of an average is that of the version that it was made of, and the average's length: the same average is
+registered once.
+"""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.file_list import LIST, check_files
-from components.runtime.storage.artifact import Artifact, load_artifact
+from components.runtime.storage.artifact import Artifact, describe_file, load_artifact
 from components.runtime.storage.store import Store, absolute
-from components.runtime.tracking.names import REGISTRY
-from components.runtime.tracking.registry import download_model
+from components.runtime.tracking.names import GIT_COMMIT, KEY, REGISTRY, STAGE
+from components.runtime.tracking.registry import Registered, download_model, named_version, register_version
 from components.sampling.cascade import DESCRIPTION
 
 
@@ -57,3 +65,32 @@ def model_artifact(source: str) -> Artifact:
     if artifact is None or artifact.kind != "model":
         raise ValueError(f"no model at {source}; give models:/NAME@champion or the folder of a model's stage")
     return artifact
+
+
+def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking_uri: str) -> Registered:
+    """Register the model in `folder`, an average of `model_uri`, as candidate under the same name.
+
+    Raises ValueError, in one line, if the registry has no such version or can't be reached.
+    """
+    client, source = MlflowClient(tracking_uri), named_version(model_uri, tracking_uri=tracking_uri)
+    try:
+        experiment_id = client.get_run(source.run_id).info.experiment_id
+        artifact = average_of(source, folder, sigma_rel=sigma_rel)
+        return register_version(client, source.name, artifact, experiment_id=experiment_id, run_id=source.run_id)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} is written, but not registered: {reason}") from error
+
+
+def average_of(source: ModelVersion, folder: Path, *, sigma_rel: float) -> Artifact:
+    """The files in `folder` as an artifact of the stage that trained `source`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Artifact(
+        kind="model",
+        stage=source.tags[STAGE],
+        key=f"{source.tags[KEY]}-ema-{sigma_rel:g}",
+        files=tuple(describe_file(path, path.relative_to(folder).as_posix()) for path in files),
+        metadata={"ema_sigma_rel": sigma_rel},
+        provenance={"git_commit": source.tags[GIT_COMMIT]},
+        root=str(folder.resolve()),
+    )

@@ -1,13 +1,14 @@
-"""Chooses the champion of a name by its figures, measured as the champion's were.
+"""Decides which images a registered name stands for, and which of its versions is the champion.
 
-Figures are Fréchet distances of what the generators of a run made, or of an autoencoder's reconstructions. One decision
-holds for all models of a run: those of its stages follow the cascade that they belong to. It is written into the run
-before an alias moves, so that doing it twice changes nothing.
+A version is compared by figures that were measured as the champion's were: Fréchet distances of what the generators of
+a run made, or of its autoencoder's reconstructions. One decision holds for all models of a run. It is written into
+the run before an alias moves, so that doing it twice changes nothing.
 """
 
 import json
 import math
 import re
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from mlflow.exceptions import MlflowException
@@ -16,13 +17,20 @@ from mlflow.tracking import MlflowClient
 from components.configuration.config import Config
 from components.runtime.events import Promote
 from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.names import REGISTRY, registered_name
-from components.runtime.tracking.registry import CHAMPION
+from components.runtime.tracking.names import (
+    BEFORE,
+    CHAMPION,
+    CHOSEN,
+    DATA,
+    DECISION,
+    FIGURES,
+    MODEL_TAG,
+    REASON,
+    REGISTRY,
+    registered_name,
+)
+from components.runtime.tracking.runs import is_new
 
-BEFORE = "cascade.champion_before"  # of a version: the number of the champion that it followed
-FIGURES = "cascade.figures"  # of a version: what was measured of it, a JSON list, the newest last; of a run: its own
-REASON = "cascade.promotion"  # of a version: why it is the champion, or is not
-DECISION, MODEL_TAG = "cascade.decision", "cascade.model."  # of a run; with a registered name: its version
 KEPT = 8  # measurements of a version, each in its own way
 RECONSTRUCTIONS = "reconstructions of held-out images"  # by the tokenizer, which counts where nothing else is made
 VERSION = re.compile(rf"(?:{REGISTRY})?([^/@:]+)[/@]([0-9]+)")
@@ -240,3 +248,49 @@ def _named(client: MlflowClient, model: str, *, back: bool) -> tuple[str, str]:
     if before is None:
         raise ValueError(f"{name} had no champion before this one: write NAME@VERSION")
     return name, before
+
+
+def clash(name: str, data: str, theirs: str) -> str:
+    """The message about two sets of one name, in one line."""
+    own = name.removeprefix("image-cascade-")
+    return f"{name} holds models of {theirs}, not of {data}: choose a name with --name (--name {own} takes it over)"
+
+
+def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri: str) -> str | None:
+    """The `clash` of the first of a run's names that stands for other images. Raises whatever MLflow raises while it
+    is away."""
+    if is_new(tracking_uri):
+        return None
+    own, client = registered_name(models), MlflowClient(tracking_uri)
+    names = {own, *(registered_name(models, stage=stage) for stage in stages)}
+    for found in client.search_registered_models(f"name LIKE '{own}%'", max_results=1000, order_by=["name"]):
+        theirs = found.tags.get(DATA)
+        if found.name in names and theirs and theirs != data:
+            return clash(found.name, data, theirs)
+    return None
+
+
+def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None:
+    """Write down what the models of a name are trained on, by the tags of a run that registers one. Returns a line as
+    `clash` where they are trained on other images, and the user has not chosen the name."""
+    data = tags.get(DATA)
+    if data is None:
+        return None
+    theirs = _data_of(client, name)
+    if theirs and theirs != data and CHOSEN not in tags:
+        return clash(name, data, theirs)
+    if theirs is None:
+        try:
+            client.create_registered_model(name, tags={DATA: data})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
+                raise
+    elif theirs != data:
+        client.set_registered_model_tag(name, DATA, data)
+    return None
+
+
+def _data_of(client: MlflowClient, name: str) -> str | None:
+    """The images of a registered model; empty where nothing is known of them, None where there is no such model."""
+    found = client.search_registered_models(f"name = '{name}'")
+    return found[0].tags.get(DATA, "") if found else None

@@ -23,18 +23,23 @@ from mlflow.tracking import MlflowClient
 
 from components.models.file_list import check_files, digest_of_list, write_list
 from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.names import REGISTRY, registered_name
+from components.runtime.tracking.names import (
+    CANDIDATE,
+    FILES,
+    FILES_DIGEST,
+    GIT_COMMIT,
+    KEY,
+    REGISTRY,
+    STAGE,
+    registered_name,
+)
 from components.runtime.tracking.packed_code import MODEL_CODE, model_code, pack_code
-from components.runtime.tracking.runs import KEY, STAGE
 from components.sampling.answers import example_of
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
 
-CANDIDATE, CHAMPION = "candidate", "champion"
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
-GIT_COMMIT = "cascade.git_commit"
 CODE = ("git_commit", "code")  # of an artifact's provenance: which code made it, module by module
-FILES, FILES_DIGEST = "cascade.files", "cascade.files_sha256"  # the list of a version's files, and its digest
 LONGEST_LIST = 60_000  # characters; a tag takes no more on MySQL, and a longer list lies in the model alone
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model

@@ -1,21 +1,36 @@
 """Runs in MLflow, found by their tags before one is made: a retry goes on in the run that it began.
 
 One parent run for each workflow run (tag `cascade.run`), one child for each stage key in it (tag `cascade.stage_key`).
+Each holds its points and images, the data sets and models that it read, and the models that it made.
 """
 
+import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from mlflow.entities import Run, RunStatus, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Run,
+    RunStatus,
+    ViewType,
+)
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from components.runtime.tracking.system import PREFIX
+from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.names import CACHED, KEY, RUN, SYSTEM, WORKFLOW
 
-RUN, STAGE, KEY, CACHED, MADE_BY = (f"cascade.{name}" for name in ("run", "stage", "stage_key", "cached", "made_by"))
-WORKFLOW = "workflow"  # the parent's value of KEY
 SQLITE = "sqlite:///"
+PREVIEW = "preview.png"
+DIGEST_CHARACTERS = 36  # MLflow's limit
+COUNTS = ("samples", "train_samples", "holdout_samples", "shards")  # of an artifact's metadata, where it has them
 SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see each other within it
 
 
@@ -98,7 +113,7 @@ def take_up(
 def as_tracked(client: MlflowClient, run: Run) -> TrackedRun:
     """A run that another process began, with what has arrived in it."""
     run_id = run.info.run_id
-    names = [name for name in run.data.metrics if not name.startswith(PREFIX)]
+    names = [name for name in run.data.metrics if not name.startswith(SYSTEM)]
     steps = {name: {point.step for point in client.get_metric_history(run_id, name)} for name in names}
     images = {place for file in client.list_artifacts(run_id, "images") if (place := _image_place(file.path))}
     return TrackedRun(run_id, run.info.start_time, False, steps, images)
@@ -128,3 +143,61 @@ def _create(client: MlflowClient, experiment_id: str, *, name: str, started: int
 def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> list[Run]:
     wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     return list(client.search_runs([experiment_id], wanted, run_view_type=ViewType.ACTIVE_ONLY))
+
+
+def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
+    """Names the steps at which the recipe wants points and images and MLflow has none; empty if it has all.
+
+    They were in a journal that was lost with its machine.
+    """
+    config = artifact.provenance.get("config", {}).get("optimization")
+    if config is None:
+        return ""  # no training
+    total = config["total_steps"]
+    points = scheduled(config["log_every"], total) - set().union(*tracked.steps.values())
+    shown = {step for _, step in tracked.images}
+    shows = bool(shown) or PREVIEW in artifact.names()  # not every model makes images
+    images = scheduled(config["sample_every"], total) - shown if shows else set()
+    found = {"points": points, "images": images}
+    return " and ".join(f"{kind} of {in_words(steps)}" for kind, steps in found.items() if steps)
+
+
+def scheduled(every: int, total: int) -> set[int]:
+    """Multiples of `every` up to `total`, and `total`."""
+    return {*range(every, total + 1, every), total}
+
+
+def in_words(steps: Iterable[int]) -> str:
+    first, *rest = sorted(steps)
+    return f"{1 + len(rest)} steps from {first} to {rest[-1]}" if rest else f"step {first}"
+
+
+def dataset_of(artifact: Artifact) -> Dataset:
+    """An artifact as a data set of MLflow: its stage is the name, its key the digest, its address the source."""
+    profile = {"bytes": sum(entry.bytes for entry in artifact.files), "files": len(artifact.files)}
+    profile |= {name: artifact.metadata[name] for name in COUNTS if name in artifact.metadata}
+    scheme = urlsplit(artifact.root).scheme
+    return Dataset(
+        name=artifact.stage,
+        digest=artifact.key[:DIGEST_CHARACTERS],
+        source_type="local" if scheme in ("", "file") else scheme,
+        source=json.dumps({"uri": artifact.root}),
+        profile=json.dumps(profile),
+    )
+
+
+def record_inputs(client: MlflowClient, run_id: str, *, data: list[Artifact], model_ids: list[str]) -> None:
+    """Links a run to the data sets and models that it reads. Idempotent."""
+    known = client.get_run(run_id).inputs.model_inputs or []
+    new = [LoggedModelInput(id_) for id_ in model_ids if id_ not in {model.model_id for model in known}]
+    context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+    datasets = [DatasetInput(dataset_of(artifact), tags=context) for artifact in data]
+    if datasets or new:
+        client.log_inputs(run_id, datasets=datasets, models=new)
+
+
+def record_output(client: MlflowClient, run_id: str, *, model_id: str) -> None:
+    """Links a run to a model that it made. Idempotent."""
+    outputs = client.get_run(run_id).outputs
+    if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else [])}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])

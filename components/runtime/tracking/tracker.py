@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from PIL import UnidentifiedImageError
 
 from components.runtime import events
@@ -18,8 +23,8 @@ from components.runtime.storage.artifact import ArtifactError
 from components.runtime.tracking.delivery import Delivery
 from components.runtime.tracking.journal import Journal, Line, left_journals, new_journal
 from components.runtime.tracking.lines import coalesce, line_of
+from components.runtime.tracking.names import SYSTEM
 from components.runtime.tracking.promotion import Promotion
-from components.runtime.tracking.system import SystemMonitor
 
 logger = logging.getLogger(__name__)
 LINES_AT_ONCE = 5000
@@ -224,3 +229,23 @@ def end_killed(journal: Journal) -> None:
 
 def _one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+class SystemMonitor:
+    """CPU, memory, disk, network, and GPUs where there are any and their library is installed."""
+
+    def __init__(self) -> None:
+        self.monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            self.monitors.append(GPUMonitor())
+        except (ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
+            return
+
+    def sample(self) -> dict[str, float]:
+        """Values now, such as system/cpu_utilization_percentage (since the last call) in percent."""
+        values: dict[str, float] = {}
+        for monitor in self.monitors:
+            monitor.collect_metrics()
+            values |= {SYSTEM + name: float(value) for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        return values
