@@ -1,4 +1,4 @@
-"""Shards of images into shards of tokens.
+"""Encoding of image shards as token shards by the autoencoder of an artifact.
 
 Shapes: N samples of a shard, H W pixels, T tokens an image.
 """
@@ -15,9 +15,10 @@ from components.data.pieces import WARN, Warn
 from components.data.shard_files import ShardJob, process_shards
 from components.data.shards import Member, ShardIndex
 from components.data.tokens import TokenSet, token_name, write_tokens
+from components.models.autoencoder import Autoencoder
+from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import open_autoencoder
 from components.runtime.storage.kept_parts import write_part
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device
@@ -25,8 +26,28 @@ from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
 
 
+def open_autoencoder(artifact: Artifact) -> Autoencoder:
+    """Loads the trained network, for a worker. Raises ValueError for a model of another kind."""
+    with artifact.local_copy() as folder:
+        return _checked(load_bundle(folder)).requires_grad_(False)
+
+
+def describe_autoencoder(artifact: Artifact) -> Autoencoder:
+    """Builds the network on the meta device, without weights, for the head.
+
+    Raises ValueError for a model of another kind.
+    """
+    return _checked(describe_bundle(artifact.read(DESCRIPTION)))
+
+
+def _checked(bundle: ModelBundle) -> Autoencoder:
+    if not isinstance(bundle.module, Autoencoder):
+        raise ValueError(f"an autoencoder is needed, not a model of kind {bundle.kind}")
+    return bundle.module
+
+
 class TokenEncoder:
-    """Reads a shard, writes its token file whole."""
+    """A worker of the pool: reads a shard of images and writes the token file whole."""
 
     def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, member: Member) -> None:
         self.index, self.files, self.member = index, files, member
@@ -49,7 +70,7 @@ class TokenEncoder:
 
 
 def token_names(index: ShardIndex) -> list[str]:
-    """File names in the order of the index; numbered, since two folders may hold tars of one name."""
+    """File names in the order of the index, numbered: two folders may hold tars of the same name."""
     return [f"{number:06d}-{token_name(shard.url)}" for number, shard in enumerate(index.shards)]
 
 
@@ -62,11 +83,11 @@ def encode_shards(
     member: Member = "image",
     warn: Warn = WARN,
 ) -> Iterator[int]:
-    """Write the token files of all shards that are not there; yields how many there are after each.
+    """Write the missing token files of a set; yields the number of files after each.
 
     Args:
-        member: what of each sample is its image.
-        warn: as of `process_shards`.
+        member: the member of each sample that is encoded.
+        warn: as in `process_shards`.
 
     Raises ShardError for a shard that its index does not match.
     """

@@ -11,8 +11,7 @@ import torch
 
 from components.data.pieces import WARN, Warn, whole_parts
 from components.data.shards import ShardEntry, ShardIndex
-from components.runtime.execution import Resources
-from components.runtime.node import node_threads
+from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import portable
 from components.runtime.storage.store import Store
 from components.sampling.precision import state_products

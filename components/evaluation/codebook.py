@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.config import Config
+from components.data.encoding import open_autoencoder
 from components.evaluation.feature_files import FEATURES, pack, read_arrays
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.gallery import (
@@ -29,7 +30,6 @@ from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
 from components.runtime.pool import Later, write_job
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import open_autoencoder
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8

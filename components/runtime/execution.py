@@ -1,5 +1,6 @@
-"""What a stage is given to work with: its share of the machine, which never enters its identity."""
+"""The share of the cluster that a stage may use. Never part of a stage's identity."""
 
+import os
 from typing import Literal
 
 from pydantic import Field
@@ -10,34 +11,67 @@ Sharding = Literal["none", "full"]
 
 
 class Profiling(Config):
-    """Steps of each training that torch.profiler records."""
+    """Steps of each training for torch.profiler to record."""
 
     first_step: int = Field(ge=1)
-    last_step: int = Field(ge=1)  # recorded too
+    last_step: int = Field(ge=1)  # inclusive
     folder: str  # URI where traces go
 
 
 class Resources(Config):
-    """The share of the cluster that one stage may use."""
+    """Workers, CPUs, GPUs and limits of a single stage."""
 
     num_workers: int = Field(1, ge=1)
-    min_workers: int | None = Field(None, ge=1)  # where there is no room for all; None: never fewer
-    num_actors: int = Field(1, ge=1)  # of a pool that works shards or images off one by one
+    min_workers: int | None = Field(None, ge=1)  # where there is no room for num_workers; None: never fewer
+    num_actors: int = Field(1, ge=1)  # of a pool that processes shards or images
     cpus_per_worker: float = Field(1, gt=0)  # logical CPUs (Ray's tokens), not cores
     gpus_per_worker: float = Field(0, ge=0)
-    threads: int | None = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads. None: as many
-    # as the node that works has for it (`components.runtime.node`), where `workers_per_node` such may share its cores
+    threads: int | None = Field(1, ge=1)  # torch threads of each worker; equal bits need equal threads. None: the
+    # worker's share of its node's cores (`threads_of`), where `workers_per_node` workers may share them
     workers_per_node: int = Field(1, ge=1)
     cpus_per_core: int = Field(1, ge=1)  # logical CPUs that Ray counts for one core
-    low_priority: bool = False  # a training that lets others go first on cores that they share: nothing waits for it
+    low_priority: bool = False  # lets other trainings go first on shared cores: no stage waits for this training
     readers: int = Field(2, ge=1)  # tasks of a training's stream that read and decode at a time
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
-    max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1 for ever
+    max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1: without limit
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
-    sharding: Sharding = "none"  # of a training: "full": workers hold a part each of all weights, moments and averages
-    profiling: Profiling | None = None  # no profile's: of one run
+    sharding: Sharding = "none"  # of a training; "full": each worker holds a part of all weights, moments and averages
+    profiling: Profiling | None = None  # set by a run, never by a profile
 
     def worker_counts(self, global_batch_size: int) -> list[int]:
-        """Numbers of workers that a training may have, ascending: those that share its batch equally."""
+        """Numbers of workers, ascending, among which a training's batch divides equally."""
         least = self.min_workers or self.num_workers
         return [count for count in range(least, self.num_workers + 1) if global_batch_size % count == 0]
+
+
+def node_threads(resources: Resources) -> int:
+    """Torch threads of a worker on the calling node: `resources.threads`, or a share of the cores.
+
+    Asked on the node itself: the driver's may be quite another machine.
+    """
+    import ray  # nothing else here needs Ray
+
+    if resources.threads is not None:
+        return resources.threads
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    return threads_of(resources, cpus=node.get("CPU", 0), gpus=node.get("GPU", 0), cores=os.cpu_count() or 1)
+
+
+def threads_of(resources: Resources, *, cpus: float, gpus: float, cores: int) -> int:
+    """A worker's share of a node's cores, at least 1: a function of the node alone, equal at each start.
+
+    Other work on the node does not count, or a restart would have other bits. A worker on GPUs gets the share of the
+    cores that its GPUs are of the node's; on other nodes as many workers share the cores as may come to work there.
+
+    Args:
+        cpus: logical CPUs that Ray counts on the node. In a pod they are the pod's, where `cores` are the machine's; a
+            Ray that is started here counts more of them than there are cores.
+        gpus: of the node.
+        cores: of the machine.
+    """
+    room = max(1, cpus // resources.cpus_per_worker)  # workers for whom the node has logical CPUs
+    workers = min(resources.workers_per_node, room)
+    if resources.gpus_per_worker and gpus:
+        workers = max(1, gpus / resources.gpus_per_worker)
+    return max(1, int(min(cores, cpus) / workers))

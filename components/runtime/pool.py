@@ -1,10 +1,10 @@
-"""Where stages hand work to Ray: what may cross to another node, and the pool of workers that does all but training.
+"""The pool of Ray workers for all work but training, and the check of values sent to another node.
 
-Nodes share the network and object storage, no disk. So what a worker is given holds no path, no scratch folder and no
-`StageContext`; of what is local, only the URI of a store or a source may cross. `portable` refuses the rest.
+Nodes share the network and object storage, no disk. So values for a worker hold no path, no scratch folder and no
+`StageContext`; only the URI of a store or a source may cross. `portable` refuses the rest.
 
 A job is a part that leaves one npz file under a fixed name, with a record: a stage that was killed does no finished job
-again whose file is still what it was.
+again whose file is unchanged.
 """
 
 import io
@@ -22,22 +22,21 @@ from ray import ObjectRef, cloudpickle
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 import components
-from components.runtime.execution import Resources
-from components.runtime.node import node_threads
+from components.runtime.execution import Resources, node_threads
 from components.runtime.storage.kept_parts import Look, look_at, recorded_parts, write_part
 from components.runtime.storage.store import SCRATCH, Store
 
 logger = logging.getLogger(__name__)
-LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # what a worker that is gone leaves of a part
-IN_HAND = 2  # parts that a worker holds at most: one on its device, and one of which `Later` is left
+LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # errors of a part whose worker is gone
+IN_HAND = 2  # parts that a worker holds at most: one on its device, and one whose `Later` is not done yet
 
 
 class HandoverError(TypeError):
-    """Something that exists on one node only was about to be sent to another; the message names it."""
+    """A value of a single node was about to be sent to another node; the message names the value."""
 
 
 def one_line(error: BaseException) -> str:
-    """The message of the error that matters, without the layers that Ray puts around it."""
+    """The first line of the error under all of Ray's own layers, with its type where the error is not ours."""
     while True:
         cause = getattr(error, "cause", None) or error.__cause__
         if (not isinstance(error, RayTaskError) and type(error).__module__.split(".")[0] != "ray") or cause is None:
@@ -49,23 +48,27 @@ def one_line(error: BaseException) -> str:
 
 
 class Job(Protocol):
+    """A part that leaves a file."""
+
     @property
     def name(self) -> str: ...  # of its file, without `.npz`
 
 
 class Later(NamedTuple):
-    """What is left of a part once the device has done its share, such as packing and writing its file: a thread of the
-    worker's process does it while the device is at the next part. The part is done when it is."""
+    """The rest of a part after the device's share, such as packing and writing the file.
 
-    finish: Callable[[], Any]  # returns what the part comes to
+    A thread of the worker's process does it while the device is at the next part; then the part is done.
+    """
+
+    finish: Callable[[], Any]  # returns the part's result
 
 
 class Left(NamedTuple):
-    """What a worker says of a part of which `Later` is left."""
+    """A worker's answer for a part whose `Later` is still to be done."""
 
 
 class Held(NamedTuple):
-    """A part that a worker has."""
+    """A part in the hands of a worker."""
 
     actor: Any
     number: int
@@ -78,24 +81,22 @@ J = TypeVar("J", bound=Job)
 
 
 def portable(value: T, *, what: str) -> T:
-    """`value`, if every node can use it. Raises HandoverError for one that holds a path or a scratch folder.
+    """Returns `value` if every node can use all of the value.
 
     Args:
         what: names the value in the message, such as "the job of stage prior".
+
+    Raises HandoverError for a value that holds a path or a scratch folder, however deep.
     """
     _Checker(io.BytesIO(), what).dump(value)
     return value
 
 
-def _pass_over(buffer: object) -> None:
-    """An array's bytes hold no path."""
-
-
 class _Checker(cloudpickle.Pickler):
-    """Pickles as Ray does, and looks at everything on the way. Arrays are not copied."""
+    """Pickles as Ray does, and checks every value on the way. Arrays are not copied."""
 
     def __init__(self, file: io.BytesIO, what: str) -> None:
-        super().__init__(file, protocol=5, buffer_callback=_pass_over)
+        super().__init__(file, protocol=5, buffer_callback=deque[object](maxlen=0).append)  # arrays hold no path
         self.what = what
 
     def persistent_id(self, value: object) -> None:
@@ -104,25 +105,25 @@ class _Checker(cloudpickle.Pickler):
             raise HandoverError(f"{self.what} holds {value}, which is on this node only; pass an artifact or a store")
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, ray.actor.ActorHandle):  # Ray counts its handles, and this one goes nowhere
+        if isinstance(value, ray.actor.ActorHandle):  # Ray counts pickled handles, and this pickle is thrown away
             return str, ("an actor",)
         return super().reducer_override(value)
 
 
 class Pool:
-    """Workers of one stage, at most resources.num_actors, started when they are needed and ended with the context.
+    """Workers of a stage, at most resources.num_actors, started on demand and ended with the context.
 
-    A worker is handed parts once it has started: while it waits for a place, it keeps none from the others. If it is
-    lost, another is started in its place, and any that is free does its parts again; a part that has cost more than
-    resources.max_failures workers ends the work with the error of the last.
+    A worker gets parts only once it has started: while it waits for a place, it keeps no part from other workers. In
+    the place of a lost worker another is started, and any free worker does the lost parts again; a part that has cost
+    more than resources.max_failures workers ends the work with the error of the last.
     """
 
     def __init__(self, resources: Resources, *, warn: Callable[[str], None] = logger.warning) -> None:
-        """`warn` is told of files that an earlier try left and that are damaged."""
+        """`warn` receives a line for each damaged file of an earlier try."""
         self.resources, self.warn = resources, warn
-        self.actors: list[Any] = []  # that have started
+        self.actors: list[Any] = []  # started ones
         self.starting: dict[ObjectRef, Any] = {}
-        self.lost_starting = 0  # one after another
+        self.lost_starting = 0  # workers in a row that were lost before they had started
 
     def __enter__(self) -> Self:
         return self
@@ -132,22 +133,22 @@ class Pool:
             ray.kill(actor)
 
     def map(self, make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P]) -> Iterator[Any]:
-        """What the workers make of the parts, in their order, each as soon as it and those before it are there.
+        """Yields the workers' results for the parts, in order, each as soon as no earlier part is missing.
 
         Args:
-            make_worker: called once in each process that works; what it returns is called with the parts, one at a
-                time, and may return `Later`.
+            make_worker: called once in each process that works; returns a function that is called with the parts, one
+                at a time, and may return `Later`.
         """
         early: dict[int, Any] = {}
         turn = 0
-        for number, made in self.as_done(make_worker, parts):
-            early[number] = made
+        for number, result in self.as_done(make_worker, parts):
+            early[number] = result
             while turn in early:
                 yield early.pop(turn)
                 turn += 1
 
     def as_done(self, make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P]) -> Iterator[tuple[int, Any]]:
-        """As `map`, with the number of each part, in the order in which they are done."""
+        """Yields (number of a part, result) as parts are done; otherwise like `map`."""
         if not parts:
             return
         for part in parts:
@@ -166,7 +167,7 @@ class Pool:
                 continue
             actor, number, _ = held.pop(ready)
             try:
-                made = ray.get(ready)
+                result = ray.get(ready)
             except LOST:
                 cost[number] += 1
                 if self._too_many(cost[number]):
@@ -174,22 +175,22 @@ class Pool:
                 self._replace(actor)
                 todo.appendleft(number)
                 continue
-            if isinstance(made, Left):
+            if isinstance(result, Left):
                 held[actor.finish.remote(number)] = Held(actor, number, False)
             else:
-                yield number, made
+                yield number, result
 
     def call(self, function: Callable[[], T]) -> T:
-        """What one worker returns when it calls the function."""
+        """Calls the function in a worker and returns its result."""
         portable(function, what="a call of the pool")
-        ((_, made),) = self.as_done(_caller, [function])
-        return made
+        ((_, result),) = self.as_done(_caller, [function])
+        return result
 
     def finish(self, make_worker: Callable[[], Callable[[J], Any]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
-        """Do the jobs that no earlier try has left whole; yields each job once its file is there.
+        """Do all jobs but those whole from an earlier try; yields each job once the file is there.
 
         Args:
-            make_worker: as in `map`; what it returns writes the file of a job by `write_job`.
+            make_worker: as in `map`; its function writes the file of a job by `write_job`.
         """
         recorded, whole = recorded_parts(files), set[str]()
         left = [job for job in jobs if job.name in recorded]
@@ -204,7 +205,7 @@ class Pool:
             yield missing[number]
 
     def _free(self, held: Sequence[Held]) -> list[Any]:
-        """Workers whose device has nothing to do, and which may hold another part."""
+        """Workers with an idle device that may hold another part."""
         at_device = {id(part.actor) for part in held if part.at_device}
         count = Counter(id(part.actor) for part in held)
         return [actor for actor in self.actors if id(actor) not in at_device and count[id(actor)] < IN_HAND]
@@ -226,7 +227,7 @@ class Pool:
         return 0 <= self.resources.max_failures < failures
 
     def _replace(self, actor: Any) -> None:
-        """Start another worker in the place of one that is lost, once, though several of its parts are."""
+        """Start a worker in the place of a lost one, once, though several parts were lost with it."""
         if actor in self.actors:
             self.actors.remove(actor)
             ray.kill(actor)
@@ -245,11 +246,7 @@ class Pool:
 
 
 def _caller() -> Callable[[Callable[[], T]], T]:
-    return _call
-
-
-def _call(function: Callable[[], T]) -> T:
-    return function()
+    return lambda function: function()
 
 
 def _looking(files: Store) -> Callable[[str], Look]:
@@ -257,16 +254,17 @@ def _looking(files: Store) -> Callable[[str], Look]:
 
 
 def file_name(job: str) -> str:
+    """Name of a job's file."""
     return f"{job}.npz"
 
 
 def write_job(files: Store, job: str, data: bytes, **facts: Any) -> None:
-    """Leave the file of a finished job, and the facts in its record."""
+    """Write the file of a finished job, and the facts into its record."""
     write_part(files, job, file_name(job), data, **facts)
 
 
 class PoolWorker:
-    """Body of an actor. It keeps what the last `map` made, such as a loaded network, for the parts that follow."""
+    """The actor of a pool; keeps the last `map`'s function, such as a loaded network, for later parts."""
 
     def __init__(self, resources: Resources) -> None:
         from components.sampling.precision import state_products
@@ -278,20 +276,20 @@ class PoolWorker:
         self.left: dict[int, Later] = {}
 
     def started(self) -> None:
-        """Answers once the worker is there."""
+        """Answers once the worker has started."""
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], number: int, part: Any) -> Any:
-        """Do the part, but for what is left for `finish`."""
-        with self.turn:  # where a `map` was broken off, its last part may be at work
+        """Do a part, except for a `Later`, which is left to `finish`."""
+        with self.turn:  # the last part of a `map` that was broken off may still be at work
             self._use_threads()
-            made = self._worker(name, make_worker)(part)
-        if not isinstance(made, Later):
-            return made
-        self.left[number] = made
+            result = self._worker(name, make_worker)(part)
+        if not isinstance(result, Later):
+            return result
+        self.left[number] = result
         return Left()
 
     def finish(self, number: int) -> Any:
-        """Do what is left of a part, while `run` may be at the next one."""
+        """Do the rest of a part, while `run` may be at the next part."""
         return self.left.pop(number).finish()
 
     def _worker(self, name: str, make_worker: Callable[[], Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -301,7 +299,7 @@ class PoolWorker:
         return self.made[1]
 
     def _use_threads(self) -> None:
-        """Of torch, which counts them for each thread that calls it."""
+        """Sets torch's number of threads, which torch counts separately for each calling thread."""
         import torch
 
         torch.set_num_threads(self.threads)

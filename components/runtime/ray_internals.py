@@ -1,36 +1,36 @@
-"""What is used here of Ray that Ray does not promise to keep: the one door to its `_internal` and `_private` modules.
+"""The only imports from Ray's `_internal` and `_private` modules, without any promise of stability.
 
-`tests/contracts/test_ray_assumptions.py` says of another version of Ray which of the assumptions made about them broke.
+`tests/contracts/test_ray_assumptions.py` says of another version of Ray which of the assumptions about them broke.
 """
 
-# Says in a worker whether there is a dashboard. The public `ray.init(ignore_reinit_error=True).dashboard_url` names one
-# there even if none was started (ray 2.60).
+# Tells a worker whether there is a dashboard. The public `ray.init(ignore_reinit_error=True).dashboard_url` names a
+# dashboard in workers even if none was started (ray 2.60).
 from ray._private.services import get_webui_url_from_internal_kv
 
-# The messages of two calls that a cluster's head answers to whoever has its token: is it there, which Ray is it, which
-# nodes has it. Everything public joins the cluster first, and says in twenty lines of native code that it can't.
+# Messages of two calls that a cluster's head answers to any holder of its token: is the head there, its version of Ray,
+# its nodes. Every public call joins the cluster first, and fails with twenty lines of native code.
 from ray.core.generated import gcs_pb2, gcs_service_pb2
 
 # The only way into the loop that runs a dataset: no public hook is called at each of its steps.
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-# What waits to be read, one task each; datasets make all their tasks at once, however many.
+# The queue of reading tasks; without access to it a dataset makes all its tasks at once, however many.
 from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
-# What a rank iterates of a stream that several read. Public calls give what is in a block and never where it lies, and
-# ranks that share one would each be sent a copy.
+# A rank's iterator of a stream with several readers. Public calls give the contents of a block and never its place, and
+# ranks that share a block would each be sent a copy.
 from ray.data._internal.iterator.stream_split_iterator import StreamSplitDataIterator
 
-# To be left out where there is no dashboard; no setting leaves it out.
+# A callback to be removed where there is no dashboard; no setting removes it.
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-# Says in memory whether a node is about to be taken away. The public `ray.train.get_preemption_info` says the same, but
-# asks an actor each time: milliseconds a step.
+# Knows in memory whether a node is about to be taken away. The public `ray.train.get_preemption_info` asks an actor
+# each time: milliseconds a step.
 from ray.train.v2._internal.execution.context import get_train_context
 
-# Decides how many workers an elastic training has; `ScalingConfig` knows a least and a most, but not which numbers
-# between them divide a batch.
+# Decides how many workers an elastic training has; `ScalingConfig` knows a least and a most, but not the numbers
+# between these that divide a batch.
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 __all__ = [

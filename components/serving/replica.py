@@ -8,8 +8,7 @@ from contextlib import aclosing
 
 import torch
 
-from components.runtime.execution import Resources
-from components.runtime.node import node_threads
+from components.runtime.execution import Resources, node_threads
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.serving.batching import Batcher, BusyError

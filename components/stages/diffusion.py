@@ -8,11 +8,11 @@ import torch
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.data.degradations import Degradation
+from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import read_split
 from components.data.shards import BPE, ShardIndex, load_index, read_bpe
 from components.data.subset import random_part
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from components.data.encoding import describe_autoencoder
 from components.data.shards import load_index
 from components.data.subset import random_part
 from components.evaluation.codebook import (
@@ -31,7 +32,6 @@ from components.evaluation.measure import (
 from components.runtime import events
 from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import describe_autoencoder
 from components.stages.context import StageContext
 
 RECONSTRUCTED = "reconstructions of held-out images"

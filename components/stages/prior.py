@@ -5,6 +5,7 @@ from functools import partial
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import MaskedPriorTraining, PixelTraining, PriorTraining
+from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.shards import BPE
 from components.data.token_artifacts import (
     check_aligned,
@@ -14,7 +15,6 @@ from components.data.token_artifacts import (
     rank_tokens,
 )
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import describe_autoencoder, open_autoencoder
 from components.stages.context import StageContext
 from components.training.building import network_arguments
 from components.training.flops import step_flops

@@ -5,14 +5,13 @@ from functools import partial
 import torch
 
 from components.configuration.config import Config
-from components.data.encoding import encode_shards, token_names
+from components.data.encoding import describe_autoencoder, encode_shards, token_names
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import parse_tokens
 from components.evaluation.codebook import codebook_use
 from components.models.quantizer import codebook_histogram
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import describe_autoencoder
 from components.runtime.storage.kept_parts import read_records
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext

@@ -17,12 +17,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from components.data.encoding import open_autoencoder
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION
 from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.models.diffusion.corruption import downsample
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.autoencoders import open_autoencoder
 from components.sampling.device import best_device
 from components.sampling.frozen_text import (
     BPE,

@@ -20,8 +20,7 @@ import components
 from components.configuration.optimization import OptimizationConfig
 from components.data.stream import rank_batches
 from components.runtime import events
-from components.runtime.execution import Resources
-from components.runtime.node import node_threads
+from components.runtime.execution import Resources, node_threads
 from components.runtime.ray_internals import get_train_context
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.gray import ColorError

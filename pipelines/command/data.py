@@ -9,7 +9,7 @@ from components.data.ingest import PACKAGED, IngestConfig, ingest
 from components.data.listing import FileVersion
 from components.data.shards import INDEX
 from components.data.source_check import check_file, check_outside, check_source, file_to_try
-from components.runtime.storage.space import check_room
+from components.runtime.storage.connection import check_room
 from components.runtime.storage.store import Store, absolute
 from pipelines.engine.session import on_cluster, start_ray
 

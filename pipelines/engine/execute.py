@@ -18,10 +18,16 @@ from components.configuration.config import Config
 from components.runtime import events
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line
-from components.runtime.storage.artifact import Artifact, load_artifact
+from components.runtime.storage.artifact import (
+    FORCED,
+    Artifact,
+    begin_forced_try,
+    current_try,
+    has_committed,
+    load_artifact,
+)
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import SCRATCH, Store
-from components.runtime.storage.tries import FORCED, begin_forced_try, current_try, has_committed
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
 from pipelines.engine.recorder import ActorRecorder, StageStatus

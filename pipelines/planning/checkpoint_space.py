@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining
-from components.runtime.storage.space import check_room, is_local
+from components.runtime.storage.connection import check_room, is_local
 from components.runtime.storage.store import Store
 from components.stages.images import ImagesConfig
 from components.training.launch import CHECKPOINTS_KEPT

@@ -7,7 +7,7 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.configuration.trainings import AnyTraining
 from components.runtime.execution import Resources
-from components.runtime.storage.space import readable_bytes
+from components.runtime.storage.connection import readable_bytes
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.cost import Rate, StageCost, longest_path, stage_costs
 from pipelines.planning.memory_table import markdown, memory_overview

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from components.configuration.trainings import AnyTraining
-from components.runtime.storage.space import readable_bytes
+from components.runtime.storage.connection import readable_bytes
 from components.training.sharding import why_whole
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.profiles import Profile

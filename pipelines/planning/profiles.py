@@ -17,7 +17,7 @@ class Profile(Config):
     """Execution choices. `stages` overrides `resources` for the stages it names.
 
     What is None follows from the cluster: workers from its GPUs and their batch (`pipelines.planning.shares`),
-    threads from the node that works (`components.runtime.node`), readers from the workers, two for each.
+    threads from the node that works (`execution.threads_of`), readers from the workers, two for each.
     """
 
     name: str = "auto"

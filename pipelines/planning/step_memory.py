@@ -7,7 +7,7 @@ from typing import NamedTuple
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import AnyTraining, GANTraining
 from components.runtime.execution import Resources
-from components.runtime.storage.space import readable_bytes
+from components.runtime.storage.connection import readable_bytes
 from components.training.activations import Activations, UncountedError, activations
 from components.training.memory import RESERVE
 from components.training.sharding import why_whole

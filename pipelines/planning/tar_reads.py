@@ -20,7 +20,7 @@ from components.data.source_check import detect_source
 from components.data.sources.webdataset import list_tars
 from components.data.stream import Layout
 from components.data.tar_estimate import estimated_index
-from components.runtime.storage.space import readable_bytes
+from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig, shard_in_place
 from pipelines.planning.profiles import Profile
 from pipelines.workflow import PlannedStage, Stage

@@ -19,8 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.data.shard_files import ShardJob, process_shards
 from components.runtime.events import SilentRecorder
-from components.runtime.execution import Resources
-from components.runtime.node import node_threads
+from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
 from components.runtime.storage.kept_parts import write_part
 from components.runtime.storage.store import Store

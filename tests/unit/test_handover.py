@@ -30,10 +30,9 @@ from components.evaluation.noising_study import NoisingStudyConfig
 from components.runtime.events import Event, SilentRecorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
-from components.runtime.storage.artifact import Artifact, load_artifact, verify_artifact
+from components.runtime.storage.artifact import Artifact, begin_forced_try, load_artifact, verify_artifact
 from components.runtime.storage.kept_parts import RECORDS
 from components.runtime.storage.store import SCRATCH, Store
-from components.runtime.storage.tries import begin_forced_try
 from components.stages.agreement import measure_agreement
 from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
@@ -415,7 +414,7 @@ def test_what_is_on_one_node_only_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_loaded_on_the_head(house: House) -> None:
-    from components.runtime.storage.autoencoders import describe_autoencoder, open_autoencoder
+    from components.data.encoding import describe_autoencoder, open_autoencoder
 
     with pytest.raises(LoadedOnTheHeadError):
         open_autoencoder(house("tokenizer"))

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
+from components.runtime.storage.artifact import (
+    FORCED,
+    MANIFEST,
+    Artifact,
+    begin_forced_try,
+    commit_artifact,
+    current_try,
+    describe_bytes,
+    has_committed,
+    load_artifact,
+)
 from components.runtime.storage.garbage import collect, find_garbage
 from components.runtime.storage.kept_parts import (
     RECORDS,
@@ -19,7 +29,6 @@ from components.runtime.storage.kept_parts import (
     write_record,
 )
 from components.runtime.storage.store import DamagedFileError, Store, StoreError
-from components.runtime.storage.tries import FORCED, begin_forced_try, current_try, has_committed
 from tests.stored_files import flip
 
 FIRST, SECOND = "1" * 12, "2" * 12

@@ -9,8 +9,7 @@ import pytest
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
 from components.runtime.events import SilentRecorder
-from components.runtime.execution import Resources
-from components.runtime.node import threads_of
+from components.runtime.execution import Resources, threads_of
 from components.runtime.storage.store import Store
 from components.stages import images
 from components.stages.context import StageContext

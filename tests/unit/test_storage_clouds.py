@@ -152,7 +152,7 @@ def test_who_may_not_read_is_told_at_once(
 def test_a_server_that_is_away_is_asked_again_and_then_named(
     google_storage: None, anew: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("components.runtime.storage.google.REQUESTS", 1)
+    monkeypatch.setattr("components.runtime.storage.clouds.REQUESTS", 1)
     monkeypatch.setattr("components.runtime.storage.connection.ATTEMPTS", 3)
     with answering(503, b'{"error": {"code": 503, "message": "Backend Error"}}') as (address, came):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)

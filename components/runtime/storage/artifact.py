@@ -1,15 +1,21 @@
-"""Typed, self-describing artifacts: what a stage leaves in object storage, committed by a write-once manifest.
+"""Artifacts: typed, self-describing outputs of stages, committed by a write-once manifest.
 
 Layout of a stage's folder `{root}/stages/{stage}/{key}`:
     attempt-…/      files of one try
     files/          outputs with fixed names that several tries may fill together (one input shard, one output file)
     train/          Ray Train's run folder, the one mutable place
-    files-…/        the same of a forced try (`tries.py`); so is train-…/
+    files-…/        the same of a forced try; so is train-…/
     manifest.json   written last; its presence is the commit
+
+A try goes on where the try before was killed, but a forced try begins anew and adopts nothing. It works in folders of
+its own (`files-ID`, `work-ID`, `train-ID`), which the file `forced` names before the manifest moves aside: whenever it
+is killed, no later try works in the folders of before. Files of older manifests stay for their readers until
+`cascade gc`.
 """
 
 import hashlib
 import json
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +28,20 @@ from pydantic import Field, TypeAdapter, ValidationError
 from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, FolderName
 from components.runtime.storage.connection import shown
-from components.runtime.storage.store import SCRATCH, DamagedFileError, Digest, Store, digest_of, in_parallel
+from components.runtime.storage.store import (
+    SCRATCH,
+    DamagedFileError,
+    Digest,
+    Store,
+    StoreError,
+    digest_of,
+    in_parallel,
+)
 
 MANIFEST = "manifest.json"
+FORCED = "forced"  # file with the id of the latest forced try
+CURVE = "curve.json"
+NOT_LISTED = ("train", "work")  # folders whose files no manifest lists
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
 T = TypeVar("T")
 
@@ -33,21 +50,24 @@ REMEDY = "it is damaged or of another version: delete it and run again"
 
 
 class ArtifactError(Exception):
-    """An artifact is not what its manifest says; the message names the file and the remedy."""
+    """An artifact differs from its manifest; the message names the file and the remedy."""
 
 
 class FileEntry(Config):
+    """A file of an artifact, in its manifest."""
+
     path: FileName  # relative to the stage's folder
     bytes: int
     sha256: str
 
     @property
     def digest(self) -> Digest:
+        """Size and sha256 as `Store.read` expects them."""
         return Digest(self.bytes, self.sha256)
 
 
 class Artifact(Config):
-    """One committed output of a stage. Readers accept only what `files` lists."""
+    """A committed output of a stage. Readers accept only files that `files` lists."""
 
     kind: ArtifactKind
     stage: FolderName
@@ -56,29 +76,30 @@ class Artifact(Config):
     metadata: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)  # name of the input -> key of the stage that made it
     provenance: dict[str, Any] = Field(default_factory=dict)  # config, git commit, time, seconds: recorded, not hashed
-    root: str = Field(default="", exclude=True)  # URI of the stage's folder: where, never part of what
+    root: str = Field(default="", exclude=True)  # URI of the stage's folder: a place, never part of the identity
 
     @property
     def store(self) -> Store:
+        """The stage's folder."""
         return Store(self.root)
 
     @property
     def digest(self) -> str:
-        """sha256 of all that the manifest says: of its JSON in one form, whatever the order of its fields."""
+        """sha256 of the whole manifest: of its JSON with sorted fields."""
         manifest = json.loads(self.model_dump_json())
         return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
     @property
     def identity(self) -> str:
-        """Stage and key: what it is, wherever it lies."""
+        """`stage/key`, equal wherever the artifact lies."""
         return f"{self.stage}/{self.key}"
 
     def names(self) -> list[str]:
-        """File names as a user sees them: without the attempt's folder."""
+        """File names for users, without the attempt's folder."""
         return [_public_name(entry.path) for entry in self.files]
 
     def entry(self, name: str) -> FileEntry:
-        """The listed file called `name`. Raises ArtifactError if the manifest does not list it."""
+        """The entry of a file, by its name. Raises ArtifactError if the manifest lists no such file."""
         for entry in self.files:
             if name in (entry.path, _public_name(entry.path)):
                 return entry
@@ -89,7 +110,10 @@ class Artifact(Config):
         return self.store.url(self.entry(name).path)
 
     def read(self, name: str) -> bytes:
-        """Bytes of a listed file, size and sha256 verified. Raises ArtifactError if they differ from the manifest."""
+        """Bytes of a listed file, verified by size and sha256.
+
+        Raises ArtifactError if they differ from the manifest, or the manifest lists no such file.
+        """
         entry = self.entry(name)
         try:
             return self.store.read(entry.path, expected=entry.digest)
@@ -98,7 +122,7 @@ class Artifact(Config):
 
     @contextmanager
     def local_copy(self) -> Iterator[Path]:
-        """A private folder with all listed files, verified, that is gone afterwards. Raises ArtifactError."""
+        """A temporary folder with all listed files, verified. Raises ArtifactError."""
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{self.stage}-") as folder:
             yield self.download(Path(folder))
 
@@ -119,7 +143,10 @@ class Artifact(Config):
 
 
 def upload_attempt(store: Store, folder: Path) -> list[FileEntry]:
-    """Upload all files of a local folder to a new `attempt-…` folder of a stage's store. Returns their entries."""
+    """Upload all files of a local folder to a new `attempt-…` folder of a stage's store.
+
+    Returns the files' entries, sorted by path.
+    """
     attempt = f"attempt-{uuid.uuid4().hex[:12]}"
 
     def send(local: Path) -> FileEntry:
@@ -131,17 +158,20 @@ def upload_attempt(store: Store, folder: Path) -> list[FileEntry]:
 
 
 def describe_file(local: Path, path: str) -> FileEntry:
-    """Manifest entry of a local file that is stored as `path`."""
+    """Manifest entry of a local file, to be stored as `path`."""
     return FileEntry(path=path, **digest_of(local)._asdict())
 
 
 def describe_bytes(data: bytes, path: str) -> FileEntry:
-    """Manifest entry of bytes that are stored as `path`."""
+    """Manifest entry of bytes, to be stored as `path`."""
     return FileEntry(path=path, **digest_of(data)._asdict())
 
 
 def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
-    """Write the manifest once. The loser of a race adopts the winner's artifact. Returns what is now committed."""
+    """Write the manifest once; the loser of a race adopts the winner's artifact.
+
+    Returns the committed artifact.
+    """
     manifest = {**json.loads(artifact.model_dump_json()), "digest": artifact.digest}
     store.write_once(MANIFEST, json.dumps(manifest, indent=1).encode())
     committed = load_artifact(store)
@@ -150,8 +180,10 @@ def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
 
 
 def load_artifact(store: Store) -> Artifact | None:
-    """The artifact committed in a stage's folder, or None. Raises ArtifactError if its manifest can't be read, or is
-    not as it was written."""
+    """The artifact committed in a stage's folder, or None.
+
+    Raises ArtifactError if the manifest can't be read, or was changed since the commit.
+    """
     if not store.exists(MANIFEST):
         return None
     url = store.url(MANIFEST)
@@ -164,7 +196,10 @@ def load_artifact(store: Store) -> Artifact | None:
 
 
 def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
-    """The JSON at `url` as a `shape` that pydantic can check. Raises ArtifactError, with the value that is wrong."""
+    """Parse JSON that was read from `url` as a `shape`, with pydantic.
+
+    Raises ArtifactError, which names the first wrong value.
+    """
     try:
         return TypeAdapter(shape).validate_json(data)
     except ValidationError as error:
@@ -172,17 +207,17 @@ def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
 
 
 def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:
-    """Runs `verify_files` on all that the manifest lists."""
+    """Runs `verify_files` on all files of the manifest."""
     return verify_files(artifact.store, artifact.files, on_file=on_file)
 
 
 def verify_files(
     store: Store, files: Iterable[FileEntry], *, on_file: Callable[[FileEntry], None] = lambda entry: None
 ) -> list[str]:
-    """Read every file, several at a time, and compare its size and sha256 with its entry.
+    """Read every file, several at a time, and compare size and sha256 with the entry.
 
     Args:
-        on_file: called after each file, from the threads that read.
+        on_file: called after each file, from the reading threads.
 
     Returns one line for each file that is missing or differs, in the order given. Raises StoreError if storage can't be
     reached.
@@ -200,6 +235,41 @@ def verify_files(
         return None
 
     return [line for line in in_parallel(check, files) if line is not None]
+
+
+def current_try(store: Store) -> str:
+    """The id of the latest forced try, for the folders of the next try; "" where no try was forced.
+
+    Raises StoreError for a damaged id.
+    """
+    if not store.exists(FORCED):
+        return ""
+    content = store.read(FORCED).decode(errors="replace")
+    if not re.fullmatch("[0-9a-f]{12}", content):
+        raise StoreError(f"{store.url(FORCED)} is damaged, it names no try; run the stage again with --force")
+    return content
+
+
+def begin_forced_try(store: Store, forced: str) -> None:
+    """Make room for the forced try `forced`, or go on with that try. Called under the stage's lease."""
+    if not store.exists(FORCED) or store.read(FORCED) != forced.encode():
+        store.delete(CURVE)
+        store.write(FORCED, forced.encode())
+    if store.exists(MANIFEST):
+        store.write(f"superseded-{forced}.json", store.read(MANIFEST))
+        store.delete(MANIFEST)
+    for name in store.folders():
+        kind, _, own = name.partition("-")
+        if kind in NOT_LISTED and own != forced:
+            store.delete_folder(name)
+
+
+def has_committed(store: Store, forced: str) -> bool:
+    """True if the stage is committed; where `forced` names a try, if that very try committed."""
+    if not forced:
+        return store.exists(MANIFEST)
+    artifact = load_artifact(store)
+    return artifact is not None and artifact.provenance.get(FORCED) == forced
 
 
 def _public_name(path: str) -> str:

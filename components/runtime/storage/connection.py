@@ -1,23 +1,24 @@
-"""How storage is reached: which filesystem serves a URL, and what is tried again before it is an error.
+"""Connections to storage: the filesystem of a URL, retries, errors of a line, room on local disks.
 
-Two layers, both with jitter: a cloud's own client sends a request up to three times (503, 500, reset, time-out), and
-`retried` repeats the whole transfer where a body broke off or held wrong bytes. What a cloud needs for that stands in
-its file (`amazon`, `google`, `azure`), in one form (`cloud`).
+Two layers of retries, both with jitter: a cloud's own client sends a request up to three times (503, 500, reset,
+time-out), and `retried` repeats the whole transfer where a body broke off or held wrong bytes. `clouds` holds the
+settings of each vendor.
 """
 
 import errno
 import logging
+import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from components.runtime.storage.amazon import AMAZON
-from components.runtime.storage.azure import AZURE, written_short
-from components.runtime.storage.cloud import Cloud
-from components.runtime.storage.google import GOOGLE
+from components.runtime.storage.clouds import AMAZON, AZURE, GOOGLE, Cloud, written_short
 
 T = TypeVar("T")
 
@@ -54,16 +55,17 @@ CLOUDS = {
 
 
 class StoreError(Exception):
-    """Storage can't do what was asked; the message names the URL and the remedy in one line."""
+    """Storage refused or failed an operation; the message names the URL and the remedy on a line."""
 
 
 def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """(filesystem, path in it) of a URL. Listings are never cached: other writers' files must be seen.
+    """Returns the filesystem of a URL, and the path there.
 
-    fsspec's own settings (`FSSPEC_S3={"config_kwargs": …}`) go before those here.
+    Listings are never cached: other writers' files must be seen. fsspec's own settings
+    (`FSSPEC_S3={"config_kwargs": …}`) go before those here.
 
-    Raises StoreError for a protocol that is not known or whose package is missing, and for a URL that holds a password,
-    which would end in logs and manifests.
+    Raises StoreError for an unknown protocol, a missing package, and for a URL that holds a password, which would end
+    in logs and manifests.
     """
     if short := written_short(url):
         raise StoreError(f"{url} names its account; {short}")
@@ -89,13 +91,17 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
-    """Path -> what is known of it, for all files below `root`, or for `root` alone where it is a file."""
-    found = filesystem.find(root, detail=True)
-    return found if isinstance(found, dict) else {name: filesystem.info(name) for name in found}  # adlfs, of a file
+    """Maps each path below `root` to its `info`; for a `root` that is a file, that path alone."""
+    infos = filesystem.find(root, detail=True)
+    return infos if isinstance(infos, dict) else {name: filesystem.info(name) for name in infos}  # adlfs, of a file
 
 
 def retried(action: Callable[[], T], url: str) -> T:
-    """Run `action` with retries and jitter; what can't get better by waiting is raised at once."""
+    """Run `action` with retries and jitter; errors that waiting can't mend are raised at once.
+
+    Raises the error of the action where callers tell files apart by it (missing, existing, no folder), StoreError with
+    a remedy for a cause in storage or on the network, and any other error as it is.
+    """
     cloud = CLOUDS.get(_protocol(url), OTHERS)
     retrying = Retrying(
         stop=_enough,
@@ -119,12 +125,12 @@ def retried(action: Callable[[], T], url: str) -> T:
 
 
 def shown(url: str) -> str:
-    """A URL as messages may show it: without a password or a signed query."""
+    """A URL for messages, without a password or a signed query."""
     return QUERY.sub("?…", CREDENTIALS.sub("", url))
 
 
 def reason(error: BaseException | None) -> str:
-    """The first line of an error."""
+    """The first line of an error, at most 200 characters; the name of its type where the text is empty."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
@@ -133,7 +139,7 @@ def _protocol(url: str) -> str:
 
 
 def _plainly(action: Callable[[], T], cloud: Cloud) -> T:
-    """`action`, with a cloud's errors in Python's own terms."""
+    """Runs `action` and raises a cloud's errors in Python's own terms."""
     try:
         return action()
     except StoreError:
@@ -160,7 +166,7 @@ def _enough(state: RetryCallState) -> bool:
 
 
 def _explained(error: Exception, url: str, cloud: Cloud) -> str | None:
-    """What the user is told; None where it is no matter of storage."""
+    """The message for the user; None for an error that has nothing to do with storage."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{url} can't be written ({reason(error)}); make room there (`cascade gc`) and run again"
     if "credential" in type(error).__name__.lower():
@@ -170,3 +176,41 @@ def _explained(error: Exception, url: str, cloud: Cloud) -> str | None:
     if _may_get_better(error):
         return f"{url} failed {ATTEMPTS} times: {reason(error)}; check the network and the endpoint"
     return None
+
+
+def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
+    """Raise StoreError, in a line, if a disk lacks room. Object stores have no such limit.
+
+    Args:
+        needed: URL of a folder, which need not exist yet -> bytes that will be written below it. Folders on one disk
+            need the sum; URLs of other stores are passed over.
+        purpose: subject of the message, such as "the checkpoints".
+    """
+    disks: dict[int, list[tuple[Path, str, int]]] = {}
+    for url, count in needed.items():
+        if is_local(url) and count:
+            path = Path(connect(url)[1])
+            folder = next(folder for folder in (path, *path.parents) if folder.exists())
+            disks.setdefault(os.stat(folder).st_dev, []).append((folder, url, count))
+    for places in disks.values():
+        total, free = sum(count for _, _, count in places), shutil.disk_usage(places[0][0]).free
+        if total > free:
+            urls = " and ".join(url for _, url, _ in places)
+            raise StoreError(
+                f"{purpose} need {readable_bytes(total)} in {urls}, where {readable_bytes(free)} are free; make room "
+                "(`cascade gc`), or name another place (--storage or --out; TMPDIR for a temporary folder)"
+            )
+
+
+def is_local(url: str) -> bool:
+    """True for a folder on a disk of the calling machine, mounted ones included."""
+    return isinstance(connect(url)[0], LocalFileSystem)
+
+
+def readable_bytes(count: float) -> str:
+    """1234567 -> "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

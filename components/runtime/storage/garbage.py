@@ -1,9 +1,9 @@
-"""What storage holds that no manifest lists: tries that lost or broke off, and state of finished stages.
+"""Garbage in storage, listed by no manifest: tries that lost or broke off, state of finished stages.
 
-Two laws: what a run names stays, and what somebody works on is left alone. Whoever deletes holds the stage's lease, as
-a driver does, so that nobody begins there meanwhile, and looks again before the first deletion. The manifest goes
-first, and what lists other files (`*.json`) next: what is left where that is killed is no artifact, is adopted by no
-run, and is found by the next collection.
+Two laws: stages that a run names stay, and stages with a living worker are left alone. The collector holds the stage's
+lease, as a driver does, so that no work begins there meanwhile, and looks again before the first deletion. The manifest
+goes first, and lists of other files (`*.json`) next: the rest of a collection that was killed is no artifact, is
+adopted by no run, and is found by the next collection.
 """
 
 import threading
@@ -18,10 +18,10 @@ from components.runtime.storage.artifact import MANIFEST, load_artifact, parse_s
 from components.runtime.storage.lease import TTL, Lease, Seen
 from components.runtime.storage.store import FileInfo, Store, in_parallel
 
-PLAN, ANNOUNCED = "plan.json", "announced.json"  # of a run: what became of its stages; which it has, before it starts
+PLAN, ANNOUNCED = "plan.json", "announced.json"  # of a run: its stages and their ends; its stages before it starts
 LEASE = "lease"  # folder in that of a stage
 UNUSED = "no run uses this stage"
-REASONS = {  # kind of a folder that the manifest of its stage does not list -> why it may go
+REASONS = {  # kind of a folder that the manifest of its stage does not list -> reason for a deletion
     "attempt": "a try that was not committed",
     "files": "files of a try that was superseded, or of no more use",
     "train": "training state of a finished stage",
@@ -30,7 +30,7 @@ REASONS = {  # kind of a folder that the manifest of its stage does not list -> 
 
 
 class PlannedKey(BaseModel):
-    """A stage of a run, as far as it says where its artifact lies."""
+    """Name and key of a stage of a run: the place of its artifact."""
 
     name: FolderName
     key: FolderName
@@ -44,33 +44,35 @@ class Plan(BaseModel):
 
 
 class Garbage(NamedTuple):
-    path: str  # folder, relative to the storage root
+    """A folder that may be deleted."""
+
+    path: str  # relative to the storage root
     bytes: int
     reason: str
-    seen: Seen = Seen()  # the stage's lease, when this was found
+    seen: Seen = Seen()  # the stage's lease at that time
 
     @property
     def stage(self) -> str:
-        """Folder of its stage."""
+        """Folder of the stage, relative to the storage root."""
         return "/".join(self.path.split("/")[:3])
 
 
 def find_garbage(
     root: Store, *, unused: bool = False, ttl: float = TTL, on_wait: Callable[[str], None] = lambda line: None
 ) -> list[Garbage]:
-    """Folders that may go, in stages that nobody works on.
+    """Folders for deletion, in stages without a living worker.
 
     Args:
         unused: also whole stages that no run below `runs/` names.
-        ttl: seconds after which the holder of a lease is dead whose heartbeat stands still.
-        on_wait: told, in one line, that this is waited for.
+        ttl: seconds without a heartbeat after which the holder of a lease counts as dead.
+        on_wait: receives a line before these seconds are waited for.
 
-    Raises ArtifactError for a manifest or a plan that can't be read: nobody knows then what is needed.
+    Raises ArtifactError for a manifest or a plan that can't be read: the needed files are unknown then.
     """
     used = used_stages(root) if unused else None
     stages = [f"stages/{stage}/{key}" for stage in root.folders("stages") for key in root.folders(f"stages/{stage}")]
-    found = {stage: garbage for stage in stages if (garbage := _in_stage(root, stage, used))}
-    looks = {stage: _lease(root, stage, ttl).look() for stage in found}
+    folders = {stage: garbage for stage in stages if (garbage := _in_stage(root, stage, used))}
+    looks = {stage: _lease(root, stage, ttl).look() for stage in folders}
     held = [stage for stage, seen in looks.items() if seen.holder]
     if held:
         on_wait(f"somebody works on {', '.join(held)}, or was killed there: looking again in {ttl:g} s")
@@ -78,20 +80,20 @@ def find_garbage(
     for stage in held:
         again = _lease(root, stage, ttl).look()
         if again.holder and again != looks[stage]:
-            del found[stage]
+            del folders[stage]
         looks[stage] = again
-    return [each._replace(seen=looks[stage]) for stage, garbage in found.items() for each in garbage]
+    return [each._replace(seen=looks[stage]) for stage, garbage in folders.items() for each in garbage]
 
 
 def collect(root: Store, garbage: list[Garbage], *, unused: bool = False, ttl: float = TTL) -> list[Garbage]:
-    """Delete what was found and still is garbage. Returns what was deleted."""
+    """Delete folders that `find_garbage` found and that still are garbage. Returns the deleted ones."""
     deleted: list[Garbage] = []
     for stage in dict.fromkeys(each.stage for each in garbage):
         chosen = [each for each in garbage if each.stage == stage]
         lost = threading.Event()
         lease = _lease(root, stage, ttl, lost)
         if not lease.take(chosen[0].seen):
-            continue  # somebody works there again
+            continue  # work has begun there again
         try:
             still = {each.path for each in _in_stage(root, stage, used_stages(root) if unused else None)}
             deleted += [each for each in chosen if each.path in still and _delete(root, each, lost)]
@@ -103,24 +105,24 @@ def collect(root: Store, garbage: list[Garbage], *, unused: bool = False, ttl: f
 
 
 def used_stages(root: Store) -> set[str]:
-    """Folders of the stages that runs name: those that ended, and those that were announced."""
+    """Folders of the stages that runs name, ended runs and announced runs."""
     paths = [info.path for info in root.list("runs") if info.path.rpartition("/")[2] in (PLAN, ANNOUNCED)]
     try:
         plans = in_parallel(lambda path: parse_stored(Plan, root.read(path), root.url(path)), paths)
-    except FileNotFoundError:  # a run took back what it had announced
+    except FileNotFoundError:  # a run took its announcement back
         return used_stages(root)
     return {f"stages/{stage.name}/{stage.key}" for plan in plans for stage in plan.stages}
 
 
 def _in_stage(root: Store, stage: str, used: set[str] | None) -> list[Garbage]:
-    """Args: used: None where unused stages stay."""
+    """Garbage of a stage; `used` is None where unused stages stay."""
     store = root.join(stage)
     if used is not None and stage not in used:
         files = _files(store)
         return [Garbage(stage, sum(info.bytes for info in files), UNUSED)] if files else []
     artifact = load_artifact(store)
     if artifact is None:
-        return []  # not committed: a later run resumes from what is there
+        return []  # not committed: a later run resumes from these files
     listed = {entry.path.partition("/")[0] for entry in artifact.files}
     return [
         Garbage(f"{stage}/{name}", sum(info.bytes for info in store.list(name)), REASONS[kind])
@@ -130,7 +132,7 @@ def _in_stage(root: Store, stage: str, used: set[str] | None) -> list[Garbage]:
 
 
 def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
-    """Delete a folder; False where it is needed after all, or `lost` says that somebody else holds the stage now."""
+    """Delete a folder; False where a run needs the folder after all, or the lease was `lost`."""
     store = root.join(garbage.path)
     if garbage.path == garbage.stage and store.exists(MANIFEST):
         manifest = store.read(MANIFEST)
@@ -153,7 +155,7 @@ def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
 
 
 def _files(store: Store) -> list[FileInfo]:
-    """The files in a stage's folder, or in one below it, but for its lease."""
+    """The files in a stage's folder, or in a folder below, without the lease's."""
     return [info for info in store.list() if not info.path.startswith(f"{LEASE}/")]
 
 

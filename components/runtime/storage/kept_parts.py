@@ -1,8 +1,9 @@
-"""Parts of a stage's work that outlive the try that made them: files under fixed names, and a record of each part.
+"""Parts of a stage's work for later tries: files under fixed names, and a record of each part.
 
-A record says size and sha256 of the part's files as they were made, and what else their maker tells; it is written
-last. A later try adopts a part whose files still are what its record says, and makes any other anew, one with a damaged
-record too. What a manifest lists of a part is its record, never what lies there: no damage is taken for the truth.
+A record holds size and sha256 of the part's files when they were made, and facts from their maker; it is written
+last. A later try adopts a part whose files still agree with its record, and makes any other part anew, also where the
+record is damaged. A manifest takes a part's entries from the record, never from the files: no damage is taken for the
+truth.
 """
 
 import hashlib
@@ -20,28 +21,28 @@ RECORDS = "parts"  # folder of the records, next to the files
 
 
 class Record(Config):
-    """One finished part."""
+    """The record of a finished part."""
 
-    recipe: str = ""  # digest of what decides the part besides the key of its stage
+    recipe: str = ""  # digest of all that decides the part besides the key of its stage
     files: tuple[FileEntry, ...] = ()  # paths below the folder of the parts
-    facts: dict[str, Any] = Field(default_factory=dict)  # what its maker tells
+    facts: dict[str, Any] = Field(default_factory=dict)  # from the part's maker
 
 
 class Look(Config):
-    """The state of a part that was read; both fields are empty where another recipe decides it."""
+    """The state of a part after reading; both fields are empty for a part of another recipe."""
 
-    record: Record | None = None  # of one that is whole
-    damage: str = ""  # of one that is not: a line that names the file
+    record: Record | None = None  # of a whole part
+    damage: str = ""  # of a damaged part: a line that names the file
 
 
 def write_file(store: Store, path: str, data: bytes) -> FileEntry:
-    """Write a file of a part. Returns its entry, which is of these bytes, whatever becomes of them."""
+    """Write a file of a part. Returns the entry of `data`, whatever storage makes of the bytes."""
     store.write(path, data)
     return describe_bytes(data, path)
 
 
 def write_record(store: Store, part: str, *files: FileEntry, recipe: str = "", **facts: Any) -> Record:
-    """Finish a part whose files are written."""
+    """Finish a part after its files: write the record, with a sha256 of its own."""
     record = Record(recipe=recipe, files=files, facts=facts)
     content = record.model_dump_json().encode()
     store.write(record_path(part), hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
@@ -49,12 +50,15 @@ def write_record(store: Store, part: str, *files: FileEntry, recipe: str = "", *
 
 
 def write_part(store: Store, part: str, path: str, data: bytes, **facts: Any) -> None:
-    """Write a part of one file."""
+    """Write a part of a single file, and its record."""
     write_record(store, part, write_file(store, path, data), **facts)
 
 
 def read_record(store: Store, part: str) -> Record:
-    """The record of a finished part. Raises FileNotFoundError if there is none, DamagedFileError if it has changed."""
+    """The record of a finished part.
+
+    Raises FileNotFoundError for a part without a record, DamagedFileError for a record that has changed.
+    """
     digest, _, content = store.read(record_path(part)).partition(b"\n")
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise DamagedFileError(f"{store.url(record_path(part))} differs from what was written")
@@ -65,12 +69,15 @@ def read_record(store: Store, part: str) -> Record:
 
 
 def read_records(store: Store, parts: Iterable[str]) -> list[Record]:
-    """The records of several parts, in their order. Raises as `read_record`."""
+    """The records of several parts, in order. Raises as `read_record`."""
     return in_parallel(partial(read_record, store), parts)
 
 
 def look_at(store: Store, part: str, *, recipe: str = "") -> Look:
-    """Read a part that has a record, all of its files, and compare. Raises StoreError if storage can't be reached."""
+    """Read all files of a recorded part and compare them with the record.
+
+    Raises FileNotFoundError for a part without a record, StoreError if storage can't be reached.
+    """
     try:
         record = read_record(store, part)
     except DamagedFileError as error:
@@ -82,9 +89,10 @@ def look_at(store: Store, part: str, *, recipe: str = "") -> Look:
 
 
 def recorded_parts(store: Store) -> set[str]:
-    """Names of the parts that have a record, whole or not."""
+    """Names of all parts with a record, whole or damaged."""
     return {info.path.removeprefix(f"{RECORDS}/").removesuffix(".json") for info in store.list(RECORDS)}
 
 
 def record_path(part: str) -> str:
+    """Path of a part's record, relative to the folder of the parts."""
     return f"{RECORDS}/{part}.json"

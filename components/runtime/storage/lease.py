@@ -1,4 +1,4 @@
-"""One driver at a time works on a stage: a lease with a heartbeat, kept as numbered files in the store.
+"""The lease of a stage, for a single driver at a time: a heartbeat in numbered files of the store.
 
 Each holder owns a generation; taking over means creating the next generation with a write-once put, so two can't win.
 Nobody's clock is compared with another's: a waiter takes over when the holder's heartbeat counter has stood still for
@@ -22,15 +22,19 @@ TTL = 30.0  # seconds
 
 
 class Seen(NamedTuple):
-    """The state of a lease at one look."""
+    """The state of a lease at some moment."""
 
-    generation: int = 0  # 0: nobody has held it yet
+    generation: int = 0  # 0: never held yet
     beat: int = 0
-    holder: str = ""  # who works under it, in words; "" if nobody does, or who did has died on this machine
+    holder: str = ""  # in words; "" if the lease is free, or its holder has died on this machine
 
 
 class Lease:
-    """`with`-less on purpose: acquired inside a stage's task, released in its `finally`."""
+    """A lease in a separate folder, acquired inside a stage's task and released in the `finally`.
+
+    Args of the constructor: `ttl`, seconds without a heartbeat after which a holder counts as dead; `poll`, seconds
+    between two looks of a waiter; `on_lost`, called from the heartbeat's thread when another holder took over.
+    """
 
     def __init__(self, store: Store, *, ttl: float = TTL, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
         self.store, self.ttl, self.poll, self.on_lost = store, ttl, poll, on_lost
@@ -45,7 +49,10 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
-        """Wait for the lease. Returns False as soon as `is_done()`: somebody else finished the work."""
+        """Wait for the lease. Returns False as soon as `is_done()`: another driver finished the work.
+
+        `on_wait` receives the reason, before each wait.
+        """
         seen, since = Seen(generation=-1), time.monotonic()
         while not is_done():
             if (now := self.look()) != seen:
@@ -58,25 +65,25 @@ class Lease:
         return False
 
     def look(self) -> Seen:
-        """Who holds it now. A holder whose `beat` stands still for `ttl` seconds is dead."""
+        """The holder and beat at present. A holder with the same `beat` for `ttl` seconds is dead."""
         generation, state = self._latest()
         if state is None or state["released"] or self._died_here(state):
             return Seen(generation)
         return Seen(generation, state["beat"], f"pid {state['pid']} on {state['host']}")
 
     def take(self, seen: Seen) -> bool:
-        """Take the lease if it still is as it was seen, by who judged that nobody works under it."""
+        """Take the lease if the state still is `seen`, a state that the caller judged to be free."""
         return self.look() == seen and self._take(seen.generation + 1)
 
     def release(self) -> None:
-        """Stop the heartbeat and let the next one in at once."""
+        """Stop the heartbeat, and let the next driver in at once."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._write(beat=-1, released=True)
 
     def withdraw(self) -> None:
-        """Leave no trace of the lease, which was released: there is nothing more to work on."""
+        """Delete the last trace of a released lease, where no work is left."""
         self.store.delete(_name(self.generation))
 
     def _take(self, generation: int) -> bool:
@@ -101,7 +108,7 @@ class Lease:
                     return
                 self._write(beat=beat, released=False)
             except (OSError, StoreError):
-                continue  # the store is away: whoever waits sees no heartbeat and takes over after `ttl`
+                continue  # the store is away: a waiter sees no heartbeat and takes over after `ttl`
 
     def _latest(self) -> tuple[int, dict[str, Any] | None]:
         names = [info.path for info in self.store.list() if info.path.endswith(".json")]
@@ -128,7 +135,7 @@ class Lease:
 
 
 def _born(process: psutil.Process) -> float:
-    """Seconds between the machine's start and the process's: no change of the clock moves them."""
+    """Seconds between the machine's start and the process's: independent of changes of the clock."""
     return round(process.create_time() - psutil.boot_time(), 2)
 
 

@@ -1,8 +1,8 @@
-"""Whole-file object storage on any fsspec URL: local folders, memory and clouds through one code path.
+"""Whole-file object storage on any fsspec URL: local folders, memory and clouds by the same code.
 
 Every write commits a whole file or nothing; `write_once` is a true write-once (the conditional put of S3, Google and
 Azure, `os.link` on local disks, where fsspec's own `mode="create"` is only an exists-check and lets several racing
-writers win). Sizes are checked after each transfer, sha256 where it is known; what is wrong is fetched or sent again.
+writers win). Sizes are checked after each transfer, sha256 where it is known; wrong bytes are fetched or sent again.
 """
 
 import hashlib
@@ -26,24 +26,26 @@ from components.runtime.storage.connection import StoreError, connect, files_bel
 T = TypeVar("T")
 S = TypeVar("S")
 
-TRANSFERS = 8  # files of one artifact on their way at a time
+TRANSFERS = 8  # files of one artifact in transfer at a time
 BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
-SCRATCH = "cascade-scratch-"  # starts the names of folders on one node's disk that no other node can see
+SCRATCH = "cascade-scratch-"  # prefix of folders on one node's disk, invisible to other nodes
 LOCAL = (None, "file", "local")  # protocols of this machine's disks
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 
 class DamagedFileError(StoreError):
-    """A file differs from what it must be, however often it is read."""
+    """A file differs from its digest at every reading."""
 
 
 class FileInfo(NamedTuple):
+    """A file in a listing."""
+
     path: str  # relative to the store
     bytes: int
 
 
 class Digest(NamedTuple):
-    """What a file must be, or is."""
+    """Size and sha256 of a file, expected or measured."""
 
     bytes: int
     sha256: str
@@ -53,18 +55,18 @@ class Digest(NamedTuple):
 class Store:
     """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret.
 
-    What has a path here lies in the folder: its methods raise StoreError for a path that is no file name, and on local
-    disks where a link leads out.
+    Every path lies in the folder: methods raise StoreError for a path that is no file name, and on local disks where a
+    link leads out.
     """
 
     uri: str
 
     def join(self, *parts: str) -> "Store":
-        """The sub-folder `parts` as a store of its own."""
+        """The sub-folder `parts` as a store."""
         return Store(self.url(self._inside("/".join(parts))))
 
     def url(self, path: str = "") -> str:
-        """The absolute URL of `path` in this store."""
+        """The absolute URL of `path`."""
         return f"{self.uri.rstrip('/')}/{path}" if path else self.uri.rstrip("/")
 
     def read(self, path: str, *, expected: Digest | None = None) -> bytes:
@@ -76,17 +78,17 @@ class Store:
         return read_url(self.url(self._inside(path)), expected=expected)
 
     def check(self, path: str, expected: Digest) -> None:
-        """Read a file in blocks and compare it. Raises as `read`."""
+        """Compare a file with its digest, block by block. Raises as `read`."""
         filesystem, target = connect(self.url(self._inside(path)))
 
         def compare() -> None:
-            if (found := _digest(filesystem, target)) != expected:
-                raise _damaged(self.url(path), found, expected)
+            if (digest := _digest(filesystem, target)) != expected:
+                raise _damaged(self.url(path), digest, expected)
 
         retried(compare, self.url(path))
 
     def write(self, path: str, data: bytes) -> None:
-        """Commit a whole file, replacing what was there."""
+        """Commit a whole file, in the place of an older one. Raises StoreError."""
         filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
@@ -99,7 +101,10 @@ class Store:
         retried(put, self.url(path))
 
     def write_once(self, path: str, data: bytes) -> bool:
-        """Commit a whole file if there is none yet. Returns False if other bytes are already there."""
+        """Commit a whole file if there is none yet. Returns False if other bytes are already there.
+
+        Atomic: of several writers a single one wins. Raises StoreError, also where the store has no conditional writes.
+        """
         filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
@@ -116,7 +121,7 @@ class Store:
         return True
 
     def upload(self, local: Path, path: str) -> None:
-        """Commit a local file as `path`, in parts where it is large and the store takes parts."""
+        """Commit a local file as `path`, a large file in parts where the store takes parts. Raises StoreError."""
         filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
@@ -129,21 +134,24 @@ class Store:
         retried(put, self.url(path))
 
     def download(self, path: str, folder: Path, name: str, *, expected: Digest | None = None) -> None:
-        """Copy `path` to the file `name` of a local folder. Raises as `read`, and StoreError where that is no place in
-        the folder; a file that is not the expected one is not left behind."""
+        """Copy `path` to the file `name` of a local folder; a file with another digest is not left behind.
+
+        Raises as `read`, and StoreError for a name that leads out of the folder.
+        """
         filesystem, source = connect(self.url(self._inside(path)))
         local = within(folder, name)
         local.parent.mkdir(parents=True, exist_ok=True)
 
         def get() -> None:
             filesystem.get_file(source, str(local))
-            if expected is not None and (found := digest_of(local)) != expected:
+            if expected is not None and (digest := digest_of(local)) != expected:
                 local.unlink()
-                raise _damaged(self.url(path), found, expected)
+                raise _damaged(self.url(path), digest, expected)
 
         retried(get, self.url(path))
 
     def exists(self, path: str) -> bool:
+        """True if there is a file or folder at `path`. Raises StoreError if storage can't be reached."""
         filesystem, target = connect(self.url(self._inside(path)))
         return retried(lambda: filesystem.exists(target), self.url(path))
 
@@ -160,11 +168,11 @@ class Store:
         """All files below `prefix`, sorted by path; empty if there is no such folder."""
         base = self.url(prefix)
         skip = len(prefix.rstrip("/")) + 1 if prefix else 0
-        found = list_url(base)
-        return [FileInfo(f"{prefix.rstrip('/')}/{info.path}" if skip else info.path, info.bytes) for info in found]
+        files = list_url(base)
+        return [FileInfo(f"{prefix.rstrip('/')}/{info.path}" if skip else info.path, info.bytes) for info in files]
 
     def delete(self, path: str) -> None:
-        """Delete one file; deleting what is not there is no error."""
+        """Delete a single file; a missing file is no error."""
         filesystem, target = connect(self.url(self._inside(path)))
         try:
             retried(lambda: filesystem.rm_file(target), self.url(path))
@@ -172,13 +180,13 @@ class Store:
             return
 
     def delete_folder(self, prefix: str = "") -> None:
-        """Delete a folder and all below it."""
+        """Delete a folder with all contents; a missing folder is no error."""
         filesystem, target = connect(self.url(self._inside(prefix)))
         if retried(lambda: filesystem.exists(target), self.url(prefix)):
             retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
 
     def _inside(self, path: str) -> str:
-        """`path`, which is checked; empty for the folder itself."""
+        """Checks `path` and returns it; empty for the folder itself. Raises StoreError."""
         protocol, folder = split_protocol(self.uri)
         try:
             if not path:
@@ -190,10 +198,13 @@ class Store:
             raise StoreError(f"{shown(self.uri)}: {error}") from None
 
     def check_writable(self) -> None:
-        """Write a probe file once, and delete it. Raises StoreError with the remedy if that fails, or if the store
-        would let a second writer win: it is not one on which runs can commit."""
+        """Write a probe file once, try to write another over it, and delete the probe.
+
+        Raises StoreError with the remedy if a step fails, or if the store would let a second writer win: runs could
+        not commit there.
+        """
         probe = f".probe-{uuid.uuid4().hex[:8]}"
-        connect(self.uri)  # what is missing for that is said of the folder, not of the probe
+        connect(self.uri)  # errors of the connection name the folder, not the probe
         try:
             once = self.write_once(probe, b"probe") and not self.write_once(probe, b"another")
             self.delete(probe)
@@ -206,8 +217,10 @@ class Store:
 
 
 def within(folder: Path, name: str) -> Path:
-    """The place of the file `name` below a local folder. Raises StoreError for no file name, and for one that a link
-    leads out of the folder."""
+    """The path of the file `name` below a local folder.
+
+    Raises StoreError if `name` is no file name, or if a link leads out of the folder.
+    """
     try:
         place = folder / file_name(name)
     except ValueError as error:
@@ -218,38 +231,44 @@ def within(folder: Path, name: str) -> Path:
 
 
 def read_url(url: str, *, expected: Digest | None = None) -> bytes:
-    """The bytes at one absolute URL. Raises as `Store.read`."""
+    """The bytes at an absolute URL. Raises as `Store.read`."""
     filesystem, path = connect(url)
 
     def get() -> bytes:
         data = filesystem.cat_file(path)
-        if expected is not None and (found := digest_of(data)) != expected:
-            raise _damaged(url, found, expected)
+        if expected is not None and (digest := digest_of(data)) != expected:
+            raise _damaged(url, digest, expected)
         return data
 
     return retried(get, url)
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` (exclusive) at one absolute URL, fewer where it ends before. Raises as `Store.read`."""
+    """Bytes `start` to `end` (exclusive) at an absolute URL, fewer from a shorter file.
+
+    Raises as `Store.read`.
+    """
     filesystem, path = connect(url)
     return retried(lambda: filesystem.cat_file(path, start=start, end=end), url)
 
 
 def list_url(url: str) -> list[FileInfo]:
-    """Files below one absolute URL, paths relative to it, sorted; empty if there is nothing."""
+    """Files below an absolute URL, with relative paths, sorted; empty for a missing folder."""
     filesystem, root = connect(url)
-    found = retried(lambda: files_below(filesystem, root), url)
+    infos = retried(lambda: files_below(filesystem, root), url)
     root = root.rstrip("/")
     return sorted(
         FileInfo(name[len(root) + 1 :], int(info["size"] or 0))
-        for name, info in found.items()
+        for name, info in infos.items()
         if name != root and not TEMPORARY.search(name)
     )
 
 
 def in_parallel(action: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """`action` for each item, a few at a time, results in order. Raises the first error; what is not begun is left."""
+    """Runs `action` on each item, TRANSFERS at a time, and returns the results in order.
+
+    Raises the first error; items not yet begun are left out.
+    """
     with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer") as pool:
         waiting = [pool.submit(action, item) for item in items]
         try:
@@ -268,16 +287,16 @@ def digest_of(data: bytes | Path) -> Digest:
 
 
 def absolute(uri: str) -> str:
-    """`uri` with local paths made absolute, so that a worker in another folder means the same place."""
+    """Makes local paths in `uri` absolute, so that a worker in another folder means the same place."""
     if "://" in uri:
         return uri.rstrip("/")
     return str(Path(uri).expanduser().resolve())
 
 
-def _damaged(url: str, found: Digest, expected: Digest) -> DamagedFileError:
-    if found.bytes != expected.bytes:
-        return DamagedFileError(f"{shown(url)} differs: it has {found.bytes} bytes, not {expected.bytes}")
-    return DamagedFileError(f"{shown(url)} differs: its sha256 is {found.sha256[:12]}…, not {expected.sha256[:12]}…")
+def _damaged(url: str, digest: Digest, expected: Digest) -> DamagedFileError:
+    if digest.bytes != expected.bytes:
+        return DamagedFileError(f"{shown(url)} differs: it has {digest.bytes} bytes, not {expected.bytes}")
+    return DamagedFileError(f"{shown(url)} differs: its sha256 is {digest.sha256[:12]}…, not {expected.sha256[:12]}…")
 
 
 def _digest(filesystem: fsspec.AbstractFileSystem, path: str) -> Digest:
@@ -290,7 +309,7 @@ def _digest(filesystem: fsspec.AbstractFileSystem, path: str) -> Digest:
 
 
 def _check_size(filesystem: fsspec.AbstractFileSystem, path: str, size: int) -> None:
-    """Raises OSError, which is retried, if the store holds another number of bytes than were sent."""
+    """Raises OSError, to be retried, if the store holds another number of bytes than were sent."""
     stored = filesystem.size(path)
     if stored != size:
         raise OSError(f"{stored} of {size} bytes arrived")
@@ -302,7 +321,7 @@ def _copy(local: Path, target: IO[bytes]) -> None:
 
 
 def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
-    """A finished file next to `target`, on the disk and not only in its cache; nothing is left where that fails."""
+    """Writes a temporary file next to `target`, flushed to the disk. Leaves no file on failure."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = f"{target}.tmp-{uuid.uuid4().hex[:8]}"
     try:
