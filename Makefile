@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
-.PHONY: help demo lecture compare test check bench bench-gpu gpu faults pins clean
+.PHONY: help demo lecture compare test check documents bench bench-gpu gpu faults pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1 -/p' Makefile
@@ -27,6 +27,9 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts, and the 
 	$(BIN)/pyrefly check --summary=none
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m tests.house
+
+documents: .venv/.stamp-test  ## write docs/ROWS.md and docs/RESULTS.md from slides, tests and docs/results.json
+	$(BIN)/python -m tests.row_documents
 
 bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
 	$(BIN)/python -m tests.benchmarks.run $(ONLY)

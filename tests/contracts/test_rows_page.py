@@ -1,6 +1,5 @@
-"""docs/ROWS.md names recipes, commands and tests that there are, and leaves none of the lecture's recipes out."""
+"""docs/ROWS.md and docs/RESULTS.md are what slides, tests and figures say, and leave none of the recipes out."""
 
-import ast
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,12 @@ import typer.main
 
 from pipelines.command.cli import app
 from pipelines.recipes.catalog import RECIPES, ROWS
+from pipelines.recipes.taxonomy import TAXONOMY
+from pipelines.suites.lecture import SLIDES
+from pipelines.suites.runner import read_figures
+from pipelines.suites.slides import LECTURE, read_slides
+from tests.row_documents import COMMAND, FIGURES, RESULTS, results_text, rows_text
+from tests.row_documents import ROWS as ROWS_PAGE
 
 MISSING = "–"
 
@@ -34,14 +39,41 @@ def recipes_of(line: Line) -> set[str]:
     return set(re.findall(r"`([a-z0-9_]+)`", line.made_by))
 
 
-def functions_of(file: Path) -> set[str]:
-    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+def test_both_pages_are_what_slides_tests_and_figures_say() -> None:
+    assert rows_text() == ROWS_PAGE.read_text(), f"docs/ROWS.md is old: `{COMMAND}` writes it"
+    assert results_text(read_figures(FIGURES)) == RESULTS.read_text(), f"docs/RESULTS.md is old: `{COMMAND}` writes it"
 
 
-def test_every_test_of_the_page_is_there(page: list[Line], repository: Path) -> None:
-    named = {tuple(each.split("::")) for line in page for each in re.findall(r"`(\S+::\S+)`", line.held_by)}
-    functions = {file: functions_of(repository / "tests" / file) for file, _ in named}
-    assert [f"{file}::{name}" for file, name in sorted(named) if name not in functions[file]] == []
+def test_a_test_that_a_row_names_and_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match=r"a row names test_\w+, which no file has: mend it in lecture\.md"):
+        rows_text(tests=tmp_path)
+
+
+def test_a_new_row_is_a_slide_with_its_recipe_and_tests() -> None:
+    row = "D16 | a new thing | `gan` | `test_hinge_losses_have_their_closed_form`"
+    slide = f"# One\n\n## New\n\n- recipes: gan\n- row: {row}\n"
+    text = rows_text((*read_slides(slide), *SLIDES))
+    line = "| D16 | a new thing | `gan` | `numerics/test_losses.py::test_hinge_losses_have_their_closed_form` |"
+    assert f"{line}\n<!-- /rows -->\n\n## Workflow" in text
+    assert text.replace(f"{line}\n", "") == ROWS_PAGE.read_text()
+
+
+def test_figures_of_a_new_measurement_stand_on_the_page_with_their_commit_date_and_machine() -> None:
+    measured = {"commit": "abc", "date": "2030-01-02", "machine": "2 cores"}
+    suites = read_figures(FIGURES)
+    lecture = [entry for entry in suites["lecture"] if entry["recipe"] != "gan"]
+    gan = {"recipe": "gan", "figures": {"distance, some (N 9)": 1.25}, "train_seconds": 61.0, **measured}
+    text = results_text(suites | {"lecture": [gan, *lecture]})
+    assert re.search(
+        r"\| G1 \| `gan` \| .* \| distance, some \(N 9\): 1\.25 \| 1:01 \| abc, 2030-01-02, 2 cores \|", text
+    )
+    assert text.count("\n") == RESULTS.read_text().count("\n")
+
+
+def test_only_rows_and_systems_that_there_are_have_figures() -> None:
+    suites = read_figures(FIGURES)
+    assert {entry["recipe"] for entry in suites["lecture"]} <= {recipe.__name__ for recipe in ROWS}
+    assert {entry["recipe"] for entry in suites["compare"]} <= {recipe.__name__ for recipe in TAXONOMY}
 
 
 def test_what_can_be_made_is_held_by_a_test(page: list[Line]) -> None:
@@ -51,12 +83,15 @@ def test_what_can_be_made_is_held_by_a_test(page: list[Line]) -> None:
 
 
 def test_every_recipe_stands_on_the_page_and_no_other_name(page: list[Line]) -> None:
-    assert set().union(*map(recipes_of, page)) == RECIPES.keys()
+    standing = set().union(*map(recipes_of, page))
+    assert not RECIPES.keys() - standing, f"give each a line `- row: …` at its slide, in {LECTURE.name}"
+    assert not standing - RECIPES.keys(), f"{LECTURE.name} names no recipes"
 
 
 def test_a_recipe_of_the_lecture_stands_in_its_row(page: list[Line]) -> None:
     standing = {(recipe, line.row) for line in page for recipe in recipes_of(line)}
-    assert {(recipe.__name__, row) for recipe, row in ROWS.items()} - standing == set()
+    left_out = {(recipe.__name__, row) for recipe, row in ROWS.items()} - standing
+    assert not left_out, f"give each a line `- row: …` at its slide, in {LECTURE.name}"
 
 
 def test_every_command_of_the_page_takes_the_options_that_it_names(page: list[Line]) -> None:

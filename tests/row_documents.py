@@ -1,0 +1,124 @@
+"""Write docs/ROWS.md from the lecture's slides and the tests that there are, docs/RESULTS.md from docs/results.json.
+
+python -m tests.row_documents
+
+Both pages keep what stands outside of their marked places. Rows of the workflow have no slide and stand in docs/ROWS.md
+itself; the files of their tests are put in. Figures come by `cascade lecture --json docs/results.json`, and by compare.
+"""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from components.evaluation.report import Table, number
+from pipelines.engine.display import duration
+from pipelines.suites.compare import SYSTEMS, SystemResult, comparison_table
+from pipelines.suites.lecture import SLIDES, RecipeResult, catalog_entry
+from pipelines.suites.runner import Result, read_figures
+from pipelines.suites.slides import LECTURE, Slide
+
+ROOT = Path(__file__).parents[1]
+ROWS, RESULTS, FIGURES = (ROOT / "docs" / name for name in ("ROWS.md", "RESULTS.md", "results.json"))
+COMMAND = "make documents"
+PLACE = re.compile(r"(?P<first><!-- (?P<kind>\w+) (?P<words>.*?) -->\n).*?(?P<last>\n<!-- /(?P=kind) -->)", re.DOTALL)
+TEST = re.compile(r"`(?:(?:\w+/)*(?P<stem>\w+)(?:\.py)?::)?(?P<name>test_\w+)`")
+Suites = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def rows_text(slides: Sequence[Slide] = SLIDES, *, tests: Path = ROOT / "tests") -> str:
+    """docs/ROWS.md with the rows of slides in its places, and each test with its file.
+
+    Raises LookupError for a name that no test has, or that tests of several files have.
+    """
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(tests.rglob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                files[node.name].append(path.relative_to(tests))
+
+    def with_file(match: re.Match[str]) -> str:
+        name = match["name"]
+        paths = [path for path in files[name] if len(files[name]) == 1 or path.stem == match["stem"]]
+        if len(paths) != 1:
+            places = ", ".join(map(str, files[name])) or "no file"
+            raise LookupError(
+                f"a row names {name}, which {places} has: mend it in {LECTURE.name}, or in {ROWS.name} for rows W and L"
+            )
+        return f"`{paths[0].as_posix()}::{name}`"
+
+    def rows(match: re.Match[str]) -> str:
+        letters = match["words"].split()
+        lines = [line for slide in slides for line in slide.rows if line[0] in letters]
+        lines.sort(key=lambda line: (letters.index(line[0]), int(line[1:].partition(" ")[0])))
+        table = markdown(("row", "what it takes", "recipe or command", "held by"), lines)
+        return f"{match['first']}{table}{match['last']}"
+
+    return TEST.sub(with_file, PLACE.sub(rows, ROWS.read_text()))
+
+
+def results_text(suites: Suites) -> str:
+    """docs/RESULTS.md with figures in its places: of rows, of systems, and tables of one recipe by title."""
+
+    def figures(match: re.Match[str]) -> str:
+        if match["kind"] == "results":
+            text = rows_table(suites["lecture"], match["words"])
+        elif match["kind"] == "systems":
+            text = systems_table(suites["compare"])
+        else:
+            recipe, _, title = match["words"].partition(": ")
+            (entry,) = [entry for name in ("demo", "lecture") for entry in suites[name] if entry["recipe"] == recipe]
+            table = Table.model_validate(entry["tables"][title])
+            text = markdown(table.columns, [" | ".join(map(number, row)) for row in table.rows])
+        return f"{match['first']}{text}{match['last']}"
+
+    return PLACE.sub(figures, RESULTS.read_text())
+
+
+def rows_table(entries: Sequence[Mapping[str, Any]], words: str) -> str:
+    """Results whose `row recipe` is like one of the patterns before `not`, and like none of those behind it."""
+    likes, _, unlikes = words.partition(" not ")
+    results = [RecipeResult(**(catalog_entry(entry["recipe"]) | entry)) for entry in entries]
+    lines = []
+    for result in sorted(results, key=lambda result: int(result.row[1:])):
+        name = f"{result.row} {result.recipe}"
+        if any(fnmatch(name, like) for like in likes.split()) and not any(
+            fnmatch(name, not_) for not_ in unlikes.split()
+        ):
+            figures = [f"{figure.replace('_', ' ')}: {value:.4g}" for figure, value in result.figures.items()]
+            cells = (
+                "; ".join([*figures, *filter(None, [result.note])]),
+                duration(result.train_seconds),
+                origin(result),
+            )
+            lines.append(f"{result.row} | `{result.recipe}` | {result.summary.rstrip('.')} | {' | '.join(cells)}")
+    lines.sort(key=lambda line: "TPGD".index(line[0]))
+    return markdown(("row", "recipe", "system", "on held-out images", "trained", "of"), lines)
+
+
+def systems_table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The table of `cascade compare`, with the origin of each row."""
+    words = {recipe: {"title": system.title, "branch": system.branch} for recipe, system in SYSTEMS.items()}
+    systems = [SystemResult(**(words[entry["recipe"]] | entry)) for entry in entries]
+    table = comparison_table(systems)
+    origins = [*map(origin, systems), *["–"] * (len(table.rows) - len(systems))]
+    lines = [" | ".join([*map(str, row), of]) for row, of in zip(table.rows, origins, strict=True)]
+    return markdown((*table.columns, "of"), lines)
+
+
+def origin(result: Result) -> str:
+    """Commit, date and machine, as far as they were written down."""
+    return ", ".join(filter(None, (result.commit, result.date, result.machine)))
+
+
+def markdown(columns: Sequence[str], lines: Sequence[str]) -> str:
+    """A table in Markdown; each line has its cells parted by ` | `."""
+    return "\n".join([f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {line} |" for line in lines)])
+
+
+if __name__ == "__main__":
+    ROWS.write_text(rows_text())
+    RESULTS.write_text(results_text(read_figures(FIGURES)))
