@@ -161,7 +161,7 @@ CASES = (  # two lines each: what is sent, what is answered
     Bad("an unknown generator", asked(generator="air"),
         400, "generator", "model tiny has no generator 'air'; it has diffusion and tokens"),
     Bad("an option of another generator", asked(top_k=4),
-        400, "top_k", "the diffusion generator takes no top_k: leave it out, or choose of guidance_scale, …"),
+        400, "top_k", "the diffusion generator takes no top_k: leave it out, or choose of steps, …"),
     Bad("no step", asked(steps=0),
         400, "steps", "steps must be at least 1, not 0"),
     Bad("more steps than the service allows", asked(steps=21),

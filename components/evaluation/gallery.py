@@ -77,9 +77,9 @@ def gallery_requests(
         prompts = config.prompts or fitting_captions(cascade, generator, captions)[: config.num_prompts]
         bare, classes = Request(generator=generator, guidance_scale=config.guidance_scale), cascade.classes(generator)
         asked = {
-            "class": [bare._replace(label=label) for label in range(len(classes))[: config.max_classes]],
-            "prompt": [bare._replace(prompt=prompt) for prompt in prompts],
-            "condition": [bare._replace(condition=image) for image in images],
+            "class": [bare.replace(label=label) for label in range(len(classes))[: config.max_classes]],
+            "prompt": [bare.replace(prompt=prompt) for prompt in prompts],
+            "condition": [bare.replace(condition=image) for image in images],
         }
         if not any(asked.values()):
             asked = {"unconditional": [bare]}

@@ -63,10 +63,10 @@ def accepts(cascade: Cascade, request: Request) -> bool:
 
 def request_for(cascade: Cascade, request: Request) -> Request | None:
     """The request with as many of its conditions as its generator takes; None if it takes none of them."""
-    for candidate in (request, request._replace(prompt=None), request._replace(label=None)):
+    for candidate in (request, request.replace(prompt=None), request.replace(label=None)):
         if accepts(cascade, candidate):
             return candidate
-    bare = request._replace(label=None, prompt=None)
+    bare = request.replace(label=None, prompt=None)
     return bare if accepts(cascade, bare) else None
 
 
@@ -103,7 +103,7 @@ def measured_requests(
 
 def shown_requests(cascade: Cascade, requests: Sequence[Request], *, each: int, seed: int) -> list[Request]:
     """`each` images for each request that its generator takes; the same seeds for all of them."""
-    asked = [request._replace(seed=seed + number) for request in requests for number in range(each)]
+    asked = [request.replace(seed=seed + number) for request in requests for number in range(each)]
     return [request for request in asked if accepts(cascade, request)]
 
 

@@ -140,7 +140,7 @@ def load_models(models: Mapping[str, Artifact]) -> Models:
 def sample_in(models: Models, job: VariantJob, *, config: GuidanceStudyConfig) -> Made:
     """Images under the guidance of the job, judged."""
     method, scale = job.variant
-    asked = [request._replace(sampler=config.sampler, steps=config.num_inference_steps) for request in job.requests]
+    asked = [request.replace(sampler=config.sampler, steps=config.num_inference_steps) for request in job.requests]
     with counted(models.base.module) as sizes:
         images = sample_guided(
             models.base,

@@ -31,8 +31,8 @@ from components.sampling.device import best_device
 from components.sampling.gray import one_channel
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8
-from components.sampling.model import SamplingModel, encode_conditions, load_model
-from components.sampling.requests import Request, random_stream
+from components.sampling.model import SamplingModel, encode_conditions, load_model, random_stream
+from components.sampling.requests import Request
 
 JOB_IMAGES = 8
 BATCH = 64  # times of one image at once

@@ -28,8 +28,7 @@ from components.models.diffusion.trajectory import spaced_timesteps
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
-from components.sampling.model import SamplingModel, encode_conditions, load_model, most_at_once
-from components.sampling.requests import random_stream
+from components.sampling.model import SamplingModel, encode_conditions, load_model, most_at_once, random_stream
 
 FORWARD, PREDICTED = "forward_noising", "predicted_x_0"  # names of images
 VALUES = "Values of x_t as they approach N(0, I)"  # titles of plots

@@ -16,8 +16,8 @@ from components.models.diffusion.degradation import MASK_TASKS, blurred, gray
 from components.models.diffusion.masks import NUMBERS, border_mask, inpainting_mask
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
-from components.sampling.model import SamplingModel
-from components.sampling.requests import Request, random_stream
+from components.sampling.model import SamplingModel, random_stream
+from components.sampling.requests import Request
 
 JPEG_QUALITIES = (5, 10, 20)  # those of the paper's evaluation
 ROUNDING = 1 / 12  # variance of rounding to 8 bits: no squared error is measured below
@@ -74,7 +74,7 @@ def damage(
         seed: of masks and of what fills them.
     """
     asked = [Request()] * len(originals) if asked is None else asked
-    asked = [request._replace(generator="translate", seed=seed + i) for i, request in enumerate(asked)]
+    asked = [request.replace(generator="translate", seed=seed + i) for i, request in enumerate(asked)]
     image = from_uint8(originals)
     found = []
     for task in tasks:
@@ -129,12 +129,12 @@ def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) 
     """Requests with what each image is of, as far as the model takes it; labels (N,)."""
     bare = [Request()] * len(captions)
     if model.classes:
-        bare = [request._replace(label=int(label)) for request, label in zip(bare, labels, strict=True)]
+        bare = [request.replace(label=int(label)) for request, label in zip(bare, labels, strict=True)]
     if model.text is None:
         return bare
     limit = model.text.text_length - 2
     fitting = [c if c.strip() and model.text.num_tokens(c) <= limit else None for c in captions]
-    return [request._replace(prompt=caption) for request, caption in zip(bare, fitting, strict=True)]
+    return [request.replace(prompt=caption) for request, caption in zip(bare, fitting, strict=True)]
 
 
 def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> bytes:
@@ -162,7 +162,7 @@ def _with_masks(
         numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of image {number}")).tolist()
         masks.append(make(numbers, side, area=area).numpy())
         mask = encode_png(np.where(masks[-1], np.uint8(255), np.uint8(0)))
-        requests.append(request._replace(task=task, image=encode_png(image), mask=mask))
+        requests.append(request.replace(task=task, image=encode_png(image), mask=mask))
     mask = np.stack(masks)
     shown = np.where(mask[..., None], np.uint8(HIDDEN), originals)
     return Damaged(task, shown, mask, tuple(requests))
@@ -173,5 +173,5 @@ def _changed(
 ) -> Damaged:
     """A degradation of every pixel; `given` is what the model gets, where that is smaller than what is shown."""
     images = left if degraded is None else degraded
-    requests = tuple(r._replace(task=task, image=encode_png(p)) for r, p in zip(asked, images, strict=True))
+    requests = tuple(r.replace(task=task, image=encode_png(p)) for r, p in zip(asked, images, strict=True))
     return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)

@@ -78,7 +78,7 @@ def sample_in(cascade: Cascade, job: VariantJob) -> Made:
     """Images of the base alone by the job's sampler and steps. Raises ValueError if its objective has no such way."""
     base, setting = cascade.base, job.variant
     assert base is not None
-    asked = [request._replace(**setting._asdict(), generator="diffusion") for request in job.requests]
+    asked = [request.replace(**setting._asdict(), generator="diffusion") for request in job.requests]
     with counted(base.module) as sizes:
         images = replace(cascade, upsamplers=()).sample(asked, batch_size=len(asked))
     return Made(np.stack(images), sum(sizes) / len(images), np.zeros(0, bool))

@@ -14,6 +14,7 @@ What a row may say depends on the model:
 A model of latents or of embeddings, and one that reads by another network, answers only as a part of its cascade.
 """
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,19 +33,20 @@ from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generators.diffusion import sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
 from components.sampling.image_files import base64_png, gray_png
-from components.sampling.images import to_uint8
+from components.sampling.images import read_image, to_uint8
 from components.sampling.model import (
     SamplingModel,
     check_conditions,
     check_prompt_length,
+    check_request,
     describe_model,
     load_model,
     reads_prompts,
     works_alone,
 )
 from components.sampling.precision import products
-from components.sampling.request_rows import RequestRow
-from components.sampling.requests import Request, check_request
+from components.sampling.request_forms import RequestRow
+from components.sampling.requests import Request
 
 LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
 Predict = Callable[[list[RequestRow]], list[str]]
@@ -64,7 +66,9 @@ def predictor_of(folder: Path) -> Predict:
         return _sample(Cascade.load(folder, device=device))
     if not (folder / MODEL).is_file():
         text = load_frozen_text(folder, device=device)
-        return lambda rows: [json.dumps(states.tolist()) for states in text.encode([row.text() for row in rows]).states]
+        return lambda rows: [
+            json.dumps(states.tolist()) for states in text.encode([_prompt(row) for row in rows]).states
+        ]
     model = load_lone(folder, device=device)
     lone = lone_cascade(model)
     if lone is not None:
@@ -137,8 +141,21 @@ def _shown(model: SamplingModel) -> RequestRow:
     return RequestRow.of(Request(image=gray_png(model.settings["resolution"])))
 
 
+def _prompt(row: RequestRow) -> str:
+    if row.prompt is None:
+        raise ValueError("this model needs a prompt")
+    return row.prompt
+
+
+def _image(row: RequestRow, resolution: int) -> torch.Tensor:
+    """Returns the row's image, (3, S, S) in [-1, 1]. Raises ValueError if it has none."""
+    if row.image is None:
+        raise ValueError("this model needs an image: base64 of a PNG")
+    return read_image(base64.b64decode(row.image), resolution=resolution)
+
+
 def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
-    return base64_png(reconstructed(model, row.read_image(model.settings["resolution"])))
+    return base64_png(reconstructed(model, _image(row, model.settings["resolution"])))
 
 
 def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
@@ -156,33 +173,33 @@ def _embed(model: SamplingModel, row: RequestRow) -> str:
     if (row.prompt is None) == (row.image is None):
         raise ValueError("this model needs either a prompt or an image")
     if row.prompt is None:
-        image = row.read_image(network.resolution)[None].to(model.device)
+        image = _image(row, network.resolution)[None].to(model.device)
         return json.dumps(network.encode_image(image)[0].tolist())
     check_prompt_length(text, row.prompt)
     return json.dumps(network.encode_text(text.encode([row.prompt]).to(model.device)).embedding[0].tolist())
 
 
 def _classify(model: SamplingModel, row: RequestRow) -> str:
-    probabilities = class_log_probabilities(model, row.read_image(model.settings["resolution"])[None])[0].exp()
+    probabilities = class_log_probabilities(model, _image(row, model.settings["resolution"])[None])[0].exp()
     return json.dumps(dict(zip(model.classes, probabilities.tolist(), strict=True)))
 
 
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
     condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
-    request = row.model_copy(update={"condition": None}).request()._replace(generator="tokens")
+    request = row.model_copy(update={"condition": None}).request().replace(generator="tokens")
     check_request(request)
     if request.size is not None:
         raise ValueError("a prior alone takes no size: its cascade makes larger images")
-    check_prior(model, request if condition is None else request._replace(condition=b"tokens"))
+    check_prior(model, request if condition is None else request.replace(condition=b"tokens"))
     return json.dumps(sample_prior(model, [request], condition)[0].tolist())
 
 
 def _enlarge(model: SamplingModel, row: RequestRow) -> str:
-    request = row.model_copy(update={"image": None}).request()._replace(generator="diffusion")
+    request = row.model_copy(update={"image": None}).request().replace(generator="diffusion")
     check_request(request)
     check_conditions(model, request)
-    low_res = row.read_image(model.settings["low_res_resolution"])[None]
+    low_res = _image(row, model.settings["low_res_resolution"])[None]
     return base64_png(to_uint8(sample_upsampler(model, [request], low_res))[0])
 
 
@@ -195,7 +212,7 @@ def _tokens_asked(model: SamplingModel) -> RequestRow:
 
 
 def _small_shown(model: SamplingModel) -> RequestRow:
-    return RequestRow.of(_asked(model)._replace(image=gray_png(model.settings["low_res_resolution"])))
+    return RequestRow.of(_asked(model).replace(image=gray_png(model.settings["low_res_resolution"])))
 
 
 ENLARGES, DRAWS = Answerer(_enlarge, _small_shown), Answerer(_draw_tokens, _tokens_asked)

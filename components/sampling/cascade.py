@@ -24,9 +24,16 @@ from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.images import to_bytes
-from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
+from components.sampling.model import (
+    SamplingModel,
+    check_request,
+    describe_model,
+    load_model,
+    most_at_once,
+    works_alone,
+)
 from components.sampling.precision import sampling_in
-from components.sampling.requests import OPTIONS, Request, check_request
+from components.sampling.requests import Request, request_options
 
 DESCRIPTION = "cascade.json"
 SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use next to the model only
@@ -99,7 +106,7 @@ class Cascade(Parts):
 
     def with_generator(self, request: Request) -> Request:
         """The request with its generator named."""
-        return request if request.generator or not self.generators else request._replace(generator=self.generators[0])
+        return request if request.generator or not self.generators else request.replace(generator=self.generators[0])
 
     def check(self, request: Request) -> None:
         """Raise ValueError, in one line, if this cascade can't make the image."""
@@ -109,7 +116,7 @@ class Cascade(Parts):
         if maker is None:
             there = " and ".join(self.generators) or "none"
             raise ValueError(f"this cascade has no {request.generator} generator; it has {there}")
-        for option in OPTIONS:
+        for option in request_options():
             if getattr(request, option) is not None and option not in maker.options:
                 raise ValueError(f"the {maker.name} generator takes no {option}")
         stages = [model.name for model in maker.models]
@@ -189,7 +196,7 @@ def quick(cascade: Cascade, request: Request) -> Request:
     models = cascade.makers[str(cascade.with_generator(request).generator)].models
     steps = "num_inference_steps"
     changes = tuple((model.name, steps, 2) for model in models if steps in type(model.sampling).model_fields)
-    shorter = request._replace(steps=None, sampling=request.sampling + changes)
+    shorter = request.replace(steps=None, sampling=request.sampling + changes)
     try:
         cascade.check(shorter)
     except ValueError:

@@ -17,8 +17,8 @@ from components.models.diffusion.samplers import sample
 from components.sampling.best_of import best_of
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.generator import Between, after_each
-from components.sampling.model import SamplingModel, sampling_of
-from components.sampling.requests import Request, random_stream
+from components.sampling.model import SamplingModel, random_stream, sampling_of
+from components.sampling.requests import Request
 
 
 def sample_image_embeddings(

@@ -11,7 +11,7 @@ from components.configuration.conditions import Member
 from components.models.diffusion import samplers
 from components.sampling.frozen_text import ContrastiveText, FrozenText
 from components.sampling.model import SamplingModel, check_conditions, reads_prompts
-from components.sampling.requests import Request
+from components.sampling.requests import Request, request_options
 
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Between = Callable[[], None]
@@ -80,8 +80,13 @@ class Generator(ABC):
 
     name: ClassVar[str]  # as requests choose it
     title: ClassVar[str]  # as the report has it
-    options: ClassVar[tuple[str, ...]] = ()  # fields of a request that it takes besides label, prompt and seed
+    options: ClassVar[tuple[str, ...]]  # of a request; where the class names none, those whose `Option` names it
     shows_steps: ClassVar[bool] = False  # whether `sample` tells hooks.on_step what it makes on the way
+
+    def __init_subclass__(cls) -> None:
+        """Read from the request's fields which of them the generator takes."""
+        if "options" not in cls.__dict__:
+            cls.options = tuple(name for name, option in request_options().items() if cls.name in option.generators)
 
     def __init__(self, parts: Parts) -> None:
         """Raises ValueError, in one line, if its models don't fit each other."""

@@ -3,6 +3,7 @@
 Shapes: B requests, L text length, S resolution.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from components.configuration.sampling import (
     TransformerSampling,
 )
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
+from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.sampling.images import read_image
 from components.sampling.requests import Request, class_id
 from components.sampling.text_encoding import encode_text, load_bpe
@@ -210,6 +212,34 @@ def check_prompt_length(text: TextCondition, prompt: str) -> None:
     length, limit = text.num_tokens(prompt), text.text_length - 2
     if length > limit:
         raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
+
+
+def random_stream(seed: int, stage: str) -> torch.Generator:
+    """Returns a CPU generator for an image (by its seed) and a stage: no batch and no other stage moves it."""
+    digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def check_request(request: Request) -> None:
+    """Raise ValueError, in one line, for what no generator could do."""
+    if request.prompt is not None and not request.prompt.strip():
+        raise ValueError("the prompt is empty; leave it out to sample without one")
+    if request.best_of is not None and request.best_of < 1:
+        raise ValueError(f"best_of must be at least 1, not {request.best_of}")
+    if request.best_of is not None and request.size is not None:
+        raise ValueError("best_of and size don't go together: a larger image is not scored as a whole")
+
+
+def check_given_image(request: Request) -> None:
+    """Raise ValueError, in one line, for an image, mask or task that no model could work on."""
+    if request.image is None:
+        raise ValueError("an image to work on is missing")
+    if request.task not in (None, *TASKS):
+        raise ValueError(f"unknown task {request.task!r}: choose {' or '.join(TASKS)}")
+    if request.task in MASK_TASKS and request.mask is None:
+        raise ValueError(f"{request.task} needs a mask of the image's size, white where pixels are to be made")
+    if request.task not in (None, *MASK_TASKS) and request.mask is not None:
+        raise ValueError(f"{request.task} takes no mask: it changes every pixel")
 
 
 def encode_conditions(model: SamplingModel, requests: Sequence[Request]) -> Conditions:

@@ -14,15 +14,15 @@ from components.models.diffusion.degradation import MASK_TASKS
 from components.models.diffusion.samplers import Known
 from components.sampling.image_files import open_given_image
 from components.sampling.images import from_uint8, read_mask
-from components.sampling.model import SamplingModel
-from components.sampling.requests import Request, check_given_image, random_stream
+from components.sampling.model import SamplingModel, check_given_image, random_stream
+from components.sampling.requests import Request
 
 
 def check_replacement(model: SamplingModel, request: Request) -> None:
     """Raise ValueError, in one line, for a task, image or mask that can't be met by putting pixels back."""
     if request.task not in (None, *MASK_TASKS):
         raise ValueError(f"this model makes what a mask hides and nothing else: {' or '.join(MASK_TASKS)}")
-    check_given_image(request._replace(task=request.task or "inpainting"))
+    check_given_image(request.replace(task=request.task or "inpainting"))
     if model.network.get("in_channels", 3) != 3:
         raise ValueError(f"the model of stage {model.name} makes no images in color, and keeps no pixels of one")
     image, side = open_given_image(request.image or b""), model.settings["resolution"]

@@ -1,89 +1,82 @@
-"""What an image is asked for by, and the random stream that makes it the same image in whatever batch."""
+"""A sampling request: the one list of what users may set, from which every other form of it is generated.
 
-import hashlib
+The command's options, the HTTP API's fields, the registered model's signature, the settings in a PNG and the form of
+the service's page all come from the fields of `Request`. A new sampling option is a field with its `Option`.
+Imports no torch, so that `cascade sample --help` needs none.
+"""
+
+import base64
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
-from components.models.diffusion.degradation import MASK_TASKS, TASKS
+from components.configuration.diffusion import TASKS
+from components.configuration.sampling import DiffusionSampling, SamplerName
 
-OPTIONS = (  # fields of a request that some generators take and others don't
-    *("condition", "image", "mask", "task", "guidance_scale", "steps", "temperature", "top_k", "top_p"),
-    *("best_of", "size", "sampler", "classifier_scale", "truncation"),
-)
-
-
-class Request(NamedTuple):
-    """One image. What is None is left to the model's own settings."""
-
-    label: int | str | None = None  # class id, or class name
-    prompt: str | None = None
-    seed: int = 0
-    condition: bytes | None = None  # PNG of the image (such as a depth map) that the model is conditioned on
-    image: bytes | None = None  # PNG of the image to work on; this and the next two: translate, or diffusion in a mask
-    mask: bytes | None = None  # PNG of its mask, white where pixels are to be made; inpainting and uncropping only
-    task: str | None = None  # of TASKS; None is the only one that the model was trained for
-    generator: str | None = None  # by its name; None is the first one that the cascade has
-    guidance_scale: float | None = None  # 1 is no guidance
-    steps: int | None = None  # of the base, an image-to-image model, or a masked prior; upsamplers keep their own
-    temperature: float | None = None  # this and the next two: token branch only
-    top_k: int | None = None
-    top_p: float | None = None
-    best_of: int | None = None  # candidates, of which the one that its condition explains best is kept; tokens only
-    size: tuple[int, int] | None = None  # height and width, pixels, at least those of the model; token branch only
-    sampler: str | None = None  # of the base or an image-to-image model, as steps
-    classifier_scale: float | None = None  # of the classifier that guides the base; 0 is no guidance
-    truncation: float | None = None  # greatest |z| of a GAN's noise
-    sampling: tuple[tuple[str, str, Any], ...] = ()  # (stage, setting, value): any sampling setting of any stage
-
-    def sampling_options(self) -> tuple[object, ...]:
-        """What requests must have in common to be sampled in one batch."""
-        return self[self._fields.index("generator") :]
+IMAGES = ("image", "mask", "condition")
+EXAMPLE = '{"upsampler_64": {"noise_level": 20}}'
+StageSettings = tuple[tuple[str, str, Any], ...]  # (stage, setting, value)
 
 
-def check_request(request: Request) -> None:
-    """Raise ValueError, in one line, for what no generator could do."""
-    if request.prompt is not None and not request.prompt.strip():
-        raise ValueError("the prompt is empty; leave it out to sample without one")
-    if request.best_of is not None and request.best_of < 1:
-        raise ValueError(f"best_of must be at least 1, not {request.best_of}")
-    if request.best_of is not None and request.size is not None:
-        raise ValueError("best_of and size don't go together: a larger image is not scored as a whole")
+def in_words(names: Sequence[str]) -> str:
+    """Names as a sentence has them: `a, b or c`."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def check_given_image(request: Request) -> None:
-    """Raise ValueError, in one line, for an image, mask or task that no model could work on."""
-    if request.image is None:
-        raise ValueError("an image to work on is missing")
-    if request.task not in (None, *TASKS):
-        raise ValueError(f"unknown task {request.task!r}: choose {' or '.join(TASKS)}")
-    if request.task in MASK_TASKS and request.mask is None:
-        raise ValueError(f"{request.task} needs a mask of the image's size, white where pixels are to be made")
-    if request.task not in (None, *MASK_TASKS) and request.mask is not None:
-        raise ValueError(f"{request.task} takes no mask: it changes every pixel")
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How users set a field of a request.
+
+    Bounds hold where users write numbers (command, API, page). A request itself may hold any number: the settings of
+    the stage that it reaches have bounds of their own, and their message names the stage.
+    """
+
+    title: str  # on the page
+    help: str  # of the command, and of the API where it has no description
+    generators: tuple[str, ...]  # those that take it, by name
+    setting: str = ""  # of a stage's sampling, which it is short for; "": the generator reads the field itself
+    stage: str = ""  # whose setting; "": that of the generator's first model
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    hint: str = ""  # on the page
+    description: str = ""  # of the API
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """`64x128` as height and width. Raises ValueError for anything else."""
-    height, _, width = text.partition("x")
+def read_size(size: object) -> object:
+    """Returns `64x128` as height and width, anything but text as it is. Raises ValueError for other text."""
+    if not isinstance(size, str):
+        return size
+    height, _, width = size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"size {text}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
+        raise ValueError(f"size {size}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
     return int(height), int(width)
 
 
-def stage_settings(nested: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, str, Any], ...]:
-    """Sampling settings by stage and name, as JSON or YAML has them, as `Request.sampling`, which can be hashed.
+def stage_settings(nested: Any) -> StageSettings:
+    """Returns sampling settings by stage and name, or such JSON, as `Request.sampling`, which can be hashed.
 
-    Raises ValueError, in one line, for anything else.
+    A tuple is that already. Raises ValueError, in one line, for anything else.
     """
+    if isinstance(nested, tuple):
+        return nested
+    if isinstance(nested, str):
+        try:
+            nested = json.loads(nested)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"sampling must be JSON such as {EXAMPLE}, not {nested!r:.80}") from error
     if not isinstance(nested, Mapping) or not all(isinstance(own, Mapping) for own in nested.values()):
-        raise ValueError(f'sampling must be such as {{"upsampler_64": {{"noise_level": 20}}}}, not {nested!r:.80}')
+        raise ValueError(f"sampling must be such as {EXAMPLE}, not {nested!r:.80}")
     return tuple((stage, name, _frozen(value)) for stage, own in nested.items() for name, value in own.items())
 
 
 def nested_settings(sampling: Iterable[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
-    """`Request.sampling` by stage and name: the inverse of `stage_settings`. The last of a name counts."""
+    """Returns `Request.sampling` by stage and name: the inverse of `stage_settings`. The last of a name counts."""
     nested: dict[str, dict[str, Any]] = {}
     for stage, name, value in sampling:
         nested.setdefault(stage, {})[name] = value
@@ -98,19 +91,250 @@ def _frozen(value: Any) -> Any:
     raise ValueError(f"a sampling setting is a number, a word, true, false, null or a list of them, not {value!r:.80}")
 
 
+def _decoded(image: object) -> object:
+    return base64.b64decode(image) if isinstance(image, str) else image
+
+
+ImageFile = Annotated[bytes | None, BeforeValidator(_decoded)]
+Size = Annotated[tuple[int, int] | None, BeforeValidator(read_size)]
+Sampling = Annotated[StageSettings, BeforeValidator(stage_settings)]
+DENOISING = ("diffusion", "translate")
+DRAWING = ("tokens", "pixels")  # one value after another
+
+
+class Request(BaseModel):
+    """One image. A field that is None is left to the model's own settings.
+
+    As plain values (`written`) images are base64, a size is HEIGHTxWIDTH, and `sampling` is nested by stage; a request
+    can be made of these too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: int | str | None = None  # class id, or class name
+    prompt: str | None = None
+    seed: int = 0
+    condition: Annotated[
+        ImageFile,
+        Option(
+            title="Condition image",
+            help="Image that the model is conditioned on, such as a depth map.",
+            generators=("diffusion", "tokens"),
+        ),
+    ] = None
+    image: Annotated[ImageFile, Option(title="Image", help="Image to work on.", generators=DENOISING)] = None
+    mask: Annotated[
+        ImageFile,
+        Option(title="Mask", help="White where pixels are to be made; of the image's size.", generators=DENOISING),
+    ] = None
+    task: Annotated[
+        str | None,
+        Option(title="Task", help=f"{in_words(TASKS)}; else its only one.", generators=DENOISING),
+    ] = None
+    generator: str | None = None  # None: the first one that the cascade has
+    steps: Annotated[
+        int | None,
+        Option(
+            title="Steps",
+            help="Denoising steps of the base model.",
+            generators=(*DENOISING, "tokens"),
+            setting="num_inference_steps",
+            ge=1,
+        ),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        Option(
+            title="Sampler",
+            help=f"Of the base model: {in_words(get_args(SamplerName))}.",
+            generators=DENOISING,
+            setting="sampler",
+        ),
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Option(
+            title="Guidance scale",
+            help="1 turns guidance off.",
+            generators=(*DENOISING, *DRAWING),
+            setting="guidance_scale",
+            ge=0,
+            hint="1 is none",
+            description="1 is no guidance.",
+        ),
+    ] = None
+    classifier_scale: Annotated[
+        float | None,
+        Option(
+            title="Classifier scale",
+            help="Scale of the classifier; 0 is off.",
+            generators=("diffusion",),
+            setting="guidance_scale",
+            stage="classifier",
+            ge=0,
+            hint="0 is off",
+        ),
+    ] = None
+    truncation: Annotated[
+        float | None,
+        Option(
+            title="Truncation",
+            help="GAN: greatest |z| of the noise, such as 0.5.",
+            generators=("gan",),
+            setting="truncation",
+            gt=0,
+            hint="empty: none",
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        Option(
+            title="Temperature",
+            help="Token branch and pixels: 0 takes the likeliest.",
+            generators=DRAWING,
+            setting="temperature",
+            ge=0,
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Option(
+            title="Top-k",
+            help="Only so many of the likeliest values.",
+            generators=DRAWING,
+            setting="top_k",
+            ge=1,
+            hint="empty: all",
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(
+            title="Top-p",
+            help="Only the likeliest values of so much probability.",
+            generators=DRAWING,
+            setting="top_p",
+            gt=0,
+            le=1,
+            hint="empty: all",
+        ),
+    ] = None
+    best_of: Annotated[
+        int | None,
+        Option(
+            title="Best of",
+            help="Token branch: keep the best of so many.",
+            generators=("tokens",),
+            setting="candidates",
+            stage="reranker",
+            ge=1,
+            description="Candidates for each image, of which the one that its condition explains best is kept.",
+        ),
+    ] = None
+    size: Annotated[
+        Size,
+        Option(
+            title="Size",
+            help="Token branch: a larger image, HEIGHTxWIDTH in pixels.",
+            generators=("tokens",),
+            hint="width x height",
+        ),
+    ] = None
+    sampling: Sampling = ()  # (stage, setting, value): any sampling setting of any stage
+
+    def replace(self, **changes: Any) -> "Request":
+        """Returns the request with other fields. Raises ValueError, in one line, for a value of another type."""
+        return read_request(dict(self) | changes)
+
+    def sampling_options(self) -> tuple[object, ...]:
+        """Returns what requests must have in common to be sampled in one batch."""
+        own = ("label", "prompt", "seed", "task", *IMAGES)
+        return tuple(value for name, value in self if name not in own)
+
+    def written(self) -> dict[str, Any]:
+        """Returns the fields that are set as plain values, of which `read_request` makes the request again."""
+        written = {name: value for name, value in self if value not in (None, ())}
+        for name in IMAGES:
+            if name in written:
+                written[name] = base64.b64encode(written[name]).decode()
+        written |= {"size": "{}x{}".format(*self.size)} if self.size else {}
+        return written | ({"sampling": nested_settings(self.sampling)} if self.sampling else {})
+
+
+def read_request(values: Mapping[str, Any], *, source: str = "") -> Request:
+    """Returns the request of fields, as `Request` has or writes them.
+
+    Args:
+        source: words in front of a value of the wrong type, such as `the PNG says `.
+
+    Raises ValueError, in one line, for a field that is unknown or no such value.
+    """
+    try:
+        return Request(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise ValueError(str(first["ctx"]["error"])) from None
+        raise ValueError(f"{source}{first['loc'][0]} {first['input']!r:.80}: {first['msg']}") from None
+
+
+def request_options() -> dict[str, Option]:
+    """Returns the fields that some generators take and others don't, by name."""
+    marked = ((name, mark) for name, field in Request.model_fields.items() for mark in field.metadata)
+    return {name: mark for name, mark in marked if isinstance(mark, Option)}
+
+
+def plain_type(field: FieldInfo) -> type | None:
+    """Returns int, float or str for a field that holds nothing else (or None), and None for any other field."""
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    return kinds[0] if len(kinds) == 1 and kinds[0] in (int, float, str) else None
+
+
+def typed_options() -> dict[str, Option]:
+    """Returns the options that users type: all but images, and the task, which needs an image to work on."""
+    return {name: option for name, option in request_options().items() if name not in (*IMAGES, "task")}
+
+
+def plain_options() -> dict[str, Option]:
+    """Returns the options that users type and that are one number or word."""
+    return {name: option for name, option in typed_options().items() if plain_type(Request.model_fields[name])}
+
+
+def form_fields() -> dict[str, dict[str, Any]]:
+    """Returns what the service's page shows of each option that it has a control for, by name."""
+    form: dict[str, dict[str, Any]] = {}
+    for name, option in typed_options().items():
+        kind = plain_type(Request.model_fields[name])
+        control = {"text": option.title, "setting": option.setting, "stage": option.stage, "hint": option.hint}
+        control["kind"] = name if kind is None else "word" if kind is str else "number"
+        least = option.gt if option.ge is None else option.ge
+        limits = {"min": least, "max": option.le, "step": 1 if kind is int else None}
+        form[name] = {key: value for key, value in (control | limits).items() if value not in (None, "")}
+    return form
+
+
+def form_choices() -> dict[str, list[str | None]]:
+    """Returns the words that a sampling setting may be, by its name; None stands for automatic."""
+    choices: dict[str, list[str | None]] = {}
+    for name, field in DiffusionSampling.model_fields.items():
+        kinds = get_args(field.annotation) if not _is_literal(field.annotation) else (field.annotation,)
+        words = [word for kind in kinds if _is_literal(kind) for word in get_args(kind)]
+        if words:
+            choices[name] = [None, *words] if NoneType in kinds else words
+    return choices
+
+
+def _is_literal(kind: object) -> bool:
+    return getattr(kind, "__origin__", None) is Literal
+
+
 def class_id(label: int | str, classes: Sequence[str]) -> int:
-    """The id of a class given by id (also as digits) or by name. Raises ValueError for any other."""
+    """Returns the id of a class given by id (also as digits) or by name. Raises ValueError for any other."""
     if isinstance(label, str) and label in classes:
         return classes.index(label)
     if isinstance(label, str) and label.strip().isdecimal():
         label = int(label)
     if isinstance(label, int) and 0 <= label < len(classes):
         return label
-    known = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:20]))
-    raise ValueError(f"unknown label {label!r}: the classes are {known}{', …' if len(classes) > 20 else ''}")
-
-
-def random_stream(seed: int, stage: str) -> torch.Generator:
-    """A CPU generator of its own for each image (by its seed) and stage: no batch and no other stage moves it."""
-    digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    names = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:20]))
+    raise ValueError(f"unknown label {label!r}: the classes are {names}{', …' if len(classes) > 20 else ''}")

@@ -5,9 +5,9 @@ import re
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, create_model, field_validator
 
-from components.sampling.requests import Request, stage_settings
+from components.sampling.requests import Request, plain_options, plain_type
 from components.serving.errors import ServiceError
 from components.serving.messages import Card, GeneratorCard, ImageJob
 from components.serving.settings import Limits
@@ -29,15 +29,12 @@ Value = bool | int | float | Text | list[float] | None
 SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's numbers can hold
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
-OWN = (  # options of a request that clients write as it has them
-    *("guidance_scale", "steps", "sampler", "classifier_scale"),
-    *("temperature", "top_k", "top_p", "best_of", "truncation"),
-)
+OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
 
 
-class Generation(BaseModel):
-    """Images of a prompt or a class."""
+class OpenAIFields(BaseModel):
+    """OpenAI's own fields, and what an image is of. A number is no text, and an unknown field is an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -75,21 +72,6 @@ class Generation(BaseModel):
     """A class by its name or its number."""
     generator: Name | None = None
     """One of the model's generators; the first that can where it is left out."""
-    guidance_scale: float | None = Field(None, ge=0)
-    """1 is no guidance."""
-    steps: int | None = Field(None, ge=1)
-    sampler: Name | None = None
-    classifier_scale: float | None = Field(None, ge=0)
-    temperature: float | None = Field(None, ge=0)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1)
-    best_of: int | None = Field(None, ge=1)
-    """Candidates for each image, of which the one that its condition explains best is kept."""
-    truncation: float | None = Field(None, gt=0)
-    sampling: dict[str, dict[str, Value]] | None = None
-    """Any sampling setting of any stage: {"upsampler_64": {"noise_level": 20}}."""
-    condition: Text | None = None
-    """base64 of the image that the model is conditioned on, such as a depth map."""
 
     @field_validator("size")
     @classmethod
@@ -97,6 +79,29 @@ class Generation(BaseModel):
         if value is None or value == "auto" or SIZE.fullmatch(value):
             return value
         raise ValueError(f"must be auto or WIDTHxHEIGHT in pixels, such as 64x64, not {value!r:.60}")
+
+
+def option_fields() -> dict[str, Any]:
+    """Returns the API's field of each option that is one number or word, as `pydantic.create_model` takes it."""
+    fields: dict[str, Any] = {}
+    for name, option in plain_options().items():
+        kind: Any = plain_type(Request.model_fields[name])
+        words = option.description or option.help
+        about = Field(None, ge=option.ge, gt=option.gt, le=option.le, description=words)
+        fields[name] = ((Name if kind is str else kind) | None, about)
+    return fields
+
+
+_Options: Any = create_model("_Options", __base__=OpenAIFields, **option_fields())
+
+
+class Generation(_Options):
+    """Images of a prompt or a class."""
+
+    sampling: dict[str, dict[str, Value]] | None = None
+    """Any sampling setting of any stage: {"upsampler_64": {"noise_level": 20}}."""
+    condition: Text | None = None
+    """base64 of the image that the model is conditioned on, such as a depth map."""
 
 
 class Edit(Generation):
@@ -191,9 +196,9 @@ def generator_of(asked: Asked, card: Card, *, on_images: bool) -> GeneratorCard:
 
 def check_options(asked: Asked, generator: GeneratorCard) -> None:
     """Raise ServiceError for what the generator does not take."""
-    for name in (*OWN, "condition"):
+    for name in (*OPTIONS, "condition"):
         if getattr(asked, name) is not None and name not in generator.options:
-            takes = ", ".join(option for option in generator.options if option in OWN) or "none of its kind"
+            takes = ", ".join(option for option in generator.options if option in OPTIONS) or "none of its kind"
             message = f"the {generator.name} generator takes no {name}: leave it out, or choose of {takes}"
             raise ServiceError(400, message, param=name)
     if prompt_of(asked) is not None and not generator.reads_prompts:
@@ -224,14 +229,14 @@ def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> ImageJ
         prompt=prompt_of(asked),
         generator=generator.name,
         size=None if size is None or size == own else (size[1], size[0]),
-        sampling=settings_of(asked),
+        sampling=asked.sampling or {},
         image=given.image,
         mask=given.mask,
         condition=given.condition,
         task=task_of(asked, generator, given) if isinstance(asked, Edit) else None,
-        **{name: getattr(asked, name) for name in OWN},
+        **{name: getattr(asked, name) for name in OPTIONS},
     )
-    requests = tuple(request._replace(seed=seed + number) for number in range(asked.n or 1))
+    requests = tuple(request.replace(seed=seed + number) for number in range(asked.n or 1))
     return ImageJob(requests, (asked.partial_images or 0) if generator.shows_steps else 0)
 
 
@@ -243,7 +248,3 @@ def task_of(asked: Edit, generator: GeneratorCard, given: GivenImages) -> str | 
             400, f"the {generator.name} generator has no task {asked.task!r}: choose {can}", param="task"
         )
     return asked.task or ("inpainting" if given.mask and "inpainting" in generator.tasks else None)
-
-
-def settings_of(asked: Asked) -> tuple[tuple[str, str, Any], ...]:
-    return stage_settings(asked.sampling or {})

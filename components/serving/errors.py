@@ -39,7 +39,7 @@ HINTS = {  # field -> why its other values are refused
 }
 NOWHERE = "nothing is at this address: /openapi.json names those that there are"
 LONGEST = 80  # characters of a field's name
-FIELDS = tuple(name for name in Request._fields if name not in ("generator", "sampling"))
+FIELDS = tuple(name for name in Request.model_fields if name not in ("generator", "sampling"))
 
 
 class ErrorBody(BaseModel):

@@ -1,13 +1,17 @@
 """The service's page: static files of this folder, and headers that let nothing else into the browser."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
+from components.sampling.requests import form_choices, form_fields
+
 FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
+FIELDS = "fields.js"  # written here: the controls of a request's options
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -36,12 +40,15 @@ class PageFile(NamedTuple):
 
 def read_page() -> dict[str, PageFile]:
     """The files by name; nothing else is ever served, whatever name is asked for."""
-    return {path.name: page_file(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
+    files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
+    files[FIELDS] = fields_module(form_fields(), form_choices()).encode()
+    etags = {name: f'"{hashlib.sha256(body).hexdigest()[:32]}"' for name, body in files.items()}
+    return {name: PageFile(body, TYPES[Path(name).suffix], etags[name]) for name, body in files.items()}
 
 
-def page_file(path: Path) -> PageFile:
-    body = path.read_bytes()
-    return PageFile(body, TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+def fields_module(fields: object, choices: object) -> str:
+    """Returns the page's module of what there is to set: `OPTIONS` of a request, `CHOICES` of a stage's settings."""
+    return f"export const OPTIONS = {json.dumps(fields)};\nexport const CHOICES = {json.dumps(choices)};\n"
 
 
 def add_page(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
 from components.sampling.image_files import encode_png
-from components.sampling.png_settings import settings_of, with_settings
+from components.sampling.request_forms import settings_of, with_settings
 from components.sampling.requests import Request
 from components.serving.cards import card_of
 from components.serving.messages import Card

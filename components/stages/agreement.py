@@ -131,7 +131,7 @@ def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wa
     asked = [
         (each.asked, request)
         for number, each in enumerate(wanted)
-        if accepts(models, request := each.request._replace(seed=seed + number, generator=generator))
+        if accepts(models, request := each.request.replace(seed=seed + number, generator=generator))
     ]
     jobs, values = jobs_of(f"{generator}_by_{by}", [request for _, request in asked]), [value for value, _ in asked]
     return [AskedJob(job, tuple(values[n * JOB_SIZE : (n + 1) * JOB_SIZE])) for n, job in enumerate(jobs)]

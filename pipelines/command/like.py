@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.sampling.cascade import Cascade
-from components.sampling.png_settings import read_settings, request_of
-from components.sampling.request_rows import IMAGES
-from components.sampling.requests import Request, nested_settings, stage_settings
+from components.sampling.request_forms import read_settings, request_of
+from components.sampling.requests import IMAGES, Request, StageSettings, nested_settings, request_options
 
-SETTINGS = {"steps": "num_inference_steps", "best_of": "candidates", "classifier_scale": "guidance_scale"}
-STAGES = {"best_of": "reranker", "classifier_scale": "classifier"}  # of the options that are not of the first stage
 TAKES = {"image": "translate", "mask": "translate", "condition": "sample"}  # commands, of images
 
 
@@ -57,19 +54,19 @@ def named_model(model: str | None, like: Like) -> str:
     return found
 
 
-def asked_like(like: Like, cascade: Cascade, *, sampling: tuple[tuple[str, str, Any], ...], **options: Any) -> Request:
-    """The request of an image with the command's options in place of its own, where they are not None.
+def asked_like(like: Like, cascade: Cascade, options: Mapping[str, Any], *, sampling: StageSettings) -> Request:
+    """Returns the request of an image with the command's options in place of its own, where they are not None.
 
     Args:
         sampling: of `--set`; an option is stronger than what the image has for the same setting of a stage.
     """
-    replacing = {name: value for name, value in options.items() if value is not None}
-    request = cascade.with_generator(like.request._replace(**replacing))
-    maker = cascade.makers.get(str(request.generator))
+    changes = {name: value for name, value in options.items() if value is not None}
+    request = cascade.with_generator(like.request.replace(**changes))
+    maker, marks = cascade.makers.get(str(request.generator)), request_options()
     first = "" if maker is None else maker.first.name
-    replaced = {(STAGES.get(name, first), SETTINGS.get(name, name)) for name in replacing}
+    replaced = {(mark.stage or first, mark.setting) for name in changes if (mark := marks.get(name))}
     kept = [each for each in request.sampling if each[:2] not in replaced]
-    return request._replace(sampling=stage_settings(nested_settings((*kept, *sampling))))
+    return request.replace(sampling=nested_settings((*kept, *sampling)))
 
 
 def _registered(settings: Mapping[str, Any]) -> str | None:

@@ -1,19 +1,23 @@
 """The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
-from pipelines.command.options import SAMPLERS, Sampling, Tracking
+from components.configuration.sampling import SamplerName
+from components.sampling.requests import in_words, request_options, typed_options
+from pipelines.command.options import Sampling, Tracking, takes_options
 from pipelines.planning.cores import share_cores
 
+SAMPLERS = get_args(SamplerName)
 LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
 Model = Annotated[str | None, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the first image; the others count on.  [0]", min=0)]
 
 
+@takes_options(typed_options(), before="settings")
 def sample(
     model: Model = None,
     label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
@@ -22,20 +26,11 @@ def sample(
     generator: Annotated[str | None, typer.Option(help="diffusion, tokens, pixels, gan, vae; else the first.")] = None,
     seed: Seed = None,
     count: Annotated[int | None, typer.Option(help="Images for each label or prompt.  [4, or 1]", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps of the base model.", min=1)] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"Of the base model: {SAMPLERS}.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
-    classifier_scale: Annotated[float | None, typer.Option(help="Scale of the classifier; 0 is off.", min=0)] = None,
-    truncation: Annotated[float | None, typer.Option(help="GAN: greatest |z| of the noise, such as 0.5.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Token branch and pixels: 0 takes the likeliest.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only so many of the likeliest values.", min=1)] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest values of so much probability.")] = None,
-    best_of: Annotated[int | None, typer.Option(help="Token branch: keep the best of so many.", min=1)] = None,
-    size: Annotated[str | None, typer.Option(help="Token branch: a larger image, HEIGHTxWIDTH in pixels.")] = None,
     settings: Sampling = [],  # noqa: B006
     like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images and the grid.")] = Path("samples"),
+    **options: Any,
 ) -> None:
     """Sample a trained model: images and a labelled grid.
 
@@ -61,21 +56,11 @@ def sample(
         labels=label,
         prompts=prompt,
         conditions=condition,
-        generator=generator,
         seed=seed,
         count=count,
-        steps=steps,
-        sampler=sampler,
-        guidance_scale=guidance_scale,
-        classifier_scale=classifier_scale,
-        truncation=truncation,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        options={"generator": generator, **options},
         settings=settings,
         like=like,
-        best_of=best_of,
-        size=size,
         tracking=tracking,
         out=out,
         console=Console(),
@@ -83,25 +68,25 @@ def sample(
     typer.echo(f"grid: {written}")
 
 
+@takes_options({"task": request_options()["task"]}, before="prompt")
+@takes_options(
+    {name: option for name, option in typed_options().items() if "translate" in option.generators},
+    before="settings",
+    help_texts={"steps": "Denoising steps.", "sampler": f"One of {in_words(SAMPLERS)}."},
+)
 def translate(
     image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
     model: Model = None,
     mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="inpainting, uncropping, colorization, jpeg or super_resolution; else its only one."),
-    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
     label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
     seed: Seed = None,
     count: Annotated[int, typer.Option(help="Images to make of it.", min=1)] = 1,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.", min=0)] = None,
     settings: Sampling = [],  # noqa: B006
     like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
+    **options: Any,
 ) -> None:
     """Work on an image: fill masks, extend it, color it, restore it, enlarge it.
 
@@ -123,14 +108,11 @@ def translate(
         model,
         image=image,
         mask=mask,
-        task=task,
         label=label,
         prompt=prompt,
         seed=seed,
         count=count,
-        steps=steps,
-        sampler=sampler,
-        guidance_scale=guidance_scale,
+        options=options,
         settings=settings,
         like=like,
         tracking=tracking,

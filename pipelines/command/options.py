@@ -1,10 +1,12 @@
 """Options that several commands take, and what their help says of them."""
 
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import typer
 
-SAMPLERS = "ddpm, ddim, dpm_solver_pp, sde_dpm_solver_pp, heun or euler"  # here, so that --help imports no torch
+from components.sampling.requests import Option, Request, plain_type
 
 Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
 Sampling = Annotated[list[str], typer.Option("--set", help="A sampling setting: base.eta=0.5. Repeatable.")]
@@ -28,4 +30,41 @@ Promote = Annotated[
         "than its error, measured on the same images in the same way."
     ),
 ]
+Command = Callable[..., None]
+
+
+def takes_options(
+    options: Mapping[str, Option],
+    *,
+    before: str,
+    help_texts: Mapping[str, str] | None = None,
+) -> Callable[[Command], Command]:
+    """Returns a decorator that turns a command's `**options` into a parameter for each option of a request.
+
+    Args:
+        options: fields of the request, by name.
+        before: the command's own parameter that they stand in front of.
+        help_texts: what `--help` says of an option where the command has words of its own.
+    """
+
+    def decorate(command: Any) -> Command:
+        """Give the command the signature that typer reads."""
+        own = [each for name, each in inspect.signature(command).parameters.items() if name != "options"]
+        added = []
+        for name, option in options.items():
+            about = typer.Option(help=(help_texts or {}).get(name, option.help), min=option.ge)
+            kind: Any = plain_type(Request.model_fields[name]) or str
+            annotation = Annotated[kind | None, about]
+            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        place = [each.name for each in own].index(before)
+        parameters = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own[:place], *added, *own[place:])
+        ]
+        command.__signature__ = inspect.Signature(parameters)
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return decorate
+
+
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]

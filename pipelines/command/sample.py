@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png, open_header
-from components.sampling.png_settings import settings_of, with_settings
-from components.sampling.requests import Request, nested_settings, read_size, stage_settings
+from components.sampling.request_forms import settings_of, with_settings
+from components.sampling.requests import Request, StageSettings, nested_settings, stage_settings
 from pipelines.command.like import asked_like, named_model, read_like
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri
@@ -51,19 +51,9 @@ def sample_images(
     labels: list[str],
     prompts: list[str],
     conditions: list[Path],
-    generator: str | None,
     seed: int | None,
     count: int | None,
-    steps: int | None,
-    sampler: str | None,
-    guidance_scale: float | None,
-    classifier_scale: float | None,
-    truncation: float | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    best_of: int | None,
-    size: str | None,
+    options: Mapping[str, Any],
     tracking: str | None,
     out: Path,
     console: Console,
@@ -73,6 +63,7 @@ def sample_images(
     """Sample `count` images for each label or prompt, and each condition image; returns the path of the grid.
 
     Args:
+        options: fields of the request by name.
         like: a PNG of an image to make again; what is None or empty is as it was for that one, and `count` is 1.
 
     Raises UsageError for a model that is not there or a request that it can't serve.
@@ -85,31 +76,16 @@ def sample_images(
             source = source_of(named_model(model, known), tracking)
             cascade = load_cascade(source.address, tracking)
             known.check_given(condition=conditions)
-            plain = asked_like(
-                known,
-                cascade,
-                generator=generator,
-                seed=seed,
-                guidance_scale=guidance_scale,
-                steps=steps,
-                sampler=sampler,
-                classifier_scale=classifier_scale,
-                truncation=truncation,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                best_of=best_of,
-                size=None if size is None else read_size(size),
-                sampling=read_settings(settings),
-            )
-            asked = [plain._replace(label=label, prompt=None) for label in labels]
-            asked += [plain._replace(label=None, prompt=prompt) for prompt in prompts]
+            changes = {"seed": seed, **options}
+            plain = asked_like(known, cascade, changes, sampling=read_settings(settings))
+            asked = [plain.replace(label=label, prompt=None) for label in labels]
+            asked += [plain.replace(label=None, prompt=prompt) for prompt in prompts]
             asked = asked or [plain]
             if conditions:
                 given = [_condition(path, cascade) for path in conditions]
-                asked = [request._replace(condition=image) for request in asked for image in given]
+                asked = [request.replace(condition=image) for request in asked for image in given]
             count = count or (COUNT if like is None else 1)
-            requests = [request._replace(seed=request.seed + i) for request in asked for i in range(count)]
+            requests = [request.replace(seed=request.seed + i) for request in asked for i in range(count)]
             images = cascade.sample(requests)
     except (ValueError, FrozenTextError) as error:
         raise UsageError(str(error)) from error
@@ -118,7 +94,7 @@ def sample_images(
     return grid
 
 
-def read_settings(assignments: Sequence[str]) -> tuple[tuple[str, str, Any], ...]:
+def read_settings(assignments: Sequence[str]) -> StageSettings:
     """`STAGE.SETTING=VALUE` as a request has them. Raises ValueError for anything else."""
     found = []
     for assignment in assignments:

@@ -1,8 +1,9 @@
 """`cascade translate`: an image in, an image out, by an image-to-image model, or in a mask by any diffusion model."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -24,14 +25,11 @@ def translate_image(
     *,
     image: Path,
     mask: Path | None,
-    task: str | None,
     label: str | None,
     prompt: str | None,
     seed: int | None,
     count: int,
-    steps: int | None,
-    sampler: str | None,
-    guidance_scale: float | None,
+    options: Mapping[str, Any],
     tracking: str | None,
     out: Path,
     console: Console,
@@ -41,6 +39,7 @@ def translate_image(
     """Make `count` images of the one in `image`; returns the path of the image that shows before and after.
 
     Args:
+        options: fields of the request by name.
         like: a PNG of an image to make again; what is None or empty is as it was for that one.
 
     Raises UsageError for a model that is not there or does not work on images, and for files that it can't use.
@@ -49,32 +48,27 @@ def translate_image(
     try:
         with Progress(console=console, transient=True) as bar:
             bar.add_task("loading and sampling", total=None)
-            options = {
+            images_given = {
                 "image": image_bytes("--image", image),
                 "mask": None if mask is None else image_bytes("--mask", mask),
             }
             known = read_like(like)
-            known.check_given(**options)
+            known.check_given(**images_given)
             source = source_of(named_model(model, known), tracking)
             cascade = load_cascade(source.address, tracking)
             generator = next((name for name in WORK_ON_IMAGES if name in cascade.generators), None)
             if generator is None:
                 raise ValueError(f"{source.address} does not work on images: it has {' and '.join(cascade.generators)}")
-            asked = asked_like(
-                known,
-                cascade,
-                label=label,
-                prompt=prompt,
-                task=task,
-                generator=generator,
-                seed=seed,
-                steps=steps,
-                sampler=sampler,
-                guidance_scale=guidance_scale,
+            changes = {
+                "label": label,
+                "prompt": prompt,
+                "generator": generator,
+                "seed": seed,
                 **options,
-                sampling=read_settings(settings),
-            )
-            requests = [asked._replace(seed=asked.seed + number) for number in range(count)]
+                **images_given,
+            }
+            asked = asked_like(known, cascade, changes, sampling=read_settings(settings))
+            requests = [asked.replace(seed=asked.seed + number) for number in range(count)]
             images = cascade.sample(requests)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
-from components.sampling.png_settings import read_settings
+from components.sampling.request_forms import read_settings
 from components.sampling.requests import Request
 from tests.browser.chromium import find_chromium
 from tests.browser.service_page import (

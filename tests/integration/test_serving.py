@@ -22,7 +22,7 @@ from openai import OpenAI
 from PIL import Image
 
 from components.sampling.cascade import Cascade
-from components.sampling.png_settings import read_settings
+from components.sampling.request_forms import read_settings
 from components.sampling.requests import Request
 from components.serving.running import end_service, run_service
 from components.serving.settings import Limits, ServedModel, ServiceSettings

@@ -19,7 +19,7 @@ from components.runtime.tracking.registry import input_example
 from components.sampling import answers
 from components.sampling.answers import predictor_of
 from components.sampling.device import best_device, native_bf16
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from pipelines.command import sample
 from pipelines.command.sample import load_cascade, sample_images
 from pipelines.command.translate import translate_image
@@ -120,19 +120,6 @@ def png(seed: int, side: int = 16) -> bytes:
 @pytest.mark.usefixtures("on_gpu")
 def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
     (tmp_path / "photo.png").write_bytes(png(0))
-    choices = (
-        "generator",
-        "steps",
-        "sampler",
-        "guidance_scale",
-        "classifier_scale",
-        "truncation",
-        "best_of",
-        "size",
-        "temperature",
-        "top_k",
-        "top_p",
-    )
     asked = {
         "labels": ["1"],
         "prompts": [],
@@ -140,15 +127,14 @@ def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
         "seed": 4,
         "count": 1,
         "tracking": None,
-        **dict.fromkeys(choices),
-        "steps": 2,
+        "options": {"steps": 2},
     }
     about = {"out": tmp_path / "out", "console": Console(quiet=True)}
     with pretend_gpu() as computing:
         sample_images(str(write_cascade(tmp_path / "sampled")), **asked, **about)
         sampled = computing.count
-        asked = {"image": tmp_path / "photo.png", "task": "jpeg", "seed": 0, "count": 1, "steps": 2}
-        asked |= dict.fromkeys(("mask", "label", "prompt", "sampler", "guidance_scale", "tracking"))
+        asked = {"image": tmp_path / "photo.png", "seed": 0, "count": 1, "options": {"task": "jpeg", "steps": 2}}
+        asked |= dict.fromkeys(("mask", "label", "prompt", "tracking"))
         translate_image(str(write_palette(tmp_path / "translated")), **asked, **about)
     assert 0 < sampled < computing.count
 

@@ -63,7 +63,7 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
         return
     for sampler in (None, *SAMPLERS):
         asked = [
-            request._replace(sampler=sampler, steps=min(3, getattr(config.process, "num_train_timesteps", 3)))
+            request.replace(sampler=sampler, steps=min(3, getattr(config.process, "num_train_timesteps", 3)))
             for request in requests
         ]
         together, alone = sample_base(model, asked), sample_base(model, asked[1:])

@@ -94,7 +94,7 @@ def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Ca
     whole = steps_study.sample_in(cascade, job(setting)).images
     alone = steps_study.sample_in(cascade, job(setting, REQUESTS[4:5])).images
     assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
-    asked = [request._replace(sampler="ddpm", steps=4) for request in REQUESTS]
+    asked = [request.replace(sampler="ddpm", steps=4) for request in REQUESTS]
     np.testing.assert_array_equal(whole, [made["base"] for made in cascade.sample_stages(asked)])
 
 

@@ -18,7 +18,7 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request, class_id
 from pipelines.command.sample import sample_images
 from tests.tiny_generators import LONE, write
@@ -59,11 +59,9 @@ def test_a_new_generator_samples_and_its_options_are_checked(folder: Path):
 
 
 def test_the_command_samples_by_it(folder: Path, tmp_path: Path):
-    options = ("steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
-    options += ("temperature", "top_k", "top_p")
-    asked = {"labels": ["2"], "prompts": [], "conditions": [], "generator": "flat", "seed": 0, "count": 1}
+    asked = {"labels": ["2"], "prompts": [], "conditions": [], "seed": 0, "count": 1, "options": {"generator": "flat"}}
     about = {"tracking": None, "out": tmp_path / "out", "console": Console(quiet=True)}
-    sample_images(str(folder), **asked, **dict.fromkeys(options), **about)
+    sample_images(str(folder), **asked, **about)
     assert np.asarray(Image.open(next((tmp_path / "out").glob("*-flat-0000.png")))).min() == 255
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import PngImagePlugin
 
 from components.sampling.image_files import encode_png, gray_png, open_image
-from components.sampling.png_settings import (
+from components.sampling.request_forms import (
     HEADER,
     KEYWORD,
     MOST_TEXT,
@@ -64,7 +64,9 @@ def test_a_request_comes_back_from_a_png(request_: Request, model: str, version:
     assert (found["model"], found.get("version")) == (model, version)
     again = request_of(found)
     assert again == request_
-    assert list(map(type, again)) == list(map(type, request_))  # 1 == True == 1.0, which are not the same setting
+    assert [type(value) for _, value in again] == [
+        type(value) for _, value in request_
+    ]  # 1 == True == 1.0, which are not the same setting
     np.testing.assert_array_equal(np.array(open_image(png)), IMAGE)
 
 
@@ -80,7 +82,7 @@ def test_images_of_a_request_are_named_and_not_kept() -> None:
     asked = Request(prompt="red", image=image, mask=image, condition=image, task="inpainting")
     found = settings_of(asked, model="photos", version=None)
     assert found["needs"] == ["image", "mask", "condition"]
-    assert request_of(found) == asked._replace(image=None, mask=None, condition=None)
+    assert request_of(found) == asked.replace(image=None, mask=None, condition=None)
     assert "needs" not in settings_of(Request(), model="photos", version=None)
 
 

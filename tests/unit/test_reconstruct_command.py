@@ -19,7 +19,7 @@ from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from components.training.building import make_network, network_arguments
 from pipelines.command.reconstruct import reconstruct_images
 from tests.tiny_autoencoders import RECIPES, config_of

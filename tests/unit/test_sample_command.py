@@ -15,8 +15,7 @@ from components.configuration.usage import UsageError
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png, gray_png
-from components.sampling.png_settings import read_settings, request_of, settings_of, with_settings
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow, read_settings, request_of, settings_of, with_settings
 from components.sampling.requests import Request
 from pipelines.command.sample import sample_images
 from tests.tiny_diffusion_branches import classifier_guided, imagen
@@ -33,20 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
     """Images of class 1."""
-    options = ("generator", "steps", "sampler", "guidance_scale", "classifier_scale", "truncation", "best_of", "size")
-    options += ("temperature", "top_k", "top_p")
-    asked = {
-        "labels": ["1"],
-        "prompts": [],
-        "conditions": [],
-        "seed": 4,
-        "count": 1,
-        "settings": [],
-        "tracking": None,
-        **dict.fromkeys(options),
-    }
+    options = {name: changes.pop(name) for name in Request.model_fields if name != "seed" and name in changes}
+    asked = {"labels": ["1"], "prompts": [], "conditions": [], "seed": 4, "count": 1, "tracking": None}
     model = changes.pop("model", str(folder))
-    grid = sample_images(model, **(asked | changes), out=out, console=Console(quiet=True))
+    grid = sample_images(model, **(asked | changes), options=options, out=out, console=Console(quiet=True))
     return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path != grid]
 
 
@@ -106,7 +95,7 @@ def test_what_can_not_be_sampled_is_one_line(folder: Path, how: dict, words: str
 def test_a_setting_of_any_stage_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
     (made,) = sampled(folder, tmp_path, settings=["base.guidance_interval=[0.2, 5.0]", "base.guidance_scale=3"])
     asked = Request(label=1, seed=4, guidance_scale=3.0, sampling=(("base", "guidance_interval", (0.2, 5.0)),))
-    plain, wanted = Cascade.load(folder).sample([asked._replace(sampling=()), asked])
+    plain, wanted = Cascade.load(folder).sample([asked.replace(sampling=()), asked])
     np.testing.assert_array_equal(made, wanted)
     assert (made != plain).any()
     for wrong in ("base", "base.eta", "eta=0.5"):
@@ -148,8 +137,8 @@ def test_an_image_says_how_it_was_made_and_is_made_again_from_what_it_says(folde
     assert (said["model"], said.get("version")) == (folder.name, None)
     assert str(tmp_path.parent).encode() not in png, "no path of this machine"
     sampling = (("base", "threshold", "dynamic"),)
-    request = Request("1", seed=4, generator="diffusion", steps=3, sampler="ddpm", guidance_scale=2.0)
-    assert request_of(said) == request._replace(sampling=sampling)
+    request = Request(label="1", seed=4, generator="diffusion", steps=3, sampler="ddpm", guidance_scale=2.0)
+    assert request_of(said) == request.replace(sampling=sampling)
     (same,) = again(the_image(tmp_path), folder, tmp_path / "again")
     np.testing.assert_array_equal(made, same)
     assert the_image(tmp_path / "again").read_bytes() == png
@@ -180,7 +169,7 @@ def test_options_are_stronger_than_what_the_image_was_made_by(folder: Path, tmp_
         )
     ):
         made = again(image, folder, tmp_path / str(number), **changes)
-        (other,) = wanted.sample([request._replace(**replaced)])
+        (other,) = wanted.sample([request.replace(**replaced)])
         assert np.abs(made[-1].astype(int) - other).max() <= 1, changes
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from components.sampling.cascade import Cascade, compose
-from components.sampling.requests import Request, random_stream
+from components.sampling.model import random_stream
+from components.sampling.requests import Request
 from tests.tiny_cascade import write_cascade, write_models
 
 UNKNOWN_SAMPLER = r"base.sampler: Input should be 'ddpm', 'ddim', 'dpm_solver_pp'.* \(got 'plms'\)"
@@ -35,7 +36,7 @@ def test_the_same_request_gives_the_same_image_in_whatever_batch(cascade: Cascad
 @pytest.mark.parametrize("generator", ["diffusion", "tokens"])
 def test_another_seed_label_or_prompt_gives_another_image(cascade: Cascade, generator: str):
     first = Request(label="food", prompt="red apple", seed=1, generator=generator, guidance_scale=3.0)
-    others = [first._replace(seed=2), first._replace(label="flags"), first._replace(prompt="grey cat")]
+    others = [first.replace(seed=2), first.replace(label="flags"), first.replace(prompt="grey cat")]
     images = cascade.sample([first, *others])
     assert all((images[0] != other).any() for other in images[1:])
 

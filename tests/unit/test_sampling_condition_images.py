@@ -12,7 +12,7 @@ from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.image_files import encode_png
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
 from pipelines.command.sample import _condition
 from tests.tiny_cascade import DIFFUSION, FEW, UNET, write_model, write_models
@@ -49,7 +49,7 @@ def test_the_image_decides_and_belongs_to_its_request(cascade: Cascade) -> None:
 
 def test_guidance_goes_away_from_no_image_and_a_image_needs_no_label(cascade: Cascade) -> None:
     request = Request(condition=depth(4), seed=1)
-    plain, guided = cascade.sample([request, request._replace(guidance_scale=4.0)])
+    plain, guided = cascade.sample([request, request.replace(guidance_scale=4.0)])
     assert (plain != guided).any()
 
 

@@ -56,7 +56,7 @@ def test_the_same_request_gives_the_same_image_in_whatever_batch(cascade_of: Cal
     together = cascade.sample(requests)
     assert farthest(together, cascade.sample(requests, batch_size=1)) <= 1
     assert farthest(together, cascade.sample(requests[::-1], batch_size=3)[::-1]) <= 1
-    (other,) = cascade.sample([requests[1]._replace(seed=9)])
+    (other,) = cascade.sample([requests[1].replace(seed=9)])
     assert (other != together[1]).any(), "another seed gives another image"
 
 
@@ -130,7 +130,7 @@ def test_latents_and_their_decoder_need_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("generator", ["imagen", "dalle2"])
 def test_the_prompt_decides(cascade_of: Callable, generator: str) -> None:
     cascade, first = cascade_of(generator), Request(prompt="red apple", seed=1, guidance_scale=3.0)
-    images = [stages["base"] for stages in cascade.sample_stages([first, first._replace(prompt="grey cat"), first])]
+    images = [stages["base"] for stages in cascade.sample_stages([first, first.replace(prompt="grey cat"), first])]
     assert (images[0] != images[1]).any()
     assert farthest(images[:1], images[2:]) <= 1
     with pytest.raises(ValueError, match="give a label or a prompt"):
@@ -175,11 +175,11 @@ def test_a_base_that_reads_without_its_encoder_is_refused(tmp_path: Path) -> Non
 
 def test_a_classifier_pulls_as_hard_as_it_is_asked_to(cascade_of: Callable) -> None:
     cascade, asked = cascade_of("classifier_guided"), REQUESTS["classifier_guided"]
-    without = Cascade(base=cascade.base).sample([request._replace(classifier_scale=None) for request in asked])
-    off = cascade.sample([request._replace(classifier_scale=0.0) for request in asked])
+    without = Cascade(base=cascade.base).sample([request.replace(classifier_scale=None) for request in asked])
+    off = cascade.sample([request.replace(classifier_scale=0.0) for request in asked])
     assert farthest(off, without) == 0
-    weak, strong = (cascade.sample([r._replace(classifier_scale=scale) for r in asked]) for scale in (1.0, 20.0))
-    its_own = cascade.sample([request._replace(classifier_scale=None) for request in asked])
+    weak, strong = (cascade.sample([r.replace(classifier_scale=scale) for r in asked]) for scale in (1.0, 20.0))
+    its_own = cascade.sample([request.replace(classifier_scale=None) for request in asked])
     assert farthest(weak, its_own) == 0, "1 is what the classifier itself says"
     for k in range(len(asked)):
         assert (weak[k] != off[k]).any()
@@ -190,7 +190,7 @@ def test_a_weaker_model_pushes_as_hard_as_it_is_asked_to(cascade_of: Callable) -
     cascade, asked = cascade_of("autoguided"), REQUESTS["autoguided"]
 
     def at(scale: float) -> list[np.ndarray]:
-        return cascade.sample([r._replace(sampling=(("base", "autoguidance_scale", scale),)) for r in asked])
+        return cascade.sample([r.replace(sampling=(("base", "autoguidance_scale", scale),)) for r in asked])
 
     alone = Cascade(base=cascade.base._replace(sampling=DiffusionSampling(**FEW))).sample(asked)
     np.testing.assert_array_equal(at(1.0), alone)
@@ -209,7 +209,7 @@ def test_a_weaker_model_pushes_as_hard_as_it_is_asked_to(cascade_of: Callable) -
 )
 def test_a_guidance_that_the_cascade_can_not_give_is_one_line(cascade_of: Callable, how: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        cascade_of("autoguided").sample([Request(label=0)._replace(**how)])
+        cascade_of("autoguided").sample([Request(label=0).replace(**how)])
     assert "\n" not in str(caught.value)
     unguided = Request(label=0, sampling=(("base", "autoguidance_scale", 2.0),))
     with pytest.raises(ValueError, match="this cascade has no weaker model"):
@@ -236,7 +236,7 @@ def test_a_weaker_model_of_another_kind_is_refused(settings: dict, network: dict
 def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Callable) -> None:
     cascade, first = cascade_of("guided_by_the_classifier_alone"), Request(label=0, seed=1, classifier_scale=20.0)
     assert cascade.classes("diffusion") == CLASSES
-    requests = [first, first._replace(label="food"), first._replace(label=1), Request(seed=1)]
+    requests = [first, first.replace(label="food"), first.replace(label=1), Request(seed=1)]
     zero, by_name, by_id, nothing = cascade.sample(requests)
     assert (zero != by_name).any()
     np.testing.assert_array_equal(by_name, by_id)
@@ -248,7 +248,7 @@ def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Ca
 @pytest.mark.parametrize("generator", ["latent", "imagen", "dalle2"])
 def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, generator: str) -> None:
     with pytest.raises(ValueError, match="classifier_scale needs a cascade with a classifier") as caught:
-        cascade_of(generator).sample([REQUESTS[generator][1]._replace(classifier_scale=1.0)])
+        cascade_of(generator).sample([REQUESTS[generator][1].replace(classifier_scale=1.0)])
     assert "\n" not in str(caught.value)
 
 

@@ -12,9 +12,9 @@ from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.generators.gan import sample_gan, truncated
 from components.sampling.images import to_uint8
-from components.sampling.model import SamplingModel, load_model
-from components.sampling.request_rows import RequestRow
-from components.sampling.requests import Request, random_stream
+from components.sampling.model import SamplingModel, load_model, random_stream
+from components.sampling.request_forms import RequestRow
+from components.sampling.requests import Request
 
 CLASSES = ["animals", "food", "flags"]
 NETWORK = {
@@ -57,7 +57,7 @@ def test_the_same_request_gives_the_same_image_in_whatever_batch(model: Sampling
 
 def test_another_seed_or_label_gives_another_image(model: SamplingModel) -> None:
     first = Request(label="food", seed=1)
-    images = sample_gan(model, [first, first._replace(seed=2), first._replace(label="flags"), first])
+    images = sample_gan(model, [first, first.replace(seed=2), first.replace(label="flags"), first])
     assert all((images[0] - other).abs().max() > 0.02 for other in images[1:3])
     torch.testing.assert_close(images[0], images[3])
 

@@ -52,8 +52,8 @@ def test_a_condition_image_decides_and_belongs_to_its_request(tmp_path: Path):
 def test_the_best_of_one_is_the_image_and_the_best_of_more_is_one_of_them(tmp_path: Path):
     cascade = Cascade.load(token_branch(PRIORS["transformer"], tmp_path))
     request = Request(label=1, seed=3)
-    assert np.array_equal(cascade.sample([request])[0], cascade.sample([request._replace(best_of=1)])[0])
-    best = cascade.sample([request._replace(best_of=4)] * 2)
+    assert np.array_equal(cascade.sample([request])[0], cascade.sample([request.replace(best_of=1)])[0])
+    best = cascade.sample([request.replace(best_of=4)] * 2)
     assert np.array_equal(best[0], best[1])
 
 

@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Request, int]] = {  # folder, req
 def test_between_is_heard_after_each_step_and_token_can_end_them_and_moves_no_bit(kind: str, tmp_path: Path) -> None:
     make, request, steps = KINDS[kind]
     cascade, heard = Cascade.load(make(tmp_path)), []
-    asked = [request, request._replace(seed=1)]
+    asked = [request, request.replace(seed=1)]
     plain = cascade.sample(asked)
     watched = cascade.sample(asked, between=lambda: heard.append("step"))
     np.testing.assert_array_equal(plain, watched)

@@ -9,8 +9,8 @@ import torch
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.sampling import compiled_decoding
 from components.sampling.generators.tokens import check_prior, sample_best, sample_prior
-from components.sampling.model import SamplingModel, load_model
-from components.sampling.requests import Request, check_request
+from components.sampling.model import SamplingModel, check_request, load_model
+from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES
 
 NETWORK = {
@@ -98,7 +98,7 @@ def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
         check_prior(causal, request)
     for steps, words in ((0, "num_inference_steps: Input should be"), (17, r"steps must be in \[1, 16\], not 17")):
         with pytest.raises(ValueError, match=words):
-            check_prior(masked, request._replace(steps=steps))
+            check_prior(masked, request.replace(steps=steps))
     own = load(tmp_path / "c", "masked_transformer", sampling={"num_inference_steps": 5, "choice_temperature": 2.0})
     asked = load(tmp_path / "d", "masked_transformer", sampling={"num_inference_steps": 9, "choice_temperature": 2.0})
     assert torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3, steps=5)))

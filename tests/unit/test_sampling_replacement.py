@@ -39,19 +39,19 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_known_pixels_are_kept_exactly_and_the_others_are_a_matter_of_the_seed(cascade: Cascade, sampler: str) -> None:
-    requests = [ASKED._replace(sampler=sampler, seed=seed) for seed in (3, 4)]
+    requests = [ASKED.replace(sampler=sampler, seed=seed) for seed in (3, 4)]
     one, two = cascade.sample(requests)
     for image in (one, two):
         np.testing.assert_array_equal(image[~HIDDEN], PHOTO[~HIDDEN])
     assert (one != two)[HIDDEN].any()
     (alone,) = cascade.sample(requests[1:])
     assert np.abs(two.astype(int) - alone).max() <= 1
-    (otherwise,) = cascade.sample([requests[0]._replace(image=png(255 - PHOTO))])
+    (otherwise,) = cascade.sample([requests[0].replace(image=png(255 - PHOTO))])
     assert (one != otherwise)[HIDDEN].any(), "what is known decides what is made"
 
 
 def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> None:
-    everything = ASKED._replace(mask=png(np.full((SIDE, SIDE), 255, np.uint8)))
+    everything = ASKED.replace(mask=png(np.full((SIDE, SIDE), 255, np.uint8)))
     plain = Request(seed=3)
     together = cascade.sample([everything, plain, ASKED])
     for image in together[:2]:
@@ -70,23 +70,24 @@ def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> No
 )
 def test_what_can_not_be_kept_is_one_line(cascade: Cascade, changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        cascade.sample([ASKED._replace(**changes)])
+        cascade.sample([ASKED.replace(**changes)])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("write", [latent, write_cascade])
 def test_a_cascade_that_decodes_or_enlarges_keeps_no_pixels(write, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a base of images alone"):
-        Cascade.load(write(tmp_path)).sample([ASKED._replace(label=1, generator="diffusion")])
+        Cascade.load(write(tmp_path)).sample([ASKED.replace(label=1, generator="diffusion")])
 
 
 def test_the_command_takes_the_folder_of_a_lone_model(tmp_path: Path) -> None:
     folder = base(tmp_path)
     for name, data in (("photo.png", ASKED.image), ("mask.png", ASKED.mask)):
         (tmp_path / name).write_bytes(data or b"")
-    nothing = dict.fromkeys(("label", "prompt", "sampler", "guidance_scale", "tracking"))
+    nothing = dict.fromkeys(("label", "prompt", "tracking"))
     files = {"image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "out": tmp_path / "out"}
-    asked = {"task": "inpainting", "seed": 3, "count": 1, "steps": 3, "console": Console(quiet=True)}
+    options = {"task": "inpainting", "steps": 3}
+    asked = {"options": options, "seed": 3, "count": 1, "console": Console(quiet=True)}
     translate_image(str(folder), **files, **nothing, **asked)
     made = np.asarray(Image.open(tmp_path / "out" / "photo-inpainting-0003.png"))
     np.testing.assert_array_equal(made[~HIDDEN], PHOTO[~HIDDEN])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request, nested_settings, stage_settings
 from pipelines.command.sample import read_settings
 

@@ -39,7 +39,7 @@ def likeness(cascade: Cascade, image: np.ndarray, prompt: str) -> float:
 def test_more_candidates_are_never_further_from_the_prompt(folder: Path) -> None:
     """What is chosen of a few is among the many."""
     cascade = Cascade.load(folder)
-    found = {n: cascade.sample([r._replace(best_of=n) for r in ASKED]) for n in (1, 2, 4, 8)}
+    found = {n: cascade.sample([r.replace(best_of=n) for r in ASKED]) for n in (1, 2, 4, 8)}
     near = [[likeness(cascade, found[n][row], str(r.prompt)) for n in found] for row, r in enumerate(ASKED)]
     assert near == [sorted(each) for each in near]
     assert any(each[-1] > each[0] for each in near)
@@ -47,8 +47,8 @@ def test_more_candidates_are_never_further_from_the_prompt(folder: Path) -> None
 
 def test_the_cascade_says_how_many_where_a_request_does_not(folder: Path) -> None:
     cascade = Cascade.load(folder)
-    three = cascade.sample([request._replace(best_of=3) for request in ASKED])
-    by_setting = cascade.sample([r._replace(sampling=(("reranker", "candidates", 3),)) for r in ASKED])
+    three = cascade.sample([request.replace(best_of=3) for request in ASKED])
+    by_setting = cascade.sample([r.replace(sampling=(("reranker", "candidates", 3),)) for r in ASKED])
     for images in (cascade.sample(ASKED), by_setting, cascade.sample(ASKED, batch_size=1)):
         assert np.abs(np.stack(images).astype(int) - np.stack(three)).max() <= 1
 
@@ -56,7 +56,7 @@ def test_the_cascade_says_how_many_where_a_request_does_not(folder: Path) -> Non
 def test_one_candidate_is_the_image_without_a_reranker_and_so_is_that_without_a_prompt(folder: Path) -> None:
     cascade = Cascade.load(folder)
     plain = Cascade(tokenizer=cascade.tokenizer, prior=cascade.prior)
-    one = [request._replace(best_of=1) for request in ASKED]
+    one = [request.replace(best_of=1) for request in ASKED]
     np.testing.assert_array_equal(cascade.sample(one), plain.sample(ASKED))
     by_label = [Request(label=1, seed=3, generator="tokens")]
     np.testing.assert_array_equal(cascade.sample(by_label), plain.sample(by_label))

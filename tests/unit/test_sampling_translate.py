@@ -23,7 +23,7 @@ from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
 
@@ -90,7 +90,7 @@ def test_a_image_is_the_same_in_whatever_batch_and_another_with_another_seed(cas
     requests = [request_of(each, seed) for seed in range(2) for each in (task, *TASKS)]
     together, alone = cascade.sample(requests), cascade.sample(requests, batch_size=1)
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(together, alone, strict=True)) <= 1
-    (other,) = cascade.sample([requests[0]._replace(seed=9)])
+    (other,) = cascade.sample([requests[0].replace(seed=9)])
     assert (other != together[0]).any()
     assert together[0].shape == (SIDE, SIDE, 3)
 
@@ -98,7 +98,7 @@ def test_a_image_is_the_same_in_whatever_batch_and_another_with_another_seed(cas
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_made_depends_on_the_image_that_is_given(cascade: Cascade, task: str) -> None:
     first, second = request_of(task, 0), request_of(task, 3)  # masks of both are the same
-    made, other = cascade.sample([first, second._replace(seed=first.seed)])
+    made, other = cascade.sample([first, second.replace(seed=first.seed)])
     where = hidden(4) if task in MASK_TASKS else np.ones((SIDE, SIDE), bool)
     assert (made[where] != other[where]).any()
 
@@ -106,23 +106,23 @@ def test_what_is_made_depends_on_the_image_that_is_given(cascade: Cascade, task:
 def test_what_the_mask_hides_is_never_looked_at(cascade: Cascade) -> None:
     request = request_of("inpainting")
     changed = np.where(hidden()[..., None], 255 - pixels(0), pixels(0))
-    made, other = cascade.sample([request, request._replace(image=png(changed))])
+    made, other = cascade.sample([request, request.replace(image=png(changed))])
     np.testing.assert_array_equal(made, other)
 
 
 def test_colors_of_a_image_to_color_are_never_looked_at(cascade: Cascade) -> None:
     gray = np.array(Image.fromarray(pixels(0)).convert("L").convert("RGB"))
     request = request_of("colorization")
-    made, other = cascade.sample([request, request._replace(image=png(gray))])
+    made, other = cascade.sample([request, request.replace(image=png(gray))])
     assert np.abs(made.astype(int) - other).max() <= 1
 
 
 def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
     """Text-guided inpainting as GLIDE does it."""
     glide = Cascade.load(write_palette(tmp_path, text=True, tasks=["inpainting"]))
-    nameless = request_of("inpainting")._replace(task=None)
+    nameless = request_of("inpainting").replace(task=None)
     plain, named, guided = glide.sample(
-        [nameless, nameless._replace(task="inpainting"), nameless._replace(prompt="red apple", guidance_scale=3.0)]
+        [nameless, nameless.replace(task="inpainting"), nameless.replace(prompt="red apple", guidance_scale=3.0)]
     )
     np.testing.assert_array_equal(plain, named)
     assert (guided[hidden()] != plain[hidden()]).any()
@@ -152,7 +152,7 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
 )
 def test_what_can_not_be_made_is_refused_in_one_line(cascade: Cascade, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        cascade.sample([request_of("inpainting")._replace(**changes)])
+        cascade.sample([request_of("inpainting").replace(**changes)])
     assert "\n" not in str(caught.value)
 
 

@@ -54,7 +54,7 @@ def test_the_official_client_gets_the_images_that_sampling_makes(
 ) -> None:
     answer = client.images.generate(n=2, size="auto", **ASKED)
     asked = Request(label="food", prompt="red apple", generator="diffusion")
-    expected = backends["tiny"].cascade.sample([asked._replace(seed=7), asked._replace(seed=8)])
+    expected = backends["tiny"].cascade.sample([asked.replace(seed=7), asked.replace(seed=8)])
     assert answer.data is not None
     assert [image.seed for image in answer.data] == [7, 8]
     for image, made in zip(answer.data, expected, strict=True):
@@ -86,7 +86,7 @@ def test_every_option_of_a_request_reaches_the_model(address: str, backends: dic
     made, drawn = backends["tiny"].jobs[-2:]
     stages = (("upsampler_16", "noise_level", 3), ("upsampler_16", "guidance_interval", (0.5, 2)))
     asked = Request(label=2, seed=-4, generator="diffusion", steps=3, sampler="ddim", guidance_scale=2, sampling=stages)
-    assert made == ImageJob((asked, asked._replace(seed=-3)))
+    assert made == ImageJob((asked, asked.replace(seed=-3)))
     assert drawn.requests[0] == Request(
         label=2, seed=-4, generator="tokens", guidance_scale=2, temperature=0.5, top_k=3, top_p=0.5, best_of=2
     )

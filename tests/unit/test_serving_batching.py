@@ -110,7 +110,7 @@ def held(batcher: Batcher, cascade: Watched, version: Version) -> Asked:
 
 def test_what_agrees_is_one_batch_and_what_differs_is_another(batcher, cascade, version):
     first = held(batcher, cascade, version)
-    few = RED._replace(seed=8, guidance_scale=2.0)
+    few = RED.replace(seed=8, guidance_scale=2.0)
     jobs = [Asked(batcher, version, request) for request in (RED, few, FLAGS, TOKENS)]
     cascade.going.set()
     for job in (first, *jobs):
@@ -121,7 +121,7 @@ def test_what_agrees_is_one_batch_and_what_differs_is_another(batcher, cascade, 
 
 def test_an_image_of_a_batch_is_the_image_that_it_is_alone(batcher, cascade, version, folder):
     first = held(batcher, cascade, version)
-    asked = [RED, FLAGS, Request(label="food", seed=77), TOKENS, TOKENS._replace(seed=6)]
+    asked = [RED, FLAGS, Request(label="food", seed=77), TOKENS, TOKENS.replace(seed=6)]
     jobs = [Asked(batcher, version, *asked[:2]), *(Asked(batcher, version, request) for request in asked[2:])]
     cascade.going.set()
     first.made()
@@ -134,20 +134,20 @@ def test_an_image_of_a_batch_is_the_image_that_it_is_alone(batcher, cascade, ver
 
 
 def test_a_batch_is_no_larger_than_it_may_be(batcher, cascade, version):
-    Asked(batcher, version, *(RED._replace(seed=seed) for seed in range(6))).made()
+    Asked(batcher, version, *(RED.replace(seed=seed) for seed in range(6))).made()
     assert [len(batch) for batch in cascade.seen] == [4, 2]
 
 
 def test_a_larger_image_leaves_room_for_fewer(version):
     """The batch of a size is as many images as memory holds of that size."""
-    large = WaitingImage(Ticket(print, version), 0, TOKENS._replace(size=(16, 512)), {})
+    large = WaitingImage(Ticket(print, version), 0, TOKENS.replace(size=(16, 512)), {})
     assert most_together(16, large) == 4
     assert most_together(16, WaitingImage(Ticket(print, version), 0, TOKENS, {})) == 16
 
 
 def test_versions_are_never_mixed_and_a_job_keeps_its_own(batcher, cascade, version):
     first = held(batcher, cascade, version)
-    old = Asked(batcher, version, RED, RED._replace(seed=5))
+    old = Asked(batcher, version, RED, RED.replace(seed=5))
     new = Asked(batcher, replace(version, named=Named("tiny", "2", 0)), FLAGS)
     cascade.going.set()
     first.made()
@@ -158,7 +158,7 @@ def test_versions_are_never_mixed_and_a_job_keeps_its_own(batcher, cascade, vers
 
 def test_too_many_images_are_refused_and_those_that_are_made_do_not_count(batcher, cascade, version):
     first = held(batcher, cascade, version)
-    waiting = Asked(batcher, version, *(RED._replace(seed=seed) for seed in range(8)))
+    waiting = Asked(batcher, version, *(RED.replace(seed=seed) for seed in range(8)))
     with pytest.raises(BusyError, match=r"8 images wait already; try again in \d+ s"):
         Asked(batcher, version, FLAGS)
     cascade.going.set()
@@ -168,7 +168,7 @@ def test_too_many_images_are_refused_and_those_that_are_made_do_not_count(batche
 
 
 def test_a_job_of_more_images_than_may_wait_is_made_where_none_waits(batcher, version):
-    assert len(Asked(batcher, version, *(RED._replace(seed=seed) for seed in range(9))).made()) == 9
+    assert len(Asked(batcher, version, *(RED.replace(seed=seed) for seed in range(9))).made()) == 9
 
 
 def test_a_job_that_was_left_is_never_begun(batcher, cascade, version):
@@ -193,7 +193,7 @@ def test_a_batch_that_everybody_left_ends_between_two_steps(batcher, cascade, ve
 
 def test_a_batch_that_one_of_two_left_goes_on(batcher, cascade, version):
     first = held(batcher, cascade, version)
-    left, kept = Asked(batcher, version, SLOW, partial_images=49), Asked(batcher, version, SLOW._replace(seed=2))
+    left, kept = Asked(batcher, version, SLOW, partial_images=49), Asked(batcher, version, SLOW.replace(seed=2))
     cascade.going.set()
     first.made()
     left.told.get(timeout=WAIT)
@@ -204,7 +204,7 @@ def test_a_batch_that_one_of_two_left_goes_on(batcher, cascade, version):
 
 def test_previews_come_in_order_before_their_image_and_only_to_those_who_want_them(batcher, cascade, version):
     first = held(batcher, cascade, version)
-    shown, plain = Asked(batcher, version, RED, FLAGS, partial_images=3), Asked(batcher, version, RED._replace(seed=1))
+    shown, plain = Asked(batcher, version, RED, FLAGS, partial_images=3), Asked(batcher, version, RED.replace(seed=1))
     cascade.going.set()
     first.made()
     assert [type(event) for event in plain.events()] == [FinishedImage]
@@ -227,7 +227,7 @@ def test_previews_do_not_change_the_image(batcher, version):
 
 def test_an_image_that_fails_takes_no_other_with_it(batcher, cascade, version):
     first = held(batcher, cascade, version)
-    good, bad = Asked(batcher, version, RED, FLAGS), Asked(batcher, version, RED._replace(seed=666))
+    good, bad = Asked(batcher, version, RED, FLAGS), Asked(batcher, version, RED.replace(seed=666))
     cascade.going.set()
     first.made()
     assert len(good.made()) == 2
@@ -256,6 +256,6 @@ def test_previews_are_spread_over_all_steps_but_the_last():
 def test_steps_are_those_that_a_request_asks_for(cascade):
     maker = cascade.makers["diffusion"]
     assert steps_of(maker, RED) == {"base": 4, "upsampler_16": 4}
-    asked = RED._replace(steps=7, sampler="heun", sampling=(("upsampler_16", "num_inference_steps", 2),))
+    asked = RED.replace(steps=7, sampler="heun", sampling=(("upsampler_16", "num_inference_steps", 2),))
     assert steps_of(maker, asked) == {"base": 7, "upsampler_16": 2}
     assert steps_of(cascade.makers["tokens"], TOKENS) == {}

@@ -1,12 +1,14 @@
 """Laws of the page's files: nothing but them is served, with headers that let nothing else into a browser."""
 
+import json
 import re
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from components.serving.page import FOLDER, HEADERS, add_page, read_page
+from components.sampling.requests import form_choices, form_fields
+from components.serving.page import FIELDS, FOLDER, HEADERS, add_page, read_page
 
 FILES = sorted(path.name for path in FOLDER.iterdir())
 
@@ -56,8 +58,16 @@ def test_the_page_names_no_other_host_and_has_no_script_or_style_in_its_html() -
             assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", text), name
 
 
+def test_the_page_is_served_what_a_request_may_say_as_a_module(client: TestClient) -> None:
+    """A word that the page doesn't know, such as a new sampler, is one of its choices and never sent as another."""
+    lines = client.get(f"/page/{FIELDS}").text.splitlines()
+    values = [json.loads(line.partition(" = ")[2].removesuffix(";")) for line in lines]
+    assert values == [form_fields(), form_choices()]
+    assert "includes(value)" in (FOLDER / "options.js").read_text()
+
+
 def test_every_module_is_short_and_imports_files_that_exist() -> None:
     for name in (name for name in FILES if name.endswith(".js")):
         text = (FOLDER / name).read_text()
         assert text.count("\n") <= 150, name
-        assert {*re.findall(r'from "\./([^"]+)"', text)} <= {*FILES}, name
+        assert {*re.findall(r'from "\./([^"]+)"', text)} <= {*FILES, FIELDS}, name

@@ -17,7 +17,7 @@ from components.sampling.classifier import class_log_probabilities
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.images import read_image
 from components.sampling.model import load_model
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive

@@ -80,7 +80,7 @@ def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() 
     alone = sample_base(model, requests[1:], frozen=frozen_conditions(model, requests[1:], text=text))
     torch.testing.assert_close(alone[0], blue, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(red, blue, atol=1e-3)
-    plain = [request._replace(guidance_scale=1.0) for request in requests]
+    plain = [request.replace(guidance_scale=1.0) for request in requests]
     assert not torch.allclose(sample_base(model, plain, frozen=frozen_conditions(model, plain, text=text))[0], red)
 
 

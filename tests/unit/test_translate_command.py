@@ -11,7 +11,7 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError
 from components.sampling.image_files import gray_png
-from components.sampling.png_settings import read_settings, settings_of, with_settings
+from components.sampling.request_forms import read_settings, settings_of, with_settings
 from components.sampling.requests import Request
 from pipelines.command.translate import translate_image
 from tests.tiny_cascade import write_cascade
@@ -32,9 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def translated(folder: Path, **changes: object) -> Path:
     asked = {"image": folder / "photo.png", "mask": folder / "mask.png", "task": "inpainting", "out": folder / "out"}
-    asked |= dict.fromkeys(("label", "prompt", "steps", "sampler", "guidance_scale", "tracking"))
-    asked |= {"seed": 0, "count": 2, "console": Console(quiet=True)}
-    return translate_image(str(folder / "cascade"), **(asked | changes))
+    asked |= {"label": None, "prompt": None, "tracking": None, "seed": 0, "count": 2, "console": Console(quiet=True)}
+    asked |= changes
+    options = {name: asked.pop(name) for name in ("task", "steps", "sampler", "guidance_scale") if name in asked}
+    return translate_image(str(folder / "cascade"), **asked, options=options)
 
 
 def test_images_of_the_seeds_and_one_of_before_and_after_are_written(folder: Path) -> None:
@@ -101,7 +102,8 @@ def test_a_model_that_enlarges_what_it_makes_of_nothing_is_refused(folder: Path,
         translate_image(
             str(write_cascade(tmp_path)),
             image=folder / "photo.png",
-            **dict.fromkeys(("mask", "task", "label", "prompt", "steps", "sampler", "guidance_scale", "tracking")),
+            **dict.fromkeys(("mask", "label", "prompt", "tracking")),
+            options={},
             seed=0,
             count=1,
             out=tmp_path / "out",

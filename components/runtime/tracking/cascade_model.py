@@ -7,7 +7,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from components.models.file_list import check_files
 from components.sampling.answers import predictor_of
-from components.sampling.request_rows import RequestRow
+from components.sampling.request_forms import RequestRow
 
 
 class CascadeModel(PythonModel):

@@ -30,11 +30,12 @@ from components.sampling.model import (
     check_prompt_length,
     encode_conditions,
     in_slices,
+    random_stream,
     sampling_of,
     takes_condition_image,
 )
 from components.sampling.replacement import check_replacement, known_pixels
-from components.sampling.requests import Request, class_id, random_stream
+from components.sampling.requests import Request, class_id
 from components.sampling.weaker import check_weaker
 
 NOTHING = Conditions({}, {})
@@ -218,7 +219,6 @@ class Diffusion(Generator):
     """Prompt -> frozen text encoder -> (diffusion prior ->) base (-> autoencoder's decoder) -> upsampler -> …"""
 
     name, title = "diffusion", "Diffusion"
-    options = ("condition", "image", "mask", "task", "guidance_scale", "steps", "sampler", "classifier_scale")
     shows_steps = True
 
     def __init__(self, parts: Parts) -> None:
@@ -276,7 +276,7 @@ class Diffusion(Generator):
             check_prompt_length(parts.contrastive.text, request.prompt)
         if request.label is not None and not self.first.classes and self.classes:
             class_id(request.label, self.classes)
-            request = request._replace(label=None)  # the classifier alone hears of it
+            request = request.replace(label=None)  # the classifier alone hears of it
         if request.image is not None or request.mask is not None or request.task is not None:
             self.check_known(request)
         check_conditions(self.first, request)
@@ -324,10 +324,10 @@ class Diffusion(Generator):
         return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior, between=between)
 
     def example(self) -> Request:
-        request = super().example()._replace(steps=10)
+        request = super().example().replace(steps=10)
         if self.parts.weaker is None:
-            request = request._replace(guidance_scale=2.0)
+            request = request.replace(guidance_scale=2.0)
         if self.parts.classifier is not None:
-            request = request._replace(label="0", classifier_scale=1.0)
+            request = request.replace(label="0", classifier_scale=1.0)
         side = self.condition_images
-        return request if side is None else request._replace(condition=gray_png(side.resolution))
+        return request if side is None else request.replace(condition=gray_png(side.resolution))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from components.configuration.sampling import GANSampling
 from components.sampling.generator import Generator, Hooks, Parts
-from components.sampling.model import SamplingModel, sampling_of
-from components.sampling.requests import Request, class_id, random_stream
+from components.sampling.model import SamplingModel, random_stream, sampling_of
+from components.sampling.requests import Request, class_id
 
 
 @torch.no_grad()
@@ -63,7 +63,6 @@ class GAN(Generator):
     """Noise -> generator of a GAN."""
 
     name, title = "gan", "Generator"
-    options = ("truncation",)
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:

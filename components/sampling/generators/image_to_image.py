@@ -18,8 +18,8 @@ from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.diffusion import check_sampling, denoise, first_sampling, noise_of
 from components.sampling.image_files import gray_png, open_given_image
 from components.sampling.images import from_uint8, read_mask
-from components.sampling.model import SamplingModel
-from components.sampling.requests import Request, check_given_image
+from components.sampling.model import SamplingModel, check_given_image
+from components.sampling.requests import Request
 
 
 class Given(NamedTuple):
@@ -69,7 +69,7 @@ def given_images(model: SamplingModel, requests: Sequence[Request], noise: Tenso
 def check_translation(model: SamplingModel, request: Request) -> None:
     """Raise ValueError, in one line, for a task, image or mask that the model can't work on."""
     check_given_image(request)
-    check_given_image(request._replace(task=task_of(model, request)))
+    check_given_image(request.replace(task=task_of(model, request)))
     read_given(model, request)
 
 
@@ -106,7 +106,6 @@ class ImageToImage(Generator):
     """An image with something missing -> an image-to-image model -> the image."""
 
     name, title = "translate", "Image to image"
-    options = ("image", "mask", "task", "guidance_scale", "steps", "sampler")
     shows_steps = True
 
     @classmethod
@@ -132,4 +131,4 @@ class ImageToImage(Generator):
         task, side = settings["tasks"][0], settings["resolution"]
         side = side // settings["super_resolution_factors"][0] if task == "super_resolution" else side
         mask = gray_png(side) if task in MASK_TASKS else None
-        return super().example()._replace(task=task, image=gray_png(side), mask=mask)
+        return super().example().replace(task=task, image=gray_png(side), mask=mask)

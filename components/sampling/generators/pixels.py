@@ -12,9 +12,9 @@ from components.models.diffusion.corruption import from_levels
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
 from components.sampling.generator import Between, Generator, Hooks, Parts, after_each
-from components.sampling.model import SamplingModel, encode_conditions, sampling_of
+from components.sampling.model import SamplingModel, encode_conditions, random_stream, sampling_of
 from components.sampling.pixelwise import generate_grid
-from components.sampling.requests import Request, random_stream
+from components.sampling.requests import Request
 
 
 def sample_pixels(model: SamplingModel, requests: Sequence[Request], *, between: Between | None = None) -> Tensor:
@@ -56,7 +56,6 @@ class Pixels(Generator):
     """PixelCNN or PixelRNN, of raw pixels."""
 
     name, title = "pixels", "Pixel by pixel"
-    options = ("guidance_scale", "temperature", "top_k", "top_p")
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:

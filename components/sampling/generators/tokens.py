@@ -32,9 +32,10 @@ from components.sampling.model import (
     check_prompt_length,
     encode_conditions,
     in_slices,
+    random_stream,
     sampling_of,
 )
-from components.sampling.requests import Request, random_stream
+from components.sampling.requests import Request
 from components.sampling.reranker import likeness_to_prompts
 from components.sampling.sliding_window import generate_window
 
@@ -168,7 +169,6 @@ class Tokens(Generator):
     """(Tokens of a condition image ->) prior -> tokenizer's decoder."""
 
     name, title = "tokens", "Tokens"
-    options = ("condition", "guidance_scale", "steps", "temperature", "top_k", "top_p", "best_of", "size")
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
@@ -256,4 +256,4 @@ class Tokens(Generator):
     def example(self) -> Request:
         seen = self.condition_images
         request = super().example()
-        return request if seen is None else request._replace(condition=gray_png(seen.resolution))
+        return request if seen is None else request.replace(condition=gray_png(seen.resolution))

@@ -11,8 +11,8 @@ from torch import Tensor
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.sampling.generator import Generator, Hooks, Parts
-from components.sampling.model import SamplingModel
-from components.sampling.requests import Request, random_stream
+from components.sampling.model import SamplingModel, random_stream
+from components.sampling.requests import Request
 
 
 @torch.no_grad()

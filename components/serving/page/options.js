@@ -1,16 +1,12 @@
 // Controls of sampling: the short options of a generator, and every setting of every stage.
 
 import { byId, element, fillSelect } from "./dom.js";
-import { OPTIONS, defaultOf, optionsOf, shortName } from "./settings.js";
+import { CHOICES, OPTIONS } from "./fields.js";
+import { defaultOf, optionsOf, shortName } from "./settings.js";
 
-const SAMPLERS = [
-  ...[["ddpm", "DDPM"], ["ddim", "DDIM"], ["dpm_solver_pp", "DPM-Solver++"], ["sde_dpm_solver_pp", "SDE-DPM-Solver++"]],
-  ...[["heun", "Heun"], ["euler", "Euler"]],
-];
-const CHOICES = {
-  sampler: SAMPLERS,
-  threshold: ["static", "dynamic", "none"].map((name) => [name, name]),
-  spacing: [["", "automatic"], ...["linspace", "leading", "trailing", "karras"].map((name) => [name, name])],
+const TITLES = {
+  ...{ ddpm: "DDPM", ddim: "DDIM", dpm_solver_pp: "DPM-Solver++", sde_dpm_solver_pp: "SDE-DPM-Solver++" },
+  ...{ heun: "Heun", euler: "Euler" },
 };
 const NAMES = { num_inference_steps: "Steps", threshold_percentile: "Percentile", autoguidance_scale: "Autoguidance" };
 const LISTS = ["guidance_interval"]; // two numbers
@@ -67,16 +63,16 @@ export function readStages(generator) {
 }
 
 const kindOf = (name) => {
-  const kind = CHOICES[name] ? name : LISTS.includes(name) ? "list" : "number";
-  return { text: NAMES[name] ?? words(name), kind };
+  const kind = CHOICES[name] ? "word" : LISTS.includes(name) ? "list" : "number";
+  return { text: NAMES[name] ?? words(name), kind, setting: name };
 };
 
-function field(id, { text, kind, hint = "", min, max, step }, value) {
+function field(id, { text, kind, setting, hint = "", min, max, step }, value) {
   const label = element("label", { htmlFor: id }, text);
   let input;
-  if (CHOICES[kind]) {
+  if (CHOICES[setting]) {
     input = element("select", { id });
-    fillSelect(input, CHOICES[kind], value ?? "");
+    fillSelect(input, choicesOf(setting, value ?? null), value ?? "");
   } else {
     input = element("input", { id, type: kind === "number" ? "number" : "text", value: value ?? "", autocomplete: "off" });
     if (kind === "number") {
@@ -87,6 +83,14 @@ function field(id, { text, kind, hint = "", min, max, step }, value) {
   }
   const shown = hint && !hint.startsWith("empty: ") && kind !== "size";
   return element("div", { className: "field" }, label, input, ...(shown ? [note(id, input, hint)] : []));
+}
+
+/** The choices of a setting as [value, text]; a value that the page does not know is one too, never another in its place. */
+function choicesOf(setting, value) {
+  const known = CHOICES[setting];
+  return (known.includes(value) || value === null ? known : [...known, value]).map((word) =>
+    word === null ? ["", "automatic"] : [word, TITLES[word] ?? word],
+  );
 }
 
 function note(id, input, hint) {

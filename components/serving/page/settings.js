@@ -1,21 +1,8 @@
 // Settings of an image: what a PNG carries, a link says and the controls show. Only what was set is there.
 
+import { OPTIONS } from "./fields.js";
+
 export const FIELDS = ["model", "version", "generator", "label", "prompt", "seed", "n", "task"];
-export const OPTIONS = {
-  sampler: { text: "Sampler", setting: "sampler", kind: "sampler" },
-  steps: { text: "Steps", setting: "num_inference_steps", kind: "number", min: 1, step: 1 },
-  guidance_scale: { text: "Guidance scale", setting: "guidance_scale", kind: "number", min: 0, hint: "1 is none" },
-  classifier_scale: {
-    ...{ text: "Classifier scale", stage: "classifier", setting: "guidance_scale" },
-    ...{ kind: "number", min: 0, hint: "0 is off" },
-  },
-  temperature: { text: "Temperature", setting: "temperature", kind: "number", min: 0 },
-  top_k: { text: "Top-k", setting: "top_k", kind: "number", min: 1, step: 1, hint: "empty: all" },
-  top_p: { text: "Top-p", setting: "top_p", kind: "number", min: 0, max: 1, hint: "empty: all" },
-  truncation: { text: "Truncation", setting: "truncation", kind: "number", min: 0, hint: "empty: none" },
-  best_of: { text: "Best of", stage: "reranker", setting: "candidates", kind: "number", min: 1, step: 1 },
-  size: { text: "Size", kind: "size", hint: "width x height" },
-};
 const NUMBERS = ["seed", "n", ...Object.keys(OPTIONS).filter((name) => OPTIONS[name].kind === "number")];
 const KNOWN = [...FIELDS, ...Object.keys(OPTIONS), "sampling"];
 
@@ -58,7 +45,7 @@ export function optionsOf(generator) {
     if (!generator.options.includes(name)) return false;
     const { stage, setting } = OPTIONS[name];
     if (name === "steps") return generator.steps !== null;
-    if (name === "size" || name === "best_of") return true;
+    if (!setting || name === "best_of") return true;
     return setting in (generator.sampling[stage ?? firstStage(generator)] ?? {});
   });
 }
