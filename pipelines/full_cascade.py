@@ -3,16 +3,12 @@
 from typing import Any
 
 from components.stages.agreement import measure_agreement
-from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
-from components.stages.classifier import train_classifier
-from components.stages.contrastive import train_contrastive
-from components.stages.diffusion import train_diffusion
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
-from components.stages.prior import train_prior
 from components.stages.samples import sample_generators
 from components.stages.tokens import tokenize_images
+from components.stages.training import train_model
 from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
 from pipelines.workflow import Stage, Workflow
 
@@ -21,12 +17,12 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
     """Two generators from the same images: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
 
-    tokenizer = Stage("tokenizer", train_autoencoder, recipe.tokenizer, images=images)
+    tokenizer = Stage("tokenizer", train_model, recipe.tokenizer, images=images)
     tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
-    prior = Stage("prior", train_prior, recipe.prior, tokens=tokens, tokenizer=tokenizer)
+    prior = Stage("prior", train_model, recipe.prior, tokens=tokens, tokenizer=tokenizer)
 
-    base = Stage("base", train_diffusion, recipe.base, images=images)
-    upsamplers = [Stage(f"upsampler_{u.data.resolution}", train_diffusion, u, images=images) for u in recipe.upsamplers]
+    base = Stage("base", train_model, recipe.base, images=images)
+    upsamplers = [Stage(f"upsampler_{u.data.resolution}", train_model, u, images=images) for u in recipe.upsamplers]
 
     models = {"tokenizer": tokenizer, "prior": prior, "base": base, "upsamplers": upsamplers}
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **models)
@@ -44,9 +40,9 @@ def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: 
         return []
     judges: dict[str, Any] = {}
     if recipe.judge is not None:
-        judges["judge"] = Stage("judge", train_classifier, recipe.judge, images=images)
+        judges["judge"] = Stage("judge", train_model, recipe.judge, images=images)
     if recipe.matcher is not None:
-        judges["matcher"] = Stage("matcher", train_contrastive, recipe.matcher, images=images)
+        judges["matcher"] = Stage("matcher", train_model, recipe.matcher, images=images)
     measure = Stage("agreement", measure_agreement, recipe.measure, images=images, cascade=cascade, **judges)
     return [*judges.values(), measure]
 

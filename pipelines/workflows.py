@@ -6,56 +6,42 @@ from typing import Any
 from components.configuration.config import Config
 from components.configuration.trainings import AutoencoderTraining
 from components.runtime.storage.artifact import Artifact
-from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
-from components.stages.classifier import train_classifier
-from components.stages.contrastive import train_contrastive
-from components.stages.diffusion import train_diffusion
-from components.stages.diffusion_prior import train_diffusion_prior
 from components.stages.evaluate import evaluate
-from components.stages.gan import train_gan
 from components.stages.images import images_identity, ingest_images
 from components.stages.likelihood import measure_likelihood
 from components.stages.noising import study_noising
-from components.stages.pixels import train_pixels
 from components.stages.precompute import precompute
-from components.stages.prior import train_prior
 from components.stages.restoration import measure_restoration
 from components.stages.samples import sample_generators
 from components.stages.studies import study_guidance, study_steps
 from components.stages.text_encoder import import_text_encoder
 from components.stages.tokens import tokenize_images
+from components.stages.training import train_model
 from pipelines.full_cascade import full_cascade
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
 from pipelines.recipes.shapes import OneModelRecipe, Recipe, TokenBranchRecipe
 from pipelines.workflow import Stage, Workflow
 
-TRAININGS: dict[str, Callable[..., Artifact]] = {
-    "autoencoder": train_autoencoder,
-    "pixelcnn": train_pixels,
-    "row_lstm": train_pixels,
-    "gan": train_gan,
-}
-
 
 def token_branch(recipe: TokenBranchRecipe) -> Workflow:
     """Images to tokens and a prior over them; tokens of a condition stand in front of the prior's sequence."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
-    tokenizer = Stage("tokenizer", train_autoencoder, recipe.tokenizer, images=images)
+    tokenizer = Stage("tokenizer", train_model, recipe.tokenizer, images=images)
     tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
     stages = [images, tokenizer, tokens]
     inputs: dict[str, Any] = {"tokens": tokens, "tokenizer": tokenizer}
     parts: dict[str, Any] = {"tokenizer": tokenizer}
 
     if recipe.condition is not None:
-        encoder = Stage("condition_tokenizer", train_autoencoder, recipe.condition.tokenizer, images=images)
+        encoder = Stage("condition_tokenizer", train_model, recipe.condition.tokenizer, images=images)
         condition = Stage("condition", tokenize_images, recipe.condition.tokens, images=images, tokenizer=encoder)
         stages += [encoder, condition]
         inputs["condition"], parts["condition"] = condition, encoder
 
-    prior = Stage("prior", train_prior, recipe.prior, **inputs)
+    prior = Stage("prior", train_model, recipe.prior, **inputs)
     if recipe.reranker is not None:
-        parts["reranker"] = Stage("contrastive", train_contrastive, recipe.reranker, images=images)
+        parts["reranker"] = Stage("contrastive", train_model, recipe.reranker, images=images)
         stages.append(parts["reranker"])
     cascade = Stage("cascade", compose_cascade, recipe.sampling, prior=prior, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
@@ -68,7 +54,7 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     kind, is_autoencoder = recipe.model.network.kind, isinstance(recipe.model, AutoencoderTraining)
     name = autoencoder_name(recipe.model) if isinstance(recipe.model, AutoencoderTraining) else kind
-    model = Stage(name, TRAININGS[kind], recipe.model, images=images)
+    model = Stage(name, train_model, recipe.model, images=images)
     stages: list[Stage] = [images, model]
     shown: dict[str, Any] = {"tokenizer": model} if is_autoencoder else {}
     if recipe.drawn is not None:
@@ -90,30 +76,30 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     frozen: dict[str, Any] = {}
     if recipe.contrastive is not None:
-        frozen["contrastive"] = Stage("contrastive", train_contrastive, recipe.contrastive, images=images)
+        frozen["contrastive"] = Stage("contrastive", train_model, recipe.contrastive, images=images)
     if recipe.text_encoder is not None:
         frozen["text_encoder"] = Stage("text_encoder", import_text_encoder, recipe.text_encoder)
     first = {**frozen}  # of the base alone
     if recipe.autoencoder is not None:
         name = autoencoder_name(recipe.autoencoder)
-        first["autoencoder"] = Stage(name, train_autoencoder, recipe.autoencoder, images=images)
+        first["autoencoder"] = Stage(name, train_model, recipe.autoencoder, images=images)
 
     encoded = images  # frozen networks work on the images at each step, or once before all of them
     if recipe.precompute is not None:
         encoded = Stage("precompute", precompute, recipe.precompute, images=images, **first)
-    base = Stage("base", train_diffusion, recipe.base, images=encoded, **first)
+    base = Stage("base", train_model, recipe.base, images=encoded, **first)
     upsamplers = [
-        Stage(f"upsampler_{u.data.resolution}", train_diffusion, u, images=images, **frozen) for u in recipe.upsamplers
+        Stage(f"upsampler_{u.data.resolution}", train_model, u, images=images, **frozen) for u in recipe.upsamplers
     ]
 
     helpers: dict[str, Stage] = {}
     if recipe.diffusion_prior is not None:
         inputs = {"images": encoded, "contrastive": frozen["contrastive"]}
-        helpers["diffusion_prior"] = Stage("diffusion_prior", train_diffusion_prior, recipe.diffusion_prior, **inputs)
+        helpers["diffusion_prior"] = Stage("diffusion_prior", train_model, recipe.diffusion_prior, **inputs)
     if recipe.classifier is not None:
-        helpers["classifier"] = Stage("classifier", train_classifier, recipe.classifier, images=images)
+        helpers["classifier"] = Stage("classifier", train_model, recipe.classifier, images=images)
     if recipe.weaker is not None:
-        helpers["weaker"] = Stage("weaker", train_diffusion, recipe.weaker, images=encoded, **first)
+        helpers["weaker"] = Stage("weaker", train_model, recipe.weaker, images=encoded, **first)
 
     parts: dict[str, Any] = {**first, **helpers, "base": base, "upsamplers": upsamplers}
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **parts)
@@ -126,7 +112,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
 def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
     """Palette, GLIDE's inpainting, super-resolution: one model for the recipe's tasks, held-out images restored."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
-    model = Stage("image_to_image", train_diffusion, recipe.model, images=images)
+    model = Stage("image_to_image", train_model, recipe.model, images=images)
     cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
     restoration = Stage("restoration", measure_restoration, recipe.restoration, images=images, cascade=cascade)
     return Workflow(recipe.name, [images, model, cascade, restoration])
@@ -135,13 +121,13 @@ def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
 def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
     """The base model, those that guide or judge it, and the studies that the recipe asks for."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
-    base = Stage("base", train_diffusion, recipe.base, images=images)
+    base = Stage("base", train_model, recipe.base, images=images)
     helpers = {
         name: Stage(name, train, config, images=images)
         for name, train, config in (
-            ("weaker", train_diffusion, recipe.weaker),
-            ("classifier", train_classifier, recipe.classifier),
-            ("judge", train_classifier, recipe.judge),
+            ("weaker", train_model, recipe.weaker),
+            ("classifier", train_model, recipe.classifier),
+            ("judge", train_model, recipe.judge),
         )
         if config is not None
     }

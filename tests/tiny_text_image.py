@@ -13,7 +13,6 @@ from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
-from components.training.building import network_arguments
 from components.training.frozen import Encoder, image_encoder, text_encoder
 from components.training.parallel import ALONE, Worker
 from components.training.tasks.classifier import ClassifierTask
@@ -57,7 +56,7 @@ def frozen_contrastive() -> ContrastiveText:
     torch.manual_seed(3)
     bpe = tiny_bpe()
     dataset_info = DatasetInfo(num_classes=3, vocab_size=bpe.get_vocab_size(), text_length=6)
-    network = ContrastiveEncoder(**network_arguments(contrastive_config(), dataset_info)).eval()
+    network = ContrastiveEncoder(**contrastive_config().network_arguments(dataset_info)).eval()
     return ContrastiveText(network, TextCondition(bpe, 6))
 
 

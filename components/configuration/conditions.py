@@ -1,10 +1,11 @@
 """What a model is conditioned on, and what of it is left out in training for classifier-free guidance."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from components.configuration.config import Config
+from components.configuration.dataset_info import DatasetInfo
 
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
 TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image, by their own tokenizer
@@ -18,6 +19,10 @@ class ConditionsConfig(Config):
     cond_drop_prob: float = Field(0.1, ge=0, lt=1)
     cond_drop: Literal["joint", "independent"] = "joint"  # all of a sample's together, or each by itself
 
+    def num_classes(self, dataset_info: DatasetInfo) -> int | None:
+        """Number of classes that the network knows; None if it is not conditioned on them."""
+        return dataset_info.num_classes if "label" in self.conditions else None
+
 
 class TextConfig(Config):
     """A text transformer that is trained with its model."""
@@ -26,11 +31,24 @@ class TextConfig(Config):
     text_layers: int = Field(2, ge=1)
     text_heads: int = Field(4, ge=1)
 
+    def arguments(self, dataset_info: DatasetInfo) -> dict[str, Any]:
+        """Arguments of `components.models.text.TextTransformer` for the captions of a set."""
+        return {
+            "vocab_size": dataset_info.vocab_size,
+            "context_length": dataset_info.text_length,
+            "model_dim": self.text_dim,
+            "num_layers": self.text_layers,
+            "num_heads": self.text_heads,
+        }
+
 
 class PaddedTextConfig(TextConfig):
     """That of a diffusion model."""
 
     text_padding: Literal["hidden", "learned"] = "hidden"  # learned: GLIDE's, attended to
+
+    def arguments(self, dataset_info: DatasetInfo) -> dict[str, Any]:
+        return {"learned_padding": self.text_padding == "learned"} | super().arguments(dataset_info)
 
 
 class DiffusionConditions(ConditionsConfig):

@@ -23,3 +23,6 @@ class DatasetInfo(Config):
     image_embedding_dim: int = Field(0, ge=0)  # what frozen encoders make, where there are any; this and the next two
     text_states_dim: int = Field(0, ge=0)
     text_states_length: int = Field(0, ge=0)
+
+
+IMAGES = DatasetInfo(num_classes=1)  # a set of which nothing but the images matters

@@ -1,13 +1,14 @@
 """Training of a diffusion model: a base, an upsampler (with `low_res`) or one that restores (with `degradation`)."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from components.configuration.conditions import DiffusionConditions
 from components.configuration.config import Config
+from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.networks import DiffusionNetwork, ImageAttentionUNetConfig, UNetSizes
-from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.optimization import Needs, Training
 from components.configuration.processes import DiscreteProcess, Process
 
 DegradationTask = Literal["inpainting", "uncropping", "colorization", "jpeg", "super_resolution"]
@@ -74,7 +75,6 @@ class DiffusionTraining(Training):
     low_res: LowResConfig | None = None
     degradation: DegradationConfig | None = None
     data: DiffusionData
-    optimization: OptimizationConfig
 
     @property
     def image_channels(self) -> int:
@@ -82,6 +82,62 @@ class DiffusionTraining(Training):
         if self.degradation is not None:
             return 4
         return 3 if "condition_image" in self.conditioning.conditions else 0
+
+    def needs(self) -> Needs:
+        degradation = self.degradation
+        return Needs(
+            self.data.resolution,
+            condition_member=self.conditioning.condition_member,
+            degradations=() if degradation is None else degradation.tasks,
+            jpeg_qualities=(5, 30) if degradation is None else degradation.jpeg_qualities,
+            channels=self.data.in_channels,
+            columns=self.conditioning.conditions,
+            captions="text" in self.conditioning.conditions,
+        )
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of a U-Net or DiT. A label that is never dropped needs no null label, and noise that is never added
+        needs no embedding of its level."""
+        conditioning, data, low_res = self.conditioning, self.data, self.low_res
+        text = conditioning.text.arguments(dataset_info) if "text" in conditioning.conditions else None
+        sizes = {"text_states": dataset_info.text_states_dim, "image_embedding": dataset_info.image_embedding_dim}
+        encoded = {name: size for name, size in sizes.items() if name in conditioning.conditions}
+        windows = {"middle_attention": data.crop_size is None} if isinstance(self.network, UNetSizes) else {}
+        return (
+            super().network_arguments(dataset_info, grid)
+            | windows
+            | {
+                "resolution": data.resolution,
+                "in_channels": data.in_channels,
+                "out_channels": data.in_channels,
+                "learned_variance": getattr(self.process, "variance", None) == "learned_range",
+                "num_classes": conditioning.num_classes(dataset_info),
+                "null_label": conditioning.cond_drop_prob > 0,
+                "text": text,
+                "text_states_dim": conditioning.text_states_dim or encoded.get("text_states"),
+                "image_embedding_dim": conditioning.image_embedding_dim or encoded.get("image_embedding"),
+                "condition_image_channels": self.image_channels,
+                "low_res": low_res is not None,
+                "embed_noise_level": low_res is None or low_res.max_noise_level > 0,
+            }
+        )
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        del grid
+        settings: dict[str, Any] = {
+            "role": "base",
+            "resolution": self.data.resolution,
+            "objective": self.process.objective(),
+            "classes": list(classes),
+        }
+        if self.conditioning.condition_member is not None:
+            settings["condition_member"] = self.conditioning.condition_member
+        if self.low_res is not None:
+            settings |= {"role": "upsampler", **self.low_res.model_dump()}
+        if self.degradation is not None:
+            degradation = self.degradation.model_dump(mode="json", exclude={"jpeg_qualities"})
+            settings |= {"role": "image_to_image", **degradation}
+        return settings
 
     @model_validator(mode="after")
     def _condition_image_is_named(self) -> Self:

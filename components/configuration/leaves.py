@@ -138,9 +138,9 @@ def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """The kind that a model's field `kind` names; None for a model of no union."""
+    """The only kind that a model's field `kind` allows; None for a model of no union."""
     field = model.model_fields.get(KIND)
-    return get_args(field.annotation)[0] if field is not None else None
+    return next(iter(get_args(field.annotation)), None) if field is not None else None
 
 
 def _of_kind(kinds: list[type[BaseModel]], tree: Mapping[str, Any], kind: str) -> dict[str, Any]:

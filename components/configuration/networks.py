@@ -10,7 +10,13 @@ from pydantic import Field, model_validator
 from components.configuration.config import Config
 
 
-class UNetSizes(Config):
+class NetworkConfig(Config):
+    """A network of one kind; other fields are arguments of its constructor."""
+
+    kind: str  # a key of `components.models.bundle.NETWORKS`
+
+
+class UNetSizes(NetworkConfig):
     """What U-Nets of diffusion models have in common (Dhariwal and Nichol, 2021)."""
 
     model_channels: int = Field(ge=4)
@@ -52,7 +58,7 @@ class ImageAttentionUNetConfig(UNetSizes):
     image_patch_size: int = Field(4, ge=1)  # pixels
 
 
-class DiTConfig(Config):
+class DiTConfig(NetworkConfig):
     """Diffusion transformer (Peebles and Xie, 2023)."""
 
     kind: Literal["dit"] = "dit"
@@ -119,7 +125,7 @@ Bottleneck = Annotated[
 ]
 
 
-class AutoencoderNetworkConfig(Config):
+class AutoencoderNetworkConfig(NetworkConfig):
     """Autoencoder with a bottleneck: a VAE, VQ-VAE, dVAE or VQ-GAN, as its losses train it."""
 
     kind: Literal["autoencoder"] = "autoencoder"
@@ -165,7 +171,7 @@ class AutoencoderNetworkConfig(Config):
                 return codebook_dim or self.latent_channels
 
 
-class TokenNetworkConfig(Config):
+class TokenNetworkConfig(NetworkConfig):
     """What both transformers over tokens share."""
 
     model_dim: int = Field(ge=8)
@@ -195,7 +201,7 @@ class MaskedTransformerConfig(TokenNetworkConfig):
     kind: Literal["masked_transformer"] = "masked_transformer"
 
 
-class PixelNetworkConfig(Config):
+class PixelNetworkConfig(NetworkConfig):
     """What both networks that read an image value by value share (van den Oord et al., 2016)."""
 
     channels: int = Field(ge=2)
@@ -222,7 +228,7 @@ class RowLSTMConfig(PixelNetworkConfig):
     kind: Literal["row_lstm"] = "row_lstm"
 
 
-class GANConfig(Config):
+class GANConfig(NetworkConfig):
     """Generator of the class-conditional residual GAN (Brock et al., 2019)."""
 
     kind: Literal["gan"] = "gan"
@@ -232,7 +238,7 @@ class GANConfig(Config):
     attention_resolutions: tuple[int, ...] = ()  # in pixels, of the discriminator too
 
 
-class ClassifierNetworkConfig(Config):
+class ClassifierNetworkConfig(NetworkConfig):
     """The encoder of a U-Net with a class at its end (Dhariwal and Nichol, 2021)."""
 
     kind: Literal["classifier"] = "classifier"
@@ -250,7 +256,7 @@ class ClassifierNetworkConfig(Config):
         return self
 
 
-class ContrastiveNetworkConfig(Config):
+class ContrastiveNetworkConfig(NetworkConfig):
     """Two encoders into one space (CLIP; Radford et al., 2021); the size of the text's is in `TextConfig`."""
 
     kind: Literal["contrastive"] = "contrastive"
@@ -267,7 +273,7 @@ class ContrastiveNetworkConfig(Config):
         return self
 
 
-class DiffusionPriorNetworkConfig(Config):
+class DiffusionPriorNetworkConfig(NetworkConfig):
     """Transformer over a caption and a noised embedding (DALL-E 2; Ramesh et al., 2022, section 2.2)."""
 
     kind: Literal["diffusion_prior"] = "diffusion_prior"

@@ -7,11 +7,14 @@ another kind of device has other bits from that checkpoint on. The
 policy for all devices is `components.sampling.precision`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from components.configuration.conditions import Member
 from components.configuration.config import Config, Unkeyed
+from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.networks import NetworkConfig
 from components.configuration.precision import Precision
 
 
@@ -46,10 +49,54 @@ class OptimizationConfig(Config):
         return self
 
 
+PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
+
+
+class Needs(NamedTuple):
+    """Data and pretrained networks that a training reads."""
+
+    resolution: int | None = None  # side of the images, pixels; None: the training reads tokens
+    member: Member = "image"  # of each sample, what is its `image`
+    condition_member: Member | None = None  # of each sample, what is its `condition_image`
+    degradations: tuple[str, ...] = ()  # tasks that make the `condition_image` of the `image`
+    jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, of the task jpeg
+    channels: int = 3  # of what the network learns in place of colors: 1 gray, or those of latents
+    columns: tuple[str, ...] = ()  # arrays of each sample that frozen networks make, unless the set holds them
+    captions: bool = False  # the text tokenizer is stored with the model
+    perceptual_network: PerceptualNetwork = "none"  # of the loss
+    perceptual_weights_uri: str | None = None
+
+
 class Training(Config):
-    """The training of one model."""
+    """The training of one model. What tells model families apart is said by these methods and in `FAMILIES`."""
 
     optimization: OptimizationConfig
+    network: NetworkConfig
+
+    def needs(self) -> Needs:
+        """Data and pretrained networks that the training reads."""
+        raise NotImplementedError
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of the network's constructor, plain values; they are stored with the model.
+
+        Args:
+            dataset_info: what the data set conditions on.
+            grid: of the tokens that a prior learns; None for a training on images.
+
+        Raises ValueError for a data set that the training can't learn from.
+        """
+        del dataset_info, grid
+        return self.network.model_dump(mode="json", exclude={"kind"})
+
+    def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
+        """Arguments of the network that is trained against the one that is stored; None where there is none."""
+        del dataset_info
+        return None
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """What a sampler must know of the training, plain values; they are stored with the model."""
+        raise NotImplementedError
 
 
 class AdversarialOptimization(OptimizationConfig):

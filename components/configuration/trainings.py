@@ -1,11 +1,12 @@
 """Trainings of all other models: autoencoders, priors, pixels, GAN, classifier, and DALL-E 2's first two networks."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from components.configuration.conditions import LabelConditions, Member, PriorConditions, TextConfig, TokenConditions
 from components.configuration.config import Config
+from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import (
     AutoencoderNetworkConfig,
@@ -16,18 +17,18 @@ from components.configuration.networks import (
     MaskedTransformerConfig,
     PixelCNNConfig,
     RowLSTMConfig,
+    TokenNetworkConfig,
     TransformerConfig,
 )
 from components.configuration.optimization import (
     AdversarialOptimization,
     ClassifierOptimization,
     GANOptimization,
-    OptimizationConfig,
+    Needs,
+    PerceptualNetwork,
     Training,
 )
 from components.configuration.processes import DiscreteNoise, DiscreteProcess, Noise
-
-PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 
 
 class AutoencoderData(Config):
@@ -70,17 +71,66 @@ class AutoencoderTraining(Training):
     data: AutoencoderData
     optimization: AdversarialOptimization
 
+    def needs(self) -> Needs:
+        losses = self.losses
+        return Needs(
+            self.data.resolution,
+            member=self.data.member,
+            perceptual_network=losses.perceptual_network if losses.perceptual_weight > 0 else "none",
+            perceptual_weights_uri=losses.perceptual_weights_uri,
+        )
 
-class PriorTraining(Training):
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        return super().network_arguments(dataset_info, grid) | {"resolution": self.data.resolution}
+
+    def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
+        losses = self.losses
+        if losses.adversarial_weight == 0:
+            return None
+        return {"channels": losses.discriminator_channels, "num_layers": losses.discriminator_layers}
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        del classes, grid
+        return {"resolution": self.data.resolution, "member": self.data.member}
+
+
+class TokenTraining(Training):
+    """What both transformers over tokens share."""
+
+    network: TokenNetworkConfig
+    conditioning: TokenConditions = TokenConditions()
+
+    def needs(self) -> Needs:
+        conditions = self.conditioning.conditions
+        return Needs(columns=conditions, captions="text" in conditions)
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        assert grid is not None
+        conditions = self.conditioning.conditions
+        text, condition = "text" in conditions, dataset_info.condition if "condition" in conditions else None
+        return super().network_arguments(dataset_info, grid) | {
+            "codebook_size": grid.codebook_size,
+            "num_tokens": grid.height * grid.width,
+            "grid": [grid.height, grid.width],
+            "num_classes": self.conditioning.num_classes(dataset_info),
+            "vocab_size": dataset_info.vocab_size if text else None,
+            "text_length": dataset_info.text_length if text else None,
+            "condition_codebook_size": condition.codebook_size if condition else None,
+            "condition_grid": [condition.height, condition.width] if condition else None,
+        }
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        return prior_settings(classes, grid)
+
+
+class PriorTraining(TokenTraining):
     """A causal transformer over tokens (Esser et al., 2021)."""
 
     stage_version = 2  # dropout on residual branches alone
 
     network: TransformerConfig
-    conditioning: TokenConditions = TokenConditions()
     token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
     text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
-    optimization: OptimizationConfig
 
     @model_validator(mode="after")
     def _there_is_a_text_to_learn(self) -> Self:
@@ -88,16 +138,17 @@ class PriorTraining(Training):
             raise ValueError(f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
         return self
 
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
 
-class MaskedPriorTraining(Training):
+
+class MaskedPriorTraining(TokenTraining):
     """A transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
 
     stage_version = 2  # dropout on residual branches alone
 
     network: MaskedTransformerConfig
-    conditioning: TokenConditions = TokenConditions()
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    optimization: OptimizationConfig
 
 
 class PixelData(Config):
@@ -113,7 +164,6 @@ class PixelTraining(Training):
     network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
     conditioning: LabelConditions = LabelConditions()
     data: PixelData = PixelData()
-    optimization: OptimizationConfig
 
     @model_validator(mode="after")
     def _colors_share_the_channels(self) -> Self:
@@ -122,6 +172,23 @@ class PixelTraining(Training):
         if network.channels % shares:
             raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
         return self
+
+    def needs(self) -> Needs:
+        return Needs(self.data.resolution)
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of a PixelCNN or Row LSTM over raw pixels, or over tokens where there is a grid of them."""
+        return super().network_arguments(dataset_info, grid) | {
+            "num_values": 256 if grid is None else grid.codebook_size,
+            "num_channels": self.data.in_channels if grid is None else 1,
+            "num_classes": self.conditioning.num_classes(dataset_info),
+            "embedding": "intensity" if grid is None else "table",
+        }
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        if grid is None:
+            return {"classes": list(classes), "resolution": self.data.resolution}
+        return prior_settings(classes, grid)
 
 
 class ImageData(Config):
@@ -159,6 +226,28 @@ class GANTraining(Training):
                 raise ValueError(f"resolution {resolution} can't be halved once for each level of {name}")
         return self
 
+    def needs(self) -> Needs:
+        return Needs(self.data.resolution)
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        return super().network_arguments(dataset_info, grid) | {
+            "resolution": self.data.resolution,
+            "num_classes": self.conditioning.num_classes(dataset_info),
+        }
+
+    def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any]:
+        return {
+            "resolution": self.data.resolution,
+            "channels": self.adversary.discriminator_channels,
+            "channel_mult": self.adversary.discriminator_channel_mult,
+            "num_classes": self.conditioning.num_classes(dataset_info),
+            "attention_resolutions": self.network.attention_resolutions,
+        }
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        del grid
+        return {"resolution": self.data.resolution, "classes": list(classes)}
+
 
 class AugmentedData(ImageData):
     """Images, moved and mirrored at random in training."""
@@ -182,6 +271,23 @@ class ClassifierTraining(Training):
             raise ValueError(f"resolution {self.data.resolution} can't be halved between the levels of channel_mult")
         return self
 
+    def needs(self) -> Needs:
+        return Needs(self.data.resolution)
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        own = super().network_arguments(dataset_info, grid)
+        return own | {"resolution": self.data.resolution, "num_classes": dataset_info.num_classes}
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        del grid
+        return {
+            "role": "classifier",
+            "resolution": self.data.resolution,
+            "noisy": self.noisy,
+            "objective": self.process.objective(),
+            "classes": list(classes),
+        }
+
 
 class ShiftedData(ImageData):
     """Images, moved at random in training."""
@@ -195,7 +301,6 @@ class ContrastiveTraining(Training):
     network: ContrastiveNetworkConfig
     text: TextConfig
     data: ShiftedData
-    optimization: OptimizationConfig
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -208,6 +313,19 @@ class ContrastiveTraining(Training):
             raise ValueError(f"text_dim {self.text.text_dim} must be a multiple of text_heads {self.text.text_heads}")
         return self
 
+    def needs(self) -> Needs:
+        return Needs(self.data.resolution, captions=True)
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        if dataset_info.vocab_size == 0:
+            raise ValueError("a contrastive encoder needs images with captions, and this set has none")
+        own = super().network_arguments(dataset_info, grid)
+        return own | {"resolution": self.data.resolution, "text": self.text.arguments(dataset_info)}
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        del classes, grid
+        return {"role": "contrastive", "resolution": self.data.resolution}
+
 
 class DiffusionPriorTraining(Training):
     """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over the embeddings of a contrastive encoder."""
@@ -218,7 +336,26 @@ class DiffusionPriorTraining(Training):
     process: DiscreteProcess = DiscreteProcess(prediction_type="sample", min_snr_gamma=None)
     conditioning: PriorConditions = PriorConditions()
     data: ImageData  # of the contrastive encoder, or larger
-    optimization: OptimizationConfig
+
+    def needs(self) -> Needs:
+        return Needs(self.data.resolution, columns=("image_embedding", *self.conditioning.conditions), captions=True)
+
+    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        return super().network_arguments(dataset_info, grid) | {
+            "embedding_dim": dataset_info.image_embedding_dim,
+            "text_length": dataset_info.text_states_length,
+            "text_dim": dataset_info.text_states_dim,
+        }
+
+    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        del classes, grid
+        return {"role": "diffusion_prior", "objective": self.process.objective()}
+
+
+def prior_settings(classes: tuple[str, ...], grid: TokenGrid | None) -> dict[str, Any]:
+    """What a sampler must know of a prior over tokens."""
+    assert grid is not None
+    return {"role": "prior", "grid": [grid.height, grid.width], "classes": list(classes)}
 
 
 def network_kind(training: object) -> str:
@@ -241,17 +378,7 @@ AnyLoneModel = Annotated[
     | Annotated[GANTraining, Tag("gan")],
     Discriminator(network_kind),
 ]
-AnyTraining = (
-    AutoencoderTraining
-    | DiffusionTraining
-    | PriorTraining
-    | MaskedPriorTraining
-    | PixelTraining
-    | GANTraining
-    | ClassifierTraining
-    | ContrastiveTraining
-    | DiffusionPriorTraining
-)
+AnyTraining = Training
 
 
 def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:

@@ -1,157 +1,197 @@
-"""What every stage that trains on images does: read them in order, train on them, keep some out."""
+"""Train a model of any family of `components.configuration.families`, on images or on tokens."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import numpy as np
-
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.trainings import (
-    AutoencoderTraining,
-    ClassifierTraining,
-    ContrastiveTraining,
-    DiffusionPriorTraining,
-    GANTraining,
-    PixelTraining,
-)
-from components.data.arrays import parse_arrays
+from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.families import family_of
+from components.configuration.optimization import Training
 from components.data.degradations import Degradation
+from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import held_out_arrays
-from components.data.shards import Member, ShardIndex, check_member, read_bpe
+from components.data.shards import BPE, check_member, load_index, read_bpe
 from components.data.stream import training_stream
+from components.data.token_artifacts import (
+    check_aligned,
+    check_condition,
+    check_tokenizer,
+    held_out_tokens,
+    rank_tokens,
+)
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
-from components.training.building import IMAGES
+from components.training.families import task_maker
 from components.training.flops import step_flops
-from components.training.frozen import Frozen, LoadEncoder, frozen_encoders, load_nulls, maker_of
+from components.training.inputs import image_inputs
 from components.training.launch import train
-from components.training.loop import Task
+from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
-from components.training.worker import RayStream
+from components.training.worker import RankStream, RayStream
 
-ImageConfig = (
-    AutoencoderTraining
-    | DiffusionTraining
-    | GANTraining
-    | PixelTraining
-    | ContrastiveTraining
-    | DiffusionPriorTraining
-    | ClassifierTraining
-)
-TEXTS = ("text_states", "text_embedding")
 HELD_OUT = 256  # images for previews and the final evaluation
 
 
-def train_on_images(
-    make_task: Callable[..., Task],
-    config: ImageConfig,
+def train_model(
+    config: Training,
     context: StageContext,
-    index: ShardIndex,
     *,
-    resolution: int | None = None,
-    model: ModelDescription,
-    member: Member = "image",
-    condition_member: Member | None = None,
-    degradation: Degradation | None = None,
-    arrays: Sequence[str] = (),
-    **arguments: Any,
+    images: Artifact | None = None,
+    autoencoder: Artifact | None = None,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+    tokens: Artifact | None = None,
+    tokenizer: Artifact | None = None,
+    condition: Artifact | None = None,
 ) -> Artifact:
-    """Train the task `make_task(config, **arguments)` on the images of `index`.
+    """Train on `images` or on `tokens`. Returns a model artifact: bundle, metrics and, where there is one, a preview.
 
     Args:
-        resolution: of the images; None: that of `config`.
-        model: what describes the model next to its weights.
-        member: what of each sample is its `image`.
-        condition_member: what of each sample is its `condition_image`, where the task is given one.
-        degradation: makes the `condition_image` of the `image` instead.
-        arrays: names of arrays of the set that the task is given too.
+        autoencoder: the model learns its latents in place of images.
+        contrastive, text_encoder: make the arrays `image_embedding`, `text_states` and `text_embedding` that the
+            training needs and that the images do not hold.
+        tokenizer: turns tokens into images, for previews; None: there are none.
+        condition: tokens of condition images with the same keys.
 
-    Returns the committed model artifact: bundle, metrics and preview. Raises as `components.training.launch.train`, and
-    ShardError, before anything is started, for a set without the condition member.
+    Raises before anything is started: PerceptualWeightsError, ShardError for a set without the member that the recipe
+    names, TokensError and ValueError for inputs that do not fit each other or the recipe. Raises TrainingError if
+    losses stop being finite or workers fail too often.
     """
-    if condition_member is not None:
-        check_member(index, condition_member)
-    resources = context.resources
-    wanted: dict[str, Any] = {  # of each sample, in training and of what is held out
-        "resolution": resolution or config.data.resolution,
-        "member": member,
-        "condition_member": condition_member,
-        "degradation": degradation,
-        "arrays": tuple(arrays),
-    }
+    if tokens is not None:
+        return train_on_tokens(config, context, tokens, tokenizer=tokenizer, condition=condition)
+    if images is None:
+        raise ValueError("a training needs images or tokens")
+    return train_on_images(
+        config, context, images, autoencoder=autoencoder, contrastive=contrastive, text_encoder=text_encoder
+    )
+
+
+def train_on_images(
+    config: Training,
+    context: StageContext,
+    images: Artifact,
+    *,
+    autoencoder: Artifact | None,
+    contrastive: Artifact | None,
+    text_encoder: Artifact | None,
+) -> Artifact:
+    """Read the images in order and train on them; arguments and errors are those of `train_model`."""
+    needs, optimization, resources = config.needs(), config.optimization, context.resources
+    if needs.resolution is None:
+        raise ValueError("a model of pixels needs a resolution; only one of tokens goes without")
+    check_perceptual_network(needs.perceptual_network, weights_uri=needs.perceptual_weights_uri)
+    index = load_index(images.url("index.json"))
+    for member in (needs.member, needs.condition_member):
+        if member is not None:
+            check_member(index, member)
+    inputs = image_inputs(
+        config,
+        context.pool,
+        images,
+        index,
+        autoencoder=autoencoder,
+        contrastive=contrastive,
+        text_encoder=text_encoder,
+    )
+    degradation = None
+    if needs.degradations:
+        degradation = Degradation(optimization.seed, needs.degradations, needs.jpeg_qualities)
     stream = partial(
         training_stream,
         index,
-        **wanted,
-        global_batch_size=config.optimization.global_batch_size,
-        seed=config.optimization.seed,
-        total_steps=config.optimization.total_steps,
+        resolution=inputs.resolution,
+        member=needs.member,
+        condition_member=needs.condition_member,
+        degradation=degradation,
+        arrays=inputs.arrays,
+        global_batch_size=optimization.global_batch_size,
+        seed=optimization.seed,
+        total_steps=optimization.total_steps,
         reader_cpus=resources.reader_cpus,
         readers=resources.readers,
     )
+    held_out = partial(
+        held_out_arrays,
+        index,
+        resolution=inputs.resolution,
+        member=needs.member,
+        condition_member=needs.condition_member,
+        degradation=degradation,
+        arrays=inputs.arrays,
+        limit=HELD_OUT,
+    )
     trained = train(
-        partial(make_task, config, **arguments),
-        config=config.optimization,
+        task_maker(config, inputs.dataset_info, load_encoders=inputs.load_encoders),
+        config=optimization,
         stage=context.stage,
         key=context.key,
         folder=context.train_store,
         stream=RayStream(stream),
-        held_out=partial(held_out_arrays, index, **wanted, limit=HELD_OUT),
+        held_out=held_out,
         recorder=context.recorder,
         resources=resources,
         store=context.store,
-        model=model,
-        step_flops=partial(step_flops, config, arguments.get("dataset_info", IMAGES)),
+        model=ModelDescription(
+            config.network.kind,
+            config.network_arguments(inputs.dataset_info),
+            config.settings(tuple(index.classes)) | inputs.settings,
+            learner=family_of(config.network.kind).stored,
+            texts={BPE: read_bpe(index)} if needs.captions else {},
+        ),
+        step_flops=partial(step_flops, config, inputs.dataset_info),
     )
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
-def frozen_networks(
-    columns: Sequence[str],
-    images: Artifact,
-    index: ShardIndex,
-    *,
-    resolution: int,
-    contrastive: Artifact | None = None,
-    text_encoder: Artifact | None = None,
-) -> tuple[Frozen, tuple[str, ...]]:
-    """The encoders of those of `columns` that the set does not hold already, and the names of those that it holds.
-
-    Raises ValueError, in one line, for encoders that are missing or do not fit, or others than made the set's arrays.
-    """
-    stored = tuple(name for name in columns if name in index.array_names)
-    for name in stored:
-        check_maker(index, name, maker_of(name, contrastive=contrastive, text_encoder=text_encoder))
-    frozen = frozen_encoders(
-        [name for name in columns if name not in stored],
-        resolution=resolution,
-        bpe=read_bpe(index),
-        contrastive=contrastive,
-        text_encoder=text_encoder,
+def train_on_tokens(
+    config: Training, context: StageContext, tokens: Artifact, *, tokenizer: Artifact | None, condition: Artifact | None
+) -> Artifact:
+    """Train on tokens, each rank on its share of the set; arguments and errors are those of `train_model`."""
+    metadata, grid, optimization = tokens.metadata, grid_of(tokens), config.optimization
+    check_condition(condition, wanted="condition" in config.needs().columns)
+    if condition is not None:
+        with context.pool() as pool:
+            pool.call(partial(check_aligned, tokens, condition))
+    dataset_info = DatasetInfo(
+        num_classes=len(metadata["classes"]),
+        condition=None if condition is None else grid_of(condition),
+        **metadata["text"],
     )
-    nulls = {f"null_{name}": read_null(images, index, name) for name in stored if name in TEXTS}
-    loaders: tuple[LoadEncoder, ...] = (partial(load_nulls, nulls=nulls),) if nulls else ()
-    return Frozen((*frozen.load_encoders, *loaders), frozen.sizes | array_sizes(index, stored)), stored
+    load_tokenizer = None
+    if tokenizer is not None:
+        network = describe_autoencoder(tokenizer)
+        check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
+        load_tokenizer = partial(open_autoencoder, tokenizer)
+    stream = partial(
+        rank_tokens,
+        tokens,
+        condition,
+        global_batch_size=optimization.global_batch_size,
+        seed=optimization.seed,
+        total_steps=optimization.total_steps,
+    )
+    trained = train(
+        task_maker(config, dataset_info, grid=grid, load_tokenizer=load_tokenizer),
+        config=optimization,
+        stage=context.stage,
+        key=context.key,
+        folder=context.train_store,
+        stream=RankStream(stream),
+        held_out=partial(held_out_tokens, tokens, condition),
+        recorder=context.recorder,
+        resources=context.resources,
+        store=context.store,
+        model=ModelDescription(
+            config.network.kind,
+            config.network_arguments(dataset_info, grid),
+            config.settings(tuple(metadata["classes"]), grid),
+            learner=family_of(config.network.kind).stored,
+            texts={BPE: tokens.read(BPE).decode()} if config.needs().captions else {},
+        ),
+        step_flops=partial(step_flops, config, dataset_info, grid=grid),
+    )
+    return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
-def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
-    """Raise ValueError if the set's array is the work of another model than the one given."""
-    wanted, made_by = None if maker is None else maker.identity, index.array(name).made_by
-    if wanted != made_by:
-        raise ValueError(f"{name} of the set are by {made_by}, not by {wanted}: precompute them with this model")
-
-
-def read_null(images: Artifact, index: ShardIndex, name: str) -> np.ndarray:
-    """What stands for no text in the set's array `name`, which is of texts: float16 of an array's shape."""
-    return parse_arrays([("", images.read(f"null_{name}.npy"))], index.array(name), f"null_{name}.npy")[0]
-
-
-def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
-    """Fields of `components.configuration.dataset_info.DatasetInfo` that the set's arrays decide."""
-    sizes = {}
-    if "image_embedding" in names:
-        (sizes["image_embedding_dim"],) = index.array("image_embedding").shape
-    if "text_states" in names:
-        sizes["text_states_length"], sizes["text_states_dim"] = index.array("text_states").shape
-    return sizes
+def grid_of(tokens: Artifact) -> TokenGrid:
+    """The codebook and the grid of a set of tokens."""
+    height, width = tokens.metadata["grid"]
+    return TokenGrid(codebook_size=tokens.metadata["codebook_size"], height=height, width=width)

@@ -9,11 +9,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
-from components.configuration.trainings import AnyTraining, AutoencoderTraining, GANTraining
-from components.models.discriminator import PatchDiscriminator
-from components.models.gan import ProjectionDiscriminator
+from components.configuration.trainings import AnyTraining, AutoencoderTraining
 from components.models.network_blocks import blocks_of
-from components.training.building import discriminator_arguments, make_network
+from components.training.building import make_discriminator, make_network
 from components.training.loop import is_scheduled
 
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
@@ -115,12 +113,8 @@ def autoencoder_grid(training: AutoencoderTraining) -> TokenGrid:
 
 def other_networks(training: AnyTraining, dataset_info: DatasetInfo) -> tuple[nn.Module, ...]:
     """The networks that are trained with the one that is kept in the end."""
-    if isinstance(training, AutoencoderTraining) and training.losses.adversarial_weight > 0:
-        losses = training.losses
-        return (PatchDiscriminator(channels=losses.discriminator_channels, num_layers=losses.discriminator_layers),)
-    if isinstance(training, GANTraining):
-        return (ProjectionDiscriminator(**discriminator_arguments(training, dataset_info)),)
-    return ()
+    discriminator = make_discriminator(training, dataset_info)
+    return () if discriminator is None else (discriminator,)
 
 
 def _gathered(network: nn.Module) -> int:

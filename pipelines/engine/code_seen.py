@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components.configuration.families import family_name
+from components.configuration.optimization import Training
 from pipelines.engine.provenance import PACKAGES, PROJECT, ROOT, short, version
 from pipelines.workflow import PlannedStage, Stage
 
@@ -23,7 +25,8 @@ LEFT_OUT = {  # what draws and reports, in rooms that decide
     *(f"components/evaluation/{name}.py" for name in ("curves", "gallery", "grids", "plots", "sampling_clocks")),
     "components/stages/context.py",
 }
-TABLE, NETWORKS = "components/models/bundle.py", "NETWORKS"  # kind -> class
+NETWORKS = "components/models/bundle.py", "NETWORKS"  # file and name of a table: kind -> class
+TASKS = "components/training/families.py", "TASKS"  # the same: model family -> class or function
 DIGITS = 12  # hexadecimal, of a digest
 MOST_FILES = 8  # in a line
 INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
@@ -39,9 +42,10 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
     """Versions, and of each module that decides the stage's numbers the digests of text and of tree, by path.
 
     These are the modules that its function and its configuration import, inside functions too, and so on. A network is
-    one of them if the stage or one that it needs has its kind.
+    one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's family.
     """
-    foreign = _classes(root, without=_kinds(stage))
+    families = {family_name(stage.config.network.kind)} if isinstance(stage.config, Training) else set[str]()
+    foreign = _names(root, NETWORKS, without=_kinds(stage)) | _names(root, TASKS, without=families)
     todo = [_file(INSTALLED.sub("", part.__module__), root) for part in (stage.run, type(stage.config))]
     reached: set[Path] = set()
     while todo:
@@ -125,14 +129,15 @@ def _kinds_in(value: Any) -> set[str]:
     return own.union(*(_kinds_in(part) for part in parts))
 
 
-def _classes(root: Path, *, without: set[str]) -> set[str]:
-    """Names of the networks that none of these kinds is."""
-    tree = ast.parse((root / TABLE).read_text())
-    (table,) = [n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == NETWORKS]
+def _names(root: Path, place: tuple[str, str], *, without: set[str]) -> set[str]:
+    """Names of the values of a table, but for those of some of its keys."""
+    file, title = place
+    tree = ast.parse((root / file).read_text())
+    (table,) = [n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == title]
     assert isinstance(table, ast.Dict)
-    kinds = [key.value for key in table.keys if isinstance(key, ast.Constant)]
-    classes = [*zip(kinds, map(ast.unparse, table.values), strict=True)]
-    return {name for _, name in classes} - {name for kind, name in classes if kind in without}
+    keys = [key.value for key in table.keys if isinstance(key, ast.Constant)]
+    rows = [*zip(keys, map(ast.unparse, table.values), strict=True)]
+    return {name for _, name in rows} - {name for key, name in rows if key in without}
 
 
 def _file(module: str, root: Path) -> Path | None:

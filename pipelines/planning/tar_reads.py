@@ -6,13 +6,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.trainings import (
-    AnyTraining,
-    AutoencoderTraining,
-    MaskedPriorTraining,
-    PriorTraining,
-)
+from components.configuration.trainings import AnyTraining
 from components.data.degradations import Degradation
 from components.data.read_amplification import planned_reads, recommended_samples
 from components.data.shards import INDEX, ShardIndex, load_index
@@ -90,27 +84,22 @@ def resolution_read(stage: Stage) -> int | None:
     config, images, autoencoder = stage.config, stage.inputs.get("images"), stage.inputs.get("autoencoder")
     if not isinstance(images, Stage) or not isinstance(images.config, ImagesConfig):
         return None
-    if not isinstance(config, AnyTraining) or isinstance(config, PriorTraining | MaskedPriorTraining):
-        return None
-    if isinstance(autoencoder, Stage) and isinstance(autoencoder.config, AutoencoderTraining):
-        return autoencoder.config.data.resolution  # of which it makes latents
-    return config.data.resolution
+    if isinstance(autoencoder, Stage) and isinstance(autoencoder.config, AnyTraining):
+        return autoencoder.config.needs().resolution  # of which it makes latents
+    return config.needs().resolution if isinstance(config, AnyTraining) else None
 
 
 def layout_of(config: AnyTraining, index: ShardIndex, *, resolution: int, workers: int) -> Layout:
     """How the stream of a training is cut."""
-    optimization, member, degradation = config.optimization, None, None
-    if isinstance(config, DiffusionTraining):
-        member = config.conditioning.condition_member
-        if config.degradation is not None:
-            degradation = Degradation(optimization.seed, config.degradation.tasks)
+    optimization, needs = config.optimization, config.needs()
+    degradation = Degradation(optimization.seed, needs.degradations) if needs.degradations else None
     return Layout(
         resolution,
         optimization.global_batch_size,
         workers,
         optimization.seed,
         index.text.text_length,
-        condition_member=member,
+        condition_member=needs.condition_member,
         degradation=degradation,
     )
 

@@ -13,24 +13,21 @@ from torch import Tensor
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact, describe_bytes
 from components.runtime.storage.store import Store
-from components.stages.autoencoder import train_autoencoder
 from components.stages.context import StageContext
-from components.stages.diffusion import train_diffusion
-from components.stages.gan import train_gan
-from components.stages.prior import train_prior
 from components.stages.tokens import TokensConfig, tokenize_images
+from components.stages.training import train_model
 from tests.distributed.recording import FileRecorder
 from tests.image_sets import write_set
 from tests.tiny_training import config_of
 
 SHARDS = (30, 31, 29)
 STAGES = {
-    "tokenizer": train_autoencoder,
-    "prior": train_prior,
-    "masked_prior": train_prior,
-    "base": train_diffusion,
-    "upsampler": train_diffusion,
-    "gan": train_gan,
+    "tokenizer": train_model,
+    "prior": train_model,
+    "masked_prior": train_model,
+    "base": train_model,
+    "upsampler": train_model,
+    "gan": train_model,
 }
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from components.runtime.execution import Resources
 from components.runtime.storage.store import Store
-from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
@@ -104,7 +103,7 @@ def run(
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=failures, **resources),
         store=Store(str(folder)),
-        model=ModelDescription("unet", network_arguments(CONFIG, DATASET_INFO), settings={}),
+        model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),
         tries_memory=tries,
     )
 

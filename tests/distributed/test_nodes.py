@@ -23,7 +23,6 @@ from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
 from components.runtime.storage.kept_parts import write_part
 from components.runtime.storage.store import Store
-from components.training.building import network_arguments
 from components.training.launch import train
 from components.training.loop import Arrays
 from components.training.parallel import Worker
@@ -73,7 +72,7 @@ def trained(place: Store) -> list[dict[str, int]]:
         recorder=SilentRecorder(),
         resources=RESOURCES,
         store=place,
-        model=ModelDescription("unet", network_arguments(CONFIG, DATASET_INFO), settings={}),
+        model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),
     )
     return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
 

@@ -19,7 +19,6 @@ from components.data.stream import training_stream
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import Store
 from components.training import worker as worker_module
-from components.training.building import network_arguments
 from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
@@ -137,7 +136,7 @@ def run(
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
         store=Store(str(folder)),
-        model=ModelDescription("unet", network_arguments(CONFIG, dataset_info), settings={}),
+        model=ModelDescription("unet", CONFIG.network_arguments(dataset_info), settings={}),
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.checkpoint import (
     WEIGHTS,
     copy_to_host,
@@ -269,7 +268,7 @@ def test_all_ranks_evaluate_and_show_what_one_whole_would(trained: Path) -> None
 
 def test_a_model_of_shards_is_read_without_a_process_group(trained: Path, tmp_path: Path) -> None:
     config, weights = config_of("dit"), weights_in(trained / "dit-2")
-    description = ModelDescription("dit", network_arguments(config, DATASET_INFO), {})
+    description = ModelDescription("dit", config.network_arguments(DATASET_INFO), {})
     write_model(tmp_path, description, weights=weights, summary={}, previews={})
     assert not dist.is_initialized()
     written = load_file(tmp_path / "model.safetensors")

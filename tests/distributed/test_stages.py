@@ -14,8 +14,8 @@ from components.runtime.storage.artifact import Artifact, verify_artifact
 from components.runtime.storage.kept_parts import write_part
 from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
-from components.stages.prior import train_prior
 from components.stages.tokens import TokensConfig, tokenize_images
+from components.stages.training import train_model
 from tests.distributed.runs import context_of, images_artifact, run_stage
 from tests.tiny_training import prior_config
 
@@ -70,7 +70,7 @@ def test_finished_shards_are_not_encoded_again(tokenizer: Artifact, tokens: Arti
 
 def test_prior_learns_tokens_and_shows_images(tokenizer: Artifact, tokens: Artifact, folder: Path) -> None:
     context = context_of(folder, "prior", workers=2)
-    artifact = train_prior(prior_config(), context, tokens=tokens, tokenizer=tokenizer)
+    artifact = train_model(prior_config(), context, tokens=tokens, tokenizer=tokenizer)
     assert {"model.safetensors", "bpe.json", "preview.png"} <= set(artifact.names())
     assert 0 < artifact.metadata["summary"]["held_out_bits_per_token"] < 8
     logged = context.recorder.lines("metrics")

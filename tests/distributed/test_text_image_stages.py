@@ -17,10 +17,8 @@ from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_text import contrastive_text
 from components.sampling.model import load_model
 from components.sampling.requests import Request
-from components.stages.classifier import train_classifier
-from components.stages.contrastive import train_contrastive
-from components.stages.diffusion_prior import train_diffusion_prior
 from components.stages.precompute import PrecomputeConfig, encoders_of, precompute
+from components.stages.training import train_model
 from components.training.frozen import ColumnEncoder
 from components.training.power_ema import WIDTHS, EMAProfile
 from components.training.snapshots import SNAPSHOTS, choose_average, kept_profiles
@@ -40,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def contrastive(ray_cluster: None, folder: Path) -> Artifact:
     config, context = contrastive_config(resolution=16), context_of(folder, "contrastive", workers=2)
-    return train_contrastive(config, context, images=images_artifact(folder))
+    return train_model(config, context, images=images_artifact(folder))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def encoded(contrastive: Artifact, folder: Path) -> Artifact:
 def prior(contrastive: Artifact, encoded: Artifact, folder: Path) -> Artifact:
     config = prior_config(resolution=16, ema="power", ema_sigma_rel=0.07)
     context = context_of(folder, "diffusion_prior", workers=1)
-    return train_diffusion_prior(config, context, images=encoded, contrastive=contrastive)
+    return train_model(config, context, images=encoded, contrastive=contrastive)
 
 
 def test_an_encoder_is_kept_with_its_tokenizer_and_says_how_well_pairs_find_each_other(contrastive: Artifact) -> None:
@@ -99,7 +97,7 @@ def test_snapshots_outlive_their_checkpoints_and_let_another_average_be_chosen(p
 
 def test_a_classifier_scores_and_judges(ray_cluster: None, folder: Path, tmp_path: Path) -> None:
     config, context = classifier_config(resolution=16), context_of(folder, "classifier", workers=1)
-    artifact = train_classifier(config, context, images=images_artifact(folder))
+    artifact = train_model(config, context, images=images_artifact(folder))
     assert 0 <= artifact.metadata["summary"]["held_out_accuracy_50"] <= 1
     model = load_model("classifier", artifact.download(tmp_path))
     x_t, time = torch.randn(2, 3, 16, 16), torch.tensor([3, 9])

@@ -16,7 +16,7 @@ from components.runtime import events
 from components.runtime.execution import Profiling
 from components.runtime.measures import MEASURES
 from components.runtime.tracking.names import environment
-from components.stages.diffusion import train_diffusion
+from components.stages.training import train_model
 from components.training.batches import to_batch
 from components.training.flops import step_flops
 from components.training.loop import fit
@@ -61,7 +61,7 @@ def test_a_stage_on_ray_leaves_its_trace_and_says_how_long_checkpoints_held_it(
     profiling = Profiling(first_step=4, last_step=6, folder=str(tmp_path / "traces"))
     context = dataclasses.replace(context, resources=context.resources.model_copy(update={"profiling": profiling}))
     images, config = images_artifact(tmp_path), config_of("base")
-    artifact = train_diffusion(config, context, images=images)
+    artifact = train_model(config, context, images=images)
     (trace,) = (tmp_path / "traces").iterdir()
     assert trace.name == "base-steps-4-6.json.gz"
     names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}

@@ -8,14 +8,13 @@ from components.models.diffusion.objective import make_objective
 from components.models.noisy_classifier import NoisyClassifier
 from components.sampling.classifier import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
-from components.training.building import network_arguments
 from tests.tiny_text_image import classifier_config
 from tests.tiny_training import DATASET_INFO
 
 
 def classifier(**changes: object) -> SamplingModel:
     config = classifier_config(**changes)
-    arguments = network_arguments(config, DATASET_INFO)
+    arguments = config.network_arguments(DATASET_INFO)
     settings = {"noisy": config.noisy, "objective": config.process.objective()}
     module = NoisyClassifier(**arguments).double().eval()
     with torch.no_grad():

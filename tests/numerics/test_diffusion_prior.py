@@ -8,14 +8,13 @@ from components.models.diffusion_prior import DiffusionPrior
 from components.sampling.diffusion_prior import sample_image_embeddings, text_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.training.building import network_arguments
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 CONFIG = prior_config()
 
 
 def prior(**changes: object) -> SamplingModel:
-    arguments = network_arguments(CONFIG, PRIOR_DATASET_INFO)
+    arguments = CONFIG.network_arguments(PRIOR_DATASET_INFO)
     sampling = DiffusionPriorSampling(**({"num_inference_steps": 4, "guidance_scale": 1.5} | changes))
     settings, module = {"objective": CONFIG.process.objective()}, DiffusionPrior(**arguments).eval()
     return SamplingModel("prior", "diffusion_prior", arguments, settings, module, None, sampling)

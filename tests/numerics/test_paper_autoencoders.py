@@ -5,13 +5,12 @@ import torch
 from torch import nn
 
 from components.models.autoencoder import Autoencoder
-from components.training.building import network_arguments
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS
 
 
 def build(name: str) -> Autoencoder:
     with torch.device("meta"):
-        return Autoencoder(**network_arguments(AUTOENCODERS[name].training))
+        return Autoencoder(**AUTOENCODERS[name].training.network_arguments())
 
 
 def count(module: nn.Module) -> int:

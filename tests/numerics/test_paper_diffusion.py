@@ -8,7 +8,6 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.models.bundle import NETWORKS
 from components.models.noisy_classifier import NoisyClassifier
-from components.training.building import network_arguments
 from pipelines.recipes.paper_branches import PAPER_BRANCHES, diffusion_branch
 from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
@@ -36,7 +35,7 @@ WITHOUT_A_COUNT = {"cdm_upsampler_64_256", "palette"}
 
 def build(config: DiffusionTraining) -> nn.Module:
     with torch.device("meta"):
-        return NETWORKS[config.network.kind](**network_arguments(config, DATASET_INFO))
+        return NETWORKS[config.network.kind](**config.network_arguments(DATASET_INFO))
 
 
 def count(module: nn.Module) -> int:
@@ -65,7 +64,7 @@ def test_every_published_network_is_in_the_list():
 )
 def test_a_published_classifier_has_its_published_size(name: str, published: int):
     with torch.device("meta"):
-        assert count(NoisyClassifier(**network_arguments(PAPER_CLASSIFIERS[name], DATASET_INFO))) == published
+        assert count(NoisyClassifier(**PAPER_CLASSIFIERS[name].network_arguments(DATASET_INFO))) == published
 
 
 @pytest.mark.parametrize("name", PAPER_BRANCHES)

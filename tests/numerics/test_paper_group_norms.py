@@ -19,7 +19,6 @@ from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
 from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
-from components.training.building import network_arguments
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS
@@ -136,7 +135,7 @@ def first_stage_norms(mult: Sequence[int], attention: Sequence[int]) -> list[int
 
 def arguments_of(config: Config) -> tuple[str, dict[str, Any]]:
     """Kind and arguments of a recipe's network."""
-    return config.network.kind, network_arguments(config, DATASET_INFO)
+    return config.network.kind, config.network_arguments(DATASET_INFO)
 
 
 def build(config: Config) -> nn.Module:

@@ -12,10 +12,9 @@ from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.building import network_arguments
+from components.training.building import DISCRIMINATORS
 from components.training.loop import fit
 from components.training.optim import kl_weight_at, temperature_at
-from components.training.tasks import autoencoder as module
 from components.training.tasks.autoencoder import AutoencoderTask
 from tests.tiny_autoencoders import RECIPES, config_of
 from tests.tiny_training import (
@@ -83,7 +82,7 @@ def test_without_an_adversarial_weight_there_is_no_discriminator(name: str, monk
     config = config_of(name)
     wanted = config.losses.adversarial_weight > 0
     if not wanted:
-        monkeypatch.delattr(module, "PatchDiscriminator")
+        monkeypatch.delitem(DISCRIMINATORS, "autoencoder")
     task = AutoencoderTask(config)
     metrics = task.train_step(next(batches(config, to_batch)), 1)
     assert any("discriminator" in key for key in task.state_dict()["weights"]) == wanted
@@ -130,7 +129,7 @@ def test_a_kept_model_rebuilds_itself(name: str, tmp_path: Path) -> None:
     config = config_of(name)
     task = trained(config_of(name, total_steps=5))
     network = task.generator.snapshot()
-    save_bundle(tmp_path, ModelBundle("autoencoder", network_arguments(config), {"resolution": 8}, network))
+    save_bundle(tmp_path, ModelBundle("autoencoder", config.network_arguments(), {"resolution": 8}, network))
     loaded = load_bundle(tmp_path).module
     assert isinstance(loaded, Autoencoder)
     image = torch.rand(2, 3, 8, 8) * 2 - 1
@@ -207,7 +206,7 @@ def test_a_bottleneck_without_its_numbers_is_refused(changes: dict[str, Any], me
 
 def test_a_model_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
     config = config_of("vq_vae")
-    flat = network_arguments(config) | {"codebook_size": 16}
+    flat = config.network_arguments() | {"codebook_size": 16}
     save_bundle(tmp_path, ModelBundle("autoencoder", flat, {}, AutoencoderTask(config).generator.snapshot()))
     with pytest.raises(
         ValueError, match=r"model\.json: a network autoencoder of another version .*'codebook_size'"

@@ -22,11 +22,10 @@ from components.data.tars import iterate_shard, write_shard
 from components.runtime.storage.artifact import Artifact, describe_bytes
 from components.runtime.storage.kept_parts import read_records
 from components.runtime.storage.store import Store
-from components.stages.diffusion import deviation_of_latents
 from components.stages.precompute import PrecomputeConfig, encoders_of
-from components.stages.training import check_maker, frozen_networks
 from components.training.batches import to_batch, with_positions
 from components.training.frozen import ColumnEncoder, encoded, load_latents
+from components.training.inputs import check_maker, deviation_of_latents, frozen_networks
 from tests.image_sets import number_of, write_set
 from tests.tiny_cascade import commit_model, write_model
 from tests.tiny_diffusion_branches import CONTRASTIVE

@@ -26,7 +26,7 @@ from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
 from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
-from components.stages.autoencoder import train_autoencoder
+from components.stages.training import train_model
 from tests.distributed.runs import context_of, images_artifact
 from tests.image_sets import write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
@@ -123,7 +123,7 @@ def test_a_set_without_the_member_is_refused_naming_shard_sample_and_remedy(tmp_
 def test_a_stage_refuses_a_set_without_the_member_before_anything_trains(tmp_path: Path) -> None:
     config, context = autoencoder_config(member="depth"), context_of(tmp_path, "autoencoder", workers=1)
     with pytest.raises(ShardError, match=r"shard-000000\.tar, sample 000000: no depth\.png"):
-        train_autoencoder(config, context, images=images_artifact(tmp_path))
+        train_model(config, context, images=images_artifact(tmp_path))
     assert not list(context.store.list())
 
 

@@ -9,7 +9,6 @@ import pytest
 from components.configuration.usage import UsageError
 from components.models.autoencoder import Autoencoder
 from components.stages.text_encoder import TextEncoderConfig
-from components.training.building import network_arguments
 from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen
@@ -79,7 +78,7 @@ def test_networks_that_do_not_fit_are_refused(recipe: str, assignment: str, word
 def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict) -> None:
     sizes = {"channels": 32, "latent_channels": 8, "bottleneck": bottleneck}
     config = vae_gan_autoencoder().replace(**(VAE | sizes))
-    assert config.network.diffused_channels == Autoencoder(**network_arguments(config)).diffused_shape[0]
+    assert config.network.diffused_channels == Autoencoder(**config.network_arguments()).diffused_shape[0]
 
 
 def asked_by(uri: str) -> Needs:

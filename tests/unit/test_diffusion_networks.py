@@ -16,7 +16,6 @@ from components.models.unet import UNet
 from components.sampling.model import check_conditions, encode_conditions, load_model
 from components.sampling.requests import Request
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, dit_config, rows_at
 
@@ -46,7 +45,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
-    arguments = network_arguments(config, DATASET_INFO)
+    arguments = config.network_arguments(DATASET_INFO)
     assert json.loads(json.dumps(arguments)) == arguments
     network = NETWORKS[config.network.kind](**arguments)
     assert isinstance(network, DiT if name == "dit" else UNet)
@@ -57,7 +56,7 @@ def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) ->
 
 
 def test_a_bundle_of_before_networks_forgot_of_gradient_checkpointing_is_rebuilt(tmp_path: Path) -> None:
-    arguments = network_arguments(CONFIGS["base"], DATASET_INFO)
+    arguments = CONFIGS["base"].network_arguments(DATASET_INFO)
     network = UNet(**arguments)
     save_bundle(tmp_path, ModelBundle("unet", arguments | {"gradient_checkpointing": False}, {}, network))
     loaded = load_bundle(tmp_path).module
@@ -66,9 +65,9 @@ def test_a_bundle_of_before_networks_forgot_of_gradient_checkpointing_is_rebuilt
 
 def test_weights_of_another_version_are_refused_in_one_line(tmp_path: Path) -> None:
     """As those of a network that sees an image as tokens, of before rotary positions."""
-    network = UNet(**network_arguments(CONFIGS["base"], DATASET_INFO))
+    network = UNet(**CONFIGS["base"].network_arguments(DATASET_INFO))
     network.register_parameter("positions", torch.nn.Parameter(torch.zeros(2)))
-    save_bundle(tmp_path, ModelBundle("unet", network_arguments(CONFIGS["base"], DATASET_INFO), {}, network))
+    save_bundle(tmp_path, ModelBundle("unet", CONFIGS["base"].network_arguments(DATASET_INFO), {}, network))
     with pytest.raises(ValueError, match=r"weights of another version .*positions.*; train it again") as caught:
         load_bundle(tmp_path)
     assert "\n" not in str(caught.value)
@@ -97,7 +96,7 @@ def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_of_training_decide_what_the_network_needs(changes: dict[str, Any], argument: str, value: Any) -> None:
-    assert network_arguments(diffusion_config(**changes), DATASET_INFO)[argument] == value
+    assert diffusion_config(**changes).network_arguments(DATASET_INFO)[argument] == value
 
 
 def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path
     assert task.preview(rows_at(config, range(8)), 1)
     network = task.learner.network
     assert network.class_embedding.num_embeddings == DATASET_INFO.num_classes
-    save_bundle(tmp_path, ModelBundle("unet", network_arguments(config, DATASET_INFO), {}, network))
+    save_bundle(tmp_path, ModelBundle("unet", config.network_arguments(DATASET_INFO), {}, network))
     model = load_model("base", tmp_path)
     check_conditions(model, Request(label=0, seed=1))
     assert encode_conditions(model, [Request(label=0, seed=1)]).null == {}

@@ -12,9 +12,7 @@ from components.models.diffusion.timestep_sampling import KEPT, record
 from components.sampling.generators.diffusion import sample_base, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.requests import Request
-from components.stages.diffusion import settings_of
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.frozen import Latents
 from components.training.loop import fit
 from components.training.tasks.diffusion import DiffusionTask
@@ -52,7 +50,7 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
     is_upsampler = config.low_res is not None
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
-    arguments, settings = network_arguments(config, DATASET_INFO), settings_of(config, tuple(CLASSES))
+    arguments, settings = config.network_arguments(DATASET_INFO), config.settings(tuple(CLASSES))
     save_bundle(tmp_path / "model", ModelBundle("unet", arguments, settings, network))
     sampling = {"num_inference_steps": 2, "guidance_interval": (0.1, 5.0)}
     model = load_model("base", tmp_path / "model", sampling=sampling)

@@ -30,7 +30,6 @@ from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.stages.agreement import Wanted, asked_jobs, headline, known_parts, summary, wanted_of
 from components.training.batches import to_batch, with_positions
-from components.training.building import network_arguments
 from components.training.tasks.classifier import ClassifierTask
 from pipelines.recipes.catalog import load_recipe
 from tests.image_sets import CAPTIONS, number_of, write_scenes, write_set
@@ -116,7 +115,7 @@ def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifie
 
 def judge_of(task: ClassifierTask, config: ClassifierTraining, dataset_info: DatasetInfo, folder: Path) -> Artifact:
     settings = {"resolution": SIDE, "noisy": False, "objective": config.process.objective()}
-    bundle = ModelBundle("classifier", network_arguments(config, dataset_info), settings, task.learner.snapshot())
+    bundle = ModelBundle("classifier", config.network_arguments(dataset_info), settings, task.learner.snapshot())
     save_bundle(folder / "judge", bundle)
     return commit_model(folder, "judge", "k", folder / "judge")
 
@@ -126,7 +125,7 @@ def test_a_matcher_ranks_captions_of_images_of_any_larger_size(scenes: ShardInde
     encoder = frozen_contrastive()
     vocab_size = encoder.text.bpe.get_vocab_size()
     dataset_info = DatasetInfo(num_classes=3, vocab_size=vocab_size, text_length=encoder.text.text_length)
-    network = network_arguments(contrastive_config(), dataset_info)
+    network = contrastive_config().network_arguments(dataset_info)
     save_bundle(tmp_path / "m", ModelBundle("contrastive", network, {"resolution": SIDE}, encoder.network))
     encoder.text.bpe.save(str(tmp_path / "m" / BPE))
     ranker = CaptionRanker(commit_model(tmp_path, "matcher", "k", tmp_path / "m"), ("a red circle", "a blue square"))

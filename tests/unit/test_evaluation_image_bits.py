@@ -16,7 +16,6 @@ from components.models.losses.reconstruction import reconstruction_loss
 from components.models.row_lstm import RowLSTM
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model, random_stream
-from components.training.building import network_arguments
 from components.training.tasks.pixels import PixelTask
 from pipelines.recipes.discrete_rows import gan, pixels, vae, vqgan
 from tests.tiny_cascade import TOKENIZER
@@ -53,7 +52,7 @@ def test_exact_bits_are_those_of_training_on_the_same_images(kind: str) -> None:
     task.learner.average()
     for average, own in zip(task.learner.snapshot().parameters(), task.learner.network.parameters(), strict=True):
         average.data.copy_(own)
-    network, settings = network_arguments(config, DatasetInfo(num_classes=3)), {"resolution": 4}
+    network, settings = config.network_arguments(DatasetInfo(num_classes=3)), {"resolution": 4}
     held_out = {"image": images(4), "label": LABELS}
     expected = task.evaluate(held_out)["held_out_bits_per_dim"]
     module = task.learner.snapshot().eval()

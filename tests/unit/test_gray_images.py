@@ -18,9 +18,7 @@ from components.sampling.gray import ColorError, one_channel
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request
-from components.stages.diffusion import settings_of
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.frozen import encoded, gray_images
 from components.training.loop import Arrays
 from components.training.randomness import sample_normal, sample_uniform
@@ -64,7 +62,7 @@ def sampling_model(task: DiffusionTask | PixelTask, folder: Path, settings: dict
     network, config = task.learner.network, task.config
     if isinstance(task, DiffusionTask):
         torch.nn.init.normal_(network.conv_out.weight, std=0.3)
-    arguments = network_arguments(config, DATASET_INFO)
+    arguments = config.network_arguments(DATASET_INFO)
     save_bundle(folder, ModelBundle(config.network.kind, arguments, settings, network))
     return load_model("base" if isinstance(task, DiffusionTask) else "model", folder)
 
@@ -89,7 +87,7 @@ def test_a_diffusion_model_of_one_channel_trains_samples_and_shows(process: str,
     losses = [float(task.train_step(to_batch(rows), step)["loss"]) for step in range(1, 4)]
     assert all(np.isfinite(losses))
     assert Image.open(io.BytesIO(task.preview(rows, 3)["samples"])).mode == "RGB"
-    model = sampling_model(task, tmp_path, settings_of(task.config, ("a", "b", "c")))
+    model = sampling_model(task, tmp_path, task.config.settings(("a", "b", "c")))
     made = Cascade(base=model).sample([Request(label=seed, seed=seed, steps=3, sampler="ddpm") for seed in range(2)])
     assert made[0].shape == (8, 8, 3)
     assert all((image == image[..., :1]).all() for image in made)
@@ -128,7 +126,7 @@ def test_a_model_of_pixels_counts_one_channel(kind: str, tmp_path: Path) -> None
 def test_trainings_and_measures_of_one_channel_refuse_color(tmp_path: Path) -> None:
     rows, diffusion = colored(gray_rows()), diffusion_task(**PROCESSES["learned"])
     pixels = PixelTask(pixel_config(in_channels=1, resolution=8), dataset_info=DATASET_INFO)
-    model = sampling_model(diffusion, tmp_path, settings_of(diffusion.config, ("a", "b", "c")))
+    model = sampling_model(diffusion, tmp_path, diffusion.config.settings(("a", "b", "c")))
     jobs = bound_jobs(rows["image"], rows["label"], [""] * 8)
     for refuses in (
         lambda: diffusion.train_step(to_batch(rows), 1),
@@ -145,8 +143,8 @@ def test_pngs_are_measured_in_bits_of_the_channels_that_the_model_knows(tmp_path
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     gray = np.repeat(image[..., :1], 3, axis=3)
     color_task = DiffusionTask(diffusion_config(conditions=("label",)), dataset_info=DATASET_INFO)
-    color = sampling_model(color_task, tmp_path / "c", settings_of(color_task.config, ("a", "b", "c")))
-    one = sampling_model(diffusion_task(), tmp_path / "g", settings_of(diffusion_task().config, ("a", "b", "c")))
+    color = sampling_model(color_task, tmp_path / "c", color_task.config.settings(("a", "b", "c")))
+    one = sampling_model(diffusion_task(), tmp_path / "g", diffusion_task().config.settings(("a", "b", "c")))
     for model, images, values in ((color, image, 3072), (one, gray, 1024)):
         bits = png_bits(model, images)
         assert bits.shape == (2,)

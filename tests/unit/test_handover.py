@@ -34,26 +34,19 @@ from components.runtime.storage.artifact import Artifact, begin_forced_try, load
 from components.runtime.storage.kept_parts import RECORDS
 from components.runtime.storage.store import SCRATCH, Store
 from components.stages.agreement import measure_agreement
-from components.stages.autoencoder import train_autoencoder
 from components.stages.cascade import compose_cascade
-from components.stages.classifier import train_classifier
 from components.stages.context import StageContext
-from components.stages.contrastive import train_contrastive
-from components.stages.diffusion import train_diffusion
-from components.stages.diffusion_prior import train_diffusion_prior
 from components.stages.evaluate import EvaluationConfig, evaluate
-from components.stages.gan import train_gan
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.likelihood import LikelihoodConfig, measure_likelihood
 from components.stages.noising import study_noising
-from components.stages.pixels import train_pixels
 from components.stages.precompute import PrecomputeConfig, precompute
-from components.stages.prior import train_prior
 from components.stages.restoration import RestorationConfig, measure_restoration
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.studies import study_guidance, study_steps
 from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from components.stages.tokens import TokensConfig, tokenize_images
+from components.stages.training import train_model
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
@@ -217,41 +210,41 @@ FEW = DiffusionSampling(num_inference_steps=3)
 IMAGES = {"images": "images"}
 STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
     "images": (ingest_images, ImagesConfig(source="scenes", limit=72, **SET), {}),
-    "tokenizer": (train_autoencoder, autoencoder_config(), IMAGES),
-    "vae": (train_autoencoder, autoencoder_config(**VAE), IMAGES),
+    "tokenizer": (train_model, autoencoder_config(), IMAGES),
+    "vae": (train_model, autoencoder_config(**VAE), IMAGES),
     "tokens": (tokenize_images, TokensConfig(), {**IMAGES, "tokenizer": "tokenizer"}),
     "depth_tokens": (tokenize_images, TokensConfig(member="depth"), {**IMAGES, "tokenizer": "tokenizer"}),
-    "prior": (train_prior, prior_config(), {"tokens": "tokens", "tokenizer": "tokenizer"}),
+    "prior": (train_model, prior_config(), {"tokens": "tokens", "tokenizer": "tokenizer"}),
     "conditional_prior": (
-        train_prior,
+        train_model,
         prior_config(conditions=("label", "condition")),
         {"tokens": "tokens", "tokenizer": "tokenizer", "condition": "depth_tokens"},
     ),
-    "masked_prior": (train_prior, masked_prior_config(), {"tokens": "tokens", "tokenizer": "tokenizer"}),
-    "pixel_prior": (train_prior, pixel_config(resolution=None), {"tokens": "tokens", "tokenizer": "tokenizer"}),
-    "base": (train_diffusion, diffusion_config(conditions=("label",)), IMAGES),
-    "weaker": (train_diffusion, diffusion_config(conditions=("label",), seed=8), IMAGES),
-    "upsampler_16": (train_diffusion, diffusion_config(resolution=16, low_res_resolution=8), IMAGES),
+    "masked_prior": (train_model, masked_prior_config(), {"tokens": "tokens", "tokenizer": "tokenizer"}),
+    "pixel_prior": (train_model, pixel_config(resolution=None), {"tokens": "tokens", "tokenizer": "tokenizer"}),
+    "base": (train_model, diffusion_config(conditions=("label",)), IMAGES),
+    "weaker": (train_model, diffusion_config(conditions=("label",), seed=8), IMAGES),
+    "upsampler_16": (train_model, diffusion_config(resolution=16, low_res_resolution=8), IMAGES),
     "latents": (
         precompute,
         PrecomputeConfig(columns=("latents", "image_embedding", "text_states"), resolution=16),
         {**IMAGES, "autoencoder": "vae", "contrastive": "contrastive"},
     ),
-    "latent_base": (train_diffusion, diffusion_config(**LATENT), {**IMAGES, "autoencoder": "vae"}),
-    "precomputed_base": (train_diffusion, diffusion_config(**LATENT), {"images": "latents", "autoencoder": "vae"}),
-    "contrastive": (train_contrastive, contrastive_config(), IMAGES),
-    "diffusion_prior": (train_diffusion_prior, diffusion_prior_config(), {**IMAGES, "contrastive": "contrastive"}),
+    "latent_base": (train_model, diffusion_config(**LATENT), {**IMAGES, "autoencoder": "vae"}),
+    "precomputed_base": (train_model, diffusion_config(**LATENT), {"images": "latents", "autoencoder": "vae"}),
+    "contrastive": (train_model, contrastive_config(), IMAGES),
+    "diffusion_prior": (train_model, diffusion_prior_config(), {**IMAGES, "contrastive": "contrastive"}),
     "text_encoder": (import_text_encoder, None, {}),
     "imagen": (
-        train_diffusion,
+        train_model,
         diffusion_config(conditions=("text_states",), ema="power", ema_sigma_rel=0.1),
         {**IMAGES, "text_encoder": "text_encoder"},
     ),
-    "classifier": (train_classifier, classifier_config(), IMAGES),
-    "judge": (train_classifier, classifier_config(noisy=False), IMAGES),
-    "gan": (train_gan, gan_config(), IMAGES),
-    "pixels": (train_pixels, pixel_config(), IMAGES),
-    "palette": (train_diffusion, image_to_image_config(), IMAGES),
+    "classifier": (train_model, classifier_config(), IMAGES),
+    "judge": (train_model, classifier_config(noisy=False), IMAGES),
+    "gan": (train_model, gan_config(), IMAGES),
+    "pixels": (train_model, pixel_config(), IMAGES),
+    "palette": (train_model, image_to_image_config(), IMAGES),
     "cascade": (
         compose_cascade,
         CascadeSampling(base=FEW, upsamplers=(FEW,)),

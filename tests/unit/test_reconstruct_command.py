@@ -20,7 +20,7 @@ from components.sampling.image_files import base64_png, encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.index_grid import index_grids
 from components.sampling.request_forms import RequestRow
-from components.training.building import make_network, network_arguments
+from components.training.building import make_network
 from pipelines.command.reconstruct import reconstruct_images
 from tests.tiny_autoencoders import RECIPES, config_of
 from tests.tiny_cascade import commit_model, write_cascade, write_models
@@ -35,7 +35,7 @@ def write_autoencoder(folder: Path, name: str) -> Path:
     network = make_network(config_of(name)).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_bundle(folder, ModelBundle("autoencoder", network_arguments(config_of(name)), {"resolution": SIDE}, network))
+    save_bundle(folder, ModelBundle("autoencoder", config_of(name).network_arguments(), {"resolution": SIDE}, network))
     return folder
 
 

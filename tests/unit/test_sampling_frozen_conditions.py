@@ -10,7 +10,6 @@ from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.training.building import network_arguments
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 REQUESTS = (Request(prompt="a red circle", seed=1), Request(seed=2))
@@ -22,7 +21,7 @@ def base(**network: int) -> SamplingModel:
 
 def prior() -> SamplingModel:
     config = prior_config()
-    arguments = network_arguments(config, PRIOR_DATASET_INFO)
+    arguments = config.network_arguments(PRIOR_DATASET_INFO)
     settings, sampling = {"objective": config.process.objective()}, DiffusionPriorSampling(num_inference_steps=4)
     module = DiffusionPrior(**arguments).eval()
     return SamplingModel("prior", "diffusion_prior", arguments, settings, module, None, sampling)

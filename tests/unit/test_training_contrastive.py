@@ -6,7 +6,6 @@ import torch
 from components.configuration.dataset_info import DatasetInfo
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.loop import fit
 from components.training.tasks.contrastive import ContrastiveTask
 from tests.tiny_text_image import contrastive_config, contrastive_task
@@ -54,7 +53,7 @@ def test_a_non_finite_batch_changes_nothing() -> None:
 
 def test_a_set_without_captions_is_refused() -> None:
     with pytest.raises(ValueError, match="this set has none"):
-        network_arguments(contrastive_config(), DatasetInfo(num_classes=3))
+        contrastive_config().network_arguments(DatasetInfo(num_classes=3))
 
 
 def test_shifts_move_each_image_by_its_position_and_repeat_its_edge() -> None:

@@ -11,9 +11,8 @@ from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.generators.diffusion import sample_base
 from components.sampling.model import SamplingModel
 from components.sampling.requests import Request
-from components.stages.diffusion import check_sizes, settings_of
 from components.training.batches import to_batch
-from components.training.building import network_arguments
+from components.training.inputs import check_sizes
 from components.training.loop import fit
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, load_frozen_image, load_frozen_text_tower
@@ -66,14 +65,14 @@ def model_of(config: DiffusionTraining) -> SamplingModel:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))  # what starts at zero sees no condition
-    arguments = network_arguments(config, PRIOR_DATASET_INFO)
+    arguments = config.network_arguments(PRIOR_DATASET_INFO)
     sampling = DiffusionSampling(num_inference_steps=4)
-    return SamplingModel("base", "unet", arguments, settings_of(config, ()), network, None, sampling)
+    return SamplingModel("base", "unet", arguments, config.settings(()), network, None, sampling)
 
 
 def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:
     config, text = config_of(conditions=("text_states",)), frozen_contrastive()
-    assert network_arguments(config, PRIOR_DATASET_INFO)["text_states_dim"] == 8
+    assert config.network_arguments(PRIOR_DATASET_INFO)["text_states_dim"] == 8
     requests = [Request(prompt=prompt, seed=1, guidance_scale=2.0) for prompt in ("a red circle", "a blue square")]
     model = model_of(config)
     red, blue = sample_base(model, requests, frozen=frozen_conditions(model, requests, text=text))

@@ -12,7 +12,6 @@ from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.models.gan import ConditionalBatchNorm2d, GANGenerator, batch_moments, settle_spectral_norms
 from components.models.losses.adversarial import generator_loss, hinge_discriminator_loss
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.optim import NonFiniteError
@@ -157,7 +156,7 @@ def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
         {name: tensor.contiguous() for name, tensor in weights_of(task).items()}, tmp_path / "weights.safetensors"
     )
     weights = below("generator.ema.", load_file(tmp_path / "weights.safetensors"))
-    arguments = network_arguments(task.config, DATASET_INFO)
+    arguments = task.config.network_arguments(DATASET_INFO)
     network = GANGenerator(**arguments)
     network.load_state_dict(weights)
     save_bundle(tmp_path, ModelBundle("gan", arguments, {"resolution": 8}, network))

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.pixels import PixelTask
 from tests.tiny_training import (
@@ -75,7 +74,7 @@ def test_tokens_are_shown_through_the_tokenizer_and_not_without_one():
 def test_a_bundle_rebuilds_the_network(network: str, grid: object, tmp_path: Path):
     config = pixel_config(network=network)
     task = PixelTask(config, dataset_info=DATASET_INFO, grid=grid)
-    arguments = network_arguments(config, DATASET_INFO, grid)
+    arguments = config.network_arguments(DATASET_INFO, grid)
     save_bundle(tmp_path, ModelBundle(network, arguments, {}, task.learner.network))
     values = task.values(to_batch(rows_at(config, range(2))))
     with torch.no_grad():

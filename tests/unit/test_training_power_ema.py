@@ -95,13 +95,12 @@ def test_snapshots_come_back_as_they_were_sent_or_not_at_all(tmp_path: Path) -> 
 
 def model_of(folder: Path) -> Path:
     """The final state of `trained` as the folder that a stage commits."""
-    from components.training.building import network_arguments
 
     trained(folder / "run")
     model = folder / "model"
     model.mkdir()
     (folder / "run" / SNAPSHOTS).rename(model / SNAPSHOTS)
-    description = ModelDescription("transformer", network_arguments(prior_config(), DATASET_INFO, GRID), settings={})
+    description = ModelDescription("transformer", prior_config().network_arguments(DATASET_INFO, GRID), settings={})
     summary = {"steps": 20.0, "ema_sigma_rel": 0.07}
     weights = load_file(folder / "run" / "20" / WEIGHTS)
     write_model(model, description, weights=weights, summary=summary, previews={})

@@ -22,7 +22,6 @@ from components.models.transformer import Transformer
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.conditioning import dropped_conditions
 from components.training.loop import Batch
 from components.training.tasks.prior import PriorTask, learned_text
@@ -145,7 +144,7 @@ def test_held_out_bits_of_a_text_are_those_of_its_tokens_together() -> None:
 
 def test_the_arguments_rebuild_the_network_from_plain_values() -> None:
     config = prior_config(**EVERYTHING, positions="learned_2d", text_loss_weight=0.1)
-    network = Transformer(**network_arguments(config, DATASET_INFO, GRID))
+    network = Transformer(**config.network_arguments(DATASET_INFO, GRID))
     assert network.grid == (GRID.height, GRID.width)
     assert network.condition_grid == (1, 2)
     assert network.null_condition == CONDITION.codebook_size

@@ -11,7 +11,6 @@ from torch import Tensor
 from components.models.bundle import NETWORKS
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.building import network_arguments
 from components.training.results import ModelDescription, write_model
 from components.training.sizes import autoencoder_grid, device_bytes, training_sizes
 from components.training.snapshots import write_snapshots
@@ -85,7 +84,7 @@ def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
 
 def test_a_model_takes_what_is_said(tmp_path):
     config = autoencoder_config()
-    network = network_arguments(config)
+    network = config.network_arguments()
     weights = {f"network.{name}": t for name, t in NETWORKS["autoencoder"](**network).state_dict().items()}
     description = ModelDescription("autoencoder", network, {})
     write_model(tmp_path, description, weights=weights, summary={}, previews={})

@@ -12,10 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.configuration.dataset_info import IMAGES, DatasetInfo
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import Encoded, GumbelQuantizer
-from components.models.discriminator import PatchDiscriminator
 from components.models.losses.adversarial import (
     GeneratorLoss,
     adaptive_weight,
@@ -34,7 +34,7 @@ from components.models.quantizer import (
     gather_over_ranks,
 )
 from components.training.batches import png_grid, to_batch, with_positions
-from components.training.building import make_network
+from components.training.building import make_discriminator, make_network
 from components.training.learner import Learner, accumulated, below, held_out_parts, initialized, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at
@@ -70,26 +70,24 @@ class AutoencoderTask:
     max_batch: int | None = None
     parts_matter: bool = False
 
-    def __init__(self, config: AutoencoderTraining, *, worker: Worker = ALONE) -> None:
+    def __init__(
+        self, config: AutoencoderTraining, *, dataset_info: DatasetInfo = IMAGES, worker: Worker = ALONE
+    ) -> None:
         self.config, self.worker = config, worker
         self.seed = config.optimization.seed
         with initialized(config.optimization.seed, worker):
-            autoencoder = make_network(config)
-            self.discriminator = self.make_discriminator() if config.losses.adversarial_weight > 0 else None
+            autoencoder = make_network(config, dataset_info)
+            discriminator = make_discriminator(config, dataset_info)
+        self.discriminator: Learner[Any] | None = None
+        if discriminator is not None:
+            discriminator.to(memory_format=torch.channels_last)
+            self.discriminator = Learner(discriminator, config=config.optimization, worker=worker, averaged=False)
         autoencoder.to(memory_format=torch.channels_last)
         self.generator = Learner(autoencoder, config=config.optimization, worker=worker)
         network = config.losses.perceptual_network if config.losses.perceptual_weight > 0 else "none"
         self.perceptual = load_perceptual_loss(network, weights_uri=config.losses.perceptual_weights_uri)
         if self.perceptual is not None:
             self.perceptual.to(worker.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-
-    def make_discriminator(self) -> Learner[PatchDiscriminator]:
-        config = self.config
-        network = PatchDiscriminator(
-            channels=config.losses.discriminator_channels, num_layers=config.losses.discriminator_layers
-        )
-        network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-        return Learner(network, config=config.optimization, worker=self.worker, averaged=False)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Both networks see the same reconstructions, and the discriminator learns from step 1: one that is untrained

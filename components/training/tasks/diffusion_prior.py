@@ -35,7 +35,7 @@ class DiffusionPriorTask(LearnerTask[Any]):
         config: DiffusionPriorTraining,
         *,
         dataset_info: DatasetInfo,
-        load_encoders: Sequence[LoadEncoder],
+        load_encoders: Sequence[LoadEncoder] = (),
         worker: Worker = ALONE,
     ) -> None:
         self.config, self.dataset_info, self.worker = config, dataset_info, worker

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import GANTraining
-from components.models.gan import GANGenerator, ProjectionDiscriminator, estimate_statistics, settle_spectral_norms
+from components.models.gan import GANGenerator, estimate_statistics, settle_spectral_norms
 from components.models.losses.adversarial import generator_loss, hinge_discriminator_loss
 from components.models.losses.differentiable_augmentation import DRAWS, augment
 from components.training.batches import png_grid, to_batch, with_positions
-from components.training.building import discriminator_arguments, make_network
+from components.training.building import make_discriminator, make_network
 from components.training.learner import Learner, accumulated, below, held_out_parts, initialized
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker
@@ -56,9 +56,9 @@ class GANTask:
             )
         with initialized(config.optimization.seed, worker):
             generator = make_network(config, dataset_info)
-            discriminator = ProjectionDiscriminator(**discriminator_arguments(config, dataset_info))
+            discriminator = make_discriminator(config, dataset_info)
         for network in (generator, discriminator):
-            network.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+            network.to(memory_format=torch.channels_last)
         own = config.optimization
         other = own.replace(learning_rate=own.discriminator_learning_rate)
         self.generator = Learner(generator, config=own, worker=worker)

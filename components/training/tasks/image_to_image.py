@@ -3,6 +3,7 @@
 Shapes: B batch, S resolution.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from components.models.diffusion.degradation import (
 )
 from components.models.diffusion.masks import NUMBERS
 from components.models.diffusion.objective import Network
+from components.training.frozen import LoadEncoder
 from components.training.loop import Batch
+from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_uniforms
 from components.training.tasks.diffusion import PREVIEW_SCALE, DiffusionTask
 
@@ -73,3 +76,15 @@ class ImageToImageTask(DiffusionTask):
         network = self.guided(batch, cond, PREVIEW_SCALE if self.config.conditioning.conditions else 1.0)
         made = self.ddim(denoise_in_mask(network, known, mask), batch)
         return torch.where(mask > 0, made, known)
+
+
+def diffusion_task(
+    config: DiffusionTraining,
+    *,
+    dataset_info: DatasetInfo,
+    load_encoders: Sequence[LoadEncoder] = (),
+    worker: Worker = ALONE,
+) -> DiffusionTask:
+    """The task of a diffusion model: an `ImageToImageTask` where its recipe names degradations."""
+    kind = DiffusionTask if config.degradation is None else ImageToImageTask
+    return kind(config, dataset_info=dataset_info, load_encoders=load_encoders, worker=worker)

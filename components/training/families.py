@@ -1,0 +1,54 @@
+"""Training tasks by model family: the rows of `components.configuration.families.FAMILIES` that need torch."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.families import family_name
+from components.configuration.optimization import Training
+from components.models.autoencoder import Autoencoder
+from components.training.frozen import LoadEncoder
+from components.training.loop import Task
+from components.training.tasks.autoencoder import AutoencoderTask
+from components.training.tasks.classifier import ClassifierTask
+from components.training.tasks.contrastive import ContrastiveTask
+from components.training.tasks.diffusion_prior import DiffusionPriorTask
+from components.training.tasks.gan import GANTask
+from components.training.tasks.image_to_image import diffusion_task
+from components.training.tasks.masked_prior import MaskedPriorTask
+from components.training.tasks.pixels import PixelTask
+from components.training.tasks.prior import PriorTask
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "autoencoder": AutoencoderTask,
+    "prior": PriorTask,
+    "masked_prior": MaskedPriorTask,
+    "pixels": PixelTask,
+    "gan": GANTask,
+    "diffusion": diffusion_task,
+    "diffusion_prior": DiffusionPriorTask,
+    "classifier": ClassifierTask,
+    "contrastive": ContrastiveTask,
+}
+
+
+def task_maker(
+    training: Training,
+    dataset_info: DatasetInfo = IMAGES,
+    *,
+    grid: TokenGrid | None = None,
+    load_encoders: Sequence[LoadEncoder] = (),
+    load_tokenizer: Callable[[], Autoencoder] | None = None,
+) -> Callable[..., Task]:
+    """The task of a training, still to be called with `worker`; picklable.
+
+    Args:
+        dataset_info: what the data set conditions on.
+        grid: of the tokens that a prior learns; None for a training on images.
+        load_encoders: of frozen networks that add columns to its batches.
+        load_tokenizer: gives the network that turns tokens into images, for previews; None: there are none.
+    """
+    make = partial(TASKS[family_name(training.network.kind)], training, dataset_info=dataset_info)
+    if load_encoders:
+        make = partial(make, load_encoders=load_encoders)
+    return make if grid is None else partial(make, grid=grid, load_tokenizer=load_tokenizer)
