@@ -16,7 +16,7 @@ import pytest
 from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
-from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.optimization import OptimizationConfig
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.runtime.tracking.names import environment
@@ -27,7 +27,7 @@ TOTAL, LOST = 30, 20  # steps of the training, and of the driver that is lost
 OPTIMIZATION = OptimizationConfig(
     total_steps=TOTAL, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=1, sample_every=10
 )
-CONFIG = Training(optimization=OPTIMIZATION).model_dump()
+CONFIG = {"optimization": OPTIMIZATION.model_dump()}
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.optimization import OptimizationConfig
 from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.tracking.runs import TrackedRun, what_is_missing
 
 OPTIMIZATION = OptimizationConfig(
     total_steps=50, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=20, sample_every=25
 )
-TRAINING = Training(optimization=OPTIMIZATION).model_dump()
+TRAINING = {"optimization": OPTIMIZATION.model_dump()}
 
 
 def artifact(config: dict, *names: str) -> Artifact:
