@@ -123,6 +123,7 @@ class DiffusionTraining(Training):
         )
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Role, resolution, objective and classes of the model, and what `low_res` or `degradation` says."""
         del grid
         settings: dict[str, Any] = {
             "role": "base",
