@@ -8,7 +8,7 @@ from components.configuration.conditions import DiffusionConditions
 from components.configuration.config import Config
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.networks import DiffusionNetwork, ImageAttentionUNetConfig, UNetSizes
-from components.configuration.optimization import Needs, Training
+from components.configuration.optimization import Training, TrainingNeeds
 from components.configuration.processes import DiscreteProcess, Process
 
 DegradationTask = Literal["inpainting", "uncropping", "colorization", "jpeg", "super_resolution"]
@@ -83,9 +83,9 @@ class DiffusionTraining(Training):
             return 4
         return 3 if "condition_image" in self.conditioning.conditions else 0
 
-    def needs(self) -> Needs:
+    def needs(self) -> TrainingNeeds:
         degradation = self.degradation
-        return Needs(
+        return TrainingNeeds(
             self.data.resolution,
             condition_member=self.conditioning.condition_member,
             degradations=() if degradation is None else degradation.tasks,

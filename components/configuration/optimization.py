@@ -52,7 +52,7 @@ class OptimizationConfig(Config):
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 
 
-class Needs(NamedTuple):
+class TrainingNeeds(NamedTuple):
     """Data and pretrained networks that a training reads."""
 
     resolution: int | None = None  # side of the images, pixels; None: the training reads tokens
@@ -73,7 +73,7 @@ class Training(Config):
     optimization: OptimizationConfig
     network: NetworkConfig
 
-    def needs(self) -> Needs:
+    def needs(self) -> TrainingNeeds:
         """Data and pretrained networks that the training reads."""
         raise NotImplementedError
 

@@ -24,9 +24,9 @@ from components.configuration.optimization import (
     AdversarialOptimization,
     ClassifierOptimization,
     GANOptimization,
-    Needs,
     PerceptualNetwork,
     Training,
+    TrainingNeeds,
 )
 from components.configuration.processes import DiscreteNoise, DiscreteProcess, Noise
 
@@ -71,9 +71,9 @@ class AutoencoderTraining(Training):
     data: AutoencoderData
     optimization: AdversarialOptimization
 
-    def needs(self) -> Needs:
+    def needs(self) -> TrainingNeeds:
         losses = self.losses
-        return Needs(
+        return TrainingNeeds(
             self.data.resolution,
             member=self.data.member,
             perceptual_network=losses.perceptual_network if losses.perceptual_weight > 0 else "none",
@@ -100,9 +100,9 @@ class TokenTraining(Training):
     network: TokenNetworkConfig
     conditioning: TokenConditions = TokenConditions()
 
-    def needs(self) -> Needs:
+    def needs(self) -> TrainingNeeds:
         conditions = self.conditioning.conditions
-        return Needs(columns=conditions, captions="text" in conditions)
+        return TrainingNeeds(columns=conditions, captions="text" in conditions)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         assert grid is not None
@@ -173,8 +173,8 @@ class PixelTraining(Training):
             raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
         return self
 
-    def needs(self) -> Needs:
-        return Needs(self.data.resolution)
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.data.resolution)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         """Arguments of a PixelCNN or Row LSTM over raw pixels, or over tokens where there is a grid of them."""
@@ -226,8 +226,8 @@ class GANTraining(Training):
                 raise ValueError(f"resolution {resolution} can't be halved once for each level of {name}")
         return self
 
-    def needs(self) -> Needs:
-        return Needs(self.data.resolution)
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.data.resolution)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         return super().network_arguments(dataset_info, grid) | {
@@ -271,8 +271,8 @@ class ClassifierTraining(Training):
             raise ValueError(f"resolution {self.data.resolution} can't be halved between the levels of channel_mult")
         return self
 
-    def needs(self) -> Needs:
-        return Needs(self.data.resolution)
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.data.resolution)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         own = super().network_arguments(dataset_info, grid)
@@ -313,8 +313,8 @@ class ContrastiveTraining(Training):
             raise ValueError(f"text_dim {self.text.text_dim} must be a multiple of text_heads {self.text.text_heads}")
         return self
 
-    def needs(self) -> Needs:
-        return Needs(self.data.resolution, captions=True)
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.data.resolution, captions=True)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         if dataset_info.vocab_size == 0:
@@ -337,8 +337,10 @@ class DiffusionPriorTraining(Training):
     conditioning: PriorConditions = PriorConditions()
     data: ImageData  # of the contrastive encoder, or larger
 
-    def needs(self) -> Needs:
-        return Needs(self.data.resolution, columns=("image_embedding", *self.conditioning.conditions), captions=True)
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(
+            self.data.resolution, columns=("image_embedding", *self.conditioning.conditions), captions=True
+        )
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         return super().network_arguments(dataset_info, grid) | {

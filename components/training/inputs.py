@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from components.configuration.dataset_info import DatasetInfo
-from components.configuration.optimization import Needs, Training
+from components.configuration.optimization import Training, TrainingNeeds
 from components.data.arrays import parse_arrays
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import read_split
@@ -136,7 +136,7 @@ def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
 
 
 def latents_of(
-    needs: Needs, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, seed: int
+    needs: TrainingNeeds, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, seed: int
 ) -> tuple[LoadEncoder, float]:
     """The encoder of latents and its scale: one over the deviation of the latents of training images (Rombach et al.,
     2022, appendix G). Raises ValueError if the recipe's sizes are not theirs."""

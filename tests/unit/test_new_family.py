@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.families import FAMILIES, Family, family_name
 from components.configuration.networks import NetworkConfig
-from components.configuration.optimization import Needs, OptimizationConfig, Training
+from components.configuration.optimization import OptimizationConfig, Training, TrainingNeeds
 from components.configuration.trainings import ImageData
 from components.models.bundle import NETWORKS, load_bundle
 from components.runtime.storage.artifact import Artifact
@@ -46,8 +46,8 @@ class ColorTraining(Training):
         total_steps=STEPS, global_batch_size=4, learning_rate=0.05, ema_decay=0.9
     )
 
-    def needs(self) -> Needs:
-        return Needs(self.data.resolution)
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.data.resolution)
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         return {"resolution": self.data.resolution, "classes": list(classes)}
