@@ -1,4 +1,4 @@
-"""The commands that run many recipes in turn, `cascade lecture` and `cascade compare`, as `cli.py` lists them."""
+"""The commands of many recipes, `cascade lecture` and `cascade compare`; `cli.py` lists both."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,1 +1,1 @@
-"""Lecture and comparison: many recipes, one page."""
+"""Lecture and comparison: many recipes on a page."""

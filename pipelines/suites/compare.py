@@ -1,4 +1,4 @@
-"""The lecture's taxonomy, measured: all systems on the same images and minutes, one table: `cascade compare`."""
+"""The lecture's taxonomy, measured: all systems on the same images and minutes: `cascade compare`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -66,9 +66,9 @@ def run_compare(
     console: Console,
     figures: Path | None = None,
 ) -> int:
-    """Run the recipes of systems that are not finished, in turn. Returns 1 if one failed, 130 if interrupted. One that
-    is finished and that MLflow does not know runs too: it is sent again, and trains nothing.
+    """Run the unfinished recipes of systems in turn. Returns 1 if a recipe failed, 130 if interrupted.
 
+    A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
     `compare.html` in storage is written before the first and after each, with the rows of all seeds asked for so far.
 
     Args:
@@ -97,7 +97,7 @@ def run_compare(
 
 
 def chosen_systems(names: list[str]) -> list[str]:
-    """Recipes of the systems named, with or without their size, in the order of the taxonomy."""
+    """Recipes of systems by name, with or without the size, in the order of the taxonomy."""
     suffix = f"_{SIDE}"
     recipes = {name if name.endswith(suffix) else f"{name}{suffix}": name for name in names}
     for recipe, name in recipes.items():
@@ -107,7 +107,7 @@ def chosen_systems(names: list[str]) -> list[str]:
 
 
 class Comparison(Suite[SystemResult]):
-    """All systems, with all seeds that were asked for in this storage."""
+    """All systems with all seeds asked for in a storage."""
 
     name, page = "compare", "compare.html"
     unsaved = frozenset({"title", "branch", "samples", "command"})
@@ -117,14 +117,14 @@ class Comparison(Suite[SystemResult]):
         return json.loads(self.root.read(SEEDS)) if self.root.exists(SEEDS) else []
 
     def add_seed(self, seed: int) -> None:
-        """Show rows of this seed from now on, next to those of seed 0."""
+        """Show rows of a seed from now on, next to rows of seed 0."""
         self.root.write(SEEDS, json.dumps(sorted({0, seed, *self.seeds})).encode())
 
     def keys(self) -> list[Key]:
         return [(recipe, seed) for seed in self.seeds for recipe in SYSTEMS]
 
     def result(self, key: Key, stages: Stages) -> SystemResult:
-        """What the finished stages of a system state."""
+        """Figures and samples in the finished stages of a system."""
         recipe, seed = key
         system, metadata = SYSTEMS[recipe], {name: artifact.metadata for name, artifact in stages.artifacts.items()}
         likelihood = metadata.get("likelihood", {}).get("summary", {})
@@ -156,7 +156,7 @@ class Comparison(Suite[SystemResult]):
         )
 
     def ordered(self) -> list[SystemResult]:
-        """All systems, each followed by what is finished of it with other seeds."""
+        """Results of all systems with seed 0, each followed by finished results of other seeds."""
         results = [self.results[recipe, seed] for recipe in SYSTEMS for seed in self.seeds]
         return [result for result in results if result.seed == 0 or not result.missing]
 
@@ -165,7 +165,10 @@ class Comparison(Suite[SystemResult]):
 
 
 def comparison_table(systems: Iterable[SystemResult]) -> Table:
-    """A row for each finished system and each seed, then held-out images, and these as PNGs; ± is a standard error."""
+    """A row for each finished system and seed, then held-out images, and PNGs of the same images.
+
+    ± is a standard error.
+    """
     systems = list(systems)
     rows = [system_cells(system) for system in systems if not system.missing]
     for row in [system.scale for system in systems if system.scale is not None][:1]:
@@ -207,7 +210,7 @@ def with_error(value: float, error: float | None, *, digits: int) -> str:
 
 
 def draw_comparison(systems: Sequence[SystemResult]) -> str:
-    """Distance against the seconds of one sample, as SVG: a point for each seed; empty without any."""
+    """Distance against the seconds of a sample, as SVG: a point for each seed; empty without points."""
     points: dict[str, list[tuple[float, float, float]]] = {}
     for system in systems:
         if not system.missing and system.made is not None and system.seconds_per_image:
@@ -215,7 +218,7 @@ def draw_comparison(systems: Sequence[SystemResult]) -> str:
             points.setdefault(system.title, []).append(point)
     if not points:
         return ""
-    series = [Series(title, *zip(*found, strict=True)) for title, found in points.items()]
+    series = [Series(title, *zip(*each, strict=True)) for title, each in points.items()]
     scale = next((system.scale for system in systems if system.scale is not None), None)
     levels = {} if scale is None else {f"{scale.name}, N {scale.samples}": scale.distance}
     label = f"Fréchet distance ({feature_network(systems)})"
@@ -227,7 +230,7 @@ def feature_network(systems: Iterable[SystemResult]) -> str:
 
 
 def sample_figures(systems: Iterable[SystemResult]) -> list[Figure]:
-    """The samples of each finished system, those of other seeds too."""
+    """Samples of each finished system and seed."""
     figures = []
     for system in systems:
         title = f"{system.title}, seed {system.seed}" if system.seed else system.title

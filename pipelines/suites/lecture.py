@@ -1,6 +1,6 @@
-"""The lecture, run: every system by its own recipe, and a page of all slides: `cascade lecture`, `make lecture`.
+"""The lecture, run: a recipe for every system, and a page of all slides: `cascade lecture`.
 
-Each slide has its formula, the code that is it, and what its systems made, measured and took.
+A slide shows formulas, the code of the formulas, and images, figures and training time of its systems.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,12 @@ from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.report import Figure, Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store
 from pipelines.engine import driver
 from pipelines.engine.display import duration
 from pipelines.engine.run_report import run_images, run_words, stage_curve, study_of
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
-from pipelines.suites.slides import LECTURE, CodeLine, CodeReference, Slide, read_code, read_slides
+from pipelines.suites.slides import LECTURE, CodeLine, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
 WIDEST = 2400  # pixels of an image on the page; reports have them whole
@@ -57,9 +56,9 @@ def run_lecture(
     console: Console,
     figures: Path | None = None,
 ) -> int:
-    """Run the recipes of the rows that are not finished, in turn. Returns 1 if one failed, 130 if interrupted. One that
-    is finished and that MLflow does not know runs too: it is sent again, and trains nothing.
+    """Run the unfinished recipes of rows in turn. Returns 1 if a recipe failed, 130 if interrupted.
 
+    A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
     Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
     first recipe and after each: all slides, with what there is by then, and what is missing.
 
@@ -101,7 +100,7 @@ def chosen_rows(names: list[str]) -> dict[str, str]:
 
 
 class Lecture(Suite[RecipeResult]):
-    """All rows, each with one seed."""
+    """All rows, with seed 0."""
 
     name, page = "lecture", "lecture.html"
     unsaved = frozenset({"row", "summary", "images", "words", "plots", "curves", "report"})
@@ -110,9 +109,14 @@ class Lecture(Suite[RecipeResult]):
         return [(recipe, 0) for recipe in chosen_rows([])]
 
     def result(self, key: Key, stages: Stages) -> RecipeResult:
-        """What the finished stages of a recipe state of held-out images, made, and took; and which are not finished."""
+        """Figures, images, plots, curves and training time in the finished stages of a recipe."""
         artifacts, trained, missing = stages
         studies = [study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata]
+        curves: dict[str, str] = {}
+        for stage, artifact in trained.items():
+            points = stage_curve(self.root, stage, artifact.key)
+            main = stage_curves(f"{stage}-{artifact.key[:6]}", points)["main"] if points else []  # the loss first
+            curves |= {f"{readable(stage)}: {each['metric'].replace('_', ' ')}": str(each["svg"]) for each in main[:3]}
         return RecipeResult(
             recipe=key[0],
             **catalog_entry(key[0]),
@@ -122,11 +126,7 @@ class Lecture(Suite[RecipeResult]):
             words=run_words(artifacts),
             plots={title: svg for study in studies for title, svg in study.plots.items()},
             tables={title: table for study in studies for title, table in study.tables.items()},
-            curves={
-                f"{readable(stage)}: {title}": svg
-                for stage, artifact in trained.items()
-                for title, svg in drawn_curves(self.root, artifact).items()
-            },
+            curves=curves,
             report="" if missing else f"runs/{self.runs[key]}/report.html",
             missing=missing,
         )
@@ -142,7 +142,7 @@ def catalog_entry(recipe: str) -> dict[str, str]:
 
 
 def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact]) -> dict[str, float]:
-    """Likelihoods that models state, headlines of studies, distances of what models made, and use of codes."""
+    """Likelihoods of models, headlines of studies, distances of images made, and use of codes, by name."""
     figures = {
         name.removeprefix(HELD_OUT): value
         for artifact in trained.values()
@@ -158,15 +158,8 @@ def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact
     return figures
 
 
-def drawn_curves(root: Store, artifact: Artifact) -> dict[str, str]:
-    """The first curves of a training, the loss first: metric -> SVG."""
-    points = stage_curve(root, artifact.stage, artifact.key)
-    main = stage_curves(f"{artifact.stage}-{artifact.key[:6]}", points)["main"] if points else []
-    return {entry["metric"].replace("_", " "): str(entry["svg"]) for entry in main[:3]}
-
-
 def rows_table(results: Sequence[RecipeResult]) -> Table:
-    """Figures of each result, one below the other."""
+    """A line for each result, with figures by name."""
     rows = []
     for result in results:
         figures = "\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in result.figures.items())
@@ -198,7 +191,7 @@ class ShownSlide(NamedTuple):
 
 
 def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult]) -> str:
-    """The page as HTML without script; it holds all it needs.
+    """The page as HTML without script, complete in itself.
 
     Args:
         results: by recipe, of all recipes that slides name.
@@ -212,7 +205,11 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
     for number, slide in enumerate(slides, start=1):
         anchor = f"slide-{number}"
         formulas = [Markup(convert(formula, display="block")) for formula in slide.formulas]
-        code = [shown_code(reference) for reference in slide.code]
+        code = []
+        for reference in slide.code:
+            lines = read_code(reference)
+            first = next(line.number for line in lines if line.is_formula)
+            code.append(ShownCode(f"{reference.file}:{first}", reference.name, lines))
         shown = [shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes]
         chapters.setdefault(slide.chapter, []).append(ShownSlide(anchor, slide, formulas, code, shown))
         homes |= {recipe: anchor for recipe in slide.recipes if recipe not in homes or not slide.shows}
@@ -221,15 +218,8 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
     return page.render(chapters=chapters, results=ordered, homes=homes)
 
 
-def shown_code(reference: CodeReference) -> ShownCode:
-    """The lines of a reference, and where the first of its formula stands."""
-    lines = read_code(reference)
-    first = next(line.number for line in lines if line.is_formula)
-    return ShownCode(f"{reference.file}:{first}", reference.name, lines)
-
-
 def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *, anchor: str) -> ShownResult:
-    """Images, plots and tables of a recipe that the slide names; if it names none, all that no other slide names.
+    """Images, plots and tables of a recipe by the names in `shows`; without names, the rest of the recipe.
 
     Names of elements start with the anchor, as each may stand once on a page.
     """
@@ -252,6 +242,6 @@ def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *,
 
 
 def own_images(images: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    """Images of a recipe's own: an autoencoder's reconstructions, and what a VAE draws; of others, what they make."""
+    """Reconstructions of an autoencoder, and images drawn by a VAE; of other recipes the images made."""
     own = {name: png for name, png in images.items() if name not in KEPT}
     return own if any(not name.startswith("vae_") for name in own) else images

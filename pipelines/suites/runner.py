@@ -1,4 +1,4 @@
-"""Runner of many recipes by one command: what is finished of each, the rest run in turn, one page, figures as JSON."""
+"""Runner of the many recipes of a command: unfinished recipes in turn, a page, and figures as JSON."""
 
 import datetime
 import json
@@ -46,7 +46,7 @@ class Stages(NamedTuple):
 
 
 class Result(Config):
-    """State of a recipe with a seed: in a storage by now, or its figures as a JSON file keeps them."""
+    """State of a recipe with a seed in a storage, or figures of a recipe in a JSON file."""
 
     recipe: str
     seed: int = 0  # of trainings and samples
@@ -64,7 +64,7 @@ FIGURES = TypeAdapter(dict[str, list[dict[str, Any]]])
 
 
 class Suite(ABC, Generic[R]):
-    """Recipes with their results in a storage, where a page shows them. A finished recipe is read once."""
+    """Recipes with results in a storage, and a page of the results. A finished recipe is read once."""
 
     name: ClassVar[str]  # of the command, and of its figures in a JSON file
     page: ClassVar[str]  # file in the storage
@@ -79,20 +79,20 @@ class Suite(ABC, Generic[R]):
 
     @abstractmethod
     def keys(self) -> list[Key]:
-        """All that the page shows, in its order."""
+        """Recipes and seeds of the page, in the order of the page."""
 
     @abstractmethod
     def result(self, key: Key, stages: Stages) -> R:
-        """What the finished stages of a recipe state."""
+        """The result in the finished stages of a recipe."""
 
     @abstractmethod
     def render(self) -> str:
         """The page as HTML without script, of all results."""
 
     def write(self) -> None:
-        """Read what was not finished when it was last read; write the page, and figures where they are asked for.
+        """Read unfinished recipes again, then write the page, and the file of figures if a name is given.
 
-        Raises UsageError if the file of the figures holds something else.
+        Raises UsageError if that file holds something else.
         """
         for key in self.keys():
             if key not in self.results or self.results[key].missing:
@@ -103,7 +103,7 @@ class Suite(ABC, Generic[R]):
             save_figures(self.figures, self.name, finished, unsaved=self.unsaved)
 
     def collect(self, key: Key) -> R:
-        """The result of a recipe, or why it can't be run here."""
+        """The result of a recipe, or the obstacle to running the recipe here."""
         try:
             prepared = driver.prepare(self.options(key))
         except SourceError as error:
@@ -114,7 +114,7 @@ class Suite(ABC, Generic[R]):
         return self.result(key, stages).model_copy(update=origin(self.root, prepared.run, stages.artifacts.values()))
 
     def options(self, key: Key) -> driver.RunOptions:
-        """Options of the run. A seed other than 0 has models of its own name: the champion stays that of seed 0."""
+        """Options of a run. Models of a seed other than 0 have another name: seed 0 keeps the champion."""
         recipe, seed = key
         return driver.RunOptions(
             recipe=recipe,
@@ -126,14 +126,14 @@ class Suite(ABC, Generic[R]):
         )
 
     def is_finished(self, key: Key) -> bool:
-        """Whether nothing of it is to run: every stage is there, and the report."""
+        """True if every stage of the recipe is finished and the report is written."""
         return not self.results[key].missing and self.root.exists(f"runs/{self.runs[key]}/report.html")
 
     def run(self, titles: Mapping[Key, str], *, noun: str, console: Console) -> int:
-        """Run what is not finished, in turn, and what MLflow does not know: that is sent again, and trains nothing.
+        """Run unfinished recipes in turn, and finished recipes unknown to MLflow, to send results again.
 
         Args:
-            titles: what to run -> how it is announced.
+            titles: announcement of each recipe and seed.
             noun: name of the recipes, in the plural.
 
         Returns 1 if one failed, 130 at once if interrupted.
@@ -160,7 +160,7 @@ class Suite(ABC, Generic[R]):
 
 
 def seed_assignments(recipe: Recipe, seed: int) -> list[str]:
-    """`--set` assignments of another seed for all trainings and samples of a recipe; data and measures keep theirs."""
+    """`--set` assignments of another seed for all trainings and samples, not for data and measures."""
     parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
     for name, value in [*parts.items()]:
         if isinstance(value, tuple):
@@ -170,7 +170,7 @@ def seed_assignments(recipe: Recipe, seed: int) -> list[str]:
 
 
 def finished_stages(prepared: driver.Prepared) -> Stages:
-    """Stages of a prepared run by whether they are finished."""
+    """The finished stages of a prepared run, and names of the unfinished."""
     artifacts = {entry.stage.name: entry.cached for entry in prepared.planned if entry.cached is not None}
     trained = {
         entry.stage.name: artifacts[entry.stage.name]
@@ -181,7 +181,7 @@ def finished_stages(prepared: driver.Prepared) -> Stages:
 
 
 def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
-    """Runs that MLflow does not know as ended well: it is new, or was away. None while it is away or turned off."""
+    """Runs that MLflow does not hold as finished; none while MLflow is away or turned off."""
     uri = tracking_uri(tracking)
     if uri is None or not runs:
         return set()
@@ -195,7 +195,7 @@ def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
 
 
 def origin(root: Store, run: str, artifacts: Iterable[Artifact]) -> dict[str, str]:
-    """Commit and date of the artifact that was finished last, and the machine of the run."""
+    """Commit and date of the newest artifact, and the machine of the run."""
     provenances = [artifact.provenance for artifact in artifacts if "started" in artifact.provenance]
     if not provenances:
         return {}
@@ -207,7 +207,7 @@ def origin(root: Store, run: str, artifacts: Iterable[Artifact]) -> dict[str, st
 
 
 def read_figures(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Results by suite, as `save_figures` writes them; none of a file that is not there. Raises UsageError."""
+    """Results by suite from a file of `save_figures`; none if there is no file. Raises UsageError."""
     if not file.exists():
         return {}
     try:
@@ -217,7 +217,7 @@ def read_figures(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def save_figures(file: Path, suite: str, results: Iterable[Result], *, unsaved: frozenset[str]) -> None:
-    """Put results into a JSON file, in place of those of the same recipe and seed; all others in it stay."""
+    """Put results into a JSON file, in place of entries of the same recipe and seed; the rest stays."""
     suites = read_figures(file)
     entries = {(entry["recipe"], entry.get("seed", 0)): entry for entry in suites.get(suite, [])}
     for result in results:

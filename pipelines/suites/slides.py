@@ -1,6 +1,6 @@
-"""Slides of the lecture, read from `lecture.md`, and the code that is their formulas, read from the source.
+"""Slides of the lecture, read from `lecture.md`, and the code of the formulas, read from the source.
 
-Code is read when a page is drawn, so that what the page shows is what runs.
+Code is read when a page is drawn, so that the page shows the lines that run.
 """
 
 import ast
@@ -19,7 +19,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class CodeReference(Config):
-    """Where a formula stands: in a function or class of a file, in the statement that holds these words."""
+    """Place of a formula in the code: a function or class of a file, and words of a statement in it."""
 
     file: str  # components/models/diffusion/schedule.py
     name: str  # Schedule.add_noise
@@ -27,7 +27,7 @@ class CodeReference(Config):
 
 
 class Slide(Config):
-    """One slide, or several that say one thing."""
+    """A slide of the lecture, or several with the same content."""
 
     chapter: str
     title: str
@@ -47,10 +47,10 @@ class CodeLine(NamedTuple):
 
 
 def read_slides(text: str) -> tuple[Slide, ...]:
-    """Slides in the order of a Markdown text; its first lines say how a slide is written.
+    """Slides of a Markdown text, in the order of the text; `lecture.md` says how a slide is written.
 
-    Raises LookupError, with the slide's title, for a line of a key that there is none of, and for a reference to code
-    that is no file, definition and words.
+    Raises LookupError, with the slide's title, for a list item with an unknown key, and for a `code` item that is
+    not a file, a definition and words.
     """
     slides, chapter = [], ""
     for section in re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]:
@@ -64,7 +64,7 @@ def read_slides(text: str) -> tuple[Slide, ...]:
 
 
 def read_slide(chapter: str, title: str, body: str) -> Slide:
-    """A slide whose paragraphs are words, formulas between `$$`, or lists of `- key: value`."""
+    """A slide of paragraphs: words, formulas between `$$`, or lists of `- key: value`."""
     words: list[str] = []
     formulas: list[str] = []
     values: dict[str, list[str]] = {key: [] for key in ("slip", "code", "recipes", "shows", "row")}
@@ -96,7 +96,7 @@ def read_slide(chapter: str, title: str, body: str) -> Slide:
 
 
 def read_code(reference: CodeReference) -> list[CodeLine]:
-    """The definition without its docstring, its formula marked.
+    """The lines of a definition without the docstring, the formula marked.
 
     Raises LookupError where there is no such file, definition or statement (any more).
     """
@@ -116,18 +116,19 @@ def read_code(reference: CodeReference) -> list[CodeLine]:
 
 def find_definition(tree: ast.Module, reference: CodeReference) -> Definition:
     """The function or class called so, methods as `Class.method`."""
-    found: ast.Module | Definition = tree
+    scope: list[ast.stmt] = tree.body
+    definition = None
     for part in reference.name.split("."):
-        inside = [node for node in found.body if isinstance(node, Definition) and node.name == part]
-        if not inside:
+        definition = next((node for node in scope if isinstance(node, Definition) and node.name == part), None)
+        if definition is None:
             raise LookupError(f"no {reference.name} in {reference.file}")
-        found = inside[0]
-    assert not isinstance(found, ast.Module)
-    return found
+        scope = definition.body
+    assert definition is not None  # `split` gives a part at least
+    return definition
 
 
 def find_statement(definition: Definition, lines: list[str], reference: CodeReference) -> range:
-    """Line numbers of the smallest statement of the definition that holds the reference's words."""
+    """Line numbers of the smallest statement of the definition with the words of the reference."""
     inside = range(body_start(definition), (definition.end_lineno or 0) + 1)
     first = next((number for number in inside if reference.words in lines[number - 1]), None)
     if first is None:
@@ -136,13 +137,13 @@ def find_statement(definition: Definition, lines: list[str], reference: CodeRefe
 
 
 def spans_of(definition: Definition) -> list[range]:
-    """Line numbers of each statement that holds no other ones."""
+    """Line numbers of each statement without statements inside."""
     nodes = [node for node in ast.walk(definition) if isinstance(node, ast.stmt) and not hasattr(node, "body")]
     return [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in nodes]
 
 
 def shown_parts(definition: Definition, formula: range) -> list[range]:
-    """Numbers of the lines of the head and of the body; of long ones those near the formula; empty: a cut."""
+    """Line numbers of head and body; of a long head or body the lines near the formula; empty: a cut."""
     head, cut = range(definition.lineno, definition.body[0].lineno), range(0)
     body = range(body_start(definition), (definition.end_lineno or 0) + 1)
     near = body if len(body) <= WHOLE else whole_statements(definition, body, formula)

@@ -11,11 +11,14 @@ from rich.console import Console
 from components.data.errors import SourceError
 from components.data.sources import fashion_mnist
 from components.runtime.storage.artifact import Artifact
+from pipelines import suites
 from pipelines.engine import driver
-from pipelines.recipes.catalog import ROWS
+from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.recipes.fashion import FASHION
-from pipelines.suites.lecture import Lecture, RecipeResult, chosen_rows, run_lecture
+from pipelines.recipes.shapes import Recipe
+from pipelines.suites.lecture import SLIDES, Lecture, RecipeResult, chosen_rows, run_lecture
 from pipelines.suites.runner import finished_stages
+from pipelines.suites.slides import read_slides
 from pipelines.workflow import PlannedStage
 from tests.image_sets import write_idx
 
@@ -112,3 +115,21 @@ def test_a_recipe_with_all_its_stages_and_its_report_is_not_run_again(lecture: L
     assert lecture.is_finished(key)
     lecture.results[key] = result.model_copy(update={"missing": ("samples",)})
     assert not lecture.is_finished(key)
+
+
+def test_a_new_row_is_a_recipe_with_its_row_and_a_slide(lecture: Lecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def smaller_gan() -> Recipe:
+        """D16: a smaller GAN."""
+        return RECIPES["gan"]()
+
+    slide = "# One\n\n## New\n\n$$x$$\n\n- recipes: smaller_gan\n"
+    monkeypatch.setattr(suites.lecture, "SLIDES", (*SLIDES, *read_slides(slide)))
+    lecture.results = {(recipe, 0): RecipeResult(recipe=recipe) for recipe in chosen_rows([])}
+    monkeypatch.setitem(ROWS, smaller_gan, "D16")
+    monkeypatch.setitem(RECIPES, "smaller_gan", smaller_gan)
+    lecture.write()
+    page = lecture.root.read(lecture.page).decode()
+    assert chosen_rows(["D16"]) == {"smaller_gan": "D16"}
+    assert "<h4>D16: smaller gan</h4>" in page
+    assert "A smaller GAN." in page
+    assert "<code>make lecture ROW=smaller_gan</code>" in page
