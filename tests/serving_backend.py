@@ -13,12 +13,13 @@ import torch
 import uvicorn
 from starlette.types import ASGIApp
 
+from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
-from components.serving.cards import card_of
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused
 from components.serving.settings import ServedModel, ServiceSettings
+from components.serving.versions import Version
 from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
 from tests.tiny_diffusion_branches import base
 from tests.tiny_generators import PRIORS, token_branch
@@ -51,8 +52,8 @@ class SmallBackend:
         self._one = threading.Lock()
 
     async def card(self) -> Card:
-        source = f"models:/{self.name}@champion"
-        return card_of(self.cascade, name=self.name, source=source, version=self.version, created=CREATED)
+        model = ServedModel(name=self.name, source=f"models:/{self.name}@champion")
+        return Version(model, Named(self.name, self.version, CREATED), self.cascade).card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         self.jobs.append(job)

@@ -1,51 +1,59 @@
-"""The service's HTTP: OpenAI's image API over models, wherever they run."""
+"""Routes of the service: OpenAI's image API over models, wherever they run, and the page."""
 
 import asyncio
+import json
+import mimetypes
+import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Security
+from fastapi import Depends, FastAPI, Form, Security, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
+from pydantic import AliasChoices, Field, model_validator
+from starlette.datastructures import UploadFile as FormFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
 
+from components.sampling.requests import form_choices, form_fields
 from components.serving.api_models import (
     Asked,
     Edit,
     Generation,
+    Text,
     check_limits,
     check_output,
     generator_of,
     job_of,
     output_of,
 )
-from components.serving.bodies import EDITS, GENERATIONS, limited
-from components.serving.errors import ErrorAnswer, ServiceError, add_error_answers, of_refused, of_validation
-from components.serving.keys import gate
-from components.serving.messages import Backend, Card, Event, GeneratorCard, Refused, Unavailable
-from components.serving.middleware import noted, notes_of
-from components.serving.page import add_page
+from components.serving.errors import ErrorAnswer, ServiceError, of_unavailable, of_validation, shown
+from components.serving.messages import Backend, Card, Unavailable
+from components.serving.middleware import EDITS, GENERATIONS, NOTES, gate, limited, noted
 from components.serving.responses import (
-    STOPPED,
     Call,
-    EventStream,
     ImageEvent,
     ImagesAnswer,
     Kind,
     ModelEntry,
     ModelList,
     entry,
-    event_lines,
     images_answer,
+    stream_answer,
+    watched,
 )
-from components.serving.settings import Limits, ServiceSettings
-from components.serving.uploads import FILES, GivenImages, decoded, read_form, read_given
-from components.serving.watching import ClientGoneError, watched
+from components.serving.settings import ServiceSettings
+from components.serving.uploads import decoded, read_given
 
+PAGE, FIELDS_MODULE = Path(__file__).parent / "page", "/page/fields.js"  # the module is generated
+FILES = ("image", "mask", "condition")
+MOST_FIELDS = 100  # of a form
+SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "What the request must say instead"},
     "503": {"model": ErrorAnswer, "description": "Not now: Retry-After says in how many seconds"},
@@ -53,32 +61,57 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}")
 EVENT = {name: value for name, value in EVENT.items() if name != "$defs"}  # the answer that is no stream has them too
 STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
-FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+BEARER = Security(HTTPBearer(auto_error=False, description="Where the service has keys"))
+
+
+class EditForm(Edit):
+    """An edit as a form: texts, and images as files."""
+
+    image: UploadFile = Field(validation_alias=AliasChoices("image", "image[]"))  # OpenAI's clients send lists of one
+    mask: UploadFile | None = None
+    """Of the image's size: transparent where it is to be made, or white if nothing is."""
+    condition: UploadFile | Text | None = None  # pyrefly: ignore[bad-override]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_stages(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Collects the fields sampling[STAGE][SETTING], in which clients send what is nested."""
+        stages: dict[str, dict[str, Any]] = {}
+        for name, text in fields.items():
+            if (setting := SETTING.fullmatch(name)) and text:
+                stages.setdefault(setting[1], {})[setting[2]] = plain(text)
+        if stages and "sampling" in fields:
+            raise ServiceError(400, "sampling is given as JSON and as fields: give it once", param="sampling")
+        others = {name: value for name, value in fields.items() if not SETTING.fullmatch(name)}
+        return others | ({"sampling": stages} if stages else {})
 
 
 @dataclass(frozen=True)
 class Service:
-    """Models, and what was last heard of them."""
+    """Models, and the last cards that were heard of them."""
 
     backends: Mapping[str, Backend]
     settings: ServiceSettings
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
     asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
-    def name(self, asked: str | None) -> str:
-        """The model that is asked for. Raises ServiceError if it is not served, or is one of several without a name."""
+    def name(self, name: str | None) -> str:
+        """Returns the name of the model that answers.
+
+        Raises ServiceError if no model of this name is served, or none is named and there are several.
+        """
         there = " or ".join(self.backends)
-        if asked is None and len(self.backends) == 1:
+        if name is None and len(self.backends) == 1:
             return next(iter(self.backends))
-        if asked is None:
+        if name is None:
             raise ServiceError(400, f"several models are served: set model to {there}", param="model")
-        if asked not in self.backends:
-            message = f"no model {asked!r:.80} is served here: choose {there}"
+        if name not in self.backends:
+            message = f"no model {name!r:.80} is served here: choose {there}"
             raise ServiceError(404, message, param="model", code="model_not_found")
-        return asked
+        return name
 
     async def card(self, name: str, *, most_age: float) -> Card:
-        """What a model answers to, as heard in the last `most_age` seconds. Raises Unavailable."""
+        """Returns a model's card as heard in the last `most_age` seconds. Raises Unavailable."""
         when, card = self.heard.get(name, (-most_age, None))
         if card is not None and time.monotonic() - when < most_age:
             return card
@@ -98,7 +131,7 @@ class Service:
 
 
 def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, keys: Sequence[str] = ()) -> FastAPI:
-    """The routes of a service.
+    """Returns the application of a service.
 
     Args:
         backends: by the names that clients choose models by.
@@ -108,45 +141,103 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, key
     """
     if settings.keys_required and not keys:
         raise ValueError("on an address that others reach a service needs keys: set CASCADE_API_KEYS")
-    no_pages = {"docs_url": None, "redoc_url": None}  # they would load scripts of other hosts
+    limits = settings.limits
     app = FastAPI(
         title="image-cascade",
         version="1",
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
-        **no_pages,
+        docs_url=None,  # as the next, it would load scripts of other hosts
+        redoc_url=None,
+        form_limits={"max_files": len(FILES), "max_fields": MOST_FIELDS, "max_part_size": limits.body_bytes},
+        exception_handlers=dict.fromkeys(
+            (ServiceError, Unavailable, RequestValidationError, HTTPException), answer_error
+        ),
     )
-    app.state.fields = (*Generation.model_fields,)
     service = Service(backends, settings)
-    add_error_answers(app)
     add_image_routes(app, service)
     add_model_routes(app, service)
     add_page(app)
-    app.add_middleware(limited, limits=settings.limits, calls=settings.calls)
+    app.add_middleware(limited, limits=limits, calls=settings.calls)
     app.add_middleware(gate, keys=keys)
     app.add_middleware(noted)  # the last one added is the outermost
     return app
 
 
+async def answer_error(request: HttpRequest, error: Exception) -> Response:
+    """Answers an error of a route, of a model, or of FastAPI in OpenAI's form."""
+    match error:
+        case ServiceError():
+            return error.response()
+        case Unavailable():
+            return of_unavailable(error).response()
+        case RequestValidationError():
+            model = EditForm if request.scope["route"].path == EDITS else Generation
+            return of_validation(error.errors(), model.model_fields).response()
+        case HTTPException(status_code=404):
+            message = "nothing is at this address: /openapi.json names those that there are"
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message = f"{request.method} is not for this address: use {allowed}"
+        case HTTPException(status_code=400) if request.headers.get("content-type", "").startswith("multipart/"):
+            message = f"the form can't be read ({error.detail.rstrip('.')}): send multipart/form-data"
+        case HTTPException(status_code=400):
+            message = "the body can't be read: send JSON in UTF-8, not too deep"
+        case HTTPException():
+            message = error.detail
+        case _:
+            raise error
+    return ServiceError(error.status_code, message).response(error.headers)
+
+
 def needs_json(request: HttpRequest) -> None:
+    """Raises ServiceError for a body of another media type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ServiceError(415, "send JSON: Content-Type must be application/json")
 
 
-Bearer = Security(HTTPBearer(auto_error=False, description="Where the service has keys"))
+async def needs_form(request: HttpRequest) -> None:
+    """Raises ServiceError for another media type, no image, and what FastAPI would pass over in a form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise ServiceError(415, "send the image in a form: Content-Type must be multipart/form-data")
+    names, files = set[str](), set[str]()
+    for name, value in (await request.form()).multi_items():  # which FastAPI has read
+        if isinstance(value, FormFile):
+            name = name.removesuffix("[]")
+            if name not in FILES:
+                raise ServiceError(400, f"unknown file {shown(name)}: give image, and mask or condition", param=name)
+            if name in files:
+                raise ServiceError(400, f"{name} is given twice: one image is worked on at a time", param=name)
+            files.add(name)
+        elif value:
+            if name in names:
+                raise ServiceError(400, f"field {shown(name)} is given twice: give it once", param=name)
+            names.add(name)
+    for name in ("image", *({"mask"} & names)):
+        if name not in files:
+            raise ServiceError(400, f"{name} is missing: send it as a file of the form", param=name)
+
+
+def plain(text: str) -> Any:
+    """Returns a number, true, false, null or a list where the text is one."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def add_image_routes(app: FastAPI, service: Service) -> None:
-    """What makes images."""
+    """Adds the routes that make images."""
 
     @app.post(
         GENERATIONS,
         response_model=ImagesAnswer,
         responses={200: STREAM, **ERRORS},
-        dependencies=[Bearer, Depends(needs_json)],
+        dependencies=[BEARER, Depends(needs_json)],
     )
-    async def create_images(asked: Generation, request: HttpRequest) -> Response:
+    async def create_images(asked: Generation, request: HttpRequest) -> Response | ImagesAnswer:
         """Make images of a prompt or a class; with `stream` as server-sent events."""
         return await answer(service, request, asked, {}, kind="image_generation")
 
@@ -154,37 +245,33 @@ def add_image_routes(app: FastAPI, service: Service) -> None:
         EDITS,
         response_model=ImagesAnswer,
         responses={200: STREAM, **ERRORS},
-        dependencies=[Bearer],
-        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": edit_form()}}}},
+        dependencies=[BEARER, Depends(needs_form)],
     )
-    async def edit_image(request: HttpRequest) -> Response:
+    async def edit_image(
+        asked: Annotated[EditForm, Form(media_type="multipart/form-data")], request: HttpRequest
+    ) -> Response | ImagesAnswer:
         """Make an image of one that is given: fill its mask, or do what `task` says."""
-        form = await read_form(request, service.settings.limits)
-        if "image" not in form.files:
-            raise ServiceError(400, "image is missing: send it as a file of the form", param="image")
-        try:
-            asked = Edit.model_validate(form.fields)
-        except ValidationError as error:
-            raise of_validation(error.errors(), (*Edit.model_fields, *FILES)) from None
-        return await answer(service, request, asked, form.files, kind="image_edit")
+        given = {name: getattr(asked, name) for name in FILES}
+        files = {name: await file.read() for name, file in given.items() if isinstance(file, FormFile)}
+        return await answer(service, request, asked, files, kind="image_edit")
 
 
 def add_model_routes(app: FastAPI, service: Service) -> None:
-    """What says which models are there."""
+    """Adds the routes that tell which models there are."""
 
-    @app.get("/v1/models", responses=ERRORS, dependencies=[Bearer])
+    @app.get("/v1/models", responses=ERRORS, dependencies=[BEARER])
     async def list_models() -> ModelList:
         """The served models, and what each of them can do."""
-        found = await asyncio.gather(
+        answers = await asyncio.gather(
             *(service.card(name, most_age=0) for name in service.backends), return_exceptions=True
         )
-        cards = [card for card in found if isinstance(card, Card)]
-        for failure in found:  # one that is away leaves the list to the others
+        cards = [card for card in answers if isinstance(card, Card)]
+        for failure in answers:  # one that is away leaves the list to the others
             if isinstance(failure, BaseException) and not (cards and isinstance(failure, Unavailable)):
                 raise failure
         return ModelList(data=[entry(card) for card in cards])
 
-    @app.get("/v1/models/{model:path}", responses=ERRORS, dependencies=[Bearer])
+    @app.get("/v1/models/{model:path}", responses=ERRORS, dependencies=[BEARER])
     async def get_model(model: str) -> ModelEntry:
         """A served model, and what it can do."""
         return entry(await service.card(service.name(model), most_age=0))
@@ -194,55 +281,52 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"status": "ok"})
 
 
-def edit_form() -> dict[str, Any]:
-    """The schema of a form with an image."""
-    schema = Edit.model_json_schema()
-    mask = FILE | {"description": "Of the image's size: transparent where it is to be made, or white if nothing is"}
-    files = {"image": FILE, "mask": mask, "condition": FILE}
-    return schema | {"properties": schema["properties"] | files, "required": ["image"]}
+def add_page(app: FastAPI) -> None:
+    """Serves the page at `/` and its files at `/page/NAME`; no key is asked for them."""
+    mimetypes.add_type("text/javascript", ".js")  # the tables of some machines know it by an older name
+    files = StaticFiles(directory=PAGE)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index(request: HttpRequest) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+    @app.api_route(FIELDS_MODULE, methods=["GET", "HEAD"], include_in_schema=False)
+    async def fields() -> Response:
+        return Response(fields_module(), media_type="text/javascript")
+
+    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page_file(name: str, request: HttpRequest) -> Response:
+        return await files.get_response(name, request.scope)
+
+
+def fields_module() -> str:
+    """Returns the page's module of its controls: `OPTIONS` of a request, `CHOICES` of a stage's settings."""
+    values = {"OPTIONS": form_fields(), "CHOICES": form_choices()}
+    return "".join(f"export const {name} = {json.dumps(value)};\n" for name, value in values.items())
 
 
 async def answer(
     service: Service, request: HttpRequest, asked: Asked, files: Mapping[str, bytes], *, kind: Kind
-) -> Response:
-    """Make what is asked for. Raises ServiceError or Unavailable before the first byte of the answer."""
-    limits, notes = service.settings.limits, notes_of(request.scope)
+) -> Response | ImagesAnswer:
+    """Makes the images of a request. Raises ServiceError or Unavailable before the first byte of the answer.
+
+    Args:
+        files: encoded images by their field; a condition in base64 is read from the request itself.
+    """
+    limits, notes = service.settings.limits, request.scope[NOTES]
     notes.model = name = service.name(asked.model)
     check_limits(asked, limits)
     check_output(asked)
     card = await service.card(name, most_age=service.settings.poll_seconds)
     generator = generator_of(asked, card, on_images=kind == "image_edit")
-    given = await given_images(asked, files, generator, limits)
-    job = job_of(asked, generator, given)
+    if isinstance(asked.condition, str):
+        files = {**files, "condition": decoded("condition", asked.condition)}
+    task = asked.task if isinstance(asked, Edit) else None
+    # In a thread, away from the loop that others wait for.
+    images = await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
+    job = job_of(asked, generator, images)
     notes.images = len(job.requests)
     call = Call(kind, name, job, *output_of(asked))
-    made = service.backends[name].make(job)
-    events = watched(made, receive=request.receive, started=notes.started, seconds=limits.seconds)
-    try:
-        if asked.stream:
-            return await stream(call, events)
-        found = await images_answer(call, events)
-    except ClientGoneError:
-        raise ClientDisconnect from None
-    return JSONResponse(found.model_dump())
-
-
-async def given_images(
-    asked: Asked, files: Mapping[str, bytes], generator: GeneratorCard, limits: Limits
-) -> GivenImages:
-    """The images of a request, decoded away from the loop that others wait for."""
-    task = asked.task if isinstance(asked, Edit) else None
-    if asked.condition is not None:
-        files = {**files, "condition": decoded("condition", asked.condition)}
-    return await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
-
-
-async def stream(call: Call, events: AsyncGenerator[Event]) -> Response:
-    """The events, of which the first has come: until then an error has a status."""
-    first = await anext(events, None)
-    if first is None:
-        raise Unavailable(STOPPED)
-    if isinstance(first, Refused):
-        await events.aclose()
-        raise of_refused(first, call.job.requests[0])
-    return EventStream(event_lines(call, first, events), events)
+    images_of_job = service.backends[name].make(job)
+    events = watched(images_of_job, receive=request.receive, started=notes.started, seconds=limits.seconds)
+    return await (stream_answer if asked.stream else images_answer)(call, events)

@@ -1,5 +1,4 @@
-"""The one thread of a replica that samples: images of several jobs together, where they agree on everything but what
-they show.
+"""The sampling thread of a replica: images of several jobs together, where they agree on everything but their content.
 
 `serve.batch` of Ray Serve does something else. It cuts batches by the clock, so that a lone image waits for company and
 a late one misses it by a moment; it can't hold back those whose sampling options or version of the model differ, which
@@ -11,24 +10,29 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ray.util.metrics import Counter, Gauge, Histogram
 
-from components.sampling.generator import OnStep
+from components.configuration.sampling import DiffusionSampling
+from components.sampling.generator import Generator, OnStep
+from components.sampling.generators.diffusion import first_sampling
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
-from components.sampling.model import most_at_once
+from components.sampling.model import most_at_once, sampling_of
+from components.sampling.request_forms import settings_of, with_settings
 from components.sampling.requests import Request
-from components.serving.measures import Measures
 from components.serving.messages import FinishedImage, ImageJob, Partial
-from components.serving.previews import Shown, shown_steps, steps_of
 from components.serving.versions import Version
 
 LOG = logging.getLogger("cascade.serving")
-Tell = Callable[[Partial | FinishedImage | Exception], object]  # what comes of a job; an exception is the last of it
+SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
+IMAGES = [1, 2, 4, 8, 16, 32, 64]
+Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes the events of a job; an exception is the last
+Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the preview from 0
 
 
 class BusyError(Exception):
@@ -45,6 +49,30 @@ class FailedError(Exception):
 
 class _EndedError(Exception):
     """Nobody wants the batch any more."""
+
+
+class Measures:
+    """The counts of one replica, through Ray's metrics; their names on Prometheus' page start with `ray_`."""
+
+    def __init__(self, model: str) -> None:
+        tags = ("model",)
+        self.requests = Counter(
+            "cascade_serve_requests", "Jobs that ended, by the code that HTTP has for it", (*tags, "code")
+        )
+        self.images = Counter("cascade_serve_images", "Images that were made", (*tags, "generator"))
+        self.steps = Counter(
+            "cascade_serve_steps", "Steps, denoising steps or tokens, times images", (*tags, "generator")
+        )
+        self.seconds = Histogram("cascade_serve_request_seconds", "From arrival to end", SECONDS, (*tags, "code"))
+        self.batch = Histogram("cascade_serve_batch_images", "Images of a batch", IMAGES, (*tags, "generator"))
+        self.waiting = Gauge("cascade_serve_waiting_images", "Images that no batch has yet", tags)
+        for metric in vars(self).values():
+            metric.set_default_tags({"model": model})
+
+    def ended(self, code: int, seconds: float) -> None:
+        """Counts a job, with the code that HTTP has for how it ended; 499: its client went away."""
+        self.requests.inc(1, {"code": str(code)})
+        self.seconds.observe(seconds, {"code": str(code)})
 
 
 @dataclass(eq=False)
@@ -67,7 +95,7 @@ class WaitingImage:
     alone: bool = False  # a batch with it failed: it may be the reason
 
     def joins(self, oldest: "WaitingImage") -> bool:
-        """Whether it can be in the batch of the image that waits longest."""
+        """Returns whether the image can be in the batch of the one that waits longest."""
         if self is oldest:
             return True
         return (
@@ -78,7 +106,7 @@ class WaitingImage:
 
 
 class Batcher:
-    """Takes jobs from any thread; tells what comes of them from its own.
+    """Takes jobs from any thread; tells their events from its own.
 
     Args:
         waiting_images: as many may wait; those of the batch that is sampled don't.
@@ -99,7 +127,7 @@ class Batcher:
         self._thread.start()
 
     def add(self, job: ImageJob, version: Version, tell: Tell) -> Ticket:
-        """Take a checked job whose images the version is to make. Raises BusyError if too many images wait."""
+        """Takes a checked job whose images the version is to make. Raises BusyError if too many images wait."""
         ticket, images = Ticket(tell, version), []
         for place, request in enumerate(map(version.cascade.with_generator, job.requests)):
             steps = steps_of(version.cascade.makers[str(request.generator)], request) if job.partial_images else {}
@@ -114,13 +142,13 @@ class Batcher:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody wants the job any more: its images don't wait, and a batch of nothing else ends between two steps."""
+        """Drops a job that nobody wants any more; a batch of nothing else ends between two steps."""
         ticket.left = True
         with self._changed:
             self._change([image for image in self._waiting if image.ticket is not ticket])
 
     def close(self) -> None:
-        """Sample no more; the thread ends between two steps."""
+        """Ends the thread between two steps."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -131,7 +159,7 @@ class Batcher:
         return self._thread.is_alive()
 
     def report(self) -> None:
-        """Say again how many images wait: Ray exports no gauge that was last set more than 20 s ago."""
+        """Reports again how many images wait: Ray exports no gauge that was last set more than 20 s ago."""
         with self._changed:
             self._measures.waiting.set(len(self._waiting))
 
@@ -154,7 +182,7 @@ class Batcher:
             self._batch_seconds = time.monotonic() - started
 
     def _next_batch(self) -> list[WaitingImage]:
-        """The image that waits longest, with those that can join it; [] at the end."""
+        """Returns the image that waits longest, with those that can join it; [] at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
@@ -184,11 +212,12 @@ class Batcher:
         self._measures.images.inc(len(batch), tags)
         for image, stages in zip(batch, finished, strict=True):
             if not image.ticket.left:
-                png = version.png(list(stages.values())[-1], image.request)
+                settings = settings_of(image.request, model=version.named.name, version=version.number)
+                png = with_settings(encode_png(list(stages.values())[-1]), settings)
                 image.ticket.tell(FinishedImage(image.place, png, version.number))
 
     def _failed(self, batch: Sequence[WaitingImage], error: Exception) -> None:
-        """Sampling raised, though the requests were checked: of several images each is tried alone, and goes first."""
+        """Tries each image of a batch alone and first: sampling raised, though the requests were checked."""
         if len(batch) > 1:
             LOG.warning("a batch of %s images failed (%s): each is tried alone", len(batch), type(error).__name__)
             again = [image for image in batch if not image.ticket.left]
@@ -203,13 +232,13 @@ class Batcher:
 
 
 def most_together(batch_images: int, oldest: WaitingImage) -> int:
-    """Images of a batch: no more than the cascade's networks, and the size that is asked for, leave memory for."""
+    """Returns the most images of a batch that the cascade's networks, and the size asked for, leave memory for."""
     most = min(batch_images, oldest.ticket.version.cascade.most_at_once)
     return most if oldest.request.size is None else min(most, most_at_once(max(oldest.request.size)))
 
 
 def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
-    """Tells the previews of those that want some; None where nobody does, which costs nothing."""
+    """Returns a function that tells the previews; None where nobody wants any, which costs nothing."""
     if not any(image.shown for image in batch):
         return None
 
@@ -222,3 +251,22 @@ def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
             image.ticket.tell(Partial(image.place, image.shown[now], *now, encode_png(pixels)))
 
     return on_step
+
+
+def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
+    """Returns at most so many previews, evenly over all steps of all stages but the last step, the image itself."""
+    every = [(stage, step) for stage, count in steps.items() for step in range(1, count + 1)]
+    places = {round((number + 1) * len(every) / (previews + 1)) for number in range(previews)}
+    inside = sorted(place for place in places if 1 <= place < len(every))
+    return {every[place - 1]: number for number, place in enumerate(inside)}
+
+
+def steps_of(maker: Generator, request: Request) -> dict[str, int]:
+    """Returns the denoising steps of each stage that shows them, in their order, for a checked request."""
+    if not maker.shows_steps:
+        return {}
+    return {
+        model.name: (first_sampling if model is maker.first else sampling_of)(model, request).steps_taken
+        for model in maker.models
+        if isinstance(model.sampling, DiffusionSampling)
+    }

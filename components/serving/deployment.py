@@ -1,53 +1,224 @@
-"""The service as an application of Ray Serve: the API in front, a deployment of replicas for each model behind it."""
+"""The service on Ray Serve: the API in front, replicas of each model behind it; begun and ended.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+The API's process imports nothing of MLflow, so the replicas' module is imported where they are described.
+"""
 
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+
+from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
 
-from components.serving.ray_backend import Api
-from components.serving.replica import Model
+from components.serving.app import build_app
+from components.serving.messages import Card, Event, ImageJob, Taken, Unavailable
 from components.serving.settings import ServedModel, ServiceSettings
 
+LOG = logging.getLogger("cascade.serving")
+APPLICATION = "image-cascade"
+ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+TAKE_SECONDS = 30.0  # for a replica to take a job: it is there and says so at once, or it is being started
+LOST = (RayActorError, ReplicaUnavailableError)  # the replica's process is gone, or no replica any more
+TRIES = 2
 LOOKS = 10_000  # requests more than are answered with images: none for health or the page ever waits for a place
+CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late; that a process is gone Ray sees by itself
+
+
+class StartError(Exception):
+    """The service can't be begun; the message is one line."""
+
+
+class Api:
+    """The deployment for HTTP: no weights, and a connection to each model.
+
+    Args:
+        read_keys: gives the API keys in this process, so that no other is sent them. Raises ValueError.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
+    ) -> None:
+        self._settings, self._read_keys = settings, read_keys
+        self._backends = {name: RayBackend(handle, seconds=settings.limits.seconds) for name, handle in models.items()}
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._backends, self._settings, keys=self._read_keys())
+
+
+class RayBackend:
+    """A model in other processes.
+
+    Args:
+        seconds: that a replica gives a job.
+    """
+
+    def __init__(self, handle: DeploymentHandle, *, seconds: float) -> None:
+        self._handle, self._streaming, self._seconds = handle, handle.options(stream=True), seconds
+
+    async def card(self) -> Card:
+        """Returns the model's card. Raises Unavailable if no replica says it in time."""
+        try:
+            return await asyncio.wait_for(self._handle.card.remote(), TAKE_SECONDS)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise Unavailable("the model can't be reached now; try again in a moment") from error
+
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
+        """Yields the events of a job; if its replica is lost before it told anything, another one gets it, once.
+
+        Raises Unavailable if no replica takes it in time, or the one that did is lost.
+        """
+        is_told = False
+        for number in range(1, TRIES + 1):
+            try:
+                async with aclosing(self._of_one_replica(job)) as events:
+                    async for event in events:
+                        is_told = True
+                        yield event
+                return
+            except LOST as error:
+                LOG.warning("a replica was lost with a job (%s)", type(error).__name__)
+                if is_told or number == TRIES:
+                    raise Unavailable("the model was lost on the way; try again") from error
+            except RayTaskError as error:
+                raise Unavailable("the model failed to make this image; try again, or ask for another") from error
+            except (RayError, RayServeException, TimeoutError) as error:
+                raise Unavailable("the model can't be reached now; try again in a moment") from error
+
+    async def _of_one_replica(self, job: ImageJob) -> AsyncGenerator[Event]:
+        responses = self._streaming.make.remote(job)
+        seconds = TAKE_SECONDS
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(anext(responses), seconds)
+                except StopAsyncIteration:
+                    return
+                seconds = self._seconds + TAKE_SECONDS  # the replica keeps the time; it may be lost without a word
+                if not isinstance(event, Taken):
+                    yield event
+        finally:
+            responses.cancel()  # nothing where it has ended
 
 
 def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
-    """The application that `serve.run` and `serve deploy` take.
+    """Returns the application that `serve.run` and `serve deploy` take.
 
     Args:
         read_keys: gives the API keys in the process that compares them.
     """
     models = {model.name: model_application(model, settings) for model in settings.models}
-    room = settings.calls + settings.limits.bodies + LOOKS  # the API itself counts bodies and calls, and refuses
-    api = serve.deployment(name="Api", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=room, **life(settings))(
-        serve.ingress()(Api)
-    )
+    api = serve.deployment(
+        name="Api",
+        ray_actor_options={"num_cpus": 0},
+        # The API itself counts bodies and calls, and refuses.
+        max_ongoing_requests=settings.calls + settings.limits.bodies + LOOKS,
+        health_check_period_s=CHECK_SECONDS,
+        health_check_timeout_s=SILENT_SECONDS,
+        graceful_shutdown_timeout_s=settings.limits.seconds,  # as long as an answer may take
+    )(serve.ingress()(Api))
     return api.bind(settings, models, read_keys)
 
 
 def model_application(model: ServedModel, settings: ServiceSettings) -> Application:
-    """The replicas of one model."""
-    replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    """Returns the replicas of one model."""
+    from components.serving.replica import Model
+
+    scaling = None
     if settings.max_replicas > settings.min_replicas:
-        scaling = {"min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas}
-        # More jobs than one batch holds: another replica would start on them at once.
-        replicas = {"autoscaling_config": scaling | {"target_ongoing_requests": settings.batch_images}}
+        scaling = AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.max_replicas,
+            target_ongoing_requests=settings.batch_images,  # another replica would start at once on more than a batch
+        )
     deployment = serve.deployment(
         name=model.name.replace("/", "-").replace("#", "-"),  # Serve parts names by these
+        num_replicas=settings.min_replicas if scaling is None else None,
+        autoscaling_config=scaling,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         max_ongoing_requests=settings.replica_calls,
-        **life(settings),
-        **replicas,
+        health_check_period_s=CHECK_SECONDS,
+        health_check_timeout_s=SILENT_SECONDS,
+        graceful_shutdown_timeout_s=settings.limits.seconds,
     )(Model)
     return deployment.bind(model, settings)
 
 
-def life(settings: ServiceSettings) -> dict[str, float]:
-    """How a replica is watched, and how long it may go on with what it has when it is to end."""
-    return {
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 60,  # a busy node answers late; that a process is gone Ray sees by itself
-        "graceful_shutdown_timeout_s": settings.limits.seconds,
-    }
+def check_room(host: str, port: int) -> None:
+    """Raises StartError if the Ray that this program has joined or started has no room for a service at an address."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # a bar shows what it says on its way
+    before = serve.status()
+    if APPLICATION in before.applications:
+        raise StartError("this cluster serves images already: end that service first, or take another cluster")
+    if not before.proxies:
+        check_port(host, port)
+    elif not listens(host, port):
+        raise StartError(
+            f"Ray Serve runs on this cluster already and does not listen at {host}:{port}: give its own address with "
+            "--host and --port, or end it with `serve shutdown`"
+        )
+
+
+def run_service(
+    settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Serves where there is room for it, and returns when every model answers.
+
+    Args:
+        read_keys: gives the API keys in the process that compares them; none where nothing is said.
+
+    Raises StartError.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        application = service(settings, read_keys)
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+    except RuntimeError as error:
+        raise StartError(reason_of_failure() or " ".join(str(error).split())) from error
+
+
+def end_service() -> None:
+    """Ends the service, and Ray Serve itself where nobody else uses it; the cluster stays."""
+    if any(name != APPLICATION for name in serve.status().applications):
+        serve.delete(APPLICATION)
+    else:
+        serve.shutdown()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises StartError if no program may listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the proxy does
+            probe.bind((host, port))
+    except OSError as error:
+        reason = "another program listens there" if listens(host, port) else str(error.strerror)
+        raise StartError(f"can't listen at {host}:{port}, {reason}: choose another with --port") from error
+
+
+def listens(host: str, port: int) -> bool:
+    """Returns whether a program listens at an address."""
+    try:
+        socket.create_connection((ALL_ADDRESSES.get(host, host), port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def reason_of_failure() -> str | None:
+    """Returns why a part of the service could not begin: the last line of its traceback; None if none is there."""
+    application = serve.status().applications.get(APPLICATION)
+    if application is None:
+        return None
+    messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    reasons = re.findall(r"^\s*(?:[\w.]+Error|Unavailable): (.+)$", "\n".join(messages), re.MULTILINE)
+    return reasons[-1] if reasons else None

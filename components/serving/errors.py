@@ -2,16 +2,12 @@
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from components.sampling.requests import Request
 from components.serving.messages import Refused, Unavailable
@@ -32,18 +28,17 @@ BOUNDS = {"greater_than_equal": "at least", "greater_than": "more than", "less_t
 BOUNDS |= {"less_than": "less than"}
 TYPES = {"int": "a whole number", "string": "text", "bool": "true or false", "float": "a number", "dict": "an object"}
 TYPES |= {"finite_number": "a finite number", "list": "a list"}
-HINTS = {  # field -> why its other values are refused
+HINTS = {  # field -> reason why its other values are refused
     "response_format": "no image is kept that a url could name",
     "background": "images have no transparency here",
     "output_format": "no other format is written",
 }
-NOWHERE = "nothing is at this address: /openapi.json names those that there are"
 LONGEST = 80  # characters of a field's name
 FIELDS = tuple(name for name in Request.model_fields if name not in ("generator", "sampling"))
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """An error: a sentence for people, and what programs tell it by."""
 
     message: str
     type: str
@@ -75,24 +70,29 @@ class ServiceError(Exception):
         self.retry_after = retry_after  # seconds
 
     def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
+        """Returns the answer's JSON."""
         kind, code = CODES.get(self.status, ("server_error", None))
         error = ErrorBody(message=self.message, type=kind, param=self.param, code=self.code or code)
         return ErrorAnswer(error=error).model_dump()
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        more = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        more |= {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
-        return JSONResponse(self.body(), self.status, headers={**more, **(headers or {})})
+        """Returns the answer, with these headers and those that its status asks for."""
+        own = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        own |= {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return JSONResponse(self.body(), self.status, headers=own | dict(headers or {}))
 
 
 def sendable(text: str) -> str:
-    """Text that UTF-8 can hold: JSON can bring halves of characters."""
+    """Returns text that UTF-8 can hold: JSON can bring halves of characters."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def of_refused(refused: Refused, request: Request) -> ServiceError:
-    """What a model that won't do a job says to the client, who asked for this and the like."""
+    """Returns the error for a job that a model won't do.
+
+    Args:
+        request: the first of the job, whose fields the client wrote.
+    """
     if refused.trouble == "invalid":
         param = param_of(refused.message, request)
         remedy = ": ask /v1/images/edits" if param == "image" and request.image is None else ""
@@ -102,11 +102,12 @@ def of_refused(refused: Refused, request: Request) -> ServiceError:
 
 
 def of_unavailable(error: Unavailable) -> ServiceError:
+    """Returns the error for a model that can't be asked now."""
     return ServiceError(503, str(error), retry_after=1)
 
 
 def param_of(message: str, request: Request) -> str | None:
-    """The field of a request that a model's sentence is about: the first that it names."""
+    """Returns the field of a request that a model's sentence names first; None if it names none."""
     words = [word.removeprefix("num_inference_") for word in re.findall(r"\w+", message)]
     if re.match(r"\w+\.\w+: ", message):  # a setting of a stage, which some fields are short for
         return words[1] if getattr(request, words[1], None) is not None else "sampling"
@@ -115,11 +116,11 @@ def param_of(message: str, request: Request) -> str | None:
     return next((word for word in words if word in FIELDS), None)
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> ServiceError:
-    """The first of pydantic's errors as one sentence.
+def of_validation(errors: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> ServiceError:
+    """Returns the first of pydantic's errors as one sentence.
 
     Args:
-        known: fields that there are, of which one is proposed for an unknown one.
+        fields: names of fields, of which the nearest is proposed for an unknown one.
     """
     error = errors[0]
     place = [str(part) for part in error["loc"] if part not in ("body", "form")]
@@ -127,19 +128,15 @@ def of_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()
         return ServiceError(400, f"the body is no JSON: {error['ctx']['error']} (character {error['loc'][-1]})")
     if not place:
         return ServiceError(400, 'the body must be a JSON object such as {"prompt": "red heart"}')
-    name = _name_of(place)
-    return ServiceError(400, _sentence(error, name, known), param=name.partition(".")[0])
+    # As the client wrote the field: without the members of a union that pydantic names behind it.
+    name = ".".join(place[:3] if place[0] == "sampling" else place[:1])
+    return ServiceError(400, _sentence(error, name, fields), param=name.partition(".")[0])
 
 
-def _name_of(place: Sequence[str]) -> str:
-    """A field as the client wrote it: without the members of a union that pydantic names behind it."""
-    return ".".join(place[:3] if place[0] == "sampling" else place[:1])
-
-
-def _sentence(error: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
+def _sentence(error: Mapping[str, Any], name: str, fields: Iterable[str]) -> str:
     kind, context, got = str(error["type"]), error.get("ctx", {}), shown(error.get("input"))
     if kind == "extra_forbidden":
-        near = get_close_matches(name, known, n=1)
+        near = get_close_matches(name, list(fields), n=1)
         return f"unknown field {shown(name)}: " + (f"is {near[0]} meant?" if near else "leave it out")
     if kind == "missing":
         return f"{name} is missing: give it"
@@ -162,38 +159,7 @@ def _sentence(error: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of a client's, short enough for a sentence, however large or deep it is."""
+    """Returns a client's value, short enough for a sentence, however large or deep it is."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxlong, short.maxother = 2, 60, 40, 60
     return short.repr(value)
-
-
-def add_error_answers(app: FastAPI) -> None:
-    """Answer the errors that routes raise, and those of FastAPI itself, in OpenAI's form."""
-
-    @app.exception_handler(ServiceError)
-    async def service(request: HttpRequest, error: ServiceError) -> Response:
-        del request
-        return error.response()
-
-    @app.exception_handler(Unavailable)
-    async def unavailable(request: HttpRequest, error: Unavailable) -> Response:
-        del request
-        return of_unavailable(error).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def validation(request: HttpRequest, error: RequestValidationError) -> Response:
-        del request
-        known = app.state.fields
-        return of_validation(error.errors(), known).response()
-
-    @app.exception_handler(HTTPException)
-    async def http(request: HttpRequest, error: HTTPException) -> Response:
-        allowed = (error.headers or {}).get("Allow", "")
-        words = {
-            404: NOWHERE,
-            405: f"{request.method} is not for this address: use {allowed or 'another method'}",
-            400: "the body can't be read: send JSON in UTF-8, not too deep",
-        }
-        answer = ServiceError(error.status_code, words.get(error.status_code, str(error.detail)))
-        return answer.response(error.headers)

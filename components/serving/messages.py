@@ -1,4 +1,4 @@
-"""What crosses from the API to a model and back; all of it can be pickled."""
+"""Messages between the API and a model; all of them can be pickled."""
 
 from collections.abc import AsyncIterator
 from typing import Any, Literal, NamedTuple, Protocol
@@ -45,7 +45,7 @@ Event = Partial | FinishedImage | Refused
 
 
 class Taken(NamedTuple):
-    """What a replica says first of a job that it works on; for the API's side of the connection alone."""
+    """The first event of a job that a replica works on; for the API's side of the connection alone."""
 
 
 class Unavailable(Exception):  # noqa: N818, no error of a programmer
@@ -56,7 +56,7 @@ class Unavailable(Exception):  # noqa: N818, no error of a programmer
 
 
 class GeneratorCard(NamedTuple):
-    """What requests of a generator may say."""
+    """A generator's description: what requests of it may say."""
 
     name: str
     title: str
@@ -74,7 +74,7 @@ class GeneratorCard(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What a model answers to."""
+    """A served model's description."""
 
     name: str  # of the served model
     source: str  # as the user named it: models:/NAME@ALIAS, or the name of a folder
@@ -88,11 +88,11 @@ class Backend(Protocol):
     """A model as the API asks it, wherever it runs."""
 
     async def card(self) -> Card:
-        """What the version that answers now can do."""
+        """Returns the card of the version that answers now."""
         ...
 
     def make(self, job: ImageJob) -> AsyncIterator[Event]:
-        """The events of a job: previews of an image in their order, then the image; several images interleave.
+        """Yields the events of a job: previews of an image in their order, then the image; several images interleave.
 
         Closing the iterator, or canceling the task that reads it, cancels the job.
         """

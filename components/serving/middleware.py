@@ -1,17 +1,28 @@
-"""What every answer has: headers, a line in the log, and no trace of what failed."""
+"""ASGI middleware: headers and log lines, keys, bodies under limits, and the proxy's answer for a lost process.
 
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=image_cascade.components.serving.middleware:middlewares`, in the environment
+that Ray is started in, puts `Answered` into Ray Serve's proxy (the one in Python: HAProxy runs no callbacks).
+"""
+
+import asyncio
+import hashlib
+import hmac
 import logging
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serving.errors import ServiceError
+from components.serving.settings import Limits, is_loopback
 
 LOG = logging.getLogger("cascade.serving")
 NOTES = "cascade.notes"  # in the scope of a request
@@ -25,13 +36,21 @@ HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+OPEN = ("/", "/healthz")  # these and what is below /page/ hold nothing that a key protects
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+TAKE_BODIES = (GENERATIONS, EDITS)  # all others are answered without a look at what is sent with them
+GAVE_WAY = "too many uploads at once, and this one was the slowest: send it again"
+CUT_OFF = "the upload is cut off before its end: send it again"
+FULL = "too many requests at once: try again in a moment"
+LOST = ServiceError(503, "the service lost this request on the way; try again in a moment", retry_after=1)
 
 
 @dataclass
 class Notes:
-    """What the log says of a request; a route fills in what it learns."""
+    """Facts of a request for its line in the log; a route fills in what it learns."""
 
     started: float = field(default_factory=time.monotonic)
     model: str = "-"
@@ -39,16 +58,14 @@ class Notes:
     status: int = 0
 
 
-def notes_of(scope: Scope) -> Notes:
-    return scope[NOTES]
-
-
 def noted(app: ASGIApp) -> ASGIApp:
-    """Give each answer its headers and each request its line in the log; a failure that nobody foresaw is a 500
-    without a word of what was inside."""
+    """Adds the strict headers to every answer and a line of the log to every request.
+
+    A failure that nobody foresaw becomes a 500 without a word of what was inside; the log has its type and place.
+    """
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        """The app, with notes of what it answers."""
+        """Calls the app, with notes of its answer."""
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -56,8 +73,11 @@ def noted(app: ASGIApp) -> ASGIApp:
 
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                notes.status = message["status"]
-                add_headers(message, is_api=scope["path"].startswith("/v1/"))
+                notes.status, headers = message["status"], MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                # A new version of the service has a new page at once, so browsers ask again for what they hold.
+                headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
             await send(message)
 
         try:
@@ -65,33 +85,192 @@ def noted(app: ASGIApp) -> ASGIApp:
         except ClientDisconnect:
             notes.status = 499
         except Exception as error:
-            LOG.error("%s in %s", type(error).__name__, place_of(error))
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            LOG.error("%s in %s:%s", type(error).__name__, Path(frame.filename).name, frame.lineno)
             if notes.status == 0:
                 await ServiceError(500, "the service failed; its log says where").response()(scope, receive, send_noted)
             notes.status = 500
         finally:
-            log(scope, notes)
+            path = getattr(scope.get("route"), "path", "-")  # no address is repeated that is none of the service's own
+            words = (scope["method"], path, notes.status or 499, time.monotonic() - notes.started)
+            LOG.info("%s %s %d %.3f s model=%s images=%d", *words, notes.model, notes.images)
 
     return answered
 
 
-def add_headers(message: Message, *, is_api: bool) -> None:
-    headers = MutableHeaders(scope=message)
-    for name, value in HEADERS.items():
-        headers.setdefault(name, value)
-    if is_api:
-        headers.setdefault("Cache-Control", "no-store")
+def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
+    """Refuses requests without one of the keys or, where there are none, those from elsewhere than this machine."""
+    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers, path = Headers(scope=scope), scope["path"].removeprefix(scope.get("root_path", ""))
+            is_open = path in OPEN or path.startswith("/page/")
+            error = key_error(headers, digests, is_open=is_open) if digests else visitor_error(headers, is_open=is_open)
+            if error is not None:
+                await error.response()(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return guarded
 
 
-def log(scope: Scope, notes: Notes) -> None:
-    """One line; an address that is none of the service's own is not repeated."""
-    route: Any = scope.get("route")
-    path, seconds = getattr(route, "path", "-"), time.monotonic() - notes.started
-    words = (scope["method"], path, notes.status or 499, seconds, notes.model, notes.images)
-    LOG.info("%s %s %d %.3f s model=%s images=%d", *words)
+def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> ServiceError | None:
+    """Returns the error for a request whose key is missing or unknown, compared in constant time."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    digest = hashlib.sha256(key.strip().encode()).digest()
+    # Every key is looked at, so that the time says nothing of which one was nearly right.
+    fits = [hmac.compare_digest(digest, known) for known in digests]
+    if is_open or (scheme.lower() == "bearer" and any(fits)):
+        return None
+    if not key:
+        return ServiceError(401, "this service needs a key: send the header Authorization: Bearer KEY")
+    return ServiceError(401, "this key is not known here: ask whoever runs the service for one")
 
 
-def place_of(error: Exception) -> str:
-    """File and line where it was raised, without folders."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
+def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
+    """Returns the error for a request to a service without keys that did not come from this machine's own programs.
+
+    Such a request comes by a name that an attacker made point here (DNS rebinding), or from the page of another site
+    in the browser of this machine.
+    """
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not is_loopback(hosts[0]):
+        return ServiceError(403, "without a key this service answers to localhost and 127.0.0.1 alone")
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != hosts[0].lower()
+    if not is_open and (is_foreign or site in ("cross-site", "same-site")):
+        return ServiceError(403, "without a key this service answers no page but its own")
+    return None
+
+
+def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
+    """Reads bodies under the limits, and lets `calls` requests that have one be answered at a time."""
+    bodies, answering = Bodies(limits), 0
+
+    async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls the app, with a body that is there already."""
+        nonlocal answering
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] != "POST" or path not in TAKE_BODIES:
+            await app(scope, receive, send)
+            return
+        try:
+            headers = Headers(scope=scope)
+            length = headers.get("content-length", "0")
+            body = await bodies.read(receive, declared=int(length) if length.isdecimal() else 0)
+            if body is None:
+                return
+            kind, options = parse_options_header(headers.get("content-type", ""))
+            if kind == b"multipart/form-data" and (end := options.get(b"boundary")) and b"--%s--" % end not in body:
+                raise ServiceError(400, CUT_OFF)  # the parser would leave the last part out without a word
+            if answering >= calls:
+                raise ServiceError(503, FULL, retry_after=1)
+        except ServiceError as error:
+            await error.response({"Connection": "close"})(scope, receive, send)
+            return
+        replay: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> Message:
+            return replay.pop() if replay else await receive()
+
+        answering += 1
+        try:
+            await app(scope, receive_again, send)
+        finally:
+            answering -= 1
+
+    return reading
+
+
+class Bodies:
+    """The bodies that are being read: each under a deadline, so many at a time, of a limited size.
+
+    A client that sends slowly holds a place here and nowhere else. Where all places are taken, the body that waits
+    longest for its next piece gives way: one that comes as fast as its line allows is never that one, however many
+    others hang.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._sizes: dict[asyncio.Timeout, int] = {}  # bytes, by the patience with a body; last who was heard of last
+
+    async def read(self, receive: Receive, *, declared: int) -> bytes | None:
+        """Returns a whole body; None if the client went away before its end.
+
+        Args:
+            declared: bytes that the client says it will send.
+
+        Raises ServiceError for one that is too large, too slow, or gave way to others.
+        """
+        limits, loop, body = self._limits, asyncio.get_running_loop(), bytearray()
+        self._check_size(declared)
+        deadline = loop.time() + limits.body_seconds
+        patience = asyncio.timeout_at(deadline)
+        try:
+            async with patience:
+                while True:
+                    self._sizes.pop(patience, None)
+                    self._sizes[patience] = len(body)
+                    self._make_room()
+                    patience.reschedule(min(deadline, loop.time() + limits.body_pause_seconds))
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    self._check_size(len(body))
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            if patience not in self._sizes:
+                raise ServiceError(503, GAVE_WAY, retry_after=1) from None
+            within = f"within {limits.body_seconds:g} s"
+            if loop.time() < deadline:
+                within = f"any further for {limits.body_pause_seconds:g} s"
+            raise ServiceError(408, f"the body did not come {within}: send it again") from None
+        finally:
+            self._sizes.pop(patience, None)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.body_bytes:
+            raise ServiceError(413, f"the body must have at most {self._limits.body_bytes} bytes: send smaller images")
+
+    def _make_room(self) -> None:
+        """Ends the wait for the bodies that were silent longest, until the others fit."""
+        while len(self._sizes) > self._limits.bodies or sum(self._sizes.values()) > self._limits.bodies_bytes:
+            silent = next(iter(self._sizes))
+            del self._sizes[silent]
+            silent.reschedule(0)
+
+
+def middlewares() -> list[Middleware]:
+    """Returns the middleware that Ray Serve's proxy puts around all that it answers."""
+    return [Middleware(Answered)]
+
+
+class Answered:
+    """Answers 503 in the API's form where the proxy says nothing, or an error of its own: a process was lost."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own health and routes
+            await self._app(scope, receive, send)
+            return
+        is_started, is_replaced = False, False
+
+        async def send_answered(message: Message) -> None:
+            nonlocal is_started, is_replaced
+            if message["type"] == "http.response.start":
+                kind = Headers(raw=list(message.get("headers", ()))).get("content-type", "")
+                is_started = True
+                is_replaced = message["status"] >= 500 and not kind.startswith("application/json")  # the API's are JSON
+                if is_replaced:
+                    await LOST.response()(scope, receive, send)
+            if not is_replaced:
+                await send(message)
+
+        await self._app(scope, receive, send_answered)
+        if not is_started:
+            await LOST.response()(scope, receive, send)

@@ -11,8 +11,7 @@ import torch
 from components.runtime.execution import Resources, node_threads
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
-from components.serving.batching import Batcher, BusyError
-from components.serving.measures import Measures
+from components.serving.batching import Batcher, BusyError, Measures
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
 from components.serving.versions import Versions
@@ -23,13 +22,13 @@ OK, WENT_AWAY, FAILED = 200, 499, 500
 
 
 class Model:
-    """What Ray Serve runs in a process of its own. It is ready once every generator has made something.
+    """The deployment of one model, in a process of its own; ready once every generator has made something.
 
     Raises ValueError, in one line, if there is no such model or it makes no image.
     """
 
     def __init__(self, model: ServedModel, settings: ServiceSettings) -> None:
-        self._limits, threads = settings.limits, sampling_threads(settings)
+        self._seconds, threads = settings.limits.seconds, sampling_threads(settings)
         if threads is not None:
             torch.set_num_threads(threads)
         self._versions = Versions(model, tracking=settings.tracking, poll_seconds=settings.poll_seconds)
@@ -42,11 +41,11 @@ class Model:
         )
 
     async def card(self) -> Card:
-        """What the version that answers now can do."""
+        """Returns the card of the version that answers now."""
         return self._versions.card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        """That the job is taken, then its events. Closing the iterator, or canceling its task, cancels the job.
+        """Yields that the job is taken, then its events. Closing the iterator, or canceling its task, cancels the job.
 
         Raises FailedError for an image that could not be made, though its request was checked.
         """
@@ -69,7 +68,8 @@ class Model:
         if not self._batcher.works:
             raise RuntimeError("the sampling thread has ended")
         self._batcher.report()
-        await asyncio.to_thread(_use_device)
+        # An error of CUDA is for the life of the process: every later call raises it again.
+        await asyncio.to_thread(lambda: torch.ones(1, device=best_device()).item())
 
     def __del__(self) -> None:
         for part in ("_versions", "_batcher"):
@@ -77,12 +77,12 @@ class Model:
                 self.__dict__[part].close()
 
     async def _events(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        deadline = time.monotonic() + self._limits.seconds
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[Partial | FinishedImage | Exception]()
+        deadline, images = time.monotonic() + self._seconds, len(job.requests)
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Partial | FinishedImage | Exception]()
         version = self._versions.current
         try:
             await asyncio.to_thread(check_job, version.cascade, job)
-            ticket = self._batcher.add(job, version, lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
+            ticket = self._batcher.add(job, version, lambda event: loop.call_soon_threadsafe(queue.put_nowait, event))
         except ValueError as error:
             yield Refused("invalid", str(error))
             return
@@ -91,31 +91,23 @@ class Model:
             return
         try:
             yield Taken()
-            async with aclosing(self._until(deadline, told, len(job.requests))) as events:
-                async for event in events:
-                    yield event
+            while images:
+                try:
+                    event = await asyncio.wait_for(queue.get(), deadline - time.monotonic())
+                except TimeoutError:
+                    limit = f"{self._seconds:g}"
+                    yield Refused("late", f"the images were not made within {limit} s; ask for fewer images or steps")
+                    return
+                if isinstance(event, Exception):
+                    raise event
+                images -= isinstance(event, FinishedImage)
+                yield event
         finally:
             self._batcher.cancel(ticket)
 
-    async def _until(
-        self, deadline: float, told: "asyncio.Queue[Partial | FinishedImage | Exception]", images: int
-    ) -> AsyncGenerator[Event]:
-        """What is told of a job of so many images, until all are made or its time is up."""
-        while images:
-            try:
-                event = await asyncio.wait_for(told.get(), deadline - time.monotonic())
-            except TimeoutError:
-                limit = f"{self._limits.seconds:g}"
-                yield Refused("late", f"the images were not made within {limit} s; ask for fewer images or steps")
-                return
-            if isinstance(event, Exception):
-                raise event
-            images -= isinstance(event, FinishedImage)
-            yield event
-
 
 def check_job(cascade: Cascade, job: ImageJob) -> None:
-    """Raise ValueError, in one line, if the cascade can't make one of a job's images, which it names by number."""
+    """Raises ValueError, in one line, if the cascade can't make one of a job's images, which it names by number."""
     for number, request in enumerate(job.requests, 1):
         try:
             cascade.check(request)
@@ -124,14 +116,9 @@ def check_job(cascade: Cascade, job: ImageJob) -> None:
 
 
 def sampling_threads(settings: ServiceSettings) -> int | None:
-    """Torch threads of a replica: its logical CPUs, or the whole node for the only one; None on a GPU."""
+    """Returns torch's threads of a replica: its logical CPUs, or the node's for the only one; None on a GPU."""
     if settings.gpus:
         return None
     if len(settings.models) == settings.max_replicas == 1:
         return node_threads(Resources(threads=None))
     return max(1, int(settings.cpus))
-
-
-def _use_device() -> None:
-    """An error of CUDA is for the life of the process: every later call raises it again."""
-    torch.ones(1, device=best_device()).item()

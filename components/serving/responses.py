@@ -1,4 +1,4 @@
-"""What clients get: images in base64, server-sent events, usage.
+"""Answers of the service: images in base64, server-sent events, usage; a job runs as long as its client waits.
 
 Usage counts what has no price here, for clients that add it up: a token of text is four bytes of the prompt in UTF-8,
 one of an image is a patch of 16x16 pixels, each rounded up; n images use n times what one does.
@@ -9,29 +9,30 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
 from math import ceil
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from components.sampling.image_files import open_header, open_image
 from components.sampling.requests import Request
 from components.serving.errors import ServiceError, of_refused, of_unavailable
-from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
-from components.serving.watching import ClientGoneError
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Refused, Unavailable
 
 BYTES, PATCH = 4, 16  # of a token: UTF-8, pixels
 STOPPED = "the model stopped before its images were made; try again"
+RUNNING: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks weakly
 Format = Literal["png", "jpeg", "webp"]
 Kind = Literal["image_generation", "image_edit"]  # prefix of the types of events
 
 
 class InputTokens(BaseModel):
-    """What a request brought."""
+    """Tokens of a request's texts and images."""
 
     text_tokens: int
     image_tokens: int
@@ -111,7 +112,7 @@ class ModelList(BaseModel):
 
 
 class Call(NamedTuple):
-    """A job, and how its images are wanted."""
+    """A job, and the form in which its images are sent."""
 
     kind: Kind
     model: str
@@ -121,7 +122,7 @@ class Call(NamedTuple):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; closes what they come from, however it ends and even if it never began."""
+    """Server-sent events; closes their source, however the answer ends and even if it never began."""
 
     def __init__(self, lines: AsyncGenerator[str], source: AsyncGenerator[Event]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -135,38 +136,53 @@ class EventStream(StreamingResponse):
 
 
 def entry(card: Card) -> ModelEntry:
-    generators = [each._asdict() for each in card.generators]
+    """Returns a model as lists of models show it."""
+    generators = [generator._asdict() for generator in card.generators]
     return ModelEntry(id=card.name, created=card.created, card=card._asdict() | {"generators": generators})
 
 
 async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnswer:
-    """All images of a call. Raises ServiceError if they are refused, Unavailable if some never came."""
-    made: dict[int, FinishedImage] = {}
+    """Returns all images of a call. Raises ServiceError if they are refused, Unavailable if some never came."""
+    images: dict[int, FinishedImage] = {}
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Refused):
                 raise of_refused(event, call.job.requests[0])
             if isinstance(event, FinishedImage):
-                made[event.image] = event
+                images[event.image] = event
     requests = call.job.requests
-    if len(made) < len(requests):
+    if len(images) < len(requests):
         raise Unavailable(STOPPED)
-    pngs = [made[number].png for number in range(len(requests))]
+    pngs = [images[number].png for number in range(len(requests))]
     texts = await asyncio.gather(*(as_text(png, call) for png in pngs))
     data = [MadeImage(b64_json=text, seed=request.seed) for text, request in zip(texts, requests, strict=True)]
     return ImagesAnswer(
         created=int(time.time()),
         output_format=call.output_format,
-        size=size_text(pngs[0]),
+        size="{}x{}".format(*open_header(pngs[0]).size),
         data=data,
         usage=usage_of(requests[0], pngs[0], count=len(requests)),
         model=call.model,
-        version=made[0].version,
+        version=images[0].version,
     )
 
 
+async def stream_answer(call: Call, events: AsyncGenerator[Event]) -> EventStream:
+    """Returns a call's events as a stream, once the first has come: until then an error has a status of its own.
+
+    Raises ServiceError if the images are refused, Unavailable if nothing came.
+    """
+    first = await anext(events, None)
+    if first is None:
+        raise Unavailable(STOPPED)
+    if isinstance(first, Refused):
+        await events.aclose()
+        raise of_refused(first, call.job.requests[0])
+    return EventStream(event_lines(call, first, events), events)
+
+
 async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[str]:
-    """A call's events as the lines of a stream; what goes wrong on the way is its last event."""
+    """Yields a call's events as the lines of a stream; what goes wrong on the way is its last event."""
     missing = len(call.job.requests)
     try:
         yield await event_line(call, first)
@@ -178,83 +194,128 @@ async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -
             missing -= isinstance(event, FinishedImage)
         if missing:
             raise Unavailable(STOPPED)
-    except ServiceError as error:
-        yield error_line(error)
-    except Unavailable as error:
-        yield error_line(of_unavailable(error))
-    except ClientGoneError:
+    except (ServiceError, Unavailable) as error:
+        answer = error if isinstance(error, ServiceError) else of_unavailable(error)
+        yield line("error", {"type": "error", **answer.body()})
+    except ClientDisconnect:
         return
 
 
 async def event_line(call: Call, event: Event) -> str:
-    """A preview or an image as an event of the stream."""
+    """Returns a preview or an image as an event of the stream."""
     assert not isinstance(event, Refused)
-    kind = "completed" if isinstance(event, FinishedImage) else "partial_image"
     request = call.job.requests[event.image]
-    message = ImageEvent.model_validate(
-        {
-            "type": f"{call.kind}.{kind}",
-            "b64_json": await as_text(event.png, call),
-            "created_at": int(time.time()),
-            "size": size_text(event.png),
-            "output_format": call.output_format,
-            "image_index": event.image,
-            "seed": request.seed,
-            "model": call.model,
-            **(of_made(request, event) if isinstance(event, FinishedImage) else of_partial(event)),
-        }
-    )
-    return line(message.type, message.model_dump(exclude_none=True))
-
-
-def of_made(request: Request, made: FinishedImage) -> dict[str, Any]:
-    return {"version": made.version, "usage": usage_of(request, made.png, count=1)}
-
-
-def of_partial(partial: Partial) -> dict[str, Any]:
-    return {"partial_image_index": partial.number, "stage": partial.stage, "step": partial.step}
-
-
-def error_line(error: ServiceError) -> str:
-    return line("error", {"type": "error", **error.body()})
+    message: dict[str, Any] = {
+        "type": f"{call.kind}.{'completed' if isinstance(event, FinishedImage) else 'partial_image'}",
+        "b64_json": await as_text(event.png, call),
+        "created_at": int(time.time()),
+        "size": "{}x{}".format(*open_header(event.png).size),
+        "output_format": call.output_format,
+        "image_index": event.image,
+        "seed": request.seed,
+        "model": call.model,
+    }
+    if isinstance(event, FinishedImage):
+        message |= {"version": event.version, "usage": usage_of(request, event.png, count=1)}
+    else:
+        message |= {"partial_image_index": event.number, "stage": event.stage, "step": event.step}
+    return line(message["type"], ImageEvent.model_validate(message).model_dump(exclude_none=True))
 
 
 def line(event: str, data: Mapping[str, Any]) -> str:
+    """Returns a server-sent event."""
     return f"event: {event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 async def as_text(png: bytes, call: Call) -> str:
-    """base64 of an image in the format that is wanted."""
+    """Returns the base64 of an image in the format that is wanted."""
     if call.output_format != "png":
         png = await asyncio.to_thread(converted, png, call.output_format, call.quality)
     return base64.b64encode(png).decode()
 
 
 def converted(png: bytes, output_format: Format, quality: int) -> bytes:
-    """A PNG as another format."""
+    """Returns a PNG as another format."""
     buffer = io.BytesIO()
     open_image(png).convert("RGB").save(buffer, format=output_format.upper(), quality=quality)
     return buffer.getvalue()
 
 
-def size_text(png: bytes) -> str:
-    return "{}x{}".format(*open_header(png).size)
-
-
 def usage_of(request: Request, png: bytes, *, count: int) -> Usage:
-    """Of `count` images of this size that are made of requests like this one."""
+    """Returns the usage of `count` images of this size that are made of requests like this one."""
     text = count * ceil(len((request.prompt or "").encode()) / BYTES)
-    image = count * sum(patches(each) for each in (request.image, request.condition) if each is not None)
-    made = count * patches(png)
+    inputs = count * sum(patches(image) for image in (request.image, request.condition) if image is not None)
+    outputs = count * patches(png)
     return Usage(
-        total_tokens=text + image + made,
-        input_tokens=text + image,
-        output_tokens=made,
-        input_tokens_details=InputTokens(text_tokens=text, image_tokens=image),
-        output_tokens_details=InputTokens(text_tokens=0, image_tokens=made),
+        total_tokens=text + inputs + outputs,
+        input_tokens=text + inputs,
+        output_tokens=outputs,
+        input_tokens_details=InputTokens(text_tokens=text, image_tokens=inputs),
+        output_tokens_details=InputTokens(text_tokens=0, image_tokens=outputs),
     )
 
 
 def patches(image: bytes) -> int:
+    """Returns the tokens of an encoded image."""
     width, height = open_header(image).size
     return ceil(width / PATCH) * ceil(height / PATCH)
+
+
+async def watched(
+    events: AsyncIterator[Event], *, receive: Receive, started: float, seconds: float
+) -> AsyncGenerator[Event]:
+    """Yields the events of a job, which is canceled when this generator ends, however it ends.
+
+    Args:
+        receive: of a request whose body was read; tells that the client went away.
+        started: when the request came, by time.monotonic().
+        seconds: that the job may take from then on; after them the last event is Refused("late").
+
+    Raises ClientDisconnect when the client went away, and what reading the events raises.
+    """
+    items: asyncio.Queue[Event | Exception | None] = asyncio.Queue()  # None: the events are over
+
+    async def wait_for_leaving() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        items.put_nowait(ClientDisconnect())
+
+    tasks = [lasting(read_into(events, items)), lasting(wait_for_leaving())]
+    deadline = asyncio.get_running_loop().time() + seconds - (time.monotonic() - started)
+    try:
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    item = await items.get()
+            except TimeoutError:
+                yield Refused("late", f"the image was not ready within {seconds:g} s: ask for fewer images or steps")
+                return
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        for task in tasks:  # the first closes the events in its own time: whoever cancels this can't interrupt it
+            task.cancel()
+
+
+def lasting(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Returns a task that runs to its end, whoever else lets go of it."""
+    task = asyncio.create_task(work)
+    RUNNING.add(task)
+    task.add_done_callback(RUNNING.discard)
+    return task
+
+
+async def read_into(events: AsyncIterator[Event], items: asyncio.Queue[Event | Exception | None]) -> None:
+    """Puts events and their end into a queue, and closes their source."""
+    try:
+        async for event in events:
+            items.put_nowait(event)
+        items.put_nowait(None)
+    except Exception as error:  # goes on where the events are read
+        items.put_nowait(error)
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

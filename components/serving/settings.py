@@ -1,10 +1,16 @@
-"""What a service is told when it starts."""
+"""Settings of a service: its models, limits and replicas, and the API keys of the environment."""
 
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
+KEYS, KEYS_FILE = "CASCADE_API_KEYS", "CASCADE_API_KEYS_FILE"  # variables of the environment
 
 
 class Settings(BaseModel):
@@ -21,7 +27,7 @@ class ServedModel(Settings):
 
 
 class Limits(Settings):
-    """What one request may ask for, and how much may wait."""
+    """Bounds of one request, and of the work that may wait."""
 
     body_bytes: int = Field(16 * 2**20, ge=1024)
     body_seconds: float = Field(60, gt=0)  # for a body to come whole
@@ -78,3 +84,30 @@ class ServiceSettings(Settings):
     def calls(self) -> int:
         """Requests for images that are answered at a time."""
         return self.max_replicas * self.replica_calls * len(self.models)
+
+
+def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the API keys of the environment and of the file that it names, by commas or on lines of their own.
+
+    Raises ValueError, in one line and without a key in it, for a file that can't be read or a key that no header can
+    carry.
+    """
+    texts = [environment.get(KEYS, "")]
+    if place := environment.get(KEYS_FILE):
+        try:
+            texts.append(Path(place).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{KEYS_FILE}: the file can't be read ({type(error).__name__})") from None
+    keys = tuple(key for text in texts for part in re.split(r"[,\n]", text) if (key := part.strip()))
+    if any(not re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise ValueError(f"{KEYS}: a key must be of letters, digits and signs of ASCII, without spaces")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether a Host header names this machine to itself."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

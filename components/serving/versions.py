@@ -1,4 +1,4 @@
-"""Which version of a model answers: what its source names now, loaded and warmed while the one before serves."""
+"""Versions of a served model: the source's version of now is loaded and warmed while the one before serves."""
 
 import logging
 import threading
@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from components.runtime.tracking.model_source import is_model_folder, local_model, model_artifact, registry_of
 from components.runtime.tracking.names import REGISTRY, shown_source
@@ -15,15 +14,13 @@ from components.runtime.tracking.registry import Named, find_named
 from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
-from components.sampling.image_files import encode_png
-from components.sampling.request_forms import settings_of, with_settings
-from components.sampling.requests import Request
-from components.serving.cards import card_of
-from components.serving.messages import Card
+from components.sampling.generator import Generator
+from components.sampling.model import reads_prompts
+from components.serving.messages import Card, GeneratorCard
 from components.serving.settings import ServedModel
 
 LOG = logging.getLogger("cascade.serving")
-WARM_SECONDS = 5.0  # of one generator: what makes images value by value would take minutes
+WARM_SECONDS = 5.0  # of one generator: a generator of one value after another would take minutes
 DIGITS = 12  # of the key of a model that is in no registry
 
 
@@ -37,18 +34,15 @@ class Version:
 
     @property
     def number(self) -> str:
+        """The version that the registry, or the artifact's key, has for the model."""
         return self.named.version
 
     @cached_property
     def card(self) -> Card:
-        """What it can do."""
-        said = shown_source(self.model.source)
-        name, created = self.model.name, self.named.created
-        return card_of(self.cascade, name=name, source=said, version=self.number, created=created)
-
-    def png(self, image: np.ndarray, request: Request) -> bytes:
-        """A finished image, uint8 (H, W, 3), as a file that says how it was made."""
-        return with_settings(encode_png(image), settings_of(request, model=self.named.name, version=self.number))
+        """The model's card."""
+        generators = tuple(generator_card(maker) for maker in self.cascade.makers.values())
+        source = shown_source(self.model.source)
+        return Card(self.model.name, source, self.number, self.named.created, generators)
 
 
 class Versions:
@@ -66,7 +60,7 @@ class Versions:
         self.current = self._load(find_version(model.source, tracking))
         self._refused = ""  # a version that could not be loaded
         self._end = threading.Event()
-        if is_alias(model.source):
+        if model.source.startswith(REGISTRY) and "@" in model.source:
             threading.Thread(target=self._watch, name="versions", daemon=True).start()
 
     @property
@@ -75,26 +69,25 @@ class Versions:
         return self.current.card._replace(refused=self._refused)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Ends the watch."""
         self._end.set()
 
     def _watch(self) -> None:
-        away = False
+        is_away = False
         while not self._end.wait(self._poll_seconds):
             try:
                 named = find_version(self.model.source, self._tracking)
-                away = False
+                is_away = False
             except ValueError as error:
-                if not away:
+                if not is_away:
                     LOG.warning("%s: %s; version %s goes on", self.model.name, error, self.current.number)
-                away = True
+                is_away = True
                 continue
             if named.version not in (self.current.number, self._refused):
                 self._change(named)
 
     def _change(self, named: Named) -> None:
-        """The new version answers jobs that come from now on, unless it can't be loaded: then none does, until the
-        alias names another."""
+        """Loads a version that answers jobs from then on; one that can't be loaded is tried once."""
         started, name, before = time.monotonic(), self.model.name, self.current.number
         try:
             self.current = self._load(named)
@@ -117,30 +110,30 @@ class Versions:
 
 
 def find_version(source: str, tracking: str | None) -> Named:
-    """What a source names now. Raises ValueError, in one line, if there is no such model, or the one on this disk makes
-    no image; of what is elsewhere that is known when it is loaded."""
+    """Returns the version that a source names now.
+
+    Raises ValueError, in one line, if there is no such model, or the one on this disk makes no image; of a model that
+    is elsewhere, loading it tells.
+    """
     if source.startswith(REGISTRY):
         return find_named(source, tracking_uri=registry_of(source, tracking))
     if is_model_folder(source):
         if cascade_in(Path(source), weights=False) is None:
             raise makes_none(source)
-        newest = max(path.stat().st_mtime for path in Path(source).iterdir())
-        return Named(shown_source(source), f"{int(newest)}", int(newest))
+        newest = int(max(path.stat().st_mtime for path in Path(source).iterdir()))
+        return Named(shown_source(source), f"{newest}", newest)
     return Named(shown_source(source), model_artifact(source).key[:DIGITS], int(time.time()))
 
 
 def makes_none(source: str) -> ValueError:
+    """Returns the error for a model that makes no image."""
     return ValueError(
         f"{shown_source(source)} makes no image: serve a composed cascade, or a model that makes images by itself"
     )
 
 
-def is_alias(source: str) -> bool:
-    return source.startswith(REGISTRY) and "@" in source
-
-
 def warm(cascade: Cascade) -> None:
-    """One small image of each generator: the first request finds memory taken and kernels chosen."""
+    """Makes one small image of each generator: the first request finds memory taken and kernels chosen."""
     for maker in cascade.makers.values():
         started = time.monotonic()
 
@@ -156,3 +149,27 @@ def warm(cascade: Cascade) -> None:
 
 class _EnoughError(Exception):
     """The generator is warm."""
+
+
+def generator_card(maker: Generator) -> GeneratorCard:
+    """Returns what requests of one generator may say."""
+    (height, width), first = maker.size, maker.first
+    sampling, seen = first.sampling.model_dump(), maker.condition_images
+    objective: dict[str, Any] = first.settings.get("objective", {})
+    # Steps of training of its first model, or the tokens that a masked prior has to choose.
+    most_steps = objective.get("num_train_timesteps") or first.network.get("num_tokens")
+    return GeneratorCard(
+        name=maker.name,
+        title=maker.title,
+        options=maker.options,
+        classes=tuple(maker.classes),
+        reads_prompts=reads_prompts(first),
+        shows_steps=maker.shows_steps,
+        width=width,
+        height=height,
+        steps=sampling.get("num_inference_steps"),
+        most_steps=most_steps if "num_inference_steps" in sampling else None,
+        sampling={model.name: model.sampling.model_dump(mode="json") for model in maker.models},
+        tasks=maker.tasks,
+        condition_side=None if seen is None else seen.resolution,
+    )

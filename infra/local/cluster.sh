@@ -71,7 +71,7 @@ answers mlflow "$MLFLOW_TRACKING_URI/health"
 # GPUs are those that torch can use: Ray itself also counts Apple's.
 # Workers as nice as this script, and 503 where a service's own process is lost: both for `cascade serve`.
 export RAY_worker_niceness=0
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=image_cascade.components.serving.unanswered:middlewares
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=image_cascade.components.serving.middleware:middlewares
 cores=$(getconf _NPROCESSORS_ONLN)
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 start ray ray start --head --block --disable-usage-stats \

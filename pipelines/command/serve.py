@@ -1,13 +1,14 @@
-"""`cascade serve`: registered models over HTTP, on a Ray that is started here or on the cluster that is joined."""
+"""The command `cascade serve`: registered models over HTTP, on a Ray of its own or on a cluster that is joined."""
 
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from rich.console import Console
 import components
 from components.configuration.usage import UsageError, explain
 from components.runtime.tracking.names import REGISTRY, environment, shown_source
-from components.serving.settings import ServedModel, ServiceSettings
+from components.serving.settings import KEYS, KEYS_FILE, ServedModel, ServiceSettings, is_loopback, read_keys
 from pipelines.engine.session import on_cluster, set_environment, start_ray
 from pipelines.planning.cluster import Cluster
 from pipelines.planning.cores import SHARED_CORES
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SERVING = {  # of the Ray that is started for a service
     "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{components.__name__}.serving.unanswered:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{components.__name__}.serving.middleware:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
 }
 ON_THIS_MACHINE = SHARED_CORES | {
@@ -37,7 +38,7 @@ START_SECONDS = 60
 
 
 class ServeOptions(NamedTuple):
-    """As the command has them."""
+    """Options of the command."""
 
     model: Sequence[str]
     host: str = "127.0.0.1"
@@ -49,7 +50,7 @@ class ServeOptions(NamedTuple):
 
 
 def build(args: dict[str, Any]) -> "Application":
-    """The service for `serve deploy` and RayService, import_path `image_cascade.pipelines.command.serve:build`.
+    """Returns the service for `serve deploy` and RayService, import_path `image_cascade.pipelines.command.serve:build`.
 
     Args:
         args: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI.
@@ -63,28 +64,26 @@ def build(args: dict[str, Any]) -> "Application":
 
 
 def read_keys_here() -> tuple[str, ...]:
-    """The API keys of this process's environment: they are read where they are compared, and sent to no other.
+    """Returns the API keys of this process's environment: they are read where they are compared, and sent to no other.
 
     Raises ValueError, in one line, for keys that can't be read.
     """
-    from components.serving.keys import read_keys
-
     return read_keys(os.environ)
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises UsageError, in one line, for what can't be served so."""
+    """Serves until SIGTERM or Ctrl-C. Raises UsageError, in one line, for a service that can't be begun."""
     end_by_signals()
     if find_spec("fastapi") is None:
         raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")
     set_environment(environment() | SERVING | ON_THIS_MACHINE)
     settings = settings_of(options)
 
-    from components.serving.running import StartError, check_port, check_room, run_service
+    from components.serving.deployment import StartError, check_port, check_room, run_service
     from components.serving.versions import find_version
 
     try:
-        found = [find_version(model.source, settings.tracking) for model in settings.models]
+        versions = [find_version(model.source, settings.tracking) for model in settings.models]
         if not on_cluster():
             check_port(options.host, options.port)
         with console.status("starting Ray"):
@@ -95,16 +94,17 @@ def serve(options: ServeOptions, console: Console) -> None:
         with ended_with_this_program(own_ray=cluster.here):
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
                 run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
-            for model, named in zip(settings.models, found, strict=True):
+            for model, named in zip(settings.models, versions, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
-                console.print(f"{address_of(options)} serves {served}", highlight=False, soft_wrap=True)
+                address = f"http://{bracketed(options.host)}:{options.port}"
+                console.print(f"{address} serves {served}", highlight=False, soft_wrap=True)
             threading.Event().wait()
     except (ValueError, StartError) as error:
         raise UsageError(str(error)) from error
 
 
 def settings_of(options: ServeOptions) -> ServiceSettings:
-    """Raises UsageError, in one line."""
+    """Returns the settings of a service by the command's options. Raises UsageError, in one line."""
     least, _, most = options.replicas.partition("..")
     if not least.isdecimal() or not (most or least).isdecimal():
         raise UsageError(f"--replicas {options.replicas}: write a number, or the least and the most such as 1..4")
@@ -121,7 +121,7 @@ def settings_of(options: ServeOptions) -> ServiceSettings:
 
 
 def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
-    """Raises UsageError, in one line, for a field that does not fit."""
+    """Returns the settings of these fields. Raises UsageError, in one line, for a field that does not fit."""
     try:
         return ServiceSettings.model_validate(fields)
     except ValidationError as error:
@@ -129,7 +129,7 @@ def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
 
 
 def served_model(text: str) -> ServedModel:
-    """`NAME=SOURCE`, or a source alone, which gives the name too. Raises UsageError."""
+    """Returns the model of `NAME=SOURCE`, or of a source alone, which gives the name too. Raises UsageError."""
     name, equals, source = text.partition("=")
     if not equals or re.search("[/:]", name):  # part of an address
         source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
@@ -141,7 +141,7 @@ def served_model(text: str) -> ServedModel:
 
 
 def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
-    """The settings with the GPUs of a replica: those that are asked for, or one where there are any.
+    """Returns the settings with the GPUs of a replica: those that are asked for, or one where there are any.
 
     Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known.
     """
@@ -156,9 +156,12 @@ def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -
 
 @contextmanager
 def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
-    """Whatever ends the program ends the service: at once with a Ray of its own, and on a cluster that is joined when
-    those who are being answered have their images; a second signal waits for nobody, and the cluster ends it alone."""
-    from components.serving.running import end_service
+    """Ends the service with the program, whatever ends that.
+
+    With a Ray of its own it ends at once; on a cluster that is joined, when those who are being answered have their
+    images. A second signal waits for nobody, and the cluster ends the service alone.
+    """
+    from components.serving.deployment import end_service
 
     try:
         yield
@@ -170,33 +173,22 @@ def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
 
 
 def end_by_signals() -> None:
-    """SIGTERM and Ctrl-C end this program as its own end would, with exit code 0."""
+    """Makes SIGTERM and Ctrl-C end this program as its own end would, with exit code 0."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-
-
-def _end(*signaled: object) -> NoReturn:
-    del signaled
-    raise SystemExit(0)
+        signal.signal(number, lambda *signaled: sys.exit(0))
 
 
 def needs_keys(host: str) -> bool:
-    """Whether others reach an address. Raises UsageError where they do and no keys can be read."""
-    from components.serving.keys import FILE_VARIABLE, VARIABLE, is_loopback, read_keys
-
+    """Returns whether others reach an address. Raises UsageError where they do and no keys can be read."""
     try:
         keys, others = read_keys(os.environ), not is_loopback(bracketed(host))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if others and not keys:
-        raise UsageError(f"--host {host} is reached by others: set {VARIABLE} (keys by commas) or {FILE_VARIABLE}")
+        raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
     return others
 
 
-def address_of(options: ServeOptions) -> str:
-    return f"http://{bracketed(options.host)}:{options.port}"
-
-
 def bracketed(host: str) -> str:
-    """A host as addresses have it."""
+    """Returns a host as addresses have it."""
     return f"[{host}]" if ":" in host else host

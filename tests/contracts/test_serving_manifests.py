@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from components.serving.running import APPLICATION
+from components.serving.deployment import APPLICATION
 from components.serving.settings import ServiceSettings
 from pipelines.command.serve import SERVING
 from pipelines.command.serve import build as build_service

@@ -164,7 +164,7 @@ def service(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     champion = champion_of(registry)
     (other,) = {str(found.version) for found in registry.search_model_versions(f"name='{NAME}'")} - {champion}
     versions = {champion: Cascade.load(folder), other: Cascade.load(home / "other")}
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "components.serving.unanswered:middlewares"
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "components.serving.middleware:middlewares"
     with nodes(2) as cluster, open(home / "serve.log", "wb") as log:
         command = [str(Path(sys.executable).with_name("cascade")), "serve", "--model", f"models:/{NAME}@champion"]
         command += ["--port", str(port), "--tracking", tracking, "--replicas", "2"]

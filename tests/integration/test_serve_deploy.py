@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from components.runtime import events
 from components.runtime.tracking.tracker import Tracker
-from components.serving.running import APPLICATION
+from components.serving.deployment import APPLICATION
 from tests.conftest import free_port
 from tests.local_cluster import ROOT, local_cluster
 from tests.metric_names import FROM_PROMETHEUS, Query, queries

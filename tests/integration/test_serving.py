@@ -24,7 +24,7 @@ from PIL import Image
 from components.sampling.cascade import Cascade
 from components.sampling.request_forms import read_settings
 from components.sampling.requests import Request
-from components.serving.running import end_service, run_service
+from components.serving.deployment import end_service, run_service
 from components.serving.settings import Limits, ServedModel, ServiceSettings
 from tests.conftest import free_port
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade

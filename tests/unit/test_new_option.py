@@ -25,7 +25,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.request_forms import RequestRow, request_of, settings_of
 from components.sampling.requests import Request
 from components.serving.api_models import Edit, Generation
-from components.serving.page import read_page
+from components.serving.app import fields_module
 from pipelines.command.cli import app
 
 cascade, request = Cascade.load(sys.argv[1]), Request(label=1, seed=3, sampler="ddim", eta=0.5)
@@ -39,7 +39,7 @@ print(json.dumps({
     "row again": RequestRow.of(request).request() == request.replace(label="1"),
     "PNG": settings,
     "PNG again": request_of(settings) == request,
-    "page": read_page()["fields.js"].body.decode(),
+    "page": fields_module(),
     "generators": {name: "eta" in maker.options for name, maker in cascade.makers.items()},
     "sampled": [bool((noisy != plain).any()), bool((noisy == same).all())],
 }))

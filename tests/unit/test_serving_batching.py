@@ -14,10 +14,18 @@ from PIL import Image
 from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.serving.batching import Batcher, BusyError, FailedError, Ticket, WaitingImage, most_together
-from components.serving.measures import Measures
+from components.serving.batching import (
+    Batcher,
+    BusyError,
+    FailedError,
+    Measures,
+    Ticket,
+    WaitingImage,
+    most_together,
+    shown_steps,
+    steps_of,
+)
 from components.serving.messages import FinishedImage, ImageJob, Partial
-from components.serving.previews import shown_steps, steps_of
 from components.serving.settings import ServedModel
 from components.serving.versions import Version
 from tests.tiny_cascade import write_cascade

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from components.sampling.cascade import Cascade
 from components.serving.app import build_app
-from components.serving.bodies import EDITS, GENERATIONS, TAKE_BODIES
 from components.serving.messages import Event, ImageJob
+from components.serving.middleware import EDITS, GENERATIONS, TAKE_BODIES
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, served, settings_of
 from tests.tiny_cascade import write_cascade

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.serving.app import build_app
-from components.serving.keys import read_keys
+from components.serving.settings import read_keys
 from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
 
 KEYS = ("first-key", "second-key")

@@ -12,9 +12,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from components.sampling.requests import Request
+from components.serving.deployment import RayBackend
 from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Taken, Unavailable
-from components.serving.ray_backend import RayBackend
-from components.serving.unanswered import middlewares
+from components.serving.middleware import middlewares
 
 JOB = ImageJob((Request(seed=1),))
 PREVIEW, IMAGE = Partial(0, 0, "base", 2, b"png"), FinishedImage(0, b"png", "1")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from components.runtime.tracking.names import shown_source
+from components.runtime.tracking.registry import Named
 from components.sampling.cascade import DESCRIPTION, Cascade, quick
 from components.sampling.requests import Request
-from components.serving.cards import card_of
 from components.serving.settings import ServedModel
-from components.serving.versions import Versions, find_version
+from components.serving.versions import Version, Versions, find_version
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade
 from tests.waiting import eventually
@@ -177,7 +177,8 @@ def test_nobody_is_told_where_a_folder_lies():
 
 def test_a_card_says_what_requests_may_say(folder):
     cascade = Cascade.load(folder)
-    card = card_of(cascade, name="tiny", source=CHAMPION, version="1", created=7)
+    card = Version(ServedModel(name="tiny", source=CHAMPION), Named("champion", "1", 7), cascade).card
+    assert (card.name, card.source, card.version, card.created) == ("tiny", CHAMPION, "1", 7)
     diffusion, tokens = card.generators
     assert (diffusion.name, diffusion.width, diffusion.height) == ("diffusion", 16, 16)
     assert (tokens.name, tokens.width, tokens.height) == ("tokens", 16, 16)
