@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.data.captions import train_bpe
+from components.data.ingest import train_bpe
 from components.data.parts import Part, PartWriter
 from components.data.shards import (
     BPE,

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
-from components.data.captions import train_bpe
+from components.data.ingest import train_bpe
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition

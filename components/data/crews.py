@@ -1,12 +1,11 @@
-"""Ranks next to each other share blocks, so that the one process that hands blocks out has little work however many
-ranks there are.
+"""Crews: neighboring ranks that share blocks, for little work at the process that hands blocks out.
 
-That process takes a few milliseconds for each block, whatever is in it: at 512 ranks, with a block for each, 1.6 s for
-each group of steps. So from nine ranks on they form crews of equal size. A block holds the rows of a whole crew, its
-first rank's first. The crew's dealer, an actor of its own, takes it and tells each of its ranks where it lies; a rank
-then reads its own rows in the shared memory of its node. Ranks of a node are next to each other (Ray Train numbers them
-so): a node fetches rows of others only where its crew spans several nodes. And a block holds as many steps as keep both
-processes below STEP_SECONDS. Growing blocks alone would not do: at 512 ranks a reading task would make 160 steps.
+That process takes a few milliseconds for each block of any size: at 512 ranks, with a block for each, 1.6 s for each
+group of steps. So from nine ranks on, ranks form crews of equal size. A block holds the rows of a whole crew, the first
+rank's first. The crew's dealer, an actor of its own, takes the block and tells each rank of the crew where it lies; a
+rank then reads its own rows in the shared memory of its node. Ranks of a node are neighbors (Ray Train numbers them
+so): a node fetches rows of other nodes only where its crew spans several nodes. And a block holds as many steps as keep
+both processes below STEP_SECONDS. Growing blocks alone would not do: at 512 ranks a reading task would make 160 steps.
 """
 
 import math
@@ -23,29 +22,31 @@ from ray.data.block import BlockAccessor
 from components.runtime.ray_internals import RefBundle, StreamSplitDataIterator
 
 FEWEST_CREWS, MOST_CREWS, RANKS_OF_NODE = 8, 16, 8  # between the two numbers, a crew is a node of eight GPUs
-AHEAD_BLOCKS = 1  # that wait in the dealer for each rank; each rank fetches one ahead too
-STEP_SECONDS = 0.01  # what a process that hands out may take for a step: if it took more than a step, ranks would wait
-BLOCK_SECONDS = 3.1e-3  # CPU time of the process that hands out blocks, for each (ray 2.60, two cores of a Xeon)
-HAND_SECONDS = 0.5e-3  # CPU time of a dealer for each block and rank; it takes BLOCK_SECONDS at most to get the block
-Hand = queue.Queue[RefBundle | BaseException | None]  # what waits for one rank: blocks, then the end or why it came
+AHEAD_BLOCKS = 1  # blocks that wait in the dealer for each rank; each rank fetches another one ahead
+STEP_SECONDS = 0.01  # limit of a process that hands out, for each step: with more than a step's time, ranks would wait
+BLOCK_SECONDS = 3.1e-3  # CPU time for each block in the process that hands blocks out (ray 2.60, two cores of a Xeon)
+HAND_SECONDS = 0.5e-3  # CPU time of a dealer for each block and rank; to get the block takes BLOCK_SECONDS at most
+Hand = queue.Queue[RefBundle | BaseException | None]  # queue of a rank: blocks, then None or the error of the end
 
 
 def count_crews(world_size: int) -> int:
-    """Crews of equal size; up to FEWEST_CREWS ranks each is a crew of its own. A number of ranks with no divisor near
-    is one crew: its nodes fetch the rows of all."""
+    """Number of crews of equal size; up to FEWEST_CREWS ranks, each rank is a crew.
+
+    A number of ranks without a near divisor is a single crew, whose nodes fetch the rows of all.
+    """
     most = min(max(FEWEST_CREWS, world_size // RANKS_OF_NODE), MOST_CREWS)
     return max(crews for crews in range(1, most + 1) if world_size % crews == 0)
 
 
 def fewest_steps(world_size: int) -> int:
-    """How many steps a block must hold for no process to take more than STEP_SECONDS a step to hand them out."""
+    """The least steps of a block for no process to take more than STEP_SECONDS a step to hand out."""
     crews = count_crews(world_size)
     dealer = 0.0 if crews == world_size else BLOCK_SECONDS + world_size // crews * HAND_SECONDS
     return math.ceil(max(crews * BLOCK_SECONDS, dealer) / STEP_SECONDS)
 
 
 def split_stream(dataset: Dataset, *, world_size: int) -> list[DataIterator]:
-    """One iterator for each rank of a `training_stream`. Picklable; all ranks must iterate."""
+    """An iterator for each rank of a `training_stream`. Picklable; all ranks must iterate."""
     crews = count_crews(world_size)
     splits = dataset.streaming_split(crews, equal=False)
     if crews == world_size:
@@ -54,17 +55,17 @@ def split_stream(dataset: Dataset, *, world_size: int) -> list[DataIterator]:
 
 
 def crew_of(blocks: DataIterator, size: int) -> list[DataIterator]:
-    """What the `size` ranks iterate that share the blocks of one split."""
+    """Iterators of the `size` ranks of a crew, for the blocks of a split."""
     dealer = ray.remote(CrewDealer).options(num_cpus=0, max_concurrency=size + 1, scheduling_strategy="SPREAD")
     actor = dealer.remote(blocks, size)
     return [CrewMember(actor, place, size) for place in range(size)]
 
 
 class CrewMember(StreamSplitDataIterator):
-    """What one rank of a crew iterates: Ray Data's own iterator, with a dealer in the place of its coordinator."""
+    """The iterator of a rank: Ray Data's own, with a dealer in the place of the coordinator."""
 
     def iter_batches(self, *, batch_size: int, prefetch_batches: int = 1, **unused: object) -> Iterator[dict[str, Any]]:
-        """The batches of this rank, as arrays, with no row of another copied; at least one block is fetched ahead.
+        """Batches of the rank as arrays, without copies of other ranks' rows; a block is fetched ahead.
 
         Args:
             batch_size: divides the rows that a rank has in a block.
@@ -76,7 +77,7 @@ class CrewMember(StreamSplitDataIterator):
 
 
 class CrewDealer:
-    """Takes the blocks of a crew and hands each to all its ranks. An actor, with what `CrewMember` asks of one."""
+    """The actor that hands each block of a crew to all ranks, with the methods of Ray's coordinator."""
 
     def __init__(self, blocks: DataIterator, size: int) -> None:
         self.blocks = blocks
@@ -87,39 +88,39 @@ class CrewDealer:
         self.lock, self.dealing = threading.Lock(), threading.Thread(target=self.deal, daemon=True)
 
     def start_epoch(self, place: int) -> int:
-        """Called once by each rank, before it asks for blocks."""
+        """Called once by each rank, before any block; the first call starts the dealing."""
         with self.lock:
             if self.dealing.ident is None:
                 self.dealing.start()
         return 0
 
     def get(self, epoch: int, place: int, prefetched_bytes: int = 0) -> RefBundle | None:
-        """The next block for the rank at `place`, None at the end. Raises what reading raised."""
-        found = self.hands[place].get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        """The next block for the rank at `place`, None at the end. Raises an error of reading."""
+        block = self.hands[place].get()
+        if isinstance(block, BaseException):
+            raise block
+        return block
 
     def deal(self) -> None:
-        """Give every block to every rank; none is more than AHEAD_BLOCKS ahead of another."""
+        """Give every block to every rank; no rank is more than AHEAD_BLOCKS ahead of another."""
         last: BaseException | None = None
         try:
             for block in self.blocks._to_ref_bundle_iterator()[0]:
                 for hand in self.hands:
                     hand.put(block)
-        except Exception as error:  # what reading raised, whatever it is: the ranks are told
+        except Exception as error:  # any error of reading: the ranks raise it
             last = error
         for hand in self.hands:
             hand.put(last)
 
     def notify_split_finished(self, epoch: int, place: int) -> None:
-        """A rank has taken all its steps; when all have, reading ends."""
+        """Called by a rank after its last step; after the last rank's call reading ends."""
         self.finished.add(place)
         if len(self.finished) == len(self.hands):
             self.blocks._on_iteration_end(None)
 
     def shutdown_executor(self) -> None:
-        """Called by Ray Train when workers are gone: reading ends."""
+        """Called by Ray Train when workers are gone; reading ends."""
         ray.get(self.blocks._coord_actor.shutdown_executor.remote())
 
     def get_dataset_context(self) -> Any:  # Ray's DataContext
@@ -130,7 +131,7 @@ class CrewDealer:
 
 
 def crew_rows(column: np.ndarray, *, crew: int, world_size: int, steps: int) -> np.ndarray:
-    """(K n m, ...) -> (K m n / crews, ...): for each rank of the crew, one after the other, its slices of K steps."""
+    """Rows of a crew, (K n m, ...) -> (K m n / crews, ...): rank after rank, the slices of K steps."""
     crews = count_crews(world_size)
     ranks = column.reshape(steps, crews, world_size // crews, -1, *column.shape[1:])[:, crew]
     return ranks.swapaxes(0, 1).reshape(-1, *column.shape[1:])

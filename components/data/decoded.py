@@ -1,6 +1,6 @@
-"""Shards decoded for a reader, kept in its process while memory allows: a small set is fetched and decoded once.
+"""Decoded shards, cached in the reading process: a small set is fetched and decoded once.
 
-Shapes: N samples, n of them asked for, H = W = resolution, L text_length.
+Shapes: N samples, n of them requested, H = W = resolution, L text_length.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from components.data.arrays import parse_arrays
 from components.data.errors import ShardError
 from components.data.images import load_depth, load_into, load_mask
 from components.data.order import WINDOW_SHARDS
@@ -23,6 +22,7 @@ from components.data.shards import (
     ShardSample,
     Split,
     fetch_shard,
+    parse_arrays,
     read_bpe,
     read_shard,
     split_of,
@@ -33,15 +33,15 @@ CACHE_BYTES = 96 * 2**20  # of one reading process
 
 
 class Images:
-    """One image of each sample, decoded when it is asked for, and kept where `keep` says so."""
+    """An image of each sample, decoded on request, and cached where `keep` is set."""
 
     def __init__(
         self, files: Sequence[bytes], decode: Callable[[np.ndarray, int, bytes], None], *, resolution: int, keep: bool
     ) -> None:
         self.files, self.resolution = files, resolution
-        self._decode = decode  # into (H, W, 3) uint8, the sample of this number, from its file
+        self._decode = decode  # (out uint8 (H, W, 3), number of the sample, file)
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
-        if keep:  # else each image is needed once before it is evicted
+        if keep:  # else each image is used once before its shard is dropped
             self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)
         self._decoded = np.zeros(len(files), dtype=bool)
         self.nbytes = sum(map(len, files)) + (0 if self._kept is None else self._kept.nbytes)  # held
@@ -61,19 +61,25 @@ class Images:
         out[where] = self._kept[ordinals]
 
     def first(self, count: int) -> np.ndarray:  # (count, H, W, 3) uint8
-        """The images of the first samples. Raises ShardError."""
+        """The images of the first samples. Raises ShardError for an image that can't be decoded."""
         out = np.empty((count, self.resolution, self.resolution, 3), np.uint8)
         self.fill(out, np.arange(count), np.arange(count))
         return out
 
 
 class DecodedShard:
-    """The samples of one split (None: of all) of a verified shard, in tar order; images are decoded when they are
-    asked for, and kept if those of the whole set fit into CACHE_BYTES. `member` is what of a sample is its image,
-    `condition_member` what is its condition image, where there is one, `arrays` the names of arrays that are wanted;
-    `data` is the tar, if it is there already.
+    """The samples of a verified shard in tar order, images decoded on request.
 
-    Raises ShardError on construction if the shard is not what the index says, or a sample lacks a member.
+    Images stay decoded if those of the whole set fit into CACHE_BYTES.
+
+    Args:
+        split: the split whose samples are read; None for all.
+        member: the member read as image.
+        condition_member: the member read as condition image, if any.
+        arrays: names of arrays to read.
+        data: the tar, if it has been fetched already.
+
+    Raises ShardError on construction if the shard differs from the index, or a sample lacks a member.
     """
 
     def __init__(
@@ -104,19 +110,19 @@ class DecodedShard:
         self.image = decoded([sample.image for sample in self.samples], decoder(member=member))
         self.condition: Images | None = None
         if condition_member is not None:
-            files = [sample.condition or b"" for sample in self.samples]  # reading made sure that there is one
+            files = [sample.condition or b"" for sample in self.samples]  # reading made sure that none lacks
             self.condition = decoded(files, decoder(member=condition_member))
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by this shard."""
+        """Bytes held by the shard."""
         arrays = sum(len(file) for sample in self.samples for file in sample.arrays)
         return self.image.nbytes + (0 if self.condition is None else self.condition.nbytes) + arrays
 
     def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
-        """Set rows[column][where] to the samples `ordinals`, (n,), in every column that a shard knows.
+        """Set rows[column][where] to the samples `ordinals`, (n,), in every column of a shard.
 
-        Raises ShardError naming shard and sample for an image or an array that is none.
+        Raises ShardError naming shard and sample for an image or an array that can't be read.
         """
         self.image.fill(rows["image"], where, ordinals)
         if self.condition is not None:
@@ -127,7 +133,10 @@ class DecodedShard:
         rows["text"][where] = self.text[ordinals]
 
     def array_rows(self, ordinals: np.ndarray) -> dict[str, np.ndarray]:
-        """Name -> float16 (n, ...) of the samples `ordinals`, (n,). Raises ShardError naming shard and sample."""
+        """Arrays of the samples `ordinals`, (n,), by name, float16 (n, ...).
+
+        Raises ShardError naming shard and sample.
+        """
         chosen = [self.samples[ordinal] for ordinal in ordinals]
         return {
             name: parse_arrays(
@@ -140,8 +149,10 @@ class DecodedShard:
 def _decoder(
     index: ShardIndex, keys: Sequence[str], *, url: str, member: Member, resolution: int
 ) -> Callable[[np.ndarray, int, bytes], None]:
-    """Sets (H, W, 3) uint8 to the sample of this number, of this file. No method: a shard must be in no cycle of
-    references, which would keep its bytes until Python looks for cycles."""
+    """Makes the function that sets uint8 (H, W, 3) to a sample, from number and file.
+
+    No method: a shard must be in no cycle of references, which would keep its bytes until Python looks for cycles.
+    """
 
     def decode(out: np.ndarray, ordinal: int, file: bytes) -> None:
         try:
@@ -153,14 +164,14 @@ def _decoder(
                 case "mask":
                     out[...] = load_mask(file, resolution=resolution, mask_values=index.mask_values)
         except Exception as error:
-            said = "image" if member == "image" else f"{member}.png"
-            raise ShardError(f"shard {url}, sample {keys[ordinal]}: {said} can't be decoded: {error}") from error
+            name = "image" if member == "image" else f"{member}.png"
+            raise ShardError(f"shard {url}, sample {keys[ordinal]}: {name} can't be decoded: {error}") from error
 
     return decode
 
 
 class View(NamedTuple):
-    """What is read of shards."""
+    """The columns to read of shards, and the resolution."""
 
     resolution: int
     member: Member = "image"
@@ -172,9 +183,11 @@ Key = tuple[str, str, View, int]
 
 
 class ShardCache:
-    """The shards used last and those fetched ahead of use: three of them, the window that is read, and more only while
-    all fit into `capacity` bytes. So a reader of large shards holds three whatever their size, and one of small shards
-    fetches the next window while it decodes this one.
+    """The shards used last and the shards fetched ahead, three at least.
+
+    Three are the window that is read; there are more only while all fit into `capacity` bytes. So a reader of large
+    shards holds three, however large, and a reader of small shards fetches the next window while it decodes the
+    present one.
     """
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
@@ -186,30 +199,30 @@ class ShardCache:
 
     @property
     def count(self) -> int:
-        """Shards held or on their way."""
+        """Shards held or in transfer."""
         return len(self._shards) + len(self._coming)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held or on their way."""
+        """Bytes held or in transfer."""
         return sum(s.nbytes for s in self._shards.values()) + sum(size for size, _ in self._coming.values())
 
     def fetch_ahead(
         self, index: ShardIndex, now: Sequence[ShardEntry], soon: Sequence[ShardEntry], *, view: View
     ) -> None:
-        """Start to fetch the shards `now`, of which the reader asks next, and those it needs `soon` if they fit in."""
-        needed, wanted = ([_key(index, entry, view) for entry in entries] for entries in (now, [*now, *soon]))
+        """Start to fetch the shards `now`, read next by the caller, and the shards `soon` if they fit in."""
+        needed, keys = ([_key(index, entry, view) for entry in entries] for entries in (now, [*now, *soon]))
         self._needed = set(needed)
-        self._coming = {key: coming for key, coming in self._coming.items() if key in wanted}
-        for key, entry in zip(wanted, [*now, *soon], strict=True):
+        self._coming = {key: coming for key, coming in self._coming.items() if key in keys}
+        for key, entry in zip(keys, [*now, *soon], strict=True):
             if key in self._shards or key in self._coming or not entry.train_samples:
                 continue
-            keep = self._needed if key in self._needed else set(wanted)
+            keep = self._needed if key in self._needed else set(keys)
             if self._make_room(entry.bytes, keep) or key in self._needed:
                 self._coming[key] = entry.bytes, self._threads.submit(fetch_shard, index, entry)
 
     def get(self, index: ShardIndex, entry: ShardEntry, *, view: View) -> DecodedShard:
-        """The training split of a shard of the window that `fetch_ahead` was told of. Raises ShardError."""
+        """The training split of a shard of the window passed to `fetch_ahead`. Raises ShardError."""
         key = _key(index, entry, view)
         if key not in self._shards:
             data = self._coming.pop(key)[1].result() if key in self._coming else None
@@ -219,7 +232,7 @@ class ShardCache:
         return self._shards[key]
 
     def _make_room(self, size: int, keep: set[Key]) -> bool:
-        """Drop shards but those to keep, what was used longest ago first, until one more has room; False if not."""
+        """Drop shards, except `keep`, longest unused first, to make room for `size` bytes; False if in vain."""
         for key in [key for key in self._shards if key not in keep]:
             if self._has_room(size):
                 break
@@ -236,12 +249,12 @@ def _key(index: ShardIndex, entry: ShardEntry, view: View) -> Key:
 
 @cache
 def shard_cache() -> ShardCache:
-    """The cache of this process."""
+    """The cache of the calling process."""
     return ShardCache()
 
 
 def tokenizer_of(index: ShardIndex) -> Tokenizer:
-    """The set's caption tokenizer, verified; read once in a process. Raises ShardError."""
+    """The set's caption tokenizer, verified; read once in a process. Raises ShardError if it was changed."""
     return _tokenizer(index.model_copy(update={"shards": ()}))
 
 

@@ -1,8 +1,7 @@
-"""A set of images with the work of frozen networks done beforehand: one tar for each tar, with arrays next to each
-image, which may be smaller.
+"""Encoded sets: the outputs of frozen networks as arrays next to each image, made before training.
 
-It is a set like any other, with the same samples in the same shards: so the order of training is the same, and whoever
-reads images reads these.
+One tar for each tar, with images that may be smaller. An encoded set is a set like any other, with the same samples in
+the same shards: so the order of training is the same, and every reader of images reads an encoded set too.
 
 Shapes: N samples of a shard, H = W = resolution.
 """
@@ -12,12 +11,20 @@ from functools import partial
 
 import numpy as np
 
-from components.data.arrays import ArrayInfo, write_array
 from components.data.decoded import DecodedShard
 from components.data.images import load_image
 from components.data.pieces import WARN, Warn
 from components.data.shard_files import ShardJob, process_shards
-from components.data.shards import ShardEntry, ShardIndex, fetch_shard, load_index, save_index, usable_groups
+from components.data.shards import (
+    ArrayInfo,
+    ShardEntry,
+    ShardIndex,
+    fetch_shard,
+    load_index,
+    save_index,
+    usable_groups,
+    write_array,
+)
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.runtime.execution import Resources
 from components.runtime.storage.kept_parts import Record, write_file, write_record
@@ -30,12 +37,14 @@ Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arra
 
 
 class SetEncoder:
-    """Reads a shard, writes its tar and its record; that of the first shard writes the nulls too.
+    """A worker of the pool: reads a shard, writes the encoded tar and a record.
+
+    The shard number `first` also writes the nulls, arrays of an absent condition.
 
     Args:
-        load_encode: called once; makes the function that is given batches of images; None: no arrays.
-        resolution: of the images that it is given.
-        kept_resolution: of the images that the new set holds.
+        load_encode: called once; makes the function that encodes batches of images; None: no arrays.
+        resolution: of the images passed to that function.
+        kept_resolution: of the images in the new set.
     """
 
     def __init__(
@@ -53,9 +62,9 @@ class SetEncoder:
     def __call__(self, job: ShardJob) -> None:
         data = fetch_shard(self.index, job.shard)
         shard = DecodedShard(self.index, job.shard, resolution=self.resolution, split=None, data=data)
-        made = self.arrays(shard)
-        nulls = {name: column[0] for name, column in made.items() if name.startswith("null_")}
-        arrays = {name: column for name, column in made.items() if name not in nulls}
+        columns = self.arrays(shard)
+        nulls = {name: column[0] for name, column in columns.items() if name.startswith("null_")}
+        arrays = {name: column for name, column in columns.items() if name not in nulls}
         files = []
         if job.number == self.first:
             files += [write_file(self.files, f"{name}.npy", write_array(null)) for name, null in nulls.items()]
@@ -71,22 +80,23 @@ class SetEncoder:
         write_record(self.files, job.name, tar_file, *files, entry=entry.model_dump(), shapes=shapes)
 
     def arrays(self, shard: DecodedShard) -> Rows:
+        """The arrays of a shard's samples, (N, ...) by name, encoded in parts that fit into memory."""
         count = len(shard.samples)
         if self.encode is None or not count:
             return {}
-        made, size = [], most_at_once(self.resolution)
+        parts, size = [], most_at_once(self.resolution)
         for start in range(0, count, size):
             chosen = np.arange(start, min(start + size, count))
             image = np.empty((len(chosen), self.resolution, self.resolution, 3), np.uint8)
             shard.image.fill(image, np.arange(len(chosen)), chosen)
-            made.append(self.encode({"image": image, "label": shard.labels[chosen], "text": shard.text[chosen]}))
-        return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
+            parts.append(self.encode({"image": image, "label": shard.labels[chosen], "text": shard.text[chosen]}))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def sample(self, group: Group, arrays: Rows) -> dict[str, bytes | str]:
-        """The members of a sample as they were, but for the image's size, and the arrays."""
+        """The members of a sample, with the image in the kept resolution, and the arrays."""
         members: dict[str, bytes | str] = dict(group.members)
         if self.index.resolution != self.kept:
-            assert group.image is not None  # or it were no sample
+            assert group.image is not None  # every usable group has an image
             members = {suffix: member for suffix, member in members.items() if suffix not in IMAGE_SUFFIXES}
             members["png"] = encode_png(load_image(group.image, resolution=self.kept))
         return {"__key__": group.key, **members, **{f"{name}.npy": write_array(row) for name, row in arrays.items()}}
@@ -102,8 +112,10 @@ def encode_set(
     resources: Resources,
     warn: Warn = WARN,
 ) -> Iterator[int]:
-    """Write the tars of all shards that are not there; yields how many there are after each. For the arguments see
-    `SetEncoder` and `process_shards`. Raises ShardError for a shard that its index does not match."""
+    """Write the missing tars of an encoded set; yields the number of tars after each.
+
+    For the arguments see `SetEncoder` and `process_shards`. Raises ShardError for a shard that differs from the index.
+    """
     first = next((number for number, shard in enumerate(index.shards) if shard.samples), 0)
     header = index.model_copy(update={"shards": ()})
     make_encoder = partial(SetEncoder, header, load_encode, files, resolution, kept_resolution, first)
@@ -113,7 +125,7 @@ def encode_set(
 def commit_set(
     index: ShardIndex, records: Sequence[Record], files: Store, *, kept_resolution: int, made_by: dict[str, str]
 ) -> ShardIndex:
-    """Write the index of what `encode_set` has made of `index`, whose tokenizer must lie there already.
+    """Write the index of the encoded set of `index`; the caption tokenizer must lie in `files` already.
 
     Args:
         records: of the parts, in the order of the index.
@@ -131,4 +143,5 @@ def commit_set(
 
 
 def part_names(index: ShardIndex) -> list[str]:
+    """Names of the parts, numbered in the order of the index."""
     return [f"shard-{number:06d}" for number in range(len(index.shards))]

@@ -1,7 +1,7 @@
-"""What Ray Data's scheduling loop lacks for a stream without end: read tasks made as they are needed, and rests.
+"""Read tasks on demand, and rests, for Ray Data's scheduling loop over an endless stream.
 
 Ray 2.60 makes all read tasks of a dataset before the first one runs: a million steps would be hundreds of thousands of
-objects in its store. Here it is given the first, and each further one when those before it have been taken.
+objects in its store. Here Ray gets the first, and each further task when the earlier ones have been taken.
 """
 
 import time
@@ -16,30 +16,30 @@ from ray.data.block import BlockMetadata
 from components.runtime.ray_internals import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
 
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
-LONGEST_REST = 0.2  # once none has waited for a while: a block holds several steps
-KEPT = 256  # read tasks that Ray could still be asked to run again, for blocks that were lost before they were taken
+LONGEST_REST = 0.2  # seconds; once no rank has waited for a while: a block holds several steps
+KEPT = 256  # read tasks that Ray may have to run again, for blocks that were lost before they were taken
 
 
 class LazySource(Datasource):
-    """A data source whose read tasks are an iterator; to be used with the callback `Feeder`."""
+    """A data source with an iterator of read tasks; to be used with the callback `Feeder`."""
 
     ahead: int  # read tasks that wait to be run
 
     def tasks(self) -> Iterator[ReadTask]:
-        """The read tasks in order, made when they are asked for."""
+        """The read tasks in order, each made on demand."""
         raise NotImplementedError
 
     def get_read_tasks(self, *unused: object, **also_unused: object) -> list[ReadTask]:
-        """The first alone: the rest is the feeder's."""
+        """The first task alone: the feeder adds all further ones."""
         return list(islice(self.tasks(), 1))
 
 
 class Feeder(ExecutionCallback):
-    """Gives the read operator of a LazySource its tasks one by one, and rests between the steps of the loop.
+    """Feeds the read operator of a LazySource task by task, and rests between the steps of the loop.
 
     The loop waits for tasks and not for consumers: it would spin for as long as training is slower than reading (ray
-    2.60, streaming_executor.py). So rests grow while nobody waits, and a rank that waits makes them short again. Its
-    input operator counts as finished from the start, which is put off here.
+    2.60, streaming_executor.py). So rests grow while no rank waits, and a waiting rank makes them short again. Ray's
+    input operator counts as finished from the start; here it finishes after the last task.
     """
 
     def before_execution_starts(self, executor: Any) -> None:  # Ray's StreamingExecutor
@@ -58,7 +58,7 @@ class Feeder(ExecutionCallback):
         time.sleep(self.rest)
 
     def waiting(self) -> int:
-        """Tasks that were handed over and not run."""
+        """Number of tasks handed over and not run yet."""
         (reading,) = self.input.output_dependencies
         return len(self.input._input_data) - reading.metrics.num_inputs_received
 
@@ -70,6 +70,6 @@ class Feeder(ExecutionCallback):
         metadata = BlockMetadata(num_rows=1, size_bytes=1024, exec_stats=None, input_files=None)
         tasks: list[RefBundle | None] = self.input._input_data
         tasks.append(RefBundle((BlockEntry(ray.put(task), metadata),), owns_blocks=False, schema=None))
-        kept = KEPT + self.ahead  # those that wait to be run are not to be forgotten, however many readers there are
-        if len(tasks) > kept:
-            tasks[-kept - 1] = None
+        memory = KEPT + self.ahead  # tasks that wait to be run must stay, however many readers there are
+        if len(tasks) > memory:
+            tasks[-memory - 1] = None

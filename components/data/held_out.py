@@ -1,9 +1,10 @@
-"""A split read in canonical order, for measures and images that must not depend on the training order.
+"""Splits, and random parts of a set, read in canonical order, independent of the training order.
 
 Shapes: N samples, H = W = resolution, L text_length.
 """
 
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -12,21 +13,23 @@ from typing import NamedTuple
 import numpy as np
 
 from components.data.decoded import DecodedShard
-from components.data.degradations import Degradation, degrade
+from components.data.images import Degradation, degrade
 from components.data.shards import Member, ShardEntry, ShardIndex, Split, read_shard, split_of
 
 logger = logging.getLogger(__name__)
 
 
 class SplitArrays(NamedTuple):
+    """The samples of a split as columns."""
+
     image: np.ndarray  # (N, H, W, 3) uint8
     label: np.ndarray  # (N,) int64
     text: np.ndarray  # (N, L) int64
     caption: tuple[str, ...]
     key: tuple[str, ...]
     split: tuple[Split, ...]
-    condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, where a condition member is asked for
-    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16, where arrays are asked for
+    condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, with a condition member
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16, of the requested arrays
 
 
 def read_split(
@@ -39,12 +42,12 @@ def read_split(
     condition_member: Member | None = None,
     arrays: Sequence[str] = (),
 ) -> SplitArrays:
-    """The samples of a split in the order of the index; the first `limit` of them. Raises ShardError.
+    """The first `limit` samples of a split in the order of the index. Raises ShardError.
 
     Args:
-        member: what of each sample is its image, here and below.
-        condition_member: what of each sample is its condition image, where there is one, here and below.
-        arrays: names of arrays of the set that are wanted too, here and below.
+        member: the member of each sample read as image, here and below.
+        condition_member: the member read as condition image, if any, here and below.
+        arrays: names of arrays of the set to read too, here and below.
     """
     decoded = partial(
         DecodedShard,
@@ -55,46 +58,42 @@ def read_split(
         condition_member=condition_member,
         arrays=arrays,
     )
-    found: list[SplitArrays] = []
+    parts: list[SplitArrays] = []
     count = 0
     for entry in index.shards:
         shard = decoded(entry)
-        found.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
-        count += len(found[-1].key)
+        parts.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
+        count += len(parts[-1].key)
         if count == limit:
             break
+    conditions = [part.condition_image for part in parts if part.condition_image is not None]
     return SplitArrays(
-        np.concatenate([part.image for part in found]),
-        np.concatenate([part.label for part in found]),
-        np.concatenate([part.text for part in found]),
-        tuple(caption for part in found for caption in part.caption),
-        tuple(key for part in found for key in part.key),
-        tuple(name for part in found for name in part.split),
-        _joined([part.condition_image for part in found]),
-        {name: np.concatenate([part.arrays[name] for part in found]) for name in arrays},
+        np.concatenate([part.image for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.text for part in parts]),
+        tuple(caption for part in parts for caption in part.caption),
+        tuple(key for part in parts for key in part.key),
+        tuple(name for part in parts for name in part.split),
+        np.concatenate(conditions) if conditions else None,
+        {name: np.concatenate([part.arrays[name] for part in parts]) for name in arrays},
     )
 
 
-def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    present = [part for part in parts if part is not None]
-    return np.concatenate(present) if present else None
-
-
 class Words(NamedTuple):
-    """What samples of a split are known by."""
+    """Labels and captions of the samples of a split."""
 
     label: np.ndarray  # (N,) int64
     caption: tuple[str, ...]
 
 
 class WordReader:
-    """One worker of a pool: the words of shards, whose images stay undecoded."""
+    """A worker of a pool: reads the words of shards, without decoding images."""
 
     def __init__(self, index: ShardIndex, split: Split) -> None:
         self.index, self.split = index, split
 
     def __call__(self, entry: ShardEntry) -> Words:
-        """In the order of the shard. Raises ShardError."""
+        """The words of a shard's samples, in tar order. Raises ShardError."""
         samples = [
             sample
             for sample in read_shard(self.index, entry)
@@ -106,14 +105,14 @@ class WordReader:
 
 
 def joined_words(parts: Sequence[Words]) -> Words:
-    """Of several shards, one at least."""
+    """Joins the words of several shards, at least a single shard."""
     return Words(
         np.concatenate([part.label for part in parts]), tuple(caption for part in parts for caption in part.caption)
     )
 
 
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> SplitArrays:
-    """All usable samples of one shard, of both splits, in tar order. Raises ShardError."""
+    """All usable samples of a shard, of both splits, in tar order. Raises ShardError."""
     shard = DecodedShard(index, entry, resolution=resolution, split=None, member=member)
     return _arrays(shard, len(shard.samples))
 
@@ -143,11 +142,12 @@ def held_out_arrays(
     degradation: Degradation | None = None,
     arrays: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """The first held-out samples as a batch: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L).
+    """The first held-out samples as a batch.
 
-    With a condition member also `condition_image`, uint8 (N, H, W, 3); with a degradation this and `task`, int64 (N,),
-    drawn by the samples' own numbers; with arrays these, float16 (N, ...). A set that holds nothing out (a choice of
-    its `holdout_fraction`, or too few images) shows training samples, and says so in the log. Raises ShardError.
+    Columns: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L). With a condition member also
+    `condition_image`, uint8 (N, H, W, 3); with a degradation the same and `task`, int64 (N,), drawn by the samples' own
+    numbers; the requested arrays, float16 (N, ...). For a set without held-out samples (a choice of its
+    `holdout_fraction`, or too few images) training samples are read, with a warning. Raises ShardError.
     """
     read = partial(
         read_split,
@@ -168,3 +168,28 @@ def held_out_arrays(
     if degradation is not None:
         rows |= degrade(samples.image, np.arange(len(samples.key)), degradation)
     return rows
+
+
+def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
+    """Whole shards of a set, drawn by the seed until they hold `samples` training samples.
+
+    At least one shard, in canonical order; the whole set if it holds no more samples. Samples of a shard are assumed to
+    be shuffled, as ingested shards are.
+    """
+    order = list(range(len(index.shards)))
+    random.Random(seed).shuffle(order)
+    chosen, count = [], 0
+    for number in order:
+        if chosen and count >= samples:
+            break
+        chosen.append(number)
+        count += index.shards[number].train_samples
+    return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
+
+
+def read_random_part(
+    index: ShardIndex, *, samples: int, seed: int, resolution: int, arrays: Sequence[str] = ()
+) -> SplitArrays:
+    """At most `samples` training samples of a random part, in canonical order. Raises ShardError."""
+    part = random_part(index, samples=samples, seed=seed)
+    return read_split(part, "train", resolution=resolution, limit=samples, arrays=arrays)

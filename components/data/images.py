@@ -1,7 +1,10 @@
-"""Any image file in, an upright RGB square out; depth maps and masks as such images.
+"""Decoding of image files to upright RGB squares, also of depth maps and masks; degradation by JPEG.
 
-Shapes: H = W = resolution; images are uint8 (H, W, 3), 0..255.
+Shapes: N images, H = W = resolution; images are uint8 (H, W, 3), 0..255.
 """
+
+import io
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -10,24 +13,26 @@ from simplejpeg import decode_jpeg
 from components.sampling.image_files import open_header, open_image
 
 WHITE = (255, 255, 255, 255)
+JPEG = "jpeg"
+STREAM = 0x6465  # separates draws of degradations from draws of the order with the same seed
 
 
 def decode_image(data: bytes) -> Image.Image:
     """Decode a file of any mode to upright RGB: EXIF rotation applied, transparency flattened on white.
 
-    Raises whatever Pillow raises for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError).
+    Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError).
     """
     return to_rgb(ImageOps.exif_transpose(open_image(data)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Grey, palette, CMYK, 16-bit and transparent images as RGB; transparent parts become white.
+    """Converts gray, palette, CMYK, 16-bit and transparent images to RGB; transparent parts become white.
 
     Raises ValueError for floating-point images, whose range is not defined.
     """
     if image.mode == "F":
         raise ValueError("floating-point images have no defined range")
-    if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it
+    if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit gray at 255 instead of scaling it
         return Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8)).convert(
             "RGB"
         )
@@ -38,7 +43,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def center_square(image: Image.Image) -> Image.Image:
-    """The largest square around the center."""
+    """Crops to the largest square around the center."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
@@ -61,7 +66,7 @@ def fit_square(
 
 
 def load_image(data: bytes, *, resolution: int) -> np.ndarray:
-    """Image file -> uint8 (resolution, resolution, 3)."""
+    """Reads an image file -> uint8 (resolution, resolution, 3). Raises as `decode_image`."""
     out = np.empty((resolution, resolution, 3), np.uint8)
     load_into(out, data)
     return out
@@ -70,8 +75,8 @@ def load_image(data: bytes, *, resolution: int) -> np.ndarray:
 def load_into(out: np.ndarray, data: bytes) -> None:
     """Set `out`, uint8 (H, W, 3), contiguous, to the image of a file.
 
-    A JPEG that needs nothing but decoding is decoded into its place, by the library that Pillow has in it and so to the
-    same pixels, in two thirds of the time: without the copies that Pillow makes. Raises as `decode_image`.
+    A JPEG that needs only decoding is decoded in place, by the library inside Pillow and so to the same pixels, in two
+    thirds of the time: without Pillow's copies. Raises as `decode_image`.
     """
     image = open_header(data)
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -85,28 +90,29 @@ def load_into(out: np.ndarray, data: bytes) -> None:
 
 
 def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
-    """Depth map file -> relative inverse depth as a grey image, uint8 (resolution, resolution, 3).
+    """Reads a depth map as relative inverse depth, a gray image, uint8 (resolution, resolution, 3).
 
-    255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the image's central square: nearest 255, farthest 0, whatever the
-    unit of d, as monocular depth networks give it (Ranftl et al., 2020). Where the file says 0 nothing was measured,
-    and the image is 0 too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and
-    bilinear filters, which make no value that was not between its neighbors').
+    255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the image's central square: nearest 255, farthest 0, in any unit of
+    d, as monocular depth networks give it (Ranftl et al., 2020). A 0 in the file means no measurement, and is 0 in the
+    image too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and bilinear filters,
+    whose values stay between their neighbors').
     """
     depth = np.asarray(center_square(_single_channel(data)), dtype=np.float64)  # (h, h)
     inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
     nearest, farthest = inverse.max(), inverse.min(where=depth > 0, initial=np.inf)
     span = nearest - farthest if nearest > farthest else np.inf
     relative = np.clip((inverse - min(farthest, nearest)) / span, 0, 1)
-    grey = fit_square(Image.fromarray(relative.astype(np.float32)), resolution, last=Image.Resampling.BILINEAR)
-    return _equal_channels(255 * np.asarray(grey))
+    gray = fit_square(Image.fromarray(relative.astype(np.float32)), resolution, last=Image.Resampling.BILINEAR)
+    return _equal_channels(255 * np.asarray(gray))
 
 
 def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
-    """Mask file with the values 0 .. mask_values - 1 -> these spread evenly over 0..255, uint8 (resolution,
-    resolution, 3): 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values.
+    """Reads a mask with values 0 .. mask_values - 1 as a gray image, uint8 (resolution, resolution, 3).
 
-    Raises ValueError for another value: the number of values belongs to the set, so that one value is the same grey in
-    all of its images.
+    A value v becomes 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values.
+
+    Raises ValueError for a larger value: the number of values belongs to the set, so that a value is the same gray in
+    all images of the set.
     """
     image = center_square(_single_channel(data)).resize((resolution, resolution), Image.Resampling.NEAREST)
     mask = np.asarray(image).astype(np.float64)
@@ -119,12 +125,52 @@ def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
 
 
 def _single_channel(data: bytes) -> Image.Image:
-    """A file of one number a pixel (grey, 16-bit, palette indices), as it is. Raises ValueError for any other."""
+    """Opens a file of one number a pixel (gray, 16-bit, palette indices). Raises ValueError for colors."""
     image = open_image(data)
     if len(image.getbands()) > 1:
         raise ValueError(f"one number a pixel is needed, not {image.mode}")
     return image
 
 
-def _equal_channels(grey: np.ndarray) -> np.ndarray:  # (H, W) in [0, 255] -> uint8 (H, W, 3)
-    return np.repeat(np.rint(grey).astype(np.uint8)[:, :, None], 3, axis=2)
+def _equal_channels(gray: np.ndarray) -> np.ndarray:  # (H, W) in [0, 255] -> uint8 (H, W, 3)
+    return np.repeat(np.rint(gray).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+class Degradation(NamedTuple):
+    """Degradations to draw from for each position: a task, uniformly, and for JPEG a uniform quality."""
+
+    seed: int
+    tasks: tuple[str, ...]
+    jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest
+
+
+def degrade(images: np.ndarray, position: np.ndarray, degradation: Degradation) -> dict[str, np.ndarray]:
+    """Draws a degradation for each image of a batch, and applies JPEG, the only one that needs an encoder.
+
+    Masks, borders, gray and fewer pixels are made of tensors, see components/models/diffusion/degradation.py. Palette,
+    Saharia et al. (2022), section 4: one model for all tasks. A draw is a function of (seed, position), so it depends
+    neither on the batch nor on the ranks.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        position: (N,) places in the stream, >= 0.
+
+    Returns two more columns of the batch: `task`, int64 (N,), places in degradation.tasks; `condition_image`, uint8
+    (N, H, W, 3), the images after JPEG where JPEG is the task, and unchanged elsewhere.
+    """
+    lowest, highest = degradation.jpeg_qualities
+    keys = [np.random.SeedSequence((degradation.seed, STREAM, place)) for place in position.tolist()]
+    draws = np.stack([np.random.Philox(key).random_raw(2) for key in keys])  # (N, 2) uint64
+    task = (draws[:, 0] % np.uint64(len(degradation.tasks))).astype(np.int64)
+    condition = images.copy()
+    for row in np.flatnonzero(np.array(degradation.tasks)[task] == JPEG):
+        quality = lowest + int(draws[row, 1]) % (highest - lowest + 1)
+        condition[row] = jpeg_compressed(images[row], quality=quality)
+    return {"task": task, "condition_image": condition}
+
+
+def jpeg_compressed(image: np.ndarray, *, quality: int) -> np.ndarray:
+    """An image (H, W, 3) after JPEG of a quality in [1, 95], with the usual halved color resolution."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=quality)
+    return np.asarray(Image.open(file).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Images of any source into shards with an index, one Ray Data task for each shard.
+"""Ingest: writes shards and an index from any source of images, a Ray Data task for each shard.
 
 Shards have fixed names and a record each in `parts/`: a run that was killed redoes no finished shard that is whole.
 `bpe.json` and `index.json` are written last: without an index there is no set.
@@ -8,14 +8,13 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from components.configuration.config import Config, Since
-from components.data.captions import train_bpe
 from components.data.errors import DataError, SourceError
 from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks, part_name
 from components.data.pieces import WARN, Warn, run_pieces, whole_parts
@@ -31,6 +30,7 @@ from components.data.sources.source import Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarSurvey, list_tars, merge_classes
 from components.runtime.storage.kept_parts import Record
 from components.runtime.storage.store import Store, absolute
+from components.sampling.text_encoding import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
 
 
 class IngestConfig(Config):
-    """Every number that decides the set."""
+    """All numbers that decide the set."""
 
     resolution: int  # side of the stored images, pixels
     samples_per_shard: int  # a reading task holds three shards at a time
@@ -54,14 +54,14 @@ class IngestConfig(Config):
 
 
 class Place(NamedTuple):
-    """Where a set is written, and who reads what an earlier try has left of it."""
+    """The store of a new set, and settings of the tasks that read an earlier try's files there."""
 
     out: Store
     num_cpus: float  # of a task
     warn: Warn
 
     def whole(self, recipes: dict[str, str]) -> dict[str, Record]:
-        """Calls `whole_parts`."""
+        """Records of the whole parts of an earlier try, see `whole_parts`."""
         return whole_parts(recipes, files=self.out, num_cpus=self.num_cpus, warn=self.warn)
 
 
@@ -77,16 +77,17 @@ def ingest(
     class_counts: ClassCounts | None = None,
     warn: Warn = WARN,
 ) -> ShardIndex:
-    """Write shards and index of a source to `out` (any fsspec URL); `webdataset` and `shards` write the index alone.
+    """Write shards and index of a source to `out`; of `webdataset` and `shards` the index alone.
 
     Args:
         source: one of SOURCES; "shards" is a set that has an index already.
-        path: URL of the source's files; None for the packaged and procedural ones, and installed ones.
-        num_cpus: logical CPUs that one task asks for.
-        reshard: write the samples of a `webdataset` too, as they are, into shards of `config.samples_per_shard`.
+        path: URL of the source's files; None for packaged, procedural and installed sources.
+        out: folder of the new set, at any fsspec URL.
+        num_cpus: logical CPUs of a task.
+        reshard: write the samples of a `webdataset` too, unchanged, into shards of `config.samples_per_shard`.
         progress: called as shards are finished.
         class_counts: called once with the set's classes, but not for "shards", whose images are not read.
-        warn: is told of shards of an earlier try that are damaged, and so are made again.
+        warn: receives a line for each damaged shard of an earlier try, before the shard is made again.
 
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
     corrupt images (no index has been written).
@@ -106,8 +107,11 @@ def ingest(
 
 
 def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
-    """The listing of a source in its canonical order: by hash of the key, so that each shard is a fair sample of the
-    set and a limit keeps the same images. Raises SourceError."""
+    """The listing of a source in canonical order.
+
+    The order is by hash of the key, so that each shard is a fair sample of the set and a limit keeps the same images.
+    Raises SourceError for a source that can't be used.
+    """
     match source:
         case "openmoji":
             listing = list_openmoji()
@@ -126,6 +130,31 @@ def open_source(source: str, path: str | None, *, limit: int | None = None, colu
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     items = sorted(listing.items, key=lambda item: order_of(item.key))
     return replace(listing, items=tuple(items[:limit]))
+
+
+def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
+    """Train a byte-level BPE (Sennrich et al., 2016) and return it as the text of `bpe.json`.
+
+    The same set of captions gives the same bytes, in whatever order they come.
+
+    Args:
+        captions: of the training split.
+        vocab_size: number of ids with the four special tokens and the 256 bytes, so at least 260; small sets of
+            captions may give fewer.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return tokenizer.to_str()
 
 
 def _write_shards(
@@ -192,7 +221,7 @@ def _index_tars(
 
 
 def _adopt(path: str, out: Store) -> ShardIndex:
-    """A set that has an index already stays where it is, with its own hold-out share, resolution and tokenizer."""
+    """Adopts a set with an index, in place, with its own hold-out share, resolution and tokenizer."""
     index = load_index(path)
     logger.info("%s keeps its own hold-out share, resolution and tokenizer", path)
     out.write(BPE, read_bpe(index).encode())
@@ -240,13 +269,13 @@ def _check_corrupt(index: ShardIndex, max_fraction: float) -> None:
     if not quarantined:
         return
     total, first = index.samples + len(quarantined), quarantined[0]
-    said = (
+    corrupt = (
         f"{len(quarantined)} of {total} images ({len(quarantined) / total:.1%}) are corrupt, "
         f"such as {first.key} in {first.shard} ({first.reason})"
     )
     if len(quarantined) > max_fraction * total:
-        raise DataError(f"{said}: more than {max_fraction:.1%}; repair them or raise max_corrupt_fraction")
-    logger.warning("%s; they are quarantined and listed in the index", said)
+        raise DataError(f"{corrupt}: more than {max_fraction:.1%}; repair them or raise max_corrupt_fraction")
+    logger.warning("%s; they are quarantined and listed in the index", corrupt)
 
 
 def _needed(source: str, path: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What lies at a URL, with the mark that tells two versions of a file apart."""
+"""Listings of a URL's files, with the mark that tells two versions of a file apart."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,37 +8,40 @@ import fsspec
 from components.data.errors import SourceError
 from components.runtime.storage.connection import connect, files_below, reason
 
-MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first that is known
+MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first present is the mark
 
 
 class FileVersion(NamedTuple):
+    """A file in a listing, in its present version."""
+
     path: str  # relative to the listed URL
     bytes: int
     mark: str
 
 
 def list_versions(url: str) -> list[FileVersion]:
-    """Files below `url`, sorted by path. Raises SourceError if there is nothing, or if it can't be listed."""
+    """Files below `url`, sorted by path. Raises SourceError if there are none, or the listing fails."""
     filesystem, root = connect(url)
     try:
-        found = files_below(filesystem, root)
+        infos = files_below(filesystem, root)
     except Exception as error:  # each file system has its own errors for a missing bucket or wrong credentials
         raise SourceError(
             f"{url} can't be listed ({reason(error)}); check the address, the bucket and the rights"
         ) from error
-    if not found:
+    if not infos:
         raise SourceError(f"nothing at {url}: the path is missing or empty; check it for typing errors")
     skip = len(root.rstrip("/")) + 1
     return sorted(
         FileVersion(name[skip:] or name.rpartition("/")[2], int(info.get("size") or 0), _mark(info))
-        for name, info in found.items()
+        for name, info in infos.items()
     )
 
 
 def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
-    """A file at or below `url` whose path, relative to it, is wanted; found folder by folder, without listing all.
+    """The first file at or below `url` with a relative path that `is_wanted`, by its absolute URL.
 
-    Its path is absolute. None if there is none, or if folders can't be listed: `list_versions` says why.
+    Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed:
+    `list_versions` says why.
     """
     filesystem, root = connect(url)
     root = root.rstrip("/")
@@ -47,8 +50,8 @@ def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None
     for folder, _, names in filesystem.walk(root):
         below = folder.rstrip("/")[len(root) + 1 :]
         paths = [f"{below}/{name}" if below else name for name in sorted(names)]
-        if wanted := next(filter(is_wanted, paths), None):
-            return _version(filesystem, f"{root}/{wanted}", f"{url.rstrip('/')}/{wanted}")
+        if path := next(filter(is_wanted, paths), None):
+            return _version(filesystem, f"{root}/{path}", f"{url.rstrip('/')}/{path}")
     return None
 
 

@@ -3,7 +3,7 @@
 Batch of step s = positions [s B, (s + 1) B). Each epoch serves each training sample exactly once, in an order of its
 own: shards shuffled, then samples shuffled within windows of a few consecutive shards, so that a reader needs few
 shards at a time. Batches span windows and epochs. Nothing depends on the number of workers, and any position can be
-computed without what came before it: a stream that starts at step s is the tail of the one that starts at 0.
+computed without earlier positions: a stream that starts at step s is the tail of the stream that starts at 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,22 @@ WINDOW_SHARDS = 3
 
 
 class ShuffleWindow(NamedTuple):
-    """A few shards whose training samples are shuffled together."""
+    """A few consecutive shards, with jointly shuffled training samples."""
 
     epoch: int
     number: int  # of the window in its epoch
-    start: int  # position of its first sample in the stream
+    start: int  # position of the window's first sample in the stream
     shards: tuple[int, ...]
     counts: tuple[int, ...]  # training samples of each shard
 
     @property
     def stop(self) -> int:
+        """Position after the window's last sample."""
         return self.start + sum(self.counts)
 
 
 class Pick(NamedTuple):
-    """Where the samples of some positions come from: entry i is sample `ordinals[i]` of `window.shards[places[i]]`."""
+    """The samples of n positions of a window: number i is sample `ordinals[i]` of shard `places[i]`."""
 
     window: ShuffleWindow
     places: np.ndarray  # int64 (n,)  place of the shard in the window
@@ -37,12 +38,15 @@ class Pick(NamedTuple):
 
 
 def permutation(count: int, *, key: Sequence[int]) -> np.ndarray:  # int64 (count,)
-    """A permutation that is a function of `key` for all time: numpy promises stable raw bits, not stable shuffles."""
+    """A permutation as a function of `key`, for all time.
+
+    Made of raw bits: numpy promises those to be stable, and no shuffle.
+    """
     return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(count), kind="stable")
 
 
 def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[ShuffleWindow]:
-    """The windows of the endless stream, from the one that holds position `start`.
+    """The windows of the endless stream, from the window that holds position `start`.
 
     Args:
         counts: training samples of each shard, in the order of the index; at least one in all.
@@ -67,7 +71,7 @@ def windows(counts: Sequence[int], *, seed: int, start: int) -> Iterator[Shuffle
 
 
 def pick(window: ShuffleWindow, *, seed: int, first: int, last: int) -> Pick:
-    """The part of positions [first, last) that lies in `window`."""
+    """The samples of `window` at those of its positions that lie in [first, last)."""
     order = permutation(sum(window.counts), key=(seed, window.epoch, window.number))
     chosen = order[max(first - window.start, 0) : max(last - window.start, 0)]
     ends = np.cumsum(window.counts)

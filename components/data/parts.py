@@ -1,4 +1,4 @@
-"""Writing one shard from its items, and the record that says it is finished."""
+"""Tasks of an ingest: each writes shards from items, and a record of each finished shard."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def cut_tasks(listing: Source, samples_per_shard: int) -> list[str]:
-    """A source's items as shards of at most so many samples, each task (JSON) the numbers and items of some of them.
+    """Cuts a source's items into shards of at most `samples_per_shard`, and the shards into tasks.
 
-    One shard is one task, but where items come in runs that are read best in one go: as many whole runs as fit into a
-    shard, or one that is larger as several equal shards.
+    A shard is a task, except where items come in runs that are best read in one go: then as many whole runs as fit into
+    a shard, or a larger run as several equal shards. Returns each task as JSON: numbers and items of its shards.
     """
     tasks: list[list[str]] = []
     for items in _bundles(listing, samples_per_shard):
@@ -34,7 +34,7 @@ def cut_tasks(listing: Source, samples_per_shard: int) -> list[str]:
 
 
 def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
-    """Parts of about one size, in order, of at most `most` each; one empty part of nothing."""
+    """Parts of about equal size, in order, of at most `most` items each; a single empty part of no items."""
     count = max(1, math.ceil(len(items) / most))
     bounds = [len(items) * part // count for part in range(count + 1)]
     return [items[first:stop] for first, stop in pairwise(bounds)]
@@ -57,11 +57,11 @@ def _bundles(listing: Source, most: int) -> Iterator[Sequence[Item]]:
 
 
 class CorruptImageError(Exception):
-    """One image can't be drawn; it is quarantined, not fatal."""
+    """An image can't be drawn: quarantined, not fatal."""
 
 
 class Part(Config):
-    """The contribution of one shard to the index."""
+    """The contribution of a shard to the index."""
 
     entry: ShardEntry
     captions: tuple[str, ...]  # of its training samples
@@ -69,7 +69,7 @@ class Part(Config):
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Items of a shard (JSON) in, its part (JSON) out."""
+    """Writes a shard: items (JSON) in, the shard's part (JSON) out."""
 
     reader: Reader
     out: Store
@@ -77,7 +77,7 @@ class PartWriter:
     holdout_fraction: float
 
     def recipe(self, content: str) -> str:
-        """Digest of everything that decides the bytes of the shard of these items."""
+        """Digest of all that decides the bytes of a shard of the items `content`."""
         recipe = json.dumps([repr(self.reader), self.resolution, self.holdout_fraction, content])
         return hashlib.sha256(recipe.encode()).hexdigest()
 
@@ -99,9 +99,9 @@ class PartWriter:
             train_samples=len(captions),
             quarantined=tuple(quarantined),
         )
-        made = Part(entry=entry, captions=tuple(captions))
-        write_record(self.out, part, file, recipe=self.recipe(content), **made.model_dump())
-        return made.model_dump_json()
+        contribution = Part(entry=entry, captions=tuple(captions))
+        write_record(self.out, part, file, recipe=self.recipe(content), **contribution.model_dump())
+        return contribution.model_dump_json()
 
     def _sample(self, item: Item) -> dict[str, bytes | str]:
         try:
@@ -124,7 +124,7 @@ class PartWriter:
 
 @dataclass(frozen=True)
 class TaskWriter:
-    """The shards of one task (JSON) one after another; numbers and parts (JSON) out."""
+    """Writes the shards of a task (JSON), shard after shard; numbers and parts (JSON) out."""
 
     write: PartWriter
 
@@ -133,4 +133,5 @@ class TaskWriter:
 
 
 def part_name(number: int) -> str:
+    """Name of a shard's part, without a suffix."""
     return f"shard-{number:06d}"

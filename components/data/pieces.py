@@ -1,5 +1,4 @@
-"""Independent pieces of work on Ray Data: one task for each, results as they are finished; and which of them an earlier
-try has done."""
+"""Independent pieces of work on Ray Data, a task for each, and records of earlier tries' pieces."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +13,15 @@ from components.runtime.storage.kept_parts import Look, Record, look_at, recorde
 from components.runtime.storage.store import Store, StoreError
 
 OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceError, StoreError)}
-Warn = Callable[[str], None]  # tells the user one line
+Warn = Callable[[str], None]  # shows a line to the user
 WARN: Warn = logging.getLogger(__name__).warning
 Work = Callable[[int, str], str]  # number of the piece, its description -> its result; picklable
 
 
 def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
-    """(number, result) of each piece, in the order in which tasks finish.
+    """Yields (number, result) of each piece as tasks finish.
 
-    The errors of this package come back as they were raised, without a remote traceback around their one line.
+    Raises this package's own errors as the task raised them, without a remote traceback around the line.
     """
 
     def run_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
 
 @dataclass(frozen=True)
 class PartReader:
-    """Name and recipe of a part in, in two lines, what was found of it (JSON) out."""
+    """Reads a part: name and recipe in, on two lines, the part's `Look` (JSON) out."""
 
     files: Store
 
@@ -57,12 +56,12 @@ class PartReader:
 
 
 def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, warn: Warn) -> dict[str, Record]:
-    """Records of those parts in `files` that an earlier try has left whole; their files are read to know it.
+    """Records of the parts that an earlier try left whole in `files`; all their files are read.
 
     Args:
-        recipes: name of a part -> digest of what decides it, "" where the stage's key alone does.
-        num_cpus: logical CPUs of the tasks that read.
-        warn: is told of each part that is damaged, and so has to be made again.
+        recipes: name of a part -> digest of all that decides it, "" where the stage's key alone does.
+        num_cpus: logical CPUs of the reading tasks.
+        warn: receives a line for each damaged part, which has to be made again.
     """
     names = sorted(recorded_parts(files) & recipes.keys())
     records = {}
@@ -77,7 +76,7 @@ def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, wa
 
 
 def _keep_off_the_terminal() -> None:
-    """Ray Data's log lines go to its own file alone, `ray-data.log` of the session; what fails is raised here."""
+    """Leaves Ray Data's log lines to the session's `ray-data.log`; failures are raised anyway."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)

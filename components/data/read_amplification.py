@@ -1,8 +1,8 @@
-"""How many bytes readers fetch for each byte of a set: whole shards, as often as `stream.py` cuts their windows into
-chunks for different readers. Found by planning the chunks of an epoch and going through what each reader would hold; no
-byte is read.
+"""Read amplification: bytes fetched by readers for each byte of a set.
 
-Chunk i is taken to be read by reader i mod R, as it is while all are equally fast.
+Readers fetch whole shards, as often as `stream.py` cuts their windows into chunks for different readers. The count
+plans the chunks of an epoch and follows the shards that each reader would hold; no byte is read. Reader i mod R is
+assumed to read chunk i, as is the case while all readers are equally fast.
 """
 
 from collections import OrderedDict
@@ -15,13 +15,13 @@ from components.data.order import WINDOW_SHARDS
 from components.data.shards import ShardEntry, ShardIndex
 from components.data.stream import Chunk, Layout, plan_chunks
 
-MOST_CHUNKS = 2000  # that are planned of an epoch: of ten million images at 64², of a million at 256²
-SIZES = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)  # samples a shard that are recommended
-GOOD = 1.25  # bytes read for each byte of the set, with the size that is recommended
+MOST_CHUNKS = 2000  # planned chunks of an epoch: of ten million images at 64², of a million at 256²
+SIZES = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)  # samples of a shard, candidates for a recommendation
+GOOD = 1.25  # bytes read for each byte of the set, at most, with a recommended size
 
 
 class Reads(NamedTuple):
-    """What readers fetch, and what they serve."""
+    """Bytes fetched and bytes used."""
 
     fetched: int  # bytes
     served: float  # bytes of the set, by its mean sample
@@ -33,15 +33,15 @@ class Reads(NamedTuple):
 
 
 class PlannedReader:
-    """The shards that a reading process holds, as `ShardCache` does, by their sizes alone."""
+    """The shards held by a reading process: `ShardCache`, simulated by sizes alone."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity  # bytes
-        self.held: OrderedDict[str, int] = OrderedDict()  # url -> bytes, that used last at the end
+        self.held: OrderedDict[str, int] = OrderedDict()  # url -> bytes, the shard used last at the end
         self.fetched = 0
 
     def read(self, window: Sequence[tuple[ShardEntry, int]]) -> None:
-        """Count what is fetched for the shards of a window, each with the bytes that it takes in memory."""
+        """Count the bytes fetched for a window's shards, each with the bytes that it takes in memory."""
         needed = {entry.url for entry, _ in window}
         for entry, size in window:
             if entry.url in self.held:
@@ -56,49 +56,49 @@ class PlannedReader:
 
 
 def planned_reads(index: ShardIndex, layout: Layout, *, readers: int, capacity: int = CACHE_BYTES) -> Reads:
-    """What `readers` reading tasks fetch in the first epoch, or of a large set in the first part of it.
+    """Bytes that `readers` reading tasks fetch in the first epoch, or in MOST_CHUNKS of a large set.
 
-    Exact for readers that take turns; a test holds it against the bytes that a server sends.
+    Exact for readers that take turns; a test compares the result with the bytes that a server sends.
 
     Args:
         capacity: bytes that a reader holds where they are more than three shards.
     """
     chunks = epoch_chunks(index, layout)
     images = 3 * layout.resolution**2 * (1 if layout.condition_member is None else 2)
-    kept = images if index.samples * images <= CACHE_BYTES else 0  # bytes of a sample that is kept decoded
+    cached = images if index.samples * images <= CACHE_BYTES else 0  # decoded bytes of a sample in the cache
     workers = [PlannedReader(capacity) for _ in range(readers)]
     for number, chunk in enumerate(chunks):
         for _, entries in chunk.windows:
             read = [entry for entry in entries if entry.train_samples]
-            workers[number % readers].read([(entry, held_bytes(entry, kept)) for entry in read])
+            workers[number % readers].read([(entry, held_bytes(entry, cached)) for entry in read])
     set_bytes = sum(entry.bytes for entry in index.shards if entry.train_samples)
     rows = chunks[-1].last - chunks[0].first
     return Reads(sum(worker.fetched for worker in workers), rows / index.train_samples * set_bytes)
 
 
 def epoch_chunks(index: ShardIndex, layout: Layout) -> list[Chunk]:
-    """The work of tasks for the first epoch, at most MOST_CHUNKS of them."""
+    """The chunks of the first epoch, at most MOST_CHUNKS."""
     steps = -(-index.train_samples // layout.global_batch_size)
     return list(islice(plan_chunks(index, layout, start_step=0, total_steps=steps), MOST_CHUNKS))
 
 
 def recommended_samples(index: ShardIndex, layout: Layout, *, readers: int) -> int:
-    """The largest number of samples a shard, of SIZES, with which at most GOOD bytes are read for each of the set.
+    """The largest of SIZES, samples of a shard, whose read amplification is at most GOOD.
 
     The smallest of SIZES if none is small enough.
     """
     mean = sum(entry.bytes for entry in index.shards) / index.samples
     for samples in SIZES:
-        made = even_index(index, samples_per_shard=samples, sample_bytes=mean, most=100 * layout.chunk_rows)
-        if planned_reads(made, layout, readers=readers).amplification <= GOOD:
+        even = even_index(index, samples_per_shard=samples, sample_bytes=mean, most=100 * layout.chunk_rows)
+        if planned_reads(even, layout, readers=readers).amplification <= GOOD:
             return samples
     return SIZES[-1]
 
 
 def even_index(index: ShardIndex, *, samples_per_shard: int, sample_bytes: float, most: int) -> ShardIndex:
-    """The same set, or `most` samples of it, in shards of about one size that nobody wrote.
+    """An imagined index of the set, or of `most` samples, with shards of about equal size.
 
-    They differ a little, as real ones do, or windows and chunks of the same size would fall together.
+    Sizes differ a little, as those of real shards do, or windows and chunks of the same size would fall together.
     """
     share, some = index.train_samples / index.samples, max(2, samples_per_shard // 16)
     shards = []
@@ -114,6 +114,6 @@ def even_index(index: ShardIndex, *, samples_per_shard: int, sample_bytes: float
     return index.model_copy(update={"shards": tuple(shards), "train_samples": total})
 
 
-def held_bytes(entry: ShardEntry, kept: int) -> int:
-    """What the training samples of a shard take in memory: their files, and the decoded images that are kept."""
-    return round(entry.bytes * entry.train_samples / entry.samples) + entry.train_samples * kept
+def held_bytes(entry: ShardEntry, cached: int) -> int:
+    """Memory of a shard's training samples: files, and `cached` bytes of decoded image for each."""
+    return round(entry.bytes * entry.train_samples / entry.samples) + entry.train_samples * cached

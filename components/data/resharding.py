@@ -1,9 +1,9 @@
-"""Tars of the user written again as smaller ones, so that readers need not fetch a gigabyte for a few images of it.
+"""Resharding: writes a user's tars as smaller tars, so that a few images cost no gigabyte.
 
-One task a tar, which is read once. Samples stay as they are, byte for byte; those of a tar are shuffled (by a hash of
-their keys, so that equal tars give equal bytes) before they are cut into shards: three shards, the window that training
-shuffles, are then samples of three tars, as they were before. A tar's record is written after its shards: what was
-killed reads no tar again whose shards are all there, and whole.
+Each task reads a tar once. Samples stay byte for byte; the samples of a tar are shuffled (by a hash of their keys, so
+that equal tars give equal bytes) before they are cut into shards: three shards, the window that training shuffles, are
+then samples of three tars, as before. A tar's record is written after its shards: after a kill no tar is read again
+whose shards are all there, and whole.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from components.runtime.storage.store import Store, read_url
 
 @dataclass(frozen=True)
 class TarResharder:
-    """The URL of a tar in (with the mark of its version), its facts (JSON) out; its shards are in `out` then."""
+    """Reshards a tar into `out`: URL and mark of the version in, the tar's facts (JSON) out."""
 
     out: Store
     holdout_fraction: float
     samples_per_shard: int
 
     def part_name(self, content: str) -> str:
-        """A digest of everything that decides the shards."""
+        """Name of the tar's part: a digest of all that decides the shards."""
         recipe = f"shards of {self.samples_per_shard}, {self.holdout_fraction}\n{content}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:32]
 

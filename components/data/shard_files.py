@@ -1,6 +1,6 @@
-"""One file for each shard of a set, made by an actor pool of Ray Data with one copy of a network in each actor.
+"""A file for each shard of a set, made by an actor pool of Ray Data with a network in each actor.
 
-Parts have fixed names, numbered in the order of the index: one that is whole is not made again, whoever made it.
+Parts have fixed names, numbered in the order of the index: a whole part of any earlier try is not made again.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from components.sampling.precision import state_products
 
 
 class ShardJob(NamedTuple):
-    """One shard to be worked off."""
+    """A shard to be processed."""
 
     number: int  # in the order of the index
     name: str  # of the part to write
@@ -37,14 +37,14 @@ def process_shards(
     resources: Resources,
     warn: Warn = WARN,
 ) -> Iterator[int]:
-    """Write the part of each shard that `files` does not hold whole; yields how many there are after each.
+    """Write the parts that `files` does not hold whole; yields the number of parts after each.
 
     Args:
         make_worker: picklable; called in each actor before its first shard, in at most resources.num_actors.
         names: of the parts, one for each shard.
-        warn: is told of files that an earlier try left and that are damaged.
+        warn: receives a line for each damaged file of an earlier try.
 
-    Raises ShardError for a shard that its index does not match.
+    Raises ShardError for a shard that differs from the index.
     """
     whole = whole_parts(dict.fromkeys(names, ""), files=files, num_cpus=resources.cpus_per_core, warn=warn)
     jobs = [
@@ -59,7 +59,7 @@ def process_shards(
 
 
 class PoolActor:
-    """One actor of the pool. Jobs come as rows of text: Ray Data's blocks hold no objects of ours."""
+    """An actor of the pool. Jobs come as rows of text: Ray Data's blocks hold no objects of ours."""
 
     def __init__(self, make_worker: Callable[[], Worker], resources: Resources) -> None:
         torch.set_num_threads(node_threads(resources))

@@ -1,34 +1,79 @@
-"""Shards: WebDataset tars, and the index that says what each of them must be.
+"""Shards: WebDataset tars, and the index with size, sha256 and counts of each.
 
 A sample is a group of members with one key: an image (`png`, `jpg`, ...), `cls` (label), `txt` (caption), `json`
-(where it comes from), and whatever else a source adds (`depth.png`, `mask.png`). A truncated tar reads without any
-error in every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
+(its origin), and whatever else a source adds (`depth.png`, `mask.png`). A truncated tar reads without any error in
+every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
 
 Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,);
-where a second image of each sample is asked for, `condition_image` uint8 (B, H, W, 3). A set that was encoded
-beforehand has arrays too (`latents.npy`, ...), float16 (B, ...) under their own names.
+with a second image of each sample, `condition_image` uint8 (B, H, W, 3). An encoded set has arrays too (`latents.npy`,
+...): latents, embeddings, states of captions, float16 (B, ...) under their own names. Arrays are in numpy's own format,
+so that any reader of WebDataset understands them; shape and type come from the index, so no header is believed, and
+nothing can be unpickled.
 """
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import AfterValidator, Field, ValidationError
 
 from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, file_name
-from components.data.arrays import ArrayInfo
 from components.data.errors import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
 from components.runtime.storage.store import DamagedFileError, Digest, Store, read_url
 
 INDEX = "index.json"
 BPE = "bpe.json"
+DTYPE = np.dtype("<f2")
 Split = Literal["train", "holdout"]
 
 
+class ArrayInfo(Config):
+    """An array of every sample of a set, the member `{name}.npy`."""
+
+    name: str
+    shape: tuple[int, ...] = Field(min_length=1)
+    made_by: str  # stage and key of the model that made the array
+
+
+def write_array(array: np.ndarray) -> bytes:
+    """Encodes an array as a `.npy` file, rounded to float16."""
+    rounded = np.ascontiguousarray(array, DTYPE)
+    return npy_header(rounded.shape) + rounded.tobytes()
+
+
+def parse_arrays(files: Sequence[tuple[str, bytes]], info: ArrayInfo, where: str) -> np.ndarray:
+    """Parses the `.npy` files of N samples -> float16 (N, ...).
+
+    Args:
+        files: key of a sample, and its file.
+        where: shard and member, for the message.
+
+    Raises ShardError naming `where` and the sample for an array of another shape or type than the index says.
+    """
+    out, start = np.empty((len(files), *info.shape), DTYPE), npy_header(info.shape)
+    for row, (key, file) in zip(out, files, strict=True):
+        if len(file) != len(start) + row.nbytes or not file.startswith(start):
+            raise ShardError(f"{where}: that of sample {key} is not float16 of shape {info.shape}; make the set again")
+        row[...] = np.frombuffer(file, DTYPE, offset=len(start)).reshape(info.shape)
+    return out
+
+
+@cache
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """The first bytes of numpy's file of a float16 array of `shape`."""
+    buffer = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
 class Quarantined(Config):
-    """A sample that is left out of every split because its image can't be read."""
+    """A sample in no split, because its image can't be read."""
 
     key: str
     shard: str
@@ -36,12 +81,15 @@ class Quarantined(Config):
 
 
 def shard_url(url: str) -> str:
-    """`url`, relative to the index or absolute. Raises ValueError for a relative one that leads out of its folder."""
+    """Checks a URL, absolute or relative to the index, and returns it unchanged.
+
+    Raises ValueError if a relative URL leads out of the index's folder.
+    """
     return url if "://" in url or url.startswith("/") else file_name(url)
 
 
 class ShardEntry(Config):
-    """What one tar must be. `samples` counts the usable ones: quarantined samples are in no split."""
+    """A tar in the index. `samples` counts usable samples: quarantined samples are in no split."""
 
     url: Annotated[str, AfterValidator(shard_url)]  # relative to the index; absolute when the tars are the user's own
     bytes: int
@@ -52,7 +100,7 @@ class ShardEntry(Config):
 
 
 class TextInfo(Config):
-    """The caption tokenizer that belongs to the set."""
+    """The caption tokenizer of the set."""
 
     bpe: FileName = BPE  # relative to the index
     sha256: str
@@ -61,30 +109,31 @@ class TextInfo(Config):
 
 
 class ShardIndex(Config):
-    """A data set: its shards in canonical order, and what its samples mean."""
+    """A data set: shards in canonical order, and the meaning of the samples."""
 
     version: Literal[1] = 1
     source: str
     license: str
     resolution: int | None  # side of the stored images; None: of any size, resized when they are read
     classes: tuple[str, ...]
-    labels: Literal["index", "name"] = "index"  # what `cls` holds: the label itself, or a name listed in `classes`
+    labels: Literal["index", "name"] = "index"  # content of `cls`: the label itself, or a name listed in `classes`
     holdout_fraction: float = Field(ge=0, lt=1)
     samples: int
     train_samples: int
     quarantined: int
     mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
-    arrays: tuple[ArrayInfo, ...] = ()  # that each sample has next to its image
+    arrays: tuple[ArrayInfo, ...] = ()  # of each sample, next to its image
     shards: tuple[ShardEntry, ...]
-    root: str = Field(default="", exclude=True)  # URL of the folder that holds the index: where, never part of what
+    root: str = Field(default="", exclude=True)  # URL of the index's folder: a place, never part of the identity
 
     @property
     def array_names(self) -> list[str]:
+        """Names of the set's arrays."""
         return [info.name for info in self.arrays]
 
     def array(self, name: str) -> ArrayInfo:
-        """Raises KeyError for an array that the set has not."""
+        """The set's array of a name. Raises KeyError if the set has no such array."""
         return {info.name: info for info in self.arrays}[name]
 
     def url(self, path: str) -> str:
@@ -93,25 +142,27 @@ class ShardIndex(Config):
 
 
 class ShardSample(NamedTuple):
-    """One sample as it is stored: nothing decoded."""
+    """A sample in stored form, undecoded."""
 
     key: str
-    image: bytes  # of the member that was asked for
+    image: bytes  # of the requested member
     label: int
     caption: str
-    condition: bytes | None = None  # of the condition member, where one was asked for
-    arrays: tuple[bytes, ...] = ()  # those that were asked for
+    condition: bytes | None = None  # of the requested condition member
+    arrays: tuple[bytes, ...] = ()  # of the requested names
 
 
 def split_of(key: str, holdout_fraction: float) -> Split:
-    """The split of a sample: a function of its key alone, so that it never moves when the set grows."""
+    """The split of a sample: a function of the key alone, so that no sample moves when the set grows."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "holdout" if draw < holdout_fraction else "train"
 
 
 def order_of(key: str) -> bytes:
-    """Where a sample stands in an order that is fair to all: by a hash of its key, and another than that of the split,
-    or held-out samples would stand together."""
+    """Sort key of a sample in a shuffled order: a hash of its key.
+
+    Another hash than that of the split, or held-out samples would stand together.
+    """
     return hashlib.sha256(f"order {key}".encode()).digest()
 
 
@@ -121,7 +172,7 @@ def save_index(store: Store, index: ShardIndex) -> None:
 
 
 def load_index(url: str) -> ShardIndex:
-    """The index at `url` (of the file, or of its folder). Raises SourceError if it is missing or not an index."""
+    """The index at the URL of the file, or of its folder. Raises SourceError if there is no such index."""
     url = url if url.endswith(".json") else f"{url.rstrip('/')}/{INDEX}"
     try:
         index = ShardIndex.model_validate_json(read_url(url))
@@ -133,7 +184,7 @@ def load_index(url: str) -> ShardIndex:
 
 
 def read_bpe(index: ShardIndex) -> str:
-    """The text of the set's `bpe.json`, verified. Raises ShardError if it is not the one that the index names."""
+    """The text of the set's `bpe.json`. Raises ShardError if its sha256 differs from the index."""
     url = index.url(index.text.bpe)
     data = _fetch(url)
     if hashlib.sha256(data).hexdigest() != index.text.sha256:
@@ -142,13 +193,15 @@ def read_bpe(index: ShardIndex) -> str:
 
 
 def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
-    """The whole tar, size and sha256 verified; what was damaged on its way is fetched again. Raises ShardError naming
-    the shard."""
+    """Fetch a whole tar, verified by size and sha256; damage in transfer is fetched again.
+
+    Raises ShardError, naming the shard, if the file differs from the index.
+    """
     url = index.url(entry.url)
     try:
         return _fetch(url, Digest(entry.bytes, entry.sha256))
     except DamagedFileError:
-        data = _fetch(url)  # to say what is wrong with it
+        data = _fetch(url)  # for a message about the difference
     if len(data) != entry.bytes:
         raise ShardError(
             f"shard {url} has {len(data)} bytes, its index says {entry.bytes}: truncated or changed; restore or ingest"
@@ -167,13 +220,13 @@ def read_shard(
     arrays: Sequence[str] = (),
     data: bytes | None = None,
 ) -> list[ShardSample]:
-    """The usable samples of a shard in canonical (tar) order, verified in every way. Raises ShardError.
+    """The usable samples of a shard in canonical (tar) order, verified. Raises ShardError.
 
     Args:
-        member: what of each sample is its image; which samples there are does not depend on it.
-        condition_member: what of each sample is its condition image; None for no such image.
+        member: the member of each sample read as image; the samples themselves do not depend on it.
+        condition_member: the member read as condition image; None for no such image.
         arrays: names of the arrays to read.
-        data: what `fetch_shard` gave, if it was called already.
+        data: the tar, if `fetch_shard` was called already.
     """
     url = index.url(entry.url)
     samples = [
@@ -189,7 +242,7 @@ def read_shard(
 
 
 def usable_groups(index: ShardIndex, entry: ShardEntry, data: bytes | None = None) -> Iterator[Group]:
-    """The groups of a shard that are samples: with an image, and not quarantined. Raises ShardError."""
+    """The groups of a shard with an image, except quarantined samples. Raises ShardError."""
     refused = {quarantined.key for quarantined in entry.quarantined}
     for group in iterate_shard(data or fetch_shard(index, entry), index.url(entry.url)):
         if group.image is not None and group.key not in refused:
@@ -197,8 +250,8 @@ def usable_groups(index: ShardIndex, entry: ShardEntry, data: bytes | None = Non
 
 
 def check_member(index: ShardIndex, member: Member) -> None:
-    """Look whether the first sample has `member`, before any work on the set. Raises ShardError if it lacks."""
-    if member == "image":  # without one it would be no sample
+    """Raise ShardError if the first sample of a set lacks `member`, before any work on the set."""
+    if member == "image":  # every sample has an image
         return
     for group in usable_groups(index, index.shards[0]):
         _image(group, member, index.url(index.shards[0].url))

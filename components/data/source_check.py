@@ -1,4 +1,4 @@
-"""What a source is, whether it can be used, and what it holds, told cheaply before anything starts."""
+"""Checks of a source before any work: its kind, whether it can be used, a digest of its contents."""
 
 import fnmatch
 import hashlib
@@ -27,14 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 class SourceName(NamedTuple):
+    """A source as `ingest` takes it."""
+
     source: str
     path: str | None
 
 
 def detect_source(uri: str) -> SourceName:
-    """The source that `uri` stands for: the name of a packaged one, or what lies at the URL.
+    """The source behind `uri`: a packaged source by name, or the files at the URL.
 
-    Raises SourceError if there is nothing, or nothing that is understood.
+    Raises SourceError for a URL without files, or without any that are understood.
     """
     if uri in PACKAGED:
         return SourceName(uri, None)
@@ -63,50 +65,53 @@ def detect_source(uri: str) -> SourceName:
     return SourceName("parquet" if parquet > images else "folder", path)
 
 
-class Looked(NamedTuple):
-    """What was listed: tars by absolute URLs, other files by their paths; nothing of a source without files or with an
-    index."""
+class Listed(NamedTuple):
+    """The files of a source: tars by absolute URLs, other files by their paths.
 
-    listed: list[FileVersion]
+    Empty for a source without files, or with an index.
+    """
+
+    files: list[FileVersion]
     reading: tuple[str, ...] = ()  # of `Source`, as the notes
     notes: tuple[str, ...] = ()
 
 
-def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Looked:
-    """Raise SourceError, in one line, for a source that can't be used: by a listing only, no image is read. What of it
-    won't be read is warned of, once in a process.
+def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Listed:
+    """Raise SourceError, in a line, for a source that can't be used; lists files, reads no image.
+
+    Warns of files and columns that won't be read, once in a process.
     """
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     if source == "openmoji":
         openmoji.package_versions()
     if source in PACKAGED:
-        return Looked([])
+        return Listed([])
     if path is None and source == "fashion_mnist":
         path = installed_folder()
     if path is None:
         raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
-    looked = _look(source, absolute(path), columns)
-    for note in looked.notes:
+    listed = _list(source, absolute(path), columns)
+    for note in listed.notes:
         _warn_once(note)
-    return looked
+    return listed
 
 
-def _look(source: str, path: str, columns: Columns) -> Looked:
+def _list(source: str, path: str, columns: Columns) -> Listed:
     if source == "shards":
         load_index(path)
-        return Looked([])
+        return Listed([])
     if source == "webdataset":
-        return Looked(list_tars(path))
+        return Listed(list_tars(path))
     if source == "parquet":
-        found = find_parquet(path, columns)
-        return Looked(list(found.files), notes=found.notes)
+        parquet = find_parquet(path, columns)
+        return Listed(list(parquet.files), notes=parquet.notes)
     versions = list_versions(path)
     if source == "fashion_mnist":
         idx_urls(path)
-        return Looked(versions)
+        return Listed(versions)
     listing = list_folder(path, versions, columns)
-    return Looked(versions, listing.reading, listing.notes)
+    return Listed(versions, listing.reading, listing.notes)
 
 
 @lru_cache
@@ -115,7 +120,7 @@ def _warn_once(note: str) -> None:
 
 
 def file_to_try(source: str, path: str | None) -> FileVersion | None:
-    """A file that whoever reads the source must be able to read, by its absolute URL."""
+    """A file that every reader of the source must be able to read, by its absolute URL."""
     location = absolute(path or installed_folder())
     if source == "shards":
         index = load_index(location)
@@ -129,23 +134,23 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
 
 
 def check_file(file: FileVersion) -> None:
-    """Raise SourceError, in one line, if a file of the source can't be read here, or is another one here."""
+    """Raise SourceError, in a line, if a file of the source can't be read here, or has another size here."""
     try:
         read_range(file.path, 0, 1)
-        found = first_file(file.path, lambda path: True)
+        here = first_file(file.path, lambda path: True)
     except (OSError, StoreError) as error:
         raise SourceError(
             f"the source's {file.path} can't be read ({reason(error)}); check the address and the rights"
         ) from error
-    if found is not None and found.bytes != file.bytes:
+    if here is not None and here.bytes != file.bytes:
         raise SourceError(
-            f"{file.path} has {found.bytes} bytes here and {file.bytes} where it was listed: it was cut short, or is "
+            f"{file.path} has {here.bytes} bytes here and {file.bytes} where it was listed: it was cut short, or is "
             "another file; copy it again"
         )
 
 
 def check_outside(out: str, path: str) -> None:
-    """Raise SourceError if a tar that is written to `out` would be one of the tars at `path`."""
+    """Raise SourceError if a new tar in `out` would be taken for one of the tars at `path`."""
     folder, pattern = split_glob(absolute(path))
     below = PurePosixPath(out.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
     if f"{out}/".startswith(f"{folder}/") and _is_like(pattern, _is_tar)(below):
@@ -168,17 +173,17 @@ def _is_image(path: str) -> bool:
 
 
 def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
-    """A digest of what a source holds, never of where it lies: it enters the key of the first stage.
+    """A digest of a source's contents, never of its place, for the key of the first stage.
 
     Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
-    listing: relative names, sizes, and entity tags or modification times, and how they are read where that is not the
-    only way. Raises SourceError.
+    listing: relative names, sizes, and entity tags or modification times, and the way of reading where there are
+    several. Raises SourceError.
     """
     facts = _facts(source, path, check_source(source, path, columns))
     return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _facts(source: str, path: str | None, looked: Looked) -> object:
+def _facts(source: str, path: str | None, listed: Listed) -> object:
     if source == "openmoji":
         return [openmoji.GENERATOR_VERSION, openmoji.package_versions()]
     if source == "scenes":
@@ -187,5 +192,5 @@ def _facts(source: str, path: str | None, looked: Looked) -> object:
         index = load_index(absolute(str(path)))
         return [index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]]
     if source == "webdataset":
-        return [(version.path.rpartition("/")[2], *version[1:]) for version in looked.listed]
-    return [looked.listed, looked.reading] if looked.reading else looked.listed
+        return [(version.path.rpartition("/")[2], *version[1:]) for version in listed.files]
+    return [listed.files, listed.reading] if listed.reading else listed.files

@@ -1,11 +1,11 @@
-"""The training stream as one Ray Data dataset: rank r receives exactly its slice of each global batch, in order.
+"""The training stream as a Ray Data dataset: ranks receive slices of global batches, in order.
 
 A reading task makes a chunk: several groups of K consecutive global batches. From each group it emits one block for
-each crew of ranks (`crews.py`; up to eight ranks each is a crew of its own), that of rank 0 first, with the K slices of
-each of its ranks (K m rows a rank, m = global batch / ranks). With `preserve_order` the splitter hands blocks out in
-order to the crew with the fewest rows, ties to the lowest, and so block i goes to crew i mod the number of crews. Every
-block has the same number of bytes, and `target_max_block_size` is set just below it, so that Ray Data passes each block
-on as it is (it slices a block only from 1.5 times the target).
+each crew of ranks (`crews.py`; up to eight ranks, each rank is a crew), the block of rank 0 first, with the K slices of
+each rank in the crew (K m rows a rank, m = global batch / ranks). With `preserve_order` the splitter hands blocks out
+in order to the crew with the fewest rows, ties to the lowest, and so block i goes to crew i mod the number of crews.
+Every block has the same number of bytes, and `target_max_block_size` is set just below that number, so that Ray Data
+passes blocks on unchanged (a block is sliced only from 1.5 times the target).
 """
 
 import math
@@ -23,8 +23,8 @@ from ray.data.context import DataContext
 
 from components.data.crews import count_crews, crew_rows, fewest_steps
 from components.data.decoded import View, shard_cache
-from components.data.degradations import Degradation, degrade
 from components.data.feeding import Feeder, LazySource
+from components.data.images import Degradation, degrade
 from components.data.order import ShuffleWindow, pick, windows
 from components.data.shards import Member, ShardEntry, ShardIndex
 
@@ -33,12 +33,12 @@ GROUP_BYTES = 16 * 2**20
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 128 * 2**20
 PREFETCHED_BATCHES = 4  # of a rank
-AHEAD_CHUNKS = 6  # next to those that are being read: with fewer, readers of large images stop and start
+AHEAD_CHUNKS = 6  # finished chunks beside those in work: with fewer, readers of large images stop and start
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the stream is cut into blocks; no choice here changes which sample a rank sees at a step."""
+    """Cut of the stream into blocks; no choice here changes the sample that a rank sees at a step."""
 
     resolution: int
     global_batch_size: int
@@ -76,7 +76,7 @@ class Layout:
 
 
 class Chunk(NamedTuple):
-    """The work of one reading task: positions [first, last), and the windows that hold them. Small: it is pickled."""
+    """The work of a reading task: positions [first, last), and their windows. Small, for pickling."""
 
     first: int
     last: int
@@ -99,7 +99,7 @@ def training_stream(
     reader_cpus: float = 0.5,
     readers: int = 2,
 ) -> Dataset:
-    """The batches of steps [start_step, total_steps) as one dataset; see `split_stream` and `rank_batches`.
+    """A dataset with the batches of steps [start_step, total_steps), for `split_stream`.
 
     Rows are `image` uint8 (H, W, 3), `label` int64, `text` int64 (L,), `position` int64; with a condition member or a
     degradation also `condition_image` uint8 (H, W, 3), with a degradation `task` int64; arrays of the set are float16
@@ -111,11 +111,11 @@ def training_stream(
         global_batch_size: samples a step over all ranks; a multiple of `world_size`.
         seed: of the order, >= 0.
         start_step, total_steps: the steps to read; start_step < total_steps.
-        member: what of each sample is its `image`; no other column and no order depends on it.
-        condition_member: what of each sample is its `condition_image`, at the same resolution.
+        member: the member of each sample read as `image`; no other column and no order depends on it.
+        condition_member: the member read as `condition_image`, at the same resolution.
         degradation: makes the `condition_image` of the `image`; not together with a condition member.
-        arrays: names of arrays of the set that are wanted too.
-        reader_cpus: logical CPUs that one reading task asks for.
+        arrays: names of arrays of the set to read too.
+        reader_cpus: logical CPUs of a reading task.
         readers: reading tasks at a time.
 
     Raises ValueError for a batch that does not divide, a set without training samples, or two condition images.
@@ -155,9 +155,11 @@ def rank_batches(
 
 
 def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int) -> Iterator[Chunk]:
-    """Cut the stream into the work of tasks, as it is asked for: the first chunk is one group, so that training starts
-    early; a later one ends with the last window that fits into it, since each task that touches a window reads its
-    shards."""
+    """Cut the stream into the work of tasks, chunk by chunk on demand.
+
+    The first chunk is one group, so that training starts early; a later chunk ends with the last window that fits into
+    it, since each task that touches a window reads the window's shards.
+    """
     counts = [entry.train_samples for entry in index.shards]
     num_groups = -(-(total_steps - start_step) // layout.steps_per_group)
     first, limit = start_step * layout.global_batch_size, layout.group_rows
@@ -176,7 +178,7 @@ def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_ste
 
 
 def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Block]:
-    """The blocks of a chunk, for each group one a crew. Raises ShardError."""
+    """Yields the blocks of a chunk: for each group, a block for each crew. Raises ShardError."""
     for first in range(chunk.first, chunk.last, layout.group_rows):
         rows = _read_rows(header, layout, chunk, first)
         world_size, steps = layout.world_size, layout.steps_per_group
@@ -186,7 +188,7 @@ def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Blo
 
 
 class StreamDatasource(LazySource):
-    """Ray Data's view of the stream: one read task for each chunk, planned when it is needed."""
+    """Ray Data's view of the stream: a read task for each chunk, planned on demand."""
 
     def __init__(self, index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int, ahead: int) -> None:
         super().__init__()
@@ -213,13 +215,13 @@ def _read_task(header: ShardIndex, layout: Layout, chunk: Chunk, schema: pa.Sche
 
 
 def _configure(context: DataContext, layout: Layout, readers: int) -> None:
-    """What the stream needs from Ray Data: order kept, blocks as they come, memory ahead of training bounded."""
+    """Configures Ray Data: stable order, unchanged blocks, bounded memory ahead of training."""
     chunks = readers + AHEAD_CHUNKS
     ahead = ExecutionResources.for_limits(object_store_memory=chunks * layout.chunk_rows * layout.row_bytes)
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
     context.custom_execution_callback_classes = [Feeder]
     crews = count_crews(layout.world_size)
-    # A reading task waits while so many of its blocks are not taken, and each look at it costs more than a block.
+    # A reading task waits while so many of its blocks are not taken, and each look at the task costs more than a block.
     context._max_num_blocks_in_streaming_gen_buffer = max(2, crews)
     rows = layout.group_rows // crews
     context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
@@ -249,7 +251,7 @@ def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:
 
 
 def _read_rows(header: ShardIndex, layout: Layout, chunk: Chunk, first: int) -> dict[str, np.ndarray]:
-    """The rows of one group in the order of their positions."""
+    """The rows of a group in the order of positions."""
     last = first + layout.group_rows
     rows = _empty_rows(layout, layout.group_rows)
     rows["position"][:] = np.arange(first, last)

@@ -1,4 +1,4 @@
-"""What can be told of tars without reading them: their listing, and the head of one for the size of a sample."""
+"""Estimated indexes of tars, from a listing and the first bytes of a single tar."""
 
 import io
 import tarfile
@@ -11,11 +11,11 @@ from components.data.sources.webdataset import LICENSE
 from components.data.tars import GZIP, IMAGE_SUFFIXES
 from components.runtime.storage.store import read_range
 
-HEAD_BYTES = 8 * 2**20  # of the first tar that are read
+HEAD_BYTES = 8 * 2**20  # bytes to read of the first tar
 
 
 def estimated_index(tars: Sequence[FileVersion], *, holdout_fraction: float, text_length: int) -> ShardIndex:
-    """An index with the real sizes of tars and the numbers of samples that the head of the first one lets expect.
+    """An index with the tars' real sizes, and numbers of samples estimated from the first tar's head.
 
     Args:
         tars: at least one, from `list_tars`.
@@ -45,9 +45,9 @@ def estimated_index(tars: Sequence[FileVersion], *, holdout_fraction: float, tex
 
 
 def sample_bytes(head: bytes) -> float:
-    """Mean bytes of a file from one sample to the next, by those that begin in its head; all of it if none follows."""
+    """Mean bytes from sample to sample in a file's head; len(head) for fewer than two samples."""
     unpacked = zlib.decompressobj(wbits=31).decompress(head) if head.startswith(GZIP) else head
-    starts: dict[str, int] = {}  # sample -> where its image begins
+    starts: dict[str, int] = {}  # sample -> offset of its image
     try:
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for info in tar:

@@ -1,7 +1,7 @@
-"""Tars as strangers write them: groups of members, with everything refused that an image set has no need of.
+"""Tars from untrusted writers: groups of members; members that no image set needs are refused.
 
-Nothing is ever written to a disk and nothing unpickled. Sizes are looked at before a byte is read: a sparse member says
-that it is as large as it likes, and a compressed tar may hold a thousand times its size.
+Nothing is ever written to a disk and nothing unpickled. Sizes are checked before a byte is read: a sparse member may
+claim any size, and a compressed tar may hold a thousand times its size.
 
 webdataset is imported where it is called: it imports torch, seconds in each of the many processes of a run that plan
 reading and do none.
@@ -21,33 +21,33 @@ PICKLE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dil
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar
 GZIP = b"\x1f\x8b"
-END = bytes(1024)  # of every tar that was written to its end
+END = bytes(1024)  # last bytes of every complete tar
 OWN_NOTES = re.compile(r"__[^/]*__($|/)")  # webdataset's notes about a tar: no samples
-Member = Literal["image", "depth", "mask"]  # what of a sample is read as its image
+Member = Literal["image", "depth", "mask"]  # the member of a sample that is read as image
 
 
 class Group(NamedTuple):
-    """The members of a tar that share a key, undecoded."""
+    """The members of a tar with a common key, undecoded."""
 
     key: str
     members: dict[str, bytes]  # by suffix
 
     @property
     def image(self) -> bytes | None:
-        """The image; a group without one is no sample."""
+        """The image; None in a group that is no sample."""
         return next((self.members[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
 
     def member(self, member: Member) -> bytes | None:
-        """What is read as the image: the image itself, or `depth.png`, `mask.png` next to it; None if it lacks."""
+        """The file of a member: the image, `depth.png` or `mask.png`; None if the group lacks it."""
         return self.image if member == "image" else self.members.get(f"{member}.png")
 
     def text(self, suffix: str) -> str:
-        """A member as text, whatever its bytes; empty if it lacks."""
+        """A member as text, of any bytes; empty for a missing member."""
         return self.members.get(suffix, b"").decode(errors="replace").strip()
 
 
 def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
-    """A tar of samples (`__key__` and members as bytes); equal samples give equal bytes."""
+    """Packs samples (`__key__` and members as bytes) as a tar; equal samples give equal bytes."""
     from webdataset import TarWriter
 
     buffer = io.BytesIO()
@@ -59,7 +59,10 @@ def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
 
 
 def unpack(data: bytes, url: str) -> bytes:
-    """A tar as it is, or the one in a gzip file. Raises ShardError if that is damaged or larger than allowed."""
+    """Unpacks a gzipped tar; returns a plain tar unchanged.
+
+    Raises ShardError for a damaged gzip file, or more than MAX_UNPACKED_BYTES.
+    """
     unpacked = bytearray()
     while data.startswith(GZIP):  # gzip files may stand one after another
         inflate = zlib.decompressobj(wbits=31)
@@ -76,10 +79,10 @@ def unpack(data: bytes, url: str) -> bytes:
 
 
 def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
-    """Samples of a tar as groups of undecoded members, grouped by webdataset's own function.
+    """Yields the samples of a tar as groups of undecoded members, grouped by webdataset's own function.
 
-    Raises ShardError for a tar that can't be read, names or keys that come twice, pickles, names that climb out, and
-    members that are larger than MAX_MEMBER_BYTES or say so.
+    Raises ShardError for a tar that can't be read, repeated names or keys, pickles, names that lead out of the folder,
+    and members that are, or claim to be, larger than MAX_MEMBER_BYTES.
     """
     from webdataset.tariterators import group_by_keys
 
@@ -96,23 +99,23 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
 
 
 def check_end(data: bytes, url: str) -> None:
-    """Raise ShardError for a tar without its end: one that was cut between two members reads without any error."""
+    """Raise ShardError for a tar without its end: a tar cut between two members reads without any error."""
     if not data.endswith(END):
         raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
 
 
 def _members(data: bytes, url: str) -> Iterator[dict[str, Any]]:
-    """Regular files alone: links and devices are passed over, so that none is ever followed."""
+    """Yields regular files alone: links and devices are passed over, so that none is ever followed."""
     names: set[str] = set()
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for info in tar:
-            tar.members = []  # pyrefly: ignore[missing-attribute]  (or it keeps them all)
+            tar.members = []  # pyrefly: ignore[missing-attribute]  (or all stay in memory)
             if not info.isfile() or OWN_NOTES.match(info.name):
                 continue
             _refuse_unsafe(info, names, url)
             names.add(info.name)
             file = tar.extractfile(info)
-            assert file is not None  # it is a regular file
+            assert file is not None  # a regular file
             yield {"fname": info.name, "data": file.read(), "__url__": url}
 
 

@@ -1,11 +1,14 @@
-"""Token shards: one Parquet file for each shard of images, held in memory and served by the same law of order.
+"""Tokens: a Parquet file for each shard of images, read whole, checked, and served by rank.
+
+A set of images may come with a second set, the condition: tokens of other images of the same keys (depth maps,
+small images), made by a tokenizer of their own.
 
 Shapes: N samples, T tokens an image, L text_length, M tokens of a condition image, m = global batch / ranks.
 """
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +17,10 @@ import pyarrow.parquet as pq
 from components.data.errors import ShardError, TokensError
 from components.data.order import permutation
 from components.data.shards import Split
+from components.runtime.storage.artifact import Artifact
 
 COLUMNS = ("key", "tokens", "label", "text", "split")
+HELD_OUT = 2048  # images for previews and the final evaluation
 
 
 class TokenSet(NamedTuple):
@@ -29,12 +34,12 @@ class TokenSet(NamedTuple):
 
 
 def token_name(shard_url: str) -> str:
-    """Name of the token shard made from a shard of images: one input, one output."""
+    """Name of the token shard of a shard of images: the same stem."""
     return f"{shard_url.rpartition('/')[2].partition('.')[0]}.parquet"
 
 
 def write_tokens(samples: TokenSet) -> bytes:
-    """Parquet bytes of samples; equal samples give equal bytes."""
+    """Encodes samples as Parquet; equal samples give equal bytes."""
     columns = [
         pa.array(samples.key, pa.string()),
         _matrix(samples.tokens, pa.int32()),
@@ -48,7 +53,7 @@ def write_tokens(samples: TokenSet) -> bytes:
 
 
 def parse_tokens(data: bytes, name: str) -> TokenSet:
-    """Samples of one token shard. Raises ShardError, naming it, if it is not one."""
+    """Samples of a token shard. Raises ShardError, with `name`, for a file that is no token shard."""
     try:
         table = pq.read_table(io.BytesIO(data), columns=list(COLUMNS))
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -63,21 +68,21 @@ def parse_tokens(data: bytes, name: str) -> TokenSet:
 
 
 def join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
-    """Several token shards as one set, in the order given: that of the index of images."""
+    """Joins token shards, in order, to a single set; the order is that of the index of images."""
     keys = tuple(key for part in parts for key in part.key)
     return TokenSet(keys, *(np.concatenate([part[field] for part in parts]) for field in range(1, 5)))
 
 
 def select_split(samples: TokenSet, split: Split) -> TokenSet:
-    """The samples of one split, in canonical order."""
+    """The samples of a split, in canonical order."""
     (chosen,) = np.nonzero(samples.split == split)
     return TokenSet(tuple(samples.key[i] for i in chosen), *(field[chosen] for field in samples[1:]))
 
 
 def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
-    """Tokens (N, M) of the condition images `other`, in the order of `samples`, image by image of the same key.
+    """Tokens (N, M) of the condition images `other`, matched by key, in the order of `samples`.
 
-    Raises TokensError, naming one, if an image has none.
+    Raises TokensError, naming an image, if images lack condition tokens.
     """
     places = {key: place for place, key in enumerate(other.key)}
     missing = [key for key in samples.key if key not in places]
@@ -87,6 +92,58 @@ def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
             "make both from the same images"
         )
     return other.tokens[[places[key] for key in samples.key]]
+
+
+def read_tokens(tokens: Artifact) -> TokenSet:
+    """All samples of a tokens artifact, in canonical order. Raises ShardError or ArtifactError for damage."""
+    return join_tokens([parse_tokens(tokens.read(name), name) for name in tokens.metadata["names"]])
+
+
+def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]) -> None:
+    """Raise TokensError, in a line, if tokens are from a tokenizer with another codebook or grid."""
+    metadata = tokens.metadata
+    if metadata["codebook_size"] != codebook_size:
+        raise TokensError(
+            f"the tokens have a codebook of {metadata['codebook_size']}, the tokenizer one of {codebook_size}: make "
+            "the tokens with this tokenizer"
+        )
+    (height, width), (h, w) = metadata["grid"], grid
+    if (height, width) != (h, w):
+        raise TokensError(
+            f"the tokens have a grid of {height}×{width}, the tokenizer one of {h}×{w}: make the tokens with this "
+            "tokenizer"
+        )
+
+
+def check_condition(condition: Artifact | None, *, wanted: bool) -> None:
+    """Raise TokensError, in a line, for condition tokens that are missing, or present but not `wanted`."""
+    if wanted and condition is None:
+        raise TokensError("the recipe conditions on another image, but no condition tokens are given")
+    if condition is not None and not wanted:
+        raise TokensError("condition tokens are given, but condition is not among the recipe's conditions")
+
+
+def check_aligned(tokens: Artifact, condition: Artifact) -> None:
+    """Raise TokensError, in a line, if condition tokens are of other images. Reads both sets whole."""
+    aligned_tokens(read_tokens(tokens), read_tokens(condition))
+
+
+def rank_tokens(tokens: Artifact, condition: Artifact | None = None, **place: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the training split, with `condition` (m, M) if given; for `place` see `token_batches`."""
+    samples = select_split(read_tokens(tokens), "train")
+    rows = None if condition is None else aligned_tokens(samples, read_tokens(condition))
+    return token_batches(samples, condition=rows, **place)
+
+
+def held_out_tokens(tokens: Artifact, condition: Artifact | None = None) -> dict[str, np.ndarray]:
+    """Columns of the first HELD_OUT held-out samples; of the whole set if none are held out."""
+    samples = read_tokens(tokens)
+    held_out = select_split(samples, "holdout")
+    chosen = held_out if held_out.key else samples
+    columns = {name: getattr(chosen, name)[:HELD_OUT] for name in ("tokens", "label", "text")}
+    if condition is not None:
+        columns["condition"] = aligned_tokens(chosen, read_tokens(condition))[:HELD_OUT]
+    return columns
 
 
 def token_batches(
@@ -100,11 +157,13 @@ def token_batches(
     start_step: int,
     total_steps: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Rank r's slices of the batches of steps [start_step, total_steps): `tokens` (m, T), `label` (m,), `text` (m, L),
-    `position` (m,), all int64; and `condition` (m, M), where that (N, M) of the samples is given.
+    """Rank r's slices of the batches of steps [start_step, total_steps).
 
-    Position p is sample p mod N of the permutation of epoch p div N: each epoch serves each sample exactly once.
-    Pass the training split. Raises ValueError for a batch that does not divide or an empty set.
+    Columns: `tokens` (m, T), `label` (m,), `text` (m, L), `position` (m,), all int64; and `condition` (m, M), if the
+    condition tokens (N, M) of the samples are given. Position p is sample p mod N of the permutation of epoch p div N:
+    each epoch serves each sample exactly once. Pass the training split.
+
+    Raises ValueError for a batch that does not divide, or an empty set.
     """
     count, share = len(samples.key), global_batch_size // world_size
     if not count or share * world_size != global_batch_size:

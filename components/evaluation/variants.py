@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field, field_validator
 from torch import nn
 
+from components.data.held_out import random_part, read_random_part
 from components.data.shards import ShardIndex
-from components.data.subset import random_part, read_random_part
 from components.evaluation.features import FeatureNetwork
 from components.evaluation.generated import jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks

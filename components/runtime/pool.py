@@ -36,7 +36,7 @@ class HandoverError(TypeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of the error under all of Ray's own layers, with its type where the error is not ours."""
+    """The first line of an error below Ray's layers, with the type's name unless it is ours."""
     while True:
         cause = getattr(error, "cause", None) or error.__cause__
         if (not isinstance(error, RayTaskError) and type(error).__module__.split(".")[0] != "ray") or cause is None:

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import Field
 
 from components.data.encoding import describe_autoencoder
+from components.data.held_out import random_part
 from components.data.shards import load_index
-from components.data.subset import random_part
 from components.evaluation.codebook import (
     KeptJob,
     ReconstructionMeasurer,

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from components.data.degradations import jpeg_compressed
-from components.data.held_out import read_split
+from components.data.held_out import random_part, read_split
+from components.data.images import jpeg_compressed
 from components.data.shards import ShardIndex, load_index
-from components.data.subset import random_part
 from components.evaluation.features import check_feature_network
 from components.evaluation.generated import SampleJob, jobs_of, joined, read_job
 from components.evaluation.image_sets import FileImages, ImageSet, split_parts

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from components.data.held_out import WordReader, Words, joined_words, read_split
+from components.data.held_out import WordReader, Words, joined_words, random_part, read_split
 from components.data.shards import ShardIndex, load_index
-from components.data.subset import random_part
 from components.evaluation.gallery import (
     DrawnGrid,
     GalleryConfig,

@@ -5,12 +5,12 @@ from functools import partial
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.families import family_of
 from components.configuration.optimization import Training
-from components.data.degradations import Degradation
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import held_out_arrays
+from components.data.images import Degradation
 from components.data.shards import BPE, check_member, load_index, read_bpe
 from components.data.stream import training_stream
-from components.data.token_artifacts import (
+from components.data.tokens import (
     check_aligned,
     check_condition,
     check_tokenizer,

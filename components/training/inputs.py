@@ -12,11 +12,9 @@ import torch
 
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.optimization import Training, TrainingNeeds
-from components.data.arrays import parse_arrays
 from components.data.encoding import describe_autoencoder, open_autoencoder
-from components.data.held_out import read_split
-from components.data.shards import ShardIndex, read_bpe
-from components.data.subset import random_part
+from components.data.held_out import random_part, read_split
+from components.data.shards import ShardIndex, parse_arrays, read_bpe
 from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device

@@ -55,13 +55,13 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     What is wrong with a tar is found when it is its turn: ShardError, or DataError for too many corrupt images. What
     was written until then is used by the next try.
     """
-    looked = check_source(source, path, config.columns)
+    listed = check_source(source, path, config.columns)
     store = Store(absolute(out))
     if source == "webdataset" and path is not None:
         check_outside(store.uri, path)
     store.check_writable()
     if source == "webdataset":
-        check_space(looked.listed, store)
+        check_space(listed.files, store)
     file = None if source in PACKAGED else file_to_try(source, path)
     if file is not None:
         check_file(file)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from components.configuration.trainings import AnyTraining
-from components.data.degradations import Degradation
+from components.data.images import Degradation
 from components.data.read_amplification import planned_reads, recommended_samples
 from components.data.shards import INDEX, ShardIndex, load_index
 from components.data.source_check import detect_source

@@ -14,7 +14,7 @@ PLACES = {  # what a line of the product holds -> the files where it may stand
     r"[\"']PNG[\"']|\.save\(.*\.png": {"components/sampling/image_files.py": "encoding, and what is decoded"},
     r"\bImage\.open\(": {
         "components/sampling/image_files.py": "files of anybody, under limits",
-        "components/data/degradations.py": "a JPEG that was made in the line before",
+        "components/data/images.py": "a JPEG that was made in the line before",
         "components/evaluation/report.py": "a grid that was drawn here, however large",
         "components/runtime/tracking/delivery.py": "a grid that was drawn here, however large",
     },

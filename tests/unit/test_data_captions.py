@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data.captions import train_bpe
+from components.data.ingest import train_bpe
 from components.sampling.text_encoding import BOS, EOS, PAD, encode_text, load_bpe, parse_bpe
 
 CAPTIONS = ["a red square", "a green circle", "two blue squares", "ein grünes Dreieck"] * 3
@@ -41,7 +41,7 @@ def test_any_text_can_be_encoded_and_decoded_again() -> None:
 
 
 def test_the_order_of_captions_does_not_matter_and_neither_does_the_process() -> None:
-    program = "import sys; from components.data.captions import train_bpe; sys.stdout.write(train_bpe(eval(sys.argv[1]), vocab_size=300))"  # noqa: E501
+    program = "import sys; from components.data.ingest import train_bpe; sys.stdout.write(train_bpe(eval(sys.argv[1]), vocab_size=300))"  # noqa: E501
     elsewhere = subprocess.run(
         [sys.executable, "-c", program, repr(CAPTIONS[::-1])], capture_output=True, text=True, check=True
     )

@@ -11,12 +11,11 @@ import pytest
 import torch
 from ray.data.block import BlockAccessor
 
-from components.data.arrays import ArrayInfo, parse_arrays, write_array
 from components.data.encoded_set import Encode, Rows, SetEncoder, commit_set, part_names
 from components.data.errors import ShardError
 from components.data.held_out import read_split
 from components.data.shard_files import ShardJob
-from components.data.shards import BPE, ShardIndex, read_bpe
+from components.data.shards import BPE, ArrayInfo, ShardIndex, parse_arrays, read_bpe, write_array
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard
 from components.runtime.storage.artifact import Artifact, describe_bytes

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.data.held_out import random_part
 from components.data.shards import load_index
-from components.data.subset import random_part
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
 from components.evaluation.generated import (

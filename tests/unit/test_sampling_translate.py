@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.degradations import jpeg_compressed
+from components.data.images import jpeg_compressed
 from components.evaluation.restoration import (
     asked_of,
     damage,

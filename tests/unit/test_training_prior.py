@@ -10,14 +10,15 @@ from torch import Tensor
 
 from components.configuration.trainings import MaskedPriorTraining, PriorTraining
 from components.data.errors import TokensError
-from components.data.token_artifacts import (
+from components.data.tokens import (
+    TokenSet,
     check_aligned,
     check_condition,
     check_tokenizer,
     held_out_tokens,
     rank_tokens,
+    write_tokens,
 )
-from components.data.tokens import TokenSet, write_tokens
 from components.models.transformer import Transformer
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
 from components.runtime.storage.store import Store

@@ -1,1 +1,1 @@
-"""One source of images a file."""
+"""Sources of images, a file for each."""

@@ -1,4 +1,4 @@
-"""The rows of a file that describes images: CSV, JSON lines or Parquet, each row a file name, a caption and a class."""
+"""Description files of image folders: CSV, JSON lines or Parquet, rows of file, caption and class."""
 
 import csv
 import io
@@ -10,27 +10,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.data.errors import SourceError
-from components.data.sources.columns import Columns, TableColumns, find_columns, first_caption
-from components.data.sources.features import class_names
+from components.data.sources.columns import Columns, TableColumns, class_names, find_columns, first_caption
 from components.runtime.storage.store import read_url
 
 
 class Row(NamedTuple):
-    file: str  # relative to the folder of the file that names it
+    """An image in a description file."""
+
+    file: str  # relative to the folder of the description file
     caption: str | None  # None: the file has no captions
     label: str | None  # None: the row has no class
 
 
 class Described(NamedTuple):
+    """The contents of a description file."""
+
     rows: list[Row]
     table: TableColumns
-    read: set[str]  # the columns that rows were read from
+    read: set[str]  # columns with a value for at least one row
 
 
 def read_rows(url: str, columns: Columns) -> Described:
-    """The rows of the file at `url`. Raises SourceError, in one line, for one that can't be read or has no file names.
+    """The rows of the description file at `url`.
 
-    A row is read from the first of its columns that has a meaning, so that JSON lines may name them differently.
+    Each row is read from the first of its own columns with a meaning, so that JSON lines may name columns differently.
+    Raises SourceError, in a line, for a file that can't be read or has no file names.
     """
     try:
         raw = _raw_rows(url)

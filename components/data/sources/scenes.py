@@ -37,11 +37,13 @@ LIGHT = np.array([-0.45, 0.8, -0.4]) / np.linalg.norm([-0.45, 0.8, -0.4])
 
 
 class Solid(NamedTuple):
+    """A solid that stands on the floor."""
+
     shape: str
     color: str
-    x: float  # of its center
+    x: float  # of the center
     z: float
-    size: float  # half its height
+    size: float  # half the height
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class SceneReader:
 
 
 def list_scenes(count: int) -> Source:
-    """The first `count` scenes; classes are the shapes of the first solid."""
+    """Lists the first `count` scenes; the class of a scene is the first solid's shape."""
     items = []
     for number in range(count):
         solids = scene(number)
@@ -71,7 +73,7 @@ def list_scenes(count: int) -> Source:
 
 
 def scene(number: int) -> list[Solid]:
-    """One or two solids that do not touch, as a function of the scene's number."""
+    """A single solid, or two without contact, as a function of the scene's number."""
     draws = np.random.Philox(np.random.SeedSequence((GENERATOR_VERSION, number))).random_raw(12) / 2**64
     shape, color, other_shape, other_color = (
         SHAPES[int(draws[0] * len(SHAPES))],
@@ -89,7 +91,7 @@ def scene(number: int) -> list[Solid]:
 
 
 def caption(solids: list[Solid]) -> str:
-    """What the scene shows, in words that the image decides."""
+    """Describes a scene, by words that its image decides."""
     first = solids[0]
     if len(solids) == 1:
         return f"a {'large' if first.size > 0.7 else 'small'} {first.color} {first.shape}"
@@ -98,7 +100,11 @@ def caption(solids: list[Solid]) -> str:
 
 
 def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Color uint8 (H, W, 3), depth float64 (H, W) in units, mask uint8 (H, W): 0 background, i for solid i from 1."""
+    """Draws solids in front of the background.
+
+    Returns color uint8 (H, W, 3), depth float64 (H, W) in units, and mask uint8 (H, W): 0 background, i for solid i
+    from 1.
+    """
     rays = _rays(resolution * SUPERSAMPLING)  # (P, 3), z component 1: distance along a ray is depth
     depth, color, mask = _background(rays)
     for number, solid in enumerate(solids, start=1):
@@ -116,7 +122,7 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
 
 
 def _rays(samples: int) -> np.ndarray:  # (P, 3)
-    """Directions through the samples of an image whose half side is HALF_SIDE at depth 1, looking slightly down."""
+    """Ray directions through the samples of an image, half a side HALF_SIDE at depth 1, slightly down."""
     across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)
     x, y = np.meshgrid(across, -across - 0.1)
     return np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)
@@ -132,7 +138,7 @@ def _background(rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _intersect(solid: Solid, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of the first hit (P,), infinite where there is none, and the normal there (P, 3)."""
+    """Depth of the first hit (P,), infinite without a hit, and the normal there (P, 3)."""
     center = np.array([solid.x, FLOOR + solid.size, solid.z])
     if solid.shape == "sphere":
         return _sphere(center, solid.size, rays)
@@ -157,7 +163,7 @@ def _box(center: np.ndarray, half: float, rays: np.ndarray) -> tuple[np.ndarray,
 
 
 def _cylinder(center: np.ndarray, half: float, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upright, radius 0.7 of half its height, closed above."""
+    """Intersects an upright cylinder, closed above, with 0.7 of half the height as radius."""
     radius, flat, place = 0.7 * half, rays[:, [0, 2]], center[[0, 2]]
     side = _quadratic((flat**2).sum(1), -2 * flat @ place, float(place @ place - radius**2))
     point = _points(rays, side)
@@ -170,7 +176,7 @@ def _cylinder(center: np.ndarray, half: float, rays: np.ndarray) -> tuple[np.nda
 
 
 def _quadratic(a: np.ndarray, b: np.ndarray, c: float) -> np.ndarray:
-    """Smaller root of a t^2 + b t + c, infinite where there is none."""
+    """Smaller root of a t^2 + b t + c, infinite without a real root."""
     inside = b**2 - 4 * a * c
     return np.where(inside > 0, (-b - np.sqrt(np.maximum(inside, 0))) / (2 * a), np.inf)
 

@@ -1,9 +1,13 @@
-"""What every source of images gives to the ingest: a listing, and a small picklable reader that draws its items."""
+"""The interface of sources: a listing for the ingest, a picklable reader, training files by name.
+
+A set keeps a share of its own out of training (`holdout_fraction`, by the hash of each key), so of published sets with
+splits only the training files are read; the splits left out are named, and a glob reads them.
+"""
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
@@ -11,10 +15,22 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 MAX_KEY = 90  # the tar format's name field holds 100 characters
+WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
 
 
 class Item(NamedTuple):
-    """One image to come. `location` is the reader's own way to find it."""
+    """An image in a listing. `location` is for the reader alone."""
 
     key: str
     label: int
@@ -24,7 +40,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image as it will be stored."""
+    """An image in the form that will be stored."""
 
     image: Image.Image  # RGB, resolution x resolution
     members: dict[str, bytes] = field(default_factory=dict)  # further members of the sample, by suffix
@@ -41,7 +57,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A listing of images that a reader can draw."""
+    """A listing of images, with the reader that draws them."""
 
     name: str
     license: str
@@ -49,20 +65,23 @@ class Source:
     items: tuple[Item, ...]
     reader: Reader
     runs: tuple[int, ...] = ()  # lengths of runs of items that one task reads in order; none: each item by itself
-    notes: tuple[str, ...] = ()  # what of the source is not read, each a line for the user
-    reading: tuple[str, ...] = ()  # how the files are read, where the same files have been read otherwise before
+    notes: tuple[str, ...] = ()  # lines for the user about unread parts of the source
+    reading: tuple[str, ...] = ()  # the way of reading, for files that were once read in another way
 
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in their order: by the alphabet, numbers by their size."""
-    found = set(names)
-    numeric = all(name.isdigit() for name in found)
-    return tuple(sorted(found, key=lambda name: (int(name) if numeric else 0, name)))
+    """Class names in order: by the alphabet, numbers by size."""
+    classes = set(names)
+    numeric = all(name.isdigit() for name in classes)
+    return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name)))
 
 
 def safe_keys(names: Sequence[str]) -> list[str]:
-    """Unique WebDataset keys for file names: no dots (webdataset's groups end at the first), no odd characters, not
-    too long. A name that would share its key with another gets a digest of itself, whatever the order."""
+    """Unique WebDataset keys for file names.
+
+    Keys have no dots (webdataset's groups end at the first), no odd characters, and at most MAX_KEY characters. A name
+    that would share its key with another name gets a digest of itself, in any order of names.
+    """
     plain = [re.sub(r"[^A-Za-z0-9_/-]+", "_", str(PurePosixPath(name).with_suffix(""))).strip("_/") for name in names]
     taken = Counter(key.lower() for key in plain)
     return [
@@ -73,3 +92,35 @@ def safe_keys(names: Sequence[str]) -> list[str]:
 
 def _digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def split_word(path: str) -> str | None:
+    """The split named in a path, such as `data/test-00000-of-00002.parquet`; the last name counts."""
+    for part in reversed(path.split("/")):
+        for word in re.split(r"[^A-Za-z]+", part.rpartition(".")[0] or part):
+            if word.lower() in WORDS:
+                return WORDS[word.lower()]
+    return None
+
+
+def training_files(paths: Sequence[str]) -> tuple[list[str], str | None]:
+    """The files to read, and a line about the splits read and left out; no line if all are read.
+
+    All files are read where none is named as training.
+    """
+    by_split: dict[str | None, list[str]] = {}
+    for path in paths:
+        by_split.setdefault(split_word(path), []).append(path)
+    if "train" not in by_split or len(by_split) == 1:
+        return list(paths), None
+    return by_split["train"], splits_note(by_split)
+
+
+def splits_note(by_split: Mapping[str | None, Sequence[str]]) -> str:
+    """A line with the number of files of each split, of which the training files are read."""
+    counts = {name or "the rest": f"{len(paths):,} file{'s' * (len(paths) > 1)}" for name, paths in by_split.items()}
+    others = " and ".join(f"{name} ({count})" for name, count in counts.items() if name != "train")
+    return (
+        f"train is read ({counts['train']}) and {others} is not: holdout_fraction of train is held out of training; "
+        "to read others, name their folder or a glob"
+    )

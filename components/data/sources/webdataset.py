@@ -1,7 +1,7 @@
-"""Tars that the user already has: read where they are, never written to; their index is made (and, by `resharding.py`,
-smaller tars elsewhere).
+"""A user's own tars: surveyed and indexed in place, never written to.
 
-`cls` holds a label or a class name, `txt` a caption; other members are left alone.
+`resharding.py` makes smaller tars elsewhere. `cls` holds a label or a class name, `txt` a caption; other members are
+left alone.
 """
 
 import fnmatch
@@ -31,9 +31,9 @@ MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
 
 
 class TarFacts(Config):
-    """What one pass over a tar finds. What a user's tar may lack is counted, not guessed."""
+    """Facts from one pass over a tar. Missing members are counted, not guessed."""
 
-    entries: tuple[ShardEntry, ...]  # the tar itself, or the shards that were made of it
+    entries: tuple[ShardEntry, ...]  # the tar itself, or the shards made of the tar
     classes: tuple[str, ...]  # raw `cls` values that occur
     captions: tuple[str, ...]  # `txt` of its training samples
     unlabeled: int  # usable samples without `cls`
@@ -41,6 +41,8 @@ class TarFacts(Config):
 
 
 class Surveyed(NamedTuple):
+    """The words of a sample in a user's tar."""
+
     key: str
     label: str | None
     caption: str
@@ -48,13 +50,13 @@ class Surveyed(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSurvey:
-    """The URL of a tar in (with the mark of its version), its facts (JSON) out."""
+    """Surveys a tar: URL and mark of the version in, the tar's facts (JSON) out."""
 
     out: Store
     holdout_fraction: float
 
     def part_name(self, content: str) -> str:
-        """A digest of everything that decides the facts."""
+        """Name of the tar's part: a digest of all that decides the facts."""
         return hashlib.sha256(f"index {self.holdout_fraction}\n{content}".encode()).hexdigest()[:32]
 
     def __call__(self, number: int, content: str) -> str:
@@ -64,22 +66,22 @@ class TarSurvey:
 
 
 def list_tars(path: str) -> list[FileVersion]:
-    """The tars in a folder, of a glob, or the one at `path`; absolute URLs, sorted. Raises SourceError if none."""
+    """The tars of a folder, of a glob, or a single tar; absolute URLs, sorted. Raises SourceError if none."""
     folder, pattern = split_glob(path)
-    found = [
+    tars = [
         version._replace(path=folder if folder.endswith(TARS) else Store(folder).url(version.path))
         for version in list_versions(folder)
         if fnmatch.fnmatchcase(version.path, pattern or "*") and version.path.endswith(TARS)
     ]
-    if not found:
+    if not tars:
         raise SourceError(
             f"no tars at {path}; give the folder that holds them, or a glob such as s3://bucket/set/*.tar"
         )
-    return found
+    return tars
 
 
 def split_glob(path: str) -> tuple[str, str | None]:
-    """`a/b/*.tar` -> (`a/b`, `*.tar`); a path without a glob -> (path, None)."""
+    """Splits `a/b/*.tar` into (`a/b`, `*.tar`); a path without a glob gives (path, None)."""
     scheme, separator, rest = path.rpartition("://")
     parts = PurePosixPath(rest).parts
     place = next((i for i, part in enumerate(parts) if GLOB & set(part)), None)
@@ -89,8 +91,11 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 
 def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
-    """Fetch a tar, decode each image once, and say what is in it: what can't be decoded is quarantined here, so that
-    the order of training depends on the index alone. Raises ShardError if the tar can't be read, or has no end."""
+    """Fetch a tar, decode each image once, and collect the facts.
+
+    Images that can't be decoded are quarantined here, so that the order of training depends on the index alone. Raises
+    ShardError if the tar can't be read, has no end, or holds no images.
+    """
     data = read_url(url)
     quarantined, samples = [], []
     for group, reason in checked_groups(data, url):
@@ -102,21 +107,22 @@ def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
 
 
 def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
-    """The groups of a tar that hold an image, each with why one of its images can't be decoded, or None.
+    """Yields the groups of a tar with an image, each with the reason why images can't be decoded, or None.
 
     Raises ShardError if the tar can't be read, has no end, or holds no images.
     """
-    unpacked, found = unpack(data, url), False
+    unpacked, empty = unpack(data, url), True
     check_end(unpacked, url)
     for group in iterate_shard(unpacked, url):
         if group.image is not None:
-            found = True
+            empty = False
             yield group, _decoding_error(group)
-    if not found:
+    if empty:
         raise ShardError(f"shard {url} holds no images (png, jpg, webp, ... members); leave it out of the source")
 
 
 def surveyed(group: Group) -> Surveyed:
+    """Key, label and caption of a group."""
     return Surveyed(group.key, group.text("cls") if "cls" in group.members else None, group.text("txt"))
 
 
@@ -127,7 +133,7 @@ def shard_entry(
     quarantined: Sequence[Quarantined],
     holdout_fraction: float,
 ) -> ShardEntry:
-    """What the index says of a tar with these bytes and usable samples."""
+    """The entry, in an index, of a tar with the bytes `data` and the usable `samples`."""
     return ShardEntry(
         url=url,
         bytes=len(data),
@@ -139,7 +145,7 @@ def shard_entry(
 
 
 def tar_facts(samples: Sequence[Surveyed], entries: Sequence[ShardEntry], holdout_fraction: float) -> TarFacts:
-    """What the usable samples of a tar add to its set."""
+    """The contribution of a tar's usable samples to the set."""
     return TarFacts(
         entries=tuple(entries),
         classes=tuple(sorted({sample.label for sample in samples if sample.label is not None})),
@@ -154,7 +160,10 @@ def _train(samples: Sequence[Surveyed], holdout_fraction: float) -> list[Surveye
 
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
-    """The classes of all tars, numbers in numeric order. Raises SourceError if there is nothing to condition on."""
+    """The classes of all tars, numbers in numeric order.
+
+    Raises SourceError if some samples have a class and others none, or if there are neither classes nor captions.
+    """
     classes = {name for fact in facts for name in fact.classes}
     unlabeled = sum(fact.unlabeled for fact in facts)
     if classes and unlabeled:
@@ -165,7 +174,7 @@ def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
 
 
 def _decoding_error(group: Group) -> str | None:
-    """Why an image of the group can't be decoded, be it the image itself or its depth map or mask."""
+    """The reason why the image, depth map or mask of a group can't be decoded; None if all can."""
     try:
         for member in MEMBERS:
             image = group.member(member)
