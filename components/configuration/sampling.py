@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from components.configuration.config import Config, Since
 from components.configuration.precision import Precision
+from components.models.diffusion.steps import SAMPLERS, SamplerName, Spacing
 
-SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
 NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
 
 
@@ -23,7 +23,7 @@ class DiffusionSampling(ModelSampling):
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(50, ge=1)
     eta: float = Field(0.0, ge=0, le=1)  # ddim
-    spacing: Literal["linspace", "leading", "trailing", "karras"] | None = None  # None: as suits the sampler
+    spacing: Spacing | None = None  # None: the sampler's own
     threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
     # Of an upsampler: share of the steps it takes, from the low-res image.
@@ -36,8 +36,9 @@ class DiffusionSampling(ModelSampling):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
-        if self.eta > 0 and self.sampler != "ddim":
-            raise ValueError(f"eta belongs to sampler ddim, not {self.sampler}")
+        if self.eta > 0 and SAMPLERS[self.sampler].own_eta is not None:
+            takers = " or ".join(name for name, kind in SAMPLERS.items() if kind.own_eta is None)
+            raise ValueError(f"eta belongs to sampler {takers}, not {self.sampler}")
         if self.autoguidance_scale != 1 and self.guidance_scale != 1:
             raise ValueError("guidance_scale and autoguidance_scale don't go together: one of them must be 1")
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
@@ -81,7 +82,7 @@ class GANSampling(ModelSampling):
 class DiffusionPriorSampling(ModelSampling):
     """Of DALL-E 2's diffusion prior."""
 
-    sampler: Literal["ddpm", "ddim", "dpm_solver_pp"] = "ddpm"
+    sampler: SamplerName = "ddpm"
     num_inference_steps: int = Field(64, ge=1)
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
     candidates: int = Field(2, ge=1)  # as many are drawn, and the one nearest to the text is kept

@@ -24,7 +24,7 @@ from components.evaluation.variants import (
     counted,
     study_requests,
 )
-from components.models.diffusion.samplers import SamplerName
+from components.models.diffusion.steps import SamplerName
 from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
 from components.sampling.classifier import check_guides, class_log_probabilities

@@ -6,12 +6,11 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 
-from components.configuration.sampling import SamplerName
+from components.models.diffusion.steps import SAMPLERS
 from components.sampling.requests import in_words, request_options, typed_options
 from pipelines.command.options import Sampling, Tracking, takes_options
 from pipelines.planning.cores import share_cores
 
-SAMPLERS = get_args(SamplerName)
 LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
 Model = Annotated[str | None, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the first image; the others count on.  [0]", min=0)]

@@ -13,7 +13,7 @@ from components.configuration.sampling import DiffusionBranchSampling, Diffusion
 from components.configuration.trainings import ClassifierTraining
 from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.steps_study import StepsStudyConfig
-from components.models.diffusion.samplers import SAMPLERS
+from components.models.diffusion.steps import SAMPLERS
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
@@ -33,7 +33,7 @@ def fashion_steps() -> DiffusionStudiesRecipe:
     return studies(
         "fashion_steps",
         base=unet_by_class(),
-        steps_study=StepsStudyConfig(samplers=SAMPLERS, reference_samples=REFERENCE),
+        steps_study=StepsStudyConfig(samplers=tuple(SAMPLERS), reference_samples=REFERENCE),
     )
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from components.models.diffusion.edm import EDMObjective
 from components.models.diffusion.flow import FlowObjective
 from components.models.diffusion.objective import Objective
-from components.models.diffusion.samplers import SAMPLERS, Known, Start, sample
-from components.models.diffusion.steps import ddim_step, ddpm_step
+from components.models.diffusion.samplers import Known, Start, sample
+from components.models.diffusion.steps import SAMPLERS, ddim_step, ddpm_step
 from components.models.diffusion.trajectory import spaced_timesteps, with_clean_end
 from tests.known_denoisers import best_denoiser, discrete, moments, output_for, seeded_noise, wavy
 
 MODES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0)]
-DRAWING = ("ddpm", "sde_dpm_solver_pp")  # noise in every step
+DRAWING = tuple(name for name, kind in SAMPLERS.items() if kind.own_eta)  # noise in every step
 SHAPE = (4, 3, 4, 4)
 MEAN = torch.tensor([0.2, -0.3], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.04, 0.02], [0.02, 0.05]], dtype=torch.float64)

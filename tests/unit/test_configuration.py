@@ -10,11 +10,10 @@ from components.configuration import networks
 from components.configuration.config import Config
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
 from components.configuration.leaves import KIND, PlaceError, kind_of
-from components.configuration.sampling import SamplerName
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import BOTTLENECKS
 from components.models.bundle import NETWORKS
-from components.models.diffusion.samplers import SAMPLERS
+from components.models.diffusion.steps import SAMPLERS, SamplerName
 from tests.tiny_text_image import prior_config
 from tests.tiny_training import autoencoder_config, diffusion_config
 
@@ -123,7 +122,7 @@ def test_a_tree_that_was_printed_is_read_again():
 
 
 def test_the_samplers_that_can_be_chosen_are_those_that_there_are():
-    assert get_args(SamplerName) == SAMPLERS
+    assert get_args(SamplerName) == tuple(SAMPLERS)
 
 
 def test_a_typo_and_a_field_of_another_training_are_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.models.bundle import ModelBundle, save_bundle
-from components.models.diffusion.samplers import SAMPLERS
+from components.models.diffusion.steps import SAMPLERS
 from components.models.diffusion.timestep_sampling import KEPT, record
 from components.sampling.generators.diffusion import sample_base, sample_upsampler
 from components.sampling.model import load_model

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from components.models.diffusion.samplers import SAMPLERS
+from components.models.diffusion.steps import SAMPLERS
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
 from pipelines.command.translate import translate_image

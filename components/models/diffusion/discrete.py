@@ -15,7 +15,8 @@ from torch import Tensor
 
 from components.models.diffusion.gaussian import discretized_gaussian_nll, interpolated_log_variance, normal_kl
 from components.models.diffusion.schedule import Schedule, expand
-from components.models.diffusion.trajectory import Spacing, Trajectory, karras_sigmas, spaced_timesteps, with_clean_end
+from components.models.diffusion.steps import Spacing
+from components.models.diffusion.trajectory import Trajectory, karras_sigmas, spaced_timesteps, with_clean_end
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.schedule import expand
-from components.models.diffusion.trajectory import Spacing, Trajectory, with_clean_end
+from components.models.diffusion.steps import Spacing
+from components.models.diffusion.trajectory import Trajectory, with_clean_end
 
 
 @dataclass(frozen=True)

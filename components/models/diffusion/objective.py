@@ -13,7 +13,8 @@ from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.edm import EDMObjective
 from components.models.diffusion.flow import FlowObjective
 from components.models.diffusion.schedule import make_schedule
-from components.models.diffusion.trajectory import Spacing, Trajectory
+from components.models.diffusion.steps import Spacing
+from components.models.diffusion.trajectory import Trajectory
 
 Network = Callable[..., Tensor]  # (x_t, what it is told about the time (B,), **conditions) -> output
 

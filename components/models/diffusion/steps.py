@@ -1,18 +1,163 @@
-"""One step of each sampler, from x_t to the next, cleaner level; x_0 is what the network sees in x_t.
+"""The samplers, one class each: a step from x_t to the next, cleaner level, and the table of what there is.
 
-All hold for any process with x_t = signal * x_0 + sigma * noise: the numbers of a `Step` are float64, tensors (B, ...).
+A new sampler is a class, its name in `SamplerName` and its row in `SAMPLERS`; the command, the HTTP API, its page and
+recipes read them here. Nothing is imported from torch, so that `cascade --help` waits for none: the formulas are
+arithmetic on tensors (B, ...). They hold for any process with x_t = signal * x_0 + sigma * noise; the numbers of a
+`Step` are float64, and x_0 is the image that the network sees in x_t.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from components.models.diffusion.trajectory import Step
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
+Spacing = Literal["linspace", "leading", "trailing", "karras"]
+
+
+class Step(NamedTuple):
+    """Two neighboring noise levels, from the noisier one to the cleaner one."""
+
+    signal: float
+    sigma: float
+    next_signal: float
+    next_sigma: float
+
+    @property
+    def added_variance(self) -> float:
+        """Variance that noising from the next level to this one adds: beta, recomputed where steps are left out."""
+        return self.sigma**2 - (self.signal / self.next_signal * self.next_sigma) ** 2
+
+    @property
+    def posterior_variance(self) -> float:
+        """Variance of q(x_next | x_t, x_0), Ho et al. (2020), equation 7; 0 in the last step."""
+        return self.added_variance * (self.next_sigma / self.sigma) ** 2
+
+    @property
+    def log_snr_gain(self) -> float:
+        """Growth of log(signal / sigma), h of Lu et al. (2022); infinite from pure noise or to a clean image."""
+        before, after = self.signal * self.next_sigma, self.next_signal * self.sigma
+        return math.inf if before == 0 else math.log(after / before)
+
+
+class Point(NamedTuple):
+    """A sampler's knowledge at one level: the image so far and the network's prediction from it."""
+
+    step: Step
+    x_t: Tensor
+    x_0: Tensor  # thresholded; moved by the gradient, except for DDPM, which moves its mean
+    output: Tensor  # of the network
+    gradient: Tensor | None  # of a score's log probability at x_t
+    noise: Tensor | None  # standard normal; None where the step adds none
+
+
+class Euler:
+    """Euler's method on the probability flow (Karras et al., 2022): DDIM without noise, at levels of one's choice."""
+
+    title = "Euler"
+    spacing: Spacing = "karras"  # of a discrete objective's steps where nothing is said: near enough at few steps
+    own_eta: float | None = 0.0  # share of DDPM's noise that a step adds; None: a request says it
+    shifts_x_0 = True  # a score moves the predicted image (Dhariwal and Nichol, 2021, algorithm 2), not the mean
+
+    def __init__(self, log_variance: Callable[..., Tensor], *, eta: float, scaled: bool) -> None:
+        """Begin a trajectory.
+
+        Args:
+            log_variance: of the objective that the network was trained for.
+            eta: the request's, in [0, 1].
+            scaled: whether every level has some of the image's signal.
+        """
+        self.log_variance, self.scaled = log_variance, scaled
+        self.eta = eta if self.own_eta is None else self.own_eta
+        self.draws = self.eta > 0  # noise in every step but the last
+
+    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+        """The next x. `look` predicts x_0 from an x at the next level, by one more run of the network."""
+        del look
+        return ddim_step(point.step, x_t=point.x_t, x_0=point.x_0, noise=point.noise, eta=self.eta)
+
+
+class DDIM(Euler):
+    """Denoising diffusion implicit models (Song et al., 2021)."""
+
+    title = "DDIM"
+    spacing: Spacing = "linspace"
+    own_eta = None
+
+
+class DDPM(Euler):
+    """Ancestral sampling with the objective's variance (Ho et al., 2020, algorithm 2)."""
+
+    title = "DDPM"
+    spacing: Spacing = "linspace"
+    own_eta = 1.0
+    shifts_x_0 = False
+    before: Step | None = None
+
+    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean, moved by variance * gradient (Dhariwal and Nichol, 2021, algorithm 1), plus deviation * noise."""
+        del look
+        mean = ddpm_step(point.step, x_t=point.x_t, x_0=point.x_0)
+        small, large = (point.x_t.new_tensor(value) for value in ddpm_log_variances(point.step, self.before))
+        log_variance = self.log_variance(point.output, like=point.x_t, small=small, large=large)
+        if point.gradient is not None:
+            mean = mean + log_variance.exp() * point.gradient
+        self.before = point.step
+        return mean if point.noise is None else mean + (0.5 * log_variance).exp() * point.noise
+
+
+class DPMSolver(Euler):
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2)."""
+
+    title = "DPM-Solver++"
+    before: Point | None = None
+
+    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+        """DDIM's step to an x_0 that is extrapolated from this prediction and the one before."""
+        before, self.before = self.before, point
+        if before is not None:
+            x_0 = extrapolated(point.step, point.x_0, before=before.step, previous_x_0=before.x_0)
+            point = point._replace(x_0=x_0)
+        return super().step(point, look)
+
+
+class SDEDPMSolver(DPMSolver):
+    """SDE-DPM-Solver++(2M) (Lu et al., 2022): all of DDPM's noise in every step."""
+
+    title = "SDE-DPM-Solver++"
+    own_eta = 1.0
+
+
+class Heun(Euler):
+    """Heun's method (Karras et al., 2022, algorithm 1): two runs of the network in every step but the last."""
+
+    title = "Heun"
+
+    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+        """Euler's step, corrected by the prediction at its end."""
+        x_next = super().step(point, look)
+        if point.step.next_sigma == 0:
+            return x_next
+        x_0_next = look(x_next)
+        return heun_step(point.step, x_t=point.x_t, x_0=point.x_0, x_next=x_next, x_0_next=x_0_next, scaled=self.scaled)
+
+
+SAMPLERS: dict[SamplerName, type[Euler]] = {
+    "ddpm": DDPM,
+    "ddim": DDIM,
+    "dpm_solver_pp": DPMSolver,
+    "sde_dpm_solver_pp": SDEDPMSolver,
+    "heun": Heun,
+    "euler": Euler,
+}
 
 
 def ddpm_step(step: Step, *, x_t: Tensor, x_0: Tensor) -> Tensor:
-    """Mean of q(x_next | x_t, x_0), Ho et al. (2020), equation 7. The caller adds the deviation times the noise."""
+    """Mean of q(x_next | x_t, x_0), Ho et al. (2020), equation 7, to which the caller adds deviation * noise."""
     coef_x_0 = step.next_signal * step.added_variance / step.sigma**2
     coef_x_t = step.signal / step.next_signal * (step.next_sigma / step.sigma) ** 2
     return coef_x_0 * x_0 + coef_x_t * x_t
@@ -35,22 +180,18 @@ def ddim_step(step: Step, *, x_t: Tensor, x_0: Tensor, noise: Tensor | None = No
     At eta 0 this is also Euler's step of the probability flow, and DPM-Solver++ of order 1.
     """
     variance = eta**2 * step.posterior_variance  # equation 16
-    epsilon = predicted_noise(step, x_t=x_t, x_0=x_0)
+    epsilon = (x_t - step.signal * x_0) / step.sigma
     mean = step.next_signal * x_0 + math.sqrt(max(step.next_sigma**2 - variance, 0)) * epsilon
     return mean if noise is None else mean + math.sqrt(variance) * noise
 
 
-def predicted_noise(step: Step, *, x_t: Tensor, x_0: Tensor) -> Tensor:
-    return (x_t - step.signal * x_0) / step.sigma
-
-
-def extrapolated(step: Step, *, x_0: Tensor, before: Step | None, previous_x_0: Tensor | None) -> Tensor:
+def extrapolated(step: Step, x_0: Tensor, *, before: Step, previous_x_0: Tensor) -> Tensor:
     """The x_0 of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), from this step and the one before.
 
     `ddim_step` with it in the place of x_0 is the solver's step at eta 0 and that of SDE-DPM-Solver++(2M) at eta 1.
-    Without a step before, and in the last one, where it would go to infinity, it is x_0: a step of order 1.
+    In the last step, where it would go to infinity, it is x_0: a step of order 1, as the first one is.
     """
-    if before is None or previous_x_0 is None or math.isinf(step.log_snr_gain):
+    if math.isinf(step.log_snr_gain):
         return x_0
     return x_0 + step.log_snr_gain / (2 * before.log_snr_gain) * (x_0 - previous_x_0)
 
@@ -59,25 +200,14 @@ def heun_step(step: Step, *, x_t: Tensor, x_0: Tensor, x_next: Tensor, x_0_next:
     """Heun's correction (Karras et al., 2022, algorithm 1, lines 7 and 8) of x_next, which Euler's step gave.
 
     Args:
-        x_0_next: what the network sees in x_next.
+        x_0_next: the network's prediction from x_next.
         scaled: solve for x_t / signal as a function of sigma / signal, as Karras et al. do; without, which a process
             with no signal at its start needs, along the straight line between the two levels.
     """
     x_0_mean = (x_0 + x_0_next) / 2
-    after = Step(step.next_signal, step.next_sigma, step.next_signal, step.next_sigma)
-    noise = (predicted_noise(step, x_t=x_t, x_0=x_0) + predicted_noise(after, x_t=x_next, x_0=x_0_next)) / 2
+    noise_next = (x_next - step.next_signal * x_0_next) / step.next_sigma
+    noise = ((x_t - step.signal * x_0) / step.sigma + noise_next) / 2
     if scaled:
         ratio = step.next_signal / step.signal
         return ratio * x_t + (step.next_sigma - ratio * step.sigma) * noise
     return x_t + (step.next_signal - step.signal) * x_0_mean + (step.next_sigma - step.sigma) * noise
-
-
-def threshold_dynamically(x_0: Tensor, *, percentile: float) -> Tensor:
-    """Clip each image to its own quantile of |x_0| and scale that to 1 (Saharia et al., 2022, Imagen, section 2.3).
-
-    Args:
-        percentile: in (0, 1]; where the quantile is below 1 this is clipping to [-1, 1].
-    """
-    bound = torch.quantile(x_0.flatten(1).abs(), percentile, dim=1).clamp(min=1)
-    bound = bound.reshape(-1, *[1] * (x_0.ndim - 1))
-    return x_0.clamp(-bound, bound) / bound

@@ -4,15 +4,17 @@ At a level x_t = signal * x_0 + sigma * noise. Numbers are float64; N num_infere
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Spacing = Literal["linspace", "leading", "trailing", "karras"]
+from components.models.diffusion.steps import Spacing, Step
 
 
 class Trajectory(NamedTuple):
+    """Levels from noise to the clean image, and the times at which the network is asked."""
+
     times: Tensor  # (N,) of the objective; int64 where they are training steps
     signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1
     sigma: Tensor  # (N + 1,) float64; ends with 0
@@ -26,38 +28,14 @@ class Trajectory(NamedTuple):
         return math.hypot(self.signal[0].item(), self.sigma[0].item())
 
     def last(self, steps: int) -> "Trajectory":
-        """Its last steps."""
+        """The part of the last `steps` steps."""
         return Trajectory(self.times[-steps:], self.signal[-steps - 1 :], self.sigma[-steps - 1 :])
 
-    def step(self, index: int) -> "Step":
+    def step(self, index: int) -> Step:
+        """The step from level `index` to the next."""
         signal, next_signal = self.signal[index : index + 2].tolist()
         sigma, next_sigma = self.sigma[index : index + 2].tolist()
         return Step(signal, sigma, next_signal, next_sigma)
-
-
-class Step(NamedTuple):
-    """From one level to the next, cleaner one."""
-
-    signal: float
-    sigma: float
-    next_signal: float
-    next_sigma: float
-
-    @property
-    def added_variance(self) -> float:
-        """What noising from the next level to this one adds: beta, of a strided process the recomputed one."""
-        return self.sigma**2 - (self.signal / self.next_signal * self.next_sigma) ** 2
-
-    @property
-    def posterior_variance(self) -> float:
-        """Of q(x_next | x_t, x_0), Ho et al. (2020), equation 7; 0 in the last step."""
-        return self.added_variance * (self.next_sigma / self.sigma) ** 2
-
-    @property
-    def log_snr_gain(self) -> float:
-        """Growth of log(signal / sigma), h of Lu et al. (2022); infinite from pure noise or to a clean image."""
-        before, after = self.signal * self.next_sigma, self.next_signal * self.sigma
-        return math.inf if before == 0 else math.log(after / before)
 
 
 def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spacing: Spacing = "linspace") -> list[int]:
