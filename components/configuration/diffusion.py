@@ -10,6 +10,7 @@ from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.networks import DiffusionNetwork, ImageAttentionUNetConfig, UNetSizes
 from components.configuration.optimization import Training, TrainingNeeds
 from components.configuration.processes import DiscreteProcess, Process
+from components.models.diffusion.betas import ScheduleName
 
 DegradationTask = Literal["inpainting", "uncropping", "colorization", "jpeg", "super_resolution"]
 TASKS: tuple[DegradationTask, ...] = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
@@ -28,7 +29,7 @@ class LowResConfig(Config):
 
     low_res_resolution: int = Field(ge=4)  # pixels
     max_noise_level: int = Field(500, ge=0)  # in noising steps of 0 to augmentation_steps; each sample draws its own
-    augmentation_schedule: Literal["linear", "cosine"] = "cosine"
+    augmentation_schedule: ScheduleName = "cosine"
     augmentation_steps: int = Field(1000, ge=1)
 
     @model_validator(mode="after")

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from components.configuration.config import Config
+from components.models.diffusion.betas import SCHEDULES, ScheduleName, check_ends
 
 
 class DiscreteNoise(Config):
     """Noise in steps (Ho et al., 2020)."""
 
     kind: Literal["discrete"] = "discrete"
-    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    schedule: ScheduleName = "cosine"
     beta_start: float | None = Field(None, gt=0, lt=1)  # of a linear one, as they are: SR3 and Palette 1e-6 and 1e-2;
     beta_end: float | None = Field(None, gt=0, lt=1)  # None: the usual ones, times 1000 / num_train_timesteps
     num_train_timesteps: int = Field(1000, ge=1)
@@ -22,15 +23,12 @@ class DiscreteNoise(Config):
 
     @model_validator(mode="after")
     def _schedule_exists(self) -> Self:
-        if (self.beta_start is None) != (self.beta_end is None):
-            raise ValueError("give both beta_start and beta_end, or neither")
-        if self.schedule == "cosine" and self.beta_start is not None:
-            raise ValueError("schedule cosine takes no beta_start and no beta_end")
-        last = {"linear": 20.0, "scaled_linear": 12.0, "cosine": 0.0}[self.schedule]
-        if self.beta_end is None and last >= self.num_train_timesteps:
+        check_ends(self.schedule, self.beta_start, self.beta_end)
+        steps = SCHEDULES[self.schedule].too_few_steps
+        if self.beta_end is None and steps >= self.num_train_timesteps:
             raise ValueError(
-                f"schedule {self.schedule} needs num_train_timesteps above {last:.0f}, not {self.num_train_timesteps}: "
-                "its last beta must be below 1"
+                f"schedule {self.schedule} needs num_train_timesteps above {steps:.0f}, not {self.num_train_timesteps}:"
+                " its last beta must be below 1"
             )
         if self.zero_terminal_snr and self.num_train_timesteps < 2:
             raise ValueError("zero_terminal_snr needs num_train_timesteps of at least 2")

@@ -21,6 +21,7 @@ from components.data.shards import ShardIndex
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
+from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.schedule import Schedule, make_schedule
@@ -208,14 +209,17 @@ def draw_values(schedule: Schedule, images: NoisedImages, *, salt: str) -> str:
 
 
 def draw_schedules(schedule: Schedule, *, salt: str) -> str:
-    """What is left of the signal by step: the linear and the cosine schedule, and the model's own if it is another."""
+    """Signal that is left by step: all schedules that have so many steps, and the model's own if it is another."""
     total = len(schedule)
-    known = {name: make_schedule(name, num_train_timesteps=total).alphas_cumprod for name in ("linear", "cosine")}
-    if not any(torch.allclose(table, schedule.alphas_cumprod) for table in known.values()):
-        known["the model's"] = schedule.alphas_cumprod
+    names = [name for name, kind in betas.SCHEDULES.items() if kind.too_few_steps < total]
+    tables: dict[str, torch.Tensor] = {
+        name: make_schedule(name, num_train_timesteps=total).alphas_cumprod for name in names
+    }
+    if not any(torch.allclose(table, schedule.alphas_cumprod) for table in tables.values()):
+        tables["the model's"] = schedule.alphas_cumprod
     times = spaced_timesteps(total, min(CURVE_POINTS, total))
     steps = [time + 1 for time in times]
-    lines = [Series(name, steps, table[times].tolist()) for name, table in known.items()]
+    lines = [Series(name, steps, table[times].tolist()) for name, table in tables.items()]
     return plot_svg([Panel("noising steps", "ᾱ", lines, markers=False)], salt=salt)
 
 

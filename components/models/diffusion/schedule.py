@@ -4,16 +4,14 @@
 Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. Shapes: B batch, T num_train_timesteps.
 """
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from components.models.diffusion.betas import SCHEDULES, ScheduleName, check_ends
 from components.models.transfer import to_device
-
-ScheduleName = Literal["linear", "scaled_linear", "cosine"]
 
 
 class Posterior(NamedTuple):
@@ -172,11 +170,10 @@ def make_schedule(
     """Build a schedule by name.
 
     Args:
-        name: "linear" (Ho et al., 2020), "scaled_linear" (linear in the root of beta; Rombach et al., 2022, who call it
-            linear) or "cosine" (Nichol and Dhariwal, 2021, equation 17).
+        name: a row of `SCHEDULES`.
         num_train_timesteps: T, at least 1; "linear" needs at least 21, below that a beta reaches 1.
-        beta_start, beta_end: first and last beta of the two linear ones, as they are: SR3 and Palette have 1e-6 and
-            1e-2. Without them 1e-4 and 2e-2 ("scaled_linear": 0.00085 and 0.012), times 1000 / T.
+        beta_start, beta_end: first and last beta of schedules that have ends, as they are: SR3 and Palette have 1e-6
+            and 1e-2. Without them those of the table, times 1000 / T.
         zero_terminal_snr: rescale so that the last step leaves no signal; not for networks that predict the noise.
 
     Raises:
@@ -184,16 +181,10 @@ def make_schedule(
     """
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
-    if name not in ("linear", "scaled_linear", "cosine"):
-        raise ValueError(f"unknown schedule {name!r}: choose linear, scaled_linear or cosine")
-    if (beta_start is None) != (beta_end is None):
-        raise ValueError("give both beta_start and beta_end, or neither")
-    if name == "cosine" and beta_start is not None:
-        raise ValueError("the cosine schedule takes no beta_start and no beta_end")
-    if name == "cosine":
-        betas = cosine_betas(num_train_timesteps)
-    else:
-        betas = linear_betas(num_train_timesteps, beta_start, beta_end, root=name == "scaled_linear")
+    check_ends(name, beta_start, beta_end)
+    kind, scale = SCHEDULES[name], 1000 / num_train_timesteps
+    first, last = kind.ends or (0.0, 0.0)
+    betas = kind.betas(num_train_timesteps, (beta_start or scale * first, beta_end or scale * last))
     _check_betas(betas)
     if zero_terminal_snr:
         betas = without_terminal_signal(betas)
@@ -209,17 +200,6 @@ def _check_betas(betas: Tensor) -> None:
         )
 
 
-def linear_betas(
-    num_train_timesteps: int, beta_start: float | None, beta_end: float | None, *, root: bool
-) -> Tensor:  # (T,) float64
-    first, last = (0.00085, 0.012) if root else (1e-4, 2e-2)
-    scale = 1000 / num_train_timesteps
-    first, last = beta_start or scale * first, beta_end or scale * last
-    if root:
-        return torch.linspace(max(first, 0) ** 0.5, max(last, 0) ** 0.5, num_train_timesteps, dtype=torch.float64) ** 2
-    return torch.linspace(first, last, num_train_timesteps, dtype=torch.float64)
-
-
 def without_terminal_signal(betas: Tensor) -> Tensor:
     """Betas (T,) shifted and scaled to zero terminal SNR; the first stays (Lin et al., 2024, algorithm 1).
 
@@ -232,9 +212,3 @@ def without_terminal_signal(betas: Tensor) -> Tensor:
     alphas_cumprod = signal**2
     previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
     return 1 - alphas_cumprod / previous
-
-
-def cosine_betas(num_train_timesteps: int) -> Tensor:  # (T,) float64
-    time = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
-    alphas_cumprod = ((time + 0.008) / 1.008 * math.pi / 2).cos() ** 2  # its value at 0 cancels in the ratio
-    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
