@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from components.configuration.diffusion import TASKS
-from components.configuration.sampling import DiffusionSampling, SamplerName
+from components.configuration.sampling import DiffusionSampling
+from components.models.diffusion.steps import SAMPLERS
 
 IMAGES = ("image", "mask", "condition")
 EXAMPLE = '{"upsampler_64": {"noise_level": 20}}'
@@ -146,7 +147,7 @@ class Request(BaseModel):
         str | None,
         Option(
             title="Sampler",
-            help=f"Of the base model: {in_words(get_args(SamplerName))}.",
+            help=f"Of the base model: {in_words([*SAMPLERS])}.",
             generators=DENOISING,
             setting="sampler",
         ),
@@ -313,14 +314,16 @@ def form_fields() -> dict[str, dict[str, Any]]:
     return form
 
 
-def form_choices() -> dict[str, list[str | None]]:
-    """Returns the words that a sampling setting may be, by its name; None stands for automatic."""
-    choices: dict[str, list[str | None]] = {}
+def form_choices() -> dict[str, list[list[str]]]:
+    """Returns (word, title) of each word that a sampling setting may be, by its name; an empty word is automatic."""
+    choices: dict[str, list[list[str]]] = {}
+    titles: dict[str, str] = {name: kind.title for name, kind in SAMPLERS.items()}
     for name, field in DiffusionSampling.model_fields.items():
         kinds = get_args(field.annotation) if not _is_literal(field.annotation) else (field.annotation,)
         words = [word for kind in kinds if _is_literal(kind) for word in get_args(kind)]
         if words:
-            choices[name] = [None, *words] if NoneType in kinds else words
+            automatic = [["", "automatic"]] if NoneType in kinds else []
+            choices[name] = automatic + [[word, titles.get(word, word)] for word in words]
     return choices
 
 

@@ -1,7 +1,7 @@
 """The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -71,7 +71,7 @@ def sample(
 @takes_options(
     {name: option for name, option in typed_options().items() if "translate" in option.generators},
     before="settings",
-    help_texts={"steps": "Denoising steps.", "sampler": f"One of {in_words(SAMPLERS)}."},
+    help_texts={"steps": "Denoising steps.", "sampler": f"One of {in_words([*SAMPLERS])}."},
 )
 def translate(
     image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],

@@ -66,7 +66,7 @@ def test_the_page_is_served_what_a_request_may_say_as_a_module(client: TestClien
     assert answer.headers["Content-Type"].startswith("text/javascript")
     values = [json.loads(line.partition(" = ")[2].removesuffix(";")) for line in answer.text.splitlines()]
     assert values == [form_fields(), form_choices()]
-    assert "includes(value)" in (PAGE / "options.js").read_text()
+    assert "[...choices, [value, value]]" in (PAGE / "options.js").read_text()
 
 
 def test_every_module_is_short_and_imports_files_that_exist() -> None:

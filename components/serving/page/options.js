@@ -4,10 +4,6 @@ import { byId, element, fillSelect } from "./dom.js";
 import { CHOICES, OPTIONS } from "./fields.js";
 import { defaultOf, optionsOf, shortName } from "./settings.js";
 
-const TITLES = {
-  ...{ ddpm: "DDPM", ddim: "DDIM", dpm_solver_pp: "DPM-Solver++", sde_dpm_solver_pp: "SDE-DPM-Solver++" },
-  ...{ heun: "Heun", euler: "Euler" },
-};
 const NAMES = { num_inference_steps: "Steps", threshold_percentile: "Percentile", autoguidance_scale: "Autoguidance" };
 const LISTS = ["guidance_interval"]; // two numbers
 
@@ -87,10 +83,9 @@ function field(id, { text, kind, setting, hint = "", min, max, step }, value) {
 
 /** The choices of a setting as [value, text]; a value that the page does not know is one too, never another in its place. */
 function choicesOf(setting, value) {
-  const known = CHOICES[setting];
-  return (known.includes(value) || value === null ? known : [...known, value]).map((word) =>
-    word === null ? ["", "automatic"] : [word, TITLES[word] ?? word],
-  );
+  const choices = CHOICES[setting];
+  const shown = value === null || choices.some(([word]) => word === value);
+  return shown ? choices : [...choices, [value, value]];
 }
 
 function note(id, input, hint) {
