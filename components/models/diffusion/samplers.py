@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.objective import Objective
-from components.models.diffusion.steps import SAMPLERS, Point, SamplerName, Spacing
+from components.models.diffusion.steps import SAMPLERS, Prediction, SamplerName, Spacing
 from components.models.diffusion.trajectory import Trajectory
 
 Threshold = Literal["static", "dynamic", "none"]
@@ -102,7 +102,7 @@ def sample(
         if on_step is not None:
             on_step(index, levels.times[index].item(), x_t, x_0)
         random = noise(index) if solver.draws and step.next_sigma > 0 else None  # the last step adds none
-        x_t = solver.step(Point(step, x_t, x_0, output, gradient, random), lambda x, i=index + 1: predict(x, i)[0])
+        x_t = solver.step(Prediction(step, x_t, x_0, output, gradient, random), lambda x, i=index + 1: predict(x, i)[0])
     return x_t if known is None else torch.where(known.mask, known.image, x_t)
 
 

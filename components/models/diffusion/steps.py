@@ -44,8 +44,8 @@ class Step(NamedTuple):
         return math.inf if before == 0 else math.log(after / before)
 
 
-class Point(NamedTuple):
-    """A sampler's knowledge at one level: the image so far and the network's prediction from it."""
+class Prediction(NamedTuple):
+    """The image so far at one level, and what the network predicts from it."""
 
     step: Step
     x_t: Tensor
@@ -75,10 +75,10 @@ class Euler:
         self.eta = eta if self.own_eta is None else self.own_eta
         self.draws = self.eta > 0  # noise in every step but the last
 
-    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+    def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """The next x. `look` predicts x_0 from an x at the next level, by one more run of the network."""
         del look
-        return ddim_step(point.step, x_t=point.x_t, x_0=point.x_0, noise=point.noise, eta=self.eta)
+        return ddim_step(prediction.step, x_t=prediction.x_t, x_0=prediction.x_0, noise=prediction.noise, eta=self.eta)
 
 
 class DDIM(Euler):
@@ -98,31 +98,31 @@ class DDPM(Euler):
     shifts_x_0 = False
     before: Step | None = None
 
-    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+    def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean, moved by variance * gradient (Dhariwal and Nichol, 2021, algorithm 1), plus deviation * noise."""
         del look
-        mean = ddpm_step(point.step, x_t=point.x_t, x_0=point.x_0)
-        small, large = (point.x_t.new_tensor(value) for value in ddpm_log_variances(point.step, self.before))
-        log_variance = self.log_variance(point.output, like=point.x_t, small=small, large=large)
-        if point.gradient is not None:
-            mean = mean + log_variance.exp() * point.gradient
-        self.before = point.step
-        return mean if point.noise is None else mean + (0.5 * log_variance).exp() * point.noise
+        mean = ddpm_step(prediction.step, x_t=prediction.x_t, x_0=prediction.x_0)
+        small, large = (prediction.x_t.new_tensor(value) for value in ddpm_log_variances(prediction.step, self.before))
+        log_variance = self.log_variance(prediction.output, like=prediction.x_t, small=small, large=large)
+        if prediction.gradient is not None:
+            mean = mean + log_variance.exp() * prediction.gradient
+        self.before = prediction.step
+        return mean if prediction.noise is None else mean + (0.5 * log_variance).exp() * prediction.noise
 
 
 class DPMSolver(Euler):
     """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2)."""
 
     title = "DPM-Solver++"
-    before: Point | None = None
+    before: Prediction | None = None
 
-    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+    def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """DDIM's step to an x_0 that is extrapolated from this prediction and the one before."""
-        before, self.before = self.before, point
+        before, self.before = self.before, prediction
         if before is not None:
-            x_0 = extrapolated(point.step, point.x_0, before=before.step, previous_x_0=before.x_0)
-            point = point._replace(x_0=x_0)
-        return super().step(point, look)
+            x_0 = extrapolated(prediction.step, prediction.x_0, before=before.step, previous_x_0=before.x_0)
+            prediction = prediction._replace(x_0=x_0)
+        return super().step(prediction, look)
 
 
 class SDEDPMSolver(DPMSolver):
@@ -137,13 +137,20 @@ class Heun(Euler):
 
     title = "Heun"
 
-    def step(self, point: Point, look: Callable[[Tensor], Tensor]) -> Tensor:
+    def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """Euler's step, corrected by the prediction at its end."""
-        x_next = super().step(point, look)
-        if point.step.next_sigma == 0:
+        x_next = super().step(prediction, look)
+        if prediction.step.next_sigma == 0:
             return x_next
         x_0_next = look(x_next)
-        return heun_step(point.step, x_t=point.x_t, x_0=point.x_0, x_next=x_next, x_0_next=x_0_next, scaled=self.scaled)
+        return heun_step(
+            prediction.step,
+            x_t=prediction.x_t,
+            x_0=prediction.x_0,
+            x_next=x_next,
+            x_0_next=x_0_next,
+            scaled=self.scaled,
+        )
 
 
 SAMPLERS: dict[SamplerName, type[Euler]] = {
