@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from components.configuration.config import Config
-from components.configuration.trainings import AutoencoderTraining
+from components.configuration.families import family_of
 from components.runtime.storage.artifact import Artifact
 from components.stages.cascade import compose_cascade
 from components.stages.evaluate import evaluate
@@ -52,11 +52,9 @@ def token_branch(recipe: TokenBranchRecipe) -> Workflow:
 def one_model(recipe: OneModelRecipe) -> Workflow:
     """The model, its likelihood, and its images: an autoencoder's of held-out images, all others' from noise alone."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
-    kind, is_autoencoder = recipe.model.network.kind, isinstance(recipe.model, AutoencoderTraining)
-    name = autoencoder_name(recipe.model) if isinstance(recipe.model, AutoencoderTraining) else kind
-    model = Stage(name, train_model, recipe.model, images=images)
+    model = Stage(recipe.model.stage_name, train_model, recipe.model, images=images)
     stages: list[Stage] = [images, model]
-    shown: dict[str, Any] = {"tokenizer": model} if is_autoencoder else {}
+    shown: dict[str, Any] = {"tokenizer": model} if family_of(recipe.model.network.kind).reconstructs else {}
     if recipe.drawn is not None:
         cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
         shown["samples"] = Stage("samples", sample_generators, recipe.drawn, images=images, cascade=cascade)
@@ -64,11 +62,6 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
     if recipe.likelihood is not None:
         stages.append(Stage("likelihood", measure_likelihood, recipe.likelihood, images=images, model=model))
     return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
-
-
-def autoencoder_name(config: AutoencoderTraining) -> str:
-    """The stage's name, equal in all workflows: one with the same numbers finds the autoencoder trained."""
-    return "vae" if config.network.bottleneck.kind == "gaussian" else "tokenizer"
 
 
 def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
@@ -81,8 +74,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
         frozen["text_encoder"] = Stage("text_encoder", import_text_encoder, recipe.text_encoder)
     first = {**frozen}  # of the base alone
     if recipe.autoencoder is not None:
-        name = autoencoder_name(recipe.autoencoder)
-        first["autoencoder"] = Stage(name, train_model, recipe.autoencoder, images=images)
+        first["autoencoder"] = Stage(recipe.autoencoder.stage_name, train_model, recipe.autoencoder, images=images)
 
     encoded = images  # frozen networks work on the images at each step, or once before all of them
     if recipe.precompute is not None:

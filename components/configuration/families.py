@@ -43,6 +43,7 @@ class Family(NamedTuple):
     whole: str | None = None  # why its network can't be cut into shards; None: it can
     likelihood: Literal["exact", "bound"] | None = None  # of whole images
     alone: bool = False  # makes images of its own, without another model
+    reconstructs: bool = False  # is shown by what it keeps of held-out images
 
 
 FAMILIES: dict[str, Family] = {
@@ -54,6 +55,7 @@ FAMILIES: dict[str, Family] = {
         whole="its codes move by averages, and its adaptive weight is a ratio of gradients of one whole layer",
         likelihood="bound",
         alone=True,
+        reconstructs=True,
     ),
     "prior": Family("Transformer over tokens", PriorTraining, ("transformer",), TransformerSampling),
     "masked_prior": Family(

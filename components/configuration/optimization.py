@@ -73,6 +73,20 @@ class Training(Config):
     optimization: OptimizationConfig
     network: NetworkConfig
 
+    @property
+    def stage_name(self) -> str:
+        """Name of the stage that trains it where a workflow gives it no role: equal numbers are trained once."""
+        return self.network.kind
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the model makes codes, over which a prior draws images; then it draws none by itself."""
+        return False
+
+    def check_likelihood(self) -> None:
+        """Raise ValueError, naming the field, if the finished model states no likelihood of an image's 8-bit values."""
+        raise ValueError(f"likelihood must be empty: a {self.network.kind} has none")
+
     def needs(self) -> TrainingNeeds:
         """Data and pretrained networks that the training reads."""
         raise NotImplementedError

@@ -71,6 +71,18 @@ class AutoencoderTraining(Training):
     data: AutoencoderData
     optimization: AdversarialOptimization
 
+    @property
+    def stage_name(self) -> str:
+        return "tokenizer" if self.has_codes else "vae"
+
+    @property
+    def has_codes(self) -> bool:
+        return self.network.bottleneck.kind != "gaussian"
+
+    def check_likelihood(self) -> None:
+        if self.has_codes or self.network.reconstruction != "discretized_logistic":
+            raise ValueError("likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic")
+
     def needs(self) -> TrainingNeeds:
         losses = self.losses
         return TrainingNeeds(
@@ -172,6 +184,9 @@ class PixelTraining(Training):
         if network.channels % shares:
             raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
         return self
+
+    def check_likelihood(self) -> None:
+        """Every model of pixels states an exact likelihood."""
 
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution)

@@ -31,9 +31,6 @@ from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.model import SamplingModel, load_model, random_stream
 
-EXACT = ("pixelcnn", "row_lstm")  # kinds of networks
-KINDS = (*EXACT, "autoencoder")
-
 
 class ImageBitsWorker:
     """One actor of the pool."""

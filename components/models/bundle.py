@@ -26,7 +26,6 @@ from components.models.unet import UNet
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-RETIRED = "gradient_checkpointing"  # of U-Net and DiT in older descriptions; it changed no number
 NETWORKS: dict[str, type[nn.Module]] = {
     "autoencoder": Autoencoder,
     "transformer": Transformer,
@@ -93,8 +92,7 @@ def built(description: Mapping[str, Any]) -> nn.Module:
     kind, network = description["kind"], description["network"]
     if kind not in NETWORKS:
         raise ValueError(f"unknown kind {kind!r}, of another version perhaps; known are {', '.join(NETWORKS)}")
-    own = {name: value for name, value in network.items() if name != RETIRED}
     try:
-        return NETWORKS[kind](**own)
+        return NETWORKS[kind](**network)
     except TypeError as error:  # it takes other arguments here
         raise ValueError(f"a network {kind} of another version perhaps: {error}; train it again") from None

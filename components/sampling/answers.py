@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from components.configuration.families import family_of
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.contrastive import ContrastiveEncoder
@@ -48,7 +49,6 @@ from components.sampling.precision import products
 from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
 
-LONE_STAGE = dict.fromkeys(("autoencoder", "gan", "pixelcnn", "row_lstm"), "model")  # as a cascade calls its only model
 Predict = Callable[[list[RequestRow]], list[str]]
 
 
@@ -238,4 +238,5 @@ def _stage_of(folder: Path) -> str:
         return f"upsampler_{settings['resolution']}"
     if settings.get("role") == "image_to_image":
         return "model"
-    return settings.get("role") or LONE_STAGE.get(description["kind"], description["kind"])
+    kind = description["kind"]
+    return settings.get("role") or ("model" if family_of(kind).alone else kind)

@@ -13,17 +13,8 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from components.configuration.sampling import (
-    ClassifierSampling,
-    DiffusionPriorSampling,
-    DiffusionSampling,
-    GANSampling,
-    MaskedTokenSampling,
-    ModelSampling,
-    RerankerSampling,
-    TokenSampling,
-    TransformerSampling,
-)
+from components.configuration.families import family_of
+from components.configuration.sampling import ModelSampling
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
 from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.sampling.images import read_image
@@ -32,19 +23,6 @@ from components.sampling.text_encoding import encode_text, load_bpe
 
 BPE = "bpe.json"
 MOST_PIXELS = 2**20  # of a batch
-SAMPLING: dict[str, type[ModelSampling]] = {  # by the kind of the network; others leave nothing to choose
-    "unet": DiffusionSampling,
-    "image_attention_unet": DiffusionSampling,
-    "dit": DiffusionSampling,
-    "transformer": TransformerSampling,
-    "masked_transformer": MaskedTokenSampling,
-    "pixelcnn": TokenSampling,
-    "row_lstm": TokenSampling,
-    "gan": GANSampling,
-    "diffusion_prior": DiffusionPriorSampling,
-    "classifier": ClassifierSampling,
-    "contrastive": RerankerSampling,
-}
 
 
 Sampling = TypeVar("Sampling", bound=ModelSampling)
@@ -103,7 +81,7 @@ def load_model(
         if not (folder / BPE).is_file():
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         text = TextCondition(load_bpe(folder / BPE), text_length)
-    chosen = SAMPLING.get(kind, ModelSampling)
+    chosen = family_of(kind).sampling or ModelSampling
     values = fewest_steps(chosen, network, settings) | dict(sampling or {})
     return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
 
@@ -118,7 +96,7 @@ def fewest_steps(kind: type[ModelSampling], network: Mapping[str, Any], settings
 def describe_model(name: str, folder: Path) -> SamplingModel:
     """The model in `folder` without weights and text tokenizer, its network without memory."""
     kind, network, settings, module = describe_bundle((folder / DESCRIPTION).read_bytes())
-    return SamplingModel(name, kind, network, settings, module, None, SAMPLING.get(kind, ModelSampling)())
+    return SamplingModel(name, kind, network, settings, module, None, (family_of(kind).sampling or ModelSampling)())
 
 
 def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Sampling:

@@ -1,17 +1,16 @@
 """Likelihood: bits/dim of held-out images, exact (PixelCNN, Row LSTM) or a bound (VAE, diffusion)."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
+from components.configuration.families import family_of
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, load_index
 from components.evaluation.image_bits import (
-    EXACT,
-    KINDS,
     bits_table,
     check_likelihood,
     measure_images,
@@ -57,7 +56,7 @@ def measure_likelihood(
     files, done, seed = context.files_store, 0, config.seed
     with context.pool() as pool:
         plan = pool.call(partial(plan_bound, config, load_index(images.url("index.json")), model))
-        if plan.kind in KINDS:
+        if plan.likelihood is not None:
             measuring = measure_images(plan.jobs, model, seed=seed, files=files, pool=pool)
         else:
             steps = config.timesteps_per_image
@@ -65,7 +64,7 @@ def measure_likelihood(
         total = sum(len(job.image) for job in plan.jobs)
         for job in measuring:
             context.report_images(done := done + len(job.image), total)
-    study = whole_images(plan, context) if plan.kind in KINDS else terms_over_t(plan, context)
+    study = terms_over_t(plan, context) if plan.likelihood is None else whole_images(plan, context)
     summary = study["summary"]
     headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
     return context.commit_study(**study, headline=headline)
@@ -74,7 +73,7 @@ def measure_likelihood(
 def whole_images(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
     """What is shown of a model that states the likelihood of whole images."""
     bits = read_bits(context.files_store, plan.jobs)
-    table = bits_table(bits, png=plan.png, exact=plan.kind in EXACT)
+    table = bits_table(bits, png=plan.png, exact=plan.likelihood == "exact")
     return {
         "plots": {},
         "tables": {"Bits/dim of held-out images": table},
@@ -95,7 +94,7 @@ def terms_over_t(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
 class BoundPlan(NamedTuple):
     """What is measured."""
 
-    kind: str  # of the network
+    likelihood: Literal["exact", "bound"] | None  # of whole images; None: terms of a diffusion model's bound
     jobs: list[BoundJob]
     png: np.ndarray  # (N,) bits/dim of each image as a PNG
 
@@ -104,10 +103,11 @@ def plan_bound(config: LikelihoodConfig, index: ShardIndex, model: Artifact) -> 
     """Held-out images cut into jobs. Runs in a worker. Raises ValueError as `measure_likelihood`."""
     with model.local_copy() as folder:
         loaded = load_model(model.stage, folder)
-    check = check_likelihood if loaded.kind in KINDS else check_model
+    likelihood = family_of(loaded.kind).likelihood
+    check = check_model if likelihood is None else check_likelihood
     check(loaded)
     held_out = read_split(index, "holdout", resolution=loaded.settings["resolution"], limit=config.samples)
     if not held_out.key:
         raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
     png = png_bits(loaded, held_out.image)
-    return BoundPlan(loaded.kind, bound_jobs(held_out.image, held_out.label, held_out.caption), png)
+    return BoundPlan(likelihood, bound_jobs(held_out.image, held_out.label, held_out.caption), png)

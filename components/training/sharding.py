@@ -20,30 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from components.models.bundle import NETWORKS
-from components.models.contrastive import ContrastiveEncoder
-from components.models.diffusion_prior import DiffusionPrior
-from components.models.dit import DiT
-from components.models.masked_transformer import MaskedTransformer
+from components.configuration.families import family_of
 from components.models.network_blocks import blocks_of
-from components.models.noisy_classifier import NoisyClassifier
-from components.models.transformer import Transformer
-from components.models.unet import UNet
 from components.training.optim import Network
 from components.training.parallel import Worker, average, is_cut, local
-
-SHARDED = (Transformer, MaskedTransformer, UNet, DiT, DiffusionPrior, ContrastiveEncoder, NoisyClassifier)
-WHY_WHOLE = {  # none of these is large enough to need shards
-    "autoencoder": "its codes move by averages, and its adaptive weight is a ratio of gradients of one whole layer",
-    "gan": "its spectral norms need whole weights",
-    "pixelcnn": "its samplers read weights outside of a forward pass",
-    "row_lstm": "its samplers read weights outside of a forward pass",
-}
 
 
 def why_whole(kind: str) -> str | None:
     """Why a network of this kind (a key of NETWORKS) can't be sharded; None if it can."""
-    return None if issubclass(NETWORKS[kind], SHARDED) else WHY_WHOLE[kind]
+    return family_of(kind).whole
 
 
 def shard(network: Network, worker: Worker) -> Callable[[Network], Network]:

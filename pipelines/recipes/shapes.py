@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from components.configuration.config import Config
 from components.configuration.diffusion import DiffusionTraining
+from components.configuration.families import family_of
 from components.configuration.sampling import (
     CascadeSampling,
     MaskedTokenSampling,
@@ -22,13 +23,9 @@ from components.configuration.trainings import (
     AutoencoderTraining,
     ClassifierTraining,
     ContrastiveTraining,
-    GANTraining,
-    MaskedPriorTraining,
-    PixelTraining,
     PriorTraining,
 )
 from components.evaluation.agreement import AgreementConfig
-from components.sampling.model import SAMPLING
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
@@ -124,7 +121,7 @@ class TokenBranchRecipe(Config):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        if self.tokenizer.network.bottleneck.kind == "gaussian":
+        if not self.tokenizer.has_codes:
             raise ValueError("tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq")
         resolution, conditions = self.tokenizer.data.resolution, self.prior.conditioning.conditions
         if self.reranker is not None and self.reranker.data.resolution > resolution:
@@ -139,13 +136,14 @@ class TokenBranchRecipe(Config):
                 f"condition is {'missing' if self.condition is None else 'given'}, prior.conditions {asks}"
             )
         side, sampling = resolution // self.tokenizer.network.factor, self.sampling.prior
-        if isinstance(sampling, MaskedTokenSampling) and not isinstance(self.prior, MaskedPriorTraining):
+        own = family_of(self.prior.network.kind).sampling
+        if isinstance(sampling, MaskedTokenSampling) and own is not MaskedTokenSampling:
             raise ValueError("sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps")
-        if isinstance(sampling, TransformerSampling) and not isinstance(self.prior, PriorTraining):
+        if isinstance(sampling, TransformerSampling) and own is not TransformerSampling:
             raise ValueError("sampling.prior takes no compile_decoding: only a transformer is decoded so")
         if isinstance(sampling, MaskedTokenSampling) and sampling.num_inference_steps > side**2:
             raise ValueError(f"sampling.prior.num_inference_steps must be at most {side**2}, the tokens of an image")
-        if isinstance(self.prior, PixelTraining) and self.prior.data.resolution is not None:
+        if self.prior.needs().resolution is not None:
             raise ValueError("prior.resolution must be empty: the grid of the tokens decides")
         return self
 
@@ -165,8 +163,7 @@ class OneModelRecipe(Config):
     @property
     def drawn(self) -> SamplesConfig | None:
         """Settings of the samples; None for an autoencoder with codes, which a token branch's prior draws first."""
-        has_codes = isinstance(self.model, AutoencoderTraining) and self.model.network.bottleneck.kind != "gaussian"
-        return None if has_codes else self.samples
+        return None if self.model.has_codes else self.samples
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> Self:
@@ -179,31 +176,24 @@ class OneModelRecipe(Config):
 
     @model_validator(mode="after")
     def _a_generator_is_sampled(self) -> Self:
-        if self.samples is None and not isinstance(self.model, AutoencoderTraining):
-            raise ValueError(f"samples is missing: a {self.model.network.kind} is known by the images that it makes")
+        kind = self.model.network.kind
+        if self.samples is None and not family_of(kind).reconstructs:
+            raise ValueError(f"samples is missing: a {kind} is known by the images that it makes")
         return self
 
     @model_validator(mode="after")
     def _the_model_has_a_likelihood(self) -> Self:
-        model = self.model
         if self.likelihood is None:
             return self
-        if isinstance(model, GANTraining):
-            raise ValueError("likelihood must be empty: a gan has none")
+        self.model.check_likelihood()
         if self.likelihood.timesteps_per_image is not None:
             raise ValueError("likelihood.timesteps_per_image must be empty: only diffusion has timesteps")
-        if isinstance(model, AutoencoderTraining):
-            network = model.network
-            if network.bottleneck.kind != "gaussian" or network.reconstruction != "discretized_logistic":
-                raise ValueError(
-                    "likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic"
-                )
         return self
 
     @model_validator(mode="after")
     def _sampling_is_its_own(self) -> Self:
         sampling, kind = self.sampling.model, self.model.network.kind
-        own = SAMPLING.get(kind)
+        own = family_of(kind).sampling
         if sampling is None or type(sampling) is own:
             return self
         if own is None:

@@ -55,14 +55,6 @@ def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
 
 
-def test_a_bundle_of_before_networks_forgot_of_gradient_checkpointing_is_rebuilt(tmp_path: Path) -> None:
-    arguments = CONFIGS["base"].network_arguments(DATASET_INFO)
-    network = UNet(**arguments)
-    save_bundle(tmp_path, ModelBundle("unet", arguments | {"gradient_checkpointing": False}, {}, network))
-    loaded = load_bundle(tmp_path).module
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
-
-
 def test_weights_of_another_version_are_refused_in_one_line(tmp_path: Path) -> None:
     """As those of a network that sees an image as tokens, of before rotary positions."""
     network = UNet(**CONFIGS["base"].network_arguments(DATASET_INFO))
