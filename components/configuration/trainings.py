@@ -1,10 +1,10 @@
-"""Trainings of all other models: autoencoders, priors, pixels, GAN, classifier, and DALL-E 2's first two networks."""
+"""Trainings of autoencoders, GAN, classifier and DALL-E 2's first two networks, and the unions that recipes take."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from components.configuration.conditions import LabelConditions, Member, PriorConditions, TextConfig, TokenConditions
+from components.configuration.conditions import LabelConditions, Member, PriorConditions, TextConfig
 from components.configuration.config import Config
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.diffusion import DiffusionTraining
@@ -14,11 +14,6 @@ from components.configuration.networks import (
     ContrastiveNetworkConfig,
     DiffusionPriorNetworkConfig,
     GANConfig,
-    MaskedTransformerConfig,
-    PixelCNNConfig,
-    RowLSTMConfig,
-    TokenNetworkConfig,
-    TransformerConfig,
 )
 from components.configuration.optimization import (
     AdversarialOptimization,
@@ -28,6 +23,7 @@ from components.configuration.optimization import (
     Training,
     TrainingNeeds,
 )
+from components.configuration.priors import MaskedPriorTraining, PixelTraining, PriorTraining
 from components.configuration.processes import DiscreteNoise, DiscreteProcess, Noise
 
 
@@ -104,106 +100,6 @@ class AutoencoderTraining(Training):
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         del classes, grid
         return {"resolution": self.data.resolution, "member": self.data.member}
-
-
-class TokenTraining(Training):
-    """What both transformers over tokens share."""
-
-    network: TokenNetworkConfig
-    conditioning: TokenConditions = TokenConditions()
-
-    def needs(self) -> TrainingNeeds:
-        conditions = self.conditioning.conditions
-        return TrainingNeeds(columns=conditions, captions="text" in conditions)
-
-    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        assert grid is not None
-        conditions = self.conditioning.conditions
-        text, condition = "text" in conditions, dataset_info.condition if "condition" in conditions else None
-        return super().network_arguments(dataset_info, grid) | {
-            "codebook_size": grid.codebook_size,
-            "num_tokens": grid.height * grid.width,
-            "grid": [grid.height, grid.width],
-            "num_classes": self.conditioning.num_classes(dataset_info),
-            "vocab_size": dataset_info.vocab_size if text else None,
-            "text_length": dataset_info.text_length if text else None,
-            "condition_codebook_size": condition.codebook_size if condition else None,
-            "condition_grid": [condition.height, condition.width] if condition else None,
-        }
-
-    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        return prior_settings(classes, grid)
-
-
-class PriorTraining(TokenTraining):
-    """A causal transformer over tokens (Esser et al., 2021)."""
-
-    stage_version = 2  # dropout on residual branches alone
-
-    network: TransformerConfig
-    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
-    text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
-
-    @model_validator(mode="after")
-    def _there_is_a_text_to_learn(self) -> Self:
-        if self.text_loss_weight > 0 and "text" not in self.conditioning.conditions:
-            raise ValueError(f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
-        return self
-
-    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
-
-
-class MaskedPriorTraining(TokenTraining):
-    """A transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
-
-    stage_version = 2  # dropout on residual branches alone
-
-    network: MaskedTransformerConfig
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-
-
-class PixelData(Config):
-    """What a PixelCNN or Row LSTM learns from."""
-
-    resolution: int | None = Field(None, ge=2)  # pixels; None: the grid of the tokens
-    in_channels: Literal[1, 3] = 3  # of pixels; 1: gray images
-
-
-class PixelTraining(Training):
-    """Gated PixelCNN or Row LSTM, over 8-bit values of pixels, RGB or gray, or, where `resolution` is None, tokens."""
-
-    network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
-    conditioning: LabelConditions = LabelConditions()
-    data: PixelData = PixelData()
-
-    @model_validator(mode="after")
-    def _colors_share_the_channels(self) -> Self:
-        network, colors = self.network, 1 if self.data.resolution is None else self.data.in_channels
-        shares = colors * (2 if network.kind == "row_lstm" else 1)
-        if network.channels % shares:
-            raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
-        return self
-
-    def check_likelihood(self) -> None:
-        """Every model of pixels states an exact likelihood."""
-
-    def needs(self) -> TrainingNeeds:
-        return TrainingNeeds(self.data.resolution)
-
-    def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of a PixelCNN or Row LSTM over raw pixels, or over tokens where there is a grid of them."""
-        return super().network_arguments(dataset_info, grid) | {
-            "num_values": 256 if grid is None else grid.codebook_size,
-            "num_channels": self.data.in_channels if grid is None else 1,
-            "num_classes": self.conditioning.num_classes(dataset_info),
-            "embedding": "intensity" if grid is None else "table",
-        }
-
-    def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        if grid is None:
-            return {"classes": list(classes), "resolution": self.data.resolution}
-        return prior_settings(classes, grid)
 
 
 class ImageData(Config):
@@ -367,12 +263,6 @@ class DiffusionPriorTraining(Training):
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         del classes, grid
         return {"role": "diffusion_prior", "objective": self.process.objective()}
-
-
-def prior_settings(classes: tuple[str, ...], grid: TokenGrid | None) -> dict[str, Any]:
-    """What a sampler must know of a prior over tokens."""
-    assert grid is not None
-    return {"role": "prior", "grid": [grid.height, grid.width], "classes": list(classes)}
 
 
 def network_kind(training: object) -> str:
