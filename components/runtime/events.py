@@ -1,22 +1,23 @@
-"""What happens in a run, as small records that go one way: `recorder.emit(event)`.
+"""The events of a run, and each as a line of its log.
 
-Workers and stages say how they get on, the workflow says what becomes of each stage. The live table shows the last of
-it, MLflow all of it.
+Workers, stages and the workflow emit them; `components.runtime.event_log` keeps them in order. The live table, the
+report and MLflow read them there.
 """
 
+import base64
+import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from components.runtime.storage.artifact import Artifact
 
-Point = tuple[str, int, float, int]  # name, step, value, milliseconds since 1970
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Promote = Literal["better", "always", "never"]  # whether the models of a run become champions
 
 
 class Progress(NamedTuple):
-    """How far a stage is; a rate or a loss that is not given stays as it was."""
+    """The position of a stage, of which only the last counts; a rate or a loss that is None stays as it was."""
 
     stage: str
     step: int
@@ -32,7 +33,6 @@ class Metrics(NamedTuple):
     stage: str
     step: int
     values: Mapping[str, float]
-    time_ms: int | None = None  # milliseconds since 1970; None: when it arrives
 
 
 class Image(NamedTuple):
@@ -53,7 +53,7 @@ class Text(NamedTuple):
 
 
 class Warning(NamedTuple):
-    """What the user is to know though the run goes on: shown when it comes, printed at the end, kept as a text."""
+    """A line for the user though the run goes on: shown at once, printed at the end, kept as a text."""
 
     stage: str
     line: str
@@ -104,15 +104,14 @@ class StageStarted(NamedTuple):
     key: str
     config: Mapping[str, Any]
     inputs: Mapping[str, Artifact]
-    points: Sequence[Point] = ()  # of earlier tries; what MLflow has not got, because a journal was lost, is sent again
+    root: str = ""  # URI of the stage's folder, where its log is kept; empty: nowhere
 
 
 class StageCached(NamedTuple):
-    """A stage that need not run, with what was made before; `points` as StageStarted has them."""
+    """A stage that need not run, with its artifact of before."""
 
     stage: str
     artifact: Artifact
-    points: Sequence[Point] = ()
 
 
 class StageEnded(NamedTuple):
@@ -139,6 +138,38 @@ Event = (
     | StageCached
     | StageEnded
 )
+KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
+
+
+class Record(NamedTuple):
+    """An event as the log has it: when it came, and what it belongs to."""
+
+    time: int  # milliseconds since 1970
+    run: str
+    models: str  # name of the run's models
+    key: str  # of the event's stage; empty for an event of the run itself
+    event: Event
+
+    @property
+    def stage(self) -> str:
+        """Name of the event's stage; empty for an event of the run itself."""
+        return getattr(self.event, "stage", "")
+
+    def line(self) -> bytes:
+        """The record as one line of JSON."""
+        document = self._asdict() | {"event": type(self.event).__name__, "fields": self.event._asdict()}
+        return json.dumps(document, default=_encoded).encode() + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> "Record":
+        """The inverse of `line`.
+
+        Raises JSONDecodeError for a line that was cut, LookupError for an event that this version does not know,
+        TypeError or ValueError for one with other fields.
+        """
+        document = json.loads(line, object_hook=_decoded)
+        kind, fields = KINDS[document.pop("event")], document.pop("fields")
+        return cls(**document, event=kind(**fields))
 
 
 class Recorder(Protocol):
@@ -156,3 +187,18 @@ class SilentRecorder:
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def _encoded(value: Any) -> Any:
+    """Values that JSON lacks: artifacts with their address, bytes, and numbers of numpy."""
+    if isinstance(value, Artifact):
+        return {"$artifact": value.model_dump(mode="json") | {"root": value.root}}
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    return float(value)
+
+
+def _decoded(document: dict[str, Any]) -> Any:
+    if "$artifact" in document:
+        return Artifact(**document["$artifact"])
+    return base64.b64decode(document["$bytes"]) if "$bytes" in document else document

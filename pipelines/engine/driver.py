@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.naming import cascade_name, data_identity, model_card
 from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
-from pipelines.engine.run_report import TRACES, announced, render_run, save_run, traces_of
+from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
 from pipelines.engine.session import on_cluster, set_environment, start_ray
 from pipelines.planning.checkpoint_space import space_of
 from pipelines.planning.cluster import parse_cluster
@@ -135,7 +136,10 @@ def run(options: RunOptions, console: Console) -> int:
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
         ray.get(actor.emit.remote(_describe_models(prepared, options, outcome)))
         warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED", options.promote))
-        promotion = ray.get(actor.promotion.remote())
+        promotion, pages = ray.get([actor.promotion.remote(), actor.pages.remote()])
+        if pages and report != "none":
+            with suppress(StoreError):  # a report without links is there
+                link_pages(prepared.root, prepared.run, pages)
     except KeyboardInterrupt:
         ray.get(actor.close.remote("KILLED"))
         console.print(
@@ -212,14 +216,13 @@ def _start_recorder(prepared: Prepared, *, chosen_name: bool) -> Any:
         ray.get_runtime_context().get_node_id(), soft=False
     )
     remote = ray.remote(num_cpus=0, scheduling_strategy=here)(RunRecorder)
-    actor = remote.remote(
-        root=prepared.root.uri, run=prepared.run, tracking=prepared.tracking, spool=absolute("runs/spool")
-    )
+    actor = remote.remote(tracking=prepared.tracking, spool=absolute("runs/spool"))
     tags = {
         "name": prepared.name,
         "recipe": prepared.recipe.name,
         "git_commit": prepared.commit,
         "storage": prepared.root.uri,
+        "report": prepared.root.url(f"runs/{prepared.run}/{REPORT}"),
         "data": data_identity(prepared.recipe.images.source),
         **({"chosen_name": "true"} if chosen_name else {}),
     }
@@ -271,7 +274,12 @@ def _describe_models(prepared: Prepared, options: RunOptions, outcome: Outcome) 
     command += [part for assignment in options.set for part in ("--set", assignment)]
     command += ["--name", options.name] if options.name else []
     about, details = model_card(
-        outcome.artifacts, recipe=prepared.recipe.name, run=prepared.run, command=command, commit=prepared.commit
+        outcome.artifacts,
+        recipe=prepared.recipe.name,
+        run=prepared.run,
+        report=prepared.root.url(f"runs/{prepared.run}/{REPORT}"),
+        command=command,
+        commit=prepared.commit,
     )
     return events.ModelsDescribed(about, details)
 

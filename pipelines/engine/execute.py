@@ -148,7 +148,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
             begin_forced_try(job.store, job.forced)
         flat = {f"{name}{'' if count is None else f'.{i}'}": a for name, count, i, a in _flat(job.inputs, artifacts)}
         config = job.config.model_dump(mode="json")
-        ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, flat)))
+        ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, flat, job.store.uri)))
         started = time.time()
         provenance = {**job.provenance, "started": started, **({FORCED: job.forced} if job.forced else {})}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:

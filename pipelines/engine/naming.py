@@ -85,7 +85,7 @@ def _without_suffix(part: str) -> str:
 
 
 def model_card(
-    artifacts: Mapping[str, Artifact], *, recipe: str, run: str, command: Sequence[str], commit: str
+    artifacts: Mapping[str, Artifact], *, recipe: str, run: str, report: str, command: Sequence[str], commit: str
 ) -> tuple[str, str]:
     """Descriptions in Markdown: of all versions of the models, and of the versions of this run.
 
@@ -93,6 +93,7 @@ def model_card(
 
     Args:
         artifacts: stage -> what it made, now or before.
+        report: its URL.
         command: as it was typed, without places.
         commit: of the code that runs.
     """
@@ -100,7 +101,7 @@ def model_card(
     again = f"    {shlex.join(command)}"
     if COMMIT.fullmatch(commit):
         again = f"    git checkout {commit}\n{again}"
-    again = f"Run `{run}`; its `recipe.yaml` has every number. To make it again:\n\n{again}"
+    again = f"Run `{run}`, report `{report}`; its `recipe.yaml` has every number. To make it again:\n\n{again}"
     details = "\n\n".join(part for part in (again, _code(artifacts), _figures(artifacts)) if part)
     return about, details[: LONGEST - len(about) - 2]
 

@@ -14,12 +14,13 @@ from components.evaluation.report import DataFacts, ReportData, StageRow, Study,
 from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, Plan
 from components.runtime.storage.store import Store
+from components.runtime.tracking.event_log import stage_points
 from pipelines.engine.code_seen import changes_of_code, made_by
 from pipelines.engine.execute import Outcome
-from pipelines.engine.recorder import TIME, StageStatus
+from pipelines.engine.recorder import StageStatus
 from pipelines.workflow import PlannedStage
 
-TRACES = "traces"  # folder of a run
+REPORT, TRACES = "report.html", "traces"  # file and folder of a run
 
 
 @contextmanager
@@ -108,8 +109,16 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         if (artifact := load_artifact(root.join("stages", stage["name"], stage["key"]))) is not None
     }
     html = render_report(_report_data(root, run, plan, artifacts))
-    folder.write("report.html", html.encode())
-    return folder.url("report.html"), html
+    folder.write(REPORT, html.encode())
+    return folder.url(REPORT), html
+
+
+def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
+    """Draw the report of a saved run again, with links to MLflow's pages of it. Raises StoreError."""
+    plan = load_plan(root, run)
+    plan["facts"] |= pages
+    root.write(f"runs/{run}/{PLAN}", json.dumps(plan, indent=1).encode())
+    render_run(root, run)
 
 
 def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[str, Artifact]) -> ReportData:
@@ -158,11 +167,9 @@ def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
 
 
 def stage_curve(root: Store, name: str, key: str) -> tuple[tuple[int, dict[str, float]], ...]:
-    """What a training reported by step, in its order; empty for fewer than two steps."""
-    path = f"stages/{name}/{key}/curve.json"
-    points = json.loads(root.read(path)) if root.exists(path) else {}
-    ordered = sorted((int(step), {n: v for n, v in values.items() if n != TIME}) for step, values in points.items())
-    return tuple(ordered) if len(ordered) > 1 else ()
+    """Values of a training's metrics by step, in order; empty for fewer than two steps."""
+    points = tuple(stage_points(root.join("stages", name, key)).items())
+    return points if len(points) > 1 else ()
 
 
 def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:

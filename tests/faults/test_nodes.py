@@ -1,6 +1,5 @@
 """Nodes that share nothing but the network: what is lost with one of them, and what the head holds in memory."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,8 @@ import s3fs
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
+from components.runtime.events import Metrics
+from components.runtime.tracking.event_log import stage_records
 from components.training.results import read_finished
 from tests.conftest import free_port
 from tests.faults.cluster import TRAINER
@@ -155,9 +156,9 @@ def test_a_worker_killed_while_it_evaluates_repeats_no_step(cluster: Cluster, tm
     killed = time.time()
     assert read_finished(run.train()) is None, "too late: evaluation had ended"
     run.finish(driver)
-    curve = json.loads(run.stage("base").read("curve.json"))
-    assert sorted(map(int, curve)) == list(range(LOGGED, SHORT + 1, LOGGED))
-    assert curve[str(SHORT)]["time"] / 1000 < killed
+    points = [record for record in stage_records(run.stage("base")) if isinstance(record.event, Metrics)]
+    assert [record.event.step for record in points] == list(range(LOGGED, SHORT + 1, LOGGED))
+    assert points[-1].time / 1000 < killed
     record("kill -9 of a worker while it evaluates the finished model", 1, f"step {SHORT} was not taken again")
 
 

@@ -47,7 +47,7 @@ def work(config: Work, context: StageContext, **inputs: Artifact | list[Artifact
 
 def run(workflow: Workflow, root: str, selection: Selection | None = None) -> tuple[Outcome, Any]:
     selection = selection or Selection()
-    actor = ray.remote(num_cpus=0)(RunRecorder).remote(root=root, run="test", tracking=None)
+    actor = ray.remote(num_cpus=0)(RunRecorder).remote()
     outcome = execute(
         workflow.plan(Store(root), selection),
         actor=actor,

@@ -1,7 +1,6 @@
-"""A driver's machine goes with the journal of what MLflow had not got: the curve in storage makes up for it, and what
-is in neither is said."""
+"""A driver's machine is lost with the journal for MLflow: the stage's log in storage makes up for it, and points that
+are in neither are named."""
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,8 @@ from mlflow.tracking import MlflowClient
 from components.configuration.optimization import OptimizationConfig
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
+from components.runtime.tracking.event_log import stage_points
 from components.runtime.tracking.names import environment
 from pipelines.engine import recorder
 from pipelines.engine.recorder import EXPERIMENT, RunRecorder
@@ -34,7 +35,7 @@ CONFIG = {"optimization": OPTIMIZATION.model_dump()}
 def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(timeout_s=10, retries=0).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(recorder, "CURVE_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "STORE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -52,10 +53,14 @@ def start(mlflow_server: str, tmp_path: Path, run: str) -> Callable[..., RunReco
 
 def start_recorder(place: Path, machine: str, tracking: str, run: str) -> RunRecorder:
     """The recorder of a driver on `machine`, whose disk the spool is on; storage is common."""
-    made = RunRecorder(root=str(place / "storage"), run=run, tracking=tracking, spool=str(place / machine))
+    made = RunRecorder(tracking=tracking, spool=str(place / machine))
     made.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))
     made.emit(events.StagePlanned("base", run))  # the run's name is as good a key as any, and no other run's
     return made
+
+
+def stage_folder(place: Path) -> str:
+    return str(place / "storage" / "base")
 
 
 def log(recorder: RunRecorder, first: int, last: int) -> None:
@@ -73,14 +78,14 @@ def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int
         from pathlib import Path
         from components.runtime.events import StageStarted
         from pipelines.engine import recorder
-        from tests.integration.test_lost_journal import log, start_recorder
-        recorder.CURVE_SECONDS = 0.0
+        from tests.integration.test_lost_journal import log, stage_folder, start_recorder
+        recorder.STORE_SECONDS = 0.0
         lost = start_recorder(Path("{place}"), "lost", "{address}", "{run}")
-        lost.emit(StageStarted("base", "{run}", {{}}, {{}}))
+        lost.emit(StageStarted("base", "{run}", {{}}, {{}}, stage_folder(Path("{place}"))))
         log(lost, 1, 5)
         time.sleep(4)
         log(lost, 6, {kept})
-        lost.curves["base"].save = lambda: None
+        lost.log.store = lambda stage, older_than=0.0: None
         log(lost, {kept + 1}, {steps})
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -89,9 +94,9 @@ def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int
     shutil.rmtree(place / "lost")
 
 
-def artifact(run: str) -> Artifact:
+def artifact(run: str, place: Path) -> Artifact:
     provenance = {"run": run, "config": CONFIG}
-    return Artifact(kind="report", stage="base", key=run, files=(), provenance=provenance, root="s3://bucket/base")
+    return Artifact(kind="report", stage="base", key=run, files=(), provenance=provenance, root=stage_folder(place))
 
 
 def history(tracking: str, run: str) -> tuple[Run, list[Metric]]:
@@ -115,9 +120,9 @@ def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
     _, acknowledged = history(mlflow_server, run)
     assert steps(acknowledged) == list(range(1, 6)), "the rest was in the journal"
     found = start("new")
-    found.emit(events.StageStarted("base", run, {}, {}))
+    found.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
     log(found, 16, TOTAL)  # from the checkpoint of step 15
-    found.emit(events.StageEnded("base", "FINISHED", artifact(run)))
+    found.emit(events.StageEnded("base", "FINISHED", artifact(run, tmp_path)))
     assert found.close("FINISHED") == []
     child, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
@@ -129,9 +134,9 @@ def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
 def test_what_is_in_neither_is_said(start: Callable, mlflow_server: str, run: str, tmp_path: Path):
     lose_a_driver(tmp_path, mlflow_server, run, steps=LOST, kept=12)
     found = start("new")
-    found.emit(events.StageStarted("base", run, {}, {}))
+    found.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
     log(found, 16, TOTAL)
-    found.emit(events.StageEnded("base", "FINISHED", artifact(run)))
+    found.emit(events.StageEnded("base", "FINISHED", artifact(run, tmp_path)))
     (warning,) = found.close("FINISHED")
     assert warning.startswith("base: MLflow lacks points of 3 steps from 13 to 15: ")
     _, points = history(mlflow_server, run)
@@ -139,41 +144,40 @@ def test_what_is_in_neither_is_said(start: Callable, mlflow_server: str, run: st
 
 
 @pytest.mark.parametrize("mlflow", ["there", "away"])
-def test_the_curve_of_a_stage_that_is_cached_since_is_sent_too(
+def test_the_points_of_a_stage_that_is_cached_since_are_sent_too(
     start: Callable, mlflow_server: str, run: str, tmp_path: Path, mlflow: str
 ):
     lose_a_driver(tmp_path, mlflow_server, run, steps=TOTAL, kept=TOTAL, mlflow=mlflow)
     found = start("new")
-    found.emit(events.StageCached("base", artifact(run)))
+    found.emit(events.StageCached("base", artifact(run, tmp_path)))
     assert found.close("FINISHED") == []
     child, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
     assert (child.info.status, child.data.tags["cascade.cached"]) == ("FINISHED", "false")
 
 
-def test_a_point_that_a_driver_sends_late_is_not_doubled(start: Callable, mlflow_server: str, run: str):
+def test_a_point_that_a_driver_sends_late_is_not_doubled(start: Callable, mlflow_server: str, run: str, tmp_path: Path):
     """Not lost after all: another driver finds the stage finished before the one that trained has sent its last."""
     late = start("late")
-    late.emit(events.StageStarted("base", run, {}, {}))
+    late.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
     log(late, 1, 5)
     time.sleep(4)  # sends every ten seconds from here on
     log(late, 6, TOTAL)
     found = start("new")
-    found.emit(events.StageCached("base", artifact(run)))
+    found.emit(events.StageCached("base", artifact(run, tmp_path)))
     assert found.close("FINISHED") == []
-    late.emit(events.StageEnded("base", "FINISHED", artifact(run)))
+    late.emit(events.StageEnded("base", "FINISHED", artifact(run, tmp_path)))
     assert late.close("FINISHED") == []
     _, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
 
 
-def test_the_curve_is_whole_in_storage_before_its_stage_can_be_found_finished(
+def test_the_log_is_whole_in_storage_before_its_stage_can_be_found_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(recorder, "CURVE_SECONDS", 1e9)
-    training = RunRecorder(root=str(tmp_path), run="r", tracking=None)
+    monkeypatch.setattr(recorder, "STORE_SECONDS", 1e9)
+    training = RunRecorder()
     training.emit(events.StagePlanned("base", "k"))
-    training.emit(events.StageStarted("base", "k", {}, {}))
+    training.emit(events.StageStarted("base", "k", {}, {}, stage_folder(tmp_path)))
     log(training, 1, TOTAL)
-    curve = json.loads((tmp_path / "stages" / "base" / "k" / "curve.json").read_text())
-    assert sorted(map(int, curve)) == list(range(1, TOTAL + 1))
+    assert list(stage_points(Store(stage_folder(tmp_path)))) == list(range(1, TOTAL + 1))

@@ -35,7 +35,7 @@ def test_measures_are_in_mlflows_run_and_in_the_table(
     for name, value in environment(timeout_s=10, retries=0).items():
         monkeypatch.setenv(name, value)
     run, config = f"measures-{time.time_ns()}", config_of("pixelcnn", total_steps=10)
-    recorder = RunRecorder(root=str(tmp_path), run=run, tracking=mlflow_server, spool=str(tmp_path / "spool"))
+    recorder = RunRecorder(tracking=mlflow_server, spool=str(tmp_path / "spool"))
     recorder.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))
     recorder.emit(events.StagePlanned("base", run))
     recorder.emit(events.StageStarted("base", run, {}, {}))

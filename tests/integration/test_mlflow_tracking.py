@@ -22,11 +22,9 @@ from PIL import Image
 
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry
-from components.runtime.tracking.journal import new_journal
 from components.runtime.tracking.names import environment
 from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port
-from tests.unit.test_tracking_lines import OLD
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +247,7 @@ def _said(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if text in record.getMessage()]
 
 
-def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
+def test_a_killed_process_is_shown_as_killed_by_the_next_and_all_of_it_arrives(
     mlflow_server: str, experiment: str, seen: Callable, track: Callable, tmp_path: Path
 ):
     program = f"""
@@ -264,42 +262,20 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_its_points_arrive(
         tracker.emit(events.Metrics("base", 1, {{"loss": 1.0}}))
         time.sleep(4)
         tracker.emit(events.Metrics("base", 2, {{"loss": 0.5}}))
+        tracker.emit(events.Image("base", 2, "samples/grid", Path("{tmp_path}/grid.png").read_bytes()))
+        tracker.emit(events.Text("base", "notes.md", "all well"))
         os.kill(os.getpid(), signal.SIGKILL)
     """
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "grid.png")
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert seen().run(stage="base").info.status == "RUNNING"
     track("next").close("FINISHED")
     assert seen().steps("loss", stage="base") == [1, 2]
     assert seen().run(stage="base").info.status == "KILLED"
+    files = seen().client.list_artifacts(seen().run(stage="base").info.run_id)
+    assert {file.path for file in files} == {"notes.md", "images"}
     assert sorted(run.info.status for run in seen().runs()) == ["FINISHED", "KILLED"]
-
-
-def test_a_journal_that_an_earlier_version_left_is_sent(
-    mlflow_server: str, experiment: str, track: Callable, seen: Callable, tmp_path: Path
-):
-    destination = {"tracking_uri": mlflow_server, "experiment": experiment}
-    journal = new_journal(tmp_path / "spool", destination=destination)
-    for line in OLD.read_text().splitlines():
-        journal.append(json.loads(line))
-    (journal.folder / "blobs").mkdir()
-    journal.blob("old.txt").write_text("all well")
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(journal.blob("old.png"))
-    journal.close()
-    assert track("next").close("FINISHED") == []
-    said = seen()
-    assert said.steps("loss", stage="base") == [1, 2]
-    files = {file.path for file in said.client.list_artifacts(said.run(stage="base").info.run_id)}
-    assert files == {"notes.md", "images"}
-    stages = {name: said.run(stage=name) for name in ("images", "base", "prior", "samples")}
-    assert {name: run.info.status for name, run in stages.items()} == {
-        "images": "FINISHED",
-        "base": "FINISHED",
-        "prior": "FAILED",
-        "samples": "KILLED",
-    }
-    assert stages["prior"].data.tags["cascade.error"] == "worker died"
-    assert sorted(run.info.status for run in said.runs()) == ["FAILED", "FINISHED"]
 
 
 def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable, seen: Callable, tmp_path: Path):
@@ -313,7 +289,7 @@ def test_what_mlflow_refuses_for_good_does_not_hold_up_the_rest(track: Callable,
     assert seen().run().info.status == "FINISHED"
     assert seen().steps("loss", stage="base") == [1]
     (kept,) = (tmp_path / "spool").glob("*/rejected.jsonl")
-    assert json.loads(kept.read_text())["event"]["name"] == "no/image"
+    assert json.loads(kept.read_text())["record"]["fields"]["name"] == "no/image"
 
 
 def test_two_trackers_of_one_run_share_its_runs(track: Callable, seen: Callable):

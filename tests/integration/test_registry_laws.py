@@ -34,6 +34,8 @@ from tests.tiny_generators import LONE, lone, write
 from tests.tiny_training import assert_equal_bits
 from tests.unit.test_training_power_ema import model_of
 
+REPORT = "s3://bucket/runs/run/report.html"
+
 
 @pytest.fixture(autouse=True)
 def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,7 @@ def recipe() -> str:
 def track(tracking_uri: str, recipe: str, tmp_path: Path) -> Callable[[str], Tracker]:
     def start(run: str) -> Tracker:
         tracker = Tracker(tracking_uri, experiment=recipe, spool=tmp_path / "spool", flush_seconds=0.3)
-        tracker.emit(events.RunStarted(run, "", {}, {"name": recipe, "git_commit": "abc123"}))
+        tracker.emit(events.RunStarted(run, "", {}, {"name": recipe, "git_commit": "abc123", "report": REPORT}))
         return tracker
 
     return start
@@ -114,6 +116,13 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
 
     client, name = MlflowClient(tracking_uri), f"image-cascade-{recipe}"
     version = client.get_model_version_by_alias(name, "champion")
+    whole = client.get_run(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
+    assert whole.data.tags["mlflow.note.content"] == f"Report: `{REPORT}`"
+    pages = {
+        "run": f"{tracking_uri}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}",
+        "version": f"{tracking_uri}/#/models/{name}/versions/{version.version}",
+    }
+    assert tracker.pages == (pages if tracking_uri.startswith("http") else {})
     assert version.description == "Recipe `tiny`.\n\n    cascade run --recipe tiny"
     assert client.get_registered_model(name).description == "Recipe `tiny`."
     assert client.get_model_version_by_alias(f"{name}-base", "champion").description == version.description

@@ -188,6 +188,14 @@ def test_whatever_is_missing_is_left_out(missing: str) -> None:
     Page(render_report(full_report().model_copy(update={missing: empty})))
 
 
+def test_facts_that_are_pages_are_links_and_others_are_text() -> None:
+    page = "http://mlflow:5000/#/models/image-cascade-x/versions/3"
+    facts = {"storage": "s3://bucket", "version": page}
+    drawn = Page(render_report(ReportData(run="r", recipe="x", recipe_yaml="", stages=(), facts=facts)))
+    assert [link for link in drawn.links if "://" in link] == [page]
+    assert "models/image-cascade-x/versions/3" in drawn.text
+
+
 def test_a_run_that_failed_says_where_and_why() -> None:
     stages = (
         StageRow(name="images", key="a", state="cached"),

@@ -99,7 +99,7 @@ def stage_folder(place: Path, *, committed: bool) -> Store:
     for path in BEFORE:
         store.write(path, b"before")
     store.write(FORCED, FIRST.encode())
-    store.write("curve.json", b"{}")
+    store.write("log/0-a-000000.jsonl", b"")
     if committed:
         commit_artifact(store, artifact(b"before", f"files-{FIRST}/a"))
     return store
@@ -127,7 +127,7 @@ def test_wherever_a_forced_try_is_killed_nothing_of_before_is_adopted(
                 ended = False
         if steps > 1:
             assert adoptable(store) == []
-        else:  # the curve may be gone, the new try has no name yet
+        else:  # the log may be gone, the new try has no name yet
             assert store.exists(MANIFEST) == committed
         if committed:  # readers of the artifact of before
             assert store.read(f"files-{FIRST}/a") == b"before"
@@ -135,7 +135,7 @@ def test_wherever_a_forced_try_is_killed_nothing_of_before_is_adopted(
             assert kept
         begin_forced_try(store, SECOND)  # as Ray tries again
         assert (current_try(store), has_committed(store, SECOND), adoptable(store)) == (SECOND, False, [])
-        assert not store.exists("curve.json")
+        assert store.list("log") == []
         assert [name for name in store.folders() if name.startswith(("train", "work"))] == []
         if ended:
             break

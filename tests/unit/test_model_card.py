@@ -6,6 +6,7 @@ from components.runtime.storage.artifact import Artifact
 from pipelines.engine.naming import LONGEST, model_card
 
 COMMIT = "0123456789" * 4
+REPORT = "s3://bucket/runs/openmoji-abc/report.html"
 COMMAND = ["cascade", "run", "--recipe", "openmoji", "--set", "images.source=~/my photos"]
 
 
@@ -17,7 +18,9 @@ def made(kind: Any, stage: str, *, commit: str = COMMIT, **metadata: Any) -> Art
 
 def card(*artifacts: Artifact, commit: str = COMMIT) -> str:
     named = {artifact.stage: artifact for artifact in artifacts}
-    about, details = model_card(named, recipe="openmoji", run="openmoji-abc", command=COMMAND, commit=commit)
+    about, details = model_card(
+        named, recipe="openmoji", run="openmoji-abc", report=REPORT, command=COMMAND, commit=commit
+    )
     return f"{about}\n{details}"
 
 
@@ -31,10 +34,10 @@ def evaluation(rows: int = 1) -> Artifact:
     return made("report", "evaluation", feature_network="efficientnet_lite0", distances=table)
 
 
-def test_it_names_recipe_data_license_figures_code_and_command() -> None:
+def test_it_names_recipe_report_data_license_figures_code_and_command() -> None:
     text = card(images("openmoji", "CC BY-SA 4.0"), made("model", "base"), made("model", "cascade"), evaluation())
     assert text.startswith("Recipe `openmoji`.")
-    assert "Run `openmoji-abc`" in text
+    assert f"Run `openmoji-abc`, report `{REPORT}`" in text
     assert "3,577 images of `openmoji`, from [openmoji.org](https://openmoji.org); their license: CC BY-SA 4.0" in text
     assert "| diffusion branch, 64² | 3,577 | 98.4 ± 1.3 |" in text
     assert "fd_efficientnet_lite0" in text

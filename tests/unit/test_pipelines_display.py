@@ -18,7 +18,7 @@ from pipelines.engine.recorder import RunRecorder, StageStatus
 
 @pytest.fixture
 def recorder() -> RunRecorder:
-    recorder = RunRecorder(root="memory://display", run="run", tracking=None)
+    recorder = RunRecorder()
     recorder.emit(events.StagePlanned("base", "0123"))
     recorder.emit(events.StageStarted("base", "0123", {}, {}))
     return recorder

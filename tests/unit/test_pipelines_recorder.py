@@ -3,73 +3,58 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
 
 import pytest
 from ray.exceptions import RayActorError
 
 from components.runtime import events
-from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.lines import line_of
-from pipelines.engine.recorder import HANDLERS, ActorRecorder, RunRecorder
-
-KNOWN: dict[type, Any] = {  # one event of each type
-    type(event): event
-    for event in (
-        events.StagePlanned("base", "k"),
-        events.RunStarted("run", "", {}, {"name": "tiny"}),
-        events.StageHeld("base", "queued", "another driver has it"),
-        events.StageStarted("base", "k", {}, {}),
-        events.Progress("base", 1, 2),
-        events.Metrics("base", 1, {"loss": 0.5}),
-        events.Image("base", 1, "grid", b""),
-        events.Text("base", "notes.md", "all well"),
-        events.Warning("base", "little room"),
-        events.StageEnded("base", "FAILED", error="worker died"),
-        events.StageCached("base", Artifact(kind="report", stage="base", key="k", files=())),
-        events.ModelsDescribed("Recipe `tiny`.", "Run `run`."),
-        events.RunEnded("FAILED"),
-    )
-}
-
-
-class Emitted(list[Any]):
-    """What MLflow's tracker would be told."""
-
-    def emit(self, event: events.Event) -> None:
-        self.append(event)
+from components.runtime.storage.store import Store
+from components.runtime.tracking.event_log import stage_points
+from components.runtime.tracking.journal import new_journal
+from pipelines.engine.recorder import ActorRecorder, RunRecorder
+from pipelines.engine.run_report import link_pages, render_run
+from tests.unit.test_tracking_journal import EVENTS
 
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> RunRecorder:
-    recorder = RunRecorder(root=str(tmp_path), run="run", tracking=None)
+    recorder = RunRecorder()
+    recorder.log.journal = new_journal(tmp_path / "spool", destination={})
     recorder.emit(events.StagePlanned("base", "k"))
-    recorder.emit(events.StageStarted("base", "k", {}, {}))
-    recorder.tracker = Emitted()  # pyrefly: ignore[bad-assignment]
+    recorder.emit(events.StageStarted("base", "k", {}, {}, str(tmp_path / "base")))
     return recorder
 
 
-@pytest.mark.parametrize("kind", get_args(events.Event))
-def test_every_event_is_shown_by_the_table_or_by_mlflow(kind: type):
-    written = line_of(KNOWN[kind], time_ms=0, write_blob=lambda data, suffix: "")
-    assert kind in HANDLERS or written is not None
+def written(recorder: RunRecorder) -> list[events.Event]:
+    assert recorder.log.journal is not None
+    return [record.event for record in recorder.log.journal.records()][2:]
 
 
-def test_mlflow_gets_every_event_in_order_and_a_warning_as_the_text_of_all(recorder: RunRecorder):
-    for event in KNOWN.values():
+def test_the_log_has_every_event_in_order_but_progress_and_a_warning_as_the_text_of_all_too(recorder: RunRecorder):
+    for event in EVENTS:
         recorder.emit(event)
     recorder.emit(events.Warning("base", "less room"))
-    *said, last = recorder.tracker
-    assert [type(event) for event in said] == [events.Text if k is events.Warning else k for k in KNOWN]
-    assert last == events.Text("base", "warnings.txt", "base: little room\nbase: less room")
+    said, kinds = written(recorder), [type(event) for event in EVENTS if not isinstance(event, events.Progress)]
+    kinds.insert(kinds.index(events.Warning) + 1, events.Text)
+    assert [type(event) for event in said] == [*kinds, events.Warning, events.Text]
+    assert said[-1] == events.Text("base", "warnings.txt", "base: little room\nbase: less room")
 
 
-def test_a_point_has_one_time_in_storage_and_in_mlflow(recorder: RunRecorder, tmp_path: Path):
-    recorder.emit(events.Metrics("base", 1, {"loss": 0.5, "system/load": 9.0}))
-    recorder.emit(events.Progress("base", 2, 2))  # saves the curve
-    (point, _) = recorder.tracker
-    curve = json.loads((tmp_path / "stages" / "base" / "k" / "curve.json").read_text())
-    assert curve == {"1": {"loss": 0.5, "time": point.time_ms}}
+def test_the_machines_load_is_in_the_journal_and_not_in_storage(recorder: RunRecorder, tmp_path: Path):
+    values = {"loss": 0.5, "system/load": 9.0}
+    recorder.emit(events.Metrics("base", 1, values))
+    assert written(recorder) == [events.Metrics("base", 1, values)]
+    assert stage_points(Store(str(tmp_path / "base"))) == {1: {"loss": 0.5}}
+
+
+def test_a_report_keeps_the_links_to_mlflow_when_it_is_drawn_again(tmp_path: Path):
+    root, page = Store(str(tmp_path)), "http://mlflow:5000/#/experiments/1/runs/abc"
+    plan = {"saved": 1.0, "seconds": 2.0, "facts": {"recipe": "tiny"}, "code_changes": [], "stages": []}
+    root.write("runs/r/plan.json", json.dumps(plan).encode())
+    root.write("runs/r/recipe.yaml", b"name: tiny")
+    link_pages(root, "r", {"run": page})
+    for html in (root.read("runs/r/report.html").decode(), render_run(root, "r")[1]):
+        assert f'href="{page}"' in html
 
 
 def test_progress_without_a_loss_keeps_the_last(recorder: RunRecorder):
@@ -80,14 +65,14 @@ def test_progress_without_a_loss_keeps_the_last(recorder: RunRecorder):
 
 
 def test_the_table_has_the_last_measures_and_all_seconds_of_checkpoints_those_of_earlier_tries_too(
-    recorder: RunRecorder,
+    recorder: RunRecorder, tmp_path: Path
 ):
     for step, values in enumerate(({"mfu": 0.3, "checkpoint_hold_seconds": 2.0}, {"mfu": 0.4, "loss": 1.0})):
         recorder.emit(events.Metrics("base", step, values))
     recorder.emit(events.Metrics("base", 2, {"checkpoint_hold_seconds": 1.5, "system/load": 9.0}))
     assert recorder.snapshot()[0].measures == {"mfu": 0.4, "checkpoint_hold_seconds": 3.5}
     recorder.emit(events.StageEnded("base", "KILLED"))
-    recorder.emit(events.StageStarted("base", "k", {}, {}))
+    recorder.emit(events.StageStarted("base", "k", {}, {}, str(tmp_path / "base")))
     assert recorder.snapshot()[0].measures == pytest.approx({"mfu": 0.35, "checkpoint_hold_seconds": 3.5})
 
 

@@ -1,4 +1,4 @@
-"""Laws of the journal: what has been said is on disk, in order, until it has arrived."""
+"""Laws of the log: what has been said is on disk, in order, until it has arrived, and in the folder of its stage."""
 
 import os
 import signal
@@ -7,58 +7,108 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
+from components.runtime import events
+from components.runtime.events import Metrics, Record, StageEnded, StageStarted
+from components.runtime.storage.artifact import Artifact, FileEntry
+from components.runtime.storage.store import Store
+from components.runtime.tracking import event_log
 from components.runtime.tracking import journal as journal_module
-from components.runtime.tracking.delivery import flatten
-from components.runtime.tracking.journal import left_journals, new_journal
-from components.runtime.tracking.lines import coalesce
+from components.runtime.tracking.delivery import batches, flatten
+from components.runtime.tracking.event_log import EventLog, stage_points
+from components.runtime.tracking.journal import Journal, left_journals, new_journal
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
+ARTIFACT = Artifact(
+    kind="report",
+    stage="base",
+    key="k",
+    files=(FileEntry(path="a.json", bytes=12, sha256="0" * 64),),
+    metadata={"samples": 7},
+    provenance={"run": "another"},
+    root="s3://bucket/stages/base/k",
+)
+EVENTS: list[events.Event] = [  # one of each kind
+    events.StagePlanned("base", "k"),
+    events.RunStarted("run", "name: tiny\n", {"base": {"betas": [0.9, 0.99]}}, {"name": "tiny"}),
+    events.StageHeld("base", "queued", "another driver has it"),
+    events.StageStarted("base", "k", {"total_steps": 2}, {"images": ARTIFACT}),
+    events.Progress("base", 1, 2),
+    events.Metrics("base", 1, {"loss": 0.5}),
+    events.Image("base", 1, "grid", b"\x89PNG\xff"),
+    events.Text("base", "notes.md", "all well"),
+    events.Warning("base", "little room"),
+    events.StageEnded("base", "FAILED", error="worker died"),
+    events.StageCached("base", ARTIFACT),
+    events.ModelsDescribed("Recipe `tiny`.", "Run `run`."),
+    events.RunEnded("FAILED"),
+]
 
 
-def event(name: str, key: str = "", **values: object) -> dict:
-    return {"event": name, "run": "r", "key": key, **values}
+def record(event: events.Event, key: str = "", time: int = 1000) -> Record:
+    return Record(time, "r", "tiny", key, event)
 
 
-def points(key: str, step: int) -> dict:
-    return event("metrics", key, points=[["loss", step, 0.5, 1000 + step]])
+def line(step: int) -> bytes:
+    return record(Metrics("base", step, {"loss": 0.5}), "k").line()
+
+
+def steps(records: list[Record]) -> list[int]:
+    return [each.event.step for each in records if isinstance(each.event, Metrics)]
+
+
+def test_every_kind_of_event_is_read_as_it_was_written():
+    assert {type(event) for event in EVENTS} == {*get_args(events.Event)}
+    for event in EVENTS:
+        again = Record.read(record(event, "k").line())
+        assert again == record(event, "k")
+        assert getattr(again.event, "artifact", None) != ARTIFACT or again.event.artifact.root == ARTIFACT.root
+
+
+def test_numbers_of_numpy_are_written_as_numbers():
+    read = Record.read(record(Metrics("base", 1, {"loss": np.float32(0.5)})).line())
+    assert read.event == Metrics("base", 1, {"loss": 0.5})
 
 
 def test_events_are_read_back_in_order_from_where_they_were_marked(tmp_path: Path):
     journal = new_journal(tmp_path, destination=HERE)
     for step in range(5):
-        journal.append(points("k", step))
+        journal.append(line(step))
     first, position = journal.unshipped(limit=3)
-    assert [e["points"][0][1] for e in first] == [0, 1, 2]
+    assert steps(first) == [0, 1, 2]
     assert journal.unshipped(limit=3)[0] == first, "what is not marked is read again"
     journal.mark(position)
-    assert [e["points"][0][1] for e in journal.unshipped(limit=3)[0]] == [3, 4]
+    assert steps(journal.unshipped(limit=3)[0]) == [3, 4]
+
+
+def test_what_is_sent_at_once_is_limited_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(journal_module, "BYTES_AT_ONCE", 1)
+    journal = new_journal(tmp_path, destination=HERE)
+    for step in range(2):
+        journal.append(line(step))
+    assert steps(journal.unshipped(limit=3)[0]) == [0]
 
 
 def test_a_journal_that_has_arrived_leaves_nothing_and_another_waits(tmp_path: Path):
     arrived, waiting = (new_journal(tmp_path, destination=HERE) for _ in range(2))
     for journal in (arrived, waiting):
-        journal.append(event("text", blob=journal.write_blob(b"hello", ".txt")))
+        journal.append(line(1))
     arrived.mark(arrived.unshipped(limit=9)[1])
     for journal in (arrived, waiting):
         journal.close()
     (left,) = left_journals(tmp_path, destination=HERE)
     assert left.folder == waiting.folder
-    assert left.blob(left.lines()[0]["blob"]).read_bytes() == b"hello"
+    assert steps(left.records()) == [1]
     assert not arrived.folder.exists()
-
-
-@pytest.mark.parametrize("name", ["../../secret.txt", "/etc/hostname", "a/b.txt", ""])
-def test_a_file_of_a_journal_lies_in_it(name: str, tmp_path: Path):
-    with pytest.raises(ValueError, match="is no name"):
-        new_journal(tmp_path, destination=HERE).blob(name)
 
 
 def test_a_journal_is_taken_up_only_for_its_own_destination_and_not_while_in_use(tmp_path: Path):
     journal = new_journal(tmp_path, destination=HERE)
-    journal.append(event("metrics", points=[]))
+    journal.append(line(1))
     assert left_journals(tmp_path, destination=HERE) == []
     journal.close()
     assert left_journals(tmp_path, destination=HERE | {"tracking_uri": "http://there"}) == []
@@ -67,7 +117,7 @@ def test_a_journal_is_taken_up_only_for_its_own_destination_and_not_while_in_use
 
 def test_the_thread_that_sends_lets_go_of_a_journal_that_another_thread_began(tmp_path: Path):
     journal = new_journal(tmp_path, destination=HERE)
-    journal.append(event("metrics", points=[]))
+    journal.append(line(1))
     sender = threading.Thread(target=journal.close)
     sender.start()
     sender.join()
@@ -93,42 +143,112 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
         import os, signal
         from pathlib import Path
         from components.runtime.tracking.journal import new_journal
+        from tests.unit.test_tracking_journal import line
         journal = new_journal(Path("{tmp_path}"), destination={HERE})
         for step in range(100):
-            journal.append({{"event": "metrics", "step": step}})
-        journal._events.write(b'{{"event": "half a li')
-        journal._events.flush()
+            journal.append(line(step))
+        journal.append(b'{{"event": "half a li')
         os.kill(os.getpid(), signal.SIGKILL)
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
     assert killed.returncode == -signal.SIGKILL
     (journal,) = left_journals(tmp_path, destination=HERE)
-    journal.append(event("end_run"))
-    lines = journal.lines()
-    assert [line.get("step") for line in lines[:-1]] == list(range(100))
-    assert lines[-1]["event"] == "end_run", "a line that was cut short does not spoil the next"
+    journal.append(record(events.RunEnded("KILLED")).line())
+    records = journal.records()
+    assert steps(records[:-1]) == list(range(100))
+    assert records[-1].event == events.RunEnded("KILLED"), "a line that was cut short does not spoil the next"
+
+
+def test_a_record_of_another_version_does_not_hold_up_the_rest(tmp_path: Path):
+    journal = new_journal(tmp_path, destination=HERE)
+    for text in (b'{"event": "Unheard", "fields": {}}\n', line(1).replace(b'"step"', b'"stride"'), line(2)):
+        journal.append(text)
+    assert steps(journal.records()) == [2]
+
+
+def open_log(tmp_path: Path) -> tuple[EventLog, Journal]:
+    journal = new_journal(tmp_path / "spool", destination=HERE)
+    log = EventLog(journal)
+    log.append(events.RunStarted("r", "", {}, {"name": "tiny"}))
+    return log, journal
+
+
+def test_a_record_says_which_run_and_which_stage_key_it_is_of(tmp_path: Path):
+    log, journal = open_log(tmp_path)
+    for event in (StageStarted("base", "k", {}, {}), Metrics("base", 1, {}), Metrics("", 1, {})):
+        log.append(event)
+    assert [(each.run, each.models, each.key) for each in journal.records()] == [
+        ("r", "tiny", key) for key in ("", "k", "k", "")
+    ]
+
+
+def test_what_a_killed_process_left_open_ends_as_killed_when_it_was_last_heard_of(tmp_path: Path):
+    log, journal = open_log(tmp_path)
+    ended = [StageStarted("images", "a", {}, {}), StageEnded("images", "FINISHED"), StageStarted("base", "b", {}, {})]
+    for number, event in enumerate(ended):
+        log.append(event, time_ms=1000 + number)
+    left = EventLog(journal)
+    left.end_killed()
+    *_, stage, run = journal.records()
+    assert (stage.event, stage.key, stage.time) == (StageEnded("base", "KILLED"), "b", 1002)
+    assert (run.event.status, run.run, run.time) == ("KILLED", "r", 1002)
+    length = len(journal.records())
+    EventLog(journal).end_killed()
+    assert len(journal.records()) == length, "once is enough"
+
+
+def test_a_log_drops_the_end_of_a_stage_that_never_began_and_a_last_word_after_its_end(tmp_path: Path):
+    log, journal = open_log(tmp_path)
+    log.append(StageEnded("base", "FAILED"))
+    log.end("FINISHED")
+    log.append(Metrics("base", 1, {}))
+    assert [type(each.event) for each in journal.records()] == [events.RunStarted, events.RunEnded]
+
+
+def test_the_points_of_a_stage_are_in_its_folder_in_segments_and_a_later_try_replaces_those_that_it_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(event_log, "SEGMENT_BYTES", 300)
+    place = Store(str(tmp_path / "base"))
+    for value, tried in ((1.0, range(1, 7)), (2.0, range(5, 9))):  # the second from the checkpoint of step 4
+        log = EventLog()
+        log.append(StageStarted("base", "k", {}, {}, place.uri))
+        for step in tried:
+            log.append(Metrics("base", step, {"loss": value}))
+            log.store("base")
+    assert len(place.list("log")) > 2
+    assert [values["loss"] for values in stage_points(place).values()] == [1.0] * 4 + [2.0] * 4
+
+
+def test_lines_that_storage_did_not_take_are_stored_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place, log = Store(str(tmp_path / "base")), EventLog()
+    log.append(StageStarted("base", "k", {}, {}, place.uri))
+    log.append(Metrics("base", 1, {"loss": 1.0}))
+
+    def full(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        with pytest.raises(OSError, match="no space"):
+            log.store("base")
+    log.store("base")
+    assert stage_points(place) == {1: {"loss": 1.0}}
 
 
 def test_points_of_a_run_are_joined_up_to_its_next_other_event():
-    said = [
-        event("start_stage", "a"),
-        points("a", 1),
-        points("b", 1),
-        points("a", 2),
-        event("end_stage", "a"),
-        points("b", 2),
-        points("a", 3),
+    def point(key: str, step: int) -> Record:
+        return record(Metrics("s", step, {"loss": 0.5}), key)
+
+    began, ended = record(StageStarted("s", "a", {}, {}), "a"), record(StageEnded("s", "FINISHED"), "a")
+    joined = batches([began, point("a", 1), point("b", 1), point("a", 2), ended, point("b", 2), point("a", 3)])
+    assert [(each[0].key, steps(each)) for each in joined] == [
+        ("a", []),
+        ("a", [1, 2]),
+        ("b", [1, 2]),
+        ("a", []),
+        ("a", [3]),
     ]
-    joined = coalesce(said)
-    shape = [(e["event"], e["key"], [p[1] for p in e.get("points", [])]) for e in joined]
-    assert shape == [
-        ("start_stage", "a", []),
-        ("metrics", "a", [1, 2]),
-        ("metrics", "b", [1, 2]),
-        ("end_stage", "a", []),
-        ("metrics", "a", [3]),
-    ]
-    assert said[1]["points"] == [["loss", 1, 0.5, 1001]], "what is on record is not changed"
 
 
 def test_nested_parameters_become_flat_names():

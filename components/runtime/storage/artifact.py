@@ -40,7 +40,7 @@ from components.runtime.storage.store import (
 
 MANIFEST = "manifest.json"
 FORCED = "forced"  # file with the id of the latest forced try
-CURVE = "curve.json"
+LOG = "log"  # folder of a stage's points and warnings
 NOT_LISTED = ("train", "work")  # folders whose files no manifest lists
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
 T = TypeVar("T")
@@ -253,7 +253,7 @@ def current_try(store: Store) -> str:
 def begin_forced_try(store: Store, forced: str) -> None:
     """Make room for the forced try `forced`, or go on with that try. Called under the stage's lease."""
     if not store.exists(FORCED) or store.read(FORCED) != forced.encode():
-        store.delete(CURVE)
+        store.delete_folder(LOG)
         store.write(FORCED, forced.encode())
     if store.exists(MANIFEST):
         store.write(f"superseded-{forced}.json", store.read(MANIFEST))

@@ -1,28 +1,28 @@
-"""What has been said to MLflow, on disk before it is sent: an ordered journal of JSON lines, with images as files.
+"""A local file of events on their way to MLflow: each is on disk before it is sent.
 
 {spool}/{time}-{id}/journal.json    where it is to be sent
-                    events.jsonl    one event a line, appended
+                    events.jsonl    one record a line, appended
                     shipped         how many bytes of it have been sent
-                    rejected.jsonl  events that MLflow refused for good
-                    blobs/          images
+                    rejected.jsonl  records that MLflow refused for good
                     lock            held by the process that writes or sends it
 """
 
 import json
+import logging
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from components.configuration.file_names import folder_name
+from components.runtime.events import Record
 
+logger = logging.getLogger(__name__)
 HEADER, LOCK = "journal.json", "lock"
-Line = dict[str, Any]  # "event" names it, "time" is in milliseconds since 1970; `lines.py` says what else it holds
+BYTES_AT_ONCE = 2**24
 
 
 class Journal:
@@ -34,47 +34,36 @@ class Journal:
         self._lock = lock
         self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
 
-    def append(self, line: Line) -> None:
-        """Write one event. Once this returns, the event outlives the process."""
+    def append(self, line: bytes) -> None:
+        """Write one line. Once this returns, it outlives the process."""
         # A killed process leaves at most its last line unfinished.
-        self._events.write(json.dumps(line).encode() + b"\n")
+        self._events.write(line)
         self._events.flush()
 
-    def write_blob(self, data: bytes, suffix: str) -> str:
-        """Keep a file next to the journal. Returns its name for `blob`."""
-        name = f"{uuid.uuid4().hex}{suffix}"
-        self.blob(name).parent.mkdir(exist_ok=True)
-        self.blob(name).write_bytes(data)
-        return name
+    def records(self) -> list[Record]:
+        """All records, sent or not."""
+        return [record for record, _ in self._read(0)]
 
-    def blob(self, name: str) -> Path:
-        """Where a file lies. Raises ValueError for a name that leads elsewhere."""
-        return self.folder / "blobs" / folder_name(name)
-
-    def lines(self) -> list[Line]:
-        """All events, sent or not."""
-        return [line for line, _ in self._read(0)]
-
-    def unshipped(self, *, limit: int) -> tuple[list[Line], int]:
-        """The next events to send, at most `limit`, and the position to `mark` when they have arrived."""
-        lines, position = [], self._shipped()
-        for line, end in self._read(position):
-            lines.append(line)
-            position = end
-            if len(lines) == limit:
+    def unshipped(self, *, limit: int) -> tuple[list[Record], int]:
+        """The next records to send, at most `limit` and about 16 MB, and the position to `mark` once they arrived."""
+        records, start = [], self._shipped()
+        position = start
+        for record, position in self._read(start):
+            records.append(record)
+            if len(records) == limit or position - start > BYTES_AT_ONCE:
                 break
-        return lines, position
+        return records, position
 
     def mark(self, position: int) -> None:
-        """Remember that everything before `position` has arrived."""
+        """Remember that every record before `position` has arrived."""
         temporary = self.folder / "shipped.tmp"
         temporary.write_text(str(position))
         os.replace(temporary, self.folder / "shipped")
 
-    def set_aside(self, line: Line, reason: str) -> None:
-        """Keep an event that MLflow refused for good, with its reason, and go on without it."""
-        with open(self.folder / "rejected.jsonl", "a") as file:
-            file.write(json.dumps({"reason": reason, "event": line}) + "\n")
+    def set_aside(self, line: bytes, reason: str) -> None:
+        """Keep a record that MLflow refused for good, with its reason, and go on without it."""
+        with open(self.folder / "rejected.jsonl", "ab") as file:
+            file.write(b'{"reason": %s, "record": %s}\n' % (json.dumps(reason).encode(), line.strip()))
 
     def close(self) -> None:
         """Let go of the journal; remove it from disk if everything in it has arrived."""
@@ -98,7 +87,7 @@ class Journal:
         path = self.folder / "shipped"
         return int(path.read_text()) if path.exists() else 0
 
-    def _read(self, position: int) -> Iterator[tuple[Line, int]]:
+    def _read(self, position: int) -> Iterator[tuple[Record, int]]:
         with open(self.folder / "events.jsonl", "rb") as file:
             file.seek(position)
             for line in file:
@@ -106,9 +95,11 @@ class Journal:
                     return
                 position += len(line)
                 try:
-                    yield json.loads(line), position
+                    yield Record.read(line), position
                 except json.JSONDecodeError:  # the unfinished line of a killed process, ended by its successor
                     continue
+                except (LookupError, TypeError, ValueError):
+                    logger.warning("%s: a record of another version is left out", self.folder, exc_info=True)
 
 
 def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:

@@ -1,14 +1,14 @@
-"""The one door through which a workflow run tells MLflow what it does, in one process.
+"""Sends the log of a workflow run to MLflow, from one process.
 
-`emit` writes a line to a journal on disk and returns; a thread sends the journal, about every ten seconds, as few
+`emit` writes a line to the log on disk and returns; a thread sends what is new, about every ten seconds, in as few
 calls as MLflow allows. MLflow being away stops nothing and loses nothing: the journal waits, and what is left when the
 run ends is sent by the next tracker that opens the same spool folder for the same MLflow.
 """
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
@@ -20,14 +20,14 @@ from PIL import UnidentifiedImageError
 
 from components.runtime import events
 from components.runtime.storage.artifact import ArtifactError
-from components.runtime.tracking.delivery import Delivery
-from components.runtime.tracking.journal import Journal, Line, left_journals, new_journal
-from components.runtime.tracking.lines import coalesce, line_of
+from components.runtime.tracking.delivery import Delivery, batches
+from components.runtime.tracking.event_log import EventLog
+from components.runtime.tracking.journal import Journal, left_journals, new_journal
 from components.runtime.tracking.names import SYSTEM
 from components.runtime.tracking.promotion import Promotion
 
 logger = logging.getLogger(__name__)
-LINES_AT_ONCE = 5000
+RECORDS_AT_ONCE = 5000
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -47,54 +47,23 @@ class Tracker:
 
     def __init__(self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0) -> None:
         destination = {"tracking_uri": tracking_uri, "experiment": experiment}
+        self._spool = spool
         left = left_journals(spool, destination=destination)
-        self._journal = new_journal(spool, destination=destination)
-        self._lock = threading.Lock()
-        self._closed = False
-        self._run = {"run": "", "models": ""}  # its name, and that of its models
-        self._keys: dict[str, str] = {}  # every stage ever named -> key
-        self._running: set[str] = set()  # stages
-        self._sender = Sender([*left, self._journal], flush_seconds=flush_seconds, before=self._sample_system)
+        self.log = EventLog(new_journal(spool, destination=destination))
+        self.emit = self.log.append
+        self._sender = Sender([*map(EventLog, left), self.log], flush_seconds=flush_seconds, before=self._sample_system)
         self._system = SystemMonitor()
         self._sender.start()
 
-    def emit(self, event: events.Event) -> None:
-        """Write what MLflow shows of an event to the journal; the end of a stage that never began is dropped.
-
-        Raises ValueError for a run's name with quotes in it.
-        """
-        with self._lock:
-            if self._closed or not self._follow(event):  # a worker's last word may come after the end
-                return
-            time_ms = events.now_ms()
-            line = line_of(event, time_ms=time_ms, write_blob=self._journal.write_blob)
-            if line is not None:
-                stage = getattr(event, "stage", "")
-                origin = {"time": time_ms, **self._run, "stage": stage, "key": self._keys.get(stage, "")}
-                self._journal.append(line | origin)
-
-    def _follow(self, event: events.Event) -> bool:
-        """Know the run, its stages and which of them run now. Returns whether the event belongs to it."""
-        match event:
-            case events.RunStarted(run, _, _, tags):
-                if "'" in run or "`" in run:
-                    raise ValueError(f"a run's name can't hold quotes: {run}")
-                self._run = {"run": run, "models": tags["name"]}
-            case events.StageStarted(stage, key):
-                self._keys[stage] = key
-                self._running.add(stage)
-            case events.StageCached(stage, artifact):
-                self._keys[stage] = artifact.key
-                self._running.discard(stage)
-            case events.StageEnded(stage):
-                self._running.discard(stage)
-                return stage in self._keys
-        return True
-
     @property
     def promotion(self) -> list[Promotion] | None:
-        """Decisions about the models of a run that ended well; None while MLflow has not heard of it."""
-        return None if self._sender.delivery is None else self._sender.delivery.promotions.get(self._run["run"])
+        """Decisions about the models of a run that ended well; None until MLflow has received its end."""
+        return None if self._sender.delivery is None else self._sender.delivery.promotions.get(self.log.run)
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """Addresses of MLflow's pages of the run, as far as MLflow has received it."""
+        return {} if self._sender.delivery is None else self._sender.delivery.pages(self.log.run)
 
     def close(
         self, status: events.Status, *, promote: events.Promote = "better", timeout_seconds: float = 120.0
@@ -103,36 +72,31 @@ class Tracker:
 
         Waits at most `timeout_seconds`, and not at all for an MLflow that is away. Returns warnings for the user.
         """
-        for stage in sorted(self._running):
-            self.emit(events.StageEnded(stage, "KILLED"))
-        self.emit(events.RunEnded(status, promote))
-        with self._lock:
-            self._closed = True
+        self.log.end(status, promote)
         problem = self._sender.finish(timeout_seconds)
         warnings = [] if self._sender.delivery is None else list(self._sender.delivery.warnings)
         if problem is None:
             return warnings
         return [
             *warnings,
-            f"MLflow did not take everything ({problem}); the rest waits in {self._journal.folder.parent} "
-            "and is sent by the next run",
+            f"MLflow did not take everything ({problem}); the rest waits in {self._spool} and is sent by the next run",
         ]
 
     def _sample_system(self) -> None:
-        """The machine's load belongs to the workflow run and to every stage that runs now."""
-        if not self._run["run"]:
-            return
-        values = self._system.sample()
-        for stage in ("", *sorted(self._running)):
-            self.emit(events.Metrics(stage, 0, values))
+        """Log the machine's load as that of the workflow run and of every stage that runs now."""
+        if self.log.run:
+            values = self._system.sample()
+            for stage in ("", *sorted(self.log.running)):
+                self.emit(events.Metrics(stage, 0, values))
 
 
 class Sender(threading.Thread):
-    """Sends journals, oldest first, each in its own order."""
+    """Sends the journals of logs, oldest first, each in its own order; the last one is this process's own."""
 
-    def __init__(self, journals: list[Journal], *, flush_seconds: float, before: Any) -> None:
+    def __init__(self, logs: list[EventLog], *, flush_seconds: float, before: Callable[[], None]) -> None:
         super().__init__(name="mlflow-sender", daemon=True)  # a hanging MLflow never keeps a process alive
-        self.journals = journals
+        self.left = logs[:-1]
+        self.journals = [log.journal for log in logs if log.journal is not None]
         self.flush_seconds = flush_seconds
         self.before = before
         self.delivery: Delivery | None = None
@@ -140,8 +104,8 @@ class Sender(threading.Thread):
         self.ending = threading.Event()
 
     def run(self) -> None:
-        for journal in self.journals[:-1]:
-            end_killed(journal)
+        for log in self.left:
+            log.end_killed()
         seconds = min(1.0, self.flush_seconds)  # the run is to be seen soon
         while not self.ending.wait(seconds):
             self.before()
@@ -177,29 +141,31 @@ class Sender(threading.Thread):
         self.away = None
 
     def send_some(self, journal: Journal) -> bool:
-        """Send the next lines of a journal. Returns False if there were none. Raises MlflowAwayError."""
-        lines, position = journal.unshipped(limit=LINES_AT_ONCE)
-        if not lines:
+        """Send the next records of a journal. Returns False if there were none. Raises MlflowAwayError."""
+        records, position = journal.unshipped(limit=RECORDS_AT_ONCE)
+        if not records:
             return False
-        for line in coalesce(lines):
-            self.send_one(line, journal)
+        for batch in batches(records):
+            self.send_batch(batch, journal)
         journal.mark(position)
         return True
 
-    def send_one(self, line: Line, journal: Journal) -> None:
-        """Deliver one line. What MLflow refuses for good is set aside; raises MlflowAwayError for everything else."""
+    def send_batch(self, batch: list[events.Record], journal: Journal) -> None:
+        """Deliver records together; set aside what MLflow refuses for good. Raises MlflowAwayError for other errors."""
         try:
             if self.delivery is None:
                 self.delivery = Delivery(**journal.destination)
         except Exception as error:  # a database or a network may raise anything
             raise MlflowAwayError(_one_line(error)) from error
         try:
-            self.delivery.deliver(line, journal)
+            self.delivery.deliver(batch)
         except Exception as error:
             if not _is_refusal(error):
                 raise MlflowAwayError(_one_line(error)) from error
-            logger.warning("MLflow can't take %s of %s", line["event"], line["stage"] or "the run", exc_info=error)
-            journal.set_aside(line, _one_line(error))
+            what, stage = type(batch[0].event).__name__, batch[0].stage or "the run"
+            logger.warning("MLflow can't take %s of %s", what, stage, exc_info=error)
+            for record in batch:
+                journal.set_aside(record.line(), _one_line(error))
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -209,22 +175,6 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | UnidentifiedImageError)
     return isinstance(error, ArtifactError | ArithmeticError | AttributeError | LookupError | TypeError | ValueError)
-
-
-def end_killed(journal: Journal) -> None:
-    """Close what a killed process left open in its journal: its runs are KILLED, from its last sign of life on."""
-    open_: dict[str, Line] = {}
-    last = 0
-    for line in journal.lines():
-        last = line["time"]
-        if line["event"] in ("start_run", "start_stage"):
-            open_[line["key"]] = line
-        elif line["event"] in ("end_run", "end_stage", "stage_cached"):
-            open_.pop(line["key"], None)
-    for line in reversed(open_.values()):  # the parent, begun first, ends last
-        name = "end_stage" if line["key"] else "end_run"
-        origin = {name: line[name] for name in ("run", "models", "recipe", "stage", "key") if name in line}
-        journal.append(origin | {"event": name, "time": last, "status": "KILLED", "artifact": None, "error": ""})
 
 
 def _one_line(error: Exception) -> str:
