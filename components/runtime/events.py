@@ -17,7 +17,10 @@ Promote = Literal["better", "always", "never"]  # whether the models of a run be
 
 
 class Progress(NamedTuple):
-    """The position of a stage, of which only the last counts; a rate or a loss that is None stays as it was."""
+    """The position of a stage; only the latest counts.
+
+    A rate or a loss of None stays as before.
+    """
 
     stage: str
     step: int
@@ -28,7 +31,7 @@ class Progress(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One point of each of a stage's curves; with stage "" of the run's."""
+    """One point of each of a stage's curves; with stage "" of the curves of the run."""
 
     stage: str
     step: int
@@ -45,7 +48,7 @@ class Image(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text file of a stage, or with stage "" of the run; it replaces what had that name."""
+    """A text file of a stage, or with stage "" of the run; replaces a file of the same name."""
 
     stage: str
     name: str
@@ -76,21 +79,21 @@ class ModelsDescribed(NamedTuple):
 
 
 class RunEnded(NamedTuple):
-    """If it is FINISHED, the models of the run may become champions of their names."""
+    """The end of the run; after FINISHED the models of the run may become champions of their names."""
 
     status: Status
     promote: Promote = "better"
 
 
 class StagePlanned(NamedTuple):
-    """A stage that the run has, whatever becomes of it."""
+    """A stage of the run, before anything is done for it."""
 
     stage: str
     key: str
 
 
 class StageHeld(NamedTuple):
-    """A stage that does not work, not yet or not at all, for what `note` says."""
+    """A stage that waits or is left out, for the reason in `note`."""
 
     stage: str
     state: Literal["queued", "skipped"]
@@ -98,7 +101,7 @@ class StageHeld(NamedTuple):
 
 
 class StageStarted(NamedTuple):
-    """A stage works; a retry with the same key goes on in the child run that is there."""
+    """The start of a stage; a retry with the same key goes on in the same child run."""
 
     stage: str
     key: str
@@ -108,14 +111,14 @@ class StageStarted(NamedTuple):
 
 
 class StageCached(NamedTuple):
-    """A stage that need not run, with its artifact of before."""
+    """A stage that need not run, with its artifact."""
 
     stage: str
     artifact: Artifact
 
 
 class StageEnded(NamedTuple):
-    """A stage that had started has ended; an artifact that is a model is registered as candidate."""
+    """The end of a stage that had started; a model among artifacts is registered as candidate."""
 
     stage: str
     status: Status
@@ -142,7 +145,7 @@ KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 class Record(NamedTuple):
-    """An event as the log has it: when it came, and what it belongs to."""
+    """An event in the log, with its time, its run and the key of its stage."""
 
     time: int  # milliseconds since 1970
     run: str
@@ -156,7 +159,7 @@ class Record(NamedTuple):
         return getattr(self.event, "stage", "")
 
     def line(self) -> bytes:
-        """The record as one line of JSON."""
+        """Serializes the record as one line of JSON."""
         document = self._asdict() | {"event": type(self.event).__name__, "fields": self.event._asdict()}
         return json.dumps(document, default=_encoded).encode() + b"\n"
 
@@ -173,7 +176,7 @@ class Record(NamedTuple):
 
 
 class Recorder(Protocol):
-    """Where events go. Picklable, cheap, callable from any worker; it never raises."""
+    """A receiver of events: picklable, cheap, callable from any worker; never raises."""
 
     def emit(self, event: Event) -> None: ...
 

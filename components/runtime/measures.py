@@ -1,6 +1,6 @@
-"""What a training makes of its machine: names, words and units, the same in table, MLflow and report.
+"""Measures of how a training uses its machine: one name, title and unit in table, MLflow and report.
 
-A training tells them at each of its logs (`components.training.speed`); a device without one of them leaves it out.
+A training logs them (`components.training.speed`); a device that lacks a measure leaves that one out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,6 @@ MEASURES = {
 
 
 def measures_of(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each measure of a whole run, from what was told at its logs; those that were never told are left out."""
+    """Measures of a whole run from the values of its logs; a measure that no log has is left out."""
     told = {name: [values[name] for values in points if name in values] for name in MEASURES}
     return {name: MEASURES[name].of_run(values) for name, values in told.items() if values}

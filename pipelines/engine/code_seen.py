@@ -1,4 +1,4 @@
-"""The code that decides a stage's numbers, recorded with what it made, and named where it has changed since.
+"""Records the code that decides a stage's numbers with the artifact, and names later changes.
 
 Never part of a key: whether a change matters is for people to say. Each module is known by its text and by its syntax
 tree without comments and docstrings, so that neither of these is called a change; names of modules are those of the
@@ -39,7 +39,7 @@ class Import(NamedTuple):
 
 
 def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
-    """Versions, and of each module that decides the stage's numbers the digests of text and of tree, by path.
+    """Versions, and digests (text, syntax tree) of each module that decides the stage's numbers, by path.
 
     These are the modules that its function and its configuration import, inside functions too, and so on. A network is
     one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's family.
@@ -64,7 +64,7 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
 
 
 def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[str]:
-    """A line for each change since cached stages were made, with their names and what makes them anew."""
+    """A line for each change of code since cached stages were made, with the stages and the remedy."""
     lines: dict[str, list[str]] = {}
     for entry in planned:
         if entry.cached is not None and not entry.wanted:
@@ -77,7 +77,7 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
-    """The code that made an artifact in one line: commit and versions, as far as its manifest says."""
+    """The code that made an artifact in one line: commit and versions, if its manifest has them."""
     versions = {name: value for name, value in provenance.get("code", {}).items() if name != "modules"}
     commits = [short(provenance["git_commit"])] if "git_commit" in provenance else []
     return ", ".join([*commits, *(f"{name} {value}" for name, value in versions.items())])
@@ -118,7 +118,7 @@ def _decides(name: str) -> bool:
 
 
 def _kinds(stage: Stage) -> set[str]:
-    """All that is a `kind` in the configurations of a stage and of those that it needs."""
+    """Every `kind` in the configurations of a stage and of its ancestors."""
     found = _kinds_in(stage.config.model_dump(mode="json"))
     return found.union(*(_kinds(parent) for parent in stage.parents()))
 
@@ -130,7 +130,7 @@ def _kinds_in(value: Any) -> set[str]:
 
 
 def _names(root: Path, place: tuple[str, str], *, without: set[str]) -> set[str]:
-    """Names of the values of a table, but for those of some of its keys."""
+    """Names of the values of a table, without the values of the keys in `without`."""
     file, title = place
     tree = ast.parse((root / file).read_text())
     (table,) = [n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == title]
@@ -146,7 +146,7 @@ def _file(module: str, root: Path) -> Path | None:
 
 
 def _state(path: Path) -> tuple[Path, int, int]:
-    """Path, time and size: what is known of a file holds as long as these do."""
+    """Path, time and size of a file: the key of caches about its text."""
     stat = path.stat()
     return path, stat.st_mtime_ns, stat.st_size
 

@@ -45,7 +45,7 @@ MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in t
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user asked for."""
+    """Options of `cascade run`."""
 
     recipe: str = DEMO
     set: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known before anything starts; preparing it refuses what can't work."""
+    """All facts of a run before anything starts."""
 
     recipe: Recipe
     workflow: Workflow
@@ -129,7 +129,10 @@ def run(options: RunOptions, console: Console) -> int:
         shares = _share(prepared, options, console)
     signal.signal(signal.SIGTERM, _interrupt)  # `kill` is Ctrl-C to a run that a shell started with `&`
     actor = _start_recorder(prepared, chosen_name=options.name is not None)
-    _announce(prepared)
+    if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):  # for `cascade report`, and whoever looks for it
+        _save(
+            prepared, Outcome(), [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned], seconds=0.0
+        )
     try:
         outcome = _execute(prepared, options, actor, shares, console)
         statuses = ray.get(actor.snapshot.remote())
@@ -250,15 +253,11 @@ def _execute(
         )
 
 
-def _announce(prepared: Prepared) -> None:
-    """A new run is written down before it works, for `cascade report` and whoever looks for its stages."""
-    if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):
-        statuses = [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned]
-        _save(prepared, Outcome(), statuses, seconds=0.0)
-
-
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
-    """URL of the report. A storage that takes nothing more is a failure of the run, next to those of its stages."""
+    """Save the run and draw its report. Returns the URL.
+
+    A full storage is a failure of the run, beside failures of its stages.
+    """
     try:
         _save(prepared, outcome, statuses, seconds=seconds)
         url, html = render_run(prepared.root, prepared.run)
@@ -285,11 +284,13 @@ def _describe_models(prepared: Prepared, options: RunOptions, outcome: Outcome) 
 
 
 def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, seconds: float) -> None:
+    amounts = ray.cluster_resources().items()
+    counted = ", ".join(f"{amount:g} {kind}" for kind, amount in amounts if kind in ("CPU", "GPU"))
     facts = {"models": registered_name(prepared.name)} if prepared.tracking else {}
     facts |= {
         "recipe": prepared.recipe.name,
         "code": code_line(prepared.commit),
-        "machine": f"{os.cpu_count()} cores; Ray counts {', '.join(f'{n:g} {kind}' for kind, n in _cluster().items())}",
+        "machine": f"{os.cpu_count()} cores; Ray counts {counted}",
         "storage": prepared.root.uri,
         "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # an address may carry a password
     }
@@ -303,10 +304,6 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
         facts=facts,
         seconds=seconds,
     )
-
-
-def _cluster() -> dict[str, float]:
-    return {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
 
 
 def _conclude(

@@ -1,4 +1,4 @@
-"""Runs a planned workflow: one Ray task a stage, artifacts passed as object references, Ray does the scheduling."""
+"""Runs a planned workflow: one Ray task a stage, artifacts as object references, scheduled by Ray."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ WAIT_WARNING_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class StageJob:
-    """All that the task of one stage needs besides the artifacts of its inputs."""
+    """Arguments of a stage's task besides its input artifacts."""
 
     name: str
     key: str
@@ -56,7 +56,7 @@ class StageJob:
 
 @dataclass
 class Outcome:
-    """What became of a run."""
+    """Artifacts and failures of a run."""
 
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # stage -> one line
@@ -72,7 +72,7 @@ def execute(
     force: bool,
     show: Callable[[list[StageStatus]], None],
 ) -> Outcome:
-    """Run what is wanted, in parallel where the graph and the cluster allow it, and wait for all of it.
+    """Run the wanted stages, in parallel where graph and cluster allow, and wait for all of them.
 
     A stage that fails stops what needs it, and nothing else.
     """
@@ -80,6 +80,9 @@ def execute(
     jobs: dict[Any, PlannedStage] = {}
     forced = uuid.uuid4().hex[:12] if force else ""
     outcome = Outcome()
+    # A task stays on the driver's node (Train's controller lives there) and holds no CPU while it waits.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote_stage = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=here)(run_stage)
     for entry in planned:
         ray.get(actor.emit.remote(events.StagePlanned(entry.stage.name, entry.key)))
         if not entry.wanted:
@@ -92,7 +95,7 @@ def execute(
             continue
         job = _job(entry, resources(entry.stage.name), provenance, forced)
         arguments = [references[parent.name] for parent in entry.stage.parents()]
-        reference = _remote_stage().remote(job, ActorRecorder(actor), *arguments)
+        reference = remote_stage.remote(job, ActorRecorder(actor), *arguments)
         references[entry.stage.name] = reference
         jobs[reference] = entry
     show(ray.get(actor.snapshot.remote()))
@@ -122,14 +125,8 @@ def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], 
     )
 
 
-def _remote_stage() -> Any:
-    """The task stays on the driver's node (Train's controller lives there) and holds no CPU while it waits."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=here)(run_stage)
-
-
 def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> Artifact:
-    """Body of a stage's task: hold the lease, run, commit; or adopt what somebody else committed meanwhile."""
+    """Body of a stage's task: hold the lease, run, commit; or adopt the artifact of another driver."""
     inputs = _group(job.inputs, list(artifacts))
     lease = Lease(job.store.join("lease"), on_lost=_die)
 
@@ -181,7 +178,7 @@ def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
 
 
 def _die() -> None:
-    """The lease was taken over: end this process at once, so that two never write; Ray starts the task again."""
+    """End this process at once, for another holds the lease and two must not write; Ray starts it again."""
     logger.error("another driver took over this stage; giving way")
     os._exit(1)
 
@@ -235,7 +232,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
 
 
 def _starved(status: StageStatus, resources: Resources) -> str:
-    """Says what a stage waits for when it has not made a first step in a while."""
+    """Names the resources that a stage lacks when its first step is late; empty if it is not late."""
     slow = status.state == "running" and status.step == 0 and (status.seconds or 0) > WAIT_WARNING_SECONDS
     if not slow:
         return ""

@@ -1,4 +1,4 @@
-"""Names of a run and its models (the recipe's, or those of one's own images), and their descriptions for MLflow."""
+"""Names of a run and its models, after the recipe or the user's images, and descriptions for MLflow."""
 
 import hashlib
 import re
@@ -28,7 +28,7 @@ COMMON = {  # folders that say nothing of what is in them, where one above them 
 
 
 def cascade_name(recipe: Recipe, given: str | None) -> str:
-    """`given`, or the recipe's own name, or, of a recipe of the package on other images than its own, that of these.
+    """The name of a run's models: `given`, or the recipe's, or of other images that a packaged recipe gets.
 
     The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'; the
     name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_photos`, and
@@ -53,7 +53,7 @@ def _name_of(recipe: Recipe) -> str:
 
 
 def source_name(source: str) -> str:
-    """The last part of a source's address that says what the images are, in letters, digits and underscores.
+    """The last telling part of a source's address, in letters, digits and underscores.
 
     s3://bucket/imagenet/train/*.tar -> imagenet; ~/photos -> photos; cats.tar -> cats; ~/Müller -> Muller; ~/写真 ->
     images_9c3250.
@@ -65,14 +65,14 @@ def source_name(source: str) -> str:
 
 
 def data_identity(source: str) -> str:
-    """The address of a set as one writes it once: what models of its name are trained on, whatever was added to it."""
+    """The address of a set in one form, equal for the same set whatever was added later."""
     if source in (*PACKAGED, "fashion_mnist"):
         return source
     return split_glob(absolute(source))[0]
 
 
 def _plain(part: str) -> str:
-    """A name in ASCII: letters without their accents, and a digest in place of letters that have none."""
+    """A name in ASCII: letters without accents, with a digest where letters are lost."""
     composed = unicodedata.normalize("NFC", part)
     bases = ["".join(c for c in unicodedata.normalize("NFKD", letter) if c.isascii()) for letter in composed]
     lost = any(letter.isalnum() and not base for letter, base in zip(composed, bases, strict=True))

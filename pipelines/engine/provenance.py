@@ -20,7 +20,7 @@ VARIABLE = "CASCADE_COMMIT"  # the same of a job whose files were uploaded
 
 
 def commit(root: Path = ROOT, *, of: Sequence[str] = PACKAGES) -> str:
-    """The commit of the code below `root`, 40 digits, with `+changes` where the paths `of` (git's pathspecs) differ.
+    """The commit of the code below `root`, 40 digits, with `+changes` if the paths `of` (pathspecs) differ.
 
     Without a repository of its own (a venv may lie within somebody else's), what CASCADE_COMMIT or the file COMMIT
     says; else the digest of the source, as `source:1a2b3c4d5e6f`.
@@ -29,7 +29,7 @@ def commit(root: Path = ROOT, *, of: Sequence[str] = PACKAGES) -> str:
 
 
 def short(commit: str) -> str:
-    """The first 12 digits of a commit; what else is said of it stays."""
+    """The first 12 digits of a commit, with any suffix."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", commit)
 
 
@@ -39,7 +39,7 @@ def code_line(commit: str) -> str:
 
 
 def version(root: Path = ROOT) -> str:
-    """The version of this package; `unknown` of files that nobody installed, away from their pyproject.toml."""
+    """The version of this package; `unknown` for files neither installed nor beside a pyproject.toml."""
     project = root / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text())["project"]["version"])

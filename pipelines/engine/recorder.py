@@ -5,7 +5,6 @@ It keeps the log, of which the report draws curves, the state of the live table,
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ HELD = "checkpoint_hold_seconds"
 
 @dataclass
 class StageStatus:
-    """What the live table shows of one stage."""
+    """A stage in the live table."""
 
     name: str
     key: str
@@ -78,59 +77,43 @@ class RunRecorder:
     def emit(self, event: events.Event) -> None:
         """Append an event to the log, which MLflow and the report read, and bring the table up to date."""
         self.log.append(event)
-        if handle := HANDLERS.get(type(event)):
-            handle(self, event)
+        if isinstance(event, events.StagePlanned):
+            self.stages[event.stage] = StageStatus(name=event.stage, key=event.key)
+        elif (status := self.stages.get(getattr(event, "stage", ""))) is not None:
+            self._show(status, event)
 
-    def _planned(self, event: events.StagePlanned) -> None:
-        self.stages[event.stage] = StageStatus(name=event.stage, key=event.key)
-
-    def _held(self, event: events.StageHeld) -> None:
-        self._set(event.stage, state=event.state, note=event.note)
-
-    def _started(self, event: events.StageStarted) -> None:
-        self._set(event.stage, state="running", note="starting", started=time.time())
-        if event.root:
-            self._store(event.stage)
-            earlier = stage_points(Store(event.root))
-            self._set(event.stage, measures=measures_of(list(earlier.values())))
-
-    def _cached(self, event: events.StageCached) -> None:
-        self._set(event.stage, state="cached")
-
-    def _ended(self, event: events.StageEnded) -> None:
-        state = "done" if event.status == "FINISHED" else "failed"
-        self._set(event.stage, state=state, note=event.error, finished=time.time())
-        self._store(event.stage)
-
-    def _progress(self, event: events.Progress) -> None:
-        changed = {name: value for name, value in event._asdict().items() if name != "stage" and value is not None}
-        self._set(event.stage, note="", **changed)
-        if event.unit == "step" and event.step == event.total:  # before the stage commits, and may be cached
-            self._store(event.stage)
-
-    def _metrics(self, event: events.Metrics) -> None:
-        if event.stage in self.stages:
-            self._store(event.stage, older_than=STORE_SECONDS)
-            self._measure(self.stages[event.stage].measures, event.values)
-
-    @staticmethod
-    def _measure(measures: dict[str, float], values: Mapping[str, float]) -> None:
-        """Take up new measures: the cost of checkpoints is that of the whole training, all others are the latest."""
-        latest = {name: value for name, value in values.items() if name in MEASURES}
-        if HELD in latest:
-            latest[HELD] += measures.get(HELD, 0.0)
-        measures |= latest
-
-    def _warned(self, event: events.Warning) -> None:
-        """Show a warning, and give MLflow all of the stage's warnings as one text."""
-        self.warnings.append(f"{event.stage}: {event.line}")
-        self.stages[event.stage].warnings += (event.line,)
-        lines = [line for line in self.warnings if line.startswith(f"{event.stage}: ")]
-        self.log.append(events.Text(event.stage, "warnings.txt", "\n".join(lines)))
-
-    def _set(self, stage: str, **values: Any) -> None:
-        for name, value in values.items():
-            setattr(self.stages[stage], name, value)
+    def _show(self, status: StageStatus, event: events.Event) -> None:
+        match event:
+            case events.StageHeld(_, state, note):
+                status.state, status.note = state, note
+            case events.StageStarted(root=root):
+                status.state, status.note, status.started = "running", "starting", time.time()
+                if root:
+                    self._store(status.name)
+                    status.measures = measures_of(list(stage_points(Store(root)).values()))  # of earlier tries
+            case events.StageCached():
+                status.state = "cached"
+            case events.StageEnded(_, ended, _, error):
+                status.state = "done" if ended == "FINISHED" else "failed"
+                status.note, status.finished = error, time.time()
+                self._store(status.name)
+            case events.Progress(_, step, total, unit, rate, loss):
+                status.note, status.step, status.total, status.unit = "", step, total, unit
+                status.rate = status.rate if rate is None else rate
+                status.loss = status.loss if loss is None else loss
+                if unit == "step" and step == total:  # before the stage commits, and may be cached
+                    self._store(status.name)
+            case events.Metrics(values=values):
+                latest = {name: value for name, value in values.items() if name in MEASURES}
+                if HELD in latest:  # the cost of checkpoints is that of the whole training
+                    latest[HELD] += status.measures.get(HELD, 0.0)
+                status.measures |= latest
+                self._store(status.name, older_than=STORE_SECONDS)
+            case events.Warning(stage, line):
+                self.warnings.append(f"{stage}: {line}")
+                status.warnings += (line,)
+                lines = [line for line in self.warnings if line.startswith(f"{stage}: ")]
+                self.log.append(events.Text(stage, "warnings.txt", "\n".join(lines)))  # all of them, for MLflow
 
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
@@ -147,7 +130,7 @@ class RunRecorder:
         return self.warnings + self.tracker.close(status, promote=promote)
 
     def promotion(self) -> list[str] | None:
-        """Lines that say what became of the models of a run that ended well; None while MLflow has not heard of it."""
+        """Lines about the champions of a run that ended well; None until MLflow has received its end."""
         promotion = None if self.tracker is None else self.tracker.promotion
         return None if promotion is None else [line for each in promotion for line in each.lines()]
 
@@ -156,7 +139,7 @@ class RunRecorder:
         return {} if self.tracker is None else self.tracker.pages
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
-        """A storage that takes nothing more fails the stages; here it only costs the next report its curves."""
+        """Bring a stage's log to storage. A full storage costs the next report its curves, and nothing else."""
         try:
             self.log.store(stage, older_than=older_than)
         except StoreError as error:
@@ -173,15 +156,3 @@ class ActorRecorder:
     def emit(self, event: events.Event) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             self.actor.emit.remote(event)
-
-
-HANDLERS: dict[type, Callable[[RunRecorder, Any], None]] = {  # of events that the table shows
-    events.StagePlanned: RunRecorder._planned,
-    events.StageHeld: RunRecorder._held,
-    events.StageStarted: RunRecorder._started,
-    events.StageCached: RunRecorder._cached,
-    events.StageEnded: RunRecorder._ended,
-    events.Progress: RunRecorder._progress,
-    events.Metrics: RunRecorder._metrics,
-    events.Warning: RunRecorder._warned,
-}

@@ -1,4 +1,4 @@
-"""What a run leaves in storage (recipe, plan, errors) and the report that is drawn from it."""
+"""Files of a run in storage (recipe, plan, errors), and the report drawn from them."""
 
 import json
 import time
@@ -25,8 +25,10 @@ REPORT, TRACES = "report.html", "traces"  # file and folder of a run
 
 @contextmanager
 def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterator[None]:
-    """Names the stages of a run, so that `cascade gc` leaves them from here on, and takes that back where the run is
-    refused in here. Raises UsageError if a collection was faster."""
+    """Name the stages of a run, so that `cascade gc` leaves them; takes that back if the body raises.
+
+    Raises UsageError if a collection was faster.
+    """
     folder = root.join("runs", run)
     before = folder.read(ANNOUNCED) if folder.exists(ANNOUNCED) else None
     stages = [{"name": entry.stage.name, "key": entry.key} for entry in planned]
@@ -85,7 +87,7 @@ def newest_run(root: Store) -> str:
 
 
 def load_plan(root: Store, run: str) -> dict[str, Any]:
-    """What `save_run` wrote: `stages`, each with name, key and state, and facts.
+    """The plan that `save_run` wrote: `stages`, each with name, key and state, and `facts`.
 
     Raises UsageError for no such run, ArtifactError where a stage's name or key is none.
     """
@@ -184,7 +186,7 @@ def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
 
 
 def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
-    """By the name of an image the words that its rows or columns were asked for by."""
+    """Labels and prompts of the rows or columns of each image, by the image's name."""
     made = [artifact.metadata.get("words", {}) for artifact in artifacts.values() if artifact.kind == "samples"]
     return {name: tuple(words) for found in made for name, words in found.items()}
 

@@ -36,7 +36,9 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None = None) -> Cluster:
-    """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here. Returns what the cluster has.
+    """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here.
+
+    Returns CPUs, GPUs and nodes of the cluster.
 
     Args:
         num_gpus: GPUs of a Ray that is started here; None: those that torch can use.
@@ -69,9 +71,9 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
-    """Ray gives its own processes 30 seconds, which on a busy laptop pass at times; hours of a lecture would end.
+    """Call `ray.init`, again where Ray's own processes miss its limit of 30 seconds on a busy laptop.
 
-    What a late start leaves is ended: Ray itself would keep it until this program exits.
+    Ends the processes of a late start, which Ray would keep until this program exits.
     """
     before = psutil.Process().children()
     try:
@@ -85,19 +87,19 @@ def _init(**settings: Any) -> None:
 
 
 def set_environment(settings: dict[str, str]) -> None:
-    """Set what the user has not set."""
+    """Set environment variables that the user has not set."""
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
 def on_cluster() -> bool:
-    """Whether this program is a submitted job or was told of a cluster."""
+    """True for a submitted job, and where RAY_ADDRESS names a cluster."""
     address = os.environ.get("RAY_ADDRESS", "")  # an http address is where jobs are submitted, not a cluster to join
     return JOB_VARIABLE in os.environ or bool(address and not address.startswith("http"))
 
 
 def _protect_token() -> None:
-    """Ray would write its access token readable by all: make it first, private, as Ray makes it (256 random bits)."""
+    """Write Ray's access token (256 random bits) readable by the user alone, before Ray writes it for all."""
     token = Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, exist_ok=True)
     try:

@@ -119,8 +119,8 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
     whole = client.get_run(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
     assert whole.data.tags["mlflow.note.content"] == f"Report: `{REPORT}`"
     pages = {
-        "run": f"{tracking_uri}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}",
-        "version": f"{tracking_uri}/#/models/{name}/versions/{version.version}",
+        "MLflow run": f"{tracking_uri}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}",
+        "model version": f"{tracking_uri}/#/models/{name}/versions/{version.version}",
     }
     assert tracker.pages == (pages if tracking_uri.startswith("http") else {})
     assert version.description == "Recipe `tiny`.\n\n    cascade run --recipe tiny"

@@ -14,7 +14,14 @@ from typer.testing import CliRunner
 
 from components.models.bundle import WEIGHTS
 from components.models.file_list import LIST, differences, write_list
-from components.runtime.tracking.registry import FILES, FILES_DIGEST, download_model, download_packed, register_artifact
+from components.runtime.tracking.registry import (
+    FILES,
+    FILES_DIGEST,
+    download_model,
+    download_packed,
+    model_name,
+    register_version,
+)
 from components.sampling.requests import Request
 from components.serving.settings import ServedModel
 from components.serving.versions import Versions
@@ -192,7 +199,9 @@ def test_a_version_that_is_deleted_is_registered_anew_from_sound_files(registry:
     artifact = commit_model(tmp_path, "cascade", "k3", write_cascade(tmp_path / "third"))
 
     def register(models: str) -> str:
-        made = register_artifact(client, artifact, models=models, experiment_id=registry.experiment, run_id=run)
+        made = register_version(
+            client, model_name(artifact, models=models), artifact, experiment_id=registry.experiment, run_id=run
+        )
         return made.model_id
 
     logged = register("again")

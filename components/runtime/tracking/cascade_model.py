@@ -1,4 +1,7 @@
-"""A registered model at work: rows in, images out. MLflow runs this file as it is, with the packed code next to it."""
+"""The program of a registered model: rows in, images out.
+
+MLflow runs this file unchanged, with the packed code beside it.
+"""
 
 from pathlib import Path
 
@@ -19,7 +22,10 @@ class CascadeModel(PythonModel):
         self.answer = predictor_of(model)
 
     def predict(self, model_input: list[RequestRow]) -> list[str]:
-        """One string a row: base64 PNG, or JSON. Raises ValueError, in one line, for a row that can't be met."""
+        """Returns one string a row: base64 PNG, or JSON.
+
+        Raises ValueError, in one line, for a row that the model can't answer.
+        """
         return self.answer(model_input)
 
 

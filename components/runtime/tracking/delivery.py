@@ -1,4 +1,4 @@
-"""MLflow as a reader of the log: records as its calls, one handler for each kind of event. Idempotent."""
+"""Delivers records of the log to MLflow, one handler for each kind of event. Idempotent."""
 
 import io
 import json
@@ -81,9 +81,9 @@ class Delivery:
         server = re.sub(r"//[^/@]+@", "//", str(self.client.tracking_uri)).rstrip("/")  # it may carry a password
         if not server.startswith("http") or (run, "") not in self.runs:
             return {}
-        pages = {"run": f"{server}/#/experiments/{self.experiment_id}/runs/{self.runs[run, ''].run_id}"}
+        pages = {"MLflow run": f"{server}/#/experiments/{self.experiment_id}/runs/{self.runs[run, ''].run_id}"}
         for each in self.promotions.get(run, ()):
-            pages["version"] = f"{server}/#/models/{each.model}/versions/{each.version}"
+            pages["model version"] = f"{server}/#/models/{each.model}/versions/{each.version}"
         return pages
 
     def _start_run(self, record: Record, event: events.RunStarted) -> None:
@@ -101,7 +101,14 @@ class Delivery:
         self._log_params(tracked, event.config)
         if event.root:
             self._send(tracked, stage_records(Store(event.root)))
-        self._record_inputs(tracked.run_id, list(event.inputs.values()))
+        keys = [artifact.key for artifact in event.inputs.values() if artifact.kind == "model"]
+        models = [registry.find_logged_model(self.client, self.experiment_id, key=key) for key in keys]
+        record_inputs(
+            self.client,
+            tracked.run_id,
+            data=[artifact for artifact in event.inputs.values() if artifact.kind != "model"],
+            model_ids=[model.model_id for model in models if model],
+        )
 
     def _stage_cached(self, record: Record, event: events.StageCached) -> None:
         run, artifact = record.run, event.artifact
@@ -138,7 +145,9 @@ class Delivery:
         for record in records:
             if isinstance(record.event, events.Metrics):
                 for name, value in record.event.values.items():
-                    step = self._step(tracked, name, record.event.step, record.time)
+                    step = record.event.step
+                    if name.startswith(SYSTEM):  # drawn by the seconds since the run began
+                        step = max(0, (record.time - tracked.started) // 1000)
                     if step not in tracked.steps.get(name, ()):
                         points.setdefault((name, step), Metric(name, value, record.time, step))
         new = list(points.values())
@@ -148,11 +157,6 @@ class Delivery:
             for point in batch:
                 if not point.key.startswith(SYSTEM):
                     tracked.steps.setdefault(point.key, set()).add(point.step)
-
-    @staticmethod
-    def _step(tracked: TrackedRun, name: str, step: int, time: int) -> int:
-        """System metrics are drawn by the seconds since their run began."""
-        return max(0, (time - tracked.started) // 1000) if name.startswith(SYSTEM) else step
 
     def _image(self, record: Record, event: events.Image) -> None:
         tracked, place = self._tracked(record.run, record.key), (event.name, event.step)
@@ -200,14 +204,19 @@ class Delivery:
         self.client.set_terminated(run_id, event.status, end_time=record.time)
 
     def _register(self, run_id: str, record: Record, artifact: Artifact) -> None:
-        """Register a model artifact and remember its version in the parent run, for when that ends well; an evaluation
-        is remembered there too, and gives the run and its model their metrics."""
+        """Register a model and note its version in the parent run, which decides on champions when it ends well.
+
+        An evaluation is noted there too, and gives the run and its model their metrics.
+        """
         parent = self._tracked(record.run)
         if artifact.kind == "model":
-            if not self._may_register(parent.run_id, registry.model_name(artifact, models=record.models)):
+            name = registry.model_name(artifact, models=record.models)
+            if clash := take(self.client, name, self.client.get_run(parent.run_id).data.tags):
+                line = f"not registered: {clash}; the same command with it trains nothing again"
+                self.warnings += [line] if line not in self.warnings else []
                 return
-            registered = registry.register_artifact(
-                self.client, artifact, models=record.models, experiment_id=self.experiment_id, run_id=run_id
+            registered = registry.register_version(
+                self.client, name, artifact, experiment_id=self.experiment_id, run_id=run_id
             )
             record_output(self.client, run_id, model_id=registered.model_id)
             self.client.set_tag(parent.run_id, MODEL_TAG + registered.name, registered.version)
@@ -223,26 +232,12 @@ class Delivery:
             model_id = source.removeprefix(REGISTRY) if source else None
             self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, time=record.time)
 
-    def _may_register(self, parent: str, name: str) -> bool:
-        """True if a name is free or of the run's own images; checked before the run too, if MLflow answers then."""
-        taken = take(self.client, name, self.client.get_run(parent).data.tags)
-        if taken is not None:
-            line = f"not registered: {taken}; the same command with it trains nothing again"
-            self.warnings += [line] if line not in self.warnings else []
-        return taken is None
-
     def _measure(self, run_id: str, values: dict[str, float], *, model_id: str | None, time: int) -> None:
         """Log the metrics that a run lacks, for it and for a model that it made."""
         present = self.client.get_run(run_id).data.metrics
         new = [Metric(name, value, time, 0, model_id=model_id) for name, value in values.items() if name not in present]
         if new:
             self.client.log_batch(run_id, metrics=new)
-
-    def _record_inputs(self, run_id: str, inputs: list[Artifact]) -> None:
-        data = [artifact for artifact in inputs if artifact.kind != "model"]
-        keys = [artifact.key for artifact in inputs if artifact.kind == "model"]
-        models = [registry.find_logged_model(self.client, self.experiment_id, key=key) for key in keys]
-        record_inputs(self.client, run_id, data=data, model_ids=[model.model_id for model in models if model])
 
     def _take_up_stage(self, record: Record, tags: dict[str, str]) -> TrackedRun:
         tracked = take_up(
@@ -286,7 +281,7 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def batches(records: Iterable[Record]) -> list[list[Record]]:
-    """Joins the metrics of each run that no other event of that run stands between, in the order of the rest."""
+    """Joins metrics of a run where no other event of that run lies between; keeps the order of the rest."""
     joined: list[list[Record]] = []
     open_: dict[tuple[str, str], list[Record]] = {}
     for record in records:

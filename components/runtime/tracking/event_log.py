@@ -14,21 +14,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from components.runtime.events import (
-    Event,
-    Metrics,
-    Progress,
-    Promote,
-    Record,
-    RunEnded,
-    RunStarted,
-    StageCached,
-    StageEnded,
-    StageStarted,
-    Status,
-    Warning,
-    now_ms,
-)
+from components.runtime import events
+from components.runtime.events import Record
 from components.runtime.storage.artifact import LOG
 from components.runtime.storage.store import Store
 from components.runtime.tracking.journal import Journal
@@ -55,7 +42,7 @@ class EventLog:
         self._writer = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
 
-    def append(self, event: Event, *, time_ms: int | None = None) -> None:
+    def append(self, event: events.Event, *, time_ms: int | None = None) -> None:
         """Write an event; once this returns, it outlives the process.
 
         Drops what comes after the end (a worker's last word), and the end of a stage that never began.
@@ -67,44 +54,44 @@ class EventLog:
             self._follow(event)
             stage = getattr(event, "stage", "")
             key = self._keys.get(stage, "")
-            if isinstance(event, StageEnded) and not key:
+            if isinstance(event, events.StageEnded) and not key:
                 return
-            record = Record(time_ms or now_ms(), self.run, self.models, key, event)
-            if self.journal is not None and not isinstance(event, Progress):
+            record = Record(time_ms or events.now_ms(), self.run, self.models, key, event)
+            if self.journal is not None and not isinstance(event, events.Progress):
                 self.journal.append(record.line())
             if stage in self._segments and (stored := _stored(record)) is not None:
                 self._segments[stage].append(stored.line())
 
-    def _follow(self, event: Event) -> None:
-        """Know the run, its stages and which of them run now."""
+    def _follow(self, event: events.Event) -> None:
+        """Track the run, the keys of its stages, and which stages run now."""
         match event:
-            case RunStarted(run, _, _, tags):
+            case events.RunStarted(run, _, _, tags):
                 if "'" in run or "`" in run:
                     raise ValueError(f"a run's name can't hold quotes: {run}")
                 self.run, self.models, self._open = run, tags["name"], True
-            case StageStarted(stage, key, _, _, root):
+            case events.StageStarted(stage, key, _, _, root):
                 self._keys[stage] = key
                 self.running.add(stage)
                 if root and stage not in self._segments:
                     self._segments[stage] = Segments(Store(root).join(LOG), self._writer)
-            case StageCached(stage, artifact):
+            case events.StageCached(stage, artifact):
                 self._keys[stage] = artifact.key
                 self.running.discard(stage)
-            case StageEnded(stage):
+            case events.StageEnded(stage):
                 self.running.discard(stage)
-            case RunEnded():
+            case events.RunEnded():
                 self._open = False
 
-    def end(self, status: Status, promote: Promote = "better", *, time_ms: int | None = None) -> None:
-        """End the run, what of it still runs, and the log."""
+    def end(self, status: events.Status, promote: events.Promote = "better", *, time_ms: int | None = None) -> None:
+        """End the stages that still run, the run, and the log."""
         for stage in sorted(self.running):
-            self.append(StageEnded(stage, "KILLED"), time_ms=time_ms)
+            self.append(events.StageEnded(stage, "KILLED"), time_ms=time_ms)
         if self._open:
-            self.append(RunEnded(status, promote), time_ms=time_ms)
+            self.append(events.RunEnded(status, promote), time_ms=time_ms)
         self._closed = True
 
     def end_killed(self) -> None:
-        """Ends what a killed process left open in the journal: as KILLED, from its last sign of life on."""
+        """End the run and stages that a killed process left open, as KILLED at the time of its last record."""
         assert self.journal is not None
         last = 0
         for record in self.journal.records():
@@ -148,14 +135,14 @@ class Segments:
 
 def _stored(record: Record) -> Record | None:
     """The part of a record that segments hold."""
-    if isinstance(record.event, Metrics):
+    if isinstance(record.event, events.Metrics):
         values = {name: value for name, value in record.event.values.items() if not name.startswith(SYSTEM)}
         return record._replace(event=record.event._replace(values=values)) if values else None
-    return record if isinstance(record.event, Warning) else None
+    return record if isinstance(record.event, events.Warning) else None
 
 
 def stage_records(stage: Store) -> Iterator[Record]:
-    """All that segments in the folder of a stage hold, by time. Raises StoreError."""
+    """Records in the segments of a stage, in order of time. Raises StoreError."""
     files = [info.path for info in stage.list(LOG) if info.path.endswith(".jsonl")]
     yield from sorted(
         (Record.read(line) for path in files for line in stage.read(path).splitlines()), key=lambda record: record.time
@@ -163,9 +150,12 @@ def stage_records(stage: Store) -> Iterator[Record]:
 
 
 def stage_points(stage: Store) -> dict[int, dict[str, float]]:
-    """Values of a stage's metrics by step, in order of steps. A try that resumed replaces the steps that it repeats."""
+    """Values of a stage's metrics by step, in order of steps.
+
+    A try that resumed replaces the steps that it repeats.
+    """
     points: dict[int, dict[str, float]] = {}
     for record in stage_records(stage):
-        if isinstance(record.event, Metrics):
+        if isinstance(record.event, events.Metrics):
             points.setdefault(record.event.step, {}).update(record.event.values)
     return dict(sorted(points.items()))

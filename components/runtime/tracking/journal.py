@@ -45,7 +45,7 @@ class Journal:
         return [record for record, _ in self._read(0)]
 
     def unshipped(self, *, limit: int) -> tuple[list[Record], int]:
-        """The next records to send, at most `limit` and about 16 MB, and the position to `mark` once they arrived."""
+        """The next records to send, at most `limit` and about 16 MB, and the position to `mark` afterwards."""
         records, start = [], self._shipped()
         position = start
         for record, position in self._read(start):
@@ -71,17 +71,13 @@ class Journal:
         arrived = self._shipped() >= (self.folder / "events.jsonl").stat().st_size
         emptied = arrived and not (self.folder / "rejected.jsonl").exists()
         if emptied:
-            self._empty()
+            for path in sorted(self.folder.iterdir(), reverse=True):
+                if path.name not in (HEADER, LOCK):
+                    path.unlink()
+            (self.folder / HEADER).unlink()  # last: a process that is killed here leaves a journal for the next one
         self._lock.release()
         if emptied:
             _remove(self.folder)
-
-    def _empty(self) -> None:
-        """The header goes last: a process that is killed here leaves a journal which the next one ends."""
-        for path in sorted(self.folder.rglob("*"), reverse=True):
-            if path.name not in (HEADER, LOCK):
-                path.rmdir() if path.is_dir() else path.unlink()
-        (self.folder / HEADER).unlink()
 
     def _shipped(self) -> int:
         path = self.folder / "shipped"
@@ -113,7 +109,7 @@ def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
 
 
 def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
-    """Journals for `destination` that other processes left behind, oldest first; those still in use are left alone."""
+    """Journals for `destination` that other processes left, oldest first; skips journals in use."""
     journals = []
     for folder in sorted(spool.glob("*/")):
         header = folder / HEADER
@@ -126,7 +122,10 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
             lock.release()
             _remove(folder)
             continue
-        _end_last_line(folder / "events.jsonl")
+        path = folder / "events.jsonl"
+        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+            with open(path, "ab") as file:
+                file.write(b"\n")
         journals.append(Journal(folder, destination=destination, lock=lock))
     return journals
 
@@ -149,13 +148,7 @@ def _locked(folder: Path) -> FileLock | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what is left of an empty journal, after its lock is let go: on Windows no open file can be removed."""
+    """Remove the folder of an empty journal; its lock is free by then, for Windows keeps open files."""
     with suppress(OSError):  # another process looks at it just now, and removes it then
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
-
-
-def _end_last_line(path: Path) -> None:
-    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        with open(path, "ab") as file:
-            file.write(b"\n")

@@ -1,7 +1,7 @@
-"""Opens a trained model in the registry, in storage or in a folder on disk, and registers an average of one.
+"""Opens a trained model in the registry, in storage or on disk, and registers averages of its weights.
 
-The stage key of an average is that of the version that it was made of, and the average's length: the same average is
-registered once.
+The stage key of an average is the key of its source version with the average's length: the same average is registered
+once.
 """
 
 import tempfile
@@ -24,9 +24,9 @@ from components.sampling.cascade import DESCRIPTION
 
 @contextmanager
 def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
-    """The folder of a trained model or a cascade; a copy of what is elsewhere is gone afterwards.
+    """The folder of a trained model or a cascade; a downloaded copy is removed afterwards.
 
-    What is registered is compared with its list of files first. Raises ValueError, in one line, if there is none or it
+    A registered model is compared with its list of files first. Raises ValueError, in one line, if there is none or it
     differs; StoreError and ArtifactError as storage does.
     """
     if source.startswith(REGISTRY):
@@ -49,12 +49,12 @@ def registry_of(source: str, tracking_uri: str | None) -> str:
 
 
 def is_model_folder(source: str) -> bool:
-    """Whether a model lies there as it is, on this disk."""
+    """True if `source` is a folder of this disk with a trained model."""
     return any((Path(source) / name).is_file() for name in (DESCRIPTION, MODEL))
 
 
 def packed_around(folder: Path) -> Path | None:
-    """The folder with the list of its files that MLflow's copy has around the trained model; None for one alone."""
+    """The folder of MLflow's copy around a trained model, with its list of files; None for a model alone."""
     around = folder.resolve().parent.parent
     return around if (around / LIST).is_file() else None
 

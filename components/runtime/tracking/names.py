@@ -25,17 +25,17 @@ FILES, FILES_DIGEST = "cascade.files", "cascade.files_sha256"  # the list of its
 
 
 def registered_name(models: str, *, stage: str | None = None) -> str:
-    """`image-cascade-{models}` is the composed cascade of a run, `image-cascade-{models}-{stage}` one of its models."""
+    """Name in the registry of a run's composed cascade, or with `stage` of one of its models."""
     return f"image-cascade-{models}" + (f"-{stage}" if stage else "")
 
 
 def shown_source(source: str) -> str:
-    """A model's source as others may see it: a folder's name without its place, which is private."""
+    """A model's source for the eyes of others: a folder's name without its private place."""
     return source if source.startswith(REGISTRY) else PurePosixPath(source.rstrip("/")).name
 
 
 def environment(*, timeout_s: int = 20, retries: int = 1) -> dict[str, str]:
-    """Variables of MLflow's client, which is set up in no other way; the caller sets them before the client starts.
+    """Environment variables of MLflow's client; the caller sets them before the client starts.
 
     Args:
         timeout_s: limit of one request; a missing MLflow is noticed within it.

@@ -113,7 +113,7 @@ def figures_of(evaluation: Artifact) -> Figures | None:
 
 
 def compared(new: Figures | None, champion: Figures | None) -> Verdict:
-    """Decides if a version may follow the champion: no figure is worse by more than the error of the difference."""
+    """Decides if a version may follow the champion: no figure worse by more than the difference's error."""
     if new is None:
         return Verdict(False, "it can't be compared with the champion: the run measured no distance of it")
     if champion is None:
@@ -134,7 +134,10 @@ def compared(new: Figures | None, champion: Figures | None) -> Verdict:
 
 
 def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote, ended: int) -> Promotion | None:
-    """Decide on the models of a run that ended well at `ended` (ms), and move the aliases. None if it has none."""
+    """Decide on the models of a run that ended well at `ended` (ms), and move the aliases.
+
+    Returns None for a run without models.
+    """
     tags = client.get_run(run_id).data.tags
     versions = {tag.removeprefix(MODEL_TAG): tags[tag] for tag in sorted(tags) if tag.startswith(MODEL_TAG)}
     if not versions:
@@ -216,8 +219,9 @@ def make_champion(client: MlflowClient, name: str, version: str, *, reason: str)
 
 
 def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
-    """Make a version the champion: the one that NAME@VERSION or models:/NAME/VERSION names, or, with a name alone and
-    `back`, the champion before. Returns (name, version, the champion until now).
+    """Make the version NAME@VERSION or models:/NAME/VERSION the champion, or with `back` the champion before.
+
+    Returns (name, version, the champion until now).
 
     Raises ValueError, in one line, if there is no such version or the registry can't be reached.
     """
@@ -257,8 +261,10 @@ def clash(name: str, data: str, theirs: str) -> str:
 
 
 def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri: str) -> str | None:
-    """The `clash` of the first of a run's names that stands for other images. Raises whatever MLflow raises while it
-    is away."""
+    """The `clash` of the first of a run's names that stands for other images; None if there is none.
+
+    Raises any exception of MLflow while MLflow is away.
+    """
     if is_new(tracking_uri):
         return None
     own, client = registered_name(models), MlflowClient(tracking_uri)
@@ -271,12 +277,15 @@ def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri:
 
 
 def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None:
-    """Write down what the models of a name are trained on, by the tags of a run that registers one. Returns a line as
-    `clash` where they are trained on other images, and the user has not chosen the name."""
+    """Note the images of a registered name, from the tags of a run that registers a model.
+
+    Returns the `clash` if the name stands for other images and the user has not chosen it.
+    """
     data = tags.get(DATA)
     if data is None:
         return None
-    theirs = _data_of(client, name)
+    existing = client.search_registered_models(f"name = '{name}'")
+    theirs = existing[0].tags.get(DATA, "") if existing else None  # empty: nothing is known of its images
     if theirs and theirs != data and CHOSEN not in tags:
         return clash(name, data, theirs)
     if theirs is None:
@@ -288,9 +297,3 @@ def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None
     elif theirs != data:
         client.set_registered_model_tag(name, DATA, data)
     return None
-
-
-def _data_of(client: MlflowClient, name: str) -> str | None:
-    """The images of a registered model; empty where nothing is known of them, None where there is no such model."""
-    found = client.search_registered_models(f"name = '{name}'")
-    return found[0].tags.get(DATA, "") if found else None

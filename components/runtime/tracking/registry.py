@@ -1,4 +1,4 @@
-"""Trained models and composed cascades in MLflow's registry, as models from code that carry their own code.
+"""Trained models and composed cascades in MLflow's registry, with the code that runs them.
 
 A version is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate` names the version made or
 used last, `champion` the best (`components.runtime.tracking.promotion`).
@@ -73,29 +73,20 @@ class Packed(NamedTuple):
 
 
 def model_name(artifact: Artifact, *, models: str) -> str:
-    """The registered name of one of a run's `models`: theirs for the composed cascade, with its stage for another."""
+    """The registered name of an artifact: that of the run's `models`, with its stage if no composed cascade."""
     return registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
-
-
-def register_artifact(
-    client: MlflowClient, artifact: Artifact, *, models: str, experiment_id: str, run_id: str
-) -> Registered:
-    """Register a model artifact as candidate, unless its stage key is there already.
-
-    Args:
-        models: what the models of the run are called.
-        run_id: the run that shows as its source.
-
-    Raises ArtifactError if the stored files differ from the manifest.
-    """
-    name = model_name(artifact, models=models)
-    return register_version(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
 
 
 def register_version(
     client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
 ) -> Registered:
-    """As `register_artifact`, under a name of its own."""
+    """Register a model artifact as candidate, unless its stage key is registered already.
+
+    Args:
+        run_id: the run that shows as its source.
+
+    Raises ArtifactError if the stored files differ from the manifest.
+    """
     version = find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
@@ -121,7 +112,7 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
 
 
 def find_named(model_uri: str, *, tracking_uri: str) -> Named:
-    """As `named_version`, in what others need of it."""
+    """Name, number and time of the version that `named_version` returns."""
     found = named_version(model_uri, tracking_uri=tracking_uri)
     return Named(found.name, str(found.version), found.creation_timestamp // 1000)
 
@@ -182,7 +173,7 @@ def _registry(model_uri: str, tracking_uri: str) -> Iterator[None]:
 
 
 def pip_requirements(model: Path) -> list[str]:
-    """What the packed model needs, pinned to what is installed here; a build such as +cpu is the installer's choice."""
+    """Requirements of the packed model, pinned to the versions installed here, without builds such as +cpu."""
     pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # the text encoder that it is, or that it holds
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
 
@@ -190,7 +181,7 @@ def pip_requirements(model: Path) -> list[str]:
 def save_model(
     path: Path, model: Path, *, mlflow_model: Model | None = None, digests: Mapping[str, str] | None = None
 ) -> str:
-    """Write the folder `model`, with the code and requirements to run it anywhere, as an MLflow model at `path`.
+    """Write the folder `model` as an MLflow model at `path`, with its code and requirements.
 
     Args:
         digests: sha256 of files in `model` that are known, by path.
@@ -240,7 +231,8 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
         digests = {name: entry.sha256 for name, entry in zip(artifact.names(), artifact.files, strict=True)}
         text = save_model(Path(scratch) / "packed", folder, mlflow_model=mlflow_model, digests=digests)
         client.log_model_artifacts(model.model_id, str(Path(scratch) / "packed"))
-    client.set_logged_model_tags(model.model_id, _list_tags(text))
+    listed = {FILES: text} if len(text) <= LONGEST_LIST else {}
+    client.set_logged_model_tags(model.model_id, listed | {FILES_DIGEST: digest_of_list(text)})
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
@@ -252,10 +244,6 @@ def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
         except ValueError:
             return False
     return True
-
-
-def _list_tags(text: str) -> dict[str, str]:
-    return {FILES_DIGEST: digest_of_list(text)} | ({FILES: text} if len(text) <= LONGEST_LIST else {})
 
 
 def _create_version(

@@ -36,7 +36,7 @@ SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see eac
 
 @dataclass
 class TrackedRun:
-    """A run and what has arrived in it, so that a repeated step is not drawn twice."""
+    """A run and the points and images in MLflow, so that a repeated step is not drawn twice."""
 
     run_id: str
     started: int  # milliseconds since 1970
@@ -56,7 +56,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, artifact_locat
 
 
 def artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """Where files of an experiment go when MLflow is a SQLite file: next to it. A server decides for itself (None)."""
+    """Folder of an experiment's files beside a SQLite file; None for a server, which has its own."""
     if not tracking_uri.startswith(SQLITE):
         return None
     folder = Path(tracking_uri.removeprefix(SQLITE)).resolve().parent
@@ -86,7 +86,7 @@ def is_new(tracking_uri: str) -> bool:
 
 
 def find_maker(client: MlflowClient, experiment_id: str, *, key: str) -> Run | None:
-    """The run that made what a stage key names: the last one that finished without a cache."""
+    """The run that made the artifact of a stage key: the last run that finished without a cache."""
     made = [r for r in _search(client, experiment_id, {KEY: key, CACHED: "false"}) if r.info.status == "FINISHED"]
     return max(made, key=lambda r: r.info.end_time or 0) if made else None
 
@@ -111,7 +111,7 @@ def take_up(
 
 
 def as_tracked(client: MlflowClient, run: Run) -> TrackedRun:
-    """A run that another process began, with what has arrived in it."""
+    """A run of another process, with the steps and images that have arrived."""
     run_id = run.info.run_id
     names = [name for name in run.data.metrics if not name.startswith(SYSTEM)]
     steps = {name: {point.step for point in client.get_metric_history(run_id, name)} for name in names}
@@ -146,7 +146,7 @@ def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> l
 
 
 def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
-    """Names the steps at which the recipe wants points and images and MLflow has none; empty if it has all.
+    """Names the steps of which MLflow lacks points or images that the recipe wants; empty if none.
 
     They were in a journal that was lost with its machine.
     """
@@ -173,7 +173,7 @@ def in_words(steps: Iterable[int]) -> str:
 
 
 def dataset_of(artifact: Artifact) -> Dataset:
-    """An artifact as a data set of MLflow: its stage is the name, its key the digest, its address the source."""
+    """Describes an artifact as a data set of MLflow: stage as name, key as digest, address as source."""
     profile = {"bytes": sum(entry.bytes for entry in artifact.files), "files": len(artifact.files)}
     profile |= {name: artifact.metadata[name] for name in COUNTS if name in artifact.metadata}
     scheme = urlsplit(artifact.root).scheme

@@ -32,7 +32,7 @@ REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS",
 
 
 class MlflowAwayError(Exception):
-    """MLflow (or what it needs) is away; what was to be sent waits."""
+    """MLflow, its storage or its database is away; the journal waits."""
 
 
 class Tracker:
@@ -124,7 +124,7 @@ class Sender(threading.Thread):
         return self.away
 
     def send(self) -> None:
-        """Send everything there is, until MLflow is found to be away; say once when it goes and when it is back."""
+        """Send everything until MLflow is found to be away; warn once when MLflow goes and once on its return."""
         try:
             while self.journals:
                 if not self.send_some(self.journals[0]):
@@ -151,7 +151,10 @@ class Sender(threading.Thread):
         return True
 
     def send_batch(self, batch: list[events.Record], journal: Journal) -> None:
-        """Deliver records together; set aside what MLflow refuses for good. Raises MlflowAwayError for other errors."""
+        """Deliver records together; set aside records that MLflow refuses for good.
+
+        Raises MlflowAwayError for other errors.
+        """
         try:
             if self.delivery is None:
                 self.delivery = Delivery(**journal.destination)
@@ -169,7 +172,7 @@ class Sender(threading.Thread):
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether trying again can't help; an outage of network, storage or database may raise anything else."""
+    """True for errors that another try can't mend; outages of network, storage or database raise others."""
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
     if isinstance(error, OSError):
