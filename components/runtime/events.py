@@ -144,7 +144,7 @@ Event = (
 KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
-class Record(NamedTuple):
+class LogEntry(NamedTuple):
     """An event in the log, with its time, its run and the key of its stage."""
 
     time: int  # milliseconds since 1970
@@ -164,7 +164,7 @@ class Record(NamedTuple):
         return json.dumps(document, default=_encoded).encode() + b"\n"
 
     @classmethod
-    def read(cls, line: bytes) -> "Record":
+    def read(cls, line: bytes) -> "LogEntry":
         """The inverse of `line`.
 
         Raises JSONDecodeError for a line that was cut, LookupError for an event that this version does not know,

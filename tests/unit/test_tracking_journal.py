@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from components.runtime import events
-from components.runtime.events import Metrics, Record, StageEnded, StageStarted
+from components.runtime.events import LogEntry, Metrics, StageEnded, StageStarted
 from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.storage.store import Store
 from components.runtime.tracking import event_log
@@ -49,28 +49,28 @@ EVENTS: list[events.Event] = [  # one of each kind
 ]
 
 
-def record(event: events.Event, key: str = "", time: int = 1000) -> Record:
-    return Record(time, "r", "tiny", key, event)
+def record(event: events.Event, key: str = "", time: int = 1000) -> LogEntry:
+    return LogEntry(time, "r", "tiny", key, event)
 
 
 def line(step: int) -> bytes:
     return record(Metrics("base", step, {"loss": 0.5}), "k").line()
 
 
-def steps(records: list[Record]) -> list[int]:
+def steps(records: list[LogEntry]) -> list[int]:
     return [each.event.step for each in records if isinstance(each.event, Metrics)]
 
 
 def test_every_kind_of_event_is_read_as_it_was_written():
     assert {type(event) for event in EVENTS} == {*get_args(events.Event)}
     for event in EVENTS:
-        again = Record.read(record(event, "k").line())
+        again = LogEntry.read(record(event, "k").line())
         assert again == record(event, "k")
         assert getattr(again.event, "artifact", None) != ARTIFACT or again.event.artifact.root == ARTIFACT.root
 
 
 def test_numbers_of_numpy_are_written_as_numbers():
-    read = Record.read(record(Metrics("base", 1, {"loss": np.float32(0.5)})).line())
+    read = LogEntry.read(record(Metrics("base", 1, {"loss": np.float32(0.5)})).line())
     assert read.event == Metrics("base", 1, {"loss": 0.5})
 
 
@@ -237,7 +237,7 @@ def test_lines_that_storage_did_not_take_are_stored_later(tmp_path: Path, monkey
 
 
 def test_points_of_a_run_are_joined_up_to_its_next_other_event():
-    def point(key: str, step: int) -> Record:
+    def point(key: str, step: int) -> LogEntry:
         return record(Metrics("s", step, {"loss": 0.5}), key)
 
     began, ended = record(StageStarted("s", "a", {}, {}), "a"), record(StageEnded("s", "FINISHED"), "a")

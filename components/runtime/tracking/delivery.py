@@ -17,7 +17,7 @@ from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
 from components.runtime import events
-from components.runtime.events import Record
+from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.runtime.tracking import registry
@@ -68,7 +68,7 @@ class Delivery:
         self.warnings: list[str] = []  # for the user
         self.promotions: dict[str, list[Promotion]] = {}  # run that ended well -> what became of its models, if any
 
-    def deliver(self, records: Sequence[Record]) -> None:
+    def deliver(self, records: Sequence[LogEntry]) -> None:
         """Send one record, or several of one run's metrics."""
         first = records[0]
         if isinstance(first.event, events.Metrics):
@@ -86,7 +86,7 @@ class Delivery:
             pages["model version"] = f"{server}/#/models/{each.model}/versions/{each.version}"
         return pages
 
-    def _start_run(self, record: Record, event: events.RunStarted) -> None:
+    def _start_run(self, record: LogEntry, event: events.RunStarted) -> None:
         git_commit = event.tags.get("git_commit", "")
         tags = {f"cascade.{name}": value for name, value in event.tags.items()}
         tags |= {RUN: record.run, KEY: WORKFLOW, MLFLOW_GIT_COMMIT: git_commit, MLFLOW_SOURCE_NAME: "cascade"}
@@ -96,7 +96,7 @@ class Delivery:
         self._log_params(tracked, event.parameters)
         self.client.log_text(tracked.run_id, event.recipe_yaml, "recipe.yaml")
 
-    def _start_stage(self, record: Record, event: events.StageStarted) -> None:
+    def _start_stage(self, record: LogEntry, event: events.StageStarted) -> None:
         tracked = self._take_up_stage(record, {CACHED: "false"})
         self._log_params(tracked, event.config)
         if event.root:
@@ -110,7 +110,7 @@ class Delivery:
             model_ids=[model.model_id for model in models if model],
         )
 
-    def _stage_cached(self, record: Record, event: events.StageCached) -> None:
+    def _stage_cached(self, record: LogEntry, event: events.StageCached) -> None:
         run, artifact = record.run, event.artifact
         existing = find_run(self.client, self.experiment_id, run=run, key=record.key)
         made_here = artifact.provenance.get("run") == run  # though MLflow may have been away, and the journal is lost
@@ -128,7 +128,7 @@ class Delivery:
         ended = existing.info.end_time if existing is not None and existing.info.status == "FINISHED" else record.time
         self.client.set_terminated(tracked.run_id, "FINISHED", end_time=ended)
 
-    def _show_cached(self, record: Record, artifact: Artifact) -> TrackedRun:
+    def _show_cached(self, record: LogEntry, artifact: Artifact) -> TrackedRun:
         maker = find_maker(self.client, self.experiment_id, key=record.key)
         tracked = self._take_up_stage(record, {CACHED: "true"} | ({MADE_BY: maker.info.run_id} if maker else {}))
         made_by = "by a run that this MLflow does not know"
@@ -139,7 +139,7 @@ class Delivery:
         self.client.set_tag(tracked.run_id, MLFLOW_RUN_NOTE, note)
         return tracked
 
-    def _send(self, tracked: TrackedRun, records: Iterable[Record]) -> None:
+    def _send(self, tracked: TrackedRun, records: Iterable[LogEntry]) -> None:
         """Log those points of the metrics among the records that MLflow lacks."""
         points: dict[tuple[str, int], Metric] = {}  # by name and step: the first of each
         for record in records:
@@ -158,7 +158,7 @@ class Delivery:
                 if not point.key.startswith(SYSTEM):
                     tracked.steps.setdefault(point.key, set()).add(point.step)
 
-    def _image(self, record: Record, event: events.Image) -> None:
+    def _image(self, record: LogEntry, event: events.Image) -> None:
         tracked, place = self._tracked(record.run, record.key), (event.name, event.step)
         if place in tracked.images:
             return
@@ -171,10 +171,10 @@ class Delivery:
         self.client.set_tag(tracked.run_id, MLFLOW_LOGGED_IMAGES, True)
         tracked.images.add(place)
 
-    def _text(self, record: Record, event: events.Text) -> None:
+    def _text(self, record: LogEntry, event: events.Text) -> None:
         self.client.log_text(self._tracked(record.run, record.key).run_id, event.content, event.name)
 
-    def _end_stage(self, record: Record, event: events.StageEnded) -> None:
+    def _end_stage(self, record: LogEntry, event: events.StageEnded) -> None:
         tracked = self._tracked(record.run, record.key)
         if event.error:
             self.client.set_tag(tracked.run_id, "cascade.error", event.error[:MAX_TAG_LENGTH])
@@ -184,26 +184,26 @@ class Delivery:
             self._register(tracked.run_id, record, event.artifact)
         self.client.set_terminated(tracked.run_id, event.status, end_time=record.time)
 
-    def _say_what_is_missing(self, record: Record, tracked: TrackedRun, artifact: Artifact) -> None:
+    def _say_what_is_missing(self, record: LogEntry, tracked: TrackedRun, artifact: Artifact) -> None:
         if missing := what_is_missing(artifact, tracked):
             why = "they were in the journal of a driver that is gone, or has yet to send them"
             self.warnings.append(f"{record.stage}: MLflow lacks {missing}: {why}")
 
-    def _describe_models(self, record: Record, event: events.ModelsDescribed) -> None:
+    def _describe_models(self, record: LogEntry, event: events.ModelsDescribed) -> None:
         tags = self.client.get_run(self._tracked(record.run).run_id).data.tags
         for tag in (tag for tag in tags if tag.startswith(MODEL_TAG)):
             name = tag.removeprefix(MODEL_TAG)
             self.client.update_registered_model(name, event.about)
             self.client.update_model_version(name, tags[tag], f"{event.about}\n\n{event.details}")
 
-    def _end_run(self, record: Record, event: events.RunEnded) -> None:
+    def _end_run(self, record: LogEntry, event: events.RunEnded) -> None:
         run_id = self._tracked(record.run).run_id
         if event.status == "FINISHED":
             promotion = promote_run(self.client, run_id, models=record.models, how=event.promote, ended=record.time)
             self.promotions[record.run] = [] if promotion is None else [promotion]
         self.client.set_terminated(run_id, event.status, end_time=record.time)
 
-    def _register(self, run_id: str, record: Record, artifact: Artifact) -> None:
+    def _register(self, run_id: str, record: LogEntry, artifact: Artifact) -> None:
         """Register a model and note its version in the parent run, which decides on champions when it ends well.
 
         An evaluation is noted there too, and gives the run and its model their metrics.
@@ -239,7 +239,7 @@ class Delivery:
         if new:
             self.client.log_batch(run_id, metrics=new)
 
-    def _take_up_stage(self, record: Record, tags: dict[str, str]) -> TrackedRun:
+    def _take_up_stage(self, record: LogEntry, tags: dict[str, str]) -> TrackedRun:
         tracked = take_up(
             self.client,
             self.experiment_id,
@@ -280,10 +280,10 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def batches(records: Iterable[Record]) -> list[list[Record]]:
+def batches(records: Iterable[LogEntry]) -> list[list[LogEntry]]:
     """Joins metrics of a run where no other event of that run lies between; keeps the order of the rest."""
-    joined: list[list[Record]] = []
-    open_: dict[tuple[str, str], list[Record]] = {}
+    joined: list[list[LogEntry]] = []
+    open_: dict[tuple[str, str], list[LogEntry]] = {}
     for record in records:
         place, metrics = (record.run, record.key), isinstance(record.event, events.Metrics)
         if metrics and place in open_:
@@ -296,7 +296,7 @@ def batches(records: Iterable[Record]) -> list[list[Record]]:
     return joined
 
 
-HANDLERS: dict[type, Callable[[Delivery, Record, Any], None]] = {
+HANDLERS: dict[type, Callable[[Delivery, LogEntry, Any], None]] = {
     events.RunStarted: Delivery._start_run,
     events.ModelsDescribed: Delivery._describe_models,
     events.RunEnded: Delivery._end_run,

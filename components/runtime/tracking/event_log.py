@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from components.runtime import events
-from components.runtime.events import Record
+from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import LOG
 from components.runtime.storage.store import Store
 from components.runtime.tracking.journal import Journal
@@ -56,7 +56,7 @@ class EventLog:
             key = self._keys.get(stage, "")
             if isinstance(event, events.StageEnded) and not key:
                 return
-            record = Record(time_ms or events.now_ms(), self.run, self.models, key, event)
+            record = LogEntry(time_ms or events.now_ms(), self.run, self.models, key, event)
             if self.journal is not None and not isinstance(event, events.Progress):
                 self.journal.append(record.line())
             if stage in self._segments and (stored := _stored(record)) is not None:
@@ -133,7 +133,7 @@ class Segments:
             self.number, self.lines = self.number + 1, []
 
 
-def _stored(record: Record) -> Record | None:
+def _stored(record: LogEntry) -> LogEntry | None:
     """The part of a record that segments hold."""
     if isinstance(record.event, events.Metrics):
         values = {name: value for name, value in record.event.values.items() if not name.startswith(SYSTEM)}
@@ -141,11 +141,12 @@ def _stored(record: Record) -> Record | None:
     return record if isinstance(record.event, events.Warning) else None
 
 
-def stage_records(stage: Store) -> Iterator[Record]:
+def stage_records(stage: Store) -> Iterator[LogEntry]:
     """Records in the segments of a stage, in order of time. Raises StoreError."""
     files = [info.path for info in stage.list(LOG) if info.path.endswith(".jsonl")]
     yield from sorted(
-        (Record.read(line) for path in files for line in stage.read(path).splitlines()), key=lambda record: record.time
+        (LogEntry.read(line) for path in files for line in stage.read(path).splitlines()),
+        key=lambda record: record.time,
     )
 
 

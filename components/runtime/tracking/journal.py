@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from components.runtime.events import Record
+from components.runtime.events import LogEntry
 
 logger = logging.getLogger(__name__)
 HEADER, LOCK = "journal.json", "lock"
@@ -40,11 +40,11 @@ class Journal:
         self._events.write(line)
         self._events.flush()
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[LogEntry]:
         """All records, sent or not."""
         return [record for record, _ in self._read(0)]
 
-    def unshipped(self, *, limit: int) -> tuple[list[Record], int]:
+    def unshipped(self, *, limit: int) -> tuple[list[LogEntry], int]:
         """The next records to send, at most `limit` and about 16 MB, and the position to `mark` afterwards."""
         records, start = [], self._shipped()
         position = start
@@ -83,7 +83,7 @@ class Journal:
         path = self.folder / "shipped"
         return int(path.read_text()) if path.exists() else 0
 
-    def _read(self, position: int) -> Iterator[tuple[Record, int]]:
+    def _read(self, position: int) -> Iterator[tuple[LogEntry, int]]:
         with open(self.folder / "events.jsonl", "rb") as file:
             file.seek(position)
             for line in file:
@@ -91,7 +91,7 @@ class Journal:
                     return
                 position += len(line)
                 try:
-                    yield Record.read(line), position
+                    yield LogEntry.read(line), position
                 except json.JSONDecodeError:  # the unfinished line of a killed process, ended by its successor
                     continue
                 except (LookupError, TypeError, ValueError):

@@ -150,7 +150,7 @@ class Sender(threading.Thread):
         journal.mark(position)
         return True
 
-    def send_batch(self, batch: list[events.Record], journal: Journal) -> None:
+    def send_batch(self, batch: list[events.LogEntry], journal: Journal) -> None:
         """Deliver records together; set aside records that MLflow refuses for good.
 
         Raises MlflowAwayError for other errors.
