@@ -15,7 +15,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from pipelines.planning.cores import share_cores
+from pipelines.command.options import share_cores
 
 share_cores()  # before torch is imported, here and in all that the tests start
 SERVER_SECONDS = 180

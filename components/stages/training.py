@@ -20,11 +20,11 @@ from components.data.tokens import (
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.training.families import task_maker
-from components.training.flops import step_flops
 from components.training.inputs import image_inputs
 from components.training.launch import train
 from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
+from components.training.step_model import step_flops
 from components.training.worker import RankStream, RayStream
 
 HELD_OUT = 256  # images for previews and the final evaluation

@@ -1,54 +1,30 @@
 """The bytes that a step of a training keeps between its forward and its backward pass, told from its configuration.
 
-The task itself goes forward on torch's meta device, in the recipe's precision as a GPU would, with so many samples and
-with twice as many: the difference is what each sample keeps. The rest does not grow: in bf16, above all, the copies of
-weights that their gradients need.
+The task itself takes its step on torch's meta device, in the recipe's precision and with the kernels of a GPU, with so
+many samples and with twice as many: the difference is what each sample keeps. The rest does not grow: in bf16, above
+all, the copies of weights that their gradients need. Counted is each storage once, as
+`torch.autograd.graph.saved_tensors_hooks` sees them.
 
 Not counted is what lives for a moment (outputs that nothing needs later, gradients between layers, workspaces of
 kernels), what fragments a GPU's memory, and what frozen networks that make columns need. Compiled blocks keep less.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
-from components.configuration.trainings import (
-    AnyTraining,
-    AutoencoderTraining,
-    ClassifierTraining,
-    ContrastiveTraining,
-    DiffusionPriorTraining,
-    GANTraining,
-    MaskedPriorTraining,
-    PixelTraining,
-    PriorTraining,
-)
-from components.training.building import IMAGES
-from components.training.flops import given_conditions, perceptual_loss
-from components.training.kept import GPUKernels, Kept, as_it_is, kept_by
-from components.training.learner import Learner
+from components.configuration.trainings import GANTraining
+from components.models.network_blocks import blocks_of
 from components.training.loop import Batch
-from components.training.parallel import Worker
-from components.training.sizes import without_memory
-from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.classifier import ClassifierTask
+from components.training.step_model import StepModel, WithoutNumbers, acting, learners_of, take_gradients
 from components.training.tasks.contrastive import ContrastiveTask
-from components.training.tasks.diffusion import DiffusionTask
-from components.training.tasks.diffusion_prior import DiffusionPriorTask
-from components.training.tasks.gan import GANTask
-from components.training.tasks.image_to_image import ImageToImageTask
-from components.training.tasks.masked_prior import MaskedPriorTask
-from components.training.tasks.pixels import PixelTask
-from components.training.tasks.prior import PriorTask
 
-META = Worker(device=torch.device("meta"))
-
-
-class UncountedError(Exception):
-    """What a step keeps can't be told without its numbers; the message says why."""
+Storages = dict[int, Tensor]  # one tensor of each storage, which keeps it, by the storage's identity
 
 
 class Linear(NamedTuple):
@@ -59,7 +35,7 @@ class Linear(NamedTuple):
 
     @classmethod
     def through(cls, once: int, twice: int, *, unit: int) -> "Linear":
-        """Of what `unit` samples keep, and twice as many."""
+        """The line through what `unit` samples keep, and twice as many."""
         sample = (twice - once) // unit
         return cls(once - unit * sample, sample)
 
@@ -68,7 +44,7 @@ class Linear(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """What a step keeps; see `components.training.kept.Kept`."""
+    """What a step keeps; see `Kept`."""
 
     whole: Linear
     recomputed: Linear
@@ -83,27 +59,19 @@ class Activations(NamedTuple):
         return Linear(fixed if sharded else max(fixed, self.whole.fixed), self.recomputed.sample + self.block.sample)
 
 
-def activations(
-    training: AnyTraining, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None
-) -> Activations:
+def activations(model: StepModel) -> Activations:
     """What a device keeps in the last step of a training, when every loss has begun.
 
-    Args:
-        dataset_info: what the data set conditions on.
-        grid: of the tokens that a prior learns; None for what learns images.
-
-    Raises UncountedError where the step reads numbers, which the meta device has none of; ValueError for a data set
-    that the training can't learn from, PerceptualWeightsError where the package of its perceptual network is missing.
+    Raises PerceptualWeightsError where the package of its perceptual network is missing.
     """
+    training = model.training
     unit = training.optimization.discriminator_steps if isinstance(training, GANTraining) else 1  # as equal parts
     with GPUKernels():
-        task = task_without_memory(training, dataset_info, grid)
-        batches = [batch_without_memory(training, dataset_info, grid, samples=factor * unit) for factor in (1, 2)]
-        try:
-            once, twice = (step_keeps(task, batch) for batch in batches)
-        except (NotImplementedError, RuntimeError) as error:  # what torch says where a shape depends on numbers
-            raise UncountedError(f"its step reads numbers of the device: {str(error).splitlines()[0]}") from error
-    pairs = list(zip(once, twice, strict=True))  # a GAN's step has two passes: at most the larger one's is kept
+        once, twice = (
+            step_keeps(model.loaded_task(), model.batch(samples), step=training.optimization.total_steps)
+            for samples in (unit, 2 * unit)
+        )
+    pairs = list(zip(once, twice, strict=True))  # a GAN's step has several passes: at most the largest one's is kept
     blocks = [block for one, two in pairs for block in zip(one.blocks, two.blocks, strict=True)]
     return Activations(
         whole=largest(Linear.through(one.whole, two.whole, unit=unit) for one, two in pairs),
@@ -113,106 +81,120 @@ def activations(
 
 
 def largest(lines: Iterable[Linear]) -> Linear:
-    """What is never below any of these."""
+    """The line that is never below any of these."""
     fixed, sample = zip(*lines, strict=True)
     return Linear(max(fixed), max(sample))
 
 
-def step_keeps(task: Any, batch: Batch) -> list[Kept]:
-    """What the passes of a step with this batch keep, one after another, on any device."""
-    networks = [value.network for value in vars(task).values() if isinstance(value, Learner)]
-    step = task.config.optimization.total_steps
-    return [kept_by(forward, *networks) for forward in passes(task, batch, step=step)]
+class Kept(NamedTuple):
+    """Bytes that a pass keeps, without weights and buffers."""
+
+    whole: int
+    recomputed: int  # where blocks keep only what goes into them
+    blocks: tuple[int, ...]  # of each block more, while it is computed again
 
 
-def passes(task: Any, batch: Batch, *, step: int) -> list[Callable[[], Any]]:
-    """The passes of a step of which each is done with what it kept before the next one begins."""
-    match task:
-        case AutoencoderTask():
-            return [partial(task.backward, batch, 1.0, step=step, ratio=None)]
-        case GANTask():
-            turns = task.config.optimization.discriminator_steps
-            part = {name: value[::turns] for name, value in batch.items()}
-            return [partial(task.train_discriminator, part, step), partial(task.train_generator, batch, step)]
-        case ContrastiveTask():
-            return [partial(pulled, task, batch)]
-        case DiffusionTask():
-            return [partial(task.loss, batch)]
-        case PriorTask():
-            return [partial(task.trained_losses, batch)]
-        case MaskedPriorTask() | PixelTask() | DiffusionPriorTask() | ClassifierTask():
-            return [partial(task.trained_loss, batch)]
-    raise TypeError(f"no pass is known of a {type(task).__name__}")
+def step_keeps(task: Any, batch: Batch, *, step: int) -> list[Kept]:
+    """Bytes kept by the passes of a step with this batch, one after another, on any device; nothing goes backward."""
+    keeping = Keeping([learner.network for learner in learners_of(task)])
+    with keeping.during(), ExitStack() as stack:
+        if isinstance(task, ContrastiveTask):  # its gradients at the embeddings are known by the time it goes backward
+            stack.enter_context(acting(task, gradients=partial(uncounted, task.gradients)))
+        take_gradients(task, batch, step=step, backward=keeping.backward)
+    return keeping.passes
 
 
-def pulled(task: ContrastiveTask, batch: Batch) -> Any:
-    """What a contrastive batch goes backward through. The gradients at its embeddings are known by then, and what they
-    needed is gone."""
-    embeddings = task.embed(task.learner.forward, batch)
+def uncounted(function: Callable[[Any], Any], *arguments: Any) -> Any:
+    """Call the function; nothing that it saves counts as kept."""
     with torch.autograd.graph.saved_tensors_hooks(as_it_is, as_it_is):
-        known = task.gradients(embeddings)
-    return task.pull(embeddings, known, rows=slice(0, len(batch["position"])), share=1.0)
+        return function(*arguments)
 
 
-def task_without_memory(training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGrid | None) -> Any:
-    """The task of a training on the meta device: nothing is compiled or computed again, and there are no encoders."""
-    changes = {"compile_network": False, "gradient_checkpointing": False}
-    config: Any = training.replace(optimization=training.optimization.replace(**changes))
-    match config:
-        case AutoencoderTraining():
-            return autoencoder_without_memory(config)
-        case GANTraining():
-            return GANTask(config, dataset_info=dataset_info, worker=META)
-        case PriorTraining():
-            return PriorTask(config, dataset_info=dataset_info, grid=known(grid), worker=META)
-        case MaskedPriorTraining():
-            return MaskedPriorTask(config, dataset_info=dataset_info, grid=known(grid), worker=META)
-        case PixelTraining():
-            return PixelTask(config, dataset_info=dataset_info, grid=grid, worker=META)
-        case ContrastiveTraining():
-            return ContrastiveTask(config, dataset_info=dataset_info, worker=META)
-        case ClassifierTraining():
-            return ClassifierTask(config, dataset_info=dataset_info, worker=META)
-        case DiffusionPriorTraining():
-            return DiffusionPriorTask(config, dataset_info=dataset_info, load_encoders=(), worker=META)
-        case _:
-            kind = DiffusionTask if config.degradation is None else ImageToImageTask
-            return kind(config, dataset_info=dataset_info, worker=META)
+class Keeping:
+    """Counts what is kept during passes of these networks, each until it goes backward."""
+
+    def __init__(self, networks: Sequence[nn.Module] = ()) -> None:
+        self.blocks = [block for network in networks for block in blocks_of(network).values()]
+        self.held = {identity(tensor) for network in networks for tensor in (*network.parameters(), *network.buffers())}
+        self.passes: list[Kept] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a pass."""
+        self.outside, self.arguments, self.inside = Storages(), Storages(), list[Storages]()
+        self.open = self.outside
+
+    @contextmanager
+    def during(self) -> Iterator[None]:
+        """Inside, what is kept is counted."""
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.callback(block.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+                stack.callback(block.register_forward_hook(self.leave).remove)
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self.keep, as_it_is))
+            yield
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        if identity(tensor) not in self.held:
+            self.open[identity(tensor)] = tensor
+        return tensor
+
+    def enter(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        arguments = {identity(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        self.arguments |= {key: tensor for key, tensor in arguments.items() if key not in self.held}
+        self.open = Storages()
+        self.inside.append(self.open)
+
+    def leave(self, block: nn.Module, args: Any, output: Any) -> None:
+        self.open = self.outside
+
+    def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """End a pass in place of `Learner.backward`; one whose graph is retained goes on."""
+        if not retain_graph:
+            self.passes.append(self.kept())
+            self.begin()
+
+    def kept(self) -> Kept:
+        """Bytes that the pass has kept until now."""
+        recomputed, whole = self.outside | self.arguments, dict(self.outside)
+        for storages in self.inside:
+            whole |= storages
+        blocks = [bytes_of({key: storages[key] for key in storages.keys() - recomputed}) for storages in self.inside]
+        return Kept(bytes_of(whole), bytes_of(recomputed), tuple(blocks))
 
 
-def autoencoder_without_memory(config: AutoencoderTraining) -> AutoencoderTask:
-    """Its perceptual network has shapes and no weights."""
-    losses = config.losses.replace(perceptual_network="none")
-    task = AutoencoderTask(config.replace(losses=losses), worker=META)
-    with without_memory():
-        task.perceptual = perceptual_loss(config)
-    return task
+def identity(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
-def known(grid: TokenGrid | None) -> TokenGrid:
-    assert grid is not None
-    return grid
+def bytes_of(storages: Storages) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
-def batch_without_memory(
-    training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGrid | None, *, samples: int
-) -> Batch:
-    """All columns that the training can ask for; what the host reads is on the host."""
-    data: Any = getattr(training, "data", None)
-    host = {"position": torch.arange(samples), "task": torch.zeros(samples, dtype=torch.long)}
-    with torch.device("meta"):
-        batch = given_conditions(training, dataset_info, samples)
-        batch |= {f"null_{name}": batch[name] for name in ("text_states", "text_embedding") if name in batch}
-        batch |= {"label": torch.empty(samples, dtype=torch.long)}
-        if grid is not None:
-            batch["tokens"] = torch.empty(samples, grid.height * grid.width, dtype=torch.long)
-        elif isinstance(training, DiffusionPriorTraining):
-            batch["image_embedding"] = torch.empty(samples, dataset_info.image_embedding_dim)
-        else:
-            channels = getattr(data, "in_channels", 3)
-            shape = samples, data.resolution, data.resolution
-            batch["image"] = torch.empty(shape[0], channels, *shape[1:])
-            batch["condition_image"] = torch.empty(shape[0], 3, *shape[1:])
-        if isinstance(training, ContrastiveTraining):
-            batch["text"] = torch.empty(samples, dataset_info.text_length, dtype=torch.long)
-    return batch | host
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class GPUKernels(WithoutNumbers):
+    """Inside, meta tensors also take the kernels that a GPU has: attention without the matrix of all weights, and
+    dropout that keeps a byte an element."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(func, "__name__", ""), kwargs or {}
+        if name == "scaled_dot_product_attention":
+            return fused_attention(*args, **options)
+        if name == "dropout" and not options.get("inplace"):
+            return fused_dropout(*args, **options)
+        return super().__torch_function__(func, types, args, options)
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """What torch's memory-efficient kernel keeps: queries, keys, values, the output and a number for each query."""
+    bias = None if attn_mask is None else attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, is_causal)[0]
+
+
+def fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(input, p, True)[0] if training and p > 0 else input

@@ -8,6 +8,7 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from components.configuration.optimization import OptimizationConfig
 from components.models.autocast import autocast
@@ -19,7 +20,6 @@ from components.training.parallel import Worker, data_parallel, synchronized
 from components.training.power_ema import PowerEMA
 from components.training.randomness import derive_seed
 from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
-from components.training.sizes import without_memory
 
 EVALUATION_BATCH = 64
 
@@ -175,6 +175,24 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
     """Initialize or drop out from (seed, place) and give the global CPU generator back as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "module", *place))
+        yield
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, initial weights are neither drawn nor normalized: for networks without memory, of which torch would first
+    import sympy, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func.__name__ in ("normal_", "normalize"):
+            return [*args, *named.values()][0]
+        return (torch.empty if func is torch.randn else func)(*args, **named)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks inside that have shapes and no numbers."""
+    with torch.device("meta"), Undrawn():
         yield
 
 

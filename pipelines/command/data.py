@@ -36,9 +36,8 @@ MOST_CLASSES = 10  # that the summary names
 
 def check_workers(source: str, path: str | None, store: Store) -> None:
     """Raise UsageError or SourceError, in one line, if the nodes that work can't read the source or write shards."""
-    from pipelines.planning.checkpoint_space import Space
-    from pipelines.planning.nodes import check_nodes  # with torch, which `cascade data` does without on one machine
-    from pipelines.planning.preflight import needs_of_source
+    # With torch, which `cascade data` does without on one machine.
+    from pipelines.planning.preflight import Space, check_nodes, needs_of_source
 
     check_nodes(needs_of_source(source, path), store, Space())
 

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from components.models.diffusion.steps import SAMPLERS
 from components.sampling.requests import in_words, request_options, typed_options
-from pipelines.command.options import Sampling, Tracking, takes_options
-from pipelines.planning.cores import share_cores
+from pipelines.command.options import Sampling, Tracking, share_cores, takes_options
 
 LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
 Model = Annotated[str | None, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")]

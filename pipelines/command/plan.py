@@ -12,13 +12,11 @@ from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import plan_table
 from pipelines.engine.provenance import code_line
 from pipelines.engine.session import on_cluster
-from pipelines.planning.cluster import Cluster, parse_cluster, this_machine
 from pipelines.planning.cost import UTILIZATION, rate_of, stage_costs
 from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table
-from pipelines.planning.preflight import check_batches, check_sharding, trainings
-from pipelines.planning.profiles import Profile, load_profile
-from pipelines.planning.resource_table import gpu_count, resource_rows, resource_table
-from pipelines.planning.shares import share_cluster
+from pipelines.planning.preflight import check_batches, check_sharding
+from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cluster, this_machine
+from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.paper import paper_recipes

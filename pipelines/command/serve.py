@@ -18,10 +18,9 @@ import components
 from components.configuration.usage import UsageError, explain
 from components.runtime.tracking.names import REGISTRY, environment, shown_source
 from components.serving.settings import KEYS, KEYS_FILE, ServedModel, ServiceSettings, is_loopback, read_keys
+from pipelines.command.options import SHARED_CORES
 from pipelines.engine.session import on_cluster, set_environment, start_ray
-from pipelines.planning.cluster import Cluster
-from pipelines.planning.cores import SHARED_CORES
-from pipelines.planning.profiles import tracking_uri
+from pipelines.planning.profiles import Cluster, tracking_uri
 
 if TYPE_CHECKING:
     from components.serving.deployment import Application

@@ -26,13 +26,17 @@ from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
 from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
 from pipelines.engine.session import on_cluster, set_environment, start_ray
-from pipelines.planning.checkpoint_space import space_of
-from pipelines.planning.cluster import parse_cluster
-from pipelines.planning.nodes import check_nodes
-from pipelines.planning.preflight import Needs, check_batches, check_needs, check_sharding, needs_of, trainings
-from pipelines.planning.profiles import Profile, load_profile, storage_uri, tracking_uri
-from pipelines.planning.resource_table import resource_table
-from pipelines.planning.shares import share_cluster
+from pipelines.planning.preflight import (
+    Needs,
+    check_batches,
+    check_needs,
+    check_nodes,
+    check_sharding,
+    needs_of,
+    space_of,
+)
+from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
+from pipelines.planning.shares import resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
 from pipelines.recipes.shapes import Recipe
 from pipelines.workflow import PlannedStage, Selection, Workflow

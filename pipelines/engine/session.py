@@ -12,7 +12,7 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from components.configuration.usage import UsageError
 from components.runtime.tracking.names import environment
-from pipelines.planning.cluster import Cluster, found_cluster, local_cpus, usable_gpus
+from pipelines.planning.profiles import Cluster, found_cluster, local_cpus, usable_gpus
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -1,8 +1,8 @@
-"""What a run will cost on a cluster that is not here: operations, hours, bytes and a price, stage by stage.
+"""Costs of a run on a cluster that is not here: operations, hours, bytes and a price, stage by stage.
 
-Operations are counted (`components.training.flops`), hours follow from the peak of the GPU and from how much of it one
-expects to use, which no one knows before it is measured. What is not counted: samples and evaluation, a pretrained text
-encoder, the time to read images, to save and to start.
+Operations are counted (`components.training.step_model`), hours follow from the peak of the GPU and from how much of it
+one expects to use, which no one knows before it is measured. What is not counted: samples and evaluation, a pretrained
+text encoder, the time to read images, to save and to start.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,27 @@ from functools import cache
 from typing import NamedTuple
 
 from components.configuration.config import Config
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.optimization import OptimizationConfig
-from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining
+from components.configuration.trainings import AnyTraining, AutoencoderTraining
 from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
-from components.training.flops import Maker, TrainingFlops, encoding_flops, training_flops
 from components.training.loop import is_scheduled
-from components.training.sizes import autoencoder_grid, training_sizes
 from components.training.speed import PEAK_TFLOPS
-from pipelines.planning.checkpoint_space import assumed_dataset_info, tokens_of
-from pipelines.planning.resource_table import gpus_of
-from pipelines.planning.step_memory import StepMemory, step_memory
+from components.training.step_model import StepModel, TrainingFlops
+from pipelines.planning.memory import (
+    StepMemory,
+    assumed_dataset_info,
+    autoencoder_grid,
+    checkpoint_bytes,
+    model_bytes,
+    model_of,
+    step_memory,
+    tokens_of,
+)
+from pipelines.planning.shares import gpus_of
 from pipelines.workflow import Stage, Workflow
 
 UTILIZATION = 0.35  # of the peak: ADM reports 0.29 to 0.41 for its models on V100s (Dhariwal and Nichol, 2021, table 7)
@@ -32,7 +38,7 @@ TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a numb
 
 
 class GPU(NamedTuple):
-    """Of its data sheet, without sparsity."""
+    """Figures of a GPU's data sheet, without sparsity."""
 
     peak: float  # FLOP/s of dense matrix products in bf16
     memory: float  # bytes
@@ -49,7 +55,7 @@ GPUS = {
 
 
 class Rate(NamedTuple):
-    """What an hour of a GPU does and costs."""
+    """Work and price of an hour of a GPU."""
 
     gpu: GPU
     utilization: float = UTILIZATION
@@ -76,7 +82,10 @@ class StageCost(NamedTuple):
 
 
 def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None = None) -> Rate:
-    """Raises UsageError, in one line, for a GPU that is unknown, or for numbers that can't be."""
+    """The rate of a GPU by its name.
+
+    Raises UsageError, in one line, for a GPU that is unknown, or for numbers that can't be.
+    """
     if gpu not in GPUS:
         raise UsageError(f"--gpu: unknown {gpu!r}{nearest(gpu, GPUS)}")
     if not 0 < utilization <= 1:
@@ -89,22 +98,22 @@ def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None =
 def stage_costs(
     workflow: Workflow, shares: Mapping[str, Resources], rate: Rate, *, images: int | None = None
 ) -> list[StageCost]:
-    """Of those stages of `shares` that are counted, in the workflow's order.
+    """Costs of the stages of `shares` that are counted, in the workflow's order.
 
     Args:
         images: of the set; None: unknown, and then the stages that go through it once are left out.
     """
-    costs = []
-    for stage in workflow.stages:
+    costs, stages = [], workflow.stages
+    for stage in stages:
         if stage.name in shares and isinstance(stage.config, AnyTraining):
-            costs.append(training_cost(stage, workflow.stages, shares[stage.name], rate, images=images))
+            costs.append(training_cost(stage, stages, shares[stage.name], rate, images=images))
         elif stage.name in shares and isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
-            costs.append(encoding_cost(stage, workflow.stages, shares[stage.name], rate, images=images))
+            costs.append(encoding_cost(stage, stages, shares[stage.name], rate, images=images))
     return costs
 
 
 def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
-    """How many a training of so many hours writes, by the clock or by its steps; the last step is always saved."""
+    """Checkpoints that a training of so many hours writes, by the clock or by steps; the last step is always saved."""
     if optimization.checkpoint_minutes is not None:
         return 1 + int(60 * hours / optimization.checkpoint_minutes)
     return sum(is_scheduled(step, optimization) for step in range(1, optimization.total_steps + 1))
@@ -113,26 +122,23 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
 def training_cost(
     stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int | None = None
 ) -> StageCost:
-    """Of a training on the workers that it gets."""
-    config = stage.config
-    assert isinstance(config, AnyTraining)
-    info, grid = assumed_dataset_info(stage, stages), tokens_of(stage, "tokens")
-    optimization = config.optimization
-    columns = columns_of(stage)
-    flops = counted_flops(config, info, grid, tuple(columns.items()))
-    alone = counted_flops(config, info, grid, ()) if columns else flops
-    sizes = training_sizes(config, info, grid=grid)
-    gpu_hours, gpus = rate.gpu_hours(flops.total), gpus_of(resources)
+    """Count a training on the workers that it gets."""
+    model = model_of(stage, stages)
+    optimization, own = model.training.optimization, counted_flops(model)
+    makers = {name: model_of(maker, stages) for name, maker in columns_of(stage).items()}
+    frozen = sum(encoding_flops(maker, name) for name, maker in makers.items()) * optimization.global_batch_size
+    flops = own.total + frozen * optimization.total_steps
+    gpu_hours, gpus = rate.gpu_hours(flops), gpus_of(resources)
     checkpoints = checkpoints_of(optimization, hours=gpu_hours / gpus)
     return StageCost(
         stage=stage.name,
         gpus=gpus,
-        step_flops=flops.step,
-        frozen_flops=flops.step - alone.step,
+        step_flops=own.step + frozen,
+        frozen_flops=frozen,
         samples=optimization.global_batch_size,
-        flops=flops.total,
-        read=training_reads(stage, stages, info, grid, images=images, workers=resources.num_workers),
-        written=checkpoints * sizes.checkpoint + sizes.model,
+        flops=flops,
+        read=training_reads(stage, stages, images=images, workers=resources.num_workers),
+        written=checkpoints * checkpoint_bytes(model) + model_bytes(model),
         step=step_memory(stage, stages, resources),
         gpu_hours=gpu_hours,
         hours=gpu_hours / gpus,
@@ -140,33 +146,37 @@ def training_cost(
 
 
 def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int) -> StageCost:
-    """Of a stage in which frozen networks go through the set once."""
-    info = assumed_dataset_info(stage, stages)
+    """Count a stage in which frozen networks go through the set once."""
     if isinstance(stage.config, PrecomputeConfig):
         names = stage.config.columns
         makers = {name: maker for name in names if (maker := maker_of(stage, name)) is not None}
-        width = sum(column_bytes(stage, name, info) for name in names)
+        width = sum(column_bytes(stage, name, stages) for name in names)
     else:
-        tokenizer = config_of(stage, "tokenizer")
-        assert isinstance(tokenizer, AutoencoderTraining)
-        grid, makers = autoencoder_grid(tokenizer), {"tokens": tokenizer}
+        makers = {"tokens": source_of(stage, "tokenizer")}
+        config = makers["tokens"].config
+        assert isinstance(config, AutoencoderTraining)
+        grid = autoencoder_grid(config)
         width = grid.height * grid.width * TOKEN_BYTES
-    flops = sum(encoding_flops(maker, name, info) for name, maker in makers.items()) * images
+    flops = sum(encoding_flops(model_of(maker, stages), name) for name, maker in makers.items()) * images
     gpu_hours, read = rate.gpu_hours(flops), images * pixels(images_of(stages).resolution)
     written, gpus = images * width, gpus_of(resources)
     return StageCost(stage.name, gpus, None, 0, images, flops, read, written, None, gpu_hours, gpu_hours / gpus)
 
 
 @cache
-def counted_flops(
-    config: AnyTraining, info: DatasetInfo, grid: TokenGrid | None, columns: tuple[tuple[str, Maker], ...]
-) -> TrainingFlops:
-    """Counted once, for a recipe's trainings are also those of others."""
-    return training_flops(config, info, grid=grid, columns=dict(columns))
+def counted_flops(model: StepModel) -> TrainingFlops:
+    """Count the operations of a training, once."""
+    return model.training_flops()
 
 
-def columns_of(stage: Stage) -> dict[str, Maker]:
-    """What frozen networks of this house make at each step of a training, by the name of the column.
+@cache
+def encoding_flops(maker: StepModel, column: str) -> int:
+    """Count the operations of a frozen network that makes a column of one sample, once."""
+    return maker.encoding_flops(column)
+
+
+def columns_of(stage: Stage) -> dict[str, Stage]:
+    """The trainings of frozen networks that make columns at each step of a training, by the name of the column.
 
     Contrastive states and embedding of a text are one pass.
     """
@@ -175,66 +185,57 @@ def columns_of(stage: Stage) -> dict[str, Maker]:
     if stage.name == "diffusion_prior":
         names.append("image_embedding")
     source = stage.inputs.get("images")
-    made = source.config.columns if isinstance(source, Stage) and isinstance(source.config, PrecomputeConfig) else ()
-    found = {name: maker_of(stage, name) for name in names if name not in made}
-    columns = {name: maker for name, maker in found.items() if maker is not None}
+    stored = source.config.columns if isinstance(source, Stage) and isinstance(source.config, PrecomputeConfig) else ()
+    columns = {name: maker for name in names if name not in stored and (maker := maker_of(stage, name)) is not None}
     if "text_states" in columns and columns.get("text_embedding") is columns["text_states"]:
         del columns["text_embedding"]
     return columns
 
 
-def maker_of(stage: Stage, column: str) -> Maker | None:
-    """Who makes a column for a stage; None for one of the data set, and for a pretrained text encoder."""
-    if column == "latents":
-        return config_of(stage, "autoencoder") if "autoencoder" in stage.inputs else None
+def maker_of(stage: Stage, column: str) -> Stage | None:
+    """The training that makes a column for a stage; None for one of the set, and for a pretrained text encoder."""
     texts = ("text_states", "text_embedding")
-    if column not in (*texts, "image_embedding") or (column in texts and "text_encoder" in stage.inputs):
+    if column not in ("latents", *texts, "image_embedding") or (column in texts and "text_encoder" in stage.inputs):
         return None
-    return config_of(stage, "contrastive") if "contrastive" in stage.inputs else None
+    name = "autoencoder" if column == "latents" else "contrastive"
+    return source_of(stage, name) if name in stage.inputs else None
 
 
-def config_of(stage: Stage, name: str) -> Maker:
-    """The training of the frozen network that a stage is given under this name."""
+def source_of(stage: Stage, name: str) -> Stage:
+    """The stage that a stage is given under this name."""
     source = stage.inputs[name]
     assert isinstance(source, Stage)
-    assert isinstance(source.config, AutoencoderTraining | ContrastiveTraining)
-    return source.config
+    return source
 
 
-def column_bytes(stage: Stage, name: str, info: DatasetInfo) -> int:
+def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
     """Bytes of a column of one sample, as `precompute` keeps them."""
+    info = assumed_dataset_info(stage, stages)
     if name == "text_states":
         return info.text_states_length * info.text_states_dim * ARRAY_BYTES
     if name != "latents":
         return info.image_embedding_dim * ARRAY_BYTES
-    autoencoder = config_of(stage, "autoencoder")
+    autoencoder = source_of(stage, "autoencoder").config
     assert isinstance(autoencoder, AutoencoderTraining)
     side = autoencoder.data.resolution // autoencoder.network.factor
     return autoencoder.network.diffused_channels * side**2 * ARRAY_BYTES
 
 
-def training_reads(
-    stage: Stage,
-    stages: Sequence[Stage],
-    info: DatasetInfo,
-    grid: TokenGrid | None,
-    *,
-    images: int | None,
-    workers: int,
-) -> int | None:
+def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None, workers: int) -> int | None:
     """Bytes that all workers read: of tokens the whole set once each, else every sample of every step, as 8-bit pixels
     of the side that the set keeps, which are fewer once they are compressed. None where that needs `images`."""
     assert isinstance(stage.config, AnyTraining)
+    grid, image_set = tokens_of(stage, "tokens"), images_of(stages)
     if grid is not None:
-        row = (grid.height * grid.width + info.text_length) * TOKEN_BYTES
+        row = (grid.height * grid.width + image_set.text_length) * TOKEN_BYTES
         return None if images is None else images * row * workers
     samples = stage.config.optimization.total_steps * stage.config.optimization.global_batch_size
     source = stage.inputs.get("images")
     if not isinstance(source, Stage) or not isinstance(source.config, PrecomputeConfig):
-        return samples * pixels(images_of(stages).resolution)
+        return samples * pixels(image_set.resolution)
     names = source.config.columns
-    made = sum(column_bytes(source, name, info) for name in names)
-    return samples * (made + (0 if "latents" in names else pixels(source.config.kept)))
+    arrays = sum(column_bytes(source, name, stages) for name in names)
+    return samples * (arrays + (0 if "latents" in names else pixels(source.config.kept)))
 
 
 def images_of(stages: Sequence[Stage]) -> ImagesConfig:

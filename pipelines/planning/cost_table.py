@@ -1,4 +1,4 @@
-"""Costs as tables: of one recipe for the terminal, of several as Markdown."""
+"""Costs and memory as tables: of one recipe for the terminal, of several as Markdown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,15 +8,13 @@ from components.configuration.optimization import Training
 from components.configuration.trainings import AnyTraining
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
-from pipelines.planning.cluster import Cluster
+from components.training.sharding import why_whole
 from pipelines.planning.cost import Rate, StageCost, longest_path, stage_costs
-from pipelines.planning.memory_table import markdown, memory_overview
-from pipelines.planning.profiles import Profile
+from pipelines.planning.memory import device_bytes, memory_warning, model_of
+from pipelines.planning.profiles import Cluster, Profile
 from pipelines.planning.publications import compute_lines, published_flops
-from pipelines.planning.resource_table import gpu_count
-from pipelines.planning.shares import share_cluster
-from pipelines.planning.step_memory import memory_warning, step_memory
-from pipelines.workflow import Workflow
+from pipelines.planning.shares import gpu_count, share_cluster
+from pipelines.workflow import Stage, Workflow
 
 HOURS_A_DAY = 24
 HEADS = (
@@ -26,6 +24,10 @@ HEADS = (
 COLUMNS = (
     *("GPUs", "FLOP/step", "GPU-hours", "time", "read", "written"),
     *("memory", "activations", "a GPU", "price"),
+)
+MEMORY_HEADS = (
+    *("recipe", "training", "weights", "gradients", "optimizer", "averages", "a GPU"),
+    *("shards", "parts", "gathered", "a GPU, sharded"),
 )
 UNKNOWN = "–"
 
@@ -53,9 +55,9 @@ def cost_cells(cost: StageCost, rate: Rate) -> tuple[str, ...]:
         "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
         readable(cost.gpu_hours),
         span(cost.hours),
-        known(cost.read),
+        UNKNOWN if cost.read is None else readable_bytes(cost.read),
         readable_bytes(cost.written),
-        *(("", "", "") if step is None else map(known, (step.held, step.activations, step.total))),
+        *(("", "", "") if step is None else map(readable_bytes, (step.held, step.activations, step.total))),
         money(cost.gpu_hours, rate),
     )
 
@@ -93,15 +95,10 @@ def cost_notes(
 
 
 def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate) -> list[str]:
-    """What does not fit a GPU, with what to set, and what can't be counted."""
-    lines = []
-    for stage in workflow.stages:
-        if stage.name in shares and isinstance(stage.config, AnyTraining):
-            step = step_memory(stage, workflow.stages, shares[stage.name])
-            lines += [f"Activations of {stage.name} are not counted: {step.why}."] if step.why else []
-            line = memory_warning(stage, workflow.stages, shares[stage.name], memory=rate.gpu.memory)
-            lines += [] if line is None else [line]
-    return lines
+    """Trainings that do not fit a GPU, each with what to set."""
+    trained = [stage for stage in workflow.stages if stage.name in shares and isinstance(stage.config, AnyTraining)]
+    lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=rate.gpu.memory) for stage in trained)
+    return [line for line in lines if line is not None]
 
 
 def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
@@ -111,27 +108,21 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
     The first column of numbers is of one image in a step, forward and backward, what frozen networks add behind a plus;
     the second is the same without those, as published.
     """
-    lines = [markdown(HEADS), markdown(["---", "---", *["---:"] * (len(HEADS) - 2)])]
+    lines, notes, memory = heading(HEADS), list[str](), heading(MEMORY_HEADS)
     for workflow in workflows:
-        lines += recipe_lines(workflow, profile, cluster, rate)
-    notes = [line for workflow in workflows for line in room_lines(workflow, profile, cluster, rate)]
-    return [*lines, "", *notes, "", *compute_lines(), "", *memory_overview(workflows, profile, cluster)]
-
-
-def recipe_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
-    """Those of one recipe."""
-    costs = stage_costs(workflow, share_cluster(workflow, profile, cluster), rate)
-    return [markdown(overview_cells(workflow.name, cost, rate)) for cost in costs]
-
-
-def room_lines(workflow: Workflow, profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
-    """What of one recipe does not fit a GPU, or can't be counted, as items of a Markdown list."""
-    shares = share_cluster(workflow, profile, cluster)
-    return [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, rate)]
+        shares = share_cluster(workflow, profile, cluster)
+        lines += [markdown(overview_cells(workflow.name, c, rate)) for c in stage_costs(workflow, shares, rate)]
+        notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, rate)]
+        memory += [
+            markdown(memory_cells(workflow, stage, shards=shares[stage.name].num_workers))
+            for stage in workflow.stages
+            if isinstance(stage.config, AnyTraining)
+        ]
+    return [*lines, "", *notes, "", *compute_lines(), "", *memory]
 
 
 def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
-    """One training's, under HEADS."""
+    """The row of one training, under HEADS."""
     published, whole, step = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step
     own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
     assert step is not None  # of a training
@@ -144,15 +135,31 @@ def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
         readable(cost.gpu_hours),
         readable(cost.hours),
         readable_bytes(step.held),
-        known(step.sample),
+        readable_bytes(step.kept.sample),
         str(step.samples),
-        *map(known, (step.activations, step.total)),
+        *map(readable_bytes, (step.activations, step.total)),
         money(cost.gpu_hours, rate),
     ]
 
 
-def known(count: int | None) -> str:
-    return UNKNOWN if count is None else readable_bytes(count)
+def memory_cells(workflow: Workflow, stage: Stage, *, shards: int) -> list[str]:
+    """The row of one training, under MEMORY_HEADS: each part of all that a GPU holds, and of one of so many shards,
+    where its network can be sharded."""
+    model = model_of(stage, workflow.stages)
+    whole, cut = device_bytes(model), device_bytes(model, shards=shards)
+    cells = [f"`{workflow.name}`", stage.name, *map(readable_bytes, whole[:4]), readable_bytes(sum(whole))]
+    if shards == 1 or why_whole(model.training.network.kind) is not None:
+        return [*cells, UNKNOWN, "", "", ""]
+    return [*cells, str(shards), *map(readable_bytes, (sum(cut[:4]), cut.gathered, sum(cut)))]
+
+
+def heading(names: Sequence[str]) -> list[str]:
+    """The first lines of a Markdown table, whose first two columns are words."""
+    return [markdown(names), markdown(["---", "---", *["---:"] * (len(names) - 2)])]
+
+
+def markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def readable(count: float) -> str:

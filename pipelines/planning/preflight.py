@@ -1,24 +1,44 @@
-"""What a workflow needs of this machine and of the nodes that work, asked before anything starts."""
+"""Asks this machine and the nodes that work, before anything starts, for packages, sources and room.
 
+Nodes share the network, and maybe a mounted folder; their packages, variables and disks are their own.
+"""
+
+import logging
+import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.configuration.config import Config
-from components.configuration.optimization import Training
 from components.configuration.trainings import AnyTraining, AutoencoderTraining
 from components.configuration.usage import UsageError
+from components.data.errors import SourceError
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion
 from components.data.source_check import check_file, check_source, detect_source, file_to_try
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig
 from components.runtime.execution import Resources
+from components.runtime.pool import one_line, portable
+from components.runtime.storage.connection import check_room, is_local
+from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import FrozenTextError, check_transformers
 from components.stages.images import ImagesConfig, shard_in_place
 from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
+from components.training.launch import CHECKPOINTS_KEPT
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from components.training.sharding import why_whole
+from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, model_of
+from pipelines.planning.shares import branches, trainings
 from pipelines.workflow import PlannedStage, Workflow
+
+logger = logging.getLogger("cascade")
+ANSWER_SECONDS = 300.0  # longer than storage is tried again
+IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
 
 class Needs(NamedTuple):
@@ -112,29 +132,116 @@ def check_sharding(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
             )
 
 
-def branches(workflow: Workflow) -> int:
-    """How many trainings can run at once: those that wait for no other training."""
-    names = trainings(workflow)
-    return max(1, sum(not workflow.before(name) & names.keys() for name in names))
+class Space(NamedTuple):
+    """Bytes of room that checkpoints need."""
+
+    storage: int = 0  # what checkpoints add to storage, and models in the end
+    temporary: int = 0  # what checkpoints, and models in the end, may take in one node's temporary folder
+    trainings: tuple[str, ...] = ()
+
+    def check(self, *, root: Store | None, works: bool) -> None:
+        """Raise StoreError, in one line, if there is no room for it here.
+
+        Args:
+            root: storage; None: it is not asked. An object store has room.
+            works: whether trainings may write their checkpoints on this node.
+        """
+        places = {} if root is None else {root.uri: self.storage}
+        places |= {tempfile.gettempdir(): self.temporary} if works else {}
+        check_room(places, purpose=f"the checkpoints of {', '.join(self.trainings)}")
 
 
-def concurrent_trainings(workflow: Workflow, stage: str) -> int:
-    """How many trainings may run while a stage does, itself included: those that it neither needs nor makes wait.
+def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
+    """Tell the room that the trainings need that are to run, but for what earlier tries left in storage.
 
-    What is no training works in several processes of a training's size instead of in one with all cores.
+    All of them may write at once on one node, as far as none waits for another. Each has one checkpoint there at a
+    time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
+    the model, with its snapshots.
     """
-    if stage not in trainings(workflow):
-        return branches(workflow)
-    related = workflow.before(stage) | workflow.after(stage)
-    return min(branches(workflow), 1 + len(trainings(workflow).keys() - related - {stage}))
+    storage, temporary, stages = 0, {}, [entry.stage for entry in planned]
+    images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
+    classes = MANY_CLASSES if images is None else len(images.metadata["classes"])
+    for entry in planned:
+        if entry.wanted and isinstance(entry.stage.config, AnyTraining):
+            model = model_of(entry.stage, stages, classes=classes)
+            checkpoint, finished = checkpoint_bytes(model), model_bytes(model)
+            here = is_local(entry.store.uri)
+            tries = [name for name in entry.store.folders() if name.partition("-")[0] == "train"] if here else []
+            there = sum(info.bytes for name in tries for info in entry.store.list(name))
+            storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * checkpoint + finished - there)
+            temporary[entry.stage.name] = max(checkpoint, finished)
+    largest = sorted(temporary.values(), reverse=True)[: branches(workflow)]
+    return Space(storage, sum(largest), tuple(temporary))
 
 
-def stands_alone(workflow: Workflow, stage: str) -> bool:
-    """Whether no other training comes before or after this one, while another branch has several to train in turn."""
-    names = trainings(workflow).keys()
-    in_turn = {name for name in names if (workflow.before(name) | workflow.after(name)) & names}
-    return bool(in_turn) and stage in names - in_turn
+def check_nodes(needs: Needs, root: Store, space: Space) -> None:
+    """Raise UsageError or StoreError, in one line, if a node that works lacks a package or room, or can't read or write
+    what it will have to."""
+    nodes = working_nodes()
+    if not nodes:
+        logger.warning("no node is there yet that works: what nodes need is not asked")
+    own = ray.get_runtime_context().get_node_id()
+    others = {node: address for node, address in nodes.items() if node != own}
+    space.check(root=None, works=own in nodes)
+    if not others:
+        return
+    probe = f".probe-{uuid.uuid4().hex[:8]}"
+    root.write(probe, probe.encode())
+    try:
+        answers = {node: _ask(node, needs, root, probe, space) for node in others}
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_SECONDS)
+        lines = {node: _line(node, answer) for node, answer in answers.items()}
+    finally:
+        root.delete(probe)
+    for node, line in lines.items():
+        if line:
+            raise UsageError(f"worker node {others[node]}: {line}{path_remedy(line, [root.uri, *needs.addresses()])}")
 
 
-def trainings(workflow: Workflow) -> dict[str, Training]:
-    return {stage.name: stage.config for stage in workflow.stages if isinstance(stage.config, Training)}
+def working_nodes() -> dict[str, str]:
+    """Id -> address of the nodes that have logical CPUs or GPUs."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in alive
+        if node["Resources"].get("CPU", 0) > 0 or node["Resources"].get("GPU", 0) > 0
+    }
+
+
+def try_node(needs: Needs, root: Store, probe: str, space: Space) -> str:
+    """What is wrong on the node that calls this, in one line; "" if nothing is."""
+    try:
+        if not root.exists(probe):
+            raise StoreError(f"storage {root.uri} is another place there than on the driver's node")
+        root.check_writable()
+        check_needs(needs)
+        space.check(root=None, works=True)
+    except (UsageError, SourceError, StoreError) as error:
+        return str(error)
+    return ""
+
+
+def _ask(node: str, *arguments: Any) -> Any:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(try_node)
+    return task.remote(*portable(arguments, what="what a node is asked"))
+
+
+def _line(node: str, answer: Any) -> str:
+    try:
+        return ray.get(answer, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        return f"no answer in {ANSWER_SECONDS:.0f} s whether it has what the stages need"
+    except RayError as error:
+        if node not in working_nodes():  # it is gone, and what it lacks does not matter
+            return ""
+        return (
+            f"it can't run this program ({one_line(error)}); give it the program's image, or submit with --working-dir"
+        )
+
+
+def path_remedy(line: str, addresses: list[str]) -> str:
+    """The remedy for a path, which one node may see and another not."""
+    if not any("://" not in address and address in line for address in addresses):
+        return ""
+    return "; every node must see it: give a URL such as s3://bucket/path, or a folder that all of them mount"

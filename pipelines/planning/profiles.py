@@ -1,9 +1,14 @@
-"""Where and how a workflow runs: storage, tracking, workers, GPUs, threads. Never part of a stage's identity."""
+"""Where and how a workflow runs: storage, tracking, workers, GPUs, threads; and the cluster that there is, or will be.
+
+Never part of a stage's identity.
+"""
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import yaml
 from pydantic import Field, ValidationError
 
@@ -11,6 +16,9 @@ from components.configuration.config import Config
 from components.configuration.usage import UsageError, explain, nearest
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import absolute
+
+CPUS_PER_CORE = 4  # logical CPUs of a Ray that is started here
+CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in infra/kuberay
 
 
 class Profile(Config):
@@ -44,7 +52,7 @@ class Profile(Config):
         return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
     def resources(self, stage: str, **found: Any) -> Resources:
-        """What was found for a stage (`pipelines.planning.shares`), and what this profile says of it in its place.
+        """Resources of a stage: found for it (`pipelines.planning.shares`), but for those that this profile states.
 
         Raises ValidationError for a field that there is not, or a value that does not fit.
         """
@@ -60,7 +68,7 @@ class Profile(Config):
         return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
 
     def given(self, stage: str, name: str) -> Any:
-        """What the profile itself says of a field, for this stage or for all; None: it is to be found."""
+        """The profile's own value of a field, for this stage or for all; None: it is to be found."""
         return getattr(self.resources(stage) if name in self.stages.get(stage, {}) else self, name)
 
 
@@ -86,7 +94,7 @@ def load_profile(name_or_file: str) -> Profile:
 
 
 def storage_uri(flag: str | None) -> str:
-    """Root of all artifacts: the flag, `CASCADE_STORAGE`, or ./runs."""
+    """The root of all artifacts: the flag, `CASCADE_STORAGE`, or ./runs."""
     return absolute(flag or os.environ.get("CASCADE_STORAGE") or "runs")
 
 
@@ -94,3 +102,71 @@ def tracking_uri(flag: str | None) -> str | None:
     """MLflow's address: the flag, `MLFLOW_TRACKING_URI`, or a SQLite file in ./runs. `none` turns tracking off."""
     given = flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{absolute('runs')}/mlflow.db"
     return None if given == "none" else given
+
+
+class Cluster(NamedTuple):
+    """CPUs and GPUs of all nodes together."""
+
+    cpus: float  # logical ones
+    gpus: float = 0
+    cpus_per_gpu: float | None = None  # fewest that a node with GPUs has for each of them; None: nobody knows
+    nodes: int = 1  # that have CPUs
+    cpus_per_core: int = 1  # logical CPUs that stand for one core
+    here: bool = False  # Ray is started on this machine and has nothing else
+
+
+def found_cluster(*, here: bool) -> Cluster:
+    """The nodes of the Ray that was joined or started, as they are now."""
+    import ray  # here, for commands that only read storage work without it
+
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    own, resources = nodes[ray.get_runtime_context().get_node_id()], nodes.values()
+    ratios = [node.get("CPU", 0) / node["GPU"] for node in resources if node.get("GPU", 0) > 0]
+    return Cluster(
+        cpus=sum(node.get("CPU", 0) for node in resources),
+        gpus=sum(node.get("GPU", 0) for node in resources),
+        cpus_per_gpu=min(ratios, default=None),
+        nodes=max(1, sum(node.get("CPU", 0) > 0 for node in resources)),
+        cpus_per_core=max(1, int(own.get("CPU", 0) // (os.cpu_count() or 1))),
+        here=here,
+    )
+
+
+def this_machine() -> Cluster:
+    """The cluster that a Ray would be that is started here; Ray isn't asked."""
+    return Cluster(local_cpus(), gpus=usable_gpus(), cpus_per_core=CPUS_PER_CORE, here=True)
+
+
+def usable_gpus() -> int:
+    """GPUs of this machine that torch can use. Ray's own count has Apple's too, and those that a torch without CUDA
+    leaves idle: trainings would ask CUDA for them and fail."""
+    import torch  # here, for `--help` and `cascade data` work without it
+
+    return torch.cuda.device_count()
+
+
+def local_cpus() -> int:
+    """Logical CPUs of a Ray that is started here: tokens, of which several branches and their readers all need some."""
+    return CPUS_PER_CORE * max(2, psutil.cpu_count() or 1)
+
+
+def parse_cluster(text: str) -> Cluster:
+    """A cluster that is not here, as `gpus=64,cpus=512`. Raises UsageError in one line.
+
+    Without cpus there are 8 for each GPU, without gpus there are none.
+    """
+    amounts: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, amount = (part.strip() for part in item.partition("="))
+        if name not in ("gpus", "cpus"):
+            raise UsageError(
+                f"--cluster {text!r}: unknown {name!r}{nearest(name, ('gpus', 'cpus'))}; as gpus=64,cpus=512"
+            )
+        if name in amounts or not re.fullmatch(r"[0-9]{1,9}", amount):
+            raise UsageError(f"--cluster {text!r}: {name} needs one whole number, not {amount!r}; as gpus=64,cpus=512")
+        amounts[name] = int(amount)
+    gpus = amounts.get("gpus", 0)
+    cpus = amounts.get("cpus", CPUS_PER_GPU * gpus)
+    if cpus == 0:
+        raise UsageError(f"--cluster {text!r}: a cluster needs CPUs; as gpus=64,cpus=512")
+    return Cluster(cpus, gpus)

@@ -1,4 +1,4 @@
-"""What papers say that their models cost, beside what is counted here.
+"""Compute that papers state for their models, beside what is counted here.
 
 Sources: Dhariwal and Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", tables 7 and 10; Peebles and Xie
 (2023), "Scalable Diffusion Models with Transformers", tables 4 and 6; Rombach et al. (2022), "High-Resolution Image
@@ -6,11 +6,12 @@ Synthesis with Latent Diffusion Models", table 18. GLIDE states no compute, LDM 
 that there is nothing to compare.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 from components.configuration.dataset_info import DatasetInfo
-from components.configuration.trainings import AnyTraining, AutoencoderTraining
-from pipelines.planning.cost import GPUS, counted_flops
+from pipelines.planning.cost import GPUS, counted_flops, encoding_flops
+from pipelines.planning.memory import step_model
 from pipelines.recipes.paper_autoencoders import AUTOENCODERS
 from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
 
@@ -84,19 +85,18 @@ COMPUTE = (
 )
 
 
+@cache
 def part_flops(part: PublishedModel) -> float:
-    """Operations of a whole training, by what is counted of a step."""
-    training: AnyTraining = PAPER_DIFFUSION[part.model]
-    autoencoder: AutoencoderTraining | None = (
-        None if part.autoencoder is None else AUTOENCODERS[part.autoencoder].training
-    )
-    columns = () if autoencoder is None else (("latents", autoencoder),)
-    step = counted_flops(training, IMAGENET, None, columns).step
-    return step / training.optimization.global_batch_size * part.samples * part.steps
+    """Operations of a whole training, by those that are counted of a step."""
+    model = step_model(PAPER_DIFFUSION[part.model], IMAGENET)
+    image = counted_flops(model).step / model.training.optimization.global_batch_size
+    if part.autoencoder is not None:
+        image += encoding_flops(step_model(AUTOENCODERS[part.autoencoder].training), "latents")
+    return image * part.samples * part.steps
 
 
 def estimated_v100_days(system: Published) -> float | None:
-    """Of the counted operations at the published utilization; None where that was not published."""
+    """Days by the counted operations at the published utilization; None where that was not published."""
     days = 0.0
     for part in system.parts:
         if part.utilization is None:

@@ -28,7 +28,7 @@ from components.runtime import events
 from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
-from pipelines.planning.cores import SHARED_CORES
+from pipelines.command.options import SHARED_CORES
 from tests.conftest import free_port, wait_for
 from tests.tiny_cascade import CLASSES, DIFFUSION, UNET, UPSAMPLER, commit_model, write_model
 

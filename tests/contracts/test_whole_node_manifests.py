@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.planning.cluster import Cluster
-from pipelines.planning.profiles import load_profile
+from pipelines.planning.profiles import Cluster, load_profile
 from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflows import build_workflow

@@ -9,8 +9,7 @@ import sys
 from components.configuration.usage import UsageError
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.engine.session import start_ray
-from pipelines.planning.checkpoint_space import space_of
-from pipelines.planning.nodes import check_nodes
+from pipelines.planning.preflight import check_nodes, space_of
 
 
 def ask(options: RunOptions) -> str:

@@ -18,7 +18,7 @@ from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.recorder import RunRecorder
-from pipelines.planning.cluster import found_cluster, this_machine
+from pipelines.planning.profiles import found_cluster, this_machine
 from pipelines.workflow import Selection, Stage, Workflow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

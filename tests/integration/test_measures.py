@@ -18,10 +18,10 @@ from components.runtime.measures import MEASURES
 from components.runtime.tracking.names import environment
 from components.stages.training import train_model
 from components.training.batches import to_batch
-from components.training.flops import step_flops
 from components.training.loop import fit
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
+from components.training.step_model import step_flops
 from pipelines.engine.recorder import EXPERIMENT, RunRecorder
 from tests.distributed.runs import context_of, images_artifact
 from tests.tiny_training import batches, config_of, make_task

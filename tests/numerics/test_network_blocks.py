@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 
 from components.models.bundle import NETWORKS
 from components.models.network_blocks import NetworkBlock, blocks_of, compile_blocks, recompute_blocks
+from components.training.activations import step_keeps
 from components.training.batches import to_batch
-from components.training.kept import kept_by
 from tests.tiny_training import assert_close, assert_equal_bits, batches
 from tests.trained_networks import LAST_STEP, TRAININGS, forget_compiled, learners_of, trained, whole_graph
 
@@ -108,7 +108,7 @@ def test_blocks_that_are_computed_again_give_the_same_bits_from_fewer_bytes(name
 def bytes_kept(name: str, **changes: object) -> int:
     config = TRAININGS[name].config(**changes)
     task, batch = TRAININGS[name].task(config), next(batches(config, to_batch))
-    return kept_by(lambda: task.train_step(batch, LAST_STEP)).whole
+    return max(kept.whole for kept in step_keeps(task, batch, step=LAST_STEP))
 
 
 def test_compiled_blocks_that_are_computed_again_give_the_same_weights_with_dropout() -> None:

@@ -9,7 +9,8 @@ from torch import nn
 from components.configuration.dataset_info import DatasetInfo
 from components.models.transformer import Transformer
 from components.training.building import make_network
-from components.training.sizes import autoencoder_grid, without_memory
+from components.training.learner import without_memory
+from pipelines.planning.memory import autoencoder_grid
 from pipelines.recipes.paper import PRIORS, token_branch
 
 

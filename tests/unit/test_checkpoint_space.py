@@ -10,11 +10,11 @@ import pytest
 from components.configuration.dataset_info import DatasetInfo
 from components.runtime.storage.connection import StoreError, check_room, readable_bytes
 from components.runtime.storage.store import Store
-from components.training.sizes import training_sizes
 from pipelines.command.cli import main
 from pipelines.engine import driver
 from pipelines.engine.driver import RunOptions, prepare
-from pipelines.planning.checkpoint_space import MANY_CLASSES, space_of
+from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, step_model
+from pipelines.planning.preflight import space_of
 
 
 class Usage(NamedTuple):
@@ -80,9 +80,10 @@ def test_a_node_has_room_for_one_checkpoint_of_a_training_or_for_its_model_with_
     prepared = prepare(options)
     needed = space_of(prepared.workflow, prepared.planned)
     (base,) = [entry.stage.config for entry in prepared.planned if entry.stage.name == "base"]
-    sizes = training_sizes(base, DatasetInfo(num_classes=MANY_CLASSES, vocab_size=300, text_length=12))
-    assert (sizes.model > sizes.checkpoint) == (average == "power")
-    assert needed == (3 * sizes.checkpoint + sizes.model, max(sizes.checkpoint, sizes.model), ("base",))
+    model = step_model(base, DatasetInfo(num_classes=MANY_CLASSES, vocab_size=300, text_length=12))
+    checkpoint, finished = checkpoint_bytes(model), model_bytes(model)
+    assert (finished > checkpoint) == (average == "power")
+    assert needed == (3 * checkpoint + finished, max(checkpoint, finished), ("base",))
 
 
 def test_a_full_disk_ends_the_command_in_one_line_before_ray_is_started(

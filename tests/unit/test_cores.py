@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.planning.cores import SHARED_CORES, share_cores
+from pipelines.command.options import SHARED_CORES, share_cores
 
 
 @pytest.mark.parametrize(

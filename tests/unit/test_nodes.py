@@ -8,9 +8,7 @@ import pytest
 from components.evaluation.measure import MeasureConfig
 from components.runtime.pool import HandoverError, portable
 from components.runtime.storage.store import SCRATCH, Store
-from pipelines.planning.checkpoint_space import Space
-from pipelines.planning.nodes import _remedy, try_node
-from pipelines.planning.preflight import Needs
+from pipelines.planning.preflight import Needs, Space, path_remedy, try_node
 
 NO_ROOM = Space(temporary=10**18, trainings=("base",))
 
@@ -45,8 +43,8 @@ def test_a_node_without_room_for_checkpoints_says_how_much_is_needed(root: Store
 
 
 def test_a_path_is_said_to_be_one_and_a_url_is_not():
-    assert "all of them mount" in _remedy("/data/a.tar can't be read", ["/data/a.tar", "s3://bucket/runs"])
-    assert _remedy("s3://bucket/a.tar can't be read", ["/data/runs", "s3://bucket/a.tar"]) == ""
+    assert "all of them mount" in path_remedy("/data/a.tar can't be read", ["/data/a.tar", "s3://bucket/runs"])
+    assert path_remedy("s3://bucket/a.tar can't be read", ["/data/runs", "s3://bucket/a.tar"]) == ""
 
 
 def test_what_a_node_is_asked_may_cross_to_it(tmp_path: Path):

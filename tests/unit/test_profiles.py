@@ -7,9 +7,8 @@ import pytest
 from components.configuration.usage import UsageError
 from components.models.bundle import NETWORKS
 from components.training.sharding import why_whole
-from pipelines.planning.cluster import Cluster
 from pipelines.planning.preflight import check_batches, check_sharding
-from pipelines.planning.profiles import Profile, load_profile
+from pipelines.planning.profiles import Cluster, Profile, load_profile
 from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.smoke import smoke

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from components.configuration.usage import UsageError
 from components.runtime.storage.store import Store
-from pipelines.planning.preflight import branches, concurrent_trainings, stands_alone, trainings
+from pipelines.planning.shares import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import cascade_256, ddpm, latent_diffusion, stable_diffusion
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe

@@ -9,16 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.models.autocast import autocast, autocast_dtype
-from components.training.activations import (
-    UncountedError,
-    activations,
-    batch_without_memory,
-    step_keeps,
-    task_without_memory,
-)
+from components.training.activations import GPUKernels, Keeping, Kept, activations, step_keeps
 from components.training.batches import to_batch
-from components.training.kept import GPUKernels, Kept, WithoutNumbers, kept_by
 from components.training.loop import Batch, Task
+from components.training.step_model import StepModel, WithoutNumbers
 from tests.tiny_text_image import PRIOR_DATASET_INFO
 from tests.tiny_training import DATASET_INFO, GRID, batches
 from tests.trained_networks import TRAININGS, learners_of
@@ -44,9 +38,9 @@ def grid_of(config: Any) -> TokenGrid | None:
 
 def told(name: str, config: Any, *, samples: int = SAMPLES) -> list[Kept]:
     """Counted on the meta device, with the kernels of a CPU's plain attention."""
-    given = config, info_of(name), grid_of(config)
+    model = StepModel(config, info_of(name), grid=grid_of(config))
     with WithoutNumbers(), sdpa_kernel(SDPBackend.MATH):
-        return step_keeps(task_without_memory(*given), batch_without_memory(*given, samples=samples))
+        return step_keeps(model.loaded_task(), model.batch(samples), step=config.optimization.total_steps)
 
 
 def real(name: str, config: Any) -> tuple[Task, Batch]:
@@ -58,8 +52,10 @@ def kept_in_a_step(name: str, config: Any) -> Kept:
     task, batch = real(name, config)
     task.train_step(batch, 1)
     with sdpa_kernel(SDPBackend.MATH):
-        networks = [learner.network for learner in learners_of(task)]
-        return kept_by(lambda: task.train_step(batch, config.optimization.total_steps), *networks)
+        keeping = Keeping([learner.network for learner in learners_of(task)])
+        with keeping.during():
+            task.train_step(batch, config.optimization.total_steps)
+        return keeping.kept()
 
 
 @pytest.mark.parametrize("name", WHOLE_STEP)
@@ -73,7 +69,7 @@ def test_the_larger_pass_of_a_step_keeps_what_is_told_to_the_byte(name: str) -> 
     config = config_of(name)
     task, batch = real(name, config)
     with sdpa_kernel(SDPBackend.MATH):
-        assert told(name, config) == step_keeps(task, batch)
+        assert told(name, config) == step_keeps(task, batch, step=config.optimization.total_steps)
 
 
 @pytest.mark.parametrize("name", WHOLE_STEP)
@@ -90,11 +86,10 @@ def test_a_step_that_computes_its_blocks_again_keeps_what_is_told(name: str) -> 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_what_is_kept_grows_linearly_in_samples(name: str) -> None:
     config = config_of(name, precision="bf16")
-    given = config, info_of(name), grid_of(config)
-    kept = activations(given[0], given[1], grid=given[2])
+    model = StepModel(config, info_of(name), grid=grid_of(config))
+    kept = activations(model)
     with GPUKernels():
-        batch = batch_without_memory(*given, samples=6)
-        passes = step_keeps(task_without_memory(*given), batch)
+        passes = step_keeps(model.loaded_task(), model.batch(6), step=config.optimization.total_steps)
     assert kept.whole.of(6) == max(each.whole for each in passes)
     assert kept.recomputed.of(6) == max(each.recomputed for each in passes)
     assert kept.block.of(6) >= max(block for each in passes for block in each.blocks)
@@ -104,16 +99,19 @@ def test_what_is_kept_grows_linearly_in_samples(name: str) -> None:
 @pytest.mark.parametrize("name", ["base", "prior", "tokenizer"])
 def test_in_bf16_samples_keep_less_and_copies_of_the_weights_stay_beside_them(name: str) -> None:
     fp32, bf16 = (
-        activations(config, info_of(name), grid=grid_of(config))
+        activations(StepModel(config, info_of(name), grid=grid_of(config)))
         for config in (config_of(name, precision=precision) for precision in ("fp32", "bf16"))
     )
     assert bf16.whole.sample < fp32.whole.sample
     assert bf16.whole.fixed > fp32.whole.fixed
 
 
-def test_what_reads_numbers_is_not_guessed() -> None:
-    with pytest.raises(UncountedError, match="reads numbers of the device"):
-        activations(config_of("pixelcnn", resolution=8, in_channels=1), DATASET_INFO)
+def test_a_model_of_gray_images_is_counted_though_it_checks_the_colors_of_real_ones() -> None:
+    config = config_of("pixelcnn", in_channels=1)
+    task, batch = real("pixelcnn", config)
+    batch["image"] = batch["image"][:, :1].expand(-1, 3, -1, -1)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert told("pixelcnn", config) == step_keeps(task, batch, step=config.optimization.total_steps)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -131,9 +129,9 @@ def test_the_innermost_autocast_counts_on_the_meta_device_as_on_others(enabled: 
 def test_a_weight_is_copied_to_bf16_once_in_an_autocast_however_often_it_is_used() -> None:
     x, weight = torch.ones(2, 3, device=META), torch.ones(3, 3, device=META, requires_grad=True)
 
-    def twice() -> torch.Tensor:
-        with autocast(META, enabled=True):
-            return (x @ weight) @ weight
-
+    keeping = Keeping()
+    with keeping.during(), autocast(META, enabled=True):
+        product = (x @ weight) @ weight
+    assert product.requires_grad
     copies = [2 * weight.numel(), 2 * x.numel(), 2 * x.numel()]  # of the weight, of x, and of what is between
-    assert kept_by(twice).whole == sum(copies)
+    assert keeping.kept().whole == sum(copies)

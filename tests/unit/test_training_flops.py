@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.configuration.dataset_info import TokenGrid
 from components.training.batches import to_batch
-from components.training.flops import encoding_flops, step_flops, training_flops
 from components.training.loop import Batch, Task
+from components.training.step_model import StepModel
 from tests import tiny_autoencoders
 from tests.tiny_text_image import (
     PRIOR_DATASET_INFO,
@@ -41,8 +41,8 @@ def grid_of(config: Any) -> TokenGrid | None:
     return GRID if data is None or data.resolution is None else None
 
 
-def told(config: Any, **changes: Any) -> int:
-    return step_flops(config, DATASET_INFO, grid=grid_of(config), **changes)
+def told(config: Any, **step: int) -> int:
+    return StepModel(config, DATASET_INFO, grid=grid_of(config)).flops(**step)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
@@ -71,10 +71,11 @@ def test_a_step_of_a_contrastive_encoder_costs_what_is_told_with_all_pairs_of_th
 
 def test_a_step_of_a_diffusion_prior_costs_what_is_told_and_what_its_frozen_encoders_make_at_each_step():
     config, encoder = prior_config(), contrastive_config()
-    encoded = {"image_embedding": encoder, "text_states": encoder}
     info = PRIOR_DATASET_INFO.replace(vocab_size=280, text_length=6)
     real = counted(prior_task(config), next(batches(config, to_batch)), step=20)
-    assert step_flops(config, info, columns=encoded) == real > step_flops(config, info)
+    maker, own = StepModel(encoder, info), StepModel(config, info).flops()
+    frozen = maker.encoding_flops("image_embedding") + maker.encoding_flops("text_states")
+    assert own + config.optimization.global_batch_size * frozen == real > own
 
 
 def test_the_discriminator_costs_more_once_it_is_heard_and_a_whole_training_knows_when_that_is():
@@ -83,7 +84,7 @@ def test_the_discriminator_costs_more_once_it_is_heard_and_a_whole_training_know
     quiet, heard = (counted(make_task(config), batch, step=step) for step in (3, 4))
     assert (told(config, step=3), told(config, step=4)) == (quiet, heard)
     assert quiet < heard
-    assert training_flops(config) == (heard, 3 * quiet + 17 * heard)
+    assert StepModel(config).training_flops() == (heard, 3 * quiet + 17 * heard)
 
 
 def test_recomputed_activations_are_no_part_of_what_a_model_needs():
@@ -95,4 +96,4 @@ def test_what_a_frozen_autoencoder_makes_costs_its_encoder_alone():
     network, image = make_task(config).generator.network, torch.zeros(3, 3, 16, 16)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network.to_latents(image)
-    assert encoding_flops(config, "latents", samples=3) == counter.get_total_flops() > 0
+    assert 3 * StepModel(config).encoding_flops("latents") == counter.get_total_flops() > 0

@@ -12,9 +12,9 @@ from components.models.bundle import NETWORKS
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.results import ModelDescription, write_model
-from components.training.sizes import autoencoder_grid, device_bytes, training_sizes
 from components.training.snapshots import write_snapshots
-from pipelines.planning.checkpoint_space import space_of
+from pipelines.planning.memory import autoencoder_grid, checkpoint_bytes, device_bytes, model_bytes, step_model
+from pipelines.planning.preflight import space_of
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
@@ -51,23 +51,23 @@ def written(task: Any, config: Any) -> int:
 def test_a_checkpoint_takes_what_is_said(kind: str):
     config = config_of(kind)
     grid = GRID if kind in ("prior", "masked_prior") else None
-    assert training_sizes(config, DATASET_INFO, grid=grid).checkpoint == written(make_task(config), config)
+    assert checkpoint_bytes(step_model(config, DATASET_INFO, grid)) == written(make_task(config), config)
 
 
 @pytest.mark.parametrize("changes", [{"ema": "power"}, {"ema_decay": 0.0}])
 def test_averages_count_as_many_times_as_they_are_kept(changes: dict[str, Any]):
     config = diffusion_config(**changes)
-    assert training_sizes(config, DATASET_INFO).checkpoint == written(make_task(config), config)
+    assert checkpoint_bytes(step_model(config, DATASET_INFO)) == written(make_task(config), config)
 
 
 def test_an_autoencoder_without_adversary_has_none_in_its_checkpoint():
     config = autoencoder_config(adversarial_weight=0.0)
-    assert training_sizes(config, DATASET_INFO).checkpoint == written(make_task(config), config)
+    assert checkpoint_bytes(step_model(config, DATASET_INFO)) == written(make_task(config), config)
 
 
 def test_a_contrastive_encoder_counts_too():
     config = contrastive_config()
-    assert training_sizes(config, DATASET_INFO).checkpoint == written(contrastive_task(config), config)
+    assert checkpoint_bytes(step_model(config, DATASET_INFO)) == written(contrastive_task(config), config)
 
 
 def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
@@ -77,8 +77,8 @@ def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
         state["learner"]["ema_updates"] = updates
         write_snapshots(tmp_path / "snapshots", state, sigma_rel=config.optimization.ema_sigma_rel)
     files = sum(path.stat().st_size for path in (tmp_path / "snapshots").iterdir())
-    weights = training_sizes(diffusion_config(), DATASET_INFO).model
-    assert training_sizes(config, DATASET_INFO).model == 7 * weights
+    weights = model_bytes(step_model(diffusion_config(), DATASET_INFO))
+    assert model_bytes(step_model(config, DATASET_INFO)) == 7 * weights
     assert 6 * weights <= files < 6.5 * weights
 
 
@@ -88,7 +88,7 @@ def test_a_model_takes_what_is_said(tmp_path):
     weights = {f"network.{name}": t for name, t in NETWORKS["autoencoder"](**network).state_dict().items()}
     description = ModelDescription("autoencoder", network, {})
     write_model(tmp_path, description, weights=weights, summary={}, previews={})
-    said = training_sizes(config, DATASET_INFO).model
+    said = model_bytes(step_model(config, DATASET_INFO))
     assert said <= (tmp_path / "model.safetensors").stat().st_size < 1.2 * said
 
 
@@ -112,10 +112,10 @@ def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
 import sys
 from pipelines.recipes.openmoji import base, tokenizer
 from components.configuration.dataset_info import DatasetInfo
-from components.training.sizes import training_sizes
+from pipelines.planning.memory import checkpoint_bytes, step_model
 before = "sympy" in sys.modules
 for config in (base(), tokenizer()):
-    training_sizes(config, DatasetInfo(num_classes=9, vocab_size=1024, text_length=16))
+    checkpoint_bytes(step_model(config, DatasetInfo(num_classes=9, vocab_size=1024, text_length=16)))
 print(before, "sympy" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -125,8 +125,9 @@ print(before, "sympy" in sys.modules)
 @pytest.mark.parametrize("kind", [*KINDS, "gan"])
 def test_a_device_holds_what_a_checkpoint_does_and_gradients(kind: str):
     config, grid = config_of(kind), GRID if kind in ("prior", "masked_prior") else None
-    sizes, held = training_sizes(config, DATASET_INFO, grid=grid), device_bytes(config, DATASET_INFO, grid=grid)
-    assert sum(held) == sizes.checkpoint + sizes.gradients
+    model = step_model(config, DATASET_INFO, grid)
+    held = device_bytes(model)
+    assert sum(held) == checkpoint_bytes(model) + held.gradients
     assert held.gathered == 0
 
 
@@ -134,7 +135,8 @@ def test_a_device_holds_what_a_checkpoint_does_and_gradients(kind: str):
 @pytest.mark.parametrize("kind", ["prior", "base", "dit"])
 def test_each_of_several_shards_holds_its_rows_of_every_tensor(kind: str, shards: int):
     config, grid = config_of(kind, ema="power"), GRID if kind == "prior" else None
-    whole, cut = (device_bytes(config, DATASET_INFO, grid=grid, shards=count) for count in (1, shards))
+    model = step_model(config, DATASET_INFO, grid)
+    whole, cut = (device_bytes(model, shards=count) for count in (1, shards))
     assert whole.averages == 2 * whole.weights
     assert cut.averages == 2 * cut.weights
     assert cut.optimizer == 2 * cut.gradients

@@ -9,8 +9,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from components.models.autocast import autocast
-from components.training.flops import counting
 from components.training.loop import Batch, Task
+from components.training.step_model import counting
 from tests.benchmarks.interleaving import Step
 
 MakeStep = Callable[[torch.device, bool], Step]  # (where, whether the network is compiled)
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 def counted(make: MakeStep) -> int:
     """Operations of a step that also runs where tensors have no numbers."""
-    with counting() as counter:
+    with torch.device("meta"), counting() as counter:
         make(torch.device("meta"), False)()
     return counter.get_total_flops()
 

@@ -18,8 +18,8 @@ from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
 from components.sampling.precision import sampling_in
 from components.training.building import make_network
-from components.training.flops import counting, step_flops
 from components.training.parallel import Worker
+from components.training.step_model import counting, step_flops
 from components.training.tasks.diffusion import DiffusionTask
 from pipelines.recipes.paper_diffusion import LABEL, SIMPLE, UNCONDITIONAL, unet
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
@@ -174,6 +174,6 @@ def peer_sampling(size: UNetSize, device: torch.device, compiled: bool) -> Step:
 
 def forward_flops(make: partial[Any], size: UNetSize) -> int:
     """Of a network of images for one batch."""
-    with counting() as counter, torch.no_grad():
+    with torch.device("meta"), counting() as counter, torch.no_grad():
         make().eval()(torch.randn(size.batch, 3, size.resolution, size.resolution), torch.zeros(size.batch))
     return counter.get_total_flops()

@@ -1,7 +1,7 @@
 """Every measurement of `make bench-gpu`: ours beside peers on one GPU, eager and compiled; a table, and bench-gpu.json.
 
 Both sides of a row take turns in one run: a few steps of each between two waits for the GPU, medians of rounds. MFU
-is of what a side's own network needs (`components.training.flops`) and the card's dense peak in bf16
+is of what a side's own network needs (`components.training.step_model`) and the card's dense peak in bf16
 (`components.training.speed`). Memory is the most that a side had at once, with its weights, while it warmed up.
 """
 

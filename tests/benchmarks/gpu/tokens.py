@@ -16,8 +16,8 @@ from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.precision import sampling_in
 from components.training.building import make_network
-from components.training.flops import counting, step_flops
 from components.training.parallel import Worker
+from components.training.step_model import counting, step_flops
 from components.training.tasks.prior import PriorTask
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
@@ -132,7 +132,7 @@ def peer_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step
 
 def decoding(size: PriorSize = MEDIUM) -> Case:
     """Both sides need what ours computes: a static cache attends to places that are still empty too."""
-    with counting() as counter:
+    with torch.device("meta"), counting() as counter:
         our_decoding(size, torch.device("meta"), False)()
     flops = counter.get_total_flops()
     ours, peer = Side(partial(our_decoding, size), flops), Side(partial(peer_decoding, size), flops)

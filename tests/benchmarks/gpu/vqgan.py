@@ -11,8 +11,8 @@ from diffusers import VQModel
 
 from components.configuration.trainings import AutoencoderTraining
 from components.models.discriminator import PatchDiscriminator
-from components.training.flops import step_flops
 from components.training.parallel import Worker
+from components.training.step_model import step_flops
 from components.training.tasks.autoencoder import AutoencoderTask
 from tests.benchmarks.bench_vqgan import Peer, peer_model, training_step
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, counted

@@ -1,0 +1,242 @@
+"""The real step of a training on torch's meta device, where its operations are counted without memory or numbers.
+
+The task itself takes its own step, in the recipe's losses and conditions, up to the last gradient. torch counts matrix
+products, convolutions and attention, whose products it counts under its plain kernel alone (SDPBackend.MATH). A
+multiplication and an addition are two operations, where many papers count one.
+
+Not counted is what costs no product (norms, optimizer, averages), and the price of little memory: parts of a batch,
+which cost a VQ-GAN and a contrastive encoder one more pass forward, and recomputed activations. A model's utilization
+wants it so.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.optimization import PerceptualNetwork
+from components.configuration.trainings import AnyTraining, AutoencoderTraining
+from components.models.autoencoder import Autoencoder
+from components.models.perceptual import PerceptualLoss
+from components.training.families import task_maker
+from components.training.learner import Learner, without_memory
+from components.training.loop import Batch
+from components.training.parallel import Worker
+from components.training.perceptual_weights import (
+    VGG16_CHANNELS,
+    EfficientNetFeatures,
+    VGG16Features,
+    check_perceptual_network,
+)
+
+META = Worker(device=torch.device("meta"))
+DRAWN = {Tensor.exponential_, Tensor.normal_, Tensor.uniform_}
+
+
+class WithoutNumbers(TorchFunctionMode):
+    """Inside, meta tensors are drawn no numbers, and nothing is pinned, for no copy is made."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.pin_memory or (func in DRAWN and args[0].device.type == "meta"):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+class TrainingFlops(NamedTuple):
+    """Operations of a training."""
+
+    step: int  # of its last step, when every loss has begun
+    total: int  # of all steps
+
+
+class StepModel:
+    """A training's task on the meta device: nothing is compiled or computed again, and there are no frozen encoders."""
+
+    def __init__(
+        self, training: AnyTraining, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None
+    ) -> None:
+        """Build the networks, which have shapes alone.
+
+        Args:
+            dataset_info: what the data set conditions on.
+            grid: of the tokens that a prior learns; None for what learns images.
+
+        Raises ValueError for a data set that the training can't learn from.
+        """
+        self.training, self.dataset_info, self.grid = training, dataset_info, grid
+        with WithoutNumbers():
+            self.task = task_on_meta(training, dataset_info, grid)
+
+    @property
+    def learners(self) -> list[Learner[Any]]:
+        """The learners of all networks that are trained."""
+        return learners_of(self.task)
+
+    @property
+    def network(self) -> Any:
+        """The network that is kept in the end."""
+        return self.learners[-1].network
+
+    def flops(self, step: int | None = None) -> int:
+        """Operations of a whole step: the global batch over all workers, forward and backward, of every network.
+
+        Args:
+            step: which one (1-based); None: the last, when every loss has begun.
+
+        Raises PerceptualWeightsError where the package of its perceptual network is missing.
+        """
+        samples, step = self.training.optimization.global_batch_size, step or self.training.optimization.total_steps
+        if not self.training.needs().degradations:
+            return self.counted(samples, step=step)
+        once, twice = (self.counted(few, step=step) for few in (1, 2))  # images are degraded one by one
+        return once + (samples - 1) * (twice - once)
+
+    def counted(self, samples: int, *, step: int) -> int:
+        """Operations of a step with so many samples. Raises as `flops`."""
+        with WithoutNumbers(), counting() as counter:
+            take_gradients(self.loaded_task(), self.batch(samples), step=step)
+        for learner in self.learners:
+            learner.network.zero_grad(set_to_none=True)
+        return counter.get_total_flops()
+
+    def training_flops(self) -> TrainingFlops:
+        """Operations of the last step and of all: a VQ-GAN's are cheaper until its generator hears the discriminator.
+
+        Raises as `flops`.
+        """
+        training, steps, quiet = self.training, self.training.optimization.total_steps, 0
+        if isinstance(training, AutoencoderTraining) and training.losses.adversarial_weight > 0:
+            quiet = min(steps, training.losses.discriminator_start)
+        last = self.flops()
+        first = self.flops(step=quiet) if 0 < quiet < steps else last
+        return TrainingFlops(last, quiet * first + (steps - quiet) * last)
+
+    def encoding_flops(self, column: str) -> int:
+        """Operations with which the finished network makes a column of one sample: `latents` or `tokens` of an
+        autoencoder; `image_embedding`, `text_states` or `text_embedding` of a contrastive encoder."""
+        network, batch = self.network, self.batch(1)
+        with counting() as counter, torch.no_grad():
+            if isinstance(network, Autoencoder):
+                network.tokenize(batch["image"]) if column == "tokens" else network.to_latents(batch["image"])
+            elif column == "image_embedding":
+                network.encode_image(batch["image"])
+            else:
+                network.encode_text(batch["text"])
+        return counter.get_total_flops()
+
+    def loaded_task(self) -> Any:
+        """The task with its perceptual network, which only a step needs."""
+        name = self.training.needs().perceptual_network
+        if name != "none":
+            self.task.perceptual = perceptual_on_meta(name)
+        return self.task
+
+    def batch(self, samples: int) -> Batch:
+        """All columns that a training can ask for; what the host reads is on the host."""
+        needs, info, grid, condition = self.training.needs(), self.dataset_info, self.grid, self.dataset_info.condition
+        conditioning: Any = getattr(self.training, "conditioning", None)
+        width = getattr(conditioning, "text_states_dim", None) or info.text_states_dim
+        embedding = getattr(conditioning, "image_embedding_dim", None) or info.image_embedding_dim
+        with torch.device("meta"):
+            batch = {"label": ids(samples), "text": ids(samples, info.text_length)}
+            batch["text_states"] = batch["null_text_states"] = torch.empty(samples, info.text_states_length, width)
+            for name in ("text_embedding", "null_text_embedding", "image_embedding"):
+                batch[name] = torch.empty(samples, embedding)
+            if condition is not None:
+                batch["condition"] = ids(samples, condition.height * condition.width)
+            if grid is not None:
+                batch["tokens"] = ids(samples, grid.height * grid.width)
+            if needs.resolution is not None:
+                sides = needs.resolution, needs.resolution
+                batch["image"] = torch.empty(samples, needs.channels, *sides)
+                batch["condition_image"] = torch.empty(samples, 3, *sides)
+        return batch | {"position": torch.arange(samples), "task": torch.zeros(samples, dtype=torch.long)}
+
+
+def step_flops(training: AnyTraining, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None) -> int:
+    """Operations of one whole step; arguments and errors are those of `StepModel` and `StepModel.flops`."""
+    return StepModel(training, dataset_info, grid=grid).flops()
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Counts the operations that are done inside."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+class GradientsDone(Exception):  # noqa: N818 - it is no error
+    """All gradients of a step are there."""
+
+
+def take_gradients(task: Any, batch: Batch, *, step: int, backward: Callable[..., None] | None = None) -> None:
+    """Take a task's own step as far as its last gradient: what follows costs no products and reads numbers.
+
+    Args:
+        backward: called in place of all its learners' own.
+    """
+    *others, kept = learners_of(task)
+
+    def stop(step: int) -> None:
+        raise GradientsDone
+
+    def go_on(step: int) -> tuple[None, None]:
+        return None, None
+
+    with ExitStack() as stack:
+        for learner in others:
+            stack.enter_context(acting(learner, update=go_on))
+        stack.enter_context(acting(kept, update=stop))
+        for learner in (*others, kept) if backward else ():
+            stack.enter_context(acting(learner, backward=backward))
+        stack.enter_context(suppress(GradientsDone))
+        task.train_step(batch, step)
+
+
+@contextmanager
+def acting(actor: object, **methods: Any) -> Iterator[None]:
+    """Inside, a learner or task has these methods in place of its own."""
+    vars(actor).update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del vars(actor)[name]
+
+
+def learners_of(task: Any) -> list[Learner[Any]]:
+    """The learners of a task, in the order of their last updates: that of the network that is kept comes last."""
+    learners = (getattr(task, name, None) for name in ("discriminator", "generator", "learner"))
+    return [learner for learner in learners if learner is not None]
+
+
+def task_on_meta(training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGrid | None) -> Any:
+    """The task of a training, whose perceptual network is left out: see `StepModel.loaded_task`."""
+    optimization = training.optimization.replace(compile_network=False, gradient_checkpointing=False)
+    config: Any = training.replace(optimization=optimization)
+    if config.needs().perceptual_network != "none":
+        config = config.replace(losses=config.losses.replace(perceptual_network="none"))
+    return task_maker(config, dataset_info, grid=grid)(worker=META)
+
+
+@cache
+def perceptual_on_meta(name: PerceptualNetwork) -> PerceptualLoss:
+    """The frozen network of a perceptual loss, with shapes alone. Raises PerceptualWeightsError where its package is
+    missing."""
+    if name == "vgg16_lpips":
+        with without_memory():
+            return PerceptualLoss(VGG16Features(), layer_weights=[torch.empty(width) for width in VGG16_CHANNELS])
+    check_perceptual_network(name, weights_uri=None)
+    return PerceptualLoss(EfficientNetFeatures().to("meta"))
+
+
+def ids(samples: int, *shape: int) -> Tensor:
+    return torch.empty(samples, *shape, dtype=torch.long, device="meta")

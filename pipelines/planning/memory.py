@@ -1,0 +1,227 @@
+"""Bytes of a training: on each GPU in a step, in a checkpoint, in the finished model; and the settings that fit.
+
+All of them are read off one model of the step (`components.training.step_model`), which is built once a training.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining, GANTraining
+from components.models.network_blocks import blocks_of
+from components.runtime.execution import Resources
+from components.runtime.storage.connection import readable_bytes
+from components.stages.images import ImagesConfig
+from components.training.activations import Activations, Linear, activations
+from components.training.loop import is_scheduled
+from components.training.memory import RESERVE
+from components.training.sharding import why_whole
+from components.training.step_model import StepModel
+from pipelines.workflow import Stage
+
+MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
+MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
+FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
+ROOM = 1 - RESERVE  # of a GPU's memory: what a training that finds its own batch leaves free, too
+PARTS_MATTER = ", but parts of a batch train another model (dropout and batch norm see one at a time)"
+
+
+@cache
+def step_model(training: AnyTraining, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> StepModel:
+    """Build the model of a training's step once, for a recipe's trainings are also those of others."""
+    return StepModel(training, dataset_info, grid=grid)
+
+
+def model_of(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> StepModel:
+    """Build the model of a stage's step, for a set with so many classes."""
+    assert isinstance(stage.config, AnyTraining)
+    if isinstance(stage.config, AutoencoderTraining):
+        return step_model(stage.config)
+    info = assumed_dataset_info(stage, stages, classes=classes)
+    return step_model(stage.config, info, tokens_of(stage, "tokens"))
+
+
+def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
+    """The tokens that a stage is given under this name; None if it is given none."""
+    tokens = stage.inputs.get(name)
+    tokenizer = tokens.inputs.get("tokenizer") if isinstance(tokens, Stage) else None
+    config = tokenizer.config if isinstance(tokenizer, Stage) else None
+    return autoencoder_grid(config) if isinstance(config, AutoencoderTraining) else None
+
+
+def autoencoder_grid(training: AutoencoderTraining) -> TokenGrid:
+    """The tokens that an autoencoder will make of an image."""
+    network = step_model(training).network
+    return TokenGrid(codebook_size=network.codebook_size, height=network.grid[0], width=network.grid[1])
+
+
+def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
+    """What the set conditions on, as far as it is known: where it is not, more than it will be."""
+    images = next(other.config for other in stages if isinstance(other.config, ImagesConfig))
+    contrastive = next((other.config for other in stages if isinstance(other.config, ContrastiveTraining)), None)
+    text_length = images.text_length
+    return DatasetInfo(
+        num_classes=classes,
+        vocab_size=images.vocab_size,
+        text_length=text_length,
+        condition=tokens_of(stage, "condition"),
+        image_embedding_dim=FROZEN_DIM if contrastive is None else contrastive.network.embedding_dim,
+        text_states_dim=FROZEN_DIM if contrastive is None else contrastive.text.text_dim,
+        text_states_length=FROZEN_LENGTH if contrastive is None else text_length,
+    )
+
+
+class DeviceBytes(NamedTuple):
+    """Bytes that each device of a training holds between activations."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    gathered: int  # of shards, what is whole for a moment: see `device_bytes`
+
+
+@cache
+def device_bytes(model: StepModel, *, shards: int = 1) -> DeviceBytes:
+    """Count what each device holds.
+
+    Args:
+        shards: devices that hold a part each, cut along the first dimension; 1: each holds all.
+
+    Gathered are, while a block goes backward, its weights and gradients and the weights of the block that comes next,
+    and weights and gradients of what belongs to no block.
+    """
+    networks = [learner.network for learner in model.learners]
+    averages = [network for learner in model.learners if learner.ema for network in learner.ema.averages.values()]
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    gradients = sum(part_bytes(parameter, shards) for parameter in trained)
+    blocks = [network_bytes(block) for block in blocks_of(model.network).values()]
+    outside = network_bytes(model.network) - sum(blocks)
+    return DeviceBytes(
+        weights=sum(network_bytes(network, shards) for network in networks),
+        gradients=gradients,
+        optimizer=MOMENTS * gradients,
+        averages=sum(network_bytes(network, shards) for network in averages),
+        gathered=0 if shards == 1 else 2 * outside + 3 * max(blocks, default=0),
+    )
+
+
+def network_bytes(network: nn.Module, shards: int = 1) -> int:
+    """Bytes of a device's share of a network's tensors; buffers are whole on each."""
+    parameters = {name for name, _ in network.named_parameters()}
+    tensors = network.state_dict()
+    return sum(part_bytes(tensor, shards if name in parameters else 1) for name, tensor in tensors.items())
+
+
+def part_bytes(tensor: torch.Tensor, shards: int) -> int:
+    """Bytes of the largest part of a tensor in so many parts along its first dimension."""
+    rows = len(tensor) if tensor.ndim else 1
+    return tensor.numel() // max(1, rows) * -(-rows // shards) * tensor.element_size()
+
+
+def checkpoint_bytes(model: StepModel) -> int:
+    """Bytes of a checkpoint: weights, averages and optimizers."""
+    whole = device_bytes(model)
+    return whole.weights + whole.optimizer + whole.averages
+
+
+def model_bytes(model: StepModel) -> int:
+    """Bytes of what is left in the end, with the snapshots of a power EMA."""
+    config = model.training.optimization
+    has_snapshots = config.ema_decay > 0 and config.ema == "power"
+    snapshots = sum(is_scheduled(step, config) for step in range(1, config.total_steps + 1)) if has_snapshots else 0
+    return network_bytes(model.network) * (1 + 2 * snapshots)
+
+
+@cache
+def counted_activations(model: StepModel) -> Activations:
+    """Count what a step keeps, once."""
+    return activations(model)
+
+
+class Setting(NamedTuple):
+    """Settings of a training that save memory."""
+
+    recompute: bool
+    sharded: bool
+
+
+class StepMemory(NamedTuple):
+    """Bytes on each GPU of a training."""
+
+    held: int  # between activations: see `device_bytes`
+    samples: int  # that a worker takes at a time
+    kept: Linear  # activations, and copies of the weights
+
+    @property
+    def activations(self) -> int:
+        """Bytes of those of all samples."""
+        return self.kept.of(self.samples)
+
+    @property
+    def total(self) -> int:
+        """All that a GPU needs."""
+        return self.held + self.activations
+
+
+def step_memory(
+    stage: Stage, stages: Sequence[Stage], resources: Resources, *, setting: Setting | None = None
+) -> StepMemory:
+    """Memory of a training on the workers that it gets, as the recipe and the profile set it, or with this setting."""
+    model, own = model_of(stage, stages), setting or own_setting(stage, resources)
+    share = model.training.optimization.global_batch_size // resources.num_workers
+    held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))
+    kept = counted_activations(model).needed(recompute=own.recompute, sharded=own.sharded)
+    return StepMemory(held, min(share, resources.max_batch_per_device or share), kept)
+
+
+def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
+    """A line where a step does not fit into `memory` bytes of a GPU, with what to set; None where it fits."""
+    step = step_memory(stage, stages, resources)
+    if step.total <= ROOM * memory:
+        return None
+    samples = "1 sample" if step.samples == 1 else f"{step.samples} samples at a time"
+    return (
+        f"{stage.name} needs {readable_bytes(step.total)} of each GPU ({readable_bytes(step.held)} and "
+        f"{readable_bytes(step.activations)} for activations of {samples}), more than {100 * ROOM:g} % of its "
+        f"{readable_bytes(memory)}: {remedy(stage, stages, resources, room=ROOM * memory)}."
+    )
+
+
+def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room: float) -> str:
+    """The settings that change least and fit into so many bytes."""
+    own, parts_matter = own_setting(stage, resources), model_of(stage, stages).task.parts_matter
+    for setting in settings(stage, resources):
+        step = step_memory(stage, stages, resources, setting=setting)
+        most = int((room - step.held - step.kept.fixed) // max(1, step.kept.sample))
+        if most >= 1:
+            profile = [f"`max_batch_per_device: {most}`"] if most < step.samples else []
+            profile += ["`sharding: full`"] if setting.sharded > own.sharded else []
+            changes = [f"{' and '.join(profile)} in the profile"] if profile else []
+            if setting.recompute > own.recompute:
+                changes.append(f"`--set {stage.name}.gradient_checkpointing=true`")
+            return f"{' with '.join(changes)} fits" + (PARTS_MATTER if most < step.samples and parts_matter else "")
+    return "no batch fits; take a GPU with more memory, or a smaller model"
+
+
+def settings(stage: Stage, resources: Resources) -> Iterator[Setting]:
+    """Settings that the training has, and then those that cost more: recomputation time, shards traffic."""
+    assert isinstance(stage.config, AnyTraining)
+    own = own_setting(stage, resources)
+    yield own
+    if not isinstance(stage.config, GANTraining):
+        yield own._replace(recompute=True)
+    if resources.num_workers > 1 and why_whole(stage.config.network.kind) is None:
+        yield own._replace(sharded=True)
+        yield Setting(recompute=True, sharded=True)
+
+
+def own_setting(stage: Stage, resources: Resources) -> Setting:
+    """The setting of recipe and profile."""
+    assert isinstance(stage.config, AnyTraining)
+    sharded = resources.sharding == "full" and resources.num_workers > 1
+    return Setting(stage.config.optimization.gradient_checkpointing, sharded)
