@@ -62,7 +62,7 @@ class SmallBackend:
             return
         try:
             for request in job.requests:
-                self.cascade.check(request)
+                self.cascade.resolve(request)
         except ValueError as error:
             yield Refused("invalid", str(error))
             return

@@ -55,7 +55,7 @@ class Strip(NamedTuple):
 def accepts(cascade: Cascade, request: Request) -> bool:
     """Whether the models of the request's generator can be conditioned on it."""
     try:
-        cascade.check(request)
+        cascade.resolve(request)
     except ValueError:
         return False
     return True

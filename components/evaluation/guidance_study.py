@@ -32,6 +32,7 @@ from components.sampling.device import best_device
 from components.sampling.guided import sample_guided
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
+from components.sampling.plan import plan_of
 from components.sampling.requests import class_id
 
 Method = Literal["classifier", "classifier_unconditional", "classifier_free", "interval", "autoguidance"]
@@ -140,11 +141,12 @@ def load_models(models: Mapping[str, Artifact]) -> Models:
 def sample_in(models: Models, job: VariantJob, *, config: GuidanceStudyConfig) -> Made:
     """Images under the guidance of the job, judged."""
     method, scale = job.variant
-    asked = [request.replace(sampler=config.sampler, steps=config.num_inference_steps) for request in job.requests]
+    base, chosen = models.base, {"sampler": config.sampler, "steps": config.num_inference_steps}
+    plans = [plan_of(request.replace(**chosen), [base], base.classes) for request in job.requests]
     with counted(models.base.module) as sizes:
         images = sample_guided(
-            models.base,
-            asked,
+            base,
+            plans,
             scale=scale,
             weaker=models.weaker if method == "autoguidance" else None,
             classifier=models.classifier if off(method) == 0 else None,

@@ -29,7 +29,8 @@ from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device
-from components.sampling.model import SamplingModel, load_model, random_stream
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.plan import random_stream
 
 
 class ImageBitsWorker:

@@ -119,7 +119,7 @@ def draw_job(cascade: Cascade, job: SampleJob, batch_size: int | None = None) ->
         recorded.setdefault(stage, []).append((timestep, to_uint8(x_t), to_uint8(x_0)))
 
     on_step = keep if job.frames else None
-    batches = list(cascade.sample_batches(list(job.requests), batch_size=batch_size, on_step=on_step))
+    batches = list(cascade.make(cascade.resolve_all(job.requests), batch_size=batch_size, on_step=on_step))
     return Drawn(batches, {stage: _strip(steps, job.frames) for stage, steps in recorded.items()})
 
 

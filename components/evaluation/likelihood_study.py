@@ -31,8 +31,8 @@ from components.sampling.device import best_device
 from components.sampling.gray import one_channel
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8
-from components.sampling.model import SamplingModel, encode_conditions, load_model, random_stream
-from components.sampling.requests import Request
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.plan import Plan, encode_conditions, random_stream
 
 JOB_IMAGES = 8
 BATCH = 64  # times of one image at once
@@ -236,7 +236,7 @@ def term_of(
 
 def condition_of(model: SamplingModel, *, label: int, caption: str) -> dict[str, Tensor]:
     """The conditions that the model takes, one row each."""
-    return encode_conditions(model, [Request(label=label, prompt=caption or None)]).condition
+    return encode_conditions(model, [Plan(label=label, prompt=caption or None)]).condition
 
 
 def check_model(model: SamplingModel) -> None:

@@ -29,7 +29,8 @@ from components.models.diffusion.trajectory import spaced_timesteps
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
-from components.sampling.model import SamplingModel, encode_conditions, load_model, most_at_once, random_stream
+from components.sampling.model import SamplingModel, load_model, most_at_once
+from components.sampling.plan import encode_conditions, plan_of, random_stream
 
 FORWARD, PREDICTED = "forward_noising", "predicted_x_0"  # names of images
 VALUES = "Values of x_t as they approach N(0, I)"  # titles of plots
@@ -137,11 +138,12 @@ def predicted_x_0(
         split: where the conditions stand; the images are its first ones.
     """
     asked = asked_of(model, split.label, split.caption)
+    plans = [plan_of(request, [model], model.classes) for request in asked]
     x_t, size, made = noised_at(objective.schedule, images, time), most_at_once(images.x_0.shape[-1]), []
     for start in range(0, len(x_t), size):
         part = x_t[start : start + size]
         times = torch.full((len(part),), time, device=part.device)
-        conditions = encode_conditions(model, asked[start : start + len(part)]).condition
+        conditions = encode_conditions(model, plans[start : start + len(part)]).condition
         output = objective.apply(model.module, part, times, **conditions)
         made.append(objective.predict_x_0(output, x_t=part, time=times).clamp(-1, 1))
     return torch.cat(made)

@@ -16,7 +16,8 @@ from components.models.diffusion.degradation import MASK_TASKS, blurred, gray
 from components.models.diffusion.masks import NUMBERS, border_mask, inpainting_mask
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
-from components.sampling.model import SamplingModel, random_stream
+from components.sampling.model import SamplingModel
+from components.sampling.plan import random_stream
 from components.sampling.requests import Request
 
 JPEG_QUALITIES = (5, 10, 20)  # those of the paper's evaluation

@@ -35,16 +35,8 @@ from components.sampling.generators.diffusion import sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
 from components.sampling.image_files import base64_png, gray_png
 from components.sampling.images import read_image, to_uint8
-from components.sampling.model import (
-    SamplingModel,
-    check_conditions,
-    check_prompt_length,
-    check_request,
-    describe_model,
-    load_model,
-    reads_prompts,
-    works_alone,
-)
+from components.sampling.model import SamplingModel, describe_model, load_model, reads_prompts, works_alone
+from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
 from components.sampling.precision import products
 from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
@@ -187,20 +179,20 @@ def _classify(model: SamplingModel, row: RequestRow) -> str:
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
     condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
-    request = row.model_copy(update={"condition": None}).request().replace(generator="tokens")
+    request = row.model_copy(update={"condition": None}).request()
     check_request(request)
     if request.size is not None:
         raise ValueError("a prior alone takes no size: its cascade makes larger images")
     check_prior(model, request if condition is None else request.replace(condition=b"tokens"))
-    return json.dumps(sample_prior(model, [request], condition)[0].tolist())
+    return json.dumps(sample_prior(model, [plan_of(request, [model], model.classes)], condition)[0].tolist())
 
 
 def _enlarge(model: SamplingModel, row: RequestRow) -> str:
-    request = row.model_copy(update={"image": None}).request().replace(generator="diffusion")
+    request = row.model_copy(update={"image": None}).request()
     check_request(request)
     check_conditions(model, request)
     low_res = _image(row, model.settings["low_res_resolution"])[None]
-    return base64_png(to_uint8(sample_upsampler(model, [request], low_res))[0])
+    return base64_png(to_uint8(sample_upsampler(model, [plan_of(request, [model], model.classes)], low_res))[0])
 
 
 def _tokens_asked(model: SamplingModel) -> RequestRow:

@@ -24,14 +24,8 @@ from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.images import to_bytes
-from components.sampling.model import (
-    SamplingModel,
-    check_request,
-    describe_model,
-    load_model,
-    most_at_once,
-    works_alone,
-)
+from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
+from components.sampling.plan import Plan, check_request
 from components.sampling.precision import sampling_in
 from components.sampling.requests import Request, request_options
 
@@ -108,8 +102,8 @@ class Cascade(Parts):
         """The request with its generator named."""
         return request if request.generator or not self.generators else request.replace(generator=self.generators[0])
 
-    def check(self, request: Request) -> None:
-        """Raise ValueError, in one line, if this cascade can't make the image."""
+    def resolve(self, request: Request) -> Plan:
+        """Returns the plan of a request. Raises ValueError, in one line, if this cascade can't make the image."""
         request = self.with_generator(request)
         check_request(request)
         maker = self.makers.get(str(request.generator))
@@ -123,7 +117,17 @@ class Cascade(Parts):
         for stage, _, _ in request.sampling:
             if stage not in stages:
                 raise ValueError(f"no stage {stage!r} of the {maker.name} generator: {', '.join(stages)}")
-        maker.check(request)
+        return maker.resolve(request)
+
+    def resolve_all(self, requests: Sequence[Request]) -> list[Plan]:
+        """Returns the plan of each request. Raises ValueError, which names a request by its number from 1."""
+        plans = []
+        for number, request in enumerate(requests, 1):
+            try:
+                plans.append(self.resolve(request))
+            except ValueError as error:
+                raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
+        return plans
 
     def sample(
         self,
@@ -157,37 +161,32 @@ class Cascade(Parts):
         between: Between | None = None,
     ) -> list[Images]:
         """As `sample`, with the image that each stage of the generator made, the finished one last."""
-        finished: list[Images] = [{} for _ in requests]
-        for batch, made in self.sample_batches(requests, batch_size=batch_size, on_step=on_step, between=between):
+        plans = self.resolve_all(requests)
+        finished: list[Images] = [{} for _ in plans]
+        for batch, made in self.make(plans, batch_size=batch_size, on_step=on_step, between=between):
             for stage, images in made.items():
                 for index, image in zip(batch, images.cpu().numpy(), strict=True):
                     finished[index][stage] = image
         return finished
 
     @torch.no_grad()
-    def sample_batches(
+    def make(
         self,
-        requests: Sequence[Request],
+        plans: Sequence[Plan],
         *,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
         between: Between | None = None,
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """As `sample_stages`, batch by batch: the places of its requests, and each stage's images of them, uint8 (B, H,
-        W, 3), on the device still, which may not be done with them: no batch waits for the images of the one before."""
-        for number, request in enumerate(requests, 1):
-            try:
-                self.check(request)
-            except ValueError as error:
-                raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
-        requests = [self.with_generator(request) for request in requests]
-        for batch in batches(requests, batch_size=self.most_at_once if batch_size is None else batch_size):
-            asked = [requests[index] for index in batch]
+        """Yields the images of plans batch by batch: the places of its plans, and each stage's images of them, uint8
+        (B, H, W, 3), on the device still, which may not be done with them: no batch waits for the one before."""
+        for batch in batches(plans, batch_size=self.most_at_once if batch_size is None else batch_size):
+            together = [plans[index] for index in batch]
             if between is not None:
                 between()
-            maker = self.makers[str(asked[0].generator)]
+            maker = self.makers[together[0].generator]
             with sampling_in(self.precision, maker.first.device):
-                made = maker.sample(asked, Hooks(on_step, between))
+                made = maker.make(together, Hooks(on_step, between))
             yield batch, {stage: to_bytes(images) for stage, images in made.items()}
 
 
@@ -198,7 +197,7 @@ def quick(cascade: Cascade, request: Request) -> Request:
     changes = tuple((model.name, steps, 2) for model in models if steps in type(model.sampling).model_fields)
     shorter = request.replace(steps=None, sampling=request.sampling + changes)
     try:
-        cascade.check(shorter)
+        cascade.resolve(shorter)
     except ValueError:
         return request
     return shorter
@@ -249,12 +248,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def batches(requests: Sequence[Request], *, batch_size: int) -> Iterable[list[int]]:
-    """Places of requests that can be sampled together, at most batch_size of them. Raises ValueError below 1."""
+def batches(plans: Sequence[Plan], *, batch_size: int) -> Iterable[list[int]]:
+    """Places of plans that can be made together, at most batch_size of them. Raises ValueError below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     ways: dict[tuple[object, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        ways.setdefault(request.sampling_options(), []).append(index)
+    for index, plan in enumerate(plans):
+        ways.setdefault(plan.way, []).append(index)
     for indices in ways.values():
         yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))

@@ -1,6 +1,6 @@
 """First half of DALL-E 2's generator: from prompts to embeddings of images, which the decoder draws.
 
-Shapes: B requests, E embedding_dim.
+Shapes: B plans, E embedding_dim.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ from components.models.diffusion.samplers import sample
 from components.sampling.best_of import best_of
 from components.sampling.frozen_text import ContrastiveText
 from components.sampling.generator import Between, after_each
-from components.sampling.model import SamplingModel, random_stream, sampling_of
-from components.sampling.requests import Request
+from components.sampling.model import SamplingModel
+from components.sampling.plan import Plan, random_stream
 
 
 def sample_image_embeddings(
-    model: SamplingModel, text: ContrastiveText, requests: Sequence[Request], *, between: Between | None = None
+    model: SamplingModel, text: ContrastiveText, plans: Sequence[Plan], *, between: Between | None = None
 ) -> Tensor:
-    """Image embeddings (B, E) of unit variance for the requests' prompts, on the model's device.
+    """Image embeddings (B, E) of unit variance for the plans' prompts, on the model's device.
 
-    Of several candidates (two, as published) each request gets the one nearest to the text's embedding. Steps,
+    Of several candidates (two, as published) each plan gets the one nearest to the text's embedding. Steps,
     guidance scale and the number of candidates are of its sampling settings.
 
     Args:
@@ -34,13 +34,13 @@ def sample_image_embeddings(
         text: of the contrastive encoder that the prior was trained with.
         between: called after each denoising step of each candidate.
     """
-    sampling = prior_sampling(model, requests[0])
-    prompts = [request.prompt or "" for request in requests]
+    sampling = plans[0].of(model)
+    prompts = [plan.prompt or "" for plan in plans]
     condition, null = text_conditions(text, prompts), text_conditions(text, [""] * len(prompts))
 
     def candidate(number: int) -> Tensor:
         stage = model.name if number == 0 else f"{model.name}/{number}"
-        streams = [random_stream(request.seed, stage) for request in requests]
+        streams = [random_stream(plan.seed, stage) for plan in plans]
         return embeddings(model, condition, null, streams, sampling, between=between)
 
     def likeness(embedding: Tensor) -> Tensor:
@@ -49,12 +49,11 @@ def sample_image_embeddings(
     return best_of(candidate, likeness, n=sampling.candidates).chosen
 
 
-def prior_sampling(model: SamplingModel, request: Request) -> DiffusionPriorSampling:
-    """Raises ValueError, in one line, for what the model can't do."""
-    sampling, limit = sampling_of(model, request), model.settings["objective"]["num_train_timesteps"]
+def check_prior_steps(model: SamplingModel, sampling: DiffusionPriorSampling) -> None:
+    """Raise ValueError, in one line, for more steps than the model was trained with."""
+    limit = model.settings["objective"]["num_train_timesteps"]
     if sampling.num_inference_steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {sampling.num_inference_steps}")
-    return sampling
 
 
 def text_conditions(text: ContrastiveText, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from components.configuration.conditions import Member
 from components.models.diffusion import samplers
 from components.sampling.frozen_text import ContrastiveText, FrozenText
-from components.sampling.model import SamplingModel, check_conditions, reads_prompts
+from components.sampling.model import SamplingModel, reads_prompts
+from components.sampling.plan import Given, Plan, check_conditions, plan_of
 from components.sampling.requests import Request, request_options
 
 OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
@@ -129,13 +130,18 @@ class Generator(ABC):
         """What images it is conditioned on; None if on none."""
         return None
 
-    def check(self, request: Request) -> None:
-        """Raise ValueError, in one line, if it can't make the image of a request whose options it takes."""
+    def resolve(self, request: Request) -> Plan:
+        """Returns the plan of a request whose options it takes. Raises ValueError, in one line, if it can't make it."""
         check_conditions(self.first, request)
+        return self.plan_of(request)
+
+    def plan_of(self, request: Request, *, given: Given | None = None) -> Plan:
+        """Returns the plan of a request whose conditions were checked. Raises ValueError for settings out of range."""
+        return plan_of(request, self.models, self.classes, generator=self.name, given=given)
 
     @abstractmethod
-    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) of each stage, the finished ones last, for checked requests with the same options."""
+    def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) of each stage, the finished ones last, for plans that are of one way."""
 
     def example(self) -> Request:
         """A request that it can meet."""

@@ -7,14 +7,14 @@ from torch import Tensor
 from components.models.diffusion.guidance import guide
 from components.models.diffusion.samplers import sample
 from components.sampling.classifier import classifier_score
-from components.sampling.generators.diffusion import first_sampling, noise_of, objective_of, sampling_arguments
-from components.sampling.model import SamplingModel, encode_conditions
-from components.sampling.requests import Request
+from components.sampling.generators.diffusion import noise_of, objective_of, sampling_arguments
+from components.sampling.model import SamplingModel
+from components.sampling.plan import Plan, encode_conditions
 
 
 def sample_guided(
     model: SamplingModel,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     *,
     scale: float,
     weaker: SamplingModel | None = None,
@@ -22,20 +22,20 @@ def sample_guided(
     unconditional: bool = False,
     interval: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Images (B, C, H, W) of requests that share sampler and steps (those of the first one count).
+    """Images (B, C, H, W) of plans that share sampler and steps (those of the first one count).
 
     Args:
         scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
         weaker: takes the place of the model without condition (autoguidance; Karras et al., 2024).
-        classifier: of noisy images; its gradient towards each request's label guides (Dhariwal and Nichol, 2021).
+        classifier: of noisy images; its gradient towards each plan's label guides (Dhariwal and Nichol, 2021).
         interval: guide at these noise levels only, sigma / signal (Kynkäänniemi et al., 2024).
         unconditional: with a classifier, the model itself is told no condition.
 
-    The same request gives the same image in whatever batch.
+    The same plan gives the same image in whatever batch.
     """
     objective = objective_of(model)
-    condition, null = encode_conditions(model, requests)
-    noise, score, branches = noise_of(model, requests), None, scale
+    condition, null = encode_conditions(model, plans)
+    noise, score, branches = noise_of(model, plans), None, scale
     if classifier is not None:
         branches = 1.0  # the network runs on one condition alone
         score = classifier_score(classifier, condition["label"], scale) if scale != 0 else None
@@ -53,5 +53,5 @@ def sample_guided(
         noise(-1),
         noise=noise,
         score=score,
-        **sampling_arguments(first_sampling(model, requests[0])),
+        **sampling_arguments(plans[0].of(model)),
     )

@@ -44,7 +44,12 @@ def _levels_to_bytes(levels: Tensor) -> Tensor:
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
     """An image file as (3, S, S) in [-1, 1]; other sizes are area-averaged. Raises ValueError if it is none."""
-    return from_uint8(np.array(open_given_image(data).resize((resolution, resolution), Image.Resampling.BOX)))
+    return fitted_image(open_given_image(data), resolution=resolution)
+
+
+def fitted_image(image: Image.Image, *, resolution: int) -> Tensor:
+    """Returns an RGB image as (3, S, S) in [-1, 1], area-averaged to the resolution."""
+    return from_uint8(np.array(image.resize((resolution, resolution), Image.Resampling.BOX)))
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:

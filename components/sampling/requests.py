@@ -247,11 +247,6 @@ class Request(BaseModel):
         """Returns the request with other fields. Raises ValueError, in one line, for a value of another type."""
         return read_request(dict(self) | changes)
 
-    def sampling_options(self) -> tuple[object, ...]:
-        """Returns what requests must have in common to be sampled in one batch."""
-        own = ("label", "prompt", "seed", "task", *IMAGES)
-        return tuple(value for name, value in self if name not in own)
-
     def written(self) -> dict[str, Any]:
         """Returns the fields that are set as plain values, of which `read_request` makes the request again."""
         written = {name: value for name, value in self if value not in (None, ())}

@@ -19,10 +19,10 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from components.configuration.sampling import DiffusionSampling
 from components.sampling.generator import Generator, OnStep
-from components.sampling.generators.diffusion import first_sampling
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
-from components.sampling.model import most_at_once, sampling_of
+from components.sampling.model import most_at_once
+from components.sampling.plan import Plan
 from components.sampling.request_forms import settings_of, with_settings
 from components.sampling.requests import Request
 from components.serving.messages import FinishedImage, ImageJob, Partial
@@ -91,6 +91,7 @@ class WaitingImage:
     ticket: Ticket
     place: int  # in the job
     request: Request  # with its generator named
+    plan: Plan
     shown: Shown
     alone: bool = False  # a batch with it failed: it may be the reason
 
@@ -101,7 +102,7 @@ class WaitingImage:
         return (
             not (self.alone or oldest.alone)
             and self.ticket.version is oldest.ticket.version
-            and self.request.sampling_options() == oldest.request.sampling_options()
+            and self.plan.way == oldest.plan.way
         )
 
 
@@ -126,12 +127,14 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
         self._thread.start()
 
-    def add(self, job: ImageJob, version: Version, tell: Tell) -> Ticket:
-        """Takes a checked job whose images the version is to make. Raises BusyError if too many images wait."""
+    def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket:
+        """Takes a job whose images the version is to make by plans. Raises BusyError if too many images wait."""
         ticket, images = Ticket(tell, version), []
-        for place, request in enumerate(map(version.cascade.with_generator, job.requests)):
-            steps = steps_of(version.cascade.makers[str(request.generator)], request) if job.partial_images else {}
-            images.append(WaitingImage(ticket, place, request, shown_steps(steps, job.partial_images)))
+        for place, (request, plan) in enumerate(
+            zip(map(version.cascade.with_generator, job.requests), plans, strict=True)
+        ):
+            steps = steps_of(version.cascade.makers[plan.generator], plan) if job.partial_images else {}
+            images.append(WaitingImage(ticket, place, request, plan, shown_steps(steps, job.partial_images)))
         with self._changed:
             waiting = len(self._waiting)
             # A job of more images than may wait is taken where none waits: it would be refused forever.
@@ -194,7 +197,7 @@ class Batcher:
             return batch
 
     def _sample(self, batch: Sequence[WaitingImage]) -> None:
-        version, tags = batch[0].ticket.version, {"generator": str(batch[0].request.generator)}
+        version, tags = batch[0].ticket.version, {"generator": batch[0].plan.generator}
         self._measures.batch.observe(len(batch), tags)
         began = False
 
@@ -206,14 +209,14 @@ class Batcher:
             if self._closed or all(image.ticket.left for image in batch):
                 raise _EndedError
 
-        finished = version.cascade.sample_stages(
-            [image.request for image in batch], batch_size=len(batch), on_step=on_step_of(batch), between=between
-        )
+        plans = [image.plan for image in batch]
+        on_step = on_step_of(batch)
+        ((_, made),) = version.cascade.make(plans, batch_size=len(batch), on_step=on_step, between=between)
         self._measures.images.inc(len(batch), tags)
-        for image, stages in zip(batch, finished, strict=True):
+        for image, pixels in zip(batch, list(made.values())[-1].cpu().numpy(), strict=True):
             if not image.ticket.left:
                 settings = settings_of(image.request, model=version.named.name, version=version.number)
-                png = with_settings(encode_png(list(stages.values())[-1]), settings)
+                png = with_settings(encode_png(pixels), settings)
                 image.ticket.tell(FinishedImage(image.place, png, version.number))
 
     def _failed(self, batch: Sequence[WaitingImage], error: Exception) -> None:
@@ -234,7 +237,7 @@ class Batcher:
 def most_together(batch_images: int, oldest: WaitingImage) -> int:
     """Returns the most images of a batch that the cascade's networks, and the size asked for, leave memory for."""
     most = min(batch_images, oldest.ticket.version.cascade.most_at_once)
-    return most if oldest.request.size is None else min(most, most_at_once(max(oldest.request.size)))
+    return most if oldest.plan.size is None else min(most, most_at_once(max(oldest.plan.size)))
 
 
 def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
@@ -261,12 +264,12 @@ def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
     return {every[place - 1]: number for number, place in enumerate(inside)}
 
 
-def steps_of(maker: Generator, request: Request) -> dict[str, int]:
-    """Returns the denoising steps of each stage that shows them, in their order, for a checked request."""
+def steps_of(maker: Generator, plan: Plan) -> dict[str, int]:
+    """Returns the denoising steps of each stage that shows them, in their order."""
     if not maker.shows_steps:
         return {}
     return {
-        model.name: (first_sampling if model is maker.first else sampling_of)(model, request).steps_taken
+        model.name: plan.of(model).steps_taken
         for model in maker.models
         if isinstance(model.sampling, DiffusionSampling)
     }

@@ -5,12 +5,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import torch
 
 from components.runtime.execution import Resources, node_threads
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
+from components.sampling.plan import Plan
 from components.serving.batching import Batcher, BusyError, Measures
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
@@ -81,8 +83,9 @@ class Model:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Partial | FinishedImage | Exception]()
         version = self._versions.current
         try:
-            await asyncio.to_thread(check_job, version.cascade, job)
-            ticket = self._batcher.add(job, version, lambda event: loop.call_soon_threadsafe(queue.put_nowait, event))
+            plans = await asyncio.to_thread(plans_of, version.cascade, job)
+            tell = partial(loop.call_soon_threadsafe, queue.put_nowait)
+            ticket = self._batcher.add(job, plans, version, tell)
         except ValueError as error:
             yield Refused("invalid", str(error))
             return
@@ -106,13 +109,15 @@ class Model:
             self._batcher.cancel(ticket)
 
 
-def check_job(cascade: Cascade, job: ImageJob) -> None:
-    """Raises ValueError, in one line, if the cascade can't make one of a job's images, which it names by number."""
+def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
+    """Returns the plan of each image of a job. Raises ValueError, in one line, which names an image by its number."""
+    plans = []
     for number, request in enumerate(job.requests, 1):
         try:
-            cascade.check(request)
+            plans.append(cascade.resolve(request))
         except ValueError as error:
             raise ValueError(f"image {number}: {error}" if number > 1 else str(error)) from None
+    return plans
 
 
 def sampling_threads(settings: ServiceSettings) -> int | None:

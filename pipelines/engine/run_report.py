@@ -12,7 +12,7 @@ from components.data.shards import INDEX
 from components.evaluation.measure import DistanceRow
 from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
 from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
-from components.runtime.storage.garbage import ANNOUNCED, PLAN, Plan
+from components.runtime.storage.garbage import ANNOUNCED, PLAN, RunPlan
 from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import stage_points
 from pipelines.engine.code_seen import changes_of_code, made_by
@@ -97,9 +97,9 @@ def load_plan(root: Store, run: str) -> dict[str, Any]:
     return json.loads(root.read(f"runs/{run}/{PLAN}"))
 
 
-def _plan_of(root: Store, run: str) -> Plan:
+def _plan_of(root: Store, run: str) -> RunPlan:
     path = f"runs/{run}/{PLAN}"
-    return parse_stored(Plan, root.read(path), root.url(path))
+    return parse_stored(RunPlan, root.read(path), root.url(path))
 
 
 def render_run(root: Store, run: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from components.sampling.classifier import class_log_probabilities, classifier_s
 from components.sampling.diffusion_prior import sample_image_embeddings
 from components.sampling.frozen_text import contrastive_text
 from components.sampling.model import load_model
-from components.sampling.requests import Request
+from components.sampling.plan import Plan
 from components.stages.precompute import PrecomputeConfig, encoders_of, precompute
 from components.stages.training import train_model
 from components.training.frozen import ColumnEncoder
@@ -81,7 +81,7 @@ def test_shards_that_were_encoded_before_are_not_encoded_again(
 def test_a_prior_draws_embeddings_for_prompts(contrastive: Artifact, prior: Artifact, tmp_path: Path) -> None:
     text = contrastive_text(contrastive.download(tmp_path / "contrastive"))
     model = load_model("diffusion_prior", prior.download(tmp_path / "prior"))
-    found = sample_image_embeddings(model, text, [Request(prompt=CAPTION, seed=seed) for seed in (1, 2)])
+    found = sample_image_embeddings(model, text, [Plan(prompt=CAPTION, seed=seed) for seed in (1, 2)])
     torch.testing.assert_close(found.square().mean(dim=1), torch.ones(2))
     assert -1 <= prior.metadata["summary"]["held_out_prior_cosine"] <= 1
 

@@ -7,7 +7,7 @@ from components.configuration.sampling import DiffusionPriorSampling
 from components.models.diffusion_prior import DiffusionPrior
 from components.sampling.diffusion_prior import sample_image_embeddings, text_conditions
 from components.sampling.model import SamplingModel
-from components.sampling.requests import Request
+from components.sampling.plan import Plan
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
 
 CONFIG = prior_config()
@@ -57,7 +57,7 @@ def test_a_text_of_another_length_is_refused() -> None:
 
 def test_an_embedding_does_not_depend_on_the_batch() -> None:
     model, text = prior(), frozen_contrastive()
-    requests = [Request(prompt="a red circle", seed=1), Request(prompt="a blue square", seed=2), Request(seed=3)]
+    requests = [Plan(prompt="a red circle", seed=1), Plan(prompt="a blue square", seed=2), Plan(seed=3)]
     together = sample_image_embeddings(model, text, requests)
     torch.testing.assert_close(together.square().mean(dim=1), torch.ones(3))
     for row, request in enumerate(requests):
@@ -66,7 +66,7 @@ def test_an_embedding_does_not_depend_on_the_batch() -> None:
 
 def test_of_two_candidates_the_one_nearer_to_the_text_is_kept() -> None:
     text = frozen_contrastive()
-    requests = [Request(prompt="a red circle", seed=seed) for seed in range(8)]
+    requests = [Plan(prompt="a red circle", seed=seed) for seed in range(8)]
     wanted = text_conditions(text, ["a red circle"] * 8)["text_embedding"]
     torch.manual_seed(0)
     one, two = prior(candidates=1), prior(candidates=2)
@@ -87,5 +87,5 @@ def test_a_perfect_prior_is_sampled_at_its_embedding_whatever_its_components() -
     with torch.no_grad():
         model.module.image_out.weight.zero_()
         model.module.image_out.bias.copy_(wanted)
-    found = sample_image_embeddings(model, text, [Request(prompt="a red circle")])
+    found = sample_image_embeddings(model, text, [Plan(prompt="a red circle")])
     torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,8 @@ from components.models.bundle import NETWORKS, ModelBundle, load_bundle, save_bu
 from components.models.dit import DiT
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.unet import UNet
-from components.sampling.model import check_conditions, encode_conditions, load_model
+from components.sampling.model import load_model
+from components.sampling.plan import Plan, check_conditions, encode_conditions
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.tasks.diffusion import DiffusionTask
@@ -102,7 +103,7 @@ def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path
     save_bundle(tmp_path, ModelBundle("unet", config.network_arguments(DATASET_INFO), {}, network))
     model = load_model("base", tmp_path)
     check_conditions(model, Request(label=0, seed=1))
-    assert encode_conditions(model, [Request(label=0, seed=1)]).null == {}
+    assert encode_conditions(model, [Plan(label=0, seed=1)]).null == {}
     with pytest.raises(ValueError, match="needs a label"):
         check_conditions(model, Request(seed=1))
 

@@ -11,6 +11,7 @@ from components.models.diffusion.steps import SAMPLERS
 from components.models.diffusion.timestep_sampling import KEPT, record
 from components.sampling.generators.diffusion import sample_base, sample_upsampler
 from components.sampling.model import load_model
+from components.sampling.plan import plan_of
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import Latents
@@ -56,7 +57,8 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
     model = load_model("base", tmp_path / "model", sampling=sampling)
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]
     if is_upsampler:
-        images = sample_upsampler(model, requests, torch.zeros(2, 3, 4, 4))
+        plans = [plan_of(request, [model], model.classes) for request in requests]
+        images = sample_upsampler(model, plans, torch.zeros(2, 3, 4, 4))
         assert images.shape == (2, 3, 8, 8)
         return
     for sampler in (None, *SAMPLERS):
@@ -64,7 +66,8 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
             request.replace(sampler=sampler, steps=min(3, getattr(config.process, "num_train_timesteps", 3)))
             for request in requests
         ]
-        together, alone = sample_base(model, asked), sample_base(model, asked[1:])
+        plans = [plan_of(request, [model], model.classes) for request in asked]
+        together, alone = sample_base(model, plans), sample_base(model, plans[1:])
         assert together.abs().max() <= 1 + 1e-5
         torch.testing.assert_close(together[1:], alone, atol=2 / 255, rtol=0)  # a grey level
         assert not torch.equal(together[0], together[1])

@@ -15,7 +15,8 @@ from components.evaluation.likelihood_study import STREAM, BoundJob, bound_jobs,
 from components.models.losses.reconstruction import reconstruction_loss
 from components.models.row_lstm import RowLSTM
 from components.sampling.images import from_uint8
-from components.sampling.model import SamplingModel, load_model, random_stream
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.plan import random_stream
 from components.training.tasks.pixels import PixelTask
 from pipelines.recipes.discrete_rows import gan, pixels, vae, vqgan
 from tests.tiny_cascade import TOKENIZER

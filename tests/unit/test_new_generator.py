@@ -18,8 +18,9 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
+from components.sampling.plan import Plan
 from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request, class_id
+from components.sampling.requests import Request
 from pipelines.command.sample import sample_images
 from tests.tiny_generators import LONE, write
 
@@ -28,15 +29,15 @@ class Flat(Generator):
     """One gray level a class."""
 
     name, title = "flat", "Flat"
-    options = ("temperature",)
+    options = ("truncation",)
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
         return parts.model if parts.model is not None and parts.model.settings.get("flat") else None
 
-    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
-        strength = 1.0 if requests[0].temperature is None else requests[0].temperature
-        levels = [(class_id(request.label or 0, self.classes) - 1) * strength for request in requests]
+    def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
+        strength = plans[0].of(self.first).truncation or 1.0
+        levels = [((plan.label or 0) - 1) * strength for plan in plans]
         return {self.first.name: torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 8)}
 
 
@@ -52,10 +53,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_new_generator_samples_and_its_options_are_checked(folder: Path):
     cascade = Cascade.load(folder)
     assert cascade.generators == ("flat",)
-    made = cascade.sample([Request(label=0), Request(label=2), Request(label=2, temperature=0.0)])
-    assert [int(image.mean()) for image in made] == [0, 255, 128]
+    made = cascade.sample([Request(label=0), Request(label=2), Request(label=2, truncation=0.5)])
+    assert [int(image.mean()) for image in made] == [0, 255, 191]
     with pytest.raises(ValueError, match="the flat generator takes no steps"):
-        cascade.check(Request(label=0, steps=3))
+        cascade.resolve(Request(label=0, steps=3))
 
 
 def test_the_command_samples_by_it(folder: Path, tmp_path: Path):

@@ -82,5 +82,6 @@ def test_the_page_has_a_control_of_it(told: dict) -> None:
     assert form["eta"] == {"text": "Noise", "setting": "eta", "kind": "number", "min": 0, "max": 1}
 
 
-def test_its_generators_take_it(told: dict) -> None:
+def test_its_generators_sample_by_it(told: dict) -> None:
     assert told["generators"] == {"diffusion": True, "tokens": False}
+    assert told["sampled"] == [True, True]

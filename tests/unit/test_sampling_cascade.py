@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from components.sampling.cascade import Cascade, compose
-from components.sampling.model import random_stream
+from components.sampling.plan import random_stream
 from components.sampling.requests import Request
 from tests.tiny_cascade import write_cascade, write_models
 

@@ -90,7 +90,7 @@ def test_snapshots_stay_beside_the_model(tmp_path: Path) -> None:
 
 def test_a_latent_base_is_decoded_at_its_scale(cascade_of: Callable) -> None:
     cascade, request = cascade_of("latent"), REQUESTS["latent"][0]
-    latents = sample_base(cascade.base, [request])
+    latents = sample_base(cascade.base, [cascade.resolve(request)])
     assert latents.shape == (1, 8, 4, 4)
     decoder = cascade.autoencoder.module
     assert isinstance(decoder, Autoencoder)
@@ -195,7 +195,7 @@ def test_a_weaker_model_pushes_as_hard_as_it_is_asked_to(cascade_of: Callable) -
     alone = Cascade(base=cascade.base._replace(sampling=DiffusionSampling(**FEW))).sample(asked)
     np.testing.assert_array_equal(at(1.0), alone)
     np.testing.assert_array_equal(at(3.0), cascade.sample(asked))
-    wanted = to_uint8(sample_guided(cascade.base, asked, scale=3.0, weaker=cascade.weaker))
+    wanted = to_uint8(sample_guided(cascade.base, cascade.resolve_all(asked), scale=3.0, weaker=cascade.weaker))
     np.testing.assert_array_equal(at(3.0), wanted)
     assert (np.stack(at(3.0)) != alone).any()
 

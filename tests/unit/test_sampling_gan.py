@@ -10,9 +10,10 @@ from components.models.bundle import ModelBundle, save_bundle
 from components.models.gan import GANGenerator, estimate_statistics
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
-from components.sampling.generators.gan import sample_gan, truncated
+from components.sampling.generators.one_model import sample_gan, truncated
 from components.sampling.images import to_uint8
-from components.sampling.model import SamplingModel, load_model, random_stream
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.plan import Plan, random_stream
 from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
 
@@ -48,16 +49,16 @@ def model(tmp_path: Path) -> SamplingModel:
 
 
 def test_the_same_request_gives_the_same_image_in_whatever_batch(model: SamplingModel) -> None:
-    requests = [Request(label=seed % 3 if seed % 2 else None, seed=seed) for seed in range(7)]
-    together = sample_gan(model, requests)
+    plans = [Plan(label=seed % 3 if seed % 2 else None, seed=seed) for seed in range(7)]
+    together = sample_gan(model, plans)
     assert together.shape == (7, 3, 16, 16)
-    torch.testing.assert_close(together, torch.cat([sample_gan(model, [request]) for request in requests]))
-    torch.testing.assert_close(together, sample_gan(model, requests[::-1]).flip(0))
+    torch.testing.assert_close(together, torch.cat([sample_gan(model, [plan]) for plan in plans]))
+    torch.testing.assert_close(together, sample_gan(model, plans[::-1]).flip(0))
 
 
 def test_another_seed_or_label_gives_another_image(model: SamplingModel) -> None:
-    first = Request(label="food", seed=1)
-    images = sample_gan(model, [first, first.replace(seed=2), first.replace(label="flags"), first])
+    first = Plan(label=1, seed=1)
+    images = sample_gan(model, [first, Plan(label=1, seed=2), Plan(label=2, seed=1), first])
     assert all((images[0] - other).abs().max() > 0.02 for other in images[1:3])
     torch.testing.assert_close(images[0], images[3])
 
@@ -65,7 +66,7 @@ def test_another_seed_or_label_gives_another_image(model: SamplingModel) -> None
 def test_a_request_without_a_label_gets_one_of_its_own_and_every_class_is_met(model: SamplingModel) -> None:
     drawn = []
     for seed in range(24):
-        images = sample_gan(model, [Request(seed=seed), *(Request(label=label, seed=seed) for label in range(3))])
+        images = sample_gan(model, [Plan(seed=seed), *(Plan(label=label, seed=seed) for label in range(3))])
         (same,) = torch.nonzero(torch.isclose(images[1:], images[0], atol=1e-5).flatten(1).all(1)).flatten(0, 0)
         drawn.append(int(same))
     assert set(drawn) == {0, 1, 2}
@@ -73,11 +74,11 @@ def test_a_request_without_a_label_gets_one_of_its_own_and_every_class_is_met(mo
 
 def test_an_unknown_label_is_refused_naming_the_classes(model: SamplingModel) -> None:
     with pytest.raises(ValueError, match="unknown label 'cars': the classes are 0 animals, 1 food, 2 flags"):
-        sample_gan(model, [Request(label="cars")])
+        Cascade(model=model).resolve(Request(label="cars"))
 
 
 def test_a_generator_without_classes_samples(tmp_path: Path) -> None:
-    assert sample_gan(model_of(tmp_path, num_classes=None), [Request(seed=3)]).shape == (1, 3, 16, 16)
+    assert sample_gan(model_of(tmp_path, num_classes=None), [Plan(seed=3)]).shape == (1, 3, 16, 16)
 
 
 def noise_of(request: Request) -> torch.Tensor:
@@ -106,7 +107,7 @@ def test_truncation_keeps_sign_and_order_and_goes_to_the_normal() -> None:
 
 def test_an_image_without_truncation_is_that_of_the_plain_noise(model: SamplingModel) -> None:
     request = Request(label=1, seed=5)
-    assert torch.equal(sample_gan(model, [request]), model.module(noise_of(request), torch.tensor([1])))
+    assert torch.equal(sample_gan(model, [Plan(label=1, seed=5)]), model.module(noise_of(request), torch.tensor([1])))
 
 
 def test_a_request_decides_its_truncation_in_whatever_company(model: SamplingModel) -> None:

@@ -9,7 +9,8 @@ import torch
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.sampling import compiled_decoding
 from components.sampling.generators.tokens import check_prior, sample_best, sample_prior
-from components.sampling.model import SamplingModel, check_request, load_model
+from components.sampling.model import SamplingModel, load_model
+from components.sampling.plan import Plan, check_request, plan_of
 from components.sampling.requests import Request
 from tests.tiny_cascade import CLASSES
 
@@ -42,27 +43,31 @@ def requests(count: int, **asked: Any) -> list[Request]:
     return [Request(label=seed % 3, seed=seed, **asked) for seed in range(count)]
 
 
+def plans(model: SamplingModel, count: int, **asked: Any) -> list[Plan]:
+    return [plan_of(request, [model], model.classes) for request in requests(count, **asked)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_belong_to_their_request_in_whatever_batch(kind: str, tmp_path: Path) -> None:
     model = load(tmp_path, kind, **IMAGE)
     condition = torch.randint(0, 6, (4, 4))
-    together = sample_prior(model, requests(4), condition)
+    together = sample_prior(model, plans(model, 4), condition)
     assert together.shape == (4, 4, 4)
-    for i, request in enumerate(requests(4)):
-        assert torch.equal(sample_prior(model, [request], condition[i : i + 1])[0], together[i])
+    for i, plan in enumerate(plans(model, 4)):
+        assert torch.equal(sample_prior(model, [plan], condition[i : i + 1])[0], together[i])
     assert len(together.flatten(1).unique(dim=0)) == 4
-    assert not torch.equal(sample_prior(model, requests(4), condition.flip(0)), together)
+    assert not torch.equal(sample_prior(model, plans(model, 4), condition.flip(0)), together)
 
 
 def test_a_cpu_decodes_as_before_where_a_gpu_would_by_a_compiled_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a causal transformer takes the setting."""
-    expected = sample_prior(load(tmp_path, "transformer"), requests(2))
+    expected = sample_prior(model := load(tmp_path, "transformer"), plans(model, 2))
     monkeypatch.setattr(compiled_decoding, "BACKEND", "no such backend")
     model = load(tmp_path, "transformer", sampling={"compile_decoding": True})
     assert model.sampling.model_dump()["compile_decoding"]
-    assert torch.equal(sample_prior(model, requests(2)), expected)
+    assert torch.equal(sample_prior(model, plans(model, 2)), expected)
     with pytest.raises(ValueError, match=r"prior\.compile_decoding: this model takes no such setting"):
         load(tmp_path / "masked", "masked_transformer", sampling={"compile_decoding": True})
 
@@ -70,23 +75,23 @@ def test_a_cpu_decodes_as_before_where_a_gpu_would_by_a_compiled_step(
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_are_other_images_of_the_same_seed(kind: str, tmp_path: Path) -> None:
     model = load(tmp_path, kind)
-    drawn = [sample_prior(model, requests(2), candidate=k) for k in range(3)]
-    assert torch.equal(drawn[0], sample_prior(model, requests(2)))
-    assert torch.equal(drawn[2], sample_prior(model, requests(2), candidate=2))
+    drawn = [sample_prior(model, plans(model, 2), candidate=k) for k in range(3)]
+    assert torch.equal(drawn[0], sample_prior(model, plans(model, 2)))
+    assert torch.equal(drawn[2], sample_prior(model, plans(model, 2), candidate=2))
     assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 6
 
 
 def test_the_best_of_several_is_one_of_them_and_always_the_same(tmp_path: Path) -> None:
     model = load(tmp_path, "transformer")
-    best = sample_best(model, requests(3), n=4)
+    best = sample_best(model, plans(model, 3), n=4)
     for i, k in enumerate(best.candidate.tolist()):
-        assert torch.equal(best.chosen[i], sample_prior(model, requests(3), candidate=k)[i])
+        assert torch.equal(best.chosen[i], sample_prior(model, plans(model, 3), candidate=k)[i])
         assert best.scores[i, k] == best.scores[i].max()
-    (alone,) = sample_best(model, requests(3)[1:2], n=4).chosen
+    (alone,) = sample_best(model, plans(model, 3)[1:2], n=4).chosen
     assert torch.equal(alone, best.chosen[1])
-    assert torch.equal(sample_best(model, requests(3), n=1).chosen, sample_prior(model, requests(3)))
+    assert torch.equal(sample_best(model, plans(model, 3), n=1).chosen, sample_prior(model, plans(model, 3)))
     with pytest.raises(ValueError, match="needs a causal transformer"):
-        sample_best(load(tmp_path / "masked", "masked_transformer"), requests(3), n=4)
+        sample_best(model := load(tmp_path / "masked", "masked_transformer"), plans(model, 3), n=4)
 
 
 def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
@@ -101,20 +106,20 @@ def test_steps_are_for_masked_priors_alone(tmp_path: Path) -> None:
             check_prior(masked, request.replace(steps=steps))
     own = load(tmp_path / "c", "masked_transformer", sampling={"num_inference_steps": 5, "choice_temperature": 2.0})
     asked = load(tmp_path / "d", "masked_transformer", sampling={"num_inference_steps": 9, "choice_temperature": 2.0})
-    assert torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3, steps=5)))
-    assert not torch.equal(sample_prior(own, requests(3)), sample_prior(asked, requests(3)))
+    assert torch.equal(sample_prior(own, plans(own, 3)), sample_prior(asked, plans(asked, 3, steps=5)))
+    assert not torch.equal(sample_prior(own, plans(own, 3)), sample_prior(asked, plans(asked, 3)))
 
 
 def test_a_larger_grid_is_for_causal_priors(tmp_path: Path) -> None:
     model = load(tmp_path / "a", "transformer", **IMAGE)
     condition = torch.randint(0, 6, (2, 6))
-    assert sample_prior(model, requests(2), condition, grid=(4, 6)).shape == (2, 4, 6)
-    same = sample_prior(model, requests(2), condition[:, :4], grid=(4, 4))
-    assert torch.equal(same, sample_prior(model, requests(2), condition[:, :4]))
+    assert sample_prior(model, plans(model, 2), condition, grid=(4, 6)).shape == (2, 4, 6)
+    same = sample_prior(model, plans(model, 2), condition[:, :4], grid=(4, 4))
+    assert torch.equal(same, sample_prior(model, plans(model, 2), condition[:, :4]))
     with pytest.raises(ValueError, match="4×4 alone, not of 4×6"):
-        sample_prior(load(tmp_path / "b", "masked_transformer"), requests(2), grid=(4, 6))
+        sample_prior(masked := load(tmp_path / "b", "masked_transformer"), plans(masked, 2), grid=(4, 6))
     with pytest.raises(ValueError, match="3×4 is smaller than the 4×4"):
-        sample_prior(model, requests(2), condition[:, :4], grid=(3, 4))
+        sample_prior(model, plans(model, 2), condition[:, :4], grid=(3, 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,5 +134,5 @@ def test_a_condition_that_does_not_fit_is_refused_in_one_line(kind: str, tmp_pat
         (with_image, good - 1, r"condition tokens must be in \[0, 5\]"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
-            sample_prior(model, requests(2), condition)
+            sample_prior(model, plans(model, 2), condition)
         assert "\n" not in str(caught.value)

@@ -7,9 +7,9 @@ import torch
 
 from components.configuration.sampling import ModelSampling
 from components.models.autoencoder import Autoencoder
-from components.sampling.generators.vae import sample_vae
+from components.sampling.generators.one_model import sample_vae
 from components.sampling.model import SamplingModel
-from components.sampling.requests import Request
+from components.sampling.plan import Plan
 
 NETWORK = {
     "resolution": 16,
@@ -33,9 +33,9 @@ def model_of(**changes: Any) -> SamplingModel:
 
 def test_a_image_depends_on_its_seed_and_not_on_its_batch() -> None:
     model = model_of()
-    together = sample_vae(model, [Request(seed=seed) for seed in (3, 1, 2)])
+    together = sample_vae(model, [Plan(seed=seed) for seed in (3, 1, 2)])
     assert together.shape == (3, 3, 16, 16)
-    alone = sample_vae(model, [Request(seed=1)])
+    alone = sample_vae(model, [Plan(seed=1)])
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
@@ -43,4 +43,4 @@ def test_a_image_depends_on_its_seed_and_not_on_its_batch() -> None:
 def test_an_autoencoder_with_codes_is_refused() -> None:
     model = model_of(bottleneck={"kind": "vq_ema", "codebook_size": 16})
     with pytest.raises(ValueError, match="stage vae is no VAE"):
-        sample_vae(model, [Request()])
+        sample_vae(model, [Plan()])

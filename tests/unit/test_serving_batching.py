@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched(Cascade):
-    """A cascade that keeps the requests of each batch, and can be held before it samples."""
+    """A cascade that keeps the plans of each batch, and can be held before it samples."""
 
     def watch(self) -> "Watched":
         object.__setattr__(self, "seen", [])
@@ -53,17 +53,17 @@ class Watched(Cascade):
         self.going.set()
         return self
 
-    def sample_stages(self, requests, *, between, **options):
+    def make(self, plans, *, between, **options):
         def counted() -> None:
             between()
-            self.steps.append(requests)
+            self.steps.append(plans)
 
-        self.seen.append(list(requests))
+        self.seen.append(list(plans))
         self.begun.set()
         assert self.going.wait(WAIT)
-        if any(request.seed == 666 for request in requests):
+        if any(plan.seed == 666 for plan in plans):
             raise RuntimeError("the machine is on fire")
-        return super().sample_stages(requests, between=counted, **options)
+        return super().make(plans, between=counted, **options)
 
 
 @pytest.fixture
@@ -88,7 +88,8 @@ class Asked:
 
     def __init__(self, batcher: Batcher, version: Version, *requests: Request, partial_images: int = 0) -> None:
         self.told: Queue = Queue()
-        self.ticket: Ticket = batcher.add(ImageJob(requests, partial_images), version, self.told.put)
+        plans = version.cascade.resolve_all(requests)
+        self.ticket: Ticket = batcher.add(ImageJob(requests, partial_images), plans, version, self.told.put)
         self.images = len(requests)
 
     def events(self) -> list[Partial | FinishedImage | Exception]:
@@ -102,6 +103,10 @@ class Asked:
 
     def made(self) -> dict[int, np.ndarray]:
         return {event.image: pixels(event.png) for event in self.events() if isinstance(event, FinishedImage)}
+
+
+def waiting(version: Version, request: Request) -> WaitingImage:
+    return WaitingImage(Ticket(print, version), 0, request, version.cascade.resolve(request), {})
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -148,9 +153,10 @@ def test_a_batch_is_no_larger_than_it_may_be(batcher, cascade, version):
 
 def test_a_larger_image_leaves_room_for_fewer(version):
     """The batch of a size is as many images as memory holds of that size."""
-    large = WaitingImage(Ticket(print, version), 0, TOKENS.replace(size=(16, 512)), {})
+    large = waiting(version, TOKENS)
+    large.plan = replace(large.plan, size=(16, 512))  # no model of this cascade makes it
     assert most_together(16, large) == 4
-    assert most_together(16, WaitingImage(Ticket(print, version), 0, TOKENS, {})) == 16
+    assert most_together(16, waiting(version, TOKENS)) == 16
 
 
 def test_versions_are_never_mixed_and_a_job_keeps_its_own(batcher, cascade, version):
@@ -263,7 +269,7 @@ def test_previews_are_spread_over_all_steps_but_the_last():
 
 def test_steps_are_those_that_a_request_asks_for(cascade):
     maker = cascade.makers["diffusion"]
-    assert steps_of(maker, RED) == {"base": 4, "upsampler_16": 4}
+    assert steps_of(maker, maker.resolve(RED)) == {"base": 4, "upsampler_16": 4}
     asked = RED.replace(steps=7, sampler="heun", sampling=(("upsampler_16", "num_inference_steps", 2),))
-    assert steps_of(maker, asked) == {"base": 7, "upsampler_16": 2}
-    assert steps_of(cascade.makers["tokens"], TOKENS) == {}
+    assert steps_of(maker, maker.resolve(asked)) == {"base": 7, "upsampler_16": 2}
+    assert steps_of(cascade.makers["tokens"], cascade.resolve(TOKENS)) == {}

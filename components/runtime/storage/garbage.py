@@ -36,7 +36,7 @@ class PlannedKey(BaseModel):
     key: FolderName
 
 
-class Plan(BaseModel):
+class RunPlan(BaseModel):
     """The stages of a run, read from its files."""
 
     stages: tuple[PlannedKey, ...]
@@ -108,7 +108,7 @@ def used_stages(root: Store) -> set[str]:
     """Folders of the stages that runs name, ended runs and announced runs."""
     paths = [info.path for info in root.list("runs") if info.path.rpartition("/")[2] in (PLAN, ANNOUNCED)]
     try:
-        plans = in_parallel(lambda path: parse_stored(Plan, root.read(path), root.url(path)), paths)
+        plans = in_parallel(lambda path: parse_stored(RunPlan, root.read(path), root.url(path)), paths)
     except FileNotFoundError:  # a run took its announcement back
         return used_stages(root)
     return {f"stages/{stage.name}/{stage.key}" for plan in plans for stage in plan.stages}

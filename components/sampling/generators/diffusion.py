@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.configuration.sampling import NOISE_LEVEL, ClassifierSampling, DiffusionSampling
+from components.configuration.sampling import NOISE_LEVEL, DiffusionSampling
 from components.models.autoencoder import Autoencoder
 from components.models.diffusion import samplers
 from components.models.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
@@ -19,22 +19,20 @@ from components.models.diffusion.objective import Objective, make_objective
 from components.models.diffusion.samplers import Denoise, Score, sample
 from components.models.diffusion.schedule import make_schedule
 from components.sampling.classifier import check_guides, classifier_score
-from components.sampling.diffusion_prior import prior_sampling
+from components.sampling.diffusion_prior import check_prior_steps
 from components.sampling.frozen_conditions import frozen_conditions
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts
+from components.sampling.given_images import given_in_mask, known_pixels
 from components.sampling.image_files import gray_png
-from components.sampling.model import (
+from components.sampling.model import SamplingModel, in_slices, takes_condition_image
+from components.sampling.plan import (
     Conditions,
-    SamplingModel,
+    Plan,
     check_conditions,
     check_prompt_length,
     encode_conditions,
-    in_slices,
     random_stream,
-    sampling_of,
-    takes_condition_image,
 )
-from components.sampling.replacement import check_replacement, known_pixels
 from components.sampling.requests import Request, class_id
 from components.sampling.weaker import check_weaker
 
@@ -44,54 +42,42 @@ MOST_STEPS = 1000  # of a process without training steps
 
 def sample_base(
     model: SamplingModel,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     *,
     frozen: Conditions = NOTHING,
     classifier: SamplingModel | None = None,
     weaker: SamplingModel | None = None,
     on_step: samplers.OnStep | None = None,
 ) -> Tensor:
-    """Images (B, 3, H, W) of requests that share guidance_scale, classifier_scale, steps and sampler (those of the
-    first one count).
+    """Images (B, 3, H, W) of plans that share their sampling settings (those of the first one count).
 
     Args:
         frozen: what `frozen_conditions` makes of them, for a model that takes such.
-        classifier: of noisy images; its gradient towards each request's label guides.
+        classifier: of noisy images; its gradient towards each plan's label guides.
         weaker: a weaker version of the model; what it would make is moved away from.
 
     Raises ValueError for an unknown sampler, or steps that are out of its range.
     """
     return denoise(
         model,
-        requests,
+        plans,
         {},
-        noise_of(model, requests),
-        first_sampling(model, requests[0]),
+        noise_of(model, plans),
+        plans[0].of(model),
         frozen=frozen,
-        score=None if classifier is None else score_of(classifier, requests),
+        score=None if classifier is None else score_of(classifier, plans),
         weaker=weaker,
-        known=known_pixels(model, requests),
+        known=known_pixels(model, plans),
         on_step=on_step,
     )
 
 
-def score_of(classifier: SamplingModel, requests: Sequence[Request]) -> Score | None:
-    """Towards the requests' labels, by the scale that they ask for, else by the classifier's own; None if it is 0."""
-    scale = guide_sampling(classifier, requests[0]).guidance_scale
+def score_of(classifier: SamplingModel, plans: Sequence[Plan]) -> Score | None:
+    """Returns the pull towards the plans' labels, by the classifier's scale; None if that is 0."""
+    scale = plans[0].of(classifier).guidance_scale
     if scale == 0:
         return None
-    return classifier_score(classifier, encode_conditions(classifier, requests).condition["label"], scale)
-
-
-def first_sampling(model: SamplingModel, request: Request) -> DiffusionSampling:
-    """Of a base or an image-to-image model, which the short options of a request are for. Raises ValueError."""
-    asked = {"guidance_scale": request.guidance_scale, "num_inference_steps": request.steps, "sampler": request.sampler}
-    return sampling_of(model, request, **asked)
-
-
-def guide_sampling(classifier: SamplingModel, request: Request) -> ClassifierSampling:
-    """Of the classifier that guides. Raises ValueError."""
-    return sampling_of(classifier, request, guidance_scale=request.classifier_scale)
+    return classifier_score(classifier, encode_conditions(classifier, plans).condition["label"], scale)
 
 
 def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:
@@ -110,7 +96,7 @@ def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_wea
 
 def sample_upsampler(
     model: SamplingModel,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     low_res: Tensor,
     *,
     frozen: Conditions = NOTHING,
@@ -122,16 +108,16 @@ def sample_upsampler(
     noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2). With a strength below 1
     they are also what sampling starts from: the highest noise levels would only find again what low_res shows.
     """
-    noise = noise_of(model, requests)
+    noise = noise_of(model, plans)
     enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
-    sampling, learned = sampling_of(model, requests[0]), model.settings
+    sampling, learned = plans[0].of(model), model.settings
     chosen = min(NOISE_LEVEL, learned["max_noise_level"]) if sampling.noise_level is None else sampling.noise_level
-    level = torch.full((len(requests),), chosen, device=model.device)
+    level = torch.full((len(plans),), chosen, device=model.device)
     schedule = make_schedule(learned["augmentation_schedule"], num_train_timesteps=learned["augmentation_steps"])
     low_res = augment_low_res(schedule, enlarged, noise(-1), level)
     return denoise(
         model,
-        requests,
+        plans,
         {"low_res": low_res, "noise_level": level},
         noise,
         sampling,
@@ -148,7 +134,7 @@ def objective_of(model: SamplingModel) -> Objective:
 
 def denoise(
     model: SamplingModel,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     extra: dict[str, Tensor],
     noise: Callable[[int], Tensor],
     sampling: DiffusionSampling,
@@ -161,7 +147,7 @@ def denoise(
     start: samplers.Start | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
 ) -> Tensor:
-    """Images (B, 3, H, W) of requests.
+    """Images (B, 3, H, W) of plans.
 
     Args:
         extra: conditions that are never null.
@@ -171,7 +157,7 @@ def denoise(
         start: images that are noised in place of noise alone.
         around: what is done to the guided network before it is sampled from.
     """
-    condition, null = encode_conditions(model, requests)
+    condition, null = encode_conditions(model, plans)
     objective = objective_of(model)
     away = weaker if sampling.autoguidance_scale != 1 else None
     network = guide(
@@ -203,9 +189,9 @@ def sampling_arguments(sampling: DiffusionSampling) -> dict[str, Any]:
     return sampling.model_dump(include=names) | {"percentile": sampling.threshold_percentile}
 
 
-def noise_of(model: SamplingModel, requests: Sequence[Request]) -> Callable[[int], Tensor]:
-    """Draw the next noise (B, 3, H, W): row i from the stream of request i, whatever else is in the batch."""
-    streams = [random_stream(request.seed, model.name) for request in requests]
+def noise_of(model: SamplingModel, plans: Sequence[Plan]) -> Callable[[int], Tensor]:
+    """Draw the next noise (B, 3, H, W): row i from the stream of plan i, whatever else is in the batch."""
+    streams = [random_stream(plan.seed, model.name) for plan in plans]
     shape = (model.network.get("in_channels", 3), model.settings["resolution"], model.settings["resolution"])
 
     def noise(step: int) -> Tensor:
@@ -267,44 +253,50 @@ class Diffusion(Generator):
         alone = self.parts.autoencoder is None and not self.parts.upsamplers
         return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
 
-    def check(self, request: Request) -> None:
+    def resolve(self, request: Request) -> Plan:
         """Upsamplers enlarge what the base made, and take what they know of the request."""
         parts = self.parts
         if request.classifier_scale is not None and parts.classifier is None:
             raise ValueError("classifier_scale needs a cascade with a classifier, which guides its base")
         if request.prompt is not None and parts.contrastive is not None:
             check_prompt_length(parts.contrastive.text, request.prompt)
+        for_base = request
         if request.label is not None and not self.first.classes and self.classes:
             class_id(request.label, self.classes)
-            request = request.replace(label=None)  # the classifier alone hears of it
+            for_base = request.replace(label=None)  # only the classifier is conditioned on the label
+        given = None
         if request.image is not None or request.mask is not None or request.task is not None:
-            self.check_known(request)
-        check_conditions(self.first, request)
-        check_sampling(self.first, first_sampling(self.first, request), has_weaker=parts.weaker is not None)
+            if parts.autoencoder is not None or parts.upsamplers:
+                raise ValueError(
+                    "pixels are kept by a base of images alone: this cascade decodes or enlarges what it made"
+                )
+            given = given_in_mask(self.first, request)
+        check_conditions(self.first, for_base)
+        plan = self.plan_of(request, given=given)
+        check_sampling(self.first, plan.of(self.first), has_weaker=parts.weaker is not None)
         for upsampler in parts.upsamplers:
-            check_sampling(upsampler, sampling_of(upsampler, request))
+            check_sampling(upsampler, plan.of(upsampler))
         if parts.diffusion_prior is not None:
-            prior_sampling(parts.diffusion_prior, request)
-        if parts.classifier is not None:
-            guide_sampling(parts.classifier, request)
+            check_prior_steps(parts.diffusion_prior, plan.of(parts.diffusion_prior))
+        return plan
 
-    def check_known(self, request: Request) -> None:
-        """Raise ValueError, in one line, if pixels of the request's image can't be kept."""
-        if self.parts.autoencoder is not None or self.parts.upsamplers:
-            raise ValueError("pixels are kept by a base of images alone: this cascade decodes or enlarges what it made")
-        check_replacement(self.first, request)
-
-    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
+    def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
+        """As every generator: the base's images first, then those of each upsampler."""
         shown, parts = hooks.of_stage("base", self.image), self.parts
-        frozen = self.frozen_conditions(self.first, requests, between=hooks.between)
-        guides = {"classifier": parts.classifier, "weaker": parts.weaker}
-        made = sample_base(self.first, requests, frozen=frozen, on_step=shown, **guides)
-        images = {"base": self.image(made)}
+        base = sample_base(
+            self.first,
+            plans,
+            frozen=self.frozen_conditions(self.first, plans, between=hooks.between),
+            classifier=parts.classifier,
+            weaker=parts.weaker,
+            on_step=shown,
+        )
+        images = {"base": self.image(base)}
         for model in parts.upsamplers:
             low_res = list(images.values())[-1]
-            frozen = self.frozen_conditions(model, requests, between=hooks.between)
+            frozen = self.frozen_conditions(model, plans, between=hooks.between)
             shown = hooks.of_stage(model.name)
-            images[model.name] = sample_upsampler(model, requests, low_res, frozen=frozen, on_step=shown)
+            images[model.name] = sample_upsampler(model, plans, low_res, frozen=frozen, on_step=shown)
         return images
 
     def image(self, made: Tensor) -> Tensor:
@@ -316,12 +308,11 @@ class Diffusion(Generator):
         latents, side = made / self.first.settings["latent_scale"], self.parts.autoencoder.settings["resolution"]
         return in_slices(decoder.from_latents, latents, resolution=side)
 
-    def frozen_conditions(
-        self, model: SamplingModel, requests: Sequence[Request], *, between: Between | None
-    ) -> Conditions:
+    def frozen_conditions(self, model: SamplingModel, plans: Sequence[Plan], *, between: Between | None) -> Conditions:
+        """Returns what the networks that were trained before make of the plans for a model."""
         parts = self.parts
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
-        return frozen_conditions(model, requests, text=text, prior=parts.diffusion_prior, between=between)
+        return frozen_conditions(model, plans, text=text, prior=parts.diffusion_prior, between=between)
 
     def example(self) -> Request:
         request = super().example().replace(steps=10)

@@ -1,9 +1,10 @@
 """The token branch's first half: from requests to the tokens of images, by whatever prior there is.
 
-Shapes: B requests, h w the grid of tokens, N = h * w, M tokens of a condition image.
+Shapes: B plans, h w the grid of tokens, N = h * w, M tokens of a condition image.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,17 +22,17 @@ from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.best_of import Best, best_of, mutual_information
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts, after_each
-from components.sampling.generators.pixels import sample_grid, token_sampling
+from components.sampling.generators.one_model import sample_grid
 from components.sampling.image_files import gray_png
-from components.sampling.images import read_image
+from components.sampling.images import fitted_image
 from components.sampling.maskgit import maskgit
-from components.sampling.model import (
+from components.sampling.model import SamplingModel, in_slices
+from components.sampling.plan import (
     Conditions,
-    SamplingModel,
+    Plan,
     check_conditions,
     check_prompt_length,
     encode_conditions,
-    in_slices,
     random_stream,
     sampling_of,
 )
@@ -50,28 +51,28 @@ def check_prior(model: SamplingModel, request: Request, *, reranked: bool = Fals
         raise ValueError(f"best of {request.best_of} needs a causal transformer, which knows how likely its tokens are")
     if request.steps is not None and not isinstance(model.module, MaskedTransformer):
         raise ValueError("this prior takes no steps: it samples each token once")
-    sampling = token_sampling(model, request)
-    if isinstance(sampling, MaskedTokenSampling) and isinstance(model.module, MaskedTransformer):
-        most = model.module.num_tokens
+    if isinstance(model.module, MaskedTransformer):
+        sampling, most = sampling_of(model, request, first=True), model.module.num_tokens
+        assert isinstance(sampling, MaskedTokenSampling)
         if sampling.num_inference_steps > most:
             raise ValueError(f"steps must be in [1, {most}], not {sampling.num_inference_steps}")
 
 
 def sample_prior(
     model: SamplingModel,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     condition: Tensor | None = None,
     *,
     grid: tuple[int, int] | None = None,
     candidate: int = 0,
     between: Between | None = None,
 ) -> Tensor:
-    """Tokens (B, h, w) of checked requests that share guidance_scale, steps, temperature, top_k and top_p.
+    """Tokens (B, h, w) of plans that share their sampling settings.
 
     Args:
-        condition: (B, M) int64, tokens of a condition image for each request, for a prior that was trained with one.
+        condition: (B, M) int64, tokens of a condition image for each plan, for a prior that was trained with one.
         grid: (h, w), where it is to be larger than the trained one; causal transformers only.
-        candidate: which of the images of a request's seed, see `best_of`; 0 is the one it gives without candidates.
+        candidate: which of the images of a plan's seed, see `best_of`; 0 is the one it gives without candidates.
         between: called after each token, or step of a masked prior.
 
     Raises ValueError, in one line, for a condition or a grid that does not fit the prior.
@@ -80,17 +81,17 @@ def sample_prior(
     network, (height, width) = model.module, model.settings["grid"]
     grid = grid or (height, width)
     larger = grid != (height, width)
-    conditions = prior_conditions(model, requests, condition, larger=larger)
-    sampling = token_sampling(model, requests[0])
+    conditions = prior_conditions(model, plans, condition, larger=larger)
+    sampling = plans[0].of(model)
     settings: dict[str, Any] = sampling.model_dump(include=set(TokenSampling.model_fields)) | {
-        "generators": [random_stream(request.seed, stage) for request in requests],
+        "generators": [random_stream(plan.seed, stage) for plan in plans],
         **conditions.condition,
         "null_text": conditions.null["text"][0] if "text" in conditions.null else None,
     }
     if larger and not isinstance(network, Transformer):
         raise ValueError(f"this prior makes a grid of {height}×{width} alone, not of {grid[0]}×{grid[1]}")
     if isinstance(network, GatedPixelCNN | RowLSTM):
-        return sample_grid(model, requests, height=height, width=width, stage=stage, between=between)[:, 0]
+        return sample_grid(model, plans, height=height, width=width, stage=stage, between=between)[:, 0]
     told = after_each(between)
     if isinstance(network, Transformer):
         assert isinstance(sampling, TransformerSampling)
@@ -108,7 +109,7 @@ def sample_prior(
 
 def sample_best(
     model: SamplingModel,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     condition: Tensor | None = None,
     *,
     n: int,
@@ -121,25 +122,25 @@ def sample_best(
     network = model.module
     if not isinstance(network, Transformer):
         raise ValueError(f"best of {n} needs a causal transformer, which knows how likely its tokens are")
-    conditions = prior_conditions(model, requests, condition)
+    conditions = prior_conditions(model, plans, condition)
 
     def score(tokens: Tensor) -> Tensor:
         return mutual_information(network, tokens.flatten(1), condition=conditions.condition, null=conditions.null)
 
     def candidate(number: int) -> Tensor:
-        return sample_prior(model, requests, condition, candidate=number, between=between)
+        return sample_prior(model, plans, condition, candidate=number, between=between)
 
     return best_of(candidate, score, n=n)
 
 
 def prior_conditions(
-    model: SamplingModel, requests: Sequence[Request], condition: Tensor | None = None, *, larger: bool = False
+    model: SamplingModel, plans: Sequence[Plan], condition: Tensor | None = None, *, larger: bool = False
 ) -> Conditions:
-    """What the requests, and the tokens (B, M) of a condition image, are for the network; and the null of each.
+    """What the plans, and the tokens (B, M) of a condition image, are for the network; and the null of each.
 
     `larger`: the condition may be of a larger image. Raises ValueError for one that does not fit the prior.
     """
-    conditions, network = encode_conditions(model, requests), model.module
+    conditions, network = encode_conditions(model, plans), model.module
     length = network.condition_length if isinstance(network, TokenNetwork) else 0
     if condition is None and length == 0:
         return conditions
@@ -148,8 +149,8 @@ def prior_conditions(
     if length == 0:
         raise ValueError(f"the model of stage {model.name} takes no condition image: it was trained without")
     assert isinstance(network, TokenNetwork)
-    if condition.shape != (len(requests), length) and not larger:
-        raise ValueError(f"condition tokens of {tuple(condition.shape)} where {(len(requests), length)} are needed")
+    if condition.shape != (len(plans), length) and not larger:
+        raise ValueError(f"condition tokens of {tuple(condition.shape)} where {(len(plans), length)} are needed")
     if not 0 <= int(condition.min()) <= int(condition.max()) < network.null_condition:
         raise ValueError(f"condition tokens must be in [0, {network.null_condition - 1}]")
     condition = condition.to(model.device)
@@ -157,10 +158,10 @@ def prior_conditions(
     return Conditions(conditions.condition | {"condition": condition}, conditions.null | {"condition": null})
 
 
-def condition_tokens(tokenizer: SamplingModel, requests: Sequence[Request]) -> Tensor:
-    """Tokens (B, M) of the requests' condition images, all of which must have one, on the tokenizer's device."""
+def condition_tokens(tokenizer: SamplingModel, plans: Sequence[Plan]) -> Tensor:
+    """Tokens (B, M) of the plans' condition images, all of which must have one, on the tokenizer's device."""
     resolution = tokenizer.settings["resolution"]
-    images = [read_image(request.condition or b"", resolution=resolution) for request in requests]
+    images = [fitted_image(plan.condition, resolution=resolution) for plan in plans if plan.condition is not None]
     assert isinstance(tokenizer.module, Autoencoder)
     return rearrange(tokenizer.module.tokenize(torch.stack(images).to(tokenizer.device)), "b h w -> b (h w)")
 
@@ -186,43 +187,39 @@ class Tokens(Generator):
         if parts.reranker is not None and parts.reranker.settings["resolution"] > made:
             raise ValueError(f"the reranker sees {parts.reranker.settings['resolution']}² images, {made}² are made")
 
-    def check(self, request: Request) -> None:
+    def resolve(self, request: Request) -> Plan:
         reranker = self.parts.reranker
         check_prior(self.first, request, reranked=reranker is not None)
         if reranker is not None and request.prompt is None and (request.best_of or 1) > 1:
             raise ValueError("best_of needs a prompt: the reranker of this cascade compares images with it")
         if reranker is not None and reranker.text is not None and request.prompt is not None:
             check_prompt_length(reranker.text, request.prompt)
-        self.candidates(request)
-        self.grid(request)
+        plan = self.plan_of(request)
+        candidates = request.best_of or 1  # of a larger image there is one
+        if reranker is not None and request.size is None:
+            candidates = plan.of(reranker).candidates
+        return replace(plan, candidates=candidates, grid=self.grid(request.size), size=request.size)
 
-    def sample(self, requests: Sequence[Request], hooks: Hooks) -> dict[str, Tensor]:
+    def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         """As every generator; of several candidates the best by the reranker, or by the prior itself."""
         tokenizer, seen = self.parts.tokenizer, self.parts.condition
         assert tokenizer is not None
-        condition = None if seen is None else condition_tokens(seen, requests)
-        candidates, decoder, reranker = self.candidates(requests[0]), tokenizer.module, self.parts.reranker
-        side = requests[0].size or self.size
+        condition = None if seen is None else condition_tokens(seen, plans)
+        candidates, decoder, reranker = plans[0].candidates, tokenizer.module, self.parts.reranker
+        side = plans[0].size or self.size
         assert isinstance(decoder, Autoencoder)
 
         def image(tokens: Tensor) -> Tensor:
             return in_slices(decoder.detokenize, tokens.to(tokenizer.device), resolution=max(side))
 
-        draw = partial(sample_prior, self.first, requests, condition, between=hooks.between)
+        draw = partial(sample_prior, self.first, plans, condition, between=hooks.between)
         if candidates == 1:
-            return {"tokenizer": image(draw(grid=self.grid(requests[0])))}
+            return {"tokenizer": image(draw(grid=plans[0].grid))}
         if reranker is None:
-            best = sample_best(self.first, requests, condition, n=candidates, between=hooks.between)
+            best = sample_best(self.first, plans, condition, n=candidates, between=hooks.between)
             return {"tokenizer": image(best.chosen)}
-        best = best_of(lambda k: image(draw(candidate=k)), likeness_to_prompts(reranker, requests), n=candidates)
+        best = best_of(lambda k: image(draw(candidate=k)), likeness_to_prompts(reranker, plans), n=candidates)
         return {"tokenizer": best.chosen}
-
-    def candidates(self, request: Request) -> int:
-        """Images to choose from: as many as the request says, else the reranker; of a larger image there is one."""
-        reranker = self.parts.reranker
-        if reranker is None or request.size is not None:
-            return request.best_of or 1
-        return sampling_of(reranker, request, candidates=request.best_of).candidates
 
     @property
     def models(self) -> tuple[SamplingModel, ...]:
@@ -236,22 +233,21 @@ class Tokens(Generator):
         factor = self.parts.tokenizer.settings["resolution"] // height
         return height * factor, width * factor
 
-    def grid(self, request: Request) -> tuple[int, int] | None:
-        """The grid of tokens of a request's size; None for that of the model. Raises ValueError if there is none."""
-        if request.size is None:
+    def grid(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Returns the grid of tokens of an image's size; None for that of the model. Raises ValueError if there is
+        none."""
+        if size is None:
             return None
         smallest, (height, _) = self.size, self.first.settings["grid"]
         factor = smallest[0] // height
-        if any(side % factor for side in request.size) or any(
-            side < least for side, least in zip(request.size, smallest, strict=True)
-        ):
-            raise ValueError(f"size must be multiples of {factor} of at least {smallest}, not {request.size}")
+        if any(side % factor for side in size) or any(side < least for side, least in zip(size, smallest, strict=True)):
+            raise ValueError(f"size must be multiples of {factor} of at least {smallest}, not {size}")
         prior = self.first.module
         if not isinstance(prior, Transformer) or self.parts.condition is not None:
             raise ValueError("this prior makes no larger images: only a transformer without condition image does")
         if prior.grid != tuple(self.first.settings["grid"]):  # it was told of a row of tokens
             raise ValueError("this prior makes no larger images: it knows no rows and columns")
-        return request.size[0] // factor, request.size[1] // factor
+        return size[0] // factor, size[1] // factor
 
     def example(self) -> Request:
         seen = self.condition_images
