@@ -1,4 +1,4 @@
-"""The bytes that a step of a training keeps between its forward and its backward pass, told from its configuration.
+"""Bytes that a training's step keeps between its forward and backward pass, from its configuration.
 
 The task itself takes its step on torch's meta device, in the recipe's precision and with the kernels of a GPU, with so
 many samples and with twice as many: the difference is what each sample keeps. The rest does not grow: in bf16, above
@@ -44,15 +44,18 @@ class Linear(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """What a step keeps; see `Kept`."""
+    """Bytes that a step keeps; see `Kept`."""
 
     whole: Linear
     recomputed: Linear
     block: Linear
 
     def needed(self, *, recompute: bool, sharded: bool) -> Linear:
-        """At most, at any time of a step. Where blocks are computed again, one of them is whole meanwhile; the copies
-        in bf16 of all weights last until the forward pass ends, but for those of weights in shards."""
+        """The most bytes at any time of a step.
+
+        Where blocks are computed again, one block is whole meanwhile; the copies in bf16 of all weights last until the
+        forward pass ends, but for the copies of weights in shards.
+        """
         if not recompute:
             return self.whole
         fixed = self.recomputed.fixed + self.block.fixed
@@ -60,7 +63,7 @@ class Activations(NamedTuple):
 
 
 def activations(model: StepModel) -> Activations:
-    """What a device keeps in the last step of a training, when every loss has begun.
+    """Count the activations of the last step of a training, when every loss has begun.
 
     Raises PerceptualWeightsError where the package of its perceptual network is missing.
     """
@@ -95,7 +98,7 @@ class Kept(NamedTuple):
 
 
 def step_keeps(task: Any, batch: Batch, *, step: int) -> list[Kept]:
-    """Bytes kept by the passes of a step with this batch, one after another, on any device; nothing goes backward."""
+    """Bytes kept by each pass of a step with this batch, on any device; nothing goes backward."""
     keeping = Keeping([learner.network for learner in learners_of(task)])
     with keeping.during(), ExitStack() as stack:
         if isinstance(task, ContrastiveTask):  # its gradients at the embeddings are known by the time it goes backward
@@ -176,8 +179,10 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 
 class GPUKernels(WithoutNumbers):
-    """Inside, meta tensors also take the kernels that a GPU has: attention without the matrix of all weights, and
-    dropout that keeps a byte an element."""
+    """Gives meta tensors the kernels of a GPU.
+
+    Attention keeps no matrix of all weights, and dropout a byte an element.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, options = getattr(func, "__name__", ""), kwargs or {}
@@ -191,7 +196,7 @@ class GPUKernels(WithoutNumbers):
 def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """What torch's memory-efficient kernel keeps: queries, keys, values, the output and a number for each query."""
+    """Attention by torch's memory-efficient kernel, which keeps q, k, v, output and a number a query."""
     bias = None if attn_mask is None else attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, is_causal)[0]
 

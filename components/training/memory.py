@@ -1,4 +1,4 @@
-"""How many samples a device has room for at a time: tried before the first step, and kept in the run folder.
+"""The number of samples that a device has room for, tried before step 1 and kept in the run folder.
 
 Each rank tries its share of the first batch by itself, and takes it in parts of half the size for as long as its device
 is out of memory; all ranks then take the smallest size that was found, and what the tries moved is put back. Where
@@ -39,24 +39,24 @@ class NoRoomError(RuntimeError):
 
 
 def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Store) -> Iterator[Batch]:
-    """Set `task.max_batch` to what the devices of all ranks have room for. Returns the same batches, from the first.
+    """Set `task.max_batch` to the room of all ranks' devices. Returns the same batches.
 
     Called by every rank. Raises NoRoomError on all of them where there is no such number.
     """
     worker, steps = reporter.worker, reporter.config.total_steps
-    kept = lowest(kept_max_batch(run), worker)
+    most = lowest(kept_max_batch(run), worker)
     if reporter.start_step == steps:  # nothing is left but to evaluate, and no batch either
-        task.max_batch = kept or None
+        task.max_batch = most or None
         return batches
     first = next(batches)
     share = len(first["position"])
-    if kept == 0 or (task.parts_matter and kept < share):
-        kept = lowest(most_that_fits(task, first, step=steps, worker=worker), worker)
-        refuse_none(kept, task, share=share, worker=worker)
+    if most == 0 or (task.parts_matter and most < share):
+        most = lowest(most_that_fits(task, first, step=steps, worker=worker), worker)
+        refuse_none(most, task, share=share, worker=worker)
         if worker.rank == 0:
-            run.write(KEPT, json.dumps({"max_batch_per_device": kept}).encode())
-            tell(kept, share, reporter)
-    task.max_batch = even_part(share, most=kept)
+            run.write(KEPT, json.dumps({"max_batch_per_device": most}).encode())
+            tell(most, share, reporter)
+    task.max_batch = even_part(share, most=most)
     return chain([first], batches)
 
 
@@ -69,8 +69,9 @@ def kept_max_batch(run: Store) -> int:
 
 
 def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> int:
-    """Samples at a time with which this rank trains on `batch` within its memory: its share or, where parts do not
-    matter, the first of its halves; 0 if none fits.
+    """Count the samples at a time with which this rank trains within its memory; 0 if none fits.
+
+    Tried are its share of the batch and, where parts do not matter, its halves.
 
     No other rank takes part. The task and all generators are afterwards as they were, bit for bit.
     """
@@ -89,8 +90,11 @@ def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> in
 
 
 def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
-    """Whether two steps leave RESERVE of the device free. The second has the optimizer's state in memory from its
-    beginning; `step` is the run's last, when every loss has begun."""
+    """Try if two steps leave RESERVE of the device free.
+
+    The second has the optimizer's state in memory from its beginning; `step` is the run's last, when every loss has
+    begun.
+    """
     try:
         reserve = torch.empty(reserved_bytes(device), dtype=torch.uint8, device=device)
         for _ in range(2):
@@ -110,14 +114,14 @@ def reserved_bytes(device: torch.device) -> int:
 
 
 def even_part(share: int, *, most: int) -> int:
-    """Size of the parts when `share` is cut into as few as can be of at most `most`, all equal but perhaps the last."""
+    """Size of the parts of a `share` in as few parts as can be of at most `most`, as equal as can be."""
     parts = -(-share // most)
     return -(-share // parts)
 
 
-def refuse_none(found: int, task: Task, *, share: int, worker: Worker) -> None:
+def refuse_none(samples: int, task: Task, *, share: int, worker: Worker) -> None:
     """Raise NoRoomError if nothing was found that fits."""
-    if found > 0:
+    if samples > 0:
         return
     if task.parts_matter:
         raise NoRoomError(
@@ -131,14 +135,14 @@ def refuse_none(found: int, task: Task, *, share: int, worker: Worker) -> None:
     )
 
 
-def tell(found: int, share: int, reporter: Reporter) -> None:
+def tell(samples: int, share: int, reporter: Reporter) -> None:
     """Say what was found; a line for the user where a step is taken in parts."""
-    line = f"memory for {min(found, share)} of a worker's {share} samples at a time"
+    line = f"memory for {min(samples, share)} of a worker's {share} samples at a time"
     logger.info("%s: %s", reporter.stage, line)
-    values = {"max_batch_per_device": float(found)}
+    values = {"max_batch_per_device": float(samples)}
     reporter.recorder.emit(events.Metrics(reporter.stage, reporter.start_step, values))
-    if found < share:
-        line += f": each step takes them in {-(-share // found)} parts"
+    if samples < share:
+        line += f": each step takes them in {-(-share // samples)} parts"
         reporter.recorder.emit(events.Warning(reporter.stage, line))
 
 

@@ -1,4 +1,4 @@
-"""The real step of a training on torch's meta device, where its operations are counted without memory or numbers.
+"""The real step of a training on torch's meta device, which counts operations without any memory.
 
 The task itself takes its own step, in the recipe's losses and conditions, up to the last gradient. torch counts matrix
 products, convolutions and attention, whose products it counts under its plain kernel alone (SDPBackend.MATH). A
@@ -57,7 +57,7 @@ class TrainingFlops(NamedTuple):
 
 
 class StepModel:
-    """A training's task on the meta device: nothing is compiled or computed again, and there are no frozen encoders."""
+    """A training's task on the meta device, without compilation, recomputation and frozen encoders."""
 
     def __init__(
         self, training: AnyTraining, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None
@@ -85,7 +85,7 @@ class StepModel:
         return self.learners[-1].network
 
     def flops(self, step: int | None = None) -> int:
-        """Operations of a whole step: the global batch over all workers, forward and backward, of every network.
+        """Operations of a whole step, forward and backward, of every network, for the global batch.
 
         Args:
             step: which one (1-based); None: the last, when every loss has begun.
@@ -107,7 +107,7 @@ class StepModel:
         return counter.get_total_flops()
 
     def training_flops(self) -> TrainingFlops:
-        """Operations of the last step and of all: a VQ-GAN's are cheaper until its generator hears the discriminator.
+        """Operations of the last step and of all; a VQ-GAN costs less until its discriminator is heard.
 
         Raises as `flops`.
         """
@@ -119,8 +119,12 @@ class StepModel:
         return TrainingFlops(last, quiet * first + (steps - quiet) * last)
 
     def encoding_flops(self, column: str) -> int:
-        """Operations with which the finished network makes a column of one sample: `latents` or `tokens` of an
-        autoencoder; `image_embedding`, `text_states` or `text_embedding` of a contrastive encoder."""
+        """Operations of the finished network for a column of one sample.
+
+        Args:
+            column: `latents` or `tokens` of an autoencoder; `image_embedding`, `text_states` or `text_embedding` of a
+                contrastive encoder.
+        """
         network, batch = self.network, self.batch(1)
         with counting() as counter, torch.no_grad():
             if isinstance(network, Autoencoder):
@@ -178,12 +182,12 @@ class GradientsDone(Exception):  # noqa: N818 - it is no error
 
 
 def take_gradients(task: Any, batch: Batch, *, step: int, backward: Callable[..., None] | None = None) -> None:
-    """Take a task's own step as far as its last gradient: what follows costs no products and reads numbers.
+    """Take a task's own step up to its last gradient; the rest costs no products and reads numbers.
 
     Args:
         backward: called in place of all its learners' own.
     """
-    *others, kept = learners_of(task)
+    *others, last = learners_of(task)
 
     def stop(step: int) -> None:
         raise GradientsDone
@@ -194,8 +198,8 @@ def take_gradients(task: Any, batch: Batch, *, step: int, backward: Callable[...
     with ExitStack() as stack:
         for learner in others:
             stack.enter_context(acting(learner, update=go_on))
-        stack.enter_context(acting(kept, update=stop))
-        for learner in (*others, kept) if backward else ():
+        stack.enter_context(acting(last, update=stop))
+        for learner in (*others, last) if backward else ():
             stack.enter_context(acting(learner, backward=backward))
         stack.enter_context(suppress(GradientsDone))
         task.train_step(batch, step)
@@ -213,7 +217,7 @@ def acting(actor: object, **methods: Any) -> Iterator[None]:
 
 
 def learners_of(task: Any) -> list[Learner[Any]]:
-    """The learners of a task, in the order of their last updates: that of the network that is kept comes last."""
+    """Learners of a task in the order of their last updates; the network of the last is stored."""
     learners = (getattr(task, name, None) for name in ("discriminator", "generator", "learner"))
     return [learner for learner in learners if learner is not None]
 
@@ -229,8 +233,10 @@ def task_on_meta(training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGr
 
 @cache
 def perceptual_on_meta(name: PerceptualNetwork) -> PerceptualLoss:
-    """The frozen network of a perceptual loss, with shapes alone. Raises PerceptualWeightsError where its package is
-    missing."""
+    """The frozen network of a perceptual loss, without numbers.
+
+    Raises PerceptualWeightsError where its package is missing.
+    """
     if name == "vgg16_lpips":
         with without_memory():
             return PerceptualLoss(VGG16Features(), layer_weights=[torch.empty(width) for width in VGG16_CHANNELS])

@@ -1,4 +1,4 @@
-"""`cascade plan`: what would run here, or how recipes would share clusters that are not here."""
+"""`cascade plan`: the stages that would run here, or shares and costs on clusters that are not here."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ PUBLISHED = "published"  # in the place of a recipe: all of them
 
 
 class Payment(NamedTuple):
-    """What of a cluster's GPUs is told, to say what a run costs on them; None: it is not."""
+    """Options for the price of a run on a cluster's GPUs; None: not stated."""
 
     gpu: str | None = None  # its name
     price: float | None = None  # of an hour of one
@@ -40,8 +40,7 @@ UNPAID = Payment()
 
 
 def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Console, *, pay: Payment = UNPAID) -> None:
-    """Print the plan of a run on this machine; or, of clusters that are not here, how a recipe shares them, and what
-    it costs there.
+    """Print the plan of a run on this machine; or a recipe's shares and costs on clusters elsewhere.
 
     For such clusters neither the source nor storage is asked, so keys and what is cached take no part. Raises
     UsageError, in one line, for whatever is written wrongly.
@@ -50,7 +49,7 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     if not clusters:
         show_keys(options, console)
         return
-    told = [parse_cluster(text) for text in clusters]
+    parsed = [parse_cluster(text) for text in clusters]
     profile = load_profile(options.profile)
     if options.recipe == PUBLISHED:
         if options.set or options.only or options.from_ or options.until:
@@ -59,15 +58,15 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     else:
         workflows = [build_workflow(load_recipe(options.recipe, options.set))]
     if pay.gpu is not None:
-        show_costs(workflows, profile, told[0], options, pay, console)
-    elif len(workflows) == len(told) == 1:
-        show_shares(workflows[0], profile, told[0], options, console)
+        show_costs(workflows, profile, parsed[0], options, pay, console)
+    elif len(workflows) == len(parsed) == 1:
+        show_shares(workflows[0], profile, parsed[0], options, console)
     else:
-        console.print("\n".join(overview(workflows, profile, told)), soft_wrap=True, markup=False, highlight=False)
+        console.print("\n".join(overview(workflows, profile, parsed)), soft_wrap=True, markup=False, highlight=False)
 
 
 def check_payment(pay: Payment, clusters: Sequence[str]) -> None:
-    """Raise UsageError for what says nothing by itself."""
+    """Raise UsageError for an option that says nothing by itself."""
     if pay.gpu is None and (given := [f"--{name}" for name, value in pay._asdict().items() if value is not None]):
         raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
     if pay.gpu is not None and len(clusters) != 1:
@@ -84,7 +83,7 @@ def show_costs(
     pay: Payment,
     console: Console,
 ) -> None:
-    """What the stages that are selected cost on a cluster; of several recipes their trainings, as Markdown."""
+    """Print costs of the selected stages on a cluster; of several recipes the trainings, as Markdown."""
     assert pay.gpu is not None
     rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
     if cluster.gpus == 0:
@@ -106,7 +105,7 @@ def show_costs(
 
 
 def show_keys(options: driver.RunOptions, console: Console) -> None:
-    """Each stage, its key and whether it is cached; and how those that would run share the GPUs of this machine."""
+    """Print each stage with its key and cache, and the shares of this machine's GPUs."""
     prepared = driver.prepare(options)
     console.print(plan_table(prepared.planned))
     for line in changes_of_code(prepared.planned):
@@ -122,7 +121,7 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
 
 
 def show_reads(prepared: driver.Prepared, console: Console) -> None:
-    """How often tars are fetched that are read where the user has them, and a warning where that is too often."""
+    """Print the read amplification of tars that stay where the user has them, with a warning."""
     index = tars_in_place(prepared.planned)
     rows = [] if index is None else tar_reads(prepared.planned, prepared.profile, index)
     if index is None or not rows:
@@ -137,7 +136,7 @@ def show_reads(prepared: driver.Prepared, console: Console) -> None:
 def show_shares(
     workflow: Workflow, profile: Profile, cluster: Cluster, options: driver.RunOptions, console: Console
 ) -> None:
-    """How the stages that are selected share a cluster."""
+    """Print the shares of a cluster for the selected stages."""
     running = workflow.selected(driver.selection_of(options))
     shares = share_cluster(workflow, profile, cluster, running=running)
     check_batches(workflow, shares)

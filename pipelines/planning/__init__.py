@@ -1,1 +1,1 @@
-"""What a run will take: shares of the cluster, memory, operations, price."""
+"""Plans of a run before it starts: shares of the cluster, memory, operations, price."""

@@ -113,7 +113,7 @@ def stage_costs(
 
 
 def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
-    """Checkpoints that a training of so many hours writes, by the clock or by steps; the last step is always saved."""
+    """Count the checkpoints of a training of so many hours, by the clock or by steps, and the last."""
     if optimization.checkpoint_minutes is not None:
         return 1 + int(60 * hours / optimization.checkpoint_minutes)
     return sum(is_scheduled(step, optimization) for step in range(1, optimization.total_steps + 1))
@@ -176,7 +176,7 @@ def encoding_flops(maker: StepModel, column: str) -> int:
 
 
 def columns_of(stage: Stage) -> dict[str, Stage]:
-    """The trainings of frozen networks that make columns at each step of a training, by the name of the column.
+    """Trainings of the frozen networks that make columns at each step, by column.
 
     Contrastive states and embedding of a text are one pass.
     """
@@ -193,7 +193,7 @@ def columns_of(stage: Stage) -> dict[str, Stage]:
 
 
 def maker_of(stage: Stage, column: str) -> Stage | None:
-    """The training that makes a column for a stage; None for one of the set, and for a pretrained text encoder."""
+    """The training that makes a column; None for a column of the set and for a pretrained encoder."""
     texts = ("text_states", "text_embedding")
     if column not in ("latents", *texts, "image_embedding") or (column in texts and "text_encoder" in stage.inputs):
         return None
@@ -222,8 +222,11 @@ def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
 
 
 def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None, workers: int) -> int | None:
-    """Bytes that all workers read: of tokens the whole set once each, else every sample of every step, as 8-bit pixels
-    of the side that the set keeps, which are fewer once they are compressed. None where that needs `images`."""
+    """Bytes that all workers read; None where the number of `images` is needed and unknown.
+
+    Each worker reads all tokens once. Images are read for each sample of each step, as 8-bit pixels of the side that
+    the set keeps, before compression.
+    """
     assert isinstance(stage.config, AnyTraining)
     grid, image_set = tokens_of(stage, "tokens"), images_of(stages)
     if grid is not None:
@@ -248,7 +251,7 @@ def pixels(side: int) -> int:
 
 
 def longest_path(workflow: Workflow, costs: Sequence[StageCost]) -> tuple[list[str], float]:
-    """The stages that wait for each other the longest, first to last, and their hours together."""
+    """The chain of stages with the most hours, first to last, and the sum of its hours."""
     hours, paths = {cost.stage: cost.hours for cost in costs}, dict[str, tuple[list[str], float]]()
     for stage in workflow.stages:
         before = max((paths[parent.name] for parent in stage.parents()), key=lambda path: path[1], default=([], 0.0))

@@ -65,7 +65,7 @@ def cost_cells(cost: StageCost, rate: Rate) -> tuple[str, ...]:
 def cost_notes(
     workflow: Workflow, shares: Mapping[str, Resources], costs: Sequence[StageCost], rate: Rate, *, gpus: float
 ) -> list[str]:
-    """What the table does not say: how long all of it takes, what that costs, and what is not in it."""
+    """Lines below the table: hours and price of the longest path, stages left out, memory, precision."""
     stages, hours = longest_path(workflow, costs)
     held = money(hours * gpus, rate)
     lines = [
@@ -102,11 +102,10 @@ def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate
 
 
 def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
-    """The trainings of several recipes as lines of a Markdown table; below it what does not fit a GPU, what was
-    published of systems, and what each GPU holds.
+    """Trainings of several recipes as Markdown: costs, warnings, published compute, memory of each GPU.
 
-    The first column of numbers is of one image in a step, forward and backward, what frozen networks add behind a plus;
-    the second is the same without those, as published.
+    The first column of numbers is of one image in a step, forward and backward, with the part of frozen networks behind
+    a plus; the second is the same without them, as published.
     """
     lines, notes, memory = heading(HEADS), list[str](), heading(MEMORY_HEADS)
     for workflow in workflows:
@@ -135,7 +134,7 @@ def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
         readable(cost.gpu_hours),
         readable(cost.hours),
         readable_bytes(step.held),
-        readable_bytes(step.kept.sample),
+        readable_bytes(step.needed.sample),
         str(step.samples),
         *map(readable_bytes, (step.activations, step.total)),
         money(cost.gpu_hours, rate),
@@ -143,8 +142,7 @@ def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
 
 
 def memory_cells(workflow: Workflow, stage: Stage, *, shards: int) -> list[str]:
-    """The row of one training, under MEMORY_HEADS: each part of all that a GPU holds, and of one of so many shards,
-    where its network can be sharded."""
+    """The row of one training, under MEMORY_HEADS: bytes of a GPU that holds all, and of a shard."""
     model = model_of(stage, workflow.stages)
     whole, cut = device_bytes(model), device_bytes(model, shards=shards)
     cells = [f"`{workflow.name}`", stage.name, *map(readable_bytes, whole[:4]), readable_bytes(sum(whole))]
@@ -168,7 +166,7 @@ def readable(count: float) -> str:
 
 
 def span(hours: float) -> str:
-    """As days from two of them on."""
+    """Hours as text, in days from two days on."""
     return f"{readable(hours / HOURS_A_DAY)} days" if hours >= 2 * HOURS_A_DAY else f"{readable(hours)} h"
 
 

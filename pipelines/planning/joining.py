@@ -1,4 +1,4 @@
-"""Asks a Ray cluster, before this program joins it, whether it is there, lets us in and is the same Ray.
+"""Asks a Ray cluster before joining: is a head there, does our token open it, is the version ours.
 
 `ray.init` would find out as well, after half a minute or several, and its native code says so on stderr twenty times or
 ends the process. So the cluster's head is asked first, by the two calls of its protocol that need nothing else.
@@ -51,7 +51,7 @@ def check_cluster(address: str) -> None:
 
 
 def _token() -> tuple[str, str]:
-    """The token that Ray would show, "" for none, and where it comes from; in Ray's own order.
+    """The token of Ray ("" for none) and its place, looked up in Ray's own order.
 
     Raises UsageError for a file that is named and can't be read.
     """
@@ -92,7 +92,7 @@ def _channel(head: str) -> Any:
 
 
 def _answer(channel: Any, call: str, metadata: tuple[tuple[str, str], ...]) -> Any:
-    """The head's answer. Raises RpcError if it gives none in time, or refuses."""
+    """The head's answer. Raises RpcError for no answer in time and for a refusal."""
     request, reply = (getattr(gcs_service_pb2, f"{call}{kind}") for kind in ("Request", "Reply"))
     ask = channel.unary_unary(
         f"/ray.rpc.NodeInfoGcsService/{call}",
@@ -122,5 +122,5 @@ def _refusal(address: str, error: Any, token_place: str | None) -> str:
 
 
 def _is_here(node: Any) -> bool:
-    """Whether a node that lives is this machine: a program joins by the socket of the node it runs on."""
+    """Tell if a living node is this machine: programs join by the socket of their own node."""
     return node.state == gcs_pb2.GcsNodeInfo.ALIVE and Path(node.raylet_socket_name).exists()

@@ -1,4 +1,4 @@
-"""Bytes of a training: on each GPU in a step, in a checkpoint, in the finished model; and the settings that fit.
+"""Bytes of a training on each GPU, in checkpoints and in the finished model; and settings that fit.
 
 All of them are read off one model of the step (`components.training.step_model`), which is built once a training.
 """
@@ -60,7 +60,7 @@ def autoencoder_grid(training: AutoencoderTraining) -> TokenGrid:
 
 
 def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
-    """What the set conditions on, as far as it is known: where it is not, more than it will be."""
+    """The conditions of the set as far as the recipe decides them; an upper bound for the others."""
     images = next(other.config for other in stages if isinstance(other.config, ImagesConfig))
     contrastive = next((other.config for other in stages if isinstance(other.config, ContrastiveTraining)), None)
     text_length = images.text_length
@@ -130,7 +130,7 @@ def checkpoint_bytes(model: StepModel) -> int:
 
 
 def model_bytes(model: StepModel) -> int:
-    """Bytes of what is left in the end, with the snapshots of a power EMA."""
+    """Bytes of the finished model, with the snapshots of a power EMA."""
     config = model.training.optimization
     has_snapshots = config.ema_decay > 0 and config.ema == "power"
     snapshots = sum(is_scheduled(step, config) for step in range(1, config.total_steps + 1)) if has_snapshots else 0
@@ -139,7 +139,7 @@ def model_bytes(model: StepModel) -> int:
 
 @cache
 def counted_activations(model: StepModel) -> Activations:
-    """Count what a step keeps, once."""
+    """Count the activations of a step, once."""
     return activations(model)
 
 
@@ -155,28 +155,28 @@ class StepMemory(NamedTuple):
 
     held: int  # between activations: see `device_bytes`
     samples: int  # that a worker takes at a time
-    kept: Linear  # activations, and copies of the weights
+    needed: Linear  # for activations, and copies of the weights
 
     @property
     def activations(self) -> int:
-        """Bytes of those of all samples."""
-        return self.kept.of(self.samples)
+        """Bytes for all samples."""
+        return self.needed.of(self.samples)
 
     @property
     def total(self) -> int:
-        """All that a GPU needs."""
+        """Bytes that a GPU needs in total."""
         return self.held + self.activations
 
 
 def step_memory(
     stage: Stage, stages: Sequence[Stage], resources: Resources, *, setting: Setting | None = None
 ) -> StepMemory:
-    """Memory of a training on the workers that it gets, as the recipe and the profile set it, or with this setting."""
+    """Memory of a training on its workers, under a setting; None: that of recipe and profile."""
     model, own = model_of(stage, stages), setting or own_setting(stage, resources)
     share = model.training.optimization.global_batch_size // resources.num_workers
     held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))
-    kept = counted_activations(model).needed(recompute=own.recompute, sharded=own.sharded)
-    return StepMemory(held, min(share, resources.max_batch_per_device or share), kept)
+    needed = counted_activations(model).needed(recompute=own.recompute, sharded=own.sharded)
+    return StepMemory(held, min(share, resources.max_batch_per_device or share), needed)
 
 
 def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
@@ -197,7 +197,7 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
     own, parts_matter = own_setting(stage, resources), model_of(stage, stages).task.parts_matter
     for setting in settings(stage, resources):
         step = step_memory(stage, stages, resources, setting=setting)
-        most = int((room - step.held - step.kept.fixed) // max(1, step.kept.sample))
+        most = int((room - step.held - step.needed.fixed) // max(1, step.needed.sample))
         if most >= 1:
             profile = [f"`max_batch_per_device: {most}`"] if most < step.samples else []
             profile += ["`sharding: full`"] if setting.sharded > own.sharded else []

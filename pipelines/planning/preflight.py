@@ -14,7 +14,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.configuration.config import Config
-from components.configuration.trainings import AnyTraining, AutoencoderTraining
+from components.configuration.optimization import Training
+from components.configuration.trainings import AnyTraining
 from components.configuration.usage import UsageError
 from components.data.errors import SourceError
 from components.data.ingest import PACKAGED
@@ -42,7 +43,7 @@ IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
 
 class Needs(NamedTuple):
-    """What stages need wherever they work."""
+    """Needs of stages on every node that works."""
 
     configs: tuple[Config, ...] = ()
     packaged: str | None = None  # the source that is read, where packages make it
@@ -50,20 +51,16 @@ class Needs(NamedTuple):
     pretrained_text: bool = False  # whether a pretrained text encoder is loaded
 
     def addresses(self) -> list[str]:
-        """Where they say that something is, as it is written there."""
-        found = [] if self.source is None else [self.source.path]
-        for config in self.configs:
-            if isinstance(config, AutoencoderTraining) and config.losses.perceptual_weights_uri:
-                found.append(config.losses.perceptual_weights_uri)
-            if isinstance(config, TextEncoderConfig):
-                found.append(config.uri)
-        return found
+        """Addresses of the source, weights and encoders, as they are written in the recipe."""
+        trained = [config.needs().perceptual_weights_uri for config in self.configs if isinstance(config, Training)]
+        encoders = [config.uri for config in self.configs if isinstance(config, TextEncoderConfig)]
+        return [*([self.source.path] if self.source else []), *filter(None, trained), *encoders]
 
 
 def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
-    """What the stages need that are to run; of what is cached, only what they read of it elsewhere."""
-    wanted = {entry.stage.name for entry in planned if entry.wanted}
-    read = wanted.union(*(workflow.before(name) for name in wanted))
+    """Needs of the stages that are to run; of cached stages, only files that are read outside of storage."""
+    running = {entry.stage.name for entry in planned if entry.wanted}
+    read = running.union(*(workflow.before(name) for name in running))
     used = [entry for entry in planned if entry.stage.name in read]
     return _source_needs(used)._replace(
         configs=tuple(entry.stage.config for entry in planned if entry.wanted),
@@ -72,7 +69,7 @@ def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
 
 
 def _source_needs(used: Sequence[PlannedStage]) -> Needs:
-    """Of the images: their source, or, once they are ingested, the tars that stay where the user has them."""
+    """Need of the images: the source, or, after ingestion, the tars that stay where the user has them."""
     for entry in used:
         if isinstance(entry.stage.config, ImagesConfig):
             if entry.wanted:
@@ -82,13 +79,12 @@ def _source_needs(used: Sequence[PlannedStage]) -> Needs:
 
 
 def needs_of_source(source: str, path: str | None) -> Needs:
-    """What whoever reads a source needs."""
+    """Needs of a reader of this source."""
     return Needs(packaged=source) if source in PACKAGED else Needs(source=file_to_try(source, path))
 
 
 def check_needs(needs: Needs) -> None:
-    """Raise UsageError or SourceError, in one line, if something is not here: a package, weights, a text encoder, or
-    the source."""
+    """Raise UsageError or SourceError, in one line, if a package, weights, encoder or source is missing."""
     if needs.packaged is not None:
         check_source(needs.packaged, None)
     if needs.source is not None:
@@ -97,10 +93,9 @@ def check_needs(needs: Needs) -> None:
         if needs.pretrained_text:
             check_transformers()
         for config in needs.configs:
-            if isinstance(config, AutoencoderTraining) and config.losses.perceptual_weight > 0:
-                check_perceptual_network(
-                    config.losses.perceptual_network, weights_uri=config.losses.perceptual_weights_uri
-                )
+            if isinstance(config, Training):
+                own = config.needs()
+                check_perceptual_network(own.perceptual_network, weights_uri=own.perceptual_weights_uri)
             if isinstance(config, MeasureConfig):
                 check_feature_network(config.feature_network)
             if isinstance(config, TextEncoderConfig):
@@ -152,7 +147,7 @@ class Space(NamedTuple):
 
 
 def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
-    """Tell the room that the trainings need that are to run, but for what earlier tries left in storage.
+    """Count the room for the trainings that are to run, less the files that earlier tries left.
 
     All of them may write at once on one node, as far as none waits for another. Each has one checkpoint there at a
     time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
@@ -175,8 +170,10 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
 
 
 def check_nodes(needs: Needs, root: Store, space: Space) -> None:
-    """Raise UsageError or StoreError, in one line, if a node that works lacks a package or room, or can't read or write
-    what it will have to."""
+    """Ask all nodes that work for packages, room, the source and storage.
+
+    Raises UsageError or StoreError, in one line, for the first node that lacks one.
+    """
     nodes = working_nodes()
     if not nodes:
         logger.warning("no node is there yet that works: what nodes need is not asked")
@@ -209,7 +206,7 @@ def working_nodes() -> dict[str, str]:
 
 
 def try_node(needs: Needs, root: Store, probe: str, space: Space) -> str:
-    """What is wrong on the node that calls this, in one line; "" if nothing is."""
+    """The defect of the node that calls this, in one line; "" for none."""
     try:
         if not root.exists(probe):
             raise StoreError(f"storage {root.uri} is another place there than on the driver's node")

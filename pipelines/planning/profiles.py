@@ -1,4 +1,4 @@
-"""Where and how a workflow runs: storage, tracking, workers, GPUs, threads; and the cluster that there is, or will be.
+"""Profiles: storage, tracking, workers, GPUs and threads of a run; and the cluster below them.
 
 Never part of a stage's identity.
 """
@@ -52,7 +52,7 @@ class Profile(Config):
         return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
     def resources(self, stage: str, **found: Any) -> Resources:
-        """Resources of a stage: found for it (`pipelines.planning.shares`), but for those that this profile states.
+        """Resources of a stage: this profile's own values, over those of `pipelines.planning.shares`.
 
         Raises ValidationError for a field that there is not, or a value that does not fit.
         """
@@ -68,22 +68,22 @@ class Profile(Config):
         return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
 
     def given(self, stage: str, name: str) -> Any:
-        """The profile's own value of a field, for this stage or for all; None: it is to be found."""
+        """The profile's own value of a field, for this stage or for all; None: the cluster decides."""
         return getattr(self.resources(stage) if name in self.stages.get(stage, {}) else self, name)
 
 
 def load_profile(name_or_file: str) -> Profile:
-    """A built-in profile by name, or a YAML file. Raises UsageError with the nearest name or the bad field."""
-    known = {
+    """Load a built-in profile or a YAML file. Raises UsageError with the nearest name or the bad field."""
+    profiles = {
         "auto": Profile(),
         "laptop": Profile(name="laptop", num_workers=1, gpus_per_worker=0),
         "kuberay": Profile(name="kuberay", gpus_per_worker=1, cpus_per_worker=4, reader_cpus=1),
     }
-    if name_or_file in known:
-        return known[name_or_file]
+    if name_or_file in profiles:
+        return profiles[name_or_file]
     path = Path(name_or_file)
     if not path.is_file():
-        raise UsageError(f"no profile {name_or_file!r}{nearest(name_or_file, known)}, or a YAML file")
+        raise UsageError(f"no profile {name_or_file!r}{nearest(name_or_file, profiles)}, or a YAML file")
     try:
         profile = Profile.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
         for stage in profile.stages:
@@ -99,9 +99,9 @@ def storage_uri(flag: str | None) -> str:
 
 
 def tracking_uri(flag: str | None) -> str | None:
-    """MLflow's address: the flag, `MLFLOW_TRACKING_URI`, or a SQLite file in ./runs. `none` turns tracking off."""
-    given = flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{absolute('runs')}/mlflow.db"
-    return None if given == "none" else given
+    """MLflow's address: the flag, `MLFLOW_TRACKING_URI`, or a SQLite file in ./runs; None for `none`."""
+    uri = flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{absolute('runs')}/mlflow.db"
+    return None if uri == "none" else uri
 
 
 class Cluster(NamedTuple):
@@ -138,15 +138,17 @@ def this_machine() -> Cluster:
 
 
 def usable_gpus() -> int:
-    """GPUs of this machine that torch can use. Ray's own count has Apple's too, and those that a torch without CUDA
-    leaves idle: trainings would ask CUDA for them and fail."""
+    """GPUs of this machine that torch can use.
+
+    Ray's own count has Apple's too, and GPUs that a torch without CUDA leaves idle: trainings would ask CUDA and fail.
+    """
     import torch  # here, for `--help` and `cascade data` work without it
 
     return torch.cuda.device_count()
 
 
 def local_cpus() -> int:
-    """Logical CPUs of a Ray that is started here: tokens, of which several branches and their readers all need some."""
+    """Logical CPUs of a Ray that is started here: enough tokens for several branches and their readers."""
     return CPUS_PER_CORE * max(2, psutil.cpu_count() or 1)
 
 

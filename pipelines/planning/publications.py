@@ -106,7 +106,7 @@ def estimated_v100_days(system: Published) -> float | None:
 
 
 def utilization(system: Published) -> float:
-    """The share of the peak (V100 of ADM; A100 of LDM, which trained on them) that the published days come to."""
+    """Share of the peak that the published days come to: of V100s for ADM, of A100s for LDM."""
     peak = V100 if all(part.utilization for part in system.parts) else GPUS["a100"].peak / A100_IN_V100S
     return sum(map(part_flops, system.parts)) / (peak * system.v100_days * SECONDS_A_DAY)
 

@@ -1,4 +1,4 @@
-"""How the stages of a workflow share a cluster's GPUs and CPUs, and why some idle; never part of a stage's identity.
+"""Shares of a cluster's GPUs and CPUs for the stages of a workflow; never part of a stage's identity.
 
 Stages of which none waits for another may run at once, and then take no more GPUs together than there are: a gang of
 workers finds all its room or none, and no two of them hold a half each. Where there are fewer GPUs than such stages, or
@@ -24,7 +24,7 @@ WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages
 
 
 class Demand(NamedTuple):
-    """What one stage can make use of."""
+    """Workers and GPUs that one stage can use."""
 
     counts: tuple[int, ...]  # numbers of workers that it may have, ascending; of actors, where nothing is trained
     gpus: float  # of each
@@ -66,14 +66,14 @@ def share_cluster(
 
 
 def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
-    """Raises UsageError if the profile gives the stage GPUs that the cluster does not have."""
-    asked, config = profile.given(stage.name, "num_workers"), stage.config
+    """Demand of a stage. Raises UsageError if the profile gives more GPUs than the cluster has."""
+    number, config = profile.given(stage.name, "num_workers"), stage.config
     gpus = profile.given(stage.name, "gpus_per_worker")
     gpus = float(cluster.gpus > 0) if gpus is None else float(gpus)
     if isinstance(config, WITHOUT_NETWORK):
         return Demand((1,), 0)
-    if isinstance(config, Training) and asked is not None:
-        return Demand((asked,), gpus)  # though there are fewer GPUs: more may come
+    if isinstance(config, Training) and number is not None:
+        return Demand((number,), gpus)  # though there are fewer GPUs: more may come
     most = int(cluster.gpus / gpus) if gpus else 1
     if most == 0:
         raise UsageError(
@@ -81,7 +81,7 @@ def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
             "if it will have more, say so: --cluster gpus=8,cpus=64"
         )
     if not isinstance(config, Training):
-        return Demand(tuple(range(1, min(most, asked or most) + 1)), gpus)
+        return Demand(tuple(range(1, min(most, number or most) + 1)), gpus)
     least, size = profile.given(stage.name, "min_workers") or 1, config.optimization.global_batch_size
     counts = tuple(count for count in range(least, most + 1) if size % count == 0)
     return Demand(counts or (max(least, most),), gpus, size * config.optimization.total_steps)
@@ -90,7 +90,7 @@ def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
 def share_gpus(
     workflow: Workflow, demands: Mapping[str, Demand], *, gpus: float, taken: Mapping[str, float] | None = None
 ) -> dict[str, int]:
-    """How many workers each stage gets: what an equal share holds, and then what the rest of the GPUs holds.
+    """Workers of each stage: as many as an equal share of the GPUs holds, then as the rest holds.
 
     Of the rest, the stage with the most work for each of its workers takes its next number first.
 
@@ -125,7 +125,7 @@ def share_gpus(
 def shared_rooms(
     workflow: Workflow, names: Collection[str], fixed: Mapping[str, float], gpus: float
 ) -> list[tuple[list[str], float]]:
-    """Sets of the stages `names` that may run at once, each with the GPUs that the `fixed` ones leave to it.
+    """Sets of the stages `names` that may run at once, each with the GPUs that `fixed` stages leave.
 
     Where those leave none, stages take turns, and there are all.
     """
@@ -137,7 +137,7 @@ def shared_rooms(
 
 
 def concurrent_stages(workflow: Workflow, names: Collection[str]) -> list[list[str]]:
-    """The largest sets of the stages `names` of which none waits for another; each in the workflow's order."""
+    """The largest sets of the stages `names` without dependencies, each in the workflow's order."""
     ordered = [stage.name for stage in workflow.stages if stage.name in names]
     groups: list[list[str]] = [[]]
     for name in ordered:
@@ -149,7 +149,7 @@ def concurrent_stages(workflow: Workflow, names: Collection[str]) -> list[list[s
 
 
 def largest_crowd(groups: Collection[list[str]], sizes: Mapping[str, float], name: str) -> list[str]:
-    """Of the sets of stages that a stage is in, the one with the largest sum of sizes; [] if it is in none."""
+    """The set with the largest sum of sizes among the sets that have this stage; [] for none."""
     own = [group for group in groups if name in group]
     return max(own, key=lambda group: sum(sizes[other] for other in group), default=[])
 
@@ -157,7 +157,7 @@ def largest_crowd(groups: Collection[list[str]], sizes: Mapping[str, float], nam
 def stage_resources(
     stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster, *, count: int, gpus: float, crowd: float
 ) -> Resources:
-    """What a stage gets besides its GPUs.
+    """Resources of a stage: its GPUs, and its part of CPUs and threads.
 
     All that works at once claims at most half of the logical CPUs, so that the tasks that read shards always find some:
     trainings whose readers wait for each other's workers would wait for ever.
@@ -184,20 +184,20 @@ def stage_resources(
 
 
 def cpu_actors(profile: Profile, cluster: Cluster, *, sharing: int) -> int:
-    """Processes of a stage without GPUs: of the size of a training that shares its node with `sharing - 1` others."""
+    """Processes of a stage without GPUs, each as large as a training that shares its node with others."""
     cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
     threads = profile.threads or max(1, cores // sharing)
     return cluster.nodes * max(1, cores // threads)
 
 
 def branches(workflow: Workflow) -> int:
-    """How many trainings can run at once: those that wait for no other training."""
+    """Count the trainings that can run at once: all that wait for no other training."""
     names = trainings(workflow)
     return max(1, sum(not workflow.before(name) & names.keys() for name in names))
 
 
 def concurrent_trainings(workflow: Workflow, stage: str) -> int:
-    """How many trainings may run while a stage does, itself included: those that it neither needs nor makes wait.
+    """Count the trainings that may run beside a stage, itself included.
 
     What is no training works in several processes of a training's size instead of in one with all cores.
     """
@@ -208,7 +208,7 @@ def concurrent_trainings(workflow: Workflow, stage: str) -> int:
 
 
 def stands_alone(workflow: Workflow, stage: str) -> bool:
-    """Whether no other training comes before or after this one, while another branch has several to train in turn."""
+    """Tell if this training has none before or after it, while another branch trains several in turn."""
     names = trainings(workflow).keys()
     in_turn = {name for name in names if (workflow.before(name) | workflow.after(name)) & names}
     return bool(in_turn) and stage in names - in_turn
@@ -266,7 +266,7 @@ def resource_rows(
 def reason(
     resources: Resources, size: int | None, others: Mapping[str, float], cluster: Cluster, *, given: bool
 ) -> str:
-    """Why a stage takes so many GPUs of those that there are.
+    """The reason for the number of GPUs that a stage takes.
 
     Args:
         size: samples of a step, where it is a training.
@@ -301,7 +301,7 @@ def gpus_of(resources: Resources) -> float:
 
 
 def resource_table(workflow: Workflow, profile: Profile, cluster: Cluster, shares: Mapping[str, Resources]) -> Table:
-    """One row a stage: workers, GPUs, batch and CPUs of each worker, and why no more GPUs are at work."""
+    """A table of workers, GPUs, batch, CPUs and reasons, with a row for each stage."""
     title = f"{gpu_count(cluster.gpus)}, {cluster.cpus:g} logical CPUs, profile {profile.name}"
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     table.add_column("stage", no_wrap=True)

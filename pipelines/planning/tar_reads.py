@@ -1,4 +1,4 @@
-"""How often trainings fetch tars that are read where they lie, and the command that writes smaller ones."""
+"""Read amplification of tars that are read where they lie, and the command that writes smaller ones."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ TOO_OFTEN = 2  # bytes read for each byte of the set
 
 
 class TarReads(NamedTuple):
-    """Of one training, by the number of its readers."""
+    """Reads of one training, by the number of its readers."""
 
     stage: str
     layouts: dict[int, Layout]
@@ -32,7 +32,7 @@ class TarReads(NamedTuple):
 
 
 def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
-    """The tars that trainings will read where the user has them: by their index, or estimated where there is none yet.
+    """The index, or its estimate, of tars that trainings will read where the user has them.
 
     None for a set whose shards are written by its own stage. Raises SourceError.
     """
@@ -51,7 +51,7 @@ def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
 
 
 def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardIndex) -> list[TarReads]:
-    """Of each training that is to run and reads the set itself."""
+    """Reads of each training that is to run and reads the set itself."""
     rows = []
     for entry in planned:
         stage = entry.stage
@@ -65,7 +65,7 @@ def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardInd
 def reads_of(
     stage: str, config: AnyTraining, index: ShardIndex, *, resolution: int, workers: Mapping[int, int]
 ) -> TarReads:
-    """Of one training; of more workers than samples in a batch nothing is said.
+    """Reads of one training; numbers of workers above the batch are left out.
 
     Args:
         workers: by the number of readers.
@@ -90,7 +90,7 @@ def resolution_read(stage: Stage) -> int | None:
 
 
 def layout_of(config: AnyTraining, index: ShardIndex, *, resolution: int, workers: int) -> Layout:
-    """How the stream of a training is cut."""
+    """Layout of a training's stream."""
     optimization, needs = config.optimization, config.needs()
     degradation = Degradation(optimization.seed, needs.degradations) if needs.degradations else None
     return Layout(
@@ -125,7 +125,7 @@ def reads_table(rows: Sequence[TarReads]) -> Table:
 
 
 def reads_warning(rows: Sequence[TarReads], index: ShardIndex, config: ImagesConfig) -> list[str]:
-    """What to do where tars are read too often, as lines to print; none where they are not."""
+    """Lines that warn of tars that are read too often, with the remedy; [] otherwise."""
     often, readers, stage = max((often, n, row.stage) for row in rows for n, often in row.amplification.items())
     if often < TOO_OFTEN:
         return []

@@ -167,7 +167,7 @@ def test_a_plan_counts_the_activations_of_the_samples_that_a_worker_takes_at_a_t
         for settings in ({}, {"max_batch_per_device": 3})
     )
     assert (whole.samples, parts.samples, whole.held) == (8, 3, parts.held)
-    assert whole.activations - parts.activations == 5 * whole.kept.sample
+    assert whole.activations - parts.activations == 5 * whole.needed.sample
     assert whole.total == whole.held + whole.activations
 
 
