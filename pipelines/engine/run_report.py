@@ -127,6 +127,8 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
     recipe_yaml = root.read(f"runs/{run}/recipe.yaml").decode()
     evaluation = artifacts["evaluation"].metadata if "evaluation" in artifacts else {}
     tokens = artifacts["tokens"].metadata if "tokens" in artifacts else {}
+    corrupt = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
+    left_out = [f"{corrupt} corrupt images were left out, see {INDEX}"] if corrupt else []
     return ReportData(
         run=run,
         recipe=plan["facts"]["recipe"],
@@ -144,7 +146,7 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         or evaluation.get("held_out_codebook", {}),
         studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
         data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
-        warnings=(*_warnings(artifacts), *plan["code_changes"]),
+        warnings=(*left_out, *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
     )
 
@@ -204,12 +206,6 @@ def _data_facts(images: Artifact) -> DataFacts:
     left_out = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in facts["quarantined"])
     names = ("source", "license", "samples", "train_samples", "resolution", "classes")
     return DataFacts(quarantined=left_out, **{name: facts[name] for name in names})
-
-
-def _warnings(artifacts: dict[str, Artifact]) -> tuple[str, ...]:
-    count = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
-    left_out = [f"{count} corrupt images were left out, see {INDEX}"] if count else []
-    return tuple(left_out)
 
 
 def _runs(root: Store) -> list[str]:

@@ -20,35 +20,10 @@ from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
-from components.runtime.tracking import registry
+from components.runtime.tracking import names, registry, runs
 from components.runtime.tracking.event_log import stage_records
-from components.runtime.tracking.names import (
-    CACHED,
-    FIGURES,
-    KEY,
-    MADE_BY,
-    MODEL_TAG,
-    REGISTRY,
-    RUN,
-    STAGE,
-    SYSTEM,
-    WORKFLOW,
-    registered_name,
-)
 from components.runtime.tracking.promotion import Promotion, figures_of, promote_run, take
-from components.runtime.tracking.runs import (
-    TrackedRun,
-    artifact_location,
-    as_tracked,
-    find_maker,
-    find_or_create_experiment,
-    find_run,
-    image_name,
-    record_inputs,
-    record_output,
-    take_up,
-    what_is_missing,
-)
+from components.runtime.tracking.runs import TrackedRun
 from components.sampling.image_files import encode_png
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 1000, 100, 6000, 5000  # MLflow's limits of one call
@@ -62,8 +37,8 @@ class Delivery:
         """Connect. Raises whatever MLflow raises while it is away."""
         mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
         self.client = MlflowClient(tracking_uri)
-        location = artifact_location(tracking_uri, experiment)
-        self.experiment_id = find_or_create_experiment(self.client, experiment, artifact_location=location)
+        location = runs.artifact_location(tracking_uri, experiment)
+        self.experiment_id = runs.find_or_create_experiment(self.client, experiment, artifact_location=location)
         self.runs: dict[tuple[str, str], TrackedRun] = {}
         self.warnings: list[str] = []  # for the user
         self.promotions: dict[str, list[Promotion]] = {}  # run that ended well -> what became of its models, if any
@@ -87,23 +62,23 @@ class Delivery:
         return pages
 
     def _start_run(self, record: LogEntry, event: events.RunStarted) -> None:
-        git_commit = event.tags.get("git_commit", "")
         tags = {f"cascade.{name}": value for name, value in event.tags.items()}
-        tags |= {RUN: record.run, KEY: WORKFLOW, MLFLOW_GIT_COMMIT: git_commit, MLFLOW_SOURCE_NAME: "cascade"}
+        tags |= {names.RUN: record.run, names.KEY: names.WORKFLOW, MLFLOW_SOURCE_NAME: "cascade"}
+        tags[MLFLOW_GIT_COMMIT] = event.tags.get("git_commit", "")
         tags |= {MLFLOW_RUN_NOTE: f"Report: `{event.tags['report']}`"} if "report" in event.tags else {}
-        tracked = take_up(self.client, self.experiment_id, name=record.run, started=record.time, tags=tags)
+        tracked = runs.take_up(self.client, self.experiment_id, name=record.run, started=record.time, tags=tags)
         self.runs[record.run, ""] = tracked
         self._log_params(tracked, event.parameters)
         self.client.log_text(tracked.run_id, event.recipe_yaml, "recipe.yaml")
 
     def _start_stage(self, record: LogEntry, event: events.StageStarted) -> None:
-        tracked = self._take_up_stage(record, {CACHED: "false"})
+        tracked = self._take_up_stage(record, {names.CACHED: "false"})
         self._log_params(tracked, event.config)
         if event.root:
             self._send(tracked, stage_records(Store(event.root)))
         keys = [artifact.key for artifact in event.inputs.values() if artifact.kind == "model"]
         models = [registry.find_logged_model(self.client, self.experiment_id, key=key) for key in keys]
-        record_inputs(
+        runs.record_inputs(
             self.client,
             tracked.run_id,
             data=[artifact for artifact in event.inputs.values() if artifact.kind != "model"],
@@ -112,12 +87,12 @@ class Delivery:
 
     def _stage_cached(self, record: LogEntry, event: events.StageCached) -> None:
         run, artifact = record.run, event.artifact
-        existing = find_run(self.client, self.experiment_id, run=run, key=record.key)
+        existing = runs.find_run(self.client, self.experiment_id, run=run, key=record.key)
         made_here = artifact.provenance.get("run") == run  # though MLflow may have been away, and the journal is lost
         if existing is not None:  # it stays the run that made it
-            tracked = self.runs[run, record.key] = as_tracked(self.client, existing)
+            tracked = self.runs[run, record.key] = runs.as_tracked(self.client, existing)
         elif made_here:
-            tracked = self._take_up_stage(record, {CACHED: "false"})
+            tracked = self._take_up_stage(record, {names.CACHED: "false"})
             self._log_params(tracked, artifact.provenance["config"])
         else:
             tracked = self._show_cached(record, artifact)
@@ -129,12 +104,13 @@ class Delivery:
         self.client.set_terminated(tracked.run_id, "FINISHED", end_time=ended)
 
     def _show_cached(self, record: LogEntry, artifact: Artifact) -> TrackedRun:
-        maker = find_maker(self.client, self.experiment_id, key=record.key)
-        tracked = self._take_up_stage(record, {CACHED: "true"} | ({MADE_BY: maker.info.run_id} if maker else {}))
-        made_by = "by a run that this MLflow does not know"
+        maker = runs.find_maker(self.client, self.experiment_id, key=record.key)
+        tags, made_by = {names.CACHED: "true"}, "by a run that this MLflow does not know"
         if maker is not None:
+            tags[names.MADE_BY] = maker.info.run_id
             link = f"#/experiments/{self.experiment_id}/runs/{maker.info.run_id}"
-            made_by = f"by [{maker.data.tags.get(RUN, maker.info.run_id)}]({link})"
+            made_by = f"by [{maker.data.tags.get(names.RUN, maker.info.run_id)}]({link})"
+        tracked = self._take_up_stage(record, tags)
         note = f"Cached: `{record.stage}` with this key was made {made_by}.\n\nArtifact: `{artifact.root}`"
         self.client.set_tag(tracked.run_id, MLFLOW_RUN_NOTE, note)
         return tracked
@@ -146,7 +122,7 @@ class Delivery:
             if isinstance(record.event, events.Metrics):
                 for name, value in record.event.values.items():
                     step = record.event.step
-                    if name.startswith(SYSTEM):  # drawn by the seconds since the run began
+                    if name.startswith(names.SYSTEM):  # drawn by the seconds since the run began
                         step = max(0, (record.time - tracked.started) // 1000)
                     if step not in tracked.steps.get(name, ()):
                         points.setdefault((name, step), Metric(name, value, record.time, step))
@@ -155,7 +131,7 @@ class Delivery:
             batch = new[start : start + MAX_METRICS]
             self.client.log_batch(tracked.run_id, metrics=batch)
             for point in batch:
-                if not point.key.startswith(SYSTEM):
+                if not point.key.startswith(names.SYSTEM):
                     tracked.steps.setdefault(point.key, set()).add(point.step)
 
     def _image(self, record: LogEntry, event: events.Image) -> None:
@@ -163,7 +139,7 @@ class Delivery:
         if place in tracked.images:
             return
         token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, record.time]))
-        name = image_name(*place, time_ms=record.time, token=str(token))
+        name = runs.image_name(*place, time_ms=record.time, token=str(token))
         with tempfile.TemporaryDirectory() as folder, PIL.Image.open(io.BytesIO(event.png)) as image:
             (Path(folder) / f"{name}.png").write_bytes(encode_png(image))
             compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
@@ -185,14 +161,14 @@ class Delivery:
         self.client.set_terminated(tracked.run_id, event.status, end_time=record.time)
 
     def _say_what_is_missing(self, record: LogEntry, tracked: TrackedRun, artifact: Artifact) -> None:
-        if missing := what_is_missing(artifact, tracked):
+        if missing := runs.what_is_missing(artifact, tracked):
             why = "they were in the journal of a driver that is gone, or has yet to send them"
             self.warnings.append(f"{record.stage}: MLflow lacks {missing}: {why}")
 
     def _describe_models(self, record: LogEntry, event: events.ModelsDescribed) -> None:
         tags = self.client.get_run(self._tracked(record.run).run_id).data.tags
-        for tag in (tag for tag in tags if tag.startswith(MODEL_TAG)):
-            name = tag.removeprefix(MODEL_TAG)
+        for tag in (tag for tag in tags if tag.startswith(names.MODEL_TAG)):
+            name = tag.removeprefix(names.MODEL_TAG)
             self.client.update_registered_model(name, event.about)
             self.client.update_model_version(name, tags[tag], f"{event.about}\n\n{event.details}")
 
@@ -218,18 +194,18 @@ class Delivery:
             registered = registry.register_version(
                 self.client, name, artifact, experiment_id=self.experiment_id, run_id=run_id
             )
-            record_output(self.client, run_id, model_id=registered.model_id)
-            self.client.set_tag(parent.run_id, MODEL_TAG + registered.name, registered.version)
+            runs.record_output(self.client, run_id, model_id=registered.model_id)
+            self.client.set_tag(parent.run_id, names.MODEL_TAG + registered.name, registered.version)
             summary = artifact.metadata.get("summary", {})
             held_out = {name: value for name, value in summary.items() if name.startswith(HELD_OUT)}
             self._measure(run_id, held_out, model_id=registered.model_id, time=record.time)
         elif figures := figures_of(artifact):
-            self.client.set_tag(parent.run_id, FIGURES, json.dumps([figures.model_dump()]))
+            self.client.set_tag(parent.run_id, names.FIGURES, json.dumps([figures.model_dump()]))
             tags = self.client.get_run(parent.run_id).data.tags
-            name = registered_name(record.models)
-            version = tags.get(MODEL_TAG + name)
+            name = names.registered_name(record.models)
+            version = tags.get(names.MODEL_TAG + name)
             source = version and self.client.get_model_version(name, version).source
-            model_id = source.removeprefix(REGISTRY) if source else None
+            model_id = source.removeprefix(names.REGISTRY) if source else None
             self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, time=record.time)
 
     def _measure(self, run_id: str, values: dict[str, float], *, model_id: str | None, time: int) -> None:
@@ -240,12 +216,12 @@ class Delivery:
             self.client.log_batch(run_id, metrics=new)
 
     def _take_up_stage(self, record: LogEntry, tags: dict[str, str]) -> TrackedRun:
-        tracked = take_up(
+        tracked = runs.take_up(
             self.client,
             self.experiment_id,
             name=record.stage,
             started=record.time,
-            tags={RUN: record.run, STAGE: record.stage, KEY: record.key, **tags},
+            tags={names.RUN: record.run, names.STAGE: record.stage, names.KEY: record.key, **tags},
             parent=self._tracked(record.run).run_id,
         )
         self.runs[record.run, record.key] = tracked
@@ -254,10 +230,10 @@ class Delivery:
     def _tracked(self, run: str, key: str = "") -> TrackedRun:
         """The parent run, or with `key` its child of that stage. Raises LookupError if MLflow has none."""
         if (run, key) not in self.runs:  # begun by another process
-            existing = find_run(self.client, self.experiment_id, run=run, key=key)
+            existing = runs.find_run(self.client, self.experiment_id, run=run, key=key)
             if existing is None:
                 raise LookupError(f"MLflow has no run {run} {key}; was it deleted?")
-            self.runs[run, key] = as_tracked(self.client, existing)
+            self.runs[run, key] = runs.as_tracked(self.client, existing)
         return self.runs[run, key]
 
     def _log_params(self, tracked: TrackedRun, parameters: Mapping[str, Any]) -> None:

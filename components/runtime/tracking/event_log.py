@@ -11,13 +11,12 @@ machine's load, images and texts.
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import LOG
-from components.runtime.storage.store import Store
+from components.runtime.storage.store import Store, in_parallel
 from components.runtime.tracking.journal import Journal
 from components.runtime.tracking.names import SYSTEM
 
@@ -141,13 +140,11 @@ def _stored(record: LogEntry) -> LogEntry | None:
     return record if isinstance(record.event, events.Warning) else None
 
 
-def stage_records(stage: Store) -> Iterator[LogEntry]:
-    """Records in the segments of a stage, in order of time. Raises StoreError."""
+def stage_records(stage: Store) -> list[LogEntry]:
+    """Entries in the segments of a stage, in order of time. Raises StoreError."""
     files = [info.path for info in stage.list(LOG) if info.path.endswith(".jsonl")]
-    yield from sorted(
-        (LogEntry.read(line) for path in files for line in stage.read(path).splitlines()),
-        key=lambda record: record.time,
-    )
+    lines = (line for data in in_parallel(stage.read, files) for line in data.splitlines())
+    return sorted(map(LogEntry.read, lines), key=lambda entry: entry.time)
 
 
 def stage_points(stage: Store) -> dict[int, dict[str, float]]:
