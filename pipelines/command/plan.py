@@ -19,7 +19,7 @@ from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cl
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
 from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.published import paper_recipes
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 

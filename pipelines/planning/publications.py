@@ -12,8 +12,7 @@ from typing import NamedTuple
 from components.configuration.dataset_info import DatasetInfo
 from pipelines.planning.cost import GPUS, counted_flops, encoding_flops
 from pipelines.planning.memory import step_model
-from pipelines.recipes.paper_autoencoders import AUTOENCODERS
-from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION
 
 SECONDS_A_DAY = 24 * 3600
 V100 = 120e12  # FLOP/s that ADM takes for the peak of one, in table 7

@@ -1,21 +1,20 @@
-"""The recipes by name, and how one is loaded, overridden and checked."""
+"""The recipes by name, and how one is loaded, overridden (`--set a.b=value`) and checked."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from components.configuration.leaves import KIND, PlaceError, find, kind_of, members, parts_of, put
 from components.configuration.usage import UsageError, explain, nearest
-from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS
-from pipelines.recipes.discrete_rows import DISCRETE_ROWS
-from pipelines.recipes.fashion import FASHION
-from pipelines.recipes.openmoji import openmoji
-from pipelines.recipes.overrides import apply_overrides
-from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.demo import openmoji, smoke
+from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
+from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.rows import DISCRETE_ROWS
 from pipelines.recipes.shapes import SHAPES, Recipe
-from pipelines.recipes.smoke import smoke
 from pipelines.recipes.taxonomy import TAXONOMY
 
 ROWS = {**DISCRETE_ROWS, **DIFFUSION_ROWS, **FASHION}  # recipe -> row of the lecture
@@ -61,3 +60,79 @@ def _tree(name_or_file: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path} holds no fields; start from `cascade show {DEMO} > {path}`")
     return tree
+
+
+def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[BaseModel]) -> dict[str, Any]:
+    """A copy of a recipe's tree with `a.b=value` assignments applied.
+
+    Items of lists are addressed by their number. A name may be short where only one part below has it
+    (`base.total_steps`), a kind stands in the place of its part (`base.network=dit`, or `base.network.kind=dit`), and a
+    part that the recipe left out (`null`) is created when one of its fields is set.
+
+    Raises UsageError for a malformed assignment, or a field that does not exist or stands in several places.
+    """
+    result = copy.deepcopy(tree)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment!r}: write it as field.name=value")
+        try:
+            set_value(result, shape, path.strip(), yaml.safe_load(text))
+        except PlaceError as error:
+            raise UsageError(f"--set {path}: {error}{hint(error, path, result, shape)}") from None
+    return result
+
+
+def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: Any) -> None:
+    """Set one value of a tree. Raises PlaceError."""
+    first, _, rest = path.partition(".")
+    *parents, leaf = find(shape, tree, first)
+    for parent in parents:  # of a part that is named short
+        tree.setdefault(parent, {})
+        shape, tree = members(shape, tree, parent)[0], tree[parent]
+    if not rest or (rest == KIND and parts_of(shape, leaf)):
+        put(tree, shape, (leaf,), value)
+    elif isinstance(tree.get(leaf), list):
+        set_item(tree, shape, leaf, rest, value)
+    elif parts := members(shape, tree, leaf):
+        chosen = rest.removesuffix(f".{KIND}")
+        part = next((other for other in parts_of(shape, leaf) if value in kinds_of(other, chosen)), parts[0])
+        kind = {} if kind_of(part) is None else {KIND: kind_of(part)}
+        tree[leaf] = kind | {name: own for name, own in (tree.get(leaf) or {}).items() if name in part.model_fields}
+        set_value(tree[leaf], part, rest, value)
+    else:
+        raise PlaceError(f"{leaf!r} is a plain value: it has no {rest!r}")
+
+
+def kinds_of(model: type[BaseModel], name: str) -> list[str | None]:
+    """The kinds that a part of a model may have."""
+    return [kind_of(part) for part in parts_of(model, name)]
+
+
+def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str, value: Any) -> None:
+    """Set a value of an item of a list, or the item. Raises PlaceError."""
+    number, _, rest = path.partition(".")
+    items = list(tree[name])
+    if not number.isdigit() or int(number) >= len(items):
+        raise PlaceError(f"item {number!r} of {len(items)}; they count from 0")
+    place = int(number)
+    model = get_args(shape.model_fields[name].annotation)[0]
+    if not rest:
+        items[place] = value
+    elif isinstance(model, type) and issubclass(model, BaseModel):
+        items[place] = dict(items[place])
+        set_value(items[place], model, rest, value)
+    else:
+        raise PlaceError(f"item {number} is a plain value: it has no {rest!r}")
+    tree[name] = items
+
+
+def hint(error: PlaceError, path: str, tree: dict[str, Any], shape: type[BaseModel]) -> str:
+    """Where the name stands among the sampling settings, or the nearest one that there is."""
+    if not error.known:
+        return ""
+    try:
+        set_value(copy.deepcopy(tree), shape, f"sampling.{path}", None)
+    except PlaceError:
+        return nearest(path.rpartition(".")[2], error.known)
+    return f"; it is sampling.{path}"

@@ -1,121 +1,130 @@
-"""The rows of the lecture from diffusion on: each system by its own recipe, minutes on two cores.
+"""Rows of the lecture from diffusion on: each system by its own recipe, minutes on two cores.
 
-The images are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`.
+Images are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`. Rows on
+Fashion-MNIST, at its own 28², are studies: likelihoods of its one channel, samplers by steps, guidance by scale. Those
+likelihoods are of the same held-out images, none conditioned on a class: a PixelCNN's are exact, those of diffusion are
+bounds, and the PNGs of the images stand beside.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
-from components.configuration.networks import DiTConfig, ImageAttentionUNetConfig
+from components.configuration.networks import DiTConfig
 from components.configuration.sampling import (
     DiffusionBranchSampling,
     DiffusionPriorSampling,
     DiffusionSampling,
     RestorationSampling,
 )
-from components.configuration.trainings import ClassifierTraining, DiffusionPriorTraining
+from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.noising_study import NoisingStudyConfig
+from components.evaluation.steps_study import StepsStudyConfig
+from components.models.diffusion.steps import SAMPLERS
+from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
+from components.stages.likelihood import LikelihoodConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
+from pipelines.recipes.demo import openmoji
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
-from pipelines.recipes.discrete_rows import EVALUATION, SAMPLES, emoji, scenes, vae_gan_autoencoder
-from pipelines.recipes.openmoji import openmoji
-from pipelines.recipes.row_encoder import contrastive
+from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
+from pipelines.recipes.shapes import OneModelRecipe, Setting
+from pipelines.recipes.systems import (
+    as_ddpm,
+    as_improved_ddpm,
+    classifier,
+    contrastive,
+    diffusion,
+    diffusion_prior,
+    emoji,
+    pixelcnn,
+    sketching,
+    unet,
+    vae_gan,
+)
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
+ANCESTRAL_250 = DiffusionSampling(sampler="ddpm", num_inference_steps=250)
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
 ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
+REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
+FASHION_MNIST = Setting(
+    ImagesConfig(
+        source="fashion_mnist",
+        resolution=28,
+        samples_per_shard=2000,
+        holdout_fraction=0.05,
+        vocab_size=300,
+        text_length=8,
+    ),
+    SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0),
+    EvaluationConfig(reference_samples=REFERENCE),
+)
+FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,000: eight times the minutes
 
 
 def ddpm() -> DiffusionStudiesRecipe:
     """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps; the forward process at 64²."""
-    base = diffusion().replace(
-        conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
-    )
-    return DiffusionStudiesRecipe(
-        name="ddpm",
-        images=emoji(),
-        base=base,
-        sampling=DiffusionBranchSampling(base=DiffusionSampling(sampler="ddpm", num_inference_steps=100)),
-        samples=SAMPLES,
-        noising_study=NoisingStudyConfig(resolution=64),
-        evaluation=EVALUATION,
-    )
+    sampling, noising = ANCESTRAL.replace(num_inference_steps=100), NoisingStudyConfig(resolution=64)
+    return EMOJI.studies("ddpm", as_ddpm(diffusion()), sampling, noising_study=noising)
 
 
 def dit() -> DiffusionBranchRecipe:
     """D5: a diffusion transformer (DiT) at 16² by class, patches of 2²."""
     base = sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5))
-    return branch("dit", base, SKETCH.replace(guidance_scale=1.5))
+    return EMOJI.branch("dit", base, SKETCH.replace(guidance_scale=1.5))
 
 
 def classifier_guided() -> DiffusionBranchRecipe:
     """D6: a conditional model at 16², pulled towards its class by the gradient of a classifier of noisy images."""
-    classifier = ClassifierTraining.of(
-        resolution=16,
-        model_channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(8,),
-        noisy=True,
-        total_steps=300,
-        global_batch_size=64,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        ema_decay=0.99,
-        precision="bf16",
-        checkpoint_every=150,
-        sample_every=300,
-    )
-    return branch("classifier_guided", sketching().replace(total_steps=1000), SKETCH, classifier=classifier)
+    guide = classifier(16, 32, (1, 2), 8, noisy=True, steps=300)
+    return EMOJI.branch("classifier_guided", sketching().replace(total_steps=1000), SKETCH, classifier=guide)
 
 
 def class_guided() -> DiffusionBranchRecipe:
     """D7: classifier-free guidance by class at 16², inside an interval of noise levels only."""
     sampling = SKETCH.replace(guidance_scale=2.0, guidance_interval=(0.2, 5.0))
-    return branch("class_guided", sketching(), sampling)
+    return EMOJI.branch("class_guided", sketching(), sampling)
 
 
 def glide() -> DiffusionBranchRecipe:
     """D8: GLIDE at 16², captions by cross-attention to the states of a text transformer, classifier-free guidance."""
     base = sketching().replace(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2)
-    return branch("glide", base, SKETCH.replace(guidance_scale=3.0))
+    return EMOJI.branch("glide", base, SKETCH.replace(guidance_scale=3.0))
 
 
 def edm() -> DiffusionBranchRecipe:
     """D15: EDM at 16² by class, preconditioning, Heun's sampler, an average whose length is chosen after training."""
     base = diffusion().replace(process="edm", ema="power", ema_sigma_rel=0.1)
-    return branch("edm", base, DiffusionSampling(sampler="heun", num_inference_steps=12))
+    return EMOJI.branch("edm", base, DiffusionSampling(sampler="heun", num_inference_steps=12))
 
 
 def flow() -> DiffusionBranchRecipe:
     """D15: rectified flow at 16² by class, Euler's steps."""
     sampling = DiffusionSampling(sampler="euler", num_inference_steps=25)
-    return branch("flow", diffusion().replace(process="flow"), sampling)
+    return EMOJI.branch("flow", diffusion().replace(process="flow"), sampling)
 
 
 def flow_logit_normal() -> DiffusionBranchRecipe:
     """D15: the same flow, trained in the middle of its paths more often than at their ends."""
     base = flow().base.replace(time_density="logit_normal")
-    return branch("flow_logit_normal", base, flow().sampling)
+    return flow().replace(name="flow_logit_normal", base=base)
 
 
 def zero_terminal_snr() -> DiffusionBranchRecipe:
     """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step, guidance rescaled."""
     base = diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None)
-    guided = {"guidance_scale": 2.0, "guidance_rescale": 0.7}
-    return branch("zero_terminal_snr", base, ANCESTRAL.replace(sampler="ddim", spacing="trailing", **guided))
+    sampling = ANCESTRAL.replace(sampler="ddim", spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7)
+    return EMOJI.branch("zero_terminal_snr", base, sampling)
 
 
 def autoguidance() -> DiffusionBranchRecipe:
     """D15: autoguidance by class at 16², away from a model of half the width and a quarter of the steps."""
     weaker = sketching().replace(model_channels=16, total_steps=330, sample_every=330)
-    return branch("autoguidance", sketching(), SKETCH.replace(autoguidance_scale=2.0), weaker=weaker)
+    return EMOJI.branch("autoguidance", sketching(), SKETCH.replace(autoguidance_scale=2.0), weaker=weaker)
 
 
 def latent_diffusion() -> DiffusionBranchRecipe:
@@ -133,60 +142,37 @@ def stable_diffusion() -> DiffusionBranchRecipe:
 
 def imagen() -> DiffusionBranchRecipe:
     """D14: Imagen, 16² to 32², both stages by a frozen text encoder's states, dynamic thresholding, strong guidance."""
-    heard = {
-        "conditions": ("text_states",),
-        "text_conditioning": "cross_attention",
-        "text_states_dim": contrastive().text.text_dim,
-    }
-    base = sketching().replace(total_steps=1000, **heard)
-    upsampler = at_32(sketching()).replace(low_res_resolution=16, total_steps=700, sample_every=350, **heard)
+    base = by_text_states(sketching()).replace(total_steps=1000)
+    upsampler = by_text_states(sketching(32)).replace(low_res_resolution=16, total_steps=700, sample_every=350)
     dynamic = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
-    enlarging = {"num_inference_steps": 14, "strength": 0.57, "noise_level": 50}  # the last eight, from the 16² image
-    sampling = DiffusionBranchSampling(
-        base=dynamic.replace(guidance_scale=4.0), upsamplers=(dynamic.replace(guidance_scale=1.5, **enlarging),)
-    )
+    # The upsampler takes the last eight of 14 steps, from the 16² image.
+    enlarging = dynamic.replace(guidance_scale=1.5, num_inference_steps=14, strength=0.57, noise_level=50)
+    sampling = DiffusionBranchSampling(base=dynamic.replace(guidance_scale=4.0), upsamplers=(enlarging,))
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
-    return branch("imagen", base, sampling, contrastive=contrastive(), upsamplers=(upsampler,), precompute=once)
+    return EMOJI.branch("imagen", base, sampling, contrastive=contrastive(), upsamplers=(upsampler,), precompute=once)
 
 
 def dalle2() -> DiffusionBranchRecipe:
     """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder of those."""
-    prior = DiffusionPriorTraining.of(
-        resolution=16,
-        model_dim=128,
-        num_layers=4,
-        num_heads=4,
-        total_steps=300,
-        global_batch_size=64,
-        learning_rate=1e-3,
-        ema_decay=0.99,
-        checkpoint_every=150,
-        sample_every=300,
-    )
-    base = sketching().replace(
-        conditions=("image_embedding",),
-        image_embedding_dim=contrastive().network.embedding_dim,
-        total_steps=1000,
-    )
+    encoder, prior = contrastive(), diffusion_prior()
+    dim = encoder.network.embedding_dim
+    base = sketching().replace(conditions=("image_embedding",), image_embedding_dim=dim, total_steps=1000)
     embeddings = DiffusionPriorSampling(sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)
     sampling = DiffusionBranchSampling(base=SKETCH.replace(guidance_scale=1.5), diffusion_prior=embeddings)
     once = PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16)
-    return branch("dalle2", base, sampling, contrastive=contrastive(), diffusion_prior=prior, precompute=once)
+    return EMOJI.branch("dalle2", base, sampling, contrastive=encoder, diffusion_prior=prior, precompute=once)
 
 
 def depth_diffusion() -> DiffusionBranchRecipe:
     """D9: from a depth map to an image of the scene at 32², the map concatenated to what is denoised."""
-    base = at_32(sketching()).replace(conditions=("condition_image",), condition_member="depth")
-    return branch("depth_diffusion", base, SKETCH, images=scenes())
+    base = sketching(32).replace(conditions=("condition_image",), condition_member="depth")
+    return SCENES.branch("depth_diffusion", base, SKETCH)
 
 
 def image_cross_attention() -> DiffusionBranchRecipe:
     """D9: the same, the map seen by cross-attention, as a token for each patch of 4² pixels."""
-    base = at_32(sketching()).replace(conditions=("condition_image",), condition_member="depth")
-    shape = base.network.model_dump(exclude={"kind", "text_conditioning"})
-    return branch(
-        "image_cross_attention", base.replace(network=ImageAttentionUNetConfig(**shape)), SKETCH, images=scenes()
-    )
+    base = depth_diffusion().base.replace(network="image_attention_unet", text_conditioning="cross_attention")
+    return SCENES.branch("image_cross_attention", base, SKETCH)
 
 
 def glide_inpainting() -> ImageToImageRecipe:
@@ -199,60 +185,92 @@ def glide_inpainting() -> ImageToImageRecipe:
 
 def super_resolution() -> ImageToImageRecipe:
     """D10: super-resolution, 16² or 8² to 32², pairs by antialiased downsampling."""
-    return restored("super_resolution", restoring().replace(tasks=("super_resolution",)))
+    return restored("super_resolution", restoring().replace(tasks=("super_resolution",)), RESTORED)
 
 
 def palette() -> ImageToImageRecipe:
     """D12: Palette at 32², inpainting, uncropping, colorization, JPEG and super-resolution by one model."""
-    return restored("palette", restoring())
+    return restored("palette", restoring(), RESTORED)
 
 
 def cascade_1024() -> DiffusionBranchRecipe:
     """D11: images of 1024² through four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024²."""
-    images = emoji(resolution=1024).replace(limit=1024, samples_per_shard=64)
+    images = emoji(1024).replace(limit=1024, samples_per_shard=64)
     samples = SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0)
-    evaluation = EVALUATION.replace(feature_network="none")
-    return beyond_the_demo("cascade_1024", (256, 1024), images=images, samples=samples, evaluation=evaluation)
+    setting = Setting(images, samples, EVALUATION.replace(feature_network="none"))
+    return beyond_the_demo("cascade_1024", (256, 1024), setting)
 
 
 def cascade_256() -> DiffusionBranchRecipe:
     """D11: the demo's stages, 16² and 64², and a third to 256²; with distances at each size and of windows of 64²."""
     samples = SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0)
-    evaluation = EVALUATION.replace(window=64)
-    return beyond_the_demo("cascade_256", (256,), images=emoji(resolution=256), samples=samples, evaluation=evaluation)
+    return beyond_the_demo("cascade_256", (256,), Setting(emoji(256), samples, EVALUATION.replace(window=64)))
 
 
-def beyond_the_demo(name: str, resolutions: Sequence[int], **parts: Any) -> DiffusionBranchRecipe:
-    """A recipe of the demo's stages, 16² and 64², and an upsampler to each further resolution, trained on windows."""
-    demo, sizes = openmoji(), (64, *resolutions)
-    sampling = DiffusionBranchSampling(
-        base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))
-    )
-    enlarged = [enlarging(low_res, resolution) for low_res, resolution in pairwise(sizes)]
-    return DiffusionBranchRecipe(
-        name=name, base=demo.base, upsamplers=(*demo.upsamplers, *enlarged), sampling=sampling, **parts
-    )
+def fashion_steps() -> DiffusionStudiesRecipe:
+    """D4: fewer steps, Fréchet distance of every sampler at 5 to 50 steps and of 250 ancestral ones."""
+    study = StepsStudyConfig(samplers=tuple(SAMPLERS), reference_samples=REFERENCE)
+    return FASHION_MNIST.studies("fashion_steps", fashion_sketching(), steps_study=study)
 
 
-def enlarging(low_res: int, resolution: int) -> DiffusionTraining:
-    """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
-    return sketching().replace(
-        resolution=resolution,
-        low_res_resolution=low_res,
-        crop_size=64,
-        model_channels=16,
-        channel_mult=(1, 2, 4),
-        attention_resolutions=(),
-        conditions=(),
-        cond_drop_prob=0.0,
-        global_batch_size=8,
-        total_steps=300,
-        max_noise_level=300,
-        checkpoint_every=150,
-        sample_every=150,
+def fashion_guidance() -> DiffusionStudiesRecipe:
+    """D6: guidance by a classifier, by leaving the class out everywhere or in an interval, and by a weaker model."""
+    return FASHION_MNIST.studies(
+        "fashion_guidance",
+        fashion_sketching(),
+        weaker=fashion_sketching().replace(total_steps=300, checkpoint_every=300, sample_every=300),
+        classifier=classifier(28, 16, (1, 2, 4), 7, noisy=True, steps=500),
+        judge=classifier(28, 16, (1, 2, 4), 7, noisy=False, steps=500),
+        guidance_study=GuidanceStudyConfig(
+            methods=("classifier", "classifier_free", "interval", "autoguidance"),
+            sampler="sde_dpm_solver_pp",
+            num_inference_steps=15,
+            samples=512,
+            reference_samples=REFERENCE,
+        ),
     )
 
 
+def fashion_pixelcnn() -> OneModelRecipe:
+    """P1: gated PixelCNN over gray pixels at 28², exact bits/dim."""
+    model = pixelcnn().replace(resolution=28, in_channels=1, conditions=(), channels=32, total_steps=600)
+    return FASHION_MNIST.one_model("fashion_pixelcnn", model)
+
+
+def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
+    """D2: variational bound of DDPM, linear schedule, noise prediction, fixed large variance, in its three terms."""
+    return FASHION_MNIST.studies("fashion_likelihood_ddpm", as_ddpm(fashion_gray()), likelihood=FASHION_BOUND)
+
+
+def fashion_likelihood_bound() -> DiffusionStudiesRecipe:
+    """D2: the same model trained on the bound itself, the objective of 2015."""
+    base = as_ddpm(fashion_gray()).replace(loss="vlb")
+    return FASHION_MNIST.studies("fashion_likelihood_bound", base, likelihood=FASHION_BOUND)
+
+
+def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
+    """D3: variational bound of Improved DDPM, cosine schedule, learned variance, hybrid loss, in its three terms."""
+    base = as_improved_ddpm(fashion_gray())
+    return FASHION_MNIST.studies("fashion_likelihood_hybrid", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
+
+
+def fashion_likelihood_loss_aware() -> DiffusionStudiesRecipe:
+    """D3: Improved DDPM trained on the bound itself, its timesteps drawn by their losses from step 490 on."""
+    # Of 1,000 timesteps some would be drawn less than ten times in half of the training.
+    changes = as_improved_ddpm(fashion_gray()).replace(loss="vlb", num_train_timesteps=500)
+    base = changes.replace(timestep_sampling="loss_aware")
+    return FASHION_MNIST.studies("fashion_likelihood_loss_aware", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
+
+
+FASHION: dict[Callable[[], DiffusionStudiesRecipe | OneModelRecipe], str] = {
+    fashion_pixelcnn: "P1",
+    fashion_likelihood_ddpm: "D2",
+    fashion_likelihood_bound: "D2",
+    fashion_likelihood_hybrid: "D3",
+    fashion_likelihood_loss_aware: "D3",
+    fashion_steps: "D4",
+    fashion_guidance: "D6",
+}
 DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe | ImageToImageRecipe], str] = {
     ddpm: "D1",
     dit: "D5",
@@ -278,76 +296,61 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe
 }
 
 
-def branch(
-    name: str,
-    base: DiffusionTraining,
-    sampling: DiffusionSampling | DiffusionBranchSampling,
-    *,
-    images: ImagesConfig | None = None,
-    **parts: Any,
-) -> DiffusionBranchRecipe:
-    """A recipe on the demo's images, or others; `sampling` is of the base, or of all models."""
-    if isinstance(sampling, DiffusionSampling):
-        sampling = DiffusionBranchSampling(base=sampling)
-    return DiffusionBranchRecipe(
-        name=name,
-        images=images or emoji(),
-        base=base,
-        sampling=sampling,
-        samples=SAMPLES,
-        evaluation=EVALUATION,
-        **parts,
-    )
-
-
 def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:
     """A recipe in the latents of row T1's VAE-GAN, which are made once."""
-    autoencoder, sampling = vae_gan_autoencoder(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
+    autoencoder, sampling = vae_gan(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
     once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
-    return branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
+    return EMOJI.branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
 
 
-def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling | None = None) -> ImageToImageRecipe:
-    """A recipe of restoring the demo's images."""
-    restoration = RestorationConfig(samples=48, reference_samples=1024)
-    chosen = RestorationSampling(model=sampling or RESTORED)
-    return ImageToImageRecipe(name=name, images=emoji(), model=model, sampling=chosen, restoration=restoration)
-
-
-def at_32(training: DiffusionTraining) -> DiffusionTraining:
-    """What takes the same minutes at 32² as the 16² of `diffusion`."""
-    return training.replace(
-        resolution=32,
-        attention_resolutions=(8,),
-        global_batch_size=12,
-        total_steps=1000,
-        checkpoint_every=250,
-        sample_every=500,
-    )
+def by_text_states(training: DiffusionTraining) -> DiffusionTraining:
+    """The training by the states of a caption that the rows' contrastive encoder makes."""
+    dim = contrastive().text.text_dim
+    return training.replace(conditions=("text_states",), text_conditioning="cross_attention", text_states_dim=dim)
 
 
 def restoring() -> DiffusionTraining:
     """A U-Net at 32² that is given a degraded image."""
-    return at_32(diffusion()).replace(conditions=(), degradation=DegradationConfig())
+    return diffusion(32).replace(conditions=(), degradation=DegradationConfig())
 
 
-def sketching() -> DiffusionTraining:
-    """Predicts x_0: flat colors after minutes, where v-prediction leaves grain that the solver does not cure."""
-    return diffusion().replace(prediction_type="sample")
-
-
-def diffusion() -> DiffusionTraining:
-    """16² by class in minutes: v-prediction, min-SNR, cosine schedule."""
-    return DiffusionTraining.of(
-        resolution=16,
-        model_channels=32,
-        channel_mult=(1, 2, 4),
-        attention_resolutions=(8, 4),
-        total_steps=1320,
-        global_batch_size=24,  # in the same minutes better than 600 steps of 64: distance 77 in place of 85
-        learning_rate=1e-3,
-        ema_decay=0.995,
-        precision="bf16",
-        checkpoint_every=330,
-        sample_every=660,
+def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling) -> ImageToImageRecipe:
+    """A recipe of restoring the demo's images."""
+    restoration = RestorationConfig(samples=48, reference_samples=1024)
+    return ImageToImageRecipe(
+        name=name, images=emoji(), model=model, sampling=RestorationSampling(model=sampling), restoration=restoration
     )
+
+
+def beyond_the_demo(name: str, resolutions: Sequence[int], setting: Setting) -> DiffusionBranchRecipe:
+    """A recipe of the demo's stages, 16² and 64², and an upsampler to each further resolution, trained on windows."""
+    demo, sides = openmoji(), (64, *resolutions)
+    sampling = DiffusionBranchSampling(
+        base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))
+    )
+    enlarging = [enlarger(low_res, resolution) for low_res, resolution in pairwise(sides)]
+    return setting.branch(name, demo.base, sampling, upsamplers=(*demo.upsamplers, *enlarging))
+
+
+def enlarger(low_res: int, resolution: int) -> DiffusionTraining:
+    """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
+    return unet(resolution, 16, (1, 2, 4), (), steps=300, batch=8, saves=2).replace(
+        low_res_resolution=low_res,
+        crop_size=64,
+        max_noise_level=300,
+        prediction_type="sample",
+        conditions=(),
+        cond_drop_prob=0.0,
+    )
+
+
+def fashion_sketching() -> DiffusionTraining:
+    """28² by class; x_0 predicted has half the distance of v-prediction after 15 steps."""
+    # Width 32 costs twice the time, in training and in each of the studies' evaluations.
+    base = unet(28, 16, (1, 2, 4), (7,), steps=2300, batch=24, rate=1.5e-3)
+    return base.replace(prediction_type="sample")
+
+
+def fashion_gray() -> DiffusionTraining:
+    """The same with one channel and fewer steps, for likelihoods."""
+    return unet(28, 16, (1, 2, 4), (7,), steps=1200, batch=24, rate=1.5e-3, saves=3).replace(in_channels=1)

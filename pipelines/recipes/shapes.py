@@ -1,9 +1,9 @@
-"""Shapes of recipes and their checks: the cascade, a token branch, one model; the table of all shapes by workflow.
+"""Shapes of recipes and their checks: the cascade, a token branch, one model; all shapes by workflow.
 
 A check raises ValueError and names the field.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -12,14 +12,18 @@ from components.configuration.diffusion import DiffusionTraining
 from components.configuration.families import family_of
 from components.configuration.sampling import (
     CascadeSampling,
+    DiffusionBranchSampling,
+    DiffusionSampling,
     MaskedTokenSampling,
     OneModelSampling,
     TokenBranchSampling,
+    TokenSampling,
     TransformerSampling,
 )
 from components.configuration.trainings import (
     AnyLoneModel,
     AnyPrior,
+    AnyTraining,
     AutoencoderTraining,
     ClassifierTraining,
     ContrastiveTraining,
@@ -217,3 +221,60 @@ SHAPES: dict[str, type[Recipe]] = {
     "image_to_image": ImageToImageRecipe,
     "diffusion_studies": DiffusionStudiesRecipe,
 }
+
+
+class Setting(NamedTuple):
+    """Images, samples and measures that recipes share; the methods put a system's trainings beside them."""
+
+    images: ImagesConfig
+    samples: SamplesConfig
+    evaluation: EvaluationConfig
+
+    def one_model(self, name: str, model: AnyTraining, **parts: Any) -> OneModelRecipe:
+        """A recipe of one model of images."""
+        return OneModelRecipe(
+            name=name, images=self.images, model=model, samples=self.samples, evaluation=self.evaluation, **parts
+        )
+
+    def token_branch(
+        self, name: str, tokenizer: AutoencoderTraining, prior: AnyTraining, sampling: TokenSampling, **parts: Any
+    ) -> TokenBranchRecipe:
+        """A recipe of a tokenizer and a prior over its tokens."""
+        return TokenBranchRecipe(
+            name=name,
+            images=self.images,
+            tokenizer=tokenizer,
+            prior=prior,
+            sampling=TokenBranchSampling(prior=sampling),
+            samples=self.samples,
+            evaluation=self.evaluation,
+            **parts,
+        )
+
+    def branch(
+        self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | DiffusionBranchSampling, **parts: Any
+    ) -> DiffusionBranchRecipe:
+        """A recipe of a diffusion model with others before or after it; `sampling` is the base's, or all models'."""
+        return DiffusionBranchRecipe(
+            name=name,
+            images=self.images,
+            base=base,
+            sampling=DiffusionBranchSampling(base=sampling) if isinstance(sampling, DiffusionSampling) else sampling,
+            samples=self.samples,
+            evaluation=self.evaluation,
+            **parts,
+        )
+
+    def studies(
+        self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | None = None, **parts: Any
+    ) -> DiffusionStudiesRecipe:
+        """A recipe of a diffusion model and studies of it."""
+        return DiffusionStudiesRecipe(
+            name=name,
+            images=self.images,
+            base=base,
+            sampling=DiffusionBranchSampling(base=sampling or DiffusionSampling()),
+            samples=self.samples,
+            evaluation=self.evaluation,
+            **parts,
+        )

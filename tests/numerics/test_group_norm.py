@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from components.models.layers import GroupNorm, Normalized16Bits
 from pipelines.planning.memory import counted_activations, model_of
-from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.published import paper_recipes
 from pipelines.workflows import build_workflow
 
 SHIFT = 30.0  # deviations that the mean lies away from zero: statistics of 16 bits would be off by a twentieth of one

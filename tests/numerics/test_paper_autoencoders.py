@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from components.models.autoencoder import Autoencoder
-from pipelines.recipes.paper_autoencoders import AUTOENCODERS
+from pipelines.recipes.published_networks import AUTOENCODERS
 
 
 def build(name: str) -> Autoencoder:

@@ -8,9 +8,8 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.models.bundle import NETWORKS
 from components.models.noisy_classifier import NoisyClassifier
-from pipelines.recipes.paper_branches import PAPER_BRANCHES, diffusion_branch
-from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
-from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.recipes.published import PAPER_BRANCHES, diffusion_branch
+from pipelines.recipes.published_networks import PAPER_CLASSIFIERS, PAPER_DIFFUSION
 
 DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
 PUBLISHED = {

@@ -20,10 +20,8 @@ from components.models.bundle import NETWORKS
 from components.models.discriminator import PatchDiscriminator
 from components.models.layers import GroupNorm
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.paper import paper_recipes
-from pipelines.recipes.paper_autoencoders import AUTOENCODERS
-from pipelines.recipes.paper_classifiers import PAPER_CLASSIFIERS
-from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_CLASSIFIERS, PAPER_DIFFUSION
 
 DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
 

@@ -11,7 +11,7 @@ from components.models.transformer import Transformer
 from components.training.building import make_network
 from components.training.learner import without_memory
 from pipelines.planning.memory import autoencoder_grid
-from pipelines.recipes.paper import PRIORS, token_branch
+from pipelines.recipes.published import PRIORS, token_branch
 
 
 def built(name: str, *, classes: int) -> Transformer:

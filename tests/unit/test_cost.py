@@ -43,8 +43,8 @@ from pipelines.planning.publications import (
 )
 from pipelines.planning.shares import share_cluster, trainings
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.paper import paper_recipes
-from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published_networks import PAPER_DIFFUSION
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 

@@ -12,7 +12,7 @@ from components.stages.text_encoder import TextEncoderConfig
 from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen
-from pipelines.recipes.discrete_rows import vae_gan_autoencoder
+from pipelines.recipes.systems import vae_gan
 from pipelines.workflows import build_workflow
 from tests.unit.test_frozen_text import pretrained_folder
 
@@ -77,7 +77,7 @@ def test_networks_that_do_not_fit_are_refused(recipe: str, assignment: str, word
 )
 def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict) -> None:
     sizes = {"channels": 32, "latent_channels": 8, "bottleneck": bottleneck}
-    config = vae_gan_autoencoder().replace(**(VAE | sizes))
+    config = vae_gan().replace(**(VAE | sizes))
     assert config.network.diffused_channels == Autoencoder(**config.network_arguments()).diffused_shape[0]
 
 

@@ -18,7 +18,8 @@ from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import random_stream
 from components.training.tasks.pixels import PixelTask
-from pipelines.recipes.discrete_rows import gan, pixels, vae, vqgan
+from pipelines.recipes.rows import gan, vae, vqgan
+from pipelines.recipes.systems import pixelcnn
 from tests.tiny_cascade import TOKENIZER
 from tests.tiny_generators import LONE, PRIORS, write
 
@@ -45,7 +46,7 @@ def vae_model(tmp_path: Path) -> SamplingModel:
 
 @pytest.mark.parametrize("kind", ["pixelcnn", "row_lstm"])
 def test_exact_bits_are_those_of_training_on_the_same_images(kind: str) -> None:
-    config = pixels().replace(network=kind, resolution=4, channels=12, num_layers=2)
+    config = pixelcnn().replace(network=kind, resolution=4, channels=12, num_layers=2)
     assert isinstance(config, PixelTraining)
     task = PixelTask(config, dataset_info=DatasetInfo(num_classes=3))
     for parameter in task.learner.network.parameters():

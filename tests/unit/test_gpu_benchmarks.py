@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from components.training.building import make_network
-from pipelines.recipes.paper_autoencoders import AUTOENCODERS
-from pipelines.recipes.paper_diffusion import PAPER_DIFFUSION
+from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION
 from tests.benchmarks.gpu import diffusion, run, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side, number_of_parameters
 from tests.benchmarks.run import keep

@@ -25,7 +25,7 @@ from components.training.randomness import sample_normal, sample_uniform
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.pixels import PixelTask
 from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.fashion import fashion_likelihood_loss_aware
+from pipelines.recipes.diffusion_rows import fashion_likelihood_loss_aware
 from tests.tiny_training import DATASET_INFO, diffusion_config, pixel_config, rows_at
 
 PROCESSES: dict[str, dict[str, Any]] = {

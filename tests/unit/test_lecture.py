@@ -14,7 +14,7 @@ from components.runtime.storage.artifact import Artifact
 from pipelines import suites
 from pipelines.engine import driver
 from pipelines.recipes.catalog import RECIPES, ROWS
-from pipelines.recipes.fashion import FASHION
+from pipelines.recipes.diffusion_rows import FASHION
 from pipelines.recipes.shapes import Recipe
 from pipelines.suites.lecture import SLIDES, Lecture, RecipeResult, chosen_rows, run_lecture
 from pipelines.suites.runner import finished_stages

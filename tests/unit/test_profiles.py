@@ -11,7 +11,7 @@ from pipelines.planning.preflight import check_batches, check_sharding
 from pipelines.planning.profiles import Cluster, Profile, load_profile
 from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.smoke import smoke
+from pipelines.recipes.demo import smoke
 from pipelines.workflows import build_workflow
 
 EIGHT_CPUS = Cluster(cpus=8)

@@ -9,9 +9,22 @@ from components.configuration.usage import UsageError
 from components.runtime.storage.store import Store
 from pipelines.planning.shares import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
-from pipelines.recipes.diffusion_rows import cascade_256, ddpm, latent_diffusion, stable_diffusion
+from pipelines.recipes.demo import openmoji
+from pipelines.recipes.diffusion_rows import (
+    FASHION,
+    cascade_256,
+    ddpm,
+    fashion_guidance,
+    fashion_likelihood_ddpm,
+    fashion_likelihood_hybrid,
+    fashion_pixelcnn,
+    fashion_steps,
+    latent_diffusion,
+    stable_diffusion,
+)
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
-from pipelines.recipes.discrete_rows import (
+from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.rows import (
     depth_transformer,
     maskgit,
     pixelcnn,
@@ -22,16 +35,6 @@ from pipelines.recipes.discrete_rows import (
     vqvae,
     vqvae_pixelcnn,
 )
-from pipelines.recipes.fashion import (
-    FASHION,
-    fashion_guidance,
-    fashion_likelihood_ddpm,
-    fashion_likelihood_hybrid,
-    fashion_pixelcnn,
-    fashion_steps,
-)
-from pipelines.recipes.openmoji import openmoji
-from pipelines.recipes.paper import paper_recipes
 from pipelines.recipes.taxonomy import TAXONOMY
 from pipelines.suites.lecture import chosen_rows
 from pipelines.workflow import Workflow

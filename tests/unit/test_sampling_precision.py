@@ -19,7 +19,7 @@ from components.sampling import precision
 from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.precision import computes_bf16, products, samples_bf16, sampling_in, state_products
 from components.sampling.requests import Request
-from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.published import paper_recipes
 from tests.pretend_gpu import GPU
 from tests.tiny_cascade import write_cascade
 from tests.tiny_generators import LONE, PRIORS, lone, token_branch

@@ -18,11 +18,10 @@ from pipelines.planning.preflight import check_batches
 from pipelines.planning.profiles import CPUS_PER_CORE, Cluster, Profile, load_profile, local_cpus, parse_cluster
 from pipelines.planning.shares import concurrent_stages, concurrent_trainings, resource_rows, share_cluster, trainings
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.diffusion_rows import dalle2
-from pipelines.recipes.discrete_rows import depth_transformer
-from pipelines.recipes.fashion import fashion_guidance
-from pipelines.recipes.openmoji import openmoji
-from pipelines.recipes.paper import paper_recipes
+from pipelines.recipes.demo import openmoji
+from pipelines.recipes.diffusion_rows import dalle2, fashion_guidance
+from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.rows import depth_transformer
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 

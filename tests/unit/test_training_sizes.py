@@ -110,11 +110,11 @@ def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
     """torch imports sympy, a second's worth, for the first normal number without memory."""
     program = """
 import sys
-from pipelines.recipes.openmoji import base, tokenizer
+from pipelines.recipes.demo import openmoji
 from components.configuration.dataset_info import DatasetInfo
 from pipelines.planning.memory import checkpoint_bytes, step_model
 before = "sympy" in sys.modules
-for config in (base(), tokenizer()):
+for config in (openmoji().base, openmoji().tokenizer):
     checkpoint_bytes(step_model(config, DatasetInfo(num_classes=9, vocab_size=1024, text_length=16)))
 print(before, "sympy" in sys.modules)
 """

@@ -21,7 +21,7 @@ from components.training.building import make_network
 from components.training.parallel import Worker
 from components.training.step_model import counting, step_flops
 from components.training.tasks.diffusion import DiffusionTask
-from pipelines.recipes.paper_diffusion import LABEL, SIMPLE, UNCONDITIONAL, unet
+from pipelines.recipes.published_networks import LABEL, SIMPLE, UNCONDITIONAL, unet
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
 

@@ -1,0 +1,371 @@
+"""Published networks and their trainings: networks with the published number of parameters, one row each.
+
+Where a number was not published, the row says that it is ours. All train in bf16, which is ours too: some were
+published in fp16 with a scale of the loss, others in fp32. `cascade plan` counts them; `published.py` makes recipes.
+
+Autoencoders: VQ-GAN is of Esser et al. (2021), LDM of Rombach et al. (2022); VQ-VAE and dVAE say theirs below. The
+first two publish a batch for each GPU and a learning rate for each image of the batch (4.5e-6), constant, under Adam
+with betas (0.5, 0.9); the number of GPUs, 8, and of steps is ours. They need the weights of VGG-16 and LPIPS in one
+safetensors file. Codebook and commitment loss have their weights of the paper; the published code has the two the other
+way round.
+
+Classifiers of noisy images, for guidance by their gradient: Dhariwal and Nichol (2021), appendix H, and the flags of
+openai/guided-diffusion, which are those of 128²: 300,000 steps of 256 images, rate 3e-4 down to nothing, weight decay
+0.05, random crops. The others take the same here; that crops are shifts by at most an eighth of the side is ours.
+
+Diffusion: DDPM is Ho et al. (2020); IDDPM, Nichol and Dhariwal (2021); ADM, Dhariwal and Nichol (2021), its tables of
+hyperparameters and the flags of openai/guided-diffusion; CDM, Ho et al. (2022); GLIDE, Nichol et al. (2022) and
+openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; Palette, Saharia et
+al. (2022). A label is dropped where guidance needs it, and its table then has one row more: those of ADM need none.
+ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
+"""
+
+from typing import Literal, NamedTuple, TypeVar
+
+from components.configuration.conditions import DiffusionConditions, PaddedTextConfig
+from components.configuration.diffusion import DegradationConfig, DiffusionData, DiffusionTraining, LowResConfig
+from components.configuration.networks import (
+    AutoencoderNetworkConfig,
+    ClassifierNetworkConfig,
+    GaussianConfig,
+    GradientCodesConfig,
+    GumbelCodesConfig,
+    UNetConfig,
+)
+from components.configuration.optimization import (
+    AdversarialOptimization,
+    ClassifierOptimization,
+    OptimizationConfig,
+)
+from components.configuration.processes import DiscreteNoise, DiscreteProcess
+from components.configuration.trainings import (
+    AugmentedData,
+    AutoencoderData,
+    AutoencoderLosses,
+    AutoencoderTraining,
+    ClassifierTraining,
+)
+
+ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+NORM_GROUPS = 32  # everywhere: `normalization` of OpenAI's and LDM's code, the default of DDPM's group norm
+# The best time between checkpoints is √(2 · seconds that one holds training · seconds between faults) (Young, 1974): 20
+# minutes for 2 seconds, in which a GPU copies 22 GB to its host, and a fault in four days.
+CHECKPOINT_MINUTES = 20.0
+GPUS = 8
+RATE_PER_IMAGE = 4.5e-6
+F4, F8, F8_VQ, F16 = (1, 2, 4), (1, 2, 4, 4), (1, 2, 2, 4), (1, 1, 2, 2, 4)
+Optimization = TypeVar("Optimization", bound=OptimizationConfig)
+
+# Of DDPM and Palette: noise is predicted, the variance is fixed. LDM has a schedule of its own.
+SIMPLE = DiscreteProcess(schedule="linear", prediction_type="epsilon", variance="fixed_large", min_snr_gamma=None)
+LATENT = SIMPLE.replace(schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+# Of ADM, IDDPM and GLIDE: noise and a variance are predicted and the bound is a small part of the loss.
+LINEAR = SIMPLE.replace(variance="learned_range", loss="hybrid")
+COSINE = LINEAR.replace(schedule="cosine")
+
+UNCONDITIONAL = DiffusionConditions(conditions=(), cond_drop_prob=0.0)
+LABEL = DiffusionConditions(conditions=("label",), cond_drop_prob=0.0)
+GLIDE_TEXT = DiffusionConditions(
+    conditions=("text",),
+    cond_drop_prob=0.2,
+    text=PaddedTextConfig(text_dim=512, text_layers=16, text_heads=8, text_padding="learned"),
+)
+# Of upsamplers that see the low-resolution image as it is.
+FROM_64, FROM_128 = (LowResConfig(low_res_resolution=side, max_noise_level=0) for side in (64, 128))
+
+
+def published(
+    kind: type[Optimization],
+    steps: int,
+    batch: int,
+    rate: float,
+    *,
+    final_lr_fraction: float = 1.0,
+    lr_decay: Literal["linear", "cosine"] = "linear",
+    warmup_steps: int = 0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.0,
+) -> Optimization:
+    """Steps, batch and rate of a row; Adam at a constant rate unless a row says otherwise."""
+    return kind(
+        total_steps=steps,
+        global_batch_size=batch,
+        learning_rate=rate,
+        final_lr_fraction=final_lr_fraction,
+        lr_decay=lr_decay,
+        warmup_steps=warmup_steps,
+        betas=betas,
+        weight_decay=weight_decay,
+        ema_decay=ema_decay,
+        precision="bf16",
+        compile_network=True,
+        log_every=100,
+        checkpoint_every=5000,
+        checkpoint_minutes=CHECKPOINT_MINUTES,
+        sample_every=5000,
+    )
+
+
+class PaperAutoencoder(NamedTuple):
+    summary: str  # what it is, and where its numbers are from
+    training: AutoencoderTraining
+
+
+def first_stage(
+    summary: str,
+    codes: int | None,  # moved by gradient; None: a Gaussian
+    latent_channels: int,
+    channel_mult: tuple[int, ...],
+    attention_resolutions: tuple[int, ...],
+    batch_per_gpu: int,
+    adversarial_weight: float,
+    discriminator_start: int,
+    discriminator_layers: int,
+) -> PaperAutoencoder:
+    """A row of VQ-GAN or LDM, with what all have. `Normalize` of both is in modules/diffusionmodules/model.py."""
+    network = AutoencoderNetworkConfig(
+        channels=128,
+        channel_mult=channel_mult,
+        num_res_blocks=2,
+        attention_resolutions=attention_resolutions,
+        latent_channels=latent_channels,
+        norm_groups=NORM_GROUPS,
+        bottleneck=GaussianConfig() if codes is None else GradientCodesConfig(codebook_size=codes, l2_normalize=False),
+    )
+    losses = AutoencoderLosses(
+        kl_weight=1e-6 if codes is None else 1.0,
+        perceptual_network="vgg16_lpips",
+        perceptual_weights_uri="vgg16_lpips.safetensors",
+        adversarial_weight=adversarial_weight,
+        discriminator_start=discriminator_start,
+        discriminator_layers=discriminator_layers,
+    )
+    batch = GPUS * batch_per_gpu
+    optimization = published(AdversarialOptimization, 500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9))
+    data = AutoencoderData(resolution=256)
+    return PaperAutoencoder(
+        summary, AutoencoderTraining(network=network, losses=losses, data=data, optimization=optimization)
+    )
+
+
+# fmt: off
+AUTOENCODERS: dict[str, PaperAutoencoder] = {
+    # codes, latent channels, levels, attention, batch of a GPU; adversarial weight, start and layers
+    "vqgan_imagenet_f16_1024": first_stage(
+        "VQ-GAN, 256² to 16² tokens of 1,024 codes: taming-transformers, `configs/imagenet_vqgan.yaml`.",
+        1024, 256, F16, (16,), 3, 0.8, 250_000, 3),
+    "vqgan_imagenet_f16_16384": first_stage(
+        "VQ-GAN, 256² to 16² tokens of 16,384 codes: `model.yaml` next to its weights; the batch is that of the other.",
+        16_384, 256, F16, (16,), 3, 0.75, 0, 2),
+    "ldm_kl_f4": first_stage(
+        "LDM first stage, 256² to a Gaussian of 64² x 3: `models/first_stage_models/kl-f4/config.yaml`.",
+        None, 3, F4, (), 10, 0.5, 50_000, 3),
+    "ldm_kl_f8": first_stage(
+        "LDM first stage, 256² to a Gaussian of 32² x 4: `models/first_stage_models/kl-f8/config.yaml`.",
+        None, 4, F8, (), 4, 0.5, 50_000, 3),
+    "ldm_kl_f16": first_stage(
+        "LDM first stage, 256² to a Gaussian of 16² x 16: `models/first_stage_models/kl-f16/config.yaml`.",
+        None, 16, F16, (16,), 6, 0.5, 50_000, 3),
+    "ldm_vq_f4": first_stage(
+        "LDM first stage, 256² to 64² codes of 8,192 x 3: `models/first_stage_models/vq-f4/config.yaml`.",
+        8192, 3, F4, (), 8, 0.75, 0, 3),
+    "ldm_vq_f8": first_stage(
+        "LDM first stage, 256² to 32² codes of 16,384 x 4: `models/first_stage_models/vq-f8/config.yaml`.",
+        16_384, 4, F8_VQ, (32,), 10, 0.6, 0, 2),
+    "ldm_vq_f16": first_stage(
+        "LDM first stage, 256² to 16² codes of 16,384 x 8: `models/first_stage_models/vq-f16/config.yaml`.",
+        16_384, 8, F16, (16,), 14, 0.75, 250_000, 2),
+    # Its encoder and decoder are an architecture of their own (four groups of bottleneck blocks 256 wide); ours, of
+    # about the same size, stand in for them, so there is no count to reach. Published: 3,000,000 updates of 512 images,
+    # AdamW with weight decay 1e-4, an average of the weights, KL weight 0 to 6.6 in 5,000 updates, temperature 1 to
+    # 1/16 in 150,000, rate 1e-4 to 1.25e-6 along a cosine of 1,200,000 updates. Ours has that cosine over all updates.
+    "dalle_dvae_f8_8192": PaperAutoencoder(
+        "DALL-E's dVAE, 256² to 32² tokens of 8,192 codes, trained as in appendix A.2 of Ramesh et al. (2021).",
+        AutoencoderTraining(
+            network=AutoencoderNetworkConfig(
+                channels=128, channel_mult=F8, num_res_blocks=2, latent_channels=128, reconstruction="logit_laplace",
+                bottleneck=GumbelCodesConfig(codebook_size=8192, codebook_init="random")),
+            losses=AutoencoderLosses(
+                kl_weight=6.6, kl_warmup_steps=5000, temperature_steps=150_000,
+                perceptual_network="none", adversarial_weight=0.0),
+            data=AutoencoderData(resolution=256),
+            optimization=published(
+                AdversarialOptimization, 3_000_000, 512, 1e-4, lr_decay="cosine", final_lr_fraction=0.0125,
+                weight_decay=1e-4, ema_decay=0.999))),
+    # Published: Adam, rate 2e-4, 250,000 steps of 128 images, two strided convolutions and two residual blocks 256 wide
+    # on each side. Ours halves as often and has residual blocks at every resolution, so there is no count to reach.
+    "vqvae_imagenet_128": PaperAutoencoder(
+        "VQ-VAE, 128² to 32² tokens of 512 codes, trained as in section 4.1 of van den Oord et al. (2017).",
+        AutoencoderTraining(
+            network=AutoencoderNetworkConfig(
+                channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=64, reconstruction="mse",
+                bottleneck=GradientCodesConfig(codebook_size=512, l2_normalize=False)),
+            losses=AutoencoderLosses(perceptual_network="none", adversarial_weight=0.0),
+            data=AutoencoderData(resolution=128),
+            optimization=published(AdversarialOptimization, 250_000, 128, 2e-4))),
+}
+# fmt: on
+
+
+def classifier(
+    resolution: int,  # pixels
+    channel_mult: tuple[int | float, ...],
+    num_res_blocks: int,
+    schedule: Literal["linear", "cosine"],
+) -> ClassifierTraining:
+    """A row of the table, with what all have."""
+    network = ClassifierNetworkConfig(
+        model_channels=128,
+        channel_mult=channel_mult,
+        num_res_blocks=num_res_blocks,
+        attention_resolutions=(32, 16, 8),
+        head_dim=64,
+        norm_groups=NORM_GROUPS,
+    )
+    return ClassifierTraining(
+        network=network,
+        process=DiscreteNoise(schedule=schedule),
+        data=AugmentedData(resolution=resolution, max_shift=resolution // 8, mirror=True),
+        optimization=published(ClassifierOptimization, 300_000, 256, 3e-4, final_lr_fraction=0.0, weight_decay=0.05),
+    )
+
+
+PAPER_CLASSIFIERS: dict[str, ClassifierTraining] = {
+    # side, levels, blocks, schedule of its model
+    "adm_classifier_64": classifier(64, ADM_64, 4, "cosine"),  # twice as deep as the others
+    "adm_classifier_128": classifier(128, ADM_128, 2, "linear"),
+    "adm_classifier_256": classifier(256, ADM_256, 2, "linear"),
+    "adm_classifier_512": classifier(512, ADM_512, 2, "linear"),
+}
+
+
+def unet(
+    resolution: int,  # pixels, or sides of latents
+    model_channels: int,
+    channel_mult: tuple[int | float, ...],
+    num_res_blocks: int,
+    attention_resolutions: tuple[int, ...],
+    head_dim: int | None,
+    num_heads: int | None,
+    process: DiscreteProcess,
+    conditioning: DiffusionConditions,
+    total_steps: int,
+    global_batch_size: int,
+    learning_rate: float,
+    *,
+    in_channels: int = 3,
+    dropout: float = 0.0,
+    scale_shift_norm: bool = True,
+    resample_in_blocks: bool = True,
+    text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled",
+    class_token_dim: int | None = None,
+    low_res: LowResConfig | None = None,
+    degradation: DegradationConfig | None = None,
+    warmup_steps: int = 0,
+) -> DiffusionTraining:
+    """A row of the table, with what all have: groups of norms, Adam at a constant rate, a slow average of weights."""
+    network = UNetConfig(
+        model_channels=model_channels,
+        channel_mult=channel_mult,
+        num_res_blocks=num_res_blocks,
+        attention_resolutions=attention_resolutions,
+        head_dim=head_dim,
+        num_heads=num_heads,
+        dropout=dropout,
+        text_conditioning=text_conditioning,
+        class_token_dim=class_token_dim,
+        scale_shift_norm=scale_shift_norm,
+        resample_in_blocks=resample_in_blocks,
+        norm_groups=NORM_GROUPS,
+    )
+    optimization = published(
+        OptimizationConfig, total_steps, global_batch_size, learning_rate, warmup_steps=warmup_steps, ema_decay=0.9999
+    )
+    return DiffusionTraining(
+        network=network,
+        process=process,
+        conditioning=conditioning,
+        low_res=low_res,
+        degradation=degradation,
+        data=DiffusionData(resolution=resolution, in_channels=in_channels),
+        optimization=optimization,
+    )
+
+
+# fmt: off
+PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
+    # side, width, levels, blocks, attention, head_dim, num_heads, process, conditions, steps, batch, rate
+
+    # DDPM: appendix B; sampled in 1,000 steps.
+    "ddpm_cifar_10": unet(
+        32,  128, (1, 2, 2, 2), 2, (16,), None, 1, SIMPLE, UNCONDITIONAL, 800_000, 128, 2e-4,
+        dropout=0.1, scale_shift_norm=False, resample_in_blocks=False, warmup_steps=5000),
+    # Improved DDPM at 4,000 noise levels, sampled in 250 steps.
+    "iddpm_imagenet_64": unet(
+        64,  128, ADM_64, 3, (16, 8), None, 4, COSINE.replace(num_train_timesteps=4000), UNCONDITIONAL, 1_500_000, 128,
+        1e-4, resample_in_blocks=False),
+
+    # ADM. Steps of the model without a label, for guidance by a classifier alone, as those of the other.
+    "adm_imagenet_64": unet(
+        64,  192, ADM_64,  3, (32, 16, 8), 64, None, COSINE, LABEL,         540_000, 2048, 3e-4, dropout=0.1),
+    "adm_imagenet_128": unet(
+        128, 256, ADM_128, 2, (32, 16, 8), None, 4,  LINEAR, LABEL,         4_360_000, 256, 1e-4),
+    "adm_imagenet_256": unet(
+        256, 256, ADM_256, 2, (32, 16, 8), 64, None, LINEAR, LABEL,         1_980_000, 256, 1e-4),
+    "adm_imagenet_256_unconditional": unet(
+        256, 256, ADM_256, 2, (32, 16, 8), 64, None, LINEAR, UNCONDITIONAL, 1_980_000, 256, 1e-4),
+    "adm_imagenet_512": unet(
+        512, 256, ADM_512, 2, (32, 16, 8), 64, None, LINEAR, LABEL,         1_940_000, 256, 1e-4),
+
+    # ADM's upsamplers. That to 512² has six levels, as the one to 256², and its steps.
+    "adm_upsampler_64_256": unet(
+        256, 192, ADM_256, 2, (32, 16, 8), None, 4,  LINEAR, LABEL,         500_000, 256, 1e-4, low_res=FROM_64),
+    "adm_upsampler_128_512": unet(
+        512, 192, ADM_256, 2, (32, 16),    64, None, LINEAR, LABEL,         500_000, 256, 1e-4, low_res=FROM_128),
+    # CDM's upsampler: the method of the paper in a network of ours, so there is no count to reach. Published:
+    # conditioning augmentation by noise of a level that each image draws, embedded like the time, from the whole
+    # schedule; cosine schedule; no code and no weights. Network, batch and steps are those of ADM's upsampler here, and
+    # so are ours.
+    "cdm_upsampler_64_256": unet(
+        256, 192, ADM_256, 2, (32, 16, 8), None, 4,  COSINE, LABEL,         500_000, 256, 1e-4,
+        low_res=FROM_64.replace(max_noise_level=999)),
+
+    # GLIDE, the released (filtered) networks, each with a text transformer of its own; steps and batches of the large
+    # ones, of which the base then drops texts in one of five; guidance scale 3. The upsampler is sampled in 27 steps.
+    "glide_base": unet(
+        64,  192, ADM_64,  3, (32, 16, 8), 64, None, COSINE, GLIDE_TEXT, 2_500_000, 2048, 1e-4,
+        dropout=0.1, text_conditioning="cross_attention"),
+    "glide_upsampler": unet(
+        256, 192, ADM_256, 2, (32, 16, 8), 64, None, LINEAR, GLIDE_TEXT.replace(cond_drop_prob=0.0), 1_600_000, 512,
+        1e-4, dropout=0.1, text_conditioning="cross_attention", low_res=FROM_64),
+
+    # LDM, unconditional, on latents of 64² x 3 of vq-f4: `configs/latent-diffusion/ffhq-ldm-vq-4.yaml`, table 12.
+    "ldm_ffhq_f4": unet(
+        64,  224, (1, 2, 3, 4), 2, (32, 16, 8), 32, None, LATENT, UNCONDITIONAL, 635_000, 42, 8.4e-5,
+        scale_shift_norm=False, resample_in_blocks=False),
+    # LDM by class on latents of 32² x 4 of vq-f8: `configs/latent-diffusion/cin-ldm-vq-f8.yaml`. Steps are ours.
+    "ldm_imagenet_f8": unet(
+        32,  256, (1, 2, 4),    2, (32, 16, 8), 32, None, LATENT, LABEL, 500_000, 48, 48e-6, in_channels=4,
+        scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer", class_token_dim=512),
+    # LDM by class on latents of 64² x 3 of vq-f4, the released `cin256-v2` with a null label; table 12.
+    "ldm_imagenet_f4": unet(
+        64,  192, (1, 2, 3, 5), 2, (32, 16, 8), None, 1,  LATENT, LABEL.replace(cond_drop_prob=0.1), 178_000, 1200,
+        1e-4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer",
+        class_token_dim=512),
+    # LDM by text on latents of 32² x 4 of kl-f8, 1.4 billion with its text encoder; table 15. That encoder stands
+    # outside here; its states have 1,280 features.
+    "ldm_text_to_image": unet(
+        32,  320, (1, 2, 4, 4), 2, (32, 16, 8), None, 8,  LATENT.replace(beta_start=0.00085, beta_end=0.012),
+        DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=1280), 390_000, 680, 1e-4,
+        in_channels=4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer"),
+
+    # Palette: ADM's network without a label, the other image concatenated. Published: rate 1e-4 after 10,000 steps,
+    # 2,000 noise levels, 1,000 steps at sampling, on a schedule fitted to them, where ours takes every second level;
+    # one network for four tasks. Ours sees the mask as a channel more.
+    "palette": unet(
+        256, 256, ADM_256, 2, (32, 16, 8), 64, None,
+        SIMPLE.replace(beta_start=1e-6, beta_end=1e-2, num_train_timesteps=2000), UNCONDITIONAL, 1_000_000, 1024, 1e-4,
+        degradation=DegradationConfig(tasks=("inpainting", "uncropping", "colorization", "jpeg")), warmup_steps=10_000),
+}
+# fmt: on
