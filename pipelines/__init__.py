@@ -1,1 +1,1 @@
-"""What runs, in what order."""
+"""Recipes, graphs of stages, the plan of a run, the run, and the command."""

@@ -1,4 +1,4 @@
-"""The whole system on one screen, and the program that `ray job submit -- python pipelines/full_cascade.py` runs."""
+"""The whole system on one screen, and a program: `ray job submit -- python pipelines/full_cascade.py`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipelines.workflow import Stage, Workflow
 
 
 def full_cascade(recipe: CascadeRecipe) -> Workflow:
-    """Two generators from the same images: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
+    """Two generators: tokens (VQ-GAN, transformer prior) and diffusion (base, upsamplers)."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
 
     tokenizer = Stage("tokenizer", train_model, recipe.tokenizer, images=images)
@@ -35,7 +35,7 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
 
 
 def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: Stage) -> list[Stage]:
-    """A classifier, a contrastive encoder, and what they say of the cascade's images; none without a recipe."""
+    """Networks that judge the cascade's images, and their agreement; none without a recipe."""
     if recipe is None:
         return []
     judges: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Stage and Workflow: what depends on what, what each stage's key is, and which stages have to run.
+"""Stage and Workflow: dependencies, content keys, and the plan of stages that have to run.
 
 Building a workflow runs nothing. A key is the sha256 of (stage name, version, configuration, keys of the inputs), and
 for a first stage the digest of its source's listing; never of an address, a machine or a number of workers.
@@ -19,7 +19,7 @@ KEY_LENGTH = 20  # hexadecimal digits, 80 bits
 
 
 class Stage:
-    """One node of the graph: `run(config, context, **inputs) -> Artifact`.
+    """A node of the graph: `run(config, context, **inputs) -> Artifact`.
 
     Args:
         identity: what of the configuration enters the key, where that is not all of it (a first stage replaces its
@@ -40,7 +40,7 @@ class Stage:
         self.identity = identity or (lambda config: config.model_dump(mode="json", context=IDENTITY))
 
     def parents(self) -> Iterator["Stage"]:
-        """The stages this one waits for, lists unfolded."""
+        """Stages among the inputs, lists unfolded."""
         for upstream in self.inputs.values():
             yield from upstream if isinstance(upstream, list) else [upstream]
 
@@ -56,7 +56,7 @@ class PlannedStage(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages of a workflow to run; what is cached never runs unless `force`."""
+    """Stages of a workflow to run; a cached stage never runs unless `force`."""
 
     only: tuple[str, ...] = ()
     from_: str | None = None
@@ -65,7 +65,7 @@ class Selection:
 
 
 class Workflow:
-    """A graph of stages, in an order in which each stage comes after its inputs."""
+    """A graph of stages, each listed after its inputs."""
 
     def __init__(self, name: str, stages: Iterable[Stage]) -> None:
         self.name, self.stages = name, tuple(stages)
@@ -78,7 +78,7 @@ class Workflow:
             seen.add(stage.name)
 
     def plan(self, root: Store, selection: Selection | None = None) -> list[PlannedStage]:
-        """Keys, caches and what has to run. Raises UsageError for an unknown stage or a missing input."""
+        """Keys, caches and stages to run. Raises UsageError for an unknown stage or a missing input."""
         selection = selection or Selection()
         selected = self.selected(selection)
         keys = stage_keys(self.stages)
@@ -110,7 +110,7 @@ class Workflow:
         return parents.union(*(self.before(parent) for parent in parents))
 
     def after(self, name: str) -> set[str]:
-        """Names of all stages that need it, directly or not."""
+        """Names of all stages that need a stage, directly or not."""
         return {stage.name for stage in self.stages if name in self.before(stage.name)}
 
     def _check_inputs(self, planned: list[PlannedStage]) -> None:
@@ -135,7 +135,7 @@ def stage_key(stage: Stage, input_keys: dict[str, str]) -> str:
 
 
 def stage_keys(stages: Iterable[Stage]) -> dict[str, str]:
-    """Name -> key of stages that are listed after their inputs."""
+    """Name -> key of stages, each listed after its inputs."""
     keys: dict[str, str] = {}
     for stage in stages:
         keys[stage.name] = stage_key(stage, {name: _key_of(upstream, keys) for name, upstream in stage.inputs.items()})

@@ -25,7 +25,7 @@ from pipelines.workflow import Stage, Workflow
 
 
 def token_branch(recipe: TokenBranchRecipe) -> Workflow:
-    """Images to tokens and a prior over them; tokens of a condition stand in front of the prior's sequence."""
+    """Images to tokens, a prior over the tokens; a condition's tokens stand in front of the sequence."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     tokenizer = Stage("tokenizer", train_model, recipe.tokenizer, images=images)
     tokens = Stage("tokens", tokenize_images, recipe.tokens, images=images, tokenizer=tokenizer)
@@ -50,7 +50,7 @@ def token_branch(recipe: TokenBranchRecipe) -> Workflow:
 
 
 def one_model(recipe: OneModelRecipe) -> Workflow:
-    """The model, its likelihood, and its images: an autoencoder's of held-out images, all others' from noise alone."""
+    """A model and its images: held-out ones through an autoencoder, those of all others from noise."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     model = Stage(recipe.model.stage_name, train_model, recipe.model, images=images)
     stages: list[Stage] = [images, model]
@@ -102,7 +102,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
 
 
 def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
-    """Palette, GLIDE's inpainting, super-resolution: one model for the recipe's tasks, held-out images restored."""
+    """Palette, GLIDE's inpainting, super-resolution: a model of the recipe's tasks, images restored."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     model = Stage("image_to_image", train_model, recipe.model, images=images)
     cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
@@ -111,18 +111,11 @@ def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
 
 
 def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
-    """The base model, those that guide or judge it, and the studies that the recipe asks for."""
+    """The base model, models that guide or judge, and the recipe's studies."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     base = Stage("base", train_model, recipe.base, images=images)
-    helpers = {
-        name: Stage(name, train, config, images=images)
-        for name, train, config in (
-            ("weaker", train_model, recipe.weaker),
-            ("classifier", train_model, recipe.classifier),
-            ("judge", train_model, recipe.judge),
-        )
-        if config is not None
-    }
+    trainings = {"weaker": recipe.weaker, "classifier": recipe.classifier, "judge": recipe.judge}
+    helpers = {name: Stage(name, train_model, own, images=images) for name, own in trainings.items() if own is not None}
     cascade = Stage("cascade", compose_cascade, recipe.sampling, base=base)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)

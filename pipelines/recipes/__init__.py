@@ -1,1 +1,1 @@
-"""One Python function a recipe."""
+"""Recipes: shapes, systems, and one Python function or row of a table for each recipe."""

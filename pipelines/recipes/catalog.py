@@ -1,4 +1,4 @@
-"""The recipes by name, and how one is loaded, overridden (`--set a.b=value`) and checked."""
+"""All recipes by name; loading, overriding (`--set a.b=value`) and checking a recipe."""
 
 import copy
 from collections.abc import Callable
@@ -96,17 +96,13 @@ def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: An
         set_item(tree, shape, leaf, rest, value)
     elif parts := members(shape, tree, leaf):
         chosen = rest.removesuffix(f".{KIND}")
-        part = next((other for other in parts_of(shape, leaf) if value in kinds_of(other, chosen)), parts[0])
+        owners = (p for p in parts_of(shape, leaf) if value in map(kind_of, parts_of(p, chosen)))
+        part = next(owners, parts[0])
         kind = {} if kind_of(part) is None else {KIND: kind_of(part)}
         tree[leaf] = kind | {name: own for name, own in (tree.get(leaf) or {}).items() if name in part.model_fields}
         set_value(tree[leaf], part, rest, value)
     else:
         raise PlaceError(f"{leaf!r} is a plain value: it has no {rest!r}")
-
-
-def kinds_of(model: type[BaseModel], name: str) -> list[str | None]:
-    """The kinds that a part of a model may have."""
-    return [kind_of(part) for part in parts_of(model, name)]
 
 
 def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str, value: Any) -> None:
@@ -128,7 +124,7 @@ def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str,
 
 
 def hint(error: PlaceError, path: str, tree: dict[str, Any], shape: type[BaseModel]) -> str:
-    """Where the name stands among the sampling settings, or the nearest one that there is."""
+    """The full name if the path is a sampling setting, else the nearest field's."""
     if not error.known:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""The demo on 3,773 real images, a quarter of an hour on a laptop; and `smoke`, every stage at its smallest."""
+"""The demo, a quarter of an hour on a laptop; and `smoke`, every stage at its smallest."""
 
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, TransformerSampling
 from components.evaluation.agreement import AgreementConfig
@@ -88,7 +88,7 @@ def smoke() -> CascadeRecipe:
 
 
 def by_class_and_caption(training: Trained) -> Trained:
-    """The training with both conditions, dropped each by itself: images are asked for by class, caption, or both."""
+    """The training with both conditions, each dropped by itself: a prompt has class, caption, or both."""
     return training.replace(conditions=("label", "text"), cond_drop="independent", cond_drop_prob=0.2)
 
 

@@ -67,7 +67,7 @@ FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,
 
 
 def ddpm() -> DiffusionStudiesRecipe:
-    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 ancestral steps; the forward process at 64²."""
+    """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 steps; forward process at 64²."""
     sampling, noising = ANCESTRAL.replace(num_inference_steps=100), NoisingStudyConfig(resolution=64)
     return EMOJI.studies("ddpm", as_ddpm(diffusion()), sampling, noising_study=noising)
 
@@ -79,7 +79,7 @@ def dit() -> DiffusionBranchRecipe:
 
 
 def classifier_guided() -> DiffusionBranchRecipe:
-    """D6: a conditional model at 16², pulled towards its class by the gradient of a classifier of noisy images."""
+    """D6: a conditional model at 16², guided by the gradient of a classifier of noisy images."""
     guide = classifier(16, 32, (1, 2), 8, noisy=True, steps=300)
     return EMOJI.branch("classifier_guided", sketching().replace(total_steps=1000), SKETCH, classifier=guide)
 
@@ -91,13 +91,13 @@ def class_guided() -> DiffusionBranchRecipe:
 
 
 def glide() -> DiffusionBranchRecipe:
-    """D8: GLIDE at 16², captions by cross-attention to the states of a text transformer, classifier-free guidance."""
+    """D8: GLIDE at 16², cross-attention to a text transformer's states, classifier-free guidance."""
     base = sketching().replace(conditions=("text",), text_conditioning="cross_attention", cond_drop_prob=0.2)
     return EMOJI.branch("glide", base, SKETCH.replace(guidance_scale=3.0))
 
 
 def edm() -> DiffusionBranchRecipe:
-    """D15: EDM at 16² by class, preconditioning, Heun's sampler, an average whose length is chosen after training."""
+    """D15: EDM at 16² by class, preconditioning, Heun's sampler, power averages of the weights."""
     base = diffusion().replace(process="edm", ema="power", ema_sigma_rel=0.1)
     return EMOJI.branch("edm", base, DiffusionSampling(sampler="heun", num_inference_steps=12))
 
@@ -115,7 +115,7 @@ def flow_logit_normal() -> DiffusionBranchRecipe:
 
 
 def zero_terminal_snr() -> DiffusionBranchRecipe:
-    """D15: v-prediction with a schedule that ends in pure noise, sampled from its very last step, guidance rescaled."""
+    """D15: v-prediction, zero terminal SNR, sampled from the very last step, guidance rescaled."""
     base = diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None)
     sampling = ANCESTRAL.replace(sampler="ddim", spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7)
     return EMOJI.branch("zero_terminal_snr", base, sampling)
@@ -133,7 +133,7 @@ def latent_diffusion() -> DiffusionBranchRecipe:
 
 
 def stable_diffusion() -> DiffusionBranchRecipe:
-    """D13: Stable Diffusion's shape, the same latents by caption, whose states spatial transformers attend to."""
+    """D13: Stable Diffusion's shape, the same latents by caption through spatial transformers."""
     base = diffusion().replace(
         conditions=("text",), text_conditioning="spatial_transformer", cond_drop_prob=0.2, total_steps=1000
     )
@@ -141,7 +141,7 @@ def stable_diffusion() -> DiffusionBranchRecipe:
 
 
 def imagen() -> DiffusionBranchRecipe:
-    """D14: Imagen, 16² to 32², both stages by a frozen text encoder's states, dynamic thresholding, strong guidance."""
+    """D14: Imagen, 16² to 32², a frozen text encoder's states, dynamic thresholding, strong guidance."""
     base = by_text_states(sketching()).replace(total_steps=1000)
     upsampler = by_text_states(sketching(32)).replace(low_res_resolution=16, total_steps=700, sample_every=350)
     dynamic = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
@@ -153,7 +153,7 @@ def imagen() -> DiffusionBranchRecipe:
 
 
 def dalle2() -> DiffusionBranchRecipe:
-    """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder of those."""
+    """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder."""
     encoder, prior = contrastive(), diffusion_prior()
     dim = encoder.network.embedding_dim
     base = sketching().replace(conditions=("image_embedding",), image_embedding_dim=dim, total_steps=1000)
@@ -194,7 +194,7 @@ def palette() -> ImageToImageRecipe:
 
 
 def cascade_1024() -> DiffusionBranchRecipe:
-    """D11: images of 1024² through four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024²."""
+    """D11: 1024² by four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024²."""
     images = emoji(1024).replace(limit=1024, samples_per_shard=64)
     samples = SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0)
     setting = Setting(images, samples, EVALUATION.replace(feature_network="none"))
@@ -202,7 +202,7 @@ def cascade_1024() -> DiffusionBranchRecipe:
 
 
 def cascade_256() -> DiffusionBranchRecipe:
-    """D11: the demo's stages, 16² and 64², and a third to 256²; with distances at each size and of windows of 64²."""
+    """D11: the demo's stages and a third to 256²; distances at each size and of windows of 64²."""
     samples = SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0)
     return beyond_the_demo("cascade_256", (256,), Setting(emoji(256), samples, EVALUATION.replace(window=64)))
 
@@ -214,7 +214,7 @@ def fashion_steps() -> DiffusionStudiesRecipe:
 
 
 def fashion_guidance() -> DiffusionStudiesRecipe:
-    """D6: guidance by a classifier, by leaving the class out everywhere or in an interval, and by a weaker model."""
+    """D6: guidance by a classifier, classifier-free, inside an interval, and by a weaker model."""
     return FASHION_MNIST.studies(
         "fashion_guidance",
         fashion_sketching(),
@@ -238,7 +238,7 @@ def fashion_pixelcnn() -> OneModelRecipe:
 
 
 def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
-    """D2: variational bound of DDPM, linear schedule, noise prediction, fixed large variance, in its three terms."""
+    """D2: variational bound of DDPM, linear schedule, fixed large variance, in three terms."""
     return FASHION_MNIST.studies("fashion_likelihood_ddpm", as_ddpm(fashion_gray()), likelihood=FASHION_BOUND)
 
 
@@ -249,7 +249,7 @@ def fashion_likelihood_bound() -> DiffusionStudiesRecipe:
 
 
 def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
-    """D3: variational bound of Improved DDPM, cosine schedule, learned variance, hybrid loss, in its three terms."""
+    """D3: variational bound of Improved DDPM, cosine schedule, learned variance, in three terms."""
     base = as_improved_ddpm(fashion_gray())
     return FASHION_MNIST.studies("fashion_likelihood_hybrid", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
 
@@ -297,14 +297,14 @@ DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe
 
 
 def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:
-    """A recipe in the latents of row T1's VAE-GAN, which are made once."""
+    """A recipe in the latents of row T1's VAE-GAN, made once."""
     autoencoder, sampling = vae_gan(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
     once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
     return EMOJI.branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
 
 
 def by_text_states(training: DiffusionTraining) -> DiffusionTraining:
-    """The training by the states of a caption that the rows' contrastive encoder makes."""
+    """The training by caption, as states of the rows' contrastive encoder."""
     dim = contrastive().text.text_dim
     return training.replace(conditions=("text_states",), text_conditioning="cross_attention", text_states_dim=dim)
 
@@ -323,7 +323,7 @@ def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling) -
 
 
 def beyond_the_demo(name: str, resolutions: Sequence[int], setting: Setting) -> DiffusionBranchRecipe:
-    """A recipe of the demo's stages, 16² and 64², and an upsampler to each further resolution, trained on windows."""
+    """A recipe of the demo's stages and an upsampler to each further resolution, trained on windows."""
     demo, sides = openmoji(), (64, *resolutions)
     sampling = DiffusionBranchSampling(
         base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))

@@ -1,4 +1,4 @@
-"""Shapes of recipes whose models all diffuse, and the checks that stages of diffusion share.
+"""Shapes of recipes of diffusion models, and checks of facts that their stages share.
 
 A check raises ValueError and names the field.
 """
@@ -148,7 +148,7 @@ class DiffusionBranchRecipe(Config):
 
 
 class ImageToImageRecipe(Config):
-    """One model, and how well it restores held-out images."""
+    """A model, and held-out images restored with it."""
 
     workflow: Literal["image_to_image"] = "image_to_image"
     name: str
@@ -170,7 +170,7 @@ class ImageToImageRecipe(Config):
 
 
 class DiffusionStudiesRecipe(Config):
-    """A diffusion model with any of: noising, likelihood, distance by sampler and steps, guidance by scale."""
+    """A diffusion model with studies: noising, likelihood, distance by steps, guidance by scale."""
 
     workflow: Literal["diffusion_studies"] = "diffusion_studies"
     name: str
@@ -309,7 +309,7 @@ def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
 
 
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
-    """Raise ValueError for steps or a spacing that the model lacks."""
+    """Raise ValueError for more steps than the model's, or a spacing without its last step."""
     process = model.process
     if not isinstance(process, DiscreteProcess):
         return

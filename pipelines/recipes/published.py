@@ -62,7 +62,7 @@ def prior(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> PriorTraining:
-    """A transformer of the table, with what all have."""
+    """A transformer of the table, with the settings of all its rows."""
     return PriorTraining.of(
         model_dim=model_dim,
         num_layers=num_layers,
@@ -81,7 +81,7 @@ def prior(
 
 
 class PaperBranch(NamedTuple):
-    """A row of the table: models by their names in the tables of their own, and how they are sampled."""
+    """A row of the table: models by name, and how they are sampled."""
 
     summary: str
     resolution: int  # pixels of the images
@@ -177,7 +177,7 @@ PAPER_BRANCHES: dict[str, PaperBranch] = {
 
 
 def paper_recipes() -> dict[str, PaperRecipe]:
-    """Name -> recipe, described by its `__doc__` as other recipes are."""
+    """Name -> recipe, described by `__doc__` like all recipes."""
     recipes: dict[str, PaperRecipe] = {}
     for table, make in ((AUTOENCODERS, lone_model), (PRIORS, token_branch), (PAPER_BRANCHES, diffusion_branch)):
         for name, row in table.items():
@@ -192,7 +192,7 @@ def lone_model(name: str, row: PaperAutoencoder) -> OneModelRecipe:
 
 
 def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
-    """The recipe of a prior and its tokenizer."""
+    """The recipe of a prior and a tokenizer."""
     setting = own_images(vocab_size=row.vocab_size, text_length=row.text_length)
     sampling = row.sampling.replace(compile_decoding=True)
     return setting.token_branch(name, AUTOENCODERS[row.tokenizer].training, row.training, sampling)
@@ -239,7 +239,7 @@ def palette_256() -> ImageToImageRecipe:
 
 
 def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: int = 16) -> Setting:
-    """Images of the user's own, one percent held out; samples and measures of all systems that state a distance."""
+    """Images of the user's own, 1 % held out; samples and measures of all systems with a distance."""
     images = ImagesConfig(
         source="s3://your-bucket/images/*.tar",
         resolution=resolution,

@@ -1,4 +1,4 @@
-"""Published networks and their trainings: networks with the published number of parameters, one row each.
+"""Published networks and trainings, a row each: networks have the published number of parameters.
 
 Where a number was not published, the row says that it is ours. All train in bf16, which is ours too: some were
 published in fp16 with a scale of the loss, others in fp32. `cascade plan` counts them; `published.py` makes recipes.
@@ -123,7 +123,7 @@ def first_stage(
     discriminator_start: int,
     discriminator_layers: int,
 ) -> PaperAutoencoder:
-    """A row of VQ-GAN or LDM, with what all have. `Normalize` of both is in modules/diffusionmodules/model.py."""
+    """A row of VQ-GAN or LDM; `Normalize` of both is in modules/diffusionmodules/model.py."""
     network = AutoencoderNetworkConfig(
         channels=128,
         channel_mult=channel_mult,
@@ -214,7 +214,7 @@ def classifier(
     num_res_blocks: int,
     schedule: Literal["linear", "cosine"],
 ) -> ClassifierTraining:
-    """A row of the table, with what all have."""
+    """A row of the table: levels, blocks and schedule differ, all else is shared."""
     network = ClassifierNetworkConfig(
         model_channels=128,
         channel_mult=channel_mult,
@@ -264,7 +264,7 @@ def unet(
     degradation: DegradationConfig | None = None,
     warmup_steps: int = 0,
 ) -> DiffusionTraining:
-    """A row of the table, with what all have: groups of norms, Adam at a constant rate, a slow average of weights."""
+    """A row of the table; in all of them 32 groups a norm, Adam at a constant rate, a slow average."""
     network = UNetConfig(
         model_channels=model_channels,
         channel_mult=channel_mult,

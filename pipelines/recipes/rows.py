@@ -33,7 +33,7 @@ def vae() -> OneModelRecipe:
 
 
 def vae_gan() -> OneModelRecipe:
-    """T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4; perceptual and adversarial loss; for latent diffusion."""
+    """T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4, perceptual and adversarial loss."""
     # Its latents are far from normal: D13 learns their distribution, and what is drawn from the normal is noise.
     return EMOJI.one_model("vae_gan", systems.vae_gan()).replace(samples=None)
 
@@ -93,7 +93,7 @@ def vqgan_transformer_unconditional() -> TokenBranchRecipe:
 
 
 def dalle() -> TokenBranchRecipe:
-    """P4: DALL-E, a transformer learns captions and the dVAE's tokens; a contrastive encoder keeps the best of four."""
+    """P4: DALL-E, a transformer of captions and the dVAE's tokens; an encoder keeps the best of four."""
     prior = systems.transformer().replace(conditions=("text",), text_loss_weight=1 / 8)
     recipe = EMOJI.token_branch("dalle", systems.dvae(), prior, GUIDED)
     sampling = recipe.sampling.replace(reranker=RerankerSampling(candidates=4))
@@ -150,7 +150,7 @@ def lecture_vqvae(bottleneck: EMACodesConfig | GradientCodesConfig) -> Autoencod
 
 
 def slide_vqvae() -> AutoencoderTraining:
-    """The slide's loss and nothing else; codes start as latents, since of equal ones few are ever used."""
+    """The slide's loss alone; codes start as latents, since of equal codes few are ever used."""
     codes = GradientCodesConfig(codebook_size=512, codebook_dim=16, codebook_init="data", l2_normalize=False)
     return lecture_vqvae(codes).replace(patch_shortcut=False)
 

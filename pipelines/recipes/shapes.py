@@ -45,7 +45,7 @@ from pipelines.recipes.diffusion_shapes import (
 
 
 class AgreementRecipe(Config):
-    """Networks that judge finished images and make none: a classifier their labels, an encoder their prompts."""
+    """Judges of finished images: a classifier for labels, a contrastive encoder for prompts."""
 
     judge: ClassifierTraining | None = None  # of clean images
     matcher: ContrastiveTraining | None = None
@@ -60,7 +60,7 @@ class AgreementRecipe(Config):
         return self
 
     def check_size(self, side: int) -> None:
-        """Raise ValueError for a network that sees larger images than those that are made, `side` pixels wide."""
+        """Raise ValueError for a network of larger images than the finished ones, `side` pixels wide."""
         for name in ("judge", "matcher"):
             model = getattr(self, name)
             if model is not None and model.data.resolution > side:
@@ -68,7 +68,7 @@ class AgreementRecipe(Config):
 
 
 class CascadeRecipe(Config):
-    """The whole cascade. `cascade show NAME` prints it; an edited copy runs with `--recipe my.yaml`."""
+    """The whole cascade; `cascade show NAME` prints a recipe, `--recipe my.yaml` runs an edited copy."""
 
     workflow: Literal["full_cascade"] = "full_cascade"
     name: str
@@ -96,7 +96,7 @@ class CascadeRecipe(Config):
 
 
 class ConditionRecipe(Config):
-    """Another image of each sample (its depth map, or itself, smaller) as tokens in front of the prior's sequence."""
+    """Another image of a sample, such as a depth map, as tokens in front of the prior's sequence."""
 
     tokenizer: AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
@@ -109,7 +109,7 @@ class ConditionRecipe(Config):
 
 
 class TokenBranchRecipe(Config):
-    """A tokenizer, and a prior of any kind over its tokens."""
+    """A tokenizer, and a prior of any kind over the tokens."""
 
     workflow: Literal["token_branch"] = "token_branch"
     name: str
@@ -166,7 +166,7 @@ class OneModelRecipe(Config):
 
     @property
     def drawn(self) -> SamplesConfig | None:
-        """Settings of the samples; None for an autoencoder with codes, which a token branch's prior draws first."""
+        """Settings of the samples; None for an autoencoder with codes: only a token branch draws codes."""
         return None if self.model.has_codes else self.samples
 
     @model_validator(mode="after")
@@ -224,14 +224,14 @@ SHAPES: dict[str, type[Recipe]] = {
 
 
 class Setting(NamedTuple):
-    """Images, samples and measures that recipes share; the methods put a system's trainings beside them."""
+    """Images, samples and measures shared by recipes; the methods add a system's trainings."""
 
     images: ImagesConfig
     samples: SamplesConfig
     evaluation: EvaluationConfig
 
     def one_model(self, name: str, model: AnyTraining, **parts: Any) -> OneModelRecipe:
-        """A recipe of one model of images."""
+        """A recipe of a single model of images."""
         return OneModelRecipe(
             name=name, images=self.images, model=model, samples=self.samples, evaluation=self.evaluation, **parts
         )
@@ -239,7 +239,7 @@ class Setting(NamedTuple):
     def token_branch(
         self, name: str, tokenizer: AutoencoderTraining, prior: AnyTraining, sampling: TokenSampling, **parts: Any
     ) -> TokenBranchRecipe:
-        """A recipe of a tokenizer and a prior over its tokens."""
+        """A recipe of a tokenizer and a prior over the tokens."""
         return TokenBranchRecipe(
             name=name,
             images=self.images,
@@ -254,7 +254,7 @@ class Setting(NamedTuple):
     def branch(
         self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | DiffusionBranchSampling, **parts: Any
     ) -> DiffusionBranchRecipe:
-        """A recipe of a diffusion model with others before or after it; `sampling` is the base's, or all models'."""
+        """A recipe of a diffusion model and models around it; `sampling` is of the base, or of all models."""
         return DiffusionBranchRecipe(
             name=name,
             images=self.images,
@@ -268,7 +268,7 @@ class Setting(NamedTuple):
     def studies(
         self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | None = None, **parts: Any
     ) -> DiffusionStudiesRecipe:
-        """A recipe of a diffusion model and studies of it."""
+        """A recipe of a diffusion model and studies."""
         return DiffusionStudiesRecipe(
             name=name,
             images=self.images,

@@ -1,7 +1,6 @@
-"""Systems of the lecture at the size of minutes on two cores: images and trainings, one function a system.
+"""Systems of the lecture at the size of minutes on two cores: a function for each system.
 
-Checkpoints and previews are spread evenly over the steps: `saves` and `previews` of them. Numbers that the arguments do
-not give stand in the recipes, by `replace`.
+Arguments are what several recipes differ in; a number that a single recipe changes stands there, by `replace`.
 """
 
 from typing import Literal, TypeVar
@@ -25,7 +24,7 @@ Trained = TypeVar("Trained", bound=AnyTraining)
 
 
 def emoji(resolution: int = 64) -> ImagesConfig:
-    """OpenMoji's 3,773 images, `resolution` pixels wide: with equal numbers they are ingested once."""
+    """OpenMoji's 3,773 images, `resolution` pixels wide; equal numbers are ingested once."""
     return ImagesConfig(
         source="openmoji",
         resolution=resolution,
@@ -87,7 +86,7 @@ def autoencoder_32() -> AutoencoderTraining:
 
 
 def adversarial(training: AutoencoderTraining, *, start: int) -> AutoencoderTraining:
-    """The same with a perceptual loss and a patch discriminator, which the decoder hears from step `start` on."""
+    """The same with a perceptual loss and, from step `start` on, a patch discriminator's."""
     return training.replace(
         perceptual_network="efficientnet_lite1",
         perceptual_weight=0.1,
@@ -132,7 +131,7 @@ def vae_gan() -> AutoencoderTraining:
 
 
 def dvae() -> AutoencoderTraining:
-    """Gumbel-softmax; the relaxation hardens while the weight of the divergence grows (Ramesh et al., 2021)."""
+    """Gumbel-softmax, hardened while the divergence gains weight (Ramesh et al., 2021)."""
     return autoencoder().replace(
         bottleneck=GumbelCodesConfig(codebook_size=512, codebook_dim=64),
         patch_shortcut=False,  # with it 8 % of the codes are in use in place of 73 %
@@ -218,7 +217,7 @@ def gan() -> GANTraining:
 
 
 def contrastive(resolution: int = 16, *, steps: int = 300) -> ContrastiveTraining:
-    """Captions and images in one space; an image is 16² patches, whatever its resolution in pixels."""
+    """Captions and images in a common space; an image of any resolution in pixels is 16² patches."""
     return ContrastiveTraining.of(
         resolution=resolution,
         channels=32,
@@ -247,7 +246,7 @@ def classifier(
     noisy: bool,
     steps: int,
 ) -> ClassifierTraining:
-    """Classifier of noisy images, which guides, or of clean ones, which judges."""
+    """Classifier of noisy images, for guidance, or of clean images, for judgment."""
     return ClassifierTraining.of(
         resolution=resolution,
         model_channels=model_channels,
@@ -291,9 +290,15 @@ def unet(
     batch: int,
     rate: float = 1e-3,
     saves: int = 4,
-    previews: int = 2,
 ) -> DiffusionTraining:
-    """U-Net by class: v-prediction, min-SNR, cosine schedule."""
+    """U-Net by class: v-prediction, min-SNR, cosine schedule.
+
+    Args:
+        resolution: pixels; those of `attention_resolutions` too.
+        batch: images a step.
+        rate: the learning rate's peak.
+        saves: checkpoints on the way.
+    """
     return DiffusionTraining.of(
         resolution=resolution,
         model_channels=model_channels,
@@ -305,7 +310,7 @@ def unet(
         ema_decay=0.995,
         precision="bf16",
         checkpoint_every=steps // saves,
-        sample_every=steps // previews,
+        sample_every=steps // 2,
     )
 
 
@@ -318,17 +323,17 @@ def diffusion(resolution: Literal[16, 32] = 16) -> DiffusionTraining:
 
 
 def sketching(resolution: Literal[16, 32] = 16) -> DiffusionTraining:
-    """The same, which predicts x_0: flat colors after minutes, where v-prediction leaves grain."""
+    """The same with x_0 predicted: flat colors after minutes, where v-prediction leaves grain."""
     return diffusion(resolution).replace(prediction_type="sample")
 
 
 def as_ddpm(training: DiffusionTraining) -> DiffusionTraining:
-    """The same as in 2020 (Ho et al.): no class, linear schedule, noise predicted by L_simple, fixed large variance."""
+    """DDPM (Ho et al., 2020): no class, linear schedule, noise prediction, fixed large variance."""
     return training.replace(
         conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
     )
 
 
 def as_improved_ddpm(training: DiffusionTraining) -> DiffusionTraining:
-    """The same as in 2021 (Nichol and Dhariwal): cosine schedule, learned variance, hybrid loss."""
+    """Improved DDPM (Nichol and Dhariwal, 2021): cosine schedule, learned variance, hybrid loss."""
     return as_ddpm(training).replace(schedule="cosine", variance="learned_range", loss="hybrid")

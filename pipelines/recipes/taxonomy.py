@@ -1,7 +1,7 @@
-"""The lecture's taxonomy at one size: each system by its own recipe on the same images of 32², trained for the same
-minutes of two cores and conditioned on nothing. `cascade compare` runs them and sets them side by side.
+"""The lecture's taxonomy at a common size: a recipe for each system on the same images of 32².
 
-Steps are estimates for an idle machine; the comparison prints the seconds that trainings took.
+All train for the same minutes of two cores and are conditioned on nothing. `cascade compare` runs them and sets them
+side by side. Steps are estimates for an idle machine; the comparison prints the seconds that trainings took.
 """
 
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def ddpm_15_steps_32() -> DiffusionStudiesRecipe:
 
 
 def hybrid_32() -> DiffusionStudiesRecipe:
-    """Improved DDPM, cosine schedule, learned variance, hybrid loss; 250 ancestral steps; its bound in bits/dim."""
+    """Improved DDPM, cosine schedule, learned variance, hybrid loss; 250 steps; its bound in bits/dim."""
     base = timed(systems.as_improved_ddpm(systems.diffusion(32)), DIFFUSION_32_STEPS)
     return SMALL.studies("hybrid_32", base, ANCESTRAL_250, likelihood=BOUND)
 
@@ -124,7 +124,7 @@ def latent_diffusion_32() -> DiffusionBranchRecipe:
 
 
 def cascade_32() -> DiffusionBranchRecipe:
-    """A base at 16² and an upsampler to 32², 15 and 8 steps of SDE-DPM-Solver++(2M), the 8 from the base's image."""
+    """A base at 16² and an upsampler to 32², 15 and 8 steps of SDE-DPM-Solver++(2M)."""
     base = timed(systems.sketching().replace(conditions=()), DIFFUSION_16_STEPS, share=0.6)
     upsampler = systems.sketching(32).replace(low_res_resolution=16, max_noise_level=300, conditions=())
     upsampler = timed(upsampler, DIFFUSION_32_STEPS, share=0.4)
@@ -150,7 +150,7 @@ TAXONOMY: dict[Callable[[], Any], System] = {
 
 
 def timed(training: systems.Trained, steps_per_minute: int, *, share: float = 1.0) -> systems.Trained:
-    """The training with as many steps as fit into its share of MINUTES; one preview, at the end.
+    """The training with the steps of its share of MINUTES; a preview at the end.
 
     All in fp32: not every processor has bf16, and not all networks gain the same by it.
     """
@@ -159,7 +159,7 @@ def timed(training: systems.Trained, steps_per_minute: int, *, share: float = 1.
 
 
 def vqgan() -> AutoencoderTraining:
-    """32² pixels to 8² tokens of 128 codes, with a perceptual loss and a discriminator, in half of the minutes."""
+    """VQ-GAN of 32² pixels and 8² tokens of 128 codes, in half of the minutes."""
     training = timed(systems.autoencoder_32(), VQGAN_STEPS, share=0.5)
     start = training.optimization.total_steps // 2
     return systems.adversarial(training, start=start).replace(global_batch_size=8)
