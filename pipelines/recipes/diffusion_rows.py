@@ -30,7 +30,7 @@ from components.stages.samples import SamplesConfig
 from pipelines.recipes.demo import openmoji
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
 from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
-from pipelines.recipes.shapes import OneModelRecipe, Setting
+from pipelines.recipes.shapes import OneModelRecipe, SharedParts
 from pipelines.recipes.systems import (
     as_ddpm,
     as_improved_ddpm,
@@ -51,7 +51,7 @@ SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15) 
 ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
-FASHION_MNIST = Setting(
+FASHION_MNIST = SharedParts(
     ImagesConfig(
         source="fashion_mnist",
         resolution=28,
@@ -197,14 +197,14 @@ def cascade_1024() -> DiffusionBranchRecipe:
     """D11: 1024² by four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024²."""
     images = emoji(1024).replace(limit=1024, samples_per_shard=64)
     samples = SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0)
-    setting = Setting(images, samples, EVALUATION.replace(feature_network="none"))
-    return beyond_the_demo("cascade_1024", (256, 1024), setting)
+    shared = SharedParts(images, samples, EVALUATION.replace(feature_network="none"))
+    return beyond_the_demo("cascade_1024", (256, 1024), shared)
 
 
 def cascade_256() -> DiffusionBranchRecipe:
     """D11: the demo's stages and a third to 256²; distances at each size and of windows of 64²."""
     samples = SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0)
-    return beyond_the_demo("cascade_256", (256,), Setting(emoji(256), samples, EVALUATION.replace(window=64)))
+    return beyond_the_demo("cascade_256", (256,), SharedParts(emoji(256), samples, EVALUATION.replace(window=64)))
 
 
 def fashion_steps() -> DiffusionStudiesRecipe:
@@ -322,14 +322,14 @@ def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling) -
     )
 
 
-def beyond_the_demo(name: str, resolutions: Sequence[int], setting: Setting) -> DiffusionBranchRecipe:
+def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) -> DiffusionBranchRecipe:
     """A recipe of the demo's stages and an upsampler to each further resolution, trained on windows."""
     demo, sides = openmoji(), (64, *resolutions)
     sampling = DiffusionBranchSampling(
         base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))
     )
     enlarging = [enlarger(low_res, resolution) for low_res, resolution in pairwise(sides)]
-    return setting.branch(name, demo.base, sampling, upsamplers=(*demo.upsamplers, *enlarging))
+    return shared.branch(name, demo.base, sampling, upsamplers=(*demo.upsamplers, *enlarging))
 
 
 def enlarger(low_res: int, resolution: int) -> DiffusionTraining:

@@ -30,7 +30,7 @@ from pipelines.recipes.published_networks import (
     PAPER_DIFFUSION,
     PaperAutoencoder,
 )
-from pipelines.recipes.shapes import OneModelRecipe, Setting, TokenBranchRecipe
+from pipelines.recipes.shapes import OneModelRecipe, SharedParts, TokenBranchRecipe
 
 PaperRecipe = Callable[[], OneModelRecipe | TokenBranchRecipe | DiffusionBranchRecipe | ImageToImageRecipe]
 
@@ -193,9 +193,9 @@ def lone_model(name: str, row: PaperAutoencoder) -> OneModelRecipe:
 
 def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
     """The recipe of a prior and a tokenizer."""
-    setting = own_images(vocab_size=row.vocab_size, text_length=row.text_length)
+    shared = own_images(vocab_size=row.vocab_size, text_length=row.text_length)
     sampling = row.sampling.replace(compile_decoding=True)
-    return setting.token_branch(name, AUTOENCODERS[row.tokenizer].training, row.training, sampling)
+    return shared.token_branch(name, AUTOENCODERS[row.tokenizer].training, row.training, sampling)
 
 
 def diffusion_branch(name: str, row: PaperBranch) -> DiffusionBranchRecipe:
@@ -238,7 +238,7 @@ def palette_256() -> ImageToImageRecipe:
     )
 
 
-def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: int = 16) -> Setting:
+def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: int = 16) -> SharedParts:
     """Images of the user's own, 1 % held out; samples and measures of all systems with a distance."""
     images = ImagesConfig(
         source="s3://your-bucket/images/*.tar",
@@ -249,4 +249,4 @@ def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: in
         text_length=text_length,
     )
     samples = SamplesConfig(measured_samples=50_000)
-    return Setting(images, samples, EvaluationConfig(reference_samples=50_000, held_out_samples=10_000))
+    return SharedParts(images, samples, EvaluationConfig(reference_samples=50_000, held_out_samples=10_000))

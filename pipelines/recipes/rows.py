@@ -18,11 +18,11 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes import systems
-from pipelines.recipes.shapes import ConditionRecipe, OneModelRecipe, Setting, TokenBranchRecipe
+from pipelines.recipes.shapes import ConditionRecipe, OneModelRecipe, SharedParts, TokenBranchRecipe
 
 SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6, images_per_prompt=4)
 EVALUATION = EvaluationConfig(reference_samples=1024)
-EMOJI = Setting(systems.emoji(), SAMPLES, EVALUATION)
+EMOJI = SharedParts(systems.emoji(), SAMPLES, EVALUATION)
 EMOJI_128, SCENES = EMOJI._replace(images=systems.emoji(128)), EMOJI._replace(images=systems.scenes())
 GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(top_k=100)
 

@@ -223,7 +223,7 @@ SHAPES: dict[str, type[Recipe]] = {
 }
 
 
-class Setting(NamedTuple):
+class SharedParts(NamedTuple):
     """Images, samples and measures shared by recipes; the methods add a system's trainings."""
 
     images: ImagesConfig

@@ -16,12 +16,12 @@ from components.stages.samples import SamplesConfig
 from pipelines.recipes import systems
 from pipelines.recipes.diffusion_rows import ANCESTRAL, ANCESTRAL_250, SKETCH
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe
-from pipelines.recipes.shapes import OneModelRecipe, Setting, TokenBranchRecipe
+from pipelines.recipes.shapes import OneModelRecipe, SharedParts, TokenBranchRecipe
 
 MINUTES = 3.0  # of two cores, for all trainings of a system together: the one knob
 SIDE = 32  # pixels
 # Distances are to all training images.
-SMALL = Setting(
+SMALL = SharedParts(
     systems.emoji(SIDE), SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=0), EvaluationConfig()
 )
 LIKELIHOOD = LikelihoodConfig(samples=256)
