@@ -1,7 +1,7 @@
-"""Images moved, mirrored and cut into windows at random, each as its position in the stream says.
+"""Random shifts, mirroring and windows of images, drawn by their positions in the stream.
 
-A network without attention looks at the surroundings of a pixel, not at all of the image: it learns from windows, for
-a fraction of the memory, and samples whole images (the top stages of a cascade).
+A network without attention looks at the surroundings of a pixel, not at the whole image: it learns from windows, for a
+fraction of the memory, and samples whole images (the top stages of a cascade).
 
 Shapes: B batch, H W pixels, S resolution, W window size.
 """
@@ -19,7 +19,7 @@ IMAGES = ("image", "low_res", "condition_image")
 
 
 def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Tensor:
-    """Random crops of (B, 3, H, W): each moved by up to max_shift pixels each way, its edge repeated where it left."""
+    """Shifts each of (B, 3, H, W) by up to max_shift pixels each way, with edges repeated."""
     if max_shift == 0:
         return image
     draws = {"high": 2 * max_shift + 1, "device": image.device}
@@ -33,30 +33,31 @@ def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Te
 
 
 def mirrored(image: Tensor, position: Tensor, *, seed: int) -> Tensor:
-    """Every second one of (B, 3, H, W), drawn at random, with left and right exchanged."""
+    """Exchanges left and right of half of (B, 3, H, W), drawn at random."""
     mirror = sample_integers(seed, position, stream="mirror", high=2, device=image.device) == 1
     return torch.where(mirror[:, None, None, None], image.flip(3), image)
 
 
 class Windows(NamedTuple):
-    """A square window of each image; its place is known on the host, which cuts."""
+    """A square window of each image, with its place on the host, for cuts without a wait."""
 
     top: Tensor  # (B,) int64
     left: Tensor  # (B,) int64
     size: int  # W
 
-    def cut(self, image: Tensor) -> Tensor:  # (B, C, S, S) -> (B, C, W, W)
+    def cut(self, image: Tensor) -> Tensor:
+        """Cuts (B, C, S, S) to (B, C, W, W)."""
         corners = zip(image, self.top.tolist(), self.left.tolist(), strict=True)
         return torch.stack([each[:, y : y + self.size, x : x + self.size] for each, y, x in corners])
 
 
 def draw_windows(seed: int, position: Tensor, *, resolution: int, size: int) -> Windows:
-    """Each place of the window inside the image alike, by (seed, position)."""
+    """Draws a window inside each image, uniformly, by (seed, position)."""
     places = resolution - size + 1
     top, left = (sample_integers(seed, position, stream=f"window_{name}", high=places) for name in ("top", "left"))
     return Windows(top, left, size)
 
 
 def cropped(tensors: Batch, windows: Windows) -> Batch:
-    """The same window of x_0 and of every image among the conditions; what is no image stays."""
+    """Cuts the same window of every image of a batch, conditions included; other columns stay."""
     return {name: windows.cut(value) if name in IMAGES else value for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""From the rows that data readers give to the batches that tasks take; and small PNG grids of what a model makes."""
+"""Batches of tensors from rows of arrays, sent ahead to the device; PNG grids of a model's images."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from components.sampling.images import from_uint8, to_uint8
 from components.training.loop import Arrays, Batch
 
 IMAGES = ("image", "condition_image")
-ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # made beforehand
+ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # of an encoded set
 TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
 ON_HOST = ("position", "task")
-SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, so that a browser shows them as they are
+SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, for browsers that would smooth them
 
 Item = TypeVar("Item")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
-    """Arrays by name -> tensors on `device`; images uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], what
-    frozen networks made beforehand to float32, the rest to int64.
+    """Converts rows of arrays to a batch of tensors on `device`.
 
-    What the host reads, to draw and to choose by, stays there. Columns that no task reads (captions, keys) are left
-    out. A column of rows comes as objects from some readers.
+    Images uint8 (B, H, W, 3) become float32 (B, 3, H, W) in [-1, 1], arrays of an encoded set float32, all else int64.
+    Columns that the host reads, to draw and to choose by, stay there. Columns that no task reads (captions, keys) are
+    left out.
     """
     batch = {}
     for name in TENSORS:
@@ -39,8 +39,10 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
 
 
 def tensor_of(column: np.ndarray) -> Tensor:
-    """The column without a copy, if it is no column of objects. Readers give memory that must not be written to: no
-    task writes to its batch."""
+    """A column as a tensor, without a copy unless it holds objects (arrays of rows, from some readers).
+
+    Readers give memory that must not be written to: no task writes to its batch.
+    """
     stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -48,14 +50,16 @@ def tensor_of(column: np.ndarray) -> Tensor:
 
 
 class OnItsWay(NamedTuple):
-    """A batch that a stream of its own copies to a GPU."""
+    """A batch in transfer to a GPU, on a CUDA stream of its own."""
 
     batch: Batch
     arrival: torch.cuda.Event
 
     def taken(self) -> Batch:
-        """The batch, in the order of the current stream: the GPU waits for it, the host doesn't. Its memory is not
-        given away before that stream is done with it."""
+        """The batch, for use on the current stream: the GPU waits for the transfer, the host doesn't.
+
+        Calls `record_stream` so that the allocator does not reuse the memory too early.
+        """
         stream = torch.cuda.current_stream(self.batch[next(iter(self.batch))].device)
         stream.wait_event(self.arrival)
         for tensor in self.batch.values():
@@ -65,7 +69,7 @@ class OnItsWay(NamedTuple):
 
 
 def batches_ahead(rows: Iterator[Arrays], device: torch.device) -> Iterator[Batch]:
-    """`to_batch` of all rows. To a GPU each batch is sent while the one before it is trained on."""
+    """`to_batch` of all rows; on a GPU each batch is sent while the earlier batch is trained on."""
     if device.type != "cuda":
         for arrays in rows:
             yield to_batch(arrays, device)
@@ -76,6 +80,7 @@ def batches_ahead(rows: Iterator[Arrays], device: torch.device) -> Iterator[Batc
 
 
 def send(arrays: Arrays, device: torch.device, stream: torch.cuda.Stream) -> OnItsWay:
+    """Starts the transfer of a batch to a GPU."""
     with torch.cuda.stream(stream):
         batch, arrival = to_batch(arrays, device), torch.cuda.Event()
         arrival.record(stream)
@@ -83,7 +88,7 @@ def send(arrays: Arrays, device: torch.device, stream: torch.cuda.Stream) -> OnI
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; each is asked for before the one before it is given away."""
+    """The same items; each is taken before the earlier item is yielded."""
     waiting = next(items, None)
     while waiting is not None:
         following = next(items, None)
@@ -92,7 +97,7 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def with_positions(batch: Batch) -> Batch:
-    """Held-out samples have no place in the stream: number them in their own order."""
+    """Numbers held-out samples in order, since they have no position in the stream."""
     samples = len(next(iter(batch.values())))
     return {**batch, "position": torch.arange(samples)}
 

@@ -1,9 +1,13 @@
-"""A checkpoint on disk: safetensors weights and a `weights_only` state, written whole and never non-finite."""
+"""Checkpoints: copies of a state in the host's memory, written whole and never non-finite.
+
+On disk: weights as safetensors, the rest as a `weights_only` state, and digests of both.
+"""
 
 import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +21,8 @@ from torch import Tensor
 from components.configuration.config import first_fault
 from components.configuration.file_names import FileName
 from components.runtime.storage.store import Digest, digest_of
-from components.training.host_copy import gathered_on_host, on_host
 from components.training.optim import NonFiniteError
-from components.training.parallel import ALONE, Worker, local
+from components.training.parallel import ALONE, Worker, gathered, local
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"
@@ -28,7 +31,7 @@ DIGESTS = "digests.json"  # of every other file: name -> [bytes, sha256]
 
 
 class HostCopy(NamedTuple):
-    """A training as it was after `step` steps, whole in the host's memory."""
+    """The whole state of a training after `step` steps, in the host's memory."""
 
     step: int
     state: dict[str, Any]
@@ -36,23 +39,23 @@ class HostCopy(NamedTuple):
 
 
 def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) -> HostCopy:
-    """Copy a task's state as it is after `step` steps; training may go on when this returns.
+    """Copy a task's state after `step` steps; training may go on after the return.
 
-    Called by all ranks where networks are in shards: rank 0 gets whole tensors, the others get no state.
+    Called by all ranks where networks are in shards: rank 0 gets whole tensors, the other ranks no state.
 
     `state["weights"]` maps flat names to tensors; the rest holds plain values and optimizer states. The data position
     is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
-    dropout, which is seeded at each step; they are kept all the same.
+    dropout, which is seeded at each step; the generators are copied all the same.
     """
     if not worker.shards:
         return HostCopy(step, on_host(state), generator_states())
-    return HostCopy(step, gathered_on_host(state, kept=worker.rank == 0) or {}, generator_states())
+    return HostCopy(step, gathered_on_host(state, copies=worker.rank == 0) or {}, generator_states())
 
 
 def write_host_copy(folder: Path, copy: HostCopy) -> None:
-    """Write a checkpoint of weights that are finite. The folder appears whole or not at all.
+    """Write a checkpoint of finite weights. The folder appears whole or not at all.
 
-    Called behind training: it computes nothing, and leaves Python's lock free while it writes.
+    Called behind training: computes nothing, and leaves Python's lock free during writes.
     """
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -66,24 +69,24 @@ def write_host_copy(folder: Path, copy: HostCopy) -> None:
 
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
-    """(step, state) as they were written; restores the global generators. No code in the files is run.
+    """Reads (step, state), and restores the global generators. No code in the files is run.
 
     Tensors are read from the disk where they are used, so a rank that takes a shard of each needs no memory for all.
     """
     step = json.loads((folder / POSITION).read_text())["step"]
-    kept = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    restore_generators(kept["generators"])
-    return step, {"weights": load_file(folder / WEIGHTS), **kept["task"]}
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    restore_generators(state["generators"])
+    return step, {"weights": load_file(folder / WEIGHTS), **state["task"]}
 
 
 def write_digests(folder: Path) -> None:
-    """Record size and sha256 of the files in `folder`, which is complete but for this."""
+    """Record size and sha256 of the files in `folder`, as the last file."""
     digests = {path.name: digest_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
     (folder / DIGESTS).write_text(json.dumps(digests))
 
 
 def read_digests(text: bytes) -> dict[str, Digest]:
-    """Name of the file -> what it must be. Raises ValueError for what is no such list."""
+    """Parses a list of digests, by names of files. Raises ValueError for any other text."""
     try:
         return TypeAdapter(dict[FileName, Digest]).validate_json(text)
     except ValidationError as error:
@@ -91,17 +94,17 @@ def read_digests(text: bytes) -> dict[str, Digest]:
 
 
 def refuse_non_finite(weights: dict[str, Tensor], *, step: int, worker: Worker = ALONE) -> None:
-    """Raises NonFiniteError naming the first tensor that holds NaN or infinity. A device is waited for once.
+    """Raises NonFiniteError naming the first tensor with NaN or infinity. Waits for the device once.
 
-    Called by all ranks where networks are in shards; then all raise it that some has found.
+    Called by all ranks where networks are in shards; then all raise for a tensor that is not finite on any rank.
     """
-    finite = {name: local(tensor).isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
-    found = torch.stack([*finite.values()]).int() if finite else torch.ones(1)
+    checks = {name: local(tensor).isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
+    finite = torch.stack([*checks.values()]).int() if checks else torch.ones(1)
     if worker.shards:
-        dist.all_reduce(found, op=dist.ReduceOp.MIN)
-    if bool(found.all()):
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    if bool(finite.all()):
         return
-    name = next(name for name, good in zip(finite, found.tolist(), strict=True) if not good)
+    name = next(name for name, good in zip(checks, finite.tolist(), strict=True) if not good)
     raise NonFiniteError(
         f"{name} is not finite at step {step}, so no checkpoint was written; try a lower learning_rate, a "
         "smaller max_grad_norm or precision: fp32 (the last good checkpoint is kept)"
@@ -109,9 +112,9 @@ def refuse_non_finite(weights: dict[str, Tensor], *, step: int, worker: Worker =
 
 
 def generator_states() -> dict[str, Any]:
-    """The global generators of torch (CPU and devices), numpy and Python, in types that `weights_only` admits."""
+    """States of the global generators of torch (CPU and devices), numpy and Python, for `weights_only`."""
     state = np.random.get_state()
-    assert isinstance(state, tuple)  # a dictionary is what legacy=False returns
+    assert isinstance(state, tuple)  # legacy=False would return a dictionary
     kind, keys, *numbers = state
     return {
         "torch": torch.get_rng_state(),
@@ -122,9 +125,55 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
+    """Set the global generators; those of devices only where there are as many devices as before."""
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(states["cuda"])
     kind, keys, *numbers = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *numbers))
     random.setstate(states["python"])
+
+
+def on_host(state: Any) -> Any:
+    """Copies a task's state to the host's memory; of tensors in shards, the calling rank's shard.
+
+    A state is dictionaries and lists of tensors and plain values. From a GPU all tensors go at once into pinned memory,
+    which torch reuses for the next copy, with a single wait.
+    """
+    return _waited_for(_mapped(state, lambda tensor: _copied(local(tensor.detach()))))
+
+
+def gathered_on_host(state: Any, *, copies: bool) -> Any:
+    """Like `on_host`, with tensors in shards gathered whole; None on a rank that does not copy.
+
+    Called by all ranks, which gather one tensor at a time: no device holds more than one whole.
+    """
+
+    def copied(tensor: Tensor) -> Tensor | None:
+        whole = gathered(tensor.detach())
+        return _copied(whole) if copies else None
+
+    copy = _waited_for(_mapped(state, copied))
+    return copy if copies else None
+
+
+def _waited_for(copied: Any) -> Any:
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _mapped(state: Any, change: Callable[[Tensor], Any]) -> Any:
+    if isinstance(state, Tensor):
+        return change(state)
+    if isinstance(state, dict):
+        return {name: _mapped(value, change) for name, value in state.items()}
+    if isinstance(state, list):
+        return [_mapped(value, change) for value in state]
+    return state
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.to("cpu", copy=True)
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

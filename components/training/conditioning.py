@@ -14,16 +14,19 @@ PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # of every BPE of this house
 
 
 def conditions_of(batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """The conditions that the model takes: label (B,), text (B, L), condition (B, M), image_embedding (B, E)…"""
+    """The model's conditions: label (B,), text (B, L), condition (B, M), image_embedding (B, E)…"""
     return {name: batch[name] for name in names}
 
 
 def null_conditions(
     batch: Batch, names: Sequence[str], *, num_classes: int, null_condition: int = 0
 ) -> dict[str, Tensor]:
-    """ "Nothing in particular" for each sample: the label after the last class, the encoding of an empty text, the
-    token after the last one of condition images, an embedding of zeros; and of what a frozen encoder makes of texts
-    (text_states, text_embedding) what it makes of an empty one, which is a column of the batch."""
+    """The null of each condition, in the place of a dropped one.
+
+    The label after the last class, the encoding of an empty text, the token after the last one of condition images, an
+    image or embedding of zeros; for outputs of a frozen text encoder (text_states, text_embedding) its output for an
+    empty text, a column of the batch.
+    """
     empty = {name: batch[f"null_{name}"] for name in names if f"null_{name}" in batch}
     if "label" in names:
         empty["label"] = torch.full_like(batch["label"], num_classes)
@@ -42,10 +45,10 @@ def null_conditions(
 def dropped_conditions(
     batch: Batch, conditioning: ConditionsConfig, dataset_info: DatasetInfo, *, seed: int
 ) -> dict[str, Tensor]:
-    """Replace conditions by their null with probability cond_drop_prob, sample by sample.
+    """Replace conditions by nulls with probability cond_drop_prob, sample by sample.
 
-    "joint" drops all of a sample's conditions together; "independent" draws for each, which guidance by one of several
-    conditions needs. What is drawn depends on (seed, position) alone.
+    "joint" drops all of a sample's conditions together; "independent" draws for each, as guidance by one of several
+    conditions needs. Draws depend on (seed, position) alone.
     """
     full = conditions_of(batch, conditioning.conditions)
     null_condition = dataset_info.condition.codebook_size if dataset_info.condition else 0

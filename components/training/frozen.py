@@ -1,8 +1,8 @@
-"""Networks that were trained before and add columns to the batches of another training.
+"""Frozen encoders: trained networks that add columns to the batches of another training.
 
-The contrastive encoder adds what DALL-E 2's prior and decoder are trained on, a text encoder what Imagen is conditioned
-on. Each is loaded in every worker, from an artifact, and changes no more. What they make may have been made before, and
-then comes with the images (`components.stages.precompute`).
+The contrastive encoder adds the columns of DALL-E 2's prior and decoder, a text encoder the condition of Imagen. Each
+is loaded in every worker, from an artifact, and changes no more. Columns may have been made before, and then come with
+the images (`components.stages.precompute`).
 
 Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
 """
@@ -36,12 +36,12 @@ from components.sampling.text_encoding import parse_bpe
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch
 
-Encoder = Callable[[Batch], Batch]  # a batch -> the columns that a frozen network adds to it, or replaces
+Encoder = Callable[[Batch], Batch]  # a batch -> the columns that a frozen network adds or replaces
 LoadEncoder = Callable[[torch.device], Encoder]  # picklable: called in every worker
 
 
 class Frozen(NamedTuple):
-    """What a training needs of its frozen encoders."""
+    """The frozen encoders of a training."""
 
     load_encoders: tuple[LoadEncoder, ...]
     sizes: dict[str, int]  # fields of `components.configuration.dataset_info.DatasetInfo`
@@ -49,10 +49,9 @@ class Frozen(NamedTuple):
 
 @torch.no_grad()
 def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
-    """The batch with the columns of all encoders, each of which sees those of the encoders before it.
+    """The batch with the columns of all encoders; each encoder sees the columns of earlier ones.
 
-    A column called `null_text_states` is what stands for no `text_states`, and so on; see
-    `components.training.conditioning`.
+    A column called `null_text_states` is the null of `text_states`, and so on; see `components.training.conditioning`.
     """
     for encoder in encoders:
         batch = {**batch, **encoder(batch)}
@@ -60,8 +59,10 @@ def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
 
 
 def image_encoder(network: ContrastiveEncoder) -> Encoder:
-    """Adds `image_embedding` (B, E) of `image`, with components of unit variance; larger images are reduced to the
-    encoder's resolution."""
+    """Adds `image_embedding` (B, E) of `image`, with components of unit variance.
+
+    Larger images are reduced to the encoder's resolution.
+    """
 
     def encode(batch: Batch) -> Batch:
         image = batch["image"]
@@ -72,8 +73,10 @@ def image_encoder(network: ContrastiveEncoder) -> Encoder:
 
 
 class Latents:
-    """Replaces `image` by its latents (B, C, h, w), times a number that gives them unit variance, and knows the way
-    back (Rombach et al., 2022, appendix G)."""
+    """Replaces `image` by latents (B, C, h, w) times `scale`, for unit variance, and decodes latents.
+
+    Rombach et al. (2022), appendix G.
+    """
 
     def __init__(self, network: Autoencoder, scale: float) -> None:
         self.network, self.scale = network, scale
@@ -83,12 +86,12 @@ class Latents:
         return {"image": self.scale * latents}
 
     def images(self, latents: Tensor) -> Tensor:
-        """(B, 3, H, W), near [-1, 1]."""
+        """Decodes scaled latents to images (B, 3, H, W), near [-1, 1]."""
         return self.network.from_latents(latents / self.scale)
 
 
 def gray_images(device: torch.device) -> Encoder:
-    """Replaces `image`, gray in three equal channels, by one of them, (B, 1, H, W); no network is needed.
+    """Replaces `image`, gray in three equal channels, by a single channel, (B, 1, H, W).
 
     The encoder raises ColorError for an image in color.
     """
@@ -97,7 +100,7 @@ def gray_images(device: torch.device) -> Encoder:
 
 
 def text_encoder(text: ContrastiveText) -> Encoder:
-    """Adds `text_states` (B, L, D) and `text_embedding` (B, E) of `text`, ids of the encoder's own tokenizer."""
+    """Adds `text_states` (B, L, D) and `text_embedding` (B, E) of `text`, in the encoder's own ids."""
     empty = text.encode([""])
     nothing = {"null_text_states": empty.states, "null_text_embedding": empty.embedding}
 
@@ -109,8 +112,10 @@ def text_encoder(text: ContrastiveText) -> Encoder:
 
 
 def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
-    """Adds `text_states` (B, L, D) of the captions that `text` holds as ids of `bpe`, by an encoder with a tokenizer of
-    its own. The byte-level BPE of this house gives back what it was given, in lower case and cut where it was too long.
+    """Adds `text_states` (B, L, D) of captions, by an encoder with a tokenizer of its own.
+
+    Captions are decoded from the ids of `bpe` in column `text`: a byte-level BPE gives the caption back, in lower case
+    and cut where it was too long.
     """
     nothing = {"null_text_states": text.encode([""]).states}
 
@@ -122,7 +127,7 @@ def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
 
 
 def repeated(nothing: dict[str, Tensor], batch: Batch) -> Batch:
-    """Columns of one row, once for each sample of the batch."""
+    """Expands columns of a single row to the samples of a batch."""
     return {name: row.expand(len(batch["position"]), *row.shape[1:]) for name, row in nothing.items()}
 
 
@@ -134,15 +139,15 @@ def frozen_encoders(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> Frozen:
-    """The encoders that make those of `columns` that no data set has: image_embedding, text_states, text_embedding.
+    """The encoders of all `columns` among image_embedding, text_states and text_embedding.
 
     Args:
         resolution: of the training's images.
         bpe: the tokenizer of the data's captions, the text of its file.
         contrastive: a model of the contrastive stage; makes all three.
-        text_encoder: of the text_encoder stage; makes the text_states in its place.
+        text_encoder: a model of the text_encoder stage; makes the text_states in the contrastive model's place.
 
-    Raises ValueError, in one line, if an encoder that is needed is missing or does not fit.
+    Raises ValueError, in a line, for a needed encoder that is missing or does not fit.
     """
     loaders: list[LoadEncoder] = []
     sizes: dict[str, int] = {}
@@ -168,14 +173,17 @@ def maker_of(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> Artifact | None:
-    """Of the models that are given, the one that makes `column`."""
+    """The model that makes `column`, or None."""
     if column == "latents":
         return autoencoder
     return contrastive if column == "image_embedding" else text_encoder or contrastive
 
 
 def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str) -> dict[str, Any]:
-    """Arguments of the encoder's network. Raises ValueError if it is none, or knows other images or captions."""
+    """Arguments of a contrastive encoder's network.
+
+    Raises ValueError for another kind of model, for smaller images than the encoder's, or another text tokenizer.
+    """
     description = json.loads(contrastive.read(DESCRIPTION))
     if description["kind"] != "contrastive":
         raise ValueError(f"image_embedding needs a contrastive model, not one of kind {description['kind']}")
@@ -189,7 +197,7 @@ def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str
 
 
 def text_sizes(encoder: Artifact) -> dict[str, int]:
-    """Length and width of a text's states by that encoder."""
+    """Length and width of an encoder's text states, as fields of DatasetInfo."""
     if DESCRIPTION not in encoder.names():
         return {name: encoder.metadata[name] for name in ("text_states_length", "text_states_dim")}
     text = json.loads(encoder.read(DESCRIPTION))["network"]["text"]
@@ -197,7 +205,7 @@ def text_sizes(encoder: Artifact) -> dict[str, int]:
 
 
 def load_latents(device: torch.device, *, autoencoder: Artifact, scale: float) -> Latents:
-    """`Latents` of a model of the autoencoder stage. It comes last: other encoders want the image."""
+    """`Latents` of a model of the autoencoder stage, as the last encoder: others need the image."""
     return Latents(open_autoencoder(autoencoder).to(device), scale)
 
 
@@ -208,16 +216,16 @@ def load_latent_columns(device: torch.device, *, autoencoder: Artifact) -> Encod
 
 
 def load_nulls(device: torch.device, *, nulls: dict[str, np.ndarray]) -> Encoder:
-    """Adds what stands for no text next to columns that were made before: `null_text_states`, `null_text_embedding`."""
+    """Adds `null_text_states` and `null_text_embedding` to columns of an encoded set."""
     rows = {name: torch.from_numpy(null).to(device).float()[None] for name, null in nulls.items()}
     return lambda batch: repeated(rows, batch)
 
 
 class ColumnEncoder:
-    """What encoders add to a batch, as arrays to be kept: float32, with the nulls of `columns`.
+    """Encodes rows to float32 arrays, for an encoded set: `columns` and their nulls.
 
     Args:
-        columns: of what the encoders make, those to keep.
+        columns: outputs of the encoders to return.
     """
 
     def __init__(self, load_encoders: Sequence[LoadEncoder], columns: Sequence[str]) -> None:
@@ -237,7 +245,7 @@ def load_image_encoder(device: torch.device, *, contrastive: Artifact) -> Encode
 
 
 def load_text_encoder(device: torch.device, *, encoder: Artifact, bpe: str) -> Encoder:
-    """`text_encoder` of a contrastive model that knows the tokenizer `bpe`, `caption_encoder` of any other encoder."""
+    """`text_encoder` of a contrastive model with the tokenizer `bpe`, else `caption_encoder`."""
     with encoder.local_copy() as folder:
         text = load_frozen_text(folder, device=device)
         own = (folder / BPE).is_file() and (folder / BPE).read_text() == bpe

@@ -1,7 +1,7 @@
-"""Data-parallel training on Ray Train v2, as the driver sees it; `worker.py` is what each rank does.
+"""The driver's side of data-parallel training on Ray Train v2; `worker.py` is the ranks' side.
 
 A run is named by its stage's key, so starting it again resumes it: Train restores the list of checkpoints from the run
-folder, restarted workers load the last one, and the data stream is rebuilt from its step for as many as they are.
+folder, restarted workers load the last one, and the data stream is rebuilt from its step for any number of workers.
 """
 
 import logging
@@ -34,12 +34,12 @@ from components.training.worker import RayStream, Stream, TrainingJob, train_wor
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
-# In front of a message that is written for the user.
+# Prefix of this package's own errors in a traceback, in front of a message for the user.
 OWN_ERROR = re.compile(rf"^{re.escape(components.__name__)}\.[\w.]+: ")
 
 
 class TrainingError(RuntimeError):
-    """A training stopped for good; one line that says why and what to try."""
+    """A training stopped for good; the message is a line with the reason and a remedy."""
 
 
 def train(
@@ -58,24 +58,24 @@ def train(
     tries_memory: bool | None = None,
     step_flops: Callable[[], float] | None = None,
 ) -> Trained:
-    """Train until config.total_steps, resuming what is in `folder`, and leave the model's files in `store`.
+    """Train until config.total_steps, resuming a run in `folder`, and leave the model's files in `store`.
 
     Args:
         make_task: called in each worker as make_task(worker=...).
         key: the run's name below `folder`; equal keys resume each other.
         stream: the ordered data of the whole run, from any step on.
-        held_out: called in rank 0; what previews and the final evaluation see.
+        held_out: called in rank 0; data of previews and the final evaluation.
         store: the stage's folder.
-        model: what describes the model next to its weights.
-        tries_memory: whether workers find out how many samples they have room for at a time, where the resources have
-            no max_batch_per_device; None: on GPUs.
-        step_flops: counts the FLOPs of one step of all ranks, in rank 0; None: training tells no MFU.
+        model: description of the model, next to its weights.
+        tries_memory: workers measure how many samples they have room for at a time, where the resources have no
+            max_batch_per_device; None: on GPUs.
+        step_flops: counts the FLOPs of one step of all ranks, in rank 0; None: no MFU is reported.
 
     Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
-    weights never pass through this process.
+    weights never pass through the driver.
 
     Raises:
-        HandoverError: what workers are given holds a path of this node.
+        HandoverError: values for workers hold a path of the driver's node.
         TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, a
             device has too little memory, or workers failed more than resources.max_failures times.
     """
@@ -100,8 +100,10 @@ def train(
 
 
 def check_finished(job: TrainingJob) -> None:
-    """Forget that an earlier try has finished the training if files that it left are damaged, and say so: its last
-    checkpoint makes them again."""
+    """Forget the end of an earlier try whose files are damaged, with a warning.
+
+    The files are then made again from the last checkpoint.
+    """
     trained = read_finished(job.run)
     damage = [] if trained is None else verify_files(job.store, trained.entries)
     if damage:
@@ -112,7 +114,7 @@ def check_finished(job: TrainingJob) -> None:
 
 
 def fall_back(job: TrainingJob, name: str, why: str) -> None:
-    """Make the checkpoint before a damaged one the last, and say so."""
+    """Strike a damaged checkpoint off the list, so that the one before is the last, with a warning."""
     before = forget_checkpoint(job.run, name)
     place = f"the checkpoint of step {before.step}" if before else "the start: there is no other checkpoint"
     line = f"a checkpoint is damaged ({why}); going on from {place}"
@@ -121,9 +123,10 @@ def fall_back(job: TrainingJob, name: str, why: str) -> None:
 
 
 def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
-    """Run Ray Train in the run folder `folder/key`. Raises TrainingError with the worker's own last line.
+    """Run Ray Train in the run folder `folder/key`.
 
-    Returns whether it has to run again: a checkpoint was damaged, or a node is taken away and training left it in time.
+    Returns True to run again: a checkpoint was damaged, or training left a node in time that is taken away. Raises
+    TrainingError with the worker's own last line.
     """
     path, filesystem = storage_of(folder)
     resources = job.resources
@@ -166,7 +169,7 @@ def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
 
 
 class Trainer(ray.train.torch.TorchTrainer):
-    """Starts no number of workers but one of `worker_counts`, and no actor that would be of no use.
+    """Ray's trainer, for numbers of workers in `worker_counts`, and without a useless actor.
 
     Ray 2.60 starts an actor that removes the placement group if the controller dies. It asks the dashboard whether the
     controller lives; without a dashboard it hears nothing, costs time all along, and 12 seconds at the end.
@@ -189,7 +192,7 @@ class Trainer(ray.train.torch.TorchTrainer):
 
 
 class EqualShares(ElasticScalingPolicy):
-    """Ray's elastic policy, which takes as many workers as there is room for, kept to numbers that divide the batch."""
+    """Ray's elastic policy, restricted to numbers of workers that divide the batch."""
 
     def __init__(self, scaling_config: ray.train.ScalingConfig, worker_counts: list[int]) -> None:
         super().__init__(scaling_config)
@@ -201,16 +204,16 @@ class EqualShares(ElasticScalingPolicy):
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:
-    """Logical resources of one worker; the budget must leave CPUs for the tasks that read data."""
-    wanted = {"CPU": resources.cpus_per_worker}
-    return wanted | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    """Logical resources of a worker; the budget must leave CPUs for the tasks that read data."""
+    cpus = {"CPU": resources.cpus_per_worker}
+    return cpus | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
 def resumed(job: TrainingJob) -> MakeDataset:
-    """What makes the stream from the checkpoint that workers are about to load; called whenever workers start.
+    """Makes the stream from the checkpoint that workers are about to load; called whenever workers start.
 
-    It goes to `OrderedShards` in the place of a dataset: only that is told how many workers there are this time. There
-    is no stream where all steps are taken, and only the evaluation is not done.
+    The result goes to `OrderedShards` in the place of a dataset: only there the number of workers is known. There is no
+    stream where all steps are taken and only the evaluation is missing.
     """
     done = last_checkpoint(job.run)
     if done is not None and done.step == job.config.total_steps:
@@ -219,7 +222,7 @@ def resumed(job: TrainingJob) -> MakeDataset:
 
 
 def last_line(error: Exception) -> str:
-    """The line of a worker's traceback that says what happened."""
+    """The last line of a worker's traceback, without the prefix of our own errors."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
     return OWN_ERROR.sub("", lines[-1].strip())

@@ -1,4 +1,4 @@
-"""One network with its optimizer, EMA and guard: the part that all tasks share, by composition."""
+"""Learners: a network with optimizer, EMA and guard, the common part of all tasks, by composition."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -25,8 +25,11 @@ EVALUATION_BATCH = 64
 
 
 class Learner(Generic[Network]):
-    """Moves one network. `self.forward` is the data-parallel network, `self.network` the plain one; where the worker
-    shards, both are the network in shards."""
+    """A network in training.
+
+    `self.forward` is the data-parallel network, `self.network` the plain one; where the worker shards, both are the
+    network in shards.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class Learner(Generic[Network]):
         worker: Worker,
         averaged: bool = True,
     ) -> None:
-        """`averaged`: whether an average of the weights is kept as the configuration says; no discriminator has one."""
+        """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none."""
         self.config = config
         self.worker = worker
         self.network = network if worker.shards else network.to(worker.device)
@@ -52,26 +55,26 @@ class Learner(Generic[Network]):
 
     @cached_property
     def optimizer(self) -> torch.optim.AdamW:
-        """Made when it is first needed: what is only counted, on the meta device, has none."""
+        """The optimizer, built at its first use: networks on the meta device, only counted, have none."""
         return make_optimizer(self.network, self.config)
 
     def snapshot(self) -> Network:
-        """The network to sample from and to keep, in evaluation mode: the EMA, or a copy where there is none."""
+        """The network for samples and for the artifact, in evaluation mode: the EMA, or else a copy."""
         return self.ema.network if self.ema else self.copied(self.network).eval()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32 themselves.
+        """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32.
 
-        The copies in bf16 of weights in shards are not kept for the pass: they would be those of all blocks.
+        Copies in bf16 of weights in shards are not cached for the pass: they would be copies of all blocks.
         """
         device, shards = self.worker.device, self.worker.shards
         return autocast(device, enabled=self.computes_bf16, cache_enabled=not shards)
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
-        """Add the gradient of `loss` to this network's parameters, and to no other's that stand in the graph.
+        """Add the gradient of `loss` to the network's parameters, and to no other network's in the graph.
 
-        Weights that are gathered for a pass are others than the parameters, so FSDP2 gives those that are named here no
-        gradient and says nothing. What it trains has the graph for itself: tasks with two networks are never sharded.
+        Weights gathered for a pass are not the parameters, so FSDP2 would silently give named parameters no gradient. A
+        sharded network has the graph for itself: tasks with two networks are never sharded.
         """
         if self.worker.shards:
             loss.backward(retain_graph=retain_graph)
@@ -80,10 +83,11 @@ class Learner(Generic[Network]):
         loss.backward(inputs=trained, retain_graph=retain_graph)
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """Clip, step the optimizer, clear gradients. Returns (taken, gradient norm before clipping), () on the device.
+        """Clip, step the optimizer, clear gradients.
 
-        Whether the step is taken is known to the device alone: the fused optimizer is told as a gradient scaler tells
-        it, by `found_inf`, and leaves weights, moments and its count of steps as they are.
+        Returns (taken, gradient norm before clipping), both () on the device. Only the device knows whether the step is
+        taken: the fused optimizer learns it from `found_inf`, as from a gradient scaler, and leaves weights, moments
+        and its count of steps unchanged after a refusal.
         """
         norm = self.clip()
         taken = self.guard.admits(norm, step=step)
@@ -95,13 +99,13 @@ class Learner(Generic[Network]):
         return taken, norm
 
     def clip(self) -> Tensor:
-        """Scale gradients to a joint norm of at most that of the recipe. Returns the norm before, ()."""
+        """Scale gradients to the recipe's max_grad_norm at most. Returns the joint norm before, ()."""
         if self.worker.shards:
             return clip_shards(self.network, self.worker, max_norm=self.config.max_grad_norm)
         return clip_gradients(self.network, max_norm=self.config.max_grad_norm)
 
     def average(self, taken: Tensor | None = None) -> None:
-        """Update the EMA where the step was taken; called after everything that belongs to it."""
+        """Update the EMA where the step was taken; called at the end of a step."""
         if self.ema:
             self.ema.update(self.network, taken)
 
@@ -112,7 +116,7 @@ class Learner(Generic[Network]):
         return norm
 
     def weights(self) -> dict[str, Tensor]:
-        """Flat names -> tensors, for safetensors."""
+        """Tensors of network and EMA by flat names, for safetensors."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.ema:
             for average, network in self.ema.averages.items():
@@ -120,7 +124,7 @@ class Learner(Generic[Network]):
         return named
 
     def progress(self) -> dict[str, Any]:
-        """The state that is not weights. Waits for the device. Raises NonFiniteError after too many bad steps."""
+        """The state besides the weights. Waits for the device. Raises NonFiniteError after too many bad steps."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "ema_updates": int(self.ema.updates) if self.ema else 0,
@@ -128,8 +132,10 @@ class Learner(Generic[Network]):
         }
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Be as `weights()` and `progress()` say, whose tensors are whole or this rank's shards; gradients of a step
-        that broke off are forgotten."""
+        """Restore the results of `weights()` and `progress()`; gradients of a broken-off step are cleared.
+
+        Tensors are whole or the calling rank's shards.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         load_weights(self.network, below("network.", weights))
         self.optimizer.load_state_dict(placed_optimizer(self.optimizer, progress["optimizer"]))
@@ -141,7 +147,7 @@ class Learner(Generic[Network]):
 
 
 class LearnerTask(Generic[Network]):
-    """What all tasks with one network have in common; see `components.training.loop.Task`."""
+    """The common part of all tasks with a single network; see `components.training.loop.Task`."""
 
     learner: Learner[Network]
     max_batch: int | None = None
@@ -154,7 +160,7 @@ class LearnerTask(Generic[Network]):
         self.learner.restore(state["weights"], state["learner"])
 
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Nothing, for what makes no images."""
+        """No images, for tasks without any."""
         del held_out, step
         return {}
 
@@ -162,7 +168,7 @@ class LearnerTask(Generic[Network]):
 def make_ema(
     network: Network, config: OptimizationConfig, *, copied: Callable[[Network], Network] = deepcopy
 ) -> EMA[Network] | PowerEMA[Network] | None:
-    """The average of the recipe's kind; none where `ema_decay` is 0. `copied` makes another network of its weights."""
+    """The average of the recipe's kind; None where `ema_decay` is 0. `copied` copies a network."""
     if config.ema_decay == 0:
         return None
     if config.ema == "power":
@@ -172,7 +178,7 @@ def make_ema(
 
 @contextmanager
 def seeded(seed: int, *place: int | str) -> Iterator[None]:
-    """Initialize or drop out from (seed, place) and give the global CPU generator back as it was."""
+    """Seeds the global CPU generator by (seed, place) inside, and restores it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "module", *place))
         yield
@@ -198,7 +204,7 @@ def without_memory() -> Iterator[None]:
 
 @contextmanager
 def initialized(seed: int, worker: Worker) -> Iterator[None]:
-    """Networks that are built inside start with weights that the seed draws; with shapes alone on the meta device."""
+    """Networks built inside start with weights drawn by the seed; on the meta device with shapes alone."""
     with seeded(seed), without_memory() if worker.device.type == "meta" else nullcontext():
         yield
 
@@ -206,10 +212,10 @@ def initialized(seed: int, worker: Worker) -> Iterator[None]:
 def accumulated(
     batch: Batch, *learners: Learner[Any], max_batch: int | None, step: int
 ) -> Iterator[tuple[Batch, float]]:
-    """The batch in parts of at most `max_batch` samples, each with its share of the batch to scale its loss by.
+    """Yields parts of at most `max_batch` samples, each with a factor for the loss, the share of the batch.
 
-    Gradients are averaged over the ranks with the last part only. Dropout is the one thing drawn from a global
-    generator: it is seeded by (seed, step, rank, part), so a resumed run drops the same units.
+    Gradients are averaged over the ranks with the last part only. Dropout alone draws from a global generator, which is
+    seeded by (seed, step, rank, part), so a resumed run drops the same units.
     """
     config, worker = learners[0].config, learners[0].worker
     parts = list(split(batch, max_batch))
@@ -224,19 +230,21 @@ def accumulated(
 def held_out_parts(
     batch: Batch, learner: Learner[Any], *, max_batch: int | None, most: int = EVALUATION_BATCH
 ) -> Iterator[Batch]:
-    """The samples of an evaluation or a preview in parts of at most `most`, and never more than a step of training
-    takes at a time: what trains also evaluates."""
+    """Yields an evaluation's or preview's samples in parts of at most `most`.
+
+    A part is never more than a training step takes at a time: a model that trains also evaluates.
+    """
     share = learner.worker.share(learner.config.global_batch_size)
     return split(batch, min(max_batch or share, share, most))
 
 
 def split(batch: Batch, max_batch: int | None) -> Iterator[Batch]:
-    """The batch in parts of at most `max_batch` samples; whole if that is None."""
+    """Yields the batch in parts of at most `max_batch` samples; whole for None."""
     samples = len(batch["position"])
     for start in range(0, samples, max_batch or samples):
         yield {name: value[start : start + (max_batch or samples)] for name, value in batch.items()}
 
 
 def below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights whose names start with `prefix`, without it."""
+    """The weights with names that start with `prefix`, under the rest of the name."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

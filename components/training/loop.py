@@ -1,4 +1,4 @@
-"""The loop knows when, the task knows how."""
+"""The training loop, and the interface of tasks: the loop decides when, the task how."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,25 +15,28 @@ Metrics = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """One trained model: its networks, optimizers, EMA, and the step that moves them."""
+    """A model in training: networks, optimizers, EMA, and the training step."""
 
-    max_batch: int | None  # samples that it takes at a time, set before `fit`; None: its whole share of a batch
-    parts_matter: bool  # whether a batch that is taken in parts trains another model
+    max_batch: int | None  # samples taken at a time, set before `fit`; None: the rank's whole share of a batch
+    parts_matter: bool  # True if a batch taken in parts trains another model
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        """Move the weights by one step (1-based). Returns scalar tensors on the device, `loss` among them."""
+        """Take the training step `step` (1-based). Returns scalar tensors on the device, `loss` among them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on: {"weights": flat name -> tensor, ...plain values and optimizer states}."""
+        """The whole state for the next step.
+
+        {"weights": flat name -> tensor, ...plain values and optimizer states}.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as another task was when it gave `state`, bit for bit, also after a step that broke off halfway."""
+        """Restore a `state_dict`, bit for bit, also after a step that broke off halfway."""
 
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Summary metrics of the finished (EMA) model on held-out data; touches nothing that training depends on."""
+        """Summary metrics of the finished (EMA) model on held-out data; no effect on training."""
 
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Name -> PNG of what the (EMA) model makes now; draws from generators of its own."""
+        """Images of the (EMA) model by name, as PNG; draws from separate generators."""
 
 
 def fit(
@@ -44,16 +47,17 @@ def fit(
     start_step: int = 0,
     log: Callable[[int, Metrics], None] = lambda step, metrics: None,
     save: Callable[[int, Task], None] = lambda step, task: None,
-    show: Callable[[int, Task], None] = lambda step, task: None,
+    show: Callable[[int, Task], object] = lambda step, task: None,
     leave: Callable[[], bool] = lambda: False,
     due: Callable[[int], bool] | None = None,
 ) -> int:
-    """Train from `start_step` (steps already taken) to `config.total_steps`; `batches` must start there too.
+    """Train from `start_step` (steps already taken) to `config.total_steps`.
 
+    `batches` must start at `start_step` too.
     `log` is called at every step and decides what to read, `save` and `show` at their intervals: first `save`, so that
-    nothing is lost by what is shown. The last step is saved and not shown: the caller shows and evaluates the finished
-    model. `due` says whether a step is saved; None: `is_scheduled`. `leave` is asked after every step: if it says so,
-    the state is saved and training ends. Returns the steps taken.
+    a failing preview loses nothing. The last step is saved and not shown: the caller shows and evaluates the finished
+    model. `due` decides whether a step is saved; None: `is_scheduled`. `leave` is called after every step: if true, the
+    state is saved and training ends. Returns the steps taken.
     """
     step, due = start_step, due or partial(is_scheduled, config=config)
     for step in range(start_step + 1, config.total_steps + 1):
@@ -70,5 +74,5 @@ def fit(
 
 
 def is_scheduled(step: int, config: OptimizationConfig) -> bool:
-    """Whether the recipe wants a checkpoint, or a snapshot of a power EMA, after this step by its number."""
+    """True if the recipe schedules a checkpoint, or a snapshot of a power EMA, after `step`."""
     return step % config.checkpoint_every == 0 or step == config.total_steps

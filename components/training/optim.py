@@ -1,6 +1,4 @@
-"""How weights move: AdamW with a warmed-up and decaying rate, weights of losses that change with the step, the average
-of the weights, and what happens when a loss or gradient is not finite.
-"""
+"""Optimization: AdamW with warm-up and decay, scheduled loss weights, EMA, a guard against NaN."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +29,10 @@ def make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.opti
 
 
 def learning_rate(config: OptimizationConfig, step: int) -> float:
-    """The rate of step `step` (1-based): linear warm-up to the peak, then decay to final_lr_fraction of it."""
+    """The learning rate of step `step` (1-based).
+
+    Linear warm-up to the peak, then linear or cosine decay to final_lr_fraction of the peak.
+    """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)  # (0, 1]
@@ -40,30 +41,36 @@ def learning_rate(config: OptimizationConfig, step: int) -> float:
 
 
 def clip_gradients(network: nn.Module, *, max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `max_norm`. Returns the norm before, a scalar."""
+    """Scale all gradients to a joint norm of at most `max_norm`. Returns the norm before, a scalar."""
     gradients = [parameter for parameter in network.parameters() if parameter.grad is not None]
     return nn.utils.clip_grad_norm_(gradients, max_norm)
 
 
 def kl_weight_at(losses: AutoencoderLosses, step: int) -> float:
-    """Weight of the KL divergence in step `step` (1-based): 0 to kl_weight (Ramesh et al., 2021, appendix A.2)."""
+    """Weight of the KL divergence in step `step` (1-based), from 0 to kl_weight.
+
+    Ramesh et al. (2021), appendix A.2.
+    """
     return along_cosine(0.0, losses.kl_weight, step=step, num_steps=losses.kl_warmup_steps)
 
 
 def temperature_at(losses: AutoencoderLosses, step: int) -> float:
-    """Temperature of the relaxation in step `step` (1-based): 1 to final_temperature (the same appendix)."""
+    """Temperature of the relaxation in step `step` (1-based), from 1 to final_temperature.
+
+    Ramesh et al. (2021), appendix A.2.
+    """
     return along_cosine(1.0, losses.final_temperature, step=step, num_steps=losses.temperature_steps)
 
 
 def along_cosine(start: float, end: float, *, step: int, num_steps: int) -> float:
-    """From `start` at step 0 to `end` at step `num_steps`, half a cosine, and `end` from then on."""
+    """Half a cosine from `start` at step 0 to `end` at step `num_steps`, constant from then on."""
     if step >= num_steps:
         return end
     return end + (start - end) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
 class EMA(Generic[Network]):
-    """The average of a network's weights: what is sampled from, and what a bundle holds.
+    """The exponential moving average of a network's weights, for samples and for the bundle.
 
     After update n the decay is min(decay, (1 + n) / (10 + n)): without that warm-up a short run's average is mostly the
     random initialization (improved-diffusion issue 59). Buffers are copied. The average is a network of its own, in
@@ -71,19 +78,21 @@ class EMA(Generic[Network]):
     """
 
     def __init__(self, network: Network, *, decay: float, copied: Callable[[Network], Network] = deepcopy) -> None:
-        """`copied` makes another network of the same weights."""
+        """Starts from the weights of `network`; `copied` copies a network."""
         self.decay = decay
         self.network = copied(network).float().eval().requires_grad_(False)
         self.updates = no_updates(network)
 
     @property
     def averages(self) -> dict[str, Network]:
-        """By the name that checkpoints know it by."""
+        """The average under its name in checkpoints."""
         return {"ema": self.network}
 
     def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
-        """Move the average towards `network`; call after an optimizer step. Nothing moves where `taken`, () bool on
-        the network's device, is false."""
+        """Move the average towards `network`; called after an optimizer step.
+
+        Nothing moves where `taken`, () bool on the network's device, is false.
+        """
         taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
         self.updates += taken
         weight = 1 - decay_at(self.updates, decay=self.decay)
@@ -91,46 +100,52 @@ class EMA(Generic[Network]):
 
 
 def decay_at(update: Tensor, *, decay: float) -> Tensor:
-    """The decay of update `update`, () float64, 1-based."""
+    """The decay of update number `update`, () float64, 1-based."""
     return ((1 + update) / (10 + update)).clamp(max=decay)
 
 
 def no_updates(network: nn.Module) -> Tensor:
-    """The count of an average's updates, () float64: on the device, which alone knows what was taken."""
+    """A count of updates, 0, () float64 on the device, where alone it is known which steps were taken."""
     return torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
 
 
 @torch.no_grad()
 def move_average(average: nn.Module, network: nn.Module, *, weight: Tensor, taken: Tensor) -> None:
-    """Move the parameters of `average` by `weight`, () float64, of the way to those of `network`, and copy buffers;
-    where `taken`, () bool, is false nothing moves. Each rank moves its own shards."""
+    """Move the parameters of `average` towards those of `network`, and copy buffers.
+
+    Args:
+        weight: share of the way, () float64.
+        taken: nothing moves where () bool is false.
+
+    Each rank moves its own shards.
+    """
     masters = [local(parameter).float() for parameter in network.parameters()]
     averages = [local(parameter) for parameter in average.parameters()]
     if weight.device.type != "cpu":
         move_masked(averages, masters, weight=weight * taken)
     elif taken:  # the host has it at hand
         torch._foreach_lerp_(averages, masters, weight.item())
-    for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(torch.where(taken, buffer, kept))
+    for old, new in zip(average.buffers(), network.buffers(), strict=True):
+        old.copy_(torch.where(taken, new, old))
 
 
 def move_masked(averages: list[Tensor], masters: list[Tensor], *, weight: Tensor) -> None:
-    """Linear interpolation by a weight () that is known to the device alone; 0 leaves every bit."""
+    """Linear interpolation by a weight () on the device; 0 leaves every bit."""
     ways = torch._foreach_sub(masters, averages)
     torch._foreach_mul_(ways, weight.float())
     torch._foreach_add_(averages, ways)
 
 
 class NonFiniteError(RuntimeError):
-    """Training or its weights left the finite numbers; the message says what to try."""
+    """Training or weights left the finite numbers; the message has a remedy."""
 
 
 class NonFiniteGuard:
-    """Counts consecutive non-finite steps. All ranks see the same averaged gradient norm, so all decide the same.
+    """Counts consecutive non-finite steps. All ranks see the same averaged norm, so all decide the same.
 
-    The device decides at each step, and masks what it does not take. The host looks at the count at every step where
-    that is free, on a CPU, and elsewhere every `every` steps, at what the device had counted `every` steps before: it
-    has long arrived, and all ranks stop at the same step.
+    The device decides at each step, and masks the updates of refused steps. On a CPU the host reads the count at every
+    step; elsewhere every `every` steps, and then the count of `every` steps before: that number has long arrived, and
+    all ranks stop at the same step.
     """
 
     def __init__(self, device: torch.device | str = "cpu", *, every: int = 1) -> None:
@@ -138,32 +153,35 @@ class NonFiniteGuard:
         self.restore(0, device)
 
     def restore(self, consecutive: int, device: torch.device | str) -> None:
-        """Be as after so many bad steps in a row."""
+        """Restore a count of consecutive bad steps."""
         self.runs = to_device(torch.tensor([consecutive, consecutive]), device)  # the present one, the longest one
-        self.told: ToldLater | None = None
+        self.earlier: ToldLater | None = None  # `runs` of `every` steps before
         self.step = 0
 
     def admits(self, norm: Tensor, *, step: int) -> Tensor:
-        """Whether the update of `step` may be taken, () bool on the device. Raises NonFiniteError after PATIENCE
-        refusals in a row, as soon as it sees them."""
+        """True, () bool on the device, where the update of `step` may be taken.
+
+        Raises NonFiniteError once the host reads PATIENCE refusals in a row.
+        """
         taken, self.step = norm.isfinite(), step
         present = torch.where(taken, 0, self.runs[0] + 1)
         self.runs = torch.stack([present, torch.maximum(present, self.runs[1])])
         if self.runs.device.type == "cpu":
             self.check()
         elif step % self.every == 0:
-            if self.told is not None:
-                self.refuse(self.told.read())
-            self.told = ToldLater(self.runs)
+            if self.earlier is not None:
+                self.refuse(self.earlier.read())
+            self.earlier = ToldLater(self.runs)
         return taken
 
     def check(self) -> int:
-        """Consecutive bad steps up to now. Waits for the device. Raises NonFiniteError if there were too many."""
+        """Consecutive bad steps at present. Waits for the device. Raises NonFiniteError after PATIENCE."""
         runs = self.runs.cpu()
         self.refuse(runs)
         return int(runs[0])
 
     def refuse(self, runs: Tensor) -> None:
+        """Raise NonFiniteError if the longest of `runs`, (2,), reached PATIENCE."""
         if runs[1] >= PATIENCE:
             raise NonFiniteError(
                 f"loss or gradient was not finite for {PATIENCE} steps in a row, up to step {self.step}; try a lower "

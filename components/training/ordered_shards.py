@@ -1,4 +1,4 @@
-"""What Ray Train's actor of data sets needs. No torch: there is such an actor on the head for each training."""
+"""Data config for Ray Train's actor of data sets; no torch, for the head holds an actor a training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +12,16 @@ MakeDataset = Callable[..., "ray.data.Dataset | None"]  # called with world_size
 
 
 def nothing(*, world_size: int) -> None:
-    """The stream of a training that has taken all its steps."""
+    """No stream, for a training with all steps taken."""
 
 
 class OrderedShards(ray.train.DataConfig):
-    """Block i goes to crew i modulo the number of crews (`data/crews.py`): the order that makes a global batch."""
+    """Hands block i to crew i mod the number of crews (`data/crews.py`), the order of a global batch."""
 
     def configure(
         self, datasets: dict[str, MakeDataset], world_size: int, *unused: Any, **also_unused: Any
     ) -> list[dict[str, "ray.data.DataIterator"]]:
-        """The iterators of each rank, with order preserved; none where `resumed` gave no stream."""
+        """The iterators of each rank, with order preserved; none where `resumed` returned no stream."""
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, make in datasets.items():
             dataset = make(world_size=world_size)

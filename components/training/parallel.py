@@ -1,4 +1,4 @@
-"""One worker's place among the others, and the few collectives that training needs."""
+"""A worker's place among all workers, and the few collectives of training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Worker(NamedTuple):
-    """Where a task runs. The default is a single process on the CPU."""
+    """Rank and device of a task. The default is a single process on the CPU."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
-    shards: bool = False  # whether networks are cut among the ranks; see `components.training.sharding`
+    shards: bool = False  # networks are cut among the ranks; see `components.training.sharding`
 
     def share(self, global_batch_size: int) -> int:
-        """Samples of this rank in each step. Raises ValueError if the ranks' shares would differ."""
+        """Samples of the rank in each step. Raises ValueError if the ranks' shares would differ."""
         if global_batch_size % self.world_size:
             raise ValueError(
                 f"global_batch_size {global_batch_size} must be a multiple of the {self.world_size} workers"
@@ -32,9 +32,9 @@ ALONE = Worker()
 
 
 def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
-    """The network with gradients averaged over the ranks; itself if there is only one, or if it is in shards.
+    """Wraps a network so that gradients are averaged over ranks; no change for a single rank or shards.
 
-    Buffers are not broadcast: those that training moves (the codebook) are moved equally on all ranks.
+    Buffers are not broadcast: training moves buffers (the codebook) equally on all ranks.
     """
     if worker.world_size == 1 or worker.shards:
         return network
@@ -48,7 +48,7 @@ def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
 def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
     """Average gradients only in the last part of an accumulated step; never in a rank by itself.
 
-    Those of a network in shards are averaged in each part: until then they would be whole on every rank.
+    Gradients of a network in shards are averaged in each part: until then they would be whole on every rank.
     """
     if isinstance(network, DistributedDataParallel) and (not last or dist.get_world_size() == 1):
         with network.no_sync():
@@ -59,15 +59,15 @@ def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
 
 @contextmanager
 def by_itself(worker: Worker) -> Iterator[None]:
-    """Inside, every collective of this rank, also those of networks and losses, is over itself alone.
+    """Restricts every collective inside, also of networks and losses, to the calling rank alone.
 
-    It waits for no other rank and none waits for it, so it may fail at any place.
+    The rank waits for no other rank and none waits for it, so it may fail at any place.
     """
     if worker.world_size == 1:
         yield
         return
     everyone, itself = dist.group.WORLD, dist.new_group([worker.rank], use_local_synchronization=True)
-    assert isinstance(itself, dist.ProcessGroup)  # ranks that are not in it get a number
+    assert isinstance(itself, dist.ProcessGroup)  # ranks outside the group get a number
     dist.group.WORLD = itself
     try:
         yield
@@ -77,17 +77,17 @@ def by_itself(worker: Worker) -> Iterator[None]:
 
 
 def is_cut(tensor: Tensor) -> bool:
-    """Whether a tensor is in shards: a DTensor, whose import takes 0.7 s that nobody else has to wait."""
+    """True for a tensor in shards, a DTensor; told by an attribute, for its import takes 0.7 s."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor, in the memory where it is; a whole tensor itself."""
+    """The calling rank's shard of a tensor, without a copy; a whole tensor unchanged."""
     return tensor.to_local() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All of a tensor; called by all ranks where it is in shards."""
+    """The whole of a tensor; called by all ranks where the tensor is in shards."""
     return tensor.full_tensor() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]
 
 
@@ -101,9 +101,9 @@ def average(tensor: Tensor, worker: Worker) -> Tensor:
 
 
 def gather(tensor: Tensor, worker: Worker) -> Tensor:
-    """(B, ...) of every rank, of one shape -> (world_size * B, ...) in the order of ranks; without gradient.
+    """Gathers (B, ...) of every rank, equal shapes, as (world_size * B, ...); without gradient.
 
-    A rank by itself takes its own in the place of the others': shapes, and the memory they take, stay.
+    A rank by itself takes its own tensor in the place of the others': shapes and memory stay.
     """
     if worker.world_size == 1:
         return tensor
@@ -115,7 +115,7 @@ def gather(tensor: Tensor, worker: Worker) -> Tensor:
 
 
 def average_metrics(metrics: dict[str, Tensor], worker: Worker) -> dict[str, float]:
-    """Scalar tensors -> their means over all ranks as Python numbers; the one place where training waits for them."""
+    """Means of scalar tensors over all ranks, as Python numbers; training waits for metrics only here."""
     if not metrics:
         return {}
     values = torch.stack([value.detach().float() for value in metrics.values()])
@@ -126,22 +126,22 @@ def lowest(number: int, worker: Worker) -> int:
     """The smallest of all ranks' numbers; all ranks get the same answer."""
     if worker.world_size == 1:
         return number
-    told = torch.tensor(number)
-    dist.all_reduce(told, op=dist.ReduceOp.MIN, group=between_hosts())
-    return int(told)
+    answer = torch.tensor(number)
+    dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=between_hosts())
+    return int(answer)
 
 
 def any_rank(flag: bool, worker: Worker) -> bool:
-    """Whether `flag` is set on any rank; all ranks get the same answer."""
+    """True if `flag` is set on any rank; all ranks get the same answer."""
     if worker.world_size == 1:
         return flag
-    told = torch.tensor(float(flag))
-    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=between_hosts())
-    return bool(told)
+    answer = torch.tensor(float(flag))
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=between_hosts())
+    return bool(answer)
 
 
 def between_hosts() -> dist.ProcessGroup:
-    """All ranks as they talk from host to host: nobody waits for a device. The first call is one of all ranks."""
+    """A group of all ranks on the CPU, without a wait for devices; all ranks make the first call."""
     world = dist.group.WORLD
     assert world is not None
     return world if dist.get_backend(world) == "gloo" else host_group(world)
@@ -152,5 +152,5 @@ def host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """The ranks of `world` over gloo, made once."""
     del world
     group = dist.new_group(backend="gloo")
-    assert isinstance(group, dist.ProcessGroup)  # ranks that are not in it get a number
+    assert isinstance(group, dist.ProcessGroup)  # ranks outside the group get a number
     return group

@@ -1,7 +1,7 @@
-"""The perceptual network of the tokenizer, with its pretrained weights or an error: never a random one.
+"""Perceptual networks of tokenizers, with pretrained weights or an error: never with random weights.
 
 `efficientnet_lite1` comes from two small packages and needs no network access; `vgg16_lpips` (Zhang et al., 2018) reads
-its weights from a URI. It is not the network that measures distances (lite0), so the yardstick is not trained on.
+its weights from a URI. Distances are measured by another network (lite0), so the yardstick is not trained on.
 
 Shapes: B batch, H W pixels; C_l H_l W_l features of layer l.
 """
@@ -25,15 +25,15 @@ LITE1_BLOCKS = (0, 3, 6, 13, 20)  # the last block of each stride: 2, 4, 8, 16, 
 VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions of each block, a max-pooling between blocks
 VGG16_CHANNELS = (64, 128, 256, 512, 512)
 LINEAR = [f"lin{layer}.model.1.weight" for layer in range(len(VGG16_CHANNELS))]  # LPIPS's names
-LARGEST_HEADER = 2**24  # bytes: of such a file it has a few thousand
+LARGEST_HEADER = 2**24  # bytes; LPIPS's has a few thousand
 
 
 class PerceptualWeightsError(RuntimeError):
-    """The chosen perceptual network cannot be had; the message says how to get it."""
+    """The chosen perceptual network cannot be had; the message names the source."""
 
 
 def load_perceptual_loss(network: PerceptualNetwork, *, weights_uri: str | None) -> PerceptualLoss | None:
-    """The perceptual loss of that name; None for "none". Raises PerceptualWeightsError if its weights are missing."""
+    """The perceptual loss by name; None for "none". Raises PerceptualWeightsError for missing weights."""
     if network == "none":
         return None
     if network == "vgg16_lpips":
@@ -43,9 +43,9 @@ def load_perceptual_loss(network: PerceptualNetwork, *, weights_uri: str | None)
 
 
 def check_perceptual_network(network: PerceptualNetwork, *, weights_uri: str | None) -> None:
-    """Cheap check before anything is started: of packages, or of the first bytes of weights.
+    """Cheap check before any work: of packages, or of the first bytes of weights.
 
-    Raises PerceptualWeightsError, in one line.
+    Raises PerceptualWeightsError, in a line.
     """
     if network == "vgg16_lpips":
         _check_header(str(weights_uri))
@@ -61,7 +61,10 @@ def check_perceptual_network(network: PerceptualNetwork, *, weights_uri: str | N
 
 
 class EfficientNetFeatures(nn.Module):
-    """ImageNet-pretrained EfficientNet-Lite1 (Tan & Le, 2019): (B, 3, H, W) in [-1, 1] -> features at five strides."""
+    """ImageNet-pretrained EfficientNet-Lite1 (Tan & Le, 2019).
+
+    (B, 3, H, W) in [-1, 1] -> features (B, C_l, H_l, W_l) at five strides.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class EfficientNetFeatures(nn.Module):
 
 
 class VGG16Features(nn.Module):
-    """relu1_2 ... relu5_3 of VGG-16 (Simonyan & Zisserman, 2015), as LPIPS takes them."""
+    """Features relu1_2 ... relu5_3 of VGG-16 (Simonyan & Zisserman, 2015), as in LPIPS."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +119,7 @@ class VGG16Features(nn.Module):
 
 
 def _vgg16_lpips(uri: str | None) -> PerceptualLoss:
-    """From one safetensors file: torchvision's VGG-16 `features.*` and LPIPS's `lin0.model.1.weight` ... `lin4...`."""
+    """Loads LPIPS from a safetensors file: VGG-16's `features.*`, and `lin0.model.1.weight` to `lin4...`."""
     try:
         weights = load(read_url(str(uri)))
         features = VGG16Features()
@@ -128,9 +131,9 @@ def _vgg16_lpips(uri: str | None) -> PerceptualLoss:
 
 
 def _check_header(uri: str) -> None:
-    """Raise PerceptualWeightsError for a file that can't be read, is no safetensors file, or of another network."""
+    """Raise PerceptualWeightsError for an unreadable file, no safetensors file, or another network's."""
     try:
-        length = int.from_bytes(read_range(uri, 0, 8), "little")  # a safetensors file begins with that of its header
+        length = int.from_bytes(read_range(uri, 0, 8), "little")  # safetensors begins with the length of its header
         names = {*json.loads(read_range(uri, 8, 8 + length))} if length < LARGEST_HEADER else set[str]()
         convolutions = [name for name in names if name.startswith("features.") and name.endswith(".weight")]
         if len(convolutions) != sum(VGG16_CONVS) or not names >= {*LINEAR}:

@@ -1,9 +1,9 @@
-"""Averages of the weights by a power of time, and any other one from them after training (Karras et al. 2024,
-"Analyzing and Improving the Training Dynamics of Diffusion Models", section 3 and appendix C).
+"""Power-function EMA: averages with a relative width, and any other width from them after training.
 
-An average of width s (sigma_rel) looks back over a share of training that does not depend on its length: it weighs the
-weights after update k in proportion to k^gamma. Two of them are tracked, of widths 0.05 and 0.10, and kept now and then
-as snapshots; a linear combination of these is the average of whatever width one wants, which nobody has to know before.
+Karras et al. (2024), "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3 and appendix C. An
+average of width s (sigma_rel) looks back over a share of training, however long: it weighs the weights after update k
+in proportion to k^gamma. Two averages are tracked, of widths 0.05 and 0.10, and stored now and then as snapshots; a
+linear combination of snapshots is the average of any width, to be chosen after training.
 
 Shapes: N snapshots.
 """
@@ -18,24 +18,25 @@ from torch import Tensor, nn
 
 from components.training.optim import Network, move_average, no_updates
 
-WIDTHS = (0.05, 0.10)  # sigma_rel of the averages that are tracked, as published
-CUTOFF = 1e-13  # relative size of the singular values that rounding has left nothing of
+WIDTHS = (0.05, 0.10)  # sigma_rel of the tracked averages, as published
+CUTOFF = 1e-13  # relative size of singular values that are nothing but rounding
 
 
 class EMAProfile(NamedTuple):
-    """Which average of which moment."""
+    """Moment and width of an average."""
 
-    updates: int  # of the optimizer, all that there were
+    updates: int  # of the optimizer, up to the moment
     sigma_rel: float  # standard deviation of the profile over `updates`, in (0, 0.28)
 
 
 class PowerEMA(Generic[Network]):
-    """The two averages of a network's weights, each a network of its own in evaluation mode. Buffers are copied.
+    """The two averages of a network's weights, as separate networks in evaluation mode.
+
+    Buffers are copied.
 
     Args:
-        sigma_rel: the width that is wanted in the end. The tracked average that is nearest to it comes first: it is
-            `network`, which previews and evaluations use.
-        copied: makes another network of the same weights.
+        sigma_rel: the final width. The nearest tracked average is `network`, for previews and evaluations.
+        copied: copies a network.
     """
 
     def __init__(self, network: Network, *, sigma_rel: float, copied: Callable[[Network], Network] = deepcopy) -> None:
@@ -47,12 +48,14 @@ class PowerEMA(Generic[Network]):
 
     @property
     def averages(self) -> dict[str, Network]:
-        """By the names that checkpoints know them by."""
+        """The averages under their names in checkpoints."""
         return {"ema": self.networks[0], "second_ema": self.networks[1]}
 
     def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
-        """Move the averages towards `network`; call after an optimizer step. Nothing moves where `taken`, () bool on
-        the network's device, is false."""
+        """Move the averages towards `network`; called after an optimizer step.
+
+        Nothing moves where `taken`, () bool on the network's device, is false.
+        """
         taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
         self.updates += taken
         for average, gamma in zip(self.networks, self.gammas, strict=True):
@@ -61,14 +64,14 @@ class PowerEMA(Generic[Network]):
 
 
 def nearest_first(sigma_rel: float) -> list[float]:
-    """The tracked widths in the order of their distance to `sigma_rel`."""
+    """The tracked widths, by distance from `sigma_rel`."""
     return sorted(WIDTHS, key=lambda width: abs(width - sigma_rel))
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent of the profile of that width (equation 126): 16.97 for 0.05, 6.94 for 0.10.
+    """The exponent of a profile by width (equation 126): 16.97 for 0.05, 6.94 for 0.10.
 
-    Raises ValueError outside (0, 0.28), where there is none.
+    Raises ValueError outside (0, 0.28), where no profile exists.
     """
     if not 0 < sigma_rel < 0.28:
         raise ValueError(f"the width of an average, sigma_rel, must be in (0, 0.28), not {sigma_rel}")
@@ -77,8 +80,10 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def decay_at(update: Tensor, *, gamma: float) -> Tensor:
-    """The decay of update `update`, () float64, 1-based (equation 127): 0 for the first, so that nothing stays of the
-    initialization."""
+    """The decay of update number `update`, () float64, 1-based (equation 127).
+
+    0 for the first, so that nothing stays of the initialization.
+    """
     return (1 - 1 / update) ** (gamma + 1)
 
 
@@ -91,26 +96,26 @@ def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> n
     return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
 
 
-def coefficients(kept: Sequence[EMAProfile], wanted: EMAProfile) -> np.ndarray:
-    """What to multiply the snapshots by, (N,) float64 with sum 1: the wanted profile by least squares (algorithm 3).
+def coefficients(snapshots: Sequence[EMAProfile], target: EMAProfile) -> np.ndarray:
+    """Factors of snapshots, (N,) float64 with sum 1, for a target profile by least squares (algorithm 3).
 
-    Snapshots of later moments than the wanted one know too much and get 0. Raises ValueError where none is left.
+    Snapshots later than the target get 0: they hold updates that it must not. Raises ValueError where none is left.
     """
-    usable = [index for index, profile in enumerate(kept) if profile.updates <= wanted.updates]
+    usable = [index for index, profile in enumerate(snapshots) if profile.updates <= target.updates]
     if not usable:
-        raise ValueError(f"there is no snapshot up to update {wanted.updates}")
-    profiles = [kept[index] for index in usable]
-    products = correlations(profiles, [wanted])[:, 0]
+        raise ValueError(f"there is no snapshot up to update {target.updates}")
+    profiles = [snapshots[index] for index in usable]
+    products = correlations(profiles, [target])[:, 0]
     solution, *_ = np.linalg.lstsq(correlations(profiles, profiles), products, rcond=CUTOFF)
-    weights = np.zeros(len(kept))
+    weights = np.zeros(len(snapshots))
     weights[usable] = solution / solution.sum()
     return weights
 
 
 def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> dict[str, Tensor]:
-    """The linear combination of snapshots, taken one by one and added in float64, as fp32.
+    """The linear combination of snapshots, read in turn and added in float64, as fp32.
 
-    Tensors that are no floating-point numbers are those of the last snapshot.
+    Tensors without floating-point numbers are those of the last snapshot.
     """
     total: dict[str, Tensor] = {}
     for snapshot, weight in zip(snapshots, weights.tolist(), strict=True):
@@ -123,13 +128,13 @@ def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> d
 def posthoc_ema(
     profiles: Sequence[EMAProfile], snapshots: Iterable[Mapping[str, Tensor]], sigma_rel: float
 ) -> dict[str, Tensor]:
-    """The average of width `sigma_rel` at the moment of the last snapshot, from those of other widths and moments.
+    """The average of width `sigma_rel` at the moment of the last snapshot.
 
     Args:
         profiles: width and moment of each snapshot.
-        snapshots: weights by name in the same order; taken one by one.
+        snapshots: weights by name in the same order; read in turn.
 
-    Raises ValueError for a width that has no profile, or where there is no snapshot.
+    Raises ValueError for a width without a profile, or where there is no snapshot.
     """
     last = max((profile.updates for profile in profiles), default=0)
     return combine(snapshots, coefficients(profiles, EMAProfile(last, sigma_rel)))

@@ -1,9 +1,9 @@
-"""All randomness of training, from (seed, position) or (seed, step): never from call order, never from a rank.
+"""All randomness of training, by (seed, position) or (seed, step): never by call order, never by rank.
 
-A sample's position is its place in the ordered stream of the whole run, so what is drawn for it does not depend on the
-number of workers, on gradient accumulation or on where a run was resumed. Scalars come straight from a hash; tensors
-from a generator seeded by it, on the device that needs them. Positions are on the host, where hashes are made: on a
-device the host would have to wait for them.
+A sample's position is its place in the ordered stream of the whole run, so its draws do not depend on the number of
+workers, on gradient accumulation or on the step of a resume. Scalars come straight from a hash; tensors from a
+generator seeded by it, on the device that needs them. Positions are on the host, where hashes are made: on a device the
+host would have to wait for them.
 
 Shapes: B batch.
 """
@@ -17,34 +17,36 @@ from components.models.transfer import to_device
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
-    """A 63-bit seed for the place `parts` of the run `seed` (blake2b, so that near places share nothing)."""
+    """A 63-bit seed for the place `parts` of the run `seed` (blake2b, so that near places are unrelated)."""
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator_on(device: torch.device | str) -> torch.Generator:
-    """An unseeded generator for tensors on the device. The meta device has no numbers: any generator will do."""
+    """An unseeded generator for tensors on the device; on the meta device, without numbers, any generator."""
     device = torch.device(device)
     return torch.Generator("cpu" if device.type == "meta" else device)
 
 
 def step_generator(seed: int, step: int, *, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for what belongs to a step as a whole, equal on all ranks."""
+    """A generator for a step as a whole, equal on all ranks."""
     return generator_on(device).manual_seed(derive_seed(seed, stream, step))
 
 
 def sample_uniform(seed: int, position: Tensor, *, stream: str, device: torch.device | str = "cpu") -> Tensor:
-    """One number in [0, 1) for each sample: (B,) on the host -> (B,) float32 on `device`."""
+    """A number in [0, 1) for each sample: (B,) on the host -> (B,) float32 on `device`."""
     numbers = [derive_seed(seed, stream, place) / 2**63 for place in position.tolist()]
-    # 24 bits are what float32 holds below 1: rounding up to 1.0 cannot happen.
+    # float32 holds 24 bits below 1: no number is rounded up to 1.0.
     return to_device(torch.tensor([int(number * 2**24) / 2**24 for number in numbers]), device)
 
 
 def sample_integers(
     seed: int, position: Tensor, *, stream: str, high: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`. The bias is below
-    high / 2^63."""
+    """An integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`.
+
+    The bias is below high / 2^63.
+    """
     numbers = [derive_seed(seed, stream, place) % high for place in position.tolist()]
     return to_device(torch.tensor(numbers), device)
 

@@ -1,22 +1,60 @@
-"""What one worker tells while it trains: progress about once a second, metrics every log_every steps, images."""
+"""Reports of a training worker: progress about once a second, metrics every log_every steps, images.
+
+Training is saved by steps or by the clock of rank 0; votes of the clock travel with the metrics.
+"""
 
 import math
 import time
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from components.configuration.optimization import OptimizationConfig
 from components.models.transfer import ToldLater
 from components.runtime import events
-from components.training.clock import CheckpointClock
-from components.training.loop import Arrays, Batch, Metrics, Task
+from components.training.loop import Arrays, Batch, Metrics, Task, is_scheduled
 from components.training.optim import learning_rate
 from components.training.parallel import Worker, average_metrics
-from components.training.speed import gpu_utilization, speed_measures
-from components.training.system_metrics import system_metrics
+from components.training.speed import gpu_utilization, speed_measures, system_metrics
 
 PROGRESS_INTERVAL = 1.0  # seconds
+DUE = "checkpoint_due"  # among the metrics that ranks average
+
+
+class CheckpointClock:
+    """Decides when to save: by the recipe's steps or, with `checkpoint_minutes`, by the clock of rank 0.
+
+    The clock's vote goes with the metrics that ranks average at every `log_every` steps, so it costs no collective and
+    no wait of its own, and every rank saves at the same step. Snapshots of a power EMA, which are part of the model,
+    come by steps all the same.
+    """
+
+    def __init__(self, config: OptimizationConfig, worker: Worker) -> None:
+        self.config, self.worker = config, worker
+        self.seconds = None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now: training has begun, or was saved."""
+        self.began, self.agreed = time.monotonic(), False
+
+    def vote(self) -> Metrics:
+        """The rank's addition to the metrics before averaging; empty where steps decide."""
+        if self.seconds is None:
+            return {}
+        passed = self.worker.rank == 0 and time.monotonic() - self.began >= self.seconds
+        return {DUE: torch.full((), float(passed), device=self.worker.device)}
+
+    def hear(self, averages: dict[str, float]) -> None:
+        """Take the votes of all ranks out of the averages."""
+        self.agreed = averages.pop(DUE, 0.0) > 0
+
+    def is_due(self, step: int) -> bool:
+        """True if training is saved after `step`; the same on all ranks."""
+        if self.seconds is None or self.config.ema == "power":
+            return self.agreed or is_scheduled(step, self.config)
+        return self.agreed or step == self.config.total_steps
 
 
 class Reporter:
@@ -32,25 +70,26 @@ class Reporter:
         start_step: int,
         step_flops: float | None = None,
     ) -> None:
-        """`step_flops`: FLOPs of one step of all ranks, forward and backward; None: not known."""
+        """`step_flops`: FLOPs of a step of all ranks, forward and backward; None: unknown."""
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
         self.start_step, self.step_flops = start_step, step_flops
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
-        self.told: ToldLater | None = None  # a loss that is on its way from the device
-        self.known = math.nan
+        self.coming: ToldLater | None = None  # a loss in transfer from the device
+        self.loss = math.nan  # the last one that arrived
         self.waited = 0.0  # seconds spent waiting for data since the last log
         self.clock = CheckpointClock(config, worker)
-        self.held_seconds = self.copy_seconds = 0.0  # that checkpoints held training since then; to copy states of it
-        self.held_before = 0.0  # that they held it before the last log
+        self.held_seconds = 0.0  # seconds that checkpoints held training since the last log
+        self.copy_seconds = 0.0  # of these, to copy states to the host
+        self.held_before = 0.0  # seconds that checkpoints held training before the last log
         self.utilization: list[float] = []  # of the GPU since the last log
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, with the time that training waits for them counted."""
+        """The same batches; counts the time that training waits for each."""
         while True:
-            asked = time.monotonic()
+            before = time.monotonic()
             batch = next(batches, None)
-            self.waited += time.monotonic() - asked
+            self.waited += time.monotonic() - before
             if batch is None:
                 return
             yield batch
@@ -68,16 +107,17 @@ class Reporter:
             self.progress(step, self.latest(metrics["loss"]))
 
     def latest(self, loss: Tensor) -> float:
-        """The loss of this step on a CPU; elsewhere the last one that is known without waiting for the device."""
+        """The loss of the step on a CPU; elsewhere the last loss that arrived, without a wait for the device."""
         if loss.device.type == "cpu":
             return float(loss)
-        if self.told is not None and self.told.has_arrived:
-            self.known = float(self.told.read())
-        if self.told is None or self.told.has_arrived:
-            self.told = ToldLater(loss)
-        return self.known
+        if self.coming is not None and self.coming.has_arrived:
+            self.loss = float(self.coming.read())
+        if self.coming is None or self.coming.has_arrived:
+            self.coming = ToldLater(loss)
+        return self.loss
 
     def progress(self, step: int, loss: float) -> None:
+        """Report steps, steps/s and the loss, and sample the GPU's utilization."""
         now = time.monotonic()
         rate = (step - self.progress_step) / max(now - self.progress_at, 1e-9)
         self.recorder.emit(events.Progress(self.stage, step, self.config.total_steps, rate=rate, loss=loss))
@@ -85,7 +125,7 @@ class Reporter:
         self.utilization += gpu_utilization(self.worker.device)
 
     def speed(self, step: int) -> dict[str, float]:
-        """Learning rate, samples/s, waits and what checkpoints held since the last log, which begins anew."""
+        """Learning rate, samples/s, waits, and holds by checkpoints since the last log; resets the counts."""
         now = time.monotonic()
         seconds, steps, size = max(now - self.logged_at, 1e-9), step - self.logged_step, self.config.global_batch_size
         taken = {"samples": steps * size, "steps": steps, "seconds": seconds, "step_flops": self.step_flops}
@@ -103,16 +143,20 @@ class Reporter:
         return values
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Rank 0 shows what the model makes now. Returns the images; where weights are in shards all make them."""
+        """Make and report previews: by rank 0, or by all ranks where weights are in shards.
+
+        Returns the images by name, as PNG.
+        """
         images = task.preview(held_out, step)
         for name, png in images.items() if self.worker.rank == 0 else ():
             self.recorder.emit(events.Image(self.stage, step, name, png))
         return images
 
     def summary(self, seconds_before: float, step: int) -> dict[str, float]:
-        """Steps, seconds of training in all tries, and samples/s: of this try, or of all if it took no step.
+        """Steps, seconds in all tries, samples/s, and seconds that checkpoints held training in this try.
 
-        And the seconds that checkpoints held training in this try: the last one comes after all logs.
+        Samples/s are of this try, or of all tries if it took no step. The last checkpoint comes after all logs, so its
+        hold is reported only here.
         """
         seconds, steps = time.monotonic() - self.started, step - self.start_step
         if not steps:

@@ -1,4 +1,4 @@
-"""What a finished training leaves: a model's files in the stage's folder, and in the run folder the list of them."""
+"""Results of a finished training: a model's files in the stage's folder, listed in the run folder."""
 
 import json
 import tempfile
@@ -15,16 +15,16 @@ from components.training.learner import below
 from components.training.snapshots import SNAPSHOTS, fetch_snapshots, reconstruct
 
 METRICS = "metrics.json"
-FINISHED = "finished.json"  # in the run folder: the training has come to its end, and this is what it left
+FINISHED = "finished.json"  # in the run folder of a finished training: the list of its model's files
 
 
 class ModelDescription(NamedTuple):
-    """What a model's files say next to its weights."""
+    """The description of a model, stored next to its weights."""
 
     kind: str  # a key of NETWORKS
     network: dict[str, Any]  # arguments of the network's constructor
-    settings: dict[str, Any]  # what sampling needs to know
-    learner: str = ""  # prefix of the learner whose network it is, for a task that has several
+    settings: dict[str, Any]  # for sampling
+    learner: str = ""  # prefix of the network's learner, for a task with several
     texts: dict[str, str] | None = None  # file name -> content of further files, such as the text tokenizer
 
 
@@ -43,13 +43,13 @@ def write_model(
     summary: Mapping[str, float],
     previews: Mapping[str, bytes],
 ) -> dict[str, float]:
-    """Write the averaged weights of a task's state to `folder`, with what rebuilds and describes them.
+    """Write a model's files to `folder`: averaged weights, description, metrics, preview.
 
     Args:
         folder: holds the snapshots of a power EMA already, where there are any; the average is then chosen from them
             (`components.training.snapshots.choose_average`).
         weights: of the task's state, flat names.
-        previews: name -> PNG; the last one is kept.
+        previews: name -> PNG; the last one is written.
 
     Returns the summary with the number of parameters.
     """
@@ -70,7 +70,10 @@ def write_model(
 
 
 def finish(run: Store, stage_store: Store, description: ModelDescription, **model: Any) -> None:
-    """Upload the files of `write_model` (see there for `model`) to the stage's folder, and say so in the run folder."""
+    """Upload a model's files to the stage's folder, and list them in the run folder.
+
+    For `model` see `write_model`.
+    """
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}model-") as place:
         folder = Path(place)
         fetch_snapshots(run, folder / SNAPSHOTS)
@@ -81,8 +84,10 @@ def finish(run: Store, stage_store: Store, description: ModelDescription, **mode
 
 
 def read_finished(run: Store) -> Trained | None:
-    """What the training in this run folder left; None if it has not come to its end. Raises ArtifactError where what
-    lies there does not say that."""
+    """The results of the training in a run folder; None if it has not finished.
+
+    Raises ArtifactError for a damaged list.
+    """
     try:
         return parse_stored(Trained, run.read(FINISHED), run.url(FINISHED))
     except FileNotFoundError:

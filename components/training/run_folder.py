@@ -1,35 +1,45 @@
-"""Ray Train's run folder in object storage: whole-file writes into it, and the checkpoints that it lists."""
+"""Ray Train's run folder in object storage: whole-file writes, listed checkpoints, fetches by node."""
 
 import io
 import json
+import os
 import re
+import secrets
+import shutil
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.fs
+from filelock import FileLock
 
 from components.runtime.storage.connection import connect, retried
-from components.runtime.storage.store import DamagedFileError, Store, StoreError, in_parallel, read_url
-from components.training.checkpoint import DIGESTS, read_digests
+from components.runtime.storage.store import SCRATCH, DamagedFileError, Store, StoreError, in_parallel, read_url
+from components.training.checkpoint import DIGESTS, read_checkpoint, read_digests
+from components.training.parallel import Worker, any_rank, lowest
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
 PREFIX = "step-"
+TOKEN_BITS = 62
+REFUSED = "refused.txt"  # the damage that the fetching rank found
 
 
 class Checkpointed(NamedTuple):
+    """A checkpoint in Ray Train's list."""
+
     name: str  # folder below the run folder
     step: int  # steps taken
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint after `step` steps; a resumed run that gets there again replaces what was left of it."""
+    """Name of the checkpoint after `step` steps; a resumed run replaces its remains."""
     return f"{PREFIX}{step:09d}"
 
 
 def last_checkpoint(run: Store) -> Checkpointed | None:
-    """The last checkpoint that Ray Train has registered, which is the one it hands to restarted workers.
+    """The last checkpoint in Ray Train's list, for restarted workers; None for an empty list.
 
-    Folders that the snapshot does not list are left over from killed uploads.
+    Folders outside of the list are remains of killed uploads. Raises StoreError for a list with other names.
     """
     try:
         snapshot = json.loads(run.read(SNAPSHOT))
@@ -45,24 +55,24 @@ def last_checkpoint(run: Store) -> Checkpointed | None:
 
 
 def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
-    """Strike a checkpoint off Ray Train's list, so that the one before is the last. Returns that one, None if none."""
+    """Strike a checkpoint off Ray Train's list. Returns the last one then, None if there is none."""
     snapshot = json.loads(run.read(SNAPSHOT))
-    kept = [
+    rest = [
         (result, index)
         for result, index in zip(snapshot["checkpoint_results"], snapshot["checkpoint_report_indices"], strict=True)
         if result["checkpoint_dir_name"] != name
     ]
-    snapshot["checkpoint_results"] = [result for result, _ in kept]
-    snapshot["checkpoint_report_indices"] = [index for _, index in kept]
-    snapshot["latest_checkpoint_result"] = kept[-1][0] if kept else None
+    snapshot["checkpoint_results"] = [result for result, _ in rest]
+    snapshot["checkpoint_report_indices"] = [index for _, index in rest]
+    snapshot["latest_checkpoint_result"] = rest[-1][0] if rest else None
     run.write(SNAPSHOT, json.dumps(snapshot).encode())
     return last_checkpoint(run)
 
 
 def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
-    """Copy a checkpoint to `local` and compare it with the digests that were written with it. Returns `local`.
+    """Copy a checkpoint to `local`, verified by its digests. Returns `local`.
 
-    Raises DamagedFileError for a file that is missing, the list of digests too, or differs however often it is read.
+    Raises DamagedFileError for a missing file, the list of digests included, or a file that differs at every reading.
     """
     try:
         expected = read_digests(run.read(f"{name}/{DIGESTS}"))
@@ -72,8 +82,58 @@ def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
     return local
 
 
+def read_on_node(run: Store, name: str, worker: Worker) -> tuple[int, dict[str, Any]]:
+    """Reads (step, state) of a checkpoint, on every rank; no copy stays on the node.
+
+    Called by every rank. Raises DamagedFileError on all ranks where any rank finds damage.
+    """
+    place, checkpoint, why = place_on_node(worker), None, ""
+    try:
+        checkpoint = read_checkpoint(fetch_once(run, name, place))
+    except DamagedFileError as error:
+        why = str(error)
+    damaged = any_rank(checkpoint is None, worker)  # all ranks have read their copies now
+    shutil.rmtree(place, ignore_errors=True)
+    if damaged or checkpoint is None:
+        raise DamagedFileError(why or "another worker can't read it")
+    return checkpoint
+
+
+def place_on_node(worker: Worker) -> Path:
+    """A folder with a new name at each start, the same on all ranks: no old file can be there."""
+    token = lowest(secrets.randbits(TOKEN_BITS) if worker.rank == 0 else 2**TOKEN_BITS, worker)
+    return Path(tempfile.gettempdir()) / f"{SCRATCH}restore-{token:016x}"
+
+
+def fetch_once(run: Store, name: str, place: Path) -> Path:
+    """The folder of a checkpoint in `place`, fetched by the first rank; other ranks wait.
+
+    Raises DamagedFileError, also in ranks that only waited.
+    """
+    place.mkdir(mode=0o700, exist_ok=True)
+    whole, refused = place / name, place / REFUSED
+    with FileLock(place / "lock"):
+        if refused.exists():
+            raise DamagedFileError(refused.read_text())
+        if not whole.exists():
+            fetch_whole(run, name, whole, refused)
+    return whole
+
+
+def fetch_whole(run: Store, name: str, whole: Path, refused: Path) -> None:
+    """Fetch a checkpoint to the folder `whole`, or write its damage into the file `refused` and raise."""
+    part = whole.with_name(f"{name}.part")
+    try:
+        os.replace(fetch_checkpoint(run, name, part), whole)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, DamagedFileError):
+            refused.write_text(str(error))
+        raise
+
+
 def upload_folder(local: Path, run: Store, name: str) -> None:
-    """Copy the files of `local` to the run's folder `name`, each whole, retried, and several at a time."""
+    """Copy the files of `local` to the run's folder `name`, whole, retried, several at a time."""
 
     def send(file: Path) -> None:
         run.upload(file, f"{name}/{file.relative_to(local).as_posix()}")
@@ -82,16 +142,16 @@ def upload_folder(local: Path, run: Store, name: str) -> None:
 
 
 def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
-    """(path without protocol, filesystem) as Ray Train wants them, for any fsspec URL."""
+    """(path without protocol, filesystem) in Ray Train's form, for any fsspec URL."""
     filesystem, path = connect(folder.uri)
     return path, pyarrow.fs.PyFileSystem(WholeFiles(filesystem))
 
 
 class WholeFiles(pyarrow.fs.FSSpecHandler):
-    """Files that appear whole or not at all: a driver killed while it writes its snapshot must not lose the run.
+    """A filesystem whose files appear whole or not at all, for Ray Train's own small files.
 
-    For the small files that Ray Train keeps itself; checkpoints go by `upload_folder` and `fetch_checkpoint`. A call
-    that fails is retried.
+    A driver killed while it writes its snapshot must not lose the run. Checkpoints go by `upload_folder` and
+    `fetch_checkpoint`. A call that fails is retried.
     """
 
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:

@@ -1,4 +1,4 @@
-"""How shards are gathered and gradients are summed to them: as FSDP2 does, or by a rank alone that tries its memory."""
+"""Collectives of networks in shards: FSDP2's own, or local copies in a rank that tries its memory."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 
 
 class Gather(DefaultAllGather):
-    """FSDP2's own all-gather. A rank by itself (`components.training.parallel.by_itself`) takes its own shard in the
-    place of the others': shapes, and the memory they take, stay, and nobody waits."""
+    """FSDP2's own all-gather; in a rank by itself (`components.training.parallel.by_itself`) a copy.
+
+    Such a rank takes its own shard in the place of the others': shapes and memory stay, and no rank waits.
+    """
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
@@ -21,7 +23,7 @@ class Gather(DefaultAllGather):
 
 
 class Scatter(DefaultReduceScatter):
-    """FSDP2's own reduce-scatter; of a rank by itself, as `Gather`."""
+    """FSDP2's own reduce-scatter; in a rank by itself the rank's part of its own gradients, see `Gather`."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False

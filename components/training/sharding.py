@@ -1,13 +1,13 @@
-"""One network in shards, a part of each tensor on each rank: weights, gradients, averages and optimizer state.
+"""Networks in shards: a part of all weights, gradients, averages and optimizer state on each rank.
 
-That is FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its
-first dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and let go when
-it ends; its gradients are summed to where their shards are. What belongs to no block is gathered with the root.
+By FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its first
+dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and freed when it
+ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root.
 
 Sharding is no part of a training's identity. A checkpoint holds whole tensors, so any number of ranks goes on from it,
-sharded or not; what is handed to inference knows nothing of it.
+sharded or not; models for inference bear no trace of sharding.
 
-torch's parts of it are imported where a network is cut: they take 0.7 s, and every `cascade` command reads this file.
+FSDP2 is imported where a network is cut: that takes 0.7 s, and every `cascade` command reads this file.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ from components.training.parallel import Worker, average, is_cut, local
 
 
 def why_whole(kind: str) -> str | None:
-    """Why a network of this kind (a key of NETWORKS) can't be sharded; None if it can."""
+    """The reason why networks of a kind (a key of NETWORKS) can't be sharded; None if they can."""
     return family_of(kind).whole
 
 
 def shard(network: Network, worker: Worker) -> Callable[[Network], Network]:
-    """Cut a network that is in the host's memory into shards on the workers' devices, in place.
+    """Cut a network in the host's memory into shards on the workers' devices, in place.
 
-    Block by block, so that no device ever holds all of it. Weights are those of this rank; equal seeds made them equal.
-    Returns what copies the sharded network as `deepcopy` copies a whole one.
+    Block by block, so that no device ever holds the whole network. Weights are the calling rank's, equal on all ranks
+    by equal seeds. Returns a function that copies the sharded network, as `deepcopy` copies a whole one.
     """
     bare = without_numbers(network)
     cut(network, worker)
@@ -43,13 +43,13 @@ def shard(network: Network, worker: Worker) -> Callable[[Network], Network]:
 
 
 def without_numbers(network: Network) -> Network:
-    """A copy whose parameters take no memory."""
+    """A copy of a network with parameters on the meta device, without memory."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
     return deepcopy(network, empty)
 
 
 def cut(network: nn.Module, worker: Worker) -> None:
-    """A parameter of no dimension, such as a temperature, can't be cut: it is whole on all ranks."""
+    """Shard a network in place, except parameters without a dimension, such as a temperature."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -63,14 +63,14 @@ def cut(network: nn.Module, worker: Worker) -> None:
     for parameter in whole:
         parameter.data = parameter.data.to("meta" if parameter.is_meta else worker.device)
     for module in (*blocks_of(network).values(), network):
-        # The root lets go of its weights too: parameters are shards wherever one looks between two passes.
+        # The root frees its weights too: between two passes all parameters are shards.
         part = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
         part.set_custom_all_gather(Gather())
         part.set_custom_reduce_scatter(Scatter())
 
 
 def sharded_copy(network: Network, *, bare: Network, worker: Worker) -> Network:
-    """Another network with the shards of `network`, made of `bare`, its copy without numbers."""
+    """Copies a sharded network, by `bare`, a copy without numbers."""
     copy = deepcopy(bare)
     cut(copy, worker)
     copy.to_empty(device=worker.device)
@@ -85,7 +85,7 @@ def tensors_of(network: nn.Module) -> chain[Tensor]:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, whole or this rank's part of it, cut and laid out in memory as `like` is; shards come to its device."""
+    """Places `value`, whole or the rank's shard, like the tensor `like`: cut, memory layout, device."""
     if not is_cut(like):
         return value if value.stride() == like.stride() else torch.empty_like(like, device=value.device).copy_(value)
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -99,7 +99,10 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Be as `weights`, each whole or this rank's part of it, say; one at a time where the network is sharded."""
+    """Load weights, whole or the rank's shards; tensor by tensor into a sharded network.
+
+    Raises KeyError for weights of other names.
+    """
     own = network.state_dict()
     if not any(map(is_cut, own.values())):
         network.load_state_dict(weights)
@@ -112,7 +115,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def forget_pass(network: nn.Module) -> None:
-    """Let go of what a pass that broke off left; before the first one there is nothing, and FSDP2 must not be asked."""
+    """Free the remains of a pass that broke off. FSDP2 refuses the call before the first pass."""
     from torch.distributed.fsdp import FSDPModule
 
     assert isinstance(network, FSDPModule)
@@ -121,7 +124,7 @@ def forget_pass(network: nn.Module) -> None:
 
 
 def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with its moments as the parameters are that they belong to."""
+    """An optimizer's state, with moments placed like their parameters."""
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     placed_state = {
         index: {name: value if name == "step" else placed(value, parameters[index]) for name, value in moments.items()}
@@ -131,9 +134,9 @@ def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tensor:
-    """`components.training.optim.clip_gradients` where gradients are in shards: their norm is that over all ranks.
+    """Clip gradients in shards by their joint norm over all ranks; see `optim.clip_gradients`.
 
-    The gradients of what is whole on all ranks are averaged first, which nobody else does.
+    Gradients of parameters that are whole on all ranks are averaged first: FSDP2 leaves them alone.
     """
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     parts = [local(gradient) for gradient in gradients if is_cut(gradient)]

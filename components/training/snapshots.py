@@ -1,8 +1,8 @@
-"""The averages that are kept while a network trains, and the choice among them afterwards.
+"""Snapshots of a power EMA during a training, and the choice of an average afterwards.
 
-A run with `ema: power` leaves two files at each checkpoint, named by their profile: `snapshots/0.050-000000200
-.safetensors` is the average of width 0.05 after 200 updates. They stay in the run folder when checkpoints are removed,
-and go into the model's artifact, so that `choose_average` needs nothing else.
+A run with `ema: power` leaves two files at each checkpoint, named by profile: `snapshots/0.050-000000200.safetensors`
+is the average of width 0.05 after 200 updates. They stay in the run folder when checkpoints are removed, and go into
+the model's artifact, so that `choose_average` needs nothing else.
 """
 
 import shutil
@@ -23,7 +23,7 @@ SNAPSHOTS = "snapshots"
 
 
 def write_snapshots(folder: Path, state: dict[str, Any], *, sigma_rel: float) -> None:
-    """Write the averages of a task's state; files of the same moment, which hold the same, are replaced."""
+    """Write the averages of a task's state; equal files of the same moment are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for average, width in zip(("ema.", "second_ema."), nearest_first(sigma_rel), strict=True):
         weights = {
@@ -35,7 +35,7 @@ def write_snapshots(folder: Path, state: dict[str, Any], *, sigma_rel: float) ->
 
 
 def send_snapshots(folder: Path, run: Store) -> None:
-    """Copy the files in `folder` to the run folder, each with a record of what it must be."""
+    """Copy the files in `folder` to the run folder, each with a record of size and sha256."""
     store = run.join(SNAPSHOTS)
     for path in sorted(folder.iterdir()):
         store.upload(path, path.name)
@@ -43,9 +43,9 @@ def send_snapshots(folder: Path, run: Store) -> None:
 
 
 def fetch_snapshots(run: Store, folder: Path) -> None:
-    """Copy the snapshots of a run to `folder`; there may be none.
+    """Copy the snapshots of a run to `folder`; a run may have none.
 
-    Raises DamagedFileError for one that is gone or differs from its record.
+    Raises DamagedFileError for a snapshot that is gone or differs from its record.
     """
     store = run.join(SNAPSHOTS)
     try:
@@ -56,24 +56,24 @@ def fetch_snapshots(run: Store, folder: Path) -> None:
 
 
 def kept_profiles(folder: Path) -> dict[EMAProfile, Path]:
-    """The snapshots in `folder`, by profile, earlier ones first."""
+    """The snapshots in `folder` by profile, the earliest first."""
     files = [(path.stem.split("-"), path) for path in folder.glob("*.safetensors")]
     return dict(sorted((EMAProfile(int(updates), float(width)), path) for (width, updates), path in files))
 
 
 def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
-    """`posthoc_ema` of the files in `folder`, which are read one by one. Raises ValueError as that does."""
+    """`posthoc_ema` of the files in `folder`, read in turn. Raises ValueError as `posthoc_ema`."""
     files = kept_profiles(folder)
     return posthoc_ema([*files], (load_file(path) for path in files.values()), sigma_rel)
 
 
 def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundle:
-    """Write the model of another average, and the text tokenizer it needs, to `folder`, without training again.
+    """Write the model of another average, with its text tokenizer, to `folder`, without training.
 
     Args:
         model: a model artifact's files, from a run with `ema: power`.
 
-    Raises ValueError if the model kept no snapshots, or for a width that has no profile.
+    Raises ValueError for a model without snapshots, or a width without a profile.
     """
     if not (model / SNAPSHOTS).is_dir():
         raise ValueError(f"no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")

@@ -1,4 +1,4 @@
-"""What a rank makes of its machine between two logs; `components.runtime.measures` says what the figures are called."""
+"""Speed and memory of a rank between two logs, and use of its machine; names: `runtime.measures`."""
 
 import logging
 import re
@@ -13,6 +13,7 @@ from components.training.parallel import Worker
 
 logger = logging.getLogger(__name__)
 GIGABYTE = 1e9
+MEGABYTE = 1_000_000
 # Dense bf16 of tensor cores as NVIDIA's data sheets state it, TFLOP/s: words of a device's name -> peak. The first that
 # stands in a name counts.
 PEAK_TFLOPS: dict[tuple[str, ...], float] = {
@@ -39,10 +40,11 @@ def speed_measures(
     step_flops: float | None = None,
     utilization: Sequence[float] = (),
 ) -> dict[str, float]:
-    """What `steps` steps of `samples` samples together, of all ranks, in so many seconds come to.
+    """Samples/s, MFU or GFLOP/s, GPU utilization and peak memory, for `seconds` of training.
 
     Args:
-        step_flops: of one step of all ranks, forward and backward; None: not known.
+        samples, steps: of all ranks in these seconds.
+        step_flops: of one step of all ranks, forward and backward; None: unknown.
         utilization: shares of the time, each in [0, 1], in which the GPU was busy.
     """
     values = {"samples_per_second": samples / seconds}
@@ -56,9 +58,9 @@ def speed_measures(
 
 
 def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | None:
-    """What `count` says of one step, asked in rank 0, which alone reports; None where it can't be told.
+    """FLOPs of a step by `count`, in rank 0, the only one to report; None where the count fails.
 
-    Nothing that training draws is drawn meanwhile.
+    Leaves the generators of training alone.
     """
     if count is None or worker.rank > 0:
         return None
@@ -71,10 +73,10 @@ def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | 
 
 
 def flops_measures(flops_per_second: float, worker: Worker) -> dict[str, float]:
-    """MFU on GPUs whose peak is known, GFLOP/s elsewhere.
+    """MFU on GPUs with a known peak, GFLOP/s elsewhere.
 
-    MFU as PaLM (Chowdhery et al., 2022, appendix B) has it: FLOPs that the model needs, none that are spent on
-    computing activations again, over what the devices could have done in all of the time, waits and checkpoints too.
+    MFU by PaLM (Chowdhery et al., 2022, appendix B): FLOPs that the model needs, without recomputed activations, over
+    the peak of the devices in all of the time, waits and checkpoints included.
     """
     peak = peak_flops(torch.cuda.get_device_name(worker.device)) if worker.device.type == "cuda" else None
     if peak is None:
@@ -83,17 +85,17 @@ def flops_measures(flops_per_second: float, worker: Worker) -> dict[str, float]:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Peak FLOP/s in bf16 of the device with this name; None for one that is not known, or a part of one (MIG)."""
+    """Peak FLOP/s of a device in bf16, by name; None for an unknown device, or a part of one (MIG)."""
     words = device_name.upper().replace("-", " ").split()
-    known = (peak for named, peak in PEAK_TFLOPS.items() if all(word in words for word in named))
-    peak = None if "MIG" in words else next(known, None)
+    peaks = (peak for named, peak in PEAK_TFLOPS.items() if all(word in words for word in named))
+    peak = None if "MIG" in words else next(peaks, None)
     return None if peak is None else peak * 1e12
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most bytes of tensors that were on the GPU at once; without one, most that this process had in memory.
+    """Peak bytes of tensors on the GPU; without a GPU, peak memory of the process.
 
-    Where the system keeps no such mark (it is Linux's), what the process has now.
+    Where the system keeps no such mark (only Linux does), the process's memory at present.
     """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
@@ -103,16 +105,31 @@ def peak_memory(device: torch.device) -> float:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Begin again to look for the GPU's peak; that of a process stays."""
+    """Reset the GPU's peak; a process's peak stays."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def gpu_utilization(device: torch.device) -> list[float]:
-    """[share of the last moment, 1/6 to 1 s, in which a kernel ran on this GPU], by NVML; [] where nobody knows it."""
+    """The share of the last 1/6 to 1 s in which a kernel ran on the GPU, by NVML; [] if unknown."""
     if device.type != "cuda":
         return []
     try:
         return [torch.cuda.utilization(device) / 100]
     except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU: never a reason to end a training
         return []
+
+
+def system_metrics() -> dict[str, float]:
+    """CPU since the call before, memory and, if any, GPU of the node, under MLflow's own names."""
+    memory = psutil.virtual_memory()
+    values = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / MEGABYTE,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        values["system/gpu_0_memory_usage_megabytes"] = (total - free) / MEGABYTE
+        values["system/gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
+    return values

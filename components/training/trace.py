@@ -1,7 +1,7 @@
-"""A trace of a few steps, recorded by torch.profiler: what ran when, on the CPU and on the GPU.
+"""Traces of a few steps by torch.profiler: all operations on the CPU and on the GPU, with times.
 
-It opens in Perfetto and chrome://tracing. Recording slows these steps and changes no number. The first of them also
-pays for the profiler's own start.
+A trace opens in Perfetto and chrome://tracing. Recording slows these steps and changes no number. The first of them
+also pays for the profiler's own start.
 """
 
 import logging
@@ -32,10 +32,10 @@ def traced(
     recorder: events.Recorder,
     start_step: int,
 ) -> Iterator[Iterator[Batch]]:
-    """The same batches; in rank 0 the steps that `profiling` asks for are recorded on the way to them.
+    """The same batches; rank 0 records the steps of `profiling` between them.
 
-    A step lasts from the moment its batch is asked for to that of the next one, so its log, checkpoint and images are
-    in it. What is recorded when training ends, however it does, is kept. Nothing that fails here ends a training.
+    A step lasts from the request of its batch to the request of the next, so its log, checkpoint and images are part of
+    it. At the end of training, of whatever kind, the recorded steps are stored. No failure here ends a training.
     """
     if profiling is None or worker.rank > 0:
         yield batches
@@ -48,7 +48,7 @@ def traced(
 
 
 class Trace:
-    """Records one training's steps, and leaves them in the folder of traces."""
+    """Records steps of a training, and stores the trace in the folder of traces."""
 
     def __init__(self, profiling: Profiling, stage: str, worker: Worker, recorder: events.Recorder) -> None:
         self.profiling, self.stage, self.worker, self.recorder = profiling, stage, worker, recorder
@@ -58,6 +58,7 @@ class Trace:
         self.failed = False
 
     def follow(self, batches: Iterator[Batch], *, start_step: int) -> Iterator[Batch]:
+        """The same batches; begins a step before each."""
         for step in count(start_step + 1):
             self.begin(step)
             batch = next(batches, None)
@@ -66,7 +67,7 @@ class Trace:
             yield batch
 
     def begin(self, step: int) -> None:
-        """End the step before and begin this one, if it is to be recorded."""
+        """End the step before, and begin `step` if it is to be recorded."""
         self.step.close()
         if not self.profiling.first_step <= step <= self.profiling.last_step:
             self.end()
@@ -82,13 +83,14 @@ class Trace:
             self.give_up(error)
 
     def started(self) -> profile:
+        """A profiler that records, of the GPU too where the rank has one."""
         on_gpu = [ProfilerActivity.CUDA] if self.worker.device.type == "cuda" else []
         profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
         profiler.start()
         return profiler
 
     def end(self) -> None:
-        """Keep what is recorded; nothing if nothing is."""
+        """Stop the profiler and store the trace, if any."""
         self.step.close()
         profiler, self.profiler = self.profiler, None
         if profiler is None:
@@ -100,6 +102,7 @@ class Trace:
             self.give_up(error)
 
     def keep(self, profiler: profile) -> None:
+        """Upload the trace, and report its URL."""
         folder = Store(self.profiling.folder)
         name = f"{self.stage}-steps-{self.steps[0]}-{self.steps[-1]}.json.gz"
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}trace-") as scratch:
@@ -108,6 +111,7 @@ class Trace:
         self.recorder.emit(events.Text(self.stage, "trace.txt", folder.url(name)))
 
     def give_up(self, error: Exception) -> None:
+        """Record no more, with a warning."""
         self.profiler, self.failed = None, True
         logger.warning("%s: no trace", self.stage, exc_info=error)
         self.recorder.emit(events.Warning(self.stage, f"no trace: {str(error).partition(chr(10))[0]}"))

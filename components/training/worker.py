@@ -1,4 +1,4 @@
-"""One rank of a training on Ray Train: build the task, restore it, train, report."""
+"""A rank of a training on Ray Train: build the task, restore, train, report."""
 
 import os
 import shutil
@@ -29,19 +29,18 @@ from components.training.batches import batches_ahead
 from components.training.checkpoint import (
     HostCopy,
     copy_to_host,
+    gathered_on_host,
     refuse_non_finite,
     write_digests,
     write_host_copy,
 )
-from components.training.host_copy import gathered_on_host
 from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
-from components.training.node_copy import read_on_node
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, finish
-from components.training.run_folder import checkpoint_name, upload_folder
+from components.training.run_folder import checkpoint_name, read_on_node, upload_folder
 from components.training.snapshots import SNAPSHOTS, send_snapshots, write_snapshots
 from components.training.speed import counted_flops, forget_peak_memory
 from components.training.trace import traced
@@ -50,17 +49,17 @@ RUN_AGAIN = "run again: it goes on from its last checkpoint"
 
 
 class UnreadableError(RuntimeError):
-    """Data can't be read, and no restart would change that."""
+    """Data can't be read, and a restart would not help."""
 
 
 class RayStream(NamedTuple):
-    """The run's ordered data as one Ray Data dataset; whole blocks go to the ranks in turn."""
+    """The run's ordered data as a Ray Data dataset; whole blocks go to the ranks in turn."""
 
     make: Callable[..., "ray.data.Dataset"]  # called as make(start_step=, world_size=), whenever workers start
 
 
 class RankStream(NamedTuple):
-    """The run's ordered data as each rank makes its own share of them, for sets that fit in memory."""
+    """The run's ordered data, made by each rank for itself, for sets that fit in memory."""
 
     make: Callable[..., Iterator[Arrays]]  # called in each worker as make(rank=, world_size=, start_step=)
 
@@ -69,7 +68,7 @@ Stream = RayStream | RankStream
 
 
 class TrainingJob(NamedTuple):
-    """All that a worker needs; picklable."""
+    """A training, as workers receive it; picklable."""
 
     make_task: Callable[..., Task]  # called with worker=
     config: OptimizationConfig
@@ -81,16 +80,16 @@ class TrainingJob(NamedTuple):
     resources: Resources
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
-    tries_memory: bool  # workers find out how many samples they have room for at a time
-    step_flops: Callable[[], float] | None = None  # counts those of one step of all ranks, forward and backward
+    tries_memory: bool  # workers measure how many samples they have room for at a time
+    step_flops: Callable[[], float] | None = None  # counts FLOPs of a step of all ranks, forward and backward
 
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
-    """One rank: build the task, restore it, train, report.
+    """The whole work of a rank: build the task, restore, train, report.
 
-    Returns how it ended before its time: {"stopped": why} if a restart would not help (numbers that are not finite,
-    data, memory), {"preempted": step} if a node is taken away, {"damaged": name of the checkpoint, "why": …} if its
-    state can't be read.
+    Returns {} at the end, or the reason of an early end: {"stopped": why} if a restart would not help (numbers that are
+    not finite, data, memory), {"preempted": step} if a node is taken away, {"damaged": name of the checkpoint, "why":
+    …} if its state can't be read.
     """
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(node_threads(job.resources))
@@ -110,23 +109,35 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if isinstance(restored, dict):
         return restored
     start_step, seconds = restored
-    told: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder}
-    flops = counted_flops(job.step_flops, worker)
-    reporter = Reporter(job.config, **told, start_step=start_step, step_flops=flops)
+    stage, recorder, flops = job.stage, job.recorder, counted_flops(job.step_flops, worker)
+    reporter = Reporter(
+        job.config, stage=stage, worker=worker, recorder=recorder, start_step=start_step, step_flops=flops
+    )
     try:
         held_out = read_held_out(job, worker)
     except UnreadableError as error:
         return {"stopped": str(error)}
     saver = Saver(job, reporter, held_out, seconds_before=seconds)
     batches = reporter.timed(job_batches(job, worker, start_step=start_step))
-    acts: dict[str, Any] = {"log": reporter.log, "save": saver.save, "show": saver.show, "due": reporter.clock.is_due}
     try:
         if job.tries_memory:
             batches = with_room(task, batches, reporter, job.run)
-            forget_peak_memory(worker.device)  # of what was only tried
-        with traced(batches, job.resources.profiling, start_step=start_step, **told) as traced_batches:
-            leave = partial(is_leaving, worker)
-            reached = fit(task, traced_batches, job.config, start_step=start_step, leave=leave, **acts)
+            forget_peak_memory(worker.device)  # of the trials
+        profiling = job.resources.profiling
+        with traced(
+            batches, profiling, stage=stage, worker=worker, recorder=recorder, start_step=start_step
+        ) as traced_batches:
+            reached = fit(
+                task,
+                traced_batches,
+                job.config,
+                start_step=start_step,
+                log=reporter.log,
+                save=saver.save,
+                show=saver.show,
+                leave=partial(is_leaving, worker),
+                due=reporter.clock.is_due,
+            )
     except (NonFiniteError, NoRoomError) as error:  # would only happen again: not a fault that a restart heals
         return {"stopped": str(error)}
     except (RayTaskError, ColorError) as error:
@@ -137,7 +148,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         return {"stopped": str(cause)}
     except RuntimeError as error:
         line = out_of_memory(error, task, job.config, worker)
-        if worker.world_size > 1:  # the others wait for this rank: Train must end them
+        if worker.world_size > 1:  # other ranks wait for this one: Train must end them
             raise NoRoomError(f"{line}, and {RUN_AGAIN}") from error
         return {"stopped": f"{line}, and {RUN_AGAIN}"}
     if reached < job.config.total_steps:
@@ -148,12 +159,12 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         line = out_of_memory(error, task, job.config, worker)
         if worker.shards:
             raise NoRoomError(f"{line}, and {RUN_AGAIN}") from error
-        return {"stopped": f"{line}, and {RUN_AGAIN}"}  # in rank 0, for which no other waits any more
+        return {"stopped": f"{line}, and {RUN_AGAIN}"}  # in rank 0: no other rank waits any more
     return {}
 
 
 def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
-    """A line for each thing that this training does otherwise than recipe and profile say."""
+    """Yields a line for each deviation of the training from recipe and profile."""
     if worker.world_size < job.resources.num_workers:
         yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
     if job.resources.sharding == "full" and worker.world_size == 1:
@@ -163,7 +174,7 @@ def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
 
 
 def set_idle_priority() -> None:
-    """Run this thread, and those that it starts, where a core would idle otherwise."""
+    """Run the calling thread, and threads started by it, only where a core would idle otherwise."""
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
@@ -171,17 +182,17 @@ def set_idle_priority() -> None:
 
 
 def is_leaving(worker: Worker) -> bool:
-    """Whether Ray was told that a node of this run is about to be taken away; all ranks hear of it at the same step.
+    """True if a node of the run is about to be taken away; the same on all ranks at each step.
 
-    `ray.train.get_preemption_info` says the same and is as exact, but asks an actor each time, milliseconds a step.
+    `ray.train.get_preemption_info` is as exact, but asks an actor each time, milliseconds a step.
     """
     return any_rank(get_train_context().preemption_context.preemption_info is not None, worker)
 
 
 def read_held_out(job: TrainingJob, worker: Worker) -> Arrays:
-    """What rank 0 shows and evaluates on; nothing on the others, but where they hold shards of what it evaluates.
+    """Data for previews and evaluation, in rank 0; in all ranks where networks are in shards.
 
-    Raises UnreadableError on all ranks if it is bad.
+    Raises UnreadableError on all ranks for bad data.
     """
     arrays, why = {}, ""
     try:
@@ -196,19 +207,19 @@ def read_held_out(job: TrainingJob, worker: Worker) -> Arrays:
 
 
 def has_snapshots(config: OptimizationConfig) -> bool:
-    """Whether averages are kept to choose from; see `components.training.snapshots`."""
+    """True if snapshots of averages are stored; see `components.training.snapshots`."""
     return config.ema == "power" and config.ema_decay > 0
 
 
 def is_own(error: Exception | None) -> bool:
-    """Whether an error was raised by this package, with a message of one line for the user."""
+    """True for this package's own errors, with a message for the user."""
     return type(error).__module__.startswith(f"{components.__name__}.")
 
 
 def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[str, str]:
-    """(steps taken, seconds they took): from Train's last checkpoint, or (0, 0.0).
+    """Restores Train's last checkpoint. Returns (steps taken, their seconds), or (0, 0.0) without any.
 
-    Where any rank finds it damaged, all return its name and why.
+    Where any rank finds damage, all return {"damaged": name, "why": reason}.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -224,7 +235,7 @@ def restore(task: Task, run: Store, worker: Worker) -> tuple[int, float] | dict[
 
 
 def job_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Batch]:
-    """This rank's share of each global batch. Raises RuntimeError if the stream is not where training is."""
+    """The rank's share of each global batch. Raises RuntimeError for a stream at another step."""
     size = job.config.global_batch_size
     share = worker.share(size)
     if isinstance(job.stream, RankStream):
@@ -236,7 +247,7 @@ def job_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterato
 
 
 def in_place(rows: Iterable[Arrays], size: int, worker: Worker, *, start_step: int) -> Iterator[Arrays]:
-    """The same rows. Raises RuntimeError where they are not those of this rank at its step."""
+    """The same rows. Raises RuntimeError for rows of another rank or step."""
     share = worker.share(size)
     for step, arrays in enumerate(rows, start=start_step):
         expected = step * size + worker.rank * share
@@ -249,19 +260,20 @@ class Saver:
     """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0).
 
     A checkpoint holds training while its state is copied to the host's memory. It is written, hashed and sent behind
-    training, one at a time: the next one waits, so that memory and disk hold one. (Ray's own queue has no bound.)
+    training, one at a time: the next one waits, so that memory and disk hold a single one. (Ray's own queue has no
+    bound.)
     """
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
-        self.shards = reporter.worker.shards  # then all ranks take part in whatever needs weights
-        self.idle = threading.Event()  # no checkpoint of this process is on its way to the store
+        self.shards = reporter.worker.shards  # then all ranks take part wherever weights are needed
+        self.idle = threading.Event()  # set while no checkpoint of the process is in transfer to the store
         self.idle.set()
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:
-        """Previews, in rank 0. Where the device has no room for them there are none, and training goes on.
+        """Make previews, in rank 0; where the device has no room, warn and go on.
 
-        Where weights are in shards all ranks make them, and none can go on without the others.
+        Where weights are in shards all ranks make previews, and no rank can go on without the others.
         """
         if self.reporter.worker.rank > 0 and not self.shards:
             return {}
@@ -275,8 +287,10 @@ class Saver:
             return {}
 
     def finish(self, task: Task) -> None:
-        """Evaluate the finished model and write its files, once the last checkpoint is in the store and in Train's
-        list: whatever fails here then loses no step."""
+        """Evaluate the finished model and write its files.
+
+        Waits until the last checkpoint is in the store and in Train's list: a failure here then loses no step.
+        """
         rank = self.reporter.worker.rank
         if rank > 0 and not self.shards:
             return
@@ -285,19 +299,20 @@ class Saver:
         previews = self.show(self.job.config.total_steps, task)
         weights = task.state_dict()["weights"]
         if self.shards:
-            weights = gathered_on_host(weights, kept=rank == 0)
+            weights = gathered_on_host(weights, copies=rank == 0)
         if rank == 0:
             model = {"weights": weights, "summary": summary, "previews": previews}
             finish(self.job.run, self.job.store, self.job.model, **model)
 
     def summary(self, step: int) -> dict[str, float]:
+        """The reporter's summary, with the width of the average where snapshots are stored."""
         config, summary = self.job.config, self.reporter.summary(self.seconds_before, step)
         return summary | ({"ema_sigma_rel": config.ema_sigma_rel} if has_snapshots(config) else {})
 
     def save(self, step: int, task: Task) -> None:
-        """A barrier over the ranks. The last checkpoint is whole in the store before anything else is done.
+        """Save a checkpoint, a barrier over the ranks; waits until the last one is whole in the store.
 
-        All ranks look at their weights, which are equal or parts of the same, so that all stop if these are not finite.
+        All ranks check their weights, equal or parts of the same, so that all stop if these are not finite.
         """
         begun, storage = time.monotonic(), ray.train.get_context().get_storage()
         refuse_non_finite(task.state_dict()["weights"], step=step, worker=self.reporter.worker)
@@ -320,7 +335,7 @@ class Saver:
         self.reporter.clock.restart()
 
     def begin(self, step: int, task: Task) -> tuple[str, HostCopy]:
-        """An empty folder on this node and a copy of the state, when the checkpoint before is in the store."""
+        """An empty folder on the node and a copy of the state, once the checkpoint before is in the store."""
         self.idle.wait()
         self.idle.clear()
         begun, seconds = time.monotonic(), self.summary(step)["train_seconds"]
@@ -329,7 +344,7 @@ class Saver:
         return tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"), copy
 
     def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, storage: Any) -> Checkpoint:
-        """Write a copy and send it, in a thread of Ray Train. Neither memory nor disk of this node keeps it."""
+        """Write a copy and send it, in a thread of Ray Train; then free memory and disk of the node."""
         folder = Path(checkpoint.path)
         try:
             self.send(copy, folder, name)
@@ -340,7 +355,10 @@ class Saver:
         return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
 
     def send(self, copy: HostCopy, folder: Path, name: str) -> None:
-        """Snapshots go next to the checkpoints, which Train removes, and first: a checkpoint is then complete."""
+        """Send snapshots, then the checkpoint, so that a checkpoint in the store has all its snapshots.
+
+        Snapshots go next to the checkpoints, which Train removes in time.
+        """
         config = self.job.config
         if has_snapshots(config) and is_scheduled(copy.step, config):
             write_snapshots(folder / SNAPSHOTS, copy.state, sigma_rel=config.ema_sigma_rel)

@@ -92,7 +92,7 @@ def test_nothing_is_imported_that_only_unix_has(sources):
 def test_where_models_work_is_decided_in_one_place(repository, sources):
     asks = {"torch.cuda.is_available"}
     found = [path.relative_to(repository).as_posix() for path in sources if asks & attributes(path)]
-    reports = ["components/training/checkpoint.py", "components/training/system_metrics.py"]  # what a GPU's state is
+    reports = ["components/training/checkpoint.py", "components/training/speed.py"]  # what a GPU's state is
     assert found == ["components/sampling/device.py", *reports]
 
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from components.runtime import events
-from components.training import clock
+from components.training import reporting
 from components.training.batches import to_batch
 from components.training.loop import Task, fit
 from components.training.parallel import Worker
@@ -22,10 +23,8 @@ SECONDS = {0: 1.0, 1: 100.0}  # that a step takes, by the clock of each rank
 def saved_at(config: Any, worker: Worker) -> tuple[list[int], Task]:
     """The steps at which a rank saves, whose clock moves at each step, and its task."""
     now, steps = [0.0], []
-    clock.time = type("Clock", (), {"monotonic": staticmethod(lambda: now[0])})
     task = make_task(config, worker=worker)
     options = {"stage": "base", "worker": worker, "recorder": events.SilentRecorder(), "start_step": 0}
-    reporter = Reporter(config.optimization, **options)
 
     def save(step: int, task: Task) -> None:
         steps.append(step)
@@ -36,7 +35,9 @@ def saved_at(config: Any, worker: Worker) -> tuple[list[int], Task]:
             now[0] += SECONDS[worker.rank]
             yield batch
 
-    fit(task, rows(), config.optimization, log=reporter.log, save=save, due=reporter.clock.is_due)
+    with mock.patch.object(reporting, "time", mock.Mock(monotonic=lambda: now[0])):
+        reporter = Reporter(config.optimization, **options)
+        fit(task, rows(), config.optimization, log=reporter.log, save=save, due=reporter.clock.is_due)
     return steps, task
 
 

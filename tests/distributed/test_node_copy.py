@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from components.runtime.storage.store import DamagedFileError, Store
-from components.training import node_copy
+from components.training import run_folder
 from components.training.checkpoint import STATE, WEIGHTS, write_digests
-from components.training.node_copy import fetch_once, read_on_node
 from components.training.parallel import ALONE, Worker
-from components.training.run_folder import fetch_checkpoint, upload_folder
+from components.training.run_folder import fetch_checkpoint, fetch_once, read_on_node, upload_folder
 from tests.checkpoints import write_checkpoint
 from tests.distributed.gloo import run_two_ranks
 
@@ -40,7 +39,7 @@ def read_rank(worker: Worker, folder: Path) -> None:
             file.write(f"{worker.rank}\n")
         return fetch_checkpoint(*arguments)
 
-    node_copy.fetch_checkpoint = fetch
+    run_folder.fetch_checkpoint = fetch
     for _ in range(2):
         step, state = read_on_node(run, NAME, worker)
         assert (step, state["seconds"], state["weights"]["a"].tolist()) == (7, 1.5, [0, 1, 2, 3])
@@ -67,7 +66,7 @@ def test_a_fetch_that_broke_off_is_begun_again(tmp_path: Path, monkeypatch: pyte
         (local / STATE).unlink()
         raise OSError("no space left on the device")
 
-    monkeypatch.setattr(node_copy, "fetch_checkpoint", breaks_off)
+    monkeypatch.setattr(run_folder, "fetch_checkpoint", breaks_off)
     with pytest.raises(OSError, match="no space"):
         fetch_once(run, NAME, place)
     assert sorted(path.name for path in place.iterdir()) in ([], ["lock"])
@@ -77,4 +76,4 @@ def test_a_fetch_that_broke_off_is_begun_again(tmp_path: Path, monkeypatch: pyte
 
 def test_no_start_finds_what_an_earlier_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert len({node_copy.place_on_node(ALONE) for _ in range(50)}) == 50
+    assert len({run_folder.place_on_node(ALONE) for _ in range(50)}) == 50
