@@ -1,4 +1,4 @@
-"""The order of training samples: one endless stream over epochs, a pure function of (set, seed, position).
+"""The order of training samples: an endless stream over epochs, a function of (set, seed, position).
 
 Batch of step s = positions [s B, (s + 1) B). Each epoch serves each training sample exactly once, in an order of its
 own: shards shuffled, then samples shuffled within windows of a few consecutive shards, so that a reader needs few

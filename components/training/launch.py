@@ -138,7 +138,10 @@ def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
         scaling_config=ray.train.ScalingConfig(
             num_workers=counts[-1] if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(resources),
+            # The budget leaves CPUs for the tasks that read data.
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+            if resources.gpus_per_worker
+            else {"CPU": resources.cpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
             name=key,
@@ -201,12 +204,6 @@ class EqualShares(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         room = super()._count_possible_workers(reserved_resources)
         return max((count for count in self.worker_counts if count <= room), default=0)
-
-
-def worker_resources(resources: Resources) -> dict[str, float]:
-    """Logical resources of a worker; the budget must leave CPUs for the tasks that read data."""
-    cpus = {"CPU": resources.cpus_per_worker}
-    return cpus | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
 def resumed(job: TrainingJob) -> MakeDataset:

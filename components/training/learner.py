@@ -212,7 +212,7 @@ def initialized(seed: int, worker: Worker) -> Iterator[None]:
 def accumulated(
     batch: Batch, *learners: Learner[Any], max_batch: int | None, step: int
 ) -> Iterator[tuple[Batch, float]]:
-    """Yields parts of at most `max_batch` samples, each with a factor for the loss, the share of the batch.
+    """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
 
     Gradients are averaged over the ranks with the last part only. Dropout alone draws from a global generator, which is
     seeded by (seed, step, rank, part), so a resumed run drops the same units.

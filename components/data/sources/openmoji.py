@@ -1,4 +1,4 @@
-"""OpenMoji (CC BY-SA 4.0): real images with names and nine classes, from three PyPI packages, at any resolution."""
+"""OpenMoji (CC BY-SA 4.0): images of any resolution with names and nine classes, from PyPI packages."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version

@@ -186,7 +186,8 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
     other columns than the first file.
     """
     chosen = find_parquet(path, columns)
-    files = in_parallel(partial(_read_file, chosen), chosen.files)
+    urls = [Store(chosen.folder).url(version.path) for version in chosen.files]
+    files = in_parallel(lambda url: retried(partial(_labels_and_captions, url, chosen.table), url), urls)
     if len({file.names for file in files}) > 1:
         raise SourceError(
             f"the files in {chosen.folder} name their classes differently; read them as sets of their own"
@@ -222,7 +223,8 @@ def _columns(url: str, columns: Columns) -> TableColumns:
     fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
     admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}
     table = find_columns(schema.names, columns, url, admitted)
-    there = ", ".join(f"{field.name} ({_type_name(field.type)})" for field in schema)
+    types = {field.name: "struct" if pa.types.is_struct(field.type) else str(field.type) for field in schema}
+    there = ", ".join(f"{name} ({kind})" for name, kind in types.items())
     if not table.image and len(admitted["image"]) == 1:
         table = replace(table, image=tuple(admitted["image"]))
     if not table.image:
@@ -253,15 +255,6 @@ def _is_class(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_class(kind.value_type)
     return pa.types.is_integer(kind) or pa.types.is_boolean(kind) or (_is_text(kind) and not pa.types.is_nested(kind))
-
-
-def _type_name(kind: pa.DataType) -> str:
-    return "struct" if pa.types.is_struct(kind) else str(kind)
-
-
-def _read_file(chosen: ParquetSet, version: FileVersion) -> FileRows:
-    url = Store(chosen.folder).url(version.path)
-    return retried(partial(_labels_and_captions, url, chosen.table), url)
 
 
 def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
