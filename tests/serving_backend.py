@@ -1,23 +1,29 @@
 """A tiny cascade behind the service's HTTP, in this process and without Ray: what a test of the API asks."""
 
 import asyncio
+import base64
+import io
 import socket
 import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
+import numpy as np
 import torch
 import uvicorn
+from PIL import Image
 from starlette.types import ASGIApp
 
 from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
-from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
+from components.serving.middleware import GENERATIONS
 from components.serving.settings import ServedModel, ServiceSettings
 from components.serving.versions import Version
 from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
@@ -31,6 +37,10 @@ HTTP = httpx2.Client(timeout=60)  # of tests that ask without the official clien
 
 class LeftError(Exception):
     """Nobody wants the images that are sampled."""
+
+
+def pixels(b64_json: str | None) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json or ""))).convert("RGB")).astype(int)
 
 
 class SmallBackend:
@@ -109,6 +119,24 @@ class SmallBackend:
             tell(FinishedImage(number, encode_png(list(images.values())[-1]), self.version))
 
 
+class ToldBackend(SmallBackend):
+    """Does what it is told instead of making images."""
+
+    told: Sequence[Event | Exception] = ()
+    away = False
+
+    async def card(self) -> Card:
+        if self.away:
+            raise Unavailable("the model can't be reached now; try again in a moment")
+        return await super().card()
+
+    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
+        for event in self.told:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
 def load_backends(folder: Path, **options: Any) -> dict[str, SmallBackend]:
     """A cascade, a token branch, an image-to-image model, a base alone, one of few steps, and one that sees depth."""
     few, depth = {"objective": OBJECTIVE | {"num_train_timesteps": 10}}, {"condition_member": "depth"}
@@ -147,3 +175,14 @@ def served(app: ASGIApp) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+def sending(
+    url: str, data: bytes = b"", *, path: str = GENERATIONS, method: str = "POST", length: int = 99
+) -> socket.socket:
+    """A connection on which so much of a body of `length` bytes was sent."""
+    place = urlsplit(url)
+    connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=20)
+    lines = (f"{method} {path} HTTP/1.1", f"Host: {place.netloc}", "Content-Type: application/json")
+    connection.sendall("\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode() + data)
+    return connection

@@ -12,6 +12,7 @@ from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
+WHITE = 128  # gray levels of a mask from here on are its mask
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -10,9 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.models.diffusion.corruption import from_levels, to_levels
-from components.sampling.image_files import open_given_image
-
-WHITE = 128  # gray levels of a mask from here on are its mask
+from components.sampling.image_files import WHITE, open_given_image
 
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:

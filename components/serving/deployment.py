@@ -1,6 +1,6 @@
 """The service on Ray Serve: the API in front, replicas of each model behind it; begun and ended.
 
-The API's process imports nothing of MLflow, so the replicas' module is imported where they are described.
+The API's process imports neither torch nor MLflow, so the replicas' module is imported where they are described.
 """
 
 import asyncio

@@ -1,26 +1,247 @@
-"""One replica of a served model: its version, its batches, and jobs from their arrival to their last image."""
+"""A replica of a served model: jobs from their arrival to their last image, and the thread that samples.
+
+Images of several jobs are sampled together, where they agree on everything but their content. `serve.batch` of Ray
+Serve does something else. It cuts batches by the clock, so that a lone image waits for company and a late one misses it
+by a moment; it can't hold back those whose sampling options or version of the model differ, which no batch may mix; and
+of a batch it moves all streams alike, where here one job wants previews and another none, one goes away and another
+stays. Here nothing waits for company: while a batch is sampled the next one gathers.
+"""
 
 import asyncio
 import logging
+import math
+import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from ray.util.metrics import Counter, Gauge, Histogram
 
+from components.configuration.sampling import DiffusionSampling
 from components.runtime.execution import Resources, node_threads
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
+from components.sampling.generator import Generator, OnStep
+from components.sampling.image_files import encode_png
+from components.sampling.images import to_uint8
+from components.sampling.model import most_at_once
 from components.sampling.plan import Plan
-from components.serving.batching import Batcher, BusyError, Measures
+from components.sampling.request_forms import settings_of, with_settings
+from components.sampling.requests import Request
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
-from components.serving.versions import Versions
+from components.serving.versions import Version, Versions
 
 LOG = logging.getLogger("cascade.serving")
+SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
+IMAGES = [1, 2, 4, 8, 16, 32, 64]
 CODES = {"invalid": 400, "busy": 429, "late": 503}  # of HTTP, by the trouble
 OK, WENT_AWAY, FAILED = 200, 499, 500
+Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes the events of a job; an exception is the last
+Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the preview from 0
+
+
+class BusyError(Exception):
+    """Too many images wait."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} images wait already; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class FailedError(Exception):
+    """The model could not make an image of a request that it should be able to meet."""
+
+
+class _EndedError(Exception):
+    """Nobody wants the batch any more."""
+
+
+class Measures:
+    """The counts of one replica, through Ray's metrics; their names on Prometheus' page start with `ray_`."""
+
+    def __init__(self, model: str) -> None:
+        tags = ("model",)
+        self.requests = Counter(
+            "cascade_serve_requests", "Jobs that ended, by the code that HTTP has for it", (*tags, "code")
+        )
+        self.images = Counter("cascade_serve_images", "Images that were made", (*tags, "generator"))
+        self.steps = Counter(
+            "cascade_serve_steps", "Steps, denoising steps or tokens, times images", (*tags, "generator")
+        )
+        self.seconds = Histogram("cascade_serve_request_seconds", "From arrival to end", SECONDS, (*tags, "code"))
+        self.batch = Histogram("cascade_serve_batch_images", "Images of a batch", IMAGES, (*tags, "generator"))
+        self.waiting = Gauge("cascade_serve_waiting_images", "Images that no batch has yet", tags)
+        for metric in vars(self).values():
+            metric.set_default_tags({"model": model})
+
+    def ended(self, code: int, seconds: float) -> None:
+        """Counts a job, with the code that HTTP has for how it ended; 499: its client went away."""
+        self.requests.inc(1, {"code": str(code)})
+        self.seconds.observe(seconds, {"code": str(code)})
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A job that was taken: where its events go, and whether somebody still wants them."""
+
+    tell: Tell
+    version: Version
+    left: bool = False
+
+
+@dataclass(eq=False)
+class WaitingImage:
+    """One image of a job."""
+
+    ticket: Ticket
+    place: int  # in the job
+    request: Request  # with its generator named
+    plan: Plan
+    shown: Shown
+    alone: bool = False  # a batch with it failed: it may be the reason
+
+    def joins(self, oldest: "WaitingImage") -> bool:
+        """Returns whether the image can be in the batch of the one that waits longest."""
+        if self is oldest:
+            return True
+        return (
+            not (self.alone or oldest.alone)
+            and self.ticket.version is oldest.ticket.version
+            and self.plan.way == oldest.plan.way
+        )
+
+
+class Batcher:
+    """Takes jobs from any thread; tells their events from its own.
+
+    Args:
+        waiting_images: as many may wait; those of the batch that is sampled don't.
+        batch_images: of one batch at most; fewer where images are large.
+        threads: torch's, of the sampling; None: as many as it chooses.
+    """
+
+    def __init__(
+        self, *, waiting_images: int, batch_images: int, measures: Measures, threads: int | None = None
+    ) -> None:
+        self._waiting_images, self._batch_images, self._threads = waiting_images, batch_images, threads
+        self._measures = measures
+        self._waiting: list[WaitingImage] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._batch_seconds = 0.0  # of the last one
+        self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
+        self._thread.start()
+
+    def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket:
+        """Takes a job whose images the version is to make by plans. Raises BusyError if too many images wait."""
+        ticket, images = Ticket(tell, version), []
+        for place, (request, plan) in enumerate(
+            zip(map(version.cascade.with_generator, job.requests), plans, strict=True)
+        ):
+            steps = steps_of(version.cascade.makers[plan.generator], plan) if job.partial_images else {}
+            images.append(WaitingImage(ticket, place, request, plan, shown_steps(steps, job.partial_images)))
+        with self._changed:
+            waiting = len(self._waiting)
+            # A job of more images than may wait is taken where none waits: it would be refused forever.
+            if waiting and waiting + len(images) > self._waiting_images:
+                batches = math.ceil(waiting / self._batch_images)
+                raise BusyError(waiting, max(1, math.ceil(batches * self._batch_seconds)))
+            self._change(self._waiting + images)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Drops a job that nobody wants any more; a batch of nothing else ends between two steps."""
+        ticket.left = True
+        with self._changed:
+            self._change([image for image in self._waiting if image.ticket is not ticket])
+
+    def close(self) -> None:
+        """Ends the thread between two steps."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def works(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread.is_alive()
+
+    def report(self) -> None:
+        """Reports again how many images wait: Ray exports no gauge that was last set more than 20 s ago."""
+        with self._changed:
+            self._measures.waiting.set(len(self._waiting))
+
+    def _change(self, waiting: list[WaitingImage]) -> None:
+        self._waiting = waiting
+        self._measures.waiting.set(len(waiting))
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # here, for OpenMP keeps the number by thread
+        while batch := self._next_batch():
+            started = time.monotonic()
+            try:
+                self._sample(batch)
+            except _EndedError:
+                pass
+            except Exception as error:
+                self._failed(batch, error)
+            self._batch_seconds = time.monotonic() - started
+
+    def _next_batch(self) -> list[WaitingImage]:
+        """Returns the image that waits longest, with those that can join it; [] at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                return []
+            oldest = self._waiting[0]
+            most = most_together(self._batch_images, oldest)
+            batch = [image for image in self._waiting if image.joins(oldest)][:most]
+            self._change([image for image in self._waiting if image not in batch])
+            return batch
+
+    def _sample(self, batch: Sequence[WaitingImage]) -> None:
+        version, tags = batch[0].ticket.version, {"generator": batch[0].plan.generator}
+        self._measures.batch.observe(len(batch), tags)
+        began = False
+
+        def between() -> None:
+            nonlocal began
+            if began:  # it is called once before the first step
+                self._measures.steps.inc(len(batch), tags)
+            began = True
+            if self._closed or all(image.ticket.left for image in batch):
+                raise _EndedError
+
+        plans = [image.plan for image in batch]
+        on_step = on_step_of(batch)
+        ((_, made),) = version.cascade.make(plans, batch_size=len(batch), on_step=on_step, between=between)
+        self._measures.images.inc(len(batch), tags)
+        for image, pixels in zip(batch, list(made.values())[-1].cpu().numpy(), strict=True):
+            if not image.ticket.left:
+                settings = settings_of(image.request, model=version.named.name, version=version.number)
+                png = with_settings(encode_png(pixels), settings)
+                image.ticket.tell(FinishedImage(image.place, png, version.number))
+
+    def _failed(self, batch: Sequence[WaitingImage], error: Exception) -> None:
+        """Tries each image of a batch alone and first: sampling raised, though the requests were checked."""
+        if len(batch) > 1:
+            LOG.warning("a batch of %s images failed (%s): each is tried alone", len(batch), type(error).__name__)
+            again = [image for image in batch if not image.ticket.left]
+            for image in again:
+                image.alone = True
+            with self._changed:
+                self._change(again + self._waiting)
+            return
+        LOG.error("an image failed", exc_info=error)
+        self.cancel(batch[0].ticket)
+        batch[0].ticket.tell(FailedError("the model failed to make this image"))
 
 
 class Model:
@@ -127,3 +348,44 @@ def sampling_threads(settings: ServiceSettings) -> int | None:
     if len(settings.models) == settings.max_replicas == 1:
         return node_threads(Resources(threads=None))
     return max(1, int(settings.cpus))
+
+
+def most_together(batch_images: int, oldest: WaitingImage) -> int:
+    """Returns the most images of a batch that the cascade's networks, and the size asked for, leave memory for."""
+    most = min(batch_images, oldest.ticket.version.cascade.most_at_once)
+    return most if oldest.plan.size is None else min(most, most_at_once(max(oldest.plan.size)))
+
+
+def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
+    """Returns a function that tells the previews; None where nobody wants any, which costs nothing."""
+    if not any(image.shown for image in batch):
+        return None
+
+    def on_step(stage: str, step: int, time: float, x_t: Any, x_0: torch.Tensor) -> None:
+        del time, x_t
+        now = (stage, step + 1)
+        rows = [row for row, image in enumerate(batch) if now in image.shown and not image.ticket.left]
+        for row, pixels in zip(rows, to_uint8(x_0[rows]) if rows else (), strict=True):
+            image = batch[row]
+            image.ticket.tell(Partial(image.place, image.shown[now], *now, encode_png(pixels)))
+
+    return on_step
+
+
+def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
+    """Returns at most so many previews, evenly over all steps of all stages but the last step, the image itself."""
+    every = [(stage, step) for stage, count in steps.items() for step in range(1, count + 1)]
+    places = {round((number + 1) * len(every) / (previews + 1)) for number in range(previews)}
+    inside = sorted(place for place in places if 1 <= place < len(every))
+    return {every[place - 1]: number for number, place in enumerate(inside)}
+
+
+def steps_of(maker: Generator, plan: Plan) -> dict[str, int]:
+    """Returns the denoising steps of each stage that shows them, in their order."""
+    if not maker.shows_steps:
+        return {}
+    return {
+        model.name: plan.of(model).steps_taken
+        for model in maker.models
+        if isinstance(model.sampling, DiffusionSampling)
+    }

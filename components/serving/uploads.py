@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from components.sampling.image_files import encode_png, open_header, open_image
-from components.sampling.images import WHITE
+from components.sampling.image_files import WHITE, encode_png, open_header, open_image
 from components.serving.errors import ServiceError
 from components.serving.settings import Limits
 

@@ -1,20 +1,30 @@
-"""How many of the repository's files a reader passes: from a prompt to a PNG, and from `cascade run` to
-`optimizer.step`. `python -m tests.benchmarks.files_entered` prints both lists.
+"""Files of the repository that a reader passes: from a prompt to a PNG, from HTTP to a PNG, from `cascade run` to
+`optimizer.step`. `python -m tests.benchmarks.files_entered` prints the lists.
 
-Both count the files on the call stacks, from the command down, at chosen points: of a request where the network is
-called and where the image is encoded; of a training at its hand-overs (the driver submits the stage, the stage starts
-Ray Train, a rank takes a step). What is called beside the way, such as a schedule or a lookup, is not counted.
+All count the files on the call stacks at chosen points: of a request where the network is called and where the image
+is encoded; of one over HTTP also where the API asks the model and where the replica's thread takes the job; of a
+training at its hand-overs (the driver submits the stage, the stage starts Ray Train, a rank takes a step). Calls beside
+the way, such as a schedule or a lookup, are not counted.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+from components.serving.app import build_app
+from components.serving.deployment import RayBackend
+from components.serving.middleware import GENERATIONS
+from components.serving.replica import Model
+from components.serving.settings import ServedModel, ServiceSettings
 from pipelines.command.cli import app
 from tests.tiny_cascade import write_cascade
 
@@ -77,6 +87,69 @@ def from_prompt_to_png(folder: Path) -> list[str]:
     return list(entered)
 
 
+class Handle:
+    """A deployment's handle, of a replica in this process."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def options(self, **options: object) -> "Handle":
+        return self
+
+    def __getattr__(self, name: str) -> "Method":
+        return Method(getattr(self._model, name))
+
+
+class Method:
+    """A method of a replica as Ray Serve's handles have it, and its answer."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+
+    def remote(self, *arguments: object) -> "Method":
+        self._answer = self._method(*arguments)
+        return self
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._answer.__await__()
+
+    def __anext__(self) -> Awaitable[Any]:
+        return anext(self._answer)
+
+    def cancel(self) -> None:
+        """Does nothing: the job is over."""
+
+
+def from_http_to_png(folder: Path) -> list[str]:
+    """Files on the stacks of a request over HTTP: API, replica, its sampling thread, network and PNG."""
+    entered: dict[str, None] = {}
+    points = REQUEST_POINTS | {("lasting", "responses.py"), ("remote", "files_entered.py"), ("add", "replica.py")}
+    counted = threading.Event()
+
+    def hook(frame: FrameType | None, event: str, argument: object) -> None:
+        code = frame.f_code if frame is not None else None
+        if event != "call" or code is None or (code.co_name, Path(code.co_filename).name) not in points:
+            return
+        stack: list[str] = []
+        while frame is not None:
+            stack += [name] if (name := own_file(frame)) is not None else []
+            frame = frame.f_back
+        if counted.is_set():
+            entered.update(dict.fromkeys(reversed(stack)))
+
+    served = ServedModel(name="tiny", source=str(write_cascade(folder)))
+    settings = ServiceSettings(models=(served,), max_replicas=2)  # of several each has a thread, and asks no Ray
+    threading.setprofile(hook)
+    model = Model(served, settings)
+    backends = {"tiny": RayBackend(Handle(model), seconds=60)}
+    client = TestClient(build_app(backends, settings), base_url="http://localhost")
+    counted.set()  # its generators are warm
+    answer = client.post(GENERATIONS, json={"prompt": "red apple"})
+    threading.setprofile(None)
+    assert answer.status_code == 200, answer.text
+    return list(entered)
+
+
 def from_run_to_step(folder: Path) -> list[str]:
     """Files on the stacks from `cascade run` to the optimizer's step of the base."""
     (folder / "hook").mkdir()
@@ -103,7 +176,11 @@ def from_run_to_step(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        for title, find in (("from a prompt to a PNG", from_prompt_to_png), ("to optimizer.step", from_run_to_step)):
+        for title, find in (
+            ("from a prompt to a PNG", from_prompt_to_png),
+            ("from HTTP to a PNG", from_http_to_png),
+            ("to optimizer.step", from_run_to_step),
+        ):
             (Path(place) / find.__name__).mkdir()
             files = find(Path(place) / find.__name__)
             print(f"{title}: {len(files)} files", *files, sep="\n  ")

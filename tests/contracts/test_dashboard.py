@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from components.serving.batching import Measures
+from components.serving.replica import Measures
 from tests.metric_names import FROM_PROMETHEUS, Query, declared, exported, queries, read_query
 
 RAY = Path(ray.__file__).parent

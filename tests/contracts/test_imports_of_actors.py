@@ -7,7 +7,14 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["components.training.ordered_shards", "components.data.stream", "pipelines.engine.recorder"]
+    "module",
+    [
+        "components.training.ordered_shards",
+        "components.data.stream",
+        "pipelines.engine.recorder",
+        "components.serving.deployment",
+        "components.serving.middleware",
+    ],
 )
 def test_an_actor_on_the_head_imports_no_torch(module: str):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -18,14 +18,14 @@ from PIL import Image
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.serving.app import build_app
-from components.serving.messages import Card, Event, FinishedImage, ImageJob, Refused, Unavailable
+from components.serving.messages import Card, FinishedImage, ImageJob, Refused, Unavailable
+from components.serving.middleware import GENERATIONS
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
+from tests.serving_backend import HTTP, SmallBackend, ToldBackend, load_backends, pixels, served, settings_of
 from tests.serving_documents import COMMAND, OPENAPI, openapi_text
 from tests.waiting import eventually
 
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
-GENERATIONS = "/v1/images/generations"
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,6 @@ def address(backends: dict[str, SmallBackend]) -> Iterator[str]:
 def client(address: str) -> openai.OpenAI:
     """The official client, which here checks each field of what it gets."""
     return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
-
-
-def pixels(b64_json: str | None) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json or ""))).convert("RGB")).astype(int)
 
 
 def test_the_official_client_gets_the_images_that_sampling_makes(
@@ -137,24 +133,6 @@ def test_the_only_model_needs_no_name(backends: dict[str, SmallBackend]) -> None
     assert answer.json()["model"] == "tiny"
 
 
-class ToldBackend(SmallBackend):
-    """Does what it is told instead of making images."""
-
-    told: Sequence[Event | Exception] = ()
-    away = False
-
-    async def card(self) -> Card:
-        if self.away:
-            raise Unavailable("the model can't be reached now; try again in a moment")
-        return await super().card()
-
-    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
-        for event in self.told:
-            if isinstance(event, Exception):
-                raise event
-            yield event
-
-
 @pytest.mark.parametrize(
     ("told", "status", "retry_after", "message"),
     [
@@ -216,7 +194,7 @@ def test_a_failure_that_nobody_foresaw_says_nothing_of_what_was_inside(
     assert "a prompt" not in words
     assert "/a/path" not in words
     assert "Traceback" not in words
-    assert "RuntimeError in test_serving_api.py:" in caplog.text
+    assert "RuntimeError in serving_backend.py:" in caplog.text
 
 
 def request_lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -14,7 +14,8 @@ from PIL import Image
 from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.serving.batching import (
+from components.serving.messages import FinishedImage, ImageJob, Partial
+from components.serving.replica import (
     Batcher,
     BusyError,
     FailedError,
@@ -25,7 +26,6 @@ from components.serving.batching import (
     shown_steps,
     steps_of,
 )
-from components.serving.messages import FinishedImage, ImageJob, Partial
 from components.serving.settings import ServedModel
 from components.serving.versions import Version
 from tests.tiny_cascade import write_cascade

@@ -5,7 +5,6 @@ import json
 import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, contextmanager
-from urllib.parse import urlsplit
 
 import pytest
 from fastapi.routing import APIRoute
@@ -16,7 +15,7 @@ from components.serving.app import build_app
 from components.serving.messages import Event, ImageJob
 from components.serving.middleware import EDITS, GENERATIONS, TAKE_BODIES
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, served, settings_of
+from tests.serving_backend import HTTP, SmallBackend, sending, served, settings_of
 from tests.tiny_cascade import write_cascade
 from tests.waiting import eventually
 
@@ -49,17 +48,6 @@ def service(backend: SmallBackend, **limits: float) -> Iterator[str]:
     settings = settings_of({"tiny": 0}, limits=Limits.model_validate(limits), batch_images=1)
     with served(build_app({"tiny": backend}, settings)) as url:
         yield url
-
-
-def sending(
-    url: str, data: bytes = b"", *, path: str = GENERATIONS, method: str = "POST", length: int = 99
-) -> socket.socket:
-    """A connection on which so much of a body of `length` bytes was sent."""
-    place = urlsplit(url)
-    connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=20)
-    lines = (f"{method} {path} HTTP/1.1", f"Host: {place.netloc}", "Content-Type: application/json")
-    connection.sendall("\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode() + data)
-    return connection
 
 
 def answer(connection: socket.socket) -> str:

@@ -3,10 +3,8 @@
 import base64
 import io
 import json
-import socket
 import time
-from collections.abc import AsyncGenerator, Iterator
-from urllib.parse import urlsplit
+from collections.abc import Iterator
 
 import numpy as np
 import openai
@@ -16,15 +14,14 @@ from PIL import Image
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import gray_png
 from components.serving.app import build_app
-from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
+from components.serving.messages import FinishedImage, Partial, Refused, Unavailable
+from components.serving.middleware import GENERATIONS
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, served, settings_of
+from tests.serving_backend import HTTP, SmallBackend, ToldBackend, pixels, sending, served, settings_of
 from tests.tiny_cascade import write_cascade
 from tests.waiting import eventually
 
-STOPPED = "the model stopped before its images were made; try again"
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
-GENERATIONS = "/v1/images/generations"
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +33,6 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
 def client(cascade: Cascade) -> Iterator[openai.OpenAI]:
     with served(build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}))) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
-
-
-def pixels(b64_json: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json))).convert("RGB"))
 
 
 def test_the_official_client_sees_previews_and_then_the_image_itself(client: openai.OpenAI) -> None:
@@ -87,21 +80,6 @@ def test_previews_come_while_the_image_is_made(cascade: Cascade) -> None:
     assert times[1] - times[0] > 0.3, "of nine steps of a tenth of a second"
 
 
-class ToldBackend(SmallBackend):
-    """Does what it is told after a preview."""
-
-    def __init__(self, cascade: Cascade, *told: Event | Exception) -> None:
-        super().__init__(cascade)
-        self.told = told
-
-    async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
-        yield Partial(0, 0, "base", 1, gray_png(8))
-        for event in self.told:
-            if isinstance(event, Exception):
-                raise event
-            yield event
-
-
 @pytest.mark.parametrize(
     ("told", "code", "message"),
     [
@@ -116,7 +94,9 @@ class ToldBackend(SmallBackend):
     ],
 )
 def test_what_goes_wrong_on_the_way_is_the_last_event(cascade: Cascade, told: list, code: str, message: str) -> None:
-    with served(build_app({"tiny": ToldBackend(cascade, *told)}, settings_of({"tiny": 0}))) as url:
+    backend = ToldBackend(cascade)
+    backend.told = [Partial(0, 0, "base", 1, gray_png(8)), *told]
+    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url:
         asked = {"label": 0, "n": 2, "stream": True, "partial_images": 1}
         answer = HTTP.post(url + GENERATIONS, json=asked)
         own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -140,25 +120,14 @@ def test_time_runs_out_in_a_stream_too(cascade: Cascade) -> None:
     assert slow.left
 
 
-def started(url: str, body: dict) -> socket.socket:
-    """A connection on which a request was sent, and nothing else."""
-    connection, data = connected(url), json.dumps(body).encode()
-    connection.sendall(head(url, len(data)) + data)
-    return connection
-
-
-def connected(url: str) -> socket.socket:
-    place = urlsplit(url)
-    return socket.create_connection((place.hostname, place.port), timeout=20)
-
-
 @pytest.mark.parametrize(
     ("stream", "after"), [(False, "the request"), (True, "the request"), (True, "the first event")]
 )
 def test_a_client_that_goes_away_is_noticed_and_its_job_canceled(cascade: Cascade, stream: bool, after: str) -> None:
     slow = SmallBackend(cascade, step_seconds=60 if after == "the request" else 0.5)
     with served(build_app({"tiny": slow}, settings_of({"tiny": 0}))) as url:
-        connection = started(url, {"label": 0, "stream": stream, "partial_images": 1 if stream else 0})
+        body = json.dumps({"label": 0, "stream": stream, "partial_images": 1 if stream else 0}).encode()
+        connection = sending(url, body, length=len(body))
         if after == "the first event":
             assert b"partial_image" in connection.recv(2**16)
         assert eventually(lambda: slow.working)
@@ -168,9 +137,3 @@ def test_a_client_that_goes_away_is_noticed_and_its_job_canceled(cascade: Cascad
         slow.step_seconds = 0
         assert HTTP.post(url + GENERATIONS, json={"label": 0}).status_code == 200, "others are answered"
         assert len(slow.left) == 1
-
-
-def head(url: str, length: int) -> bytes:
-    """What comes before a body of JSON."""
-    lines = (f"POST {GENERATIONS} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "Content-Type: application/json")
-    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
