@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pipelines.command.options import share_cores
 
 share_cores()  # before torch is imported, here and in all that the tests start
 SERVER_SECONDS = 180
+REPOSITORY = Path(__file__).parents[1]
+ROOMS = sorted(init.parent.name for init in REPOSITORY.glob("[cp]*s/**/*/__init__.py"))
 SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute", "test_serving")
 START_RAY = (
     "test_cluster_checks",
@@ -35,8 +38,26 @@ START_RAY_LAST = ("test_data_command", "test_share_nothing", "test_submitted_job
 UNLOGGED: list[str] = []  # records that a handler could not write, which nothing but a traceback in the output says
 
 
-def pytest_configure() -> None:
-    """A record that can't be logged fails a test. Where several processes test at once, each computes on one core."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--room", help="test what imports this room alone: diffusion, data, engine, …")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files of tests that import nothing of `--room`."""
+    room = config.getoption("--room")
+    if room is None or not collection_path.is_file() or collection_path.name == "conftest.py":
+        return None
+    imports = rf"^(?:from|import) (?:components|pipelines)\.(?:\w+\.)*{room}\b"
+    return None if re.search(imports, collection_path.read_text(), re.MULTILINE) else True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A record that can't be logged fails a test. Where several processes test at once, each computes on one core.
+
+    Raises UsageError for a room that is none.
+    """
+    if config.getoption("--room") not in (None, *ROOMS):
+        raise pytest.UsageError(f"no room {config.getoption('--room')!r}; the rooms are {', '.join(ROOMS)}")
     logging.Handler.handleError = note_unlogged
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch

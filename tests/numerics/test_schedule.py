@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from components.models.diffusion.betas import SCHEDULES
 from components.models.diffusion.schedule import make_schedule
 
 
@@ -71,7 +72,7 @@ def test_noise_is_added_as_diffusers_adds_it(name):
     torch.testing.assert_close(ours, peer(name).add_noise(x_0, noise, timesteps), atol=3.3e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_posterior_is_what_bayes_rule_gives(name):
     """q(x_{t-1} | x_t, x_0) is the product of two Gaussians: precisions add, and weigh the means."""
     schedule = make_schedule(name, num_train_timesteps=40)
@@ -92,8 +93,9 @@ def test_the_first_posterior_log_variance_is_that_of_the_second_step():
     assert log_variance[0].item() == pytest.approx(-9.817, abs=1e-3)
 
 
-def test_signal_to_noise_falls_with_time():
-    snr = make_schedule("cosine", num_train_timesteps=100).snr(torch.arange(100))
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_signal_to_noise_falls_with_time(name):
+    snr = make_schedule(name, num_train_timesteps=100).snr(torch.arange(100))
     assert (snr.diff() < 0).all()
 
 
@@ -134,7 +136,7 @@ def test_respacing_keeps_the_signal_of_each_kept_step_and_its_original_index():
     assert strided.respaced([1, 3]).timesteps.tolist() == [4, 999]
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_respacing_to_all_steps_changes_nothing(name):
     schedule = make_schedule(name, num_train_timesteps=1000)
     same = schedule.respaced(list(range(1000)))
