@@ -47,5 +47,5 @@ MEASURES = {
 
 def measures_of(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Measures of a whole run from the values of its logs; a measure that no log has is left out."""
-    told = {name: [values[name] for values in points if name in values] for name in MEASURES}
-    return {name: MEASURES[name].of_run(values) for name, values in told.items() if values}
+    series = {name: [values[name] for values in points if name in values] for name in MEASURES}
+    return {name: MEASURES[name].of_run(values) for name, values in series.items() if values}

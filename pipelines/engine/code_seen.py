@@ -54,9 +54,9 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
             continue
         reached.add(path)
         todo += [
-            _file(f"{found.module}.{found.name}", root) or _file(found.module, root)
-            for found in _imports(*_state(path))
-            if found.name not in foreign
+            _file(f"{each.module}.{each.name}", root) or _file(each.module, root)
+            for each in _imports(*_state(path))
+            if each.name not in foreign
         ]
     names = sorted(path.relative_to(root).as_posix() for path in reached)
     states = {name: _state(root / name) for name in names if _decides(name)}
@@ -119,8 +119,8 @@ def _decides(name: str) -> bool:
 
 def _kinds(stage: Stage) -> set[str]:
     """Every `kind` in the configurations of a stage and of its ancestors."""
-    found = _kinds_in(stage.config.model_dump(mode="json"))
-    return found.union(*(_kinds(parent) for parent in stage.parents()))
+    kinds = _kinds_in(stage.config.model_dump(mode="json"))
+    return kinds.union(*(_kinds(parent) for parent in stage.parents()))
 
 
 def _kinds_in(value: Any) -> set[str]:
@@ -153,13 +153,13 @@ def _state(path: Path) -> tuple[Path, int, int]:
 
 @cache
 def _imports(path: Path, changed: int, size: int) -> tuple[Import, ...]:
-    found = []
+    imports = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found += [Import(INSTALLED.sub("", node.module), alias.name) for alias in node.names]
+            imports += [Import(INSTALLED.sub("", node.module), alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
-            found += [Import(INSTALLED.sub("", alias.name), "") for alias in node.names]
-    return tuple(one for one in found if one.module.split(".")[0] in PACKAGES)
+            imports += [Import(INSTALLED.sub("", alias.name), "") for alias in node.names]
+    return tuple(one for one in imports if one.module.split(".")[0] in PACKAGES)
 
 
 @cache

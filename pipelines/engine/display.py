@@ -125,8 +125,8 @@ def status_line(status: StageStatus) -> str:
         parts.append(f"{status.unit} {status.step}/{status.total}")
         parts += [f"{_speed(status)}" if status.rate else "", f"ETA {duration(status.eta)}" if status.eta else ""]
         parts.append(f"loss {status.loss:.4f}" if status.loss is not None else "")
-        told = [(MEASURES[name], status.measures[name]) for name in IN_A_LINE if name in status.measures]
-        parts += [f"{measure.title} {measure.text(value)}" for measure, value in told]
+        measures = [(MEASURES[name], status.measures[name]) for name in IN_A_LINE if name in status.measures]
+        parts += [f"{measure.title} {measure.text(value)}" for measure, value in measures]
     if status.state in ("done", "failed") and status.seconds is not None:
         parts.append(f"after {duration(status.seconds)}")
     parts.append(status.note)

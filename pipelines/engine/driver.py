@@ -165,8 +165,8 @@ def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
 
     Raises UsageError, in one line, for steps that no training of the workflow takes.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= first <= last:
         raise UsageError(f"--profile-steps {text}: write it as FIRST:LAST, 20:25 for steps 20 to 25; the first is 1")
     if last - first >= MOST_STEPS:
@@ -188,26 +188,26 @@ def check_name(prepared: Prepared, console: Console) -> None:
     stages = [stage.name for stage in prepared.workflow.stages]
     data = data_identity(prepared.recipe.images.source)
     try:
-        found = find_clash(prepared.name, stages, data, tracking_uri=prepared.tracking)
+        clash = find_clash(prepared.name, stages, data, tracking_uri=prepared.tracking)
     except Exception:  # a database or a network may raise anything
         line = f"MLflow is away: when it is back it is seen whether {prepared.name} names models of other images"
         console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True)
         return
-    if found is not None:
-        raise UsageError(found)
+    if clash is not None:
+        raise UsageError(clash)
 
 
 def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[str, Resources]:
     """Start or join Ray, and share what it has among the stages that are to run. Raises UsageError."""
-    told = None if options.cluster is None else parse_cluster(options.cluster)
-    if told is not None and not on_cluster():
+    future = None if options.cluster is None else parse_cluster(options.cluster)
+    if future is not None and not on_cluster():
         raise UsageError(
             "--cluster says what a cluster will have, and none is joined here; `cascade plan` takes it too"
         )
     space = space_of(prepared.workflow, prepared.planned)
     space.check(root=prepared.root, works=not on_cluster())
-    found = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
-    cluster, running = told or found, [entry.stage.name for entry in prepared.planned if entry.wanted]
+    present = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
+    cluster, running = future or present, [entry.stage.name for entry in prepared.planned if entry.wanted]
     shares = share_cluster(prepared.workflow, prepared.profile, cluster, running=running)
     check_batches(prepared.workflow, shares)
     check_sharding(prepared.workflow, shares)

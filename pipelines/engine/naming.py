@@ -28,7 +28,7 @@ COMMON = {  # folders that say nothing of what is in them, where one above them 
 
 
 def cascade_name(recipe: Recipe, given: str | None) -> str:
-    """The name of a run's models: `given`, or the recipe's, or of other images that a packaged recipe gets.
+    """The name of a run's models: `given`, or after the recipe, or after other images than the recipe's.
 
     The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'; the
     name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_photos`, and

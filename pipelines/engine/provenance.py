@@ -20,7 +20,7 @@ VARIABLE = "CASCADE_COMMIT"  # the same of a job whose files were uploaded
 
 
 def commit(root: Path = ROOT, *, of: Sequence[str] = PACKAGES) -> str:
-    """The commit of the code below `root`, 40 digits, with `+changes` if the paths `of` (pathspecs) differ.
+    """The commit of the code below `root`, 40 digits, with `+changes` if the pathspecs `of` differ.
 
     Without a repository of its own (a venv may lie within somebody else's), what CASCADE_COMMIT or the file COMMIT
     says; else the digest of the source, as `source:1a2b3c4d5e6f`.

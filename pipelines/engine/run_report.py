@@ -189,8 +189,8 @@ def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
 
 def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
     """Labels and prompts of the rows or columns of each image, by the image's name."""
-    made = [artifact.metadata.get("words", {}) for artifact in artifacts.values() if artifact.kind == "samples"]
-    return {name: tuple(words) for found in made for name, words in found.items()}
+    tables = [artifact.metadata.get("words", {}) for artifact in artifacts.values() if artifact.kind == "samples"]
+    return {name: tuple(words) for table in tables for name, words in table.items()}
 
 
 def study_of(artifact: Artifact) -> Study:

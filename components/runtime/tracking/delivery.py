@@ -180,7 +180,7 @@ class Delivery:
         self.client.set_terminated(run_id, event.status, end_time=record.time)
 
     def _register(self, run_id: str, record: LogEntry, artifact: Artifact) -> None:
-        """Register a model and note its version in the parent run, which decides on champions when it ends well.
+        """Register a model and note its version in the parent run, which decides on champions at its end.
 
         An evaluation is noted there too, and gives the run and its model their metrics.
         """
@@ -238,8 +238,8 @@ class Delivery:
 
     def _log_params(self, tracked: TrackedRun, parameters: Mapping[str, Any]) -> None:
         """Parameters never change in MLflow: a run that is taken up keeps those it has."""
-        known = {} if tracked.new else self.client.get_run(tracked.run_id).data.params
-        new = [Param(name, value) for name, value in flatten(parameters).items() if name not in known]
+        present = {} if tracked.new else self.client.get_run(tracked.run_id).data.params
+        new = [Param(name, value) for name, value in flatten(parameters).items() if name not in present]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(tracked.run_id, params=new[start : start + MAX_PARAMS])
 

@@ -59,8 +59,8 @@ class Figures(Config):
         """How it was measured, as one says it."""
         how = {"set of images": self.images, "feature network": self.network, "precision": self.precision}
         how |= {"number of training images": self.references, "seed": self.seed}
-        made = {f"number or size of images ({name})": (each.samples, each.side) for name, each in self.made.items()}
-        return how | made
+        sizes = {f"number or size of images ({name})": (each.samples, each.side) for name, each in self.made.items()}
+        return how | sizes
 
 
 class Verdict(NamedTuple):
@@ -187,16 +187,16 @@ def _verdict(
         return Verdict(True, "it is the champion already")
     if how != "better" or champion is None:
         return Verdict(how != "never", "the first of its name" if how == "better" else f"--promote {how}")
-    known = _listed(client.get_model_version(name, champion).tags.get(FIGURES))
-    alike = [each for each in known if measured is not None and each.way() == measured.way()]
-    return compared(measured, (alike or known or [None])[-1])
+    measurements = _listed(client.get_model_version(name, champion).tags.get(FIGURES))
+    alike = [each for each in measurements if measured is not None and each.way() == measured.way()]
+    return compared(measured, (alike or measurements or [None])[-1])
 
 
 def _keep_figures(client: MlflowClient, name: str, version: str, measured: Figures) -> None:
     """Next to what was measured of it in other ways."""
-    known = _listed(client.get_model_version(name, version).tags.get(FIGURES))
-    kept = [each.model_dump() for each in known if each.way() != measured.way()]
-    client.set_model_version_tag(name, version, FIGURES, json.dumps([*kept, measured.model_dump()][-KEPT:]))
+    measurements = _listed(client.get_model_version(name, version).tags.get(FIGURES))
+    others = [each.model_dump() for each in measurements if each.way() != measured.way()]
+    client.set_model_version_tag(name, version, FIGURES, json.dumps([*others, measured.model_dump()][-KEPT:]))
 
 
 def _listed(text: str | None) -> list[Figures]:
@@ -219,7 +219,7 @@ def make_champion(client: MlflowClient, name: str, version: str, *, reason: str)
 
 
 def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
-    """Make the version NAME@VERSION or models:/NAME/VERSION the champion, or with `back` the champion before.
+    """Make NAME@VERSION or models:/NAME/VERSION the champion, or with `back` the champion before.
 
     Returns (name, version, the champion until now).
 
@@ -269,10 +269,10 @@ def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri:
         return None
     own, client = registered_name(models), MlflowClient(tracking_uri)
     names = {own, *(registered_name(models, stage=stage) for stage in stages)}
-    for found in client.search_registered_models(f"name LIKE '{own}%'", max_results=1000, order_by=["name"]):
-        theirs = found.tags.get(DATA)
-        if found.name in names and theirs and theirs != data:
-            return clash(found.name, data, theirs)
+    for model in client.search_registered_models(f"name LIKE '{own}%'", max_results=1000, order_by=["name"]):
+        theirs = model.tags.get(DATA)
+        if model.name in names and theirs and theirs != data:
+            return clash(model.name, data, theirs)
     return None
 
 

@@ -73,7 +73,7 @@ class Packed(NamedTuple):
 
 
 def model_name(artifact: Artifact, *, models: str) -> str:
-    """The registered name of an artifact: that of the run's `models`, with its stage if no composed cascade."""
+    """The registered name of an artifact: `models` of its run, with its stage if no composed cascade."""
     return registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
 
 
@@ -99,22 +99,22 @@ def register_version(
 
 def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
     """The version registered for a stage key, with the list of its files; or None."""
-    found = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
-    listed = [version for version in found if FILES_DIGEST in version.tags]
+    versions = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
+    listed = [version for version in versions if FILES_DIGEST in version.tags]
     return min(listed, key=lambda version: int(version.version)) if listed else None
 
 
 def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
     """The finished logged model of a stage key, or None."""
-    found = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
-    ready = [model for model in found if model.status == LoggedModelStatus.READY]
+    models = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
+    ready = [model for model in models if model.status == LoggedModelStatus.READY]
     return min(ready, key=lambda model: model.creation_timestamp) if ready else None
 
 
 def find_named(model_uri: str, *, tracking_uri: str) -> Named:
     """Name, number and time of the version that `named_version` returns."""
-    found = named_version(model_uri, tracking_uri=tracking_uri)
-    return Named(found.name, str(found.version), found.creation_timestamp // 1000)
+    version = named_version(model_uri, tracking_uri=tracking_uri)
+    return Named(version.name, str(version.version), version.creation_timestamp // 1000)
 
 
 def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
@@ -173,7 +173,7 @@ def _registry(model_uri: str, tracking_uri: str) -> Iterator[None]:
 
 
 def pip_requirements(model: Path) -> list[str]:
-    """Requirements of the packed model, pinned to the versions installed here, without builds such as +cpu."""
+    """Requirements of the packed model, pinned to versions installed here, without builds such as +cpu."""
     pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # the text encoder that it is, or that it holds
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
 
@@ -257,12 +257,12 @@ def _create_version(
                 raise
     tags = _tags(artifact) | {tag: model.tags[tag] for tag in (FILES, FILES_DIGEST) if tag in model.tags}
     source = f"{REGISTRY}{model.model_id}"
-    made = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
+    version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
     first = find_version(client, name, key=artifact.key)
-    if first is not None and int(first.version) < int(made.version):  # another driver was faster
-        client.delete_model_version(name, made.version)
+    if first is not None and int(first.version) < int(version.version):  # another driver was faster
+        client.delete_model_version(name, version.version)
         return first
-    return made
+    return version
 
 
 def _tags(artifact: Artifact) -> dict[str, str]:

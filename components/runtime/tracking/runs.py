@@ -65,8 +65,8 @@ def artifact_location(tracking_uri: str, experiment: str) -> str | None:
 
 def find_run(client: MlflowClient, experiment_id: str, *, run: str, key: str = "") -> Run | None:
     """The parent run of a workflow run, or with `key` its child of that stage key."""
-    found = _search(client, experiment_id, {RUN: run, KEY: key or WORKFLOW})
-    return min(found, key=lambda r: r.info.run_id) if found else None
+    runs = _search(client, experiment_id, {RUN: run, KEY: key or WORKFLOW})
+    return min(runs, key=lambda r: r.info.run_id) if runs else None
 
 
 def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
@@ -74,8 +74,8 @@ def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
     if is_new(tracking_uri):
         return set()
     client = MlflowClient(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    runs = _search(client, found.experiment_id, {KEY: WORKFLOW}) if found else []
+    existing = client.get_experiment_by_name(experiment)
+    runs = _search(client, existing.experiment_id, {KEY: WORKFLOW}) if existing else []
     return {run.data.tags[RUN] for run in runs if run.info.status == "FINISHED"}
 
 
@@ -87,8 +87,8 @@ def is_new(tracking_uri: str) -> bool:
 
 def find_maker(client: MlflowClient, experiment_id: str, *, key: str) -> Run | None:
     """The run that made the artifact of a stage key: the last run that finished without a cache."""
-    made = [r for r in _search(client, experiment_id, {KEY: key, CACHED: "false"}) if r.info.status == "FINISHED"]
-    return max(made, key=lambda r: r.info.end_time or 0) if made else None
+    runs = [r for r in _search(client, experiment_id, {KEY: key, CACHED: "false"}) if r.info.status == "FINISHED"]
+    return max(runs, key=lambda r: r.info.end_time or 0) if runs else None
 
 
 def take_up(
@@ -131,13 +131,13 @@ def _image_place(path: str) -> tuple[str, int] | None:
 
 
 def _create(client: MlflowClient, experiment_id: str, *, name: str, started: int, tags: dict[str, str]) -> TrackedRun:
-    made = client.create_run(experiment_id, start_time=started, tags=tags, run_name=name)
+    created = client.create_run(experiment_id, start_time=started, tags=tags, run_name=name)
     time.sleep(SETTLE_SECONDS)
-    kept = find_run(client, experiment_id, run=tags[RUN], key=tags[KEY])
-    if kept is None or kept.info.run_id == made.info.run_id:
-        return TrackedRun(made.info.run_id, started, True)
-    client.delete_run(made.info.run_id)  # another driver was faster
-    return as_tracked(client, kept)
+    first = find_run(client, experiment_id, run=tags[RUN], key=tags[KEY])
+    if first is None or first.info.run_id == created.info.run_id:
+        return TrackedRun(created.info.run_id, started, True)
+    client.delete_run(created.info.run_id)  # another driver was faster
+    return as_tracked(client, first)
 
 
 def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> list[Run]:
@@ -158,8 +158,8 @@ def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
     shown = {step for _, step in tracked.images}
     shows = bool(shown) or PREVIEW in artifact.names()  # not every model makes images
     images = scheduled(config["sample_every"], total) - shown if shows else set()
-    found = {"points": points, "images": images}
-    return " and ".join(f"{kind} of {in_words(steps)}" for kind, steps in found.items() if steps)
+    missing = {"points": points, "images": images}
+    return " and ".join(f"{kind} of {in_words(steps)}" for kind, steps in missing.items() if steps)
 
 
 def scheduled(every: int, total: int) -> set[int]:
@@ -188,8 +188,8 @@ def dataset_of(artifact: Artifact) -> Dataset:
 
 def record_inputs(client: MlflowClient, run_id: str, *, data: list[Artifact], model_ids: list[str]) -> None:
     """Links a run to the data sets and models that it reads. Idempotent."""
-    known = client.get_run(run_id).inputs.model_inputs or []
-    new = [LoggedModelInput(id_) for id_ in model_ids if id_ not in {model.model_id for model in known}]
+    present = client.get_run(run_id).inputs.model_inputs or []
+    new = [LoggedModelInput(id_) for id_ in model_ids if id_ not in {model.model_id for model in present}]
     context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
     datasets = [DatasetInput(dataset_of(artifact), tags=context) for artifact in data]
     if datasets or new:
