@@ -17,7 +17,9 @@ from pipelines.recipes.rows import DISCRETE_ROWS
 from pipelines.recipes.shapes import SHAPES, Recipe
 from pipelines.recipes.taxonomy import TAXONOMY
 
-ROWS = {**DISCRETE_ROWS, **DIFFUSION_ROWS, **FASHION}  # recipe -> row of the lecture
+ROWS = {  # recipe -> row of the lecture, the first word of its summary
+    recipe: (recipe.__doc__ or "").partition(":")[0] for recipe in (*DISCRETE_ROWS, *DIFFUSION_ROWS, *FASHION)
+}
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS, *TAXONOMY)},
     **paper_recipes(),

@@ -6,7 +6,7 @@ likelihoods are of the same held-out images, none conditioned on a class: a Pixe
 bounds, and the PNGs of the images stand beside.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
@@ -262,38 +262,15 @@ def fashion_likelihood_loss_aware() -> DiffusionStudiesRecipe:
     return FASHION_MNIST.studies("fashion_likelihood_loss_aware", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
 
 
-FASHION: dict[Callable[[], DiffusionStudiesRecipe | OneModelRecipe], str] = {
-    fashion_pixelcnn: "P1",
-    fashion_likelihood_ddpm: "D2",
-    fashion_likelihood_bound: "D2",
-    fashion_likelihood_hybrid: "D3",
-    fashion_likelihood_loss_aware: "D3",
-    fashion_steps: "D4",
-    fashion_guidance: "D6",
-}
-DIFFUSION_ROWS: dict[Callable[[], DiffusionBranchRecipe | DiffusionStudiesRecipe | ImageToImageRecipe], str] = {
-    ddpm: "D1",
-    dit: "D5",
-    classifier_guided: "D6",
-    class_guided: "D7",
-    glide: "D8",
-    glide_inpainting: "D8",
-    depth_diffusion: "D9",
-    image_cross_attention: "D9",
-    super_resolution: "D10",
-    cascade_1024: "D11",
-    cascade_256: "D11",
-    palette: "D12",
-    latent_diffusion: "D13",
-    stable_diffusion: "D13",
-    imagen: "D14",
-    dalle2: "D14",
-    edm: "D15",
-    flow: "D15",
-    flow_logit_normal: "D15",
-    zero_terminal_snr: "D15",
-    autoguidance: "D15",
-}
+FASHION = (
+    *(fashion_pixelcnn, fashion_likelihood_ddpm, fashion_likelihood_bound, fashion_likelihood_hybrid),
+    *(fashion_likelihood_loss_aware, fashion_steps, fashion_guidance),
+)
+DIFFUSION_ROWS = (
+    *(ddpm, dit, classifier_guided, class_guided, glide, glide_inpainting, depth_diffusion, image_cross_attention),
+    *(super_resolution, cascade_1024, cascade_256, palette, latent_diffusion, stable_diffusion, imagen, dalle2),
+    *(edm, flow, flow_logit_normal, zero_terminal_snr, autoguidance),
+)
 
 
 def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:

@@ -296,11 +296,7 @@ def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
     pairs = {
         "weaker.resolution": (weaker.data.resolution, "base.resolution", base.data.resolution),
         "weaker.in_channels": (weaker.data.in_channels, "base.in_channels", base.data.in_channels),
-        "weaker.conditions": (
-            [*weaker.conditioning.conditions],
-            "base.conditions",
-            [*base.conditioning.conditions],
-        ),
+        "weaker.conditions": ([*weaker.conditioning.conditions], "base.conditions", [*base.conditioning.conditions]),
         "weaker.process": (weaker.process, "base.process", base.process),
     }
     for name, (value, other, needed) in pairs.items():

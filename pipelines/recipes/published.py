@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from components.configuration.conditions import TokenCondition
 from components.configuration.sampling import (
     ClassifierSampling,
     DiffusionBranchSampling,
@@ -50,36 +49,6 @@ class PaperPrior(NamedTuple):
     text_length: int = 16
 
 
-def prior(
-    model_dim: int,
-    num_heads: int,
-    num_layers: int,
-    condition: TokenCondition,
-    text_loss_weight: float,
-    steps: int,
-    batch: int,
-    rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> PriorTraining:
-    """A transformer of the table, with the settings of all its rows."""
-    return PriorTraining.of(
-        model_dim=model_dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        conditions=(condition,),
-        text_loss_weight=text_loss_weight,
-        total_steps=steps,
-        global_batch_size=batch,
-        learning_rate=rate,
-        betas=betas,
-        weight_decay=weight_decay,
-        precision="bf16",
-        compile_network=True,
-        checkpoint_minutes=CHECKPOINT_MINUTES,
-    )
-
-
 class PaperBranch(NamedTuple):
     """A row of the table: models by name, and how they are sampled."""
 
@@ -99,21 +68,23 @@ class PaperBranch(NamedTuple):
 
 # fmt: off
 PRIORS: dict[str, PaperPrior] = {
-    # tokenizer; width, heads, layers, condition, weight of its text's loss, steps, batch, rate, betas, decay; sampling
-
     # Esser et al. (2021), table 4 ("cin256"): 48 layers, 24 heads, width 1,536, AdamW (0.9, 0.95), weight decay 0.01;
     # learning rate 4.5e-6 for each image of the batch. Batch and steps are ours.
     "imagenet_class_prior": PaperPrior(
         "Class-conditional ImageNet of taming-transformers: 16² tokens of 16,384 codes, a transformer of 1.4 billion.",
         "vqgan_imagenet_f16_16384",
-        prior(1536, 24, 48, "label", 0.0, 1_000_000, 64, 64 * 4.5e-6, (0.9, 0.95), 0.01),
+        PriorTraining.of(
+            model_dim=1536, num_heads=24, num_layers=48, conditions=("label",), total_steps=1_000_000,
+            global_batch_size=64, learning_rate=64 * 4.5e-6, betas=(0.9, 0.95), weight_decay=0.01),
         TransformerSampling(top_k=600, top_p=0.92)),
     # kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384;
     # DALL-E's weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.
     "mindalle_text_prior": PaperPrior(
         "minDALL-E: 64 text and 16² image tokens in one transformer of 1.3 billion, over a VQ-GAN of 16,384 codes.",
         "vqgan_imagenet_f16_16384",
-        prior(1536, 24, 42, "text", 1 / 8, 500_000, 512, 4.5e-4, (0.9, 0.96), 0.045),
+        PriorTraining.of(
+            model_dim=1536, num_heads=24, num_layers=42, conditions=("text",), text_loss_weight=1 / 8,
+            total_steps=500_000, global_batch_size=512, learning_rate=4.5e-4, betas=(0.9, 0.96), weight_decay=0.045),
         TransformerSampling(top_k=256), vocab_size=16_384, text_length=64),
     # Ramesh et al. (2021), section 2.2 and appendix B: 64 layers, 62 heads of 64, 256 text tokens of 16,384 words, row
     # and column positions, dropout 0.1; 430,000 updates of 1,024 pairs, AdamW (0.9, 0.96), weight decay 0.045, rate
@@ -125,7 +96,9 @@ PRIORS: dict[str, PaperPrior] = {
         "DALL-E: 256 text and 32² image tokens in one transformer of 12 billion, over its dVAE of 8,192 codes; no GPU "
         "holds its 246 GB, so a profile needs `stages: {prior: {sharding: full}}`.",
         "dalle_dvae_f8_8192",
-        prior(3968, 62, 64, "text", 1 / 8, 430_000, 1024, 4.5e-4, (0.9, 0.96), 0.045).replace(
+        PriorTraining.of(
+            model_dim=3968, num_heads=62, num_layers=64, conditions=("text",), text_loss_weight=1 / 8,
+            total_steps=430_000, global_batch_size=1024, learning_rate=4.5e-4, betas=(0.9, 0.96), weight_decay=0.045,
             positions="learned_2d", dropout=0.1, warmup_steps=5000, max_grad_norm=4.0, final_lr_fraction=1 / 32,
             sample_every=5000, gradient_checkpointing=True),
         TransformerSampling(), vocab_size=16_384, text_length=256),
@@ -194,8 +167,9 @@ def lone_model(name: str, row: PaperAutoencoder) -> OneModelRecipe:
 def token_branch(name: str, row: PaperPrior) -> TokenBranchRecipe:
     """The recipe of a prior and a tokenizer."""
     shared = own_images(vocab_size=row.vocab_size, text_length=row.text_length)
+    prior = row.training.replace(precision="bf16", compile_network=True, checkpoint_minutes=CHECKPOINT_MINUTES)
     sampling = row.sampling.replace(compile_decoding=True)
-    return shared.token_branch(name, AUTOENCODERS[row.tokenizer].training, row.training, sampling)
+    return shared.token_branch(name, AUTOENCODERS[row.tokenizer].training, prior, sampling)
 
 
 def diffusion_branch(name: str, row: PaperBranch) -> DiffusionBranchRecipe:

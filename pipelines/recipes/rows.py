@@ -3,8 +3,6 @@
 Rows share what has equal numbers: the images, and the VQ-GAN that three priors are trained on.
 """
 
-from collections.abc import Callable
-
 from components.configuration.networks import EMACodesConfig, GradientCodesConfig, ScalarCodesConfig
 from components.configuration.sampling import (
     GANSampling,
@@ -121,25 +119,10 @@ def gan() -> OneModelRecipe:
     return EMOJI.one_model("gan", systems.gan(), sampling=OneModelSampling(model=GANSampling()))
 
 
-DISCRETE_ROWS: dict[Callable[[], OneModelRecipe | TokenBranchRecipe], str] = {
-    vae: "T1",
-    vae_gan: "T1",
-    vqvae: "T2",
-    vqvae_ema: "T2",
-    vqgan: "T3",
-    dvae: "T4",
-    fsq: "T5",
-    pixelcnn: "P1",
-    pixelrnn: "P1",
-    vqvae_pixelcnn: "P2",
-    vqgan_transformer: "P3",
-    vqgan_transformer_unconditional: "P3",
-    dalle: "P4",
-    depth_transformer: "P5",
-    image_transformer: "P5",
-    maskgit: "P6",
-    gan: "G1",
-}
+DISCRETE_ROWS = (
+    *(vae, vae_gan, vqvae, vqvae_ema, vqgan, dvae, fsq, pixelcnn, pixelrnn, vqvae_pixelcnn, vqgan_transformer),
+    *(vqgan_transformer_unconditional, dalle, depth_transformer, image_transformer, maskgit, gan),
+)
 
 
 def lecture_vqvae(bottleneck: EMACodesConfig | GradientCodesConfig) -> AutoencoderTraining:
