@@ -4,7 +4,7 @@
 AMX or Arm's BF16) would emulate it in about three times the time of fp32: it trains in fp32, and one line says so. The
 key is the same either way, for both are the training that the recipe asks for; the bits are not. A run that goes on on
 another kind of device has other bits from that checkpoint on. The
-policy for all devices is `components.sampling.precision`.
+policy for all devices is `components.sampling.device`.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple, Self

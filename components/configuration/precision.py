@@ -1,4 +1,4 @@
-"""How exactly products are computed; what each word means on a device is in `components.sampling.precision`."""
+"""How exactly products are computed; what each word means on a device is in `components.sampling.device`."""
 
 from typing import Literal
 

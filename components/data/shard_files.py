@@ -14,7 +14,7 @@ from components.data.shards import ShardEntry, ShardIndex
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import portable
 from components.runtime.storage.store import Store
-from components.sampling.precision import state_products
+from components.sampling.device import state_products
 
 
 class ShardJob(NamedTuple):

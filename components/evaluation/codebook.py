@@ -32,8 +32,7 @@ from components.runtime.pool import Later, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device
-from components.sampling.images import from_uint8, to_uint8
-from components.sampling.index_grid import index_grids
+from components.sampling.images import from_uint8, index_grids, to_uint8
 from components.sampling.model import most_at_once
 
 HISTOGRAM = "histogram"  # array of the files

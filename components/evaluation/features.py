@@ -20,9 +20,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from components.sampling.device import best_device
+from components.sampling.device import best_device, computes_bf16
 from components.sampling.images import levels_to_uint8
-from components.sampling.precision import computes_bf16
 
 FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
 FeaturePrecision = Literal["fp32", "bf16"]

@@ -27,9 +27,9 @@ from components.evaluation.variants import (
 from components.models.diffusion.steps import SamplerName
 from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
-from components.sampling.classifier import check_guides, class_log_probabilities
 from components.sampling.device import best_device
-from components.sampling.guided import sample_guided
+from components.sampling.generators.diffusion import sample_guided
+from components.sampling.guides import check_guides, class_log_probabilities
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import plan_of

@@ -19,9 +19,8 @@ from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.storage.kept_parts import read_record
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, quick
-from components.sampling.device import best_device
+from components.sampling.device import Room, best_device
 from components.sampling.images import to_uint8
-from components.sampling.room import Room
 
 
 def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:

@@ -28,9 +28,8 @@ from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device
-from components.sampling.gray import one_channel
 from components.sampling.image_files import encode_png
-from components.sampling.images import from_uint8
+from components.sampling.images import from_uint8, one_channel
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import Plan, encode_conditions, random_stream
 

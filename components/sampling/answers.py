@@ -28,16 +28,15 @@ from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade, read_parts
-from components.sampling.classifier import class_log_probabilities
-from components.sampling.device import best_device
+from components.sampling.device import best_device, products
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generators.diffusion import sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
+from components.sampling.guides import class_log_probabilities
 from components.sampling.image_files import base64_png, gray_png
 from components.sampling.images import read_image, to_uint8
 from components.sampling.model import SamplingModel, describe_model, load_model, reads_prompts, works_alone
 from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
-from components.sampling.precision import products
 from components.sampling.request_forms import RequestRow
 from components.sampling.requests import Request
 

@@ -1,18 +1,22 @@
-"""Best of several candidates, by any score; and a score that a conditional prior gives itself.
+"""Best of several candidates, by any score: that of a contrastive encoder, or one that a prior gives itself.
 
 DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6). Without a second network the prior can say
 how much the condition explains: log p(tokens | condition) - log p(tokens), the pointwise mutual information.
 
-Shapes: B images, N num_tokens, K codebook_size.
+Shapes: B images, N num_tokens, K codebook_size, H = W sides of images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from components.models.contrastive import ContrastiveEncoder
+from components.models.diffusion.corruption import downsample, quantize_8_bit
 from components.models.transformer import Transformer
+from components.sampling.model import SamplingModel
+from components.sampling.plan import Plan
 
 
 class Best(NamedTuple):
@@ -67,3 +71,19 @@ def mutual_information(
     log_p = logits.float().log_softmax(dim=-1).gather(-1, doubled[..., None])[..., 0].sum(dim=1)
     conditional, unconditional = log_p.chunk(2)
     return conditional - unconditional
+
+
+def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
+    """How near images (B, 3, H, W) in [-1, 1] are to the plans' prompts: cosines (B,), and 0 without a prompt."""
+    encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
+    assert isinstance(encoder, ContrastiveEncoder)
+    assert text is not None  # a bundle of this kind has its tokenizer
+    wanted = encoder.encode_text(text.encode([plan.prompt or "" for plan in plans]).to(reranker.device))
+    asked = torch.tensor([plan.prompt is not None for plan in plans], device=reranker.device)
+
+    def score(image: Tensor) -> Tensor:
+        finished = quantize_8_bit(image.to(reranker.device))  # as it is handed out
+        seen = quantize_8_bit(downsample(finished, side))  # as the encoder was trained on images
+        return (encoder.encode_image(seen) * wanted.embedding).sum(dim=1) * asked
+
+    return score

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from components.configuration.file_names import folder_name
 from components.configuration.precision import Precision
+from components.sampling.device import sampling_in
 from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.images import to_bytes
 from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
 from components.sampling.plan import Plan, check_request
-from components.sampling.precision import sampling_in
 from components.sampling.requests import Request, request_options
 
 DESCRIPTION = "cascade.json"
@@ -64,7 +64,7 @@ def compose(
 class Cascade(Parts):
     """Loaded models, and the generators that they make: one at least, to be of use."""
 
-    precision: Precision = "bf16"  # in which they sample on a GPU; see `components.sampling.precision`
+    precision: Precision = "bf16"  # in which they sample on a GPU; see `components.sampling.device`
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
@@ -140,7 +140,7 @@ class Cascade(Parts):
         """One finished uint8 image (H, W, 3) for each request, in their order.
 
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
-        (`components.sampling.precision`).
+        (`components.sampling.device`).
 
         Args:
             batch_size: images of a batch at most; None: `most_at_once`.

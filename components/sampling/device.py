@@ -1,7 +1,38 @@
-"""Where a trained model works when nothing else is said, and whether bf16 is worth it there."""
+"""Where trained models work, in which precision, and how much a device has room for at a time.
+
+What `precision` means on each device, the one policy of training, sampling and measuring:
+
+| precision | GPU | CPU that trains | CPU that samples |
+|---|---|---|---|
+| `fp32` | products in fp32, TF32 off for matrices and convolutions alike | fp32 | fp32 |
+| `tf32` | products in TF32 (10 bits of 23) for both, sums in fp32 | fp32 | fp32 |
+| `bf16` | products in bf16 by autocast, where the GPU multiplies it by itself, else as `fp32` | likewise | fp32 |
+
+torch's own defaults differ: TF32 for convolutions, none for matrices. Weights, optimizer and averages are fp32 always.
+
+Under autocast these compute in fp32 all the same, with TF32 off, for a rounding there would be noise in what counts:
+last layers of U-Net, DiT and diffusion prior (the prediction), classifiers' pooling and logits, weights under spectral
+norm, statistics of every norm, softmax, distances to a codebook, embeddings of contrastive encoders, perceptual
+features once they are compared, and all losses. Likelihoods and distances between images are measured in fp32, whatever
+the model trained and samples in.
+
+The same request gives the same image in whatever company: on a CPU within one gray level. On a GPU in bf16 a batch of
+another size may take other kernels, whose roundings differ by 2^-8 of a value: the same image to the eye, and a token
+or a value that is drawn where two are as likely may be another. `fp32` there rounds by 2^-24, but no kernel promises.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
+from components.configuration.precision import Precision
+from components.models.autocast import autocast
+
+SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
+T = TypeVar("T")
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions that multiply: two sets of x86, and that of Arm
 
 
@@ -22,3 +53,84 @@ def native_bf16(device: torch.device) -> bool:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return torch.backends.mkldnn.is_available() and any(capabilities.get(name, False) for name in BF16)
     return True
+
+
+def computes_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a training on the device computes in bf16."""
+    return precision == "bf16" and native_bf16(device)
+
+
+def samples_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether sampling on the device computes in bf16. A CPU keeps fp32, and the same image in whatever company."""
+    return device.type != "cpu" and computes_bf16(precision, device)
+
+
+def state_products(precision: Precision) -> None:
+    """Say for this process how products in fp32 are computed, for matrices and convolutions alike."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+@contextmanager
+def products(precision: Precision) -> Iterator[None]:
+    """As `state_products`, inside alone: for what works in processes of others."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    state_products(precision)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def sampling_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Inside, networks on the device sample as the precision says."""
+    bf16 = samples_bf16(precision, device)
+    with products(precision), autocast(device, enabled=bf16):
+        yield
+
+
+class Room:
+    """The largest batch that a device has room for, as far as is known: half of each that was too large."""
+
+    def __init__(self, device: torch.device, most: int) -> None:
+        self.device, self.most = device, most
+        self.tried = 0  # samples at a time for which it was found
+
+    def work(self, count: int, make: Callable[[int], T]) -> T:
+        """What `make` returns, called with the size of its batches, for so many samples in all.
+
+        Raises what `make` raises, out of memory too where not even one sample has room.
+        """
+        for size in halves(max(1, min(self.most, count))):
+            try:
+                return make(size)
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            self.most = -(-size // 2)
+            free(self.device)  # here, where no error holds what was made until then
+        raise AssertionError("halves end with 1")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or a library on it, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
+def halves(share: int) -> Iterator[int]:
+    """`share`, its half, the half of that, ... down to 1; rounded up."""
+    yield share
+    while share > 1:
+        share = -(-share // 2)
+        yield share
+
+
+def free(device: torch.device) -> None:
+    """Give back what tries left behind, so that the next one, and what follows, start from an empty cache.
+
+    So it is with compiled networks: after a second size they would be compiled for any size, and round otherwise.
+    """
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

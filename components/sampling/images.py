@@ -1,6 +1,6 @@
-"""8-bit images <-> images in [-1, 1], here alone.
+"""8-bit images <-> images in [-1, 1], here alone; gray images as one channel; codes of images as colors.
 
-Shapes: B images, H W their pixels, S = resolution.
+Shapes: B images, H W their pixels, S = resolution, h w a latent grid, K codes, C their components.
 """
 
 import numpy as np
@@ -9,6 +9,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from components.models.autoencoder import Autoencoder
 from components.models.diffusion.corruption import from_levels, to_levels
 from components.sampling.image_files import WHITE, open_given_image
 
@@ -59,3 +60,54 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     if not unknown.any():
         raise ValueError("the mask has no white pixel: there is nothing to make")
     return unknown
+
+
+class ColorError(ValueError):
+    """An image in color where a model has one channel."""
+
+
+def one_channel(images: Tensor) -> Tensor:
+    """The channel (B, 1, H, W) that all three of gray images (B, 3, H, W) are.
+
+    Raises ColorError, which names the first pixel whose channels differ.
+    """
+    differs = (images != images[:, :1]).any(dim=1)  # (B, H, W)
+    if images.is_meta or not differs.any():  # without numbers there is nothing to check
+        return images[:, :1].contiguous()
+    image, row, column = differs.nonzero()[0].tolist()
+    color = ", ".join(map(str, to_uint8(images[image, :, row, column].reshape(1, 3, 1, 1)).flatten().tolist()))
+    raise ColorError(
+        f"image {image} of a batch has the color ({color}) in row {row}, column {column}, and a model of one channel "
+        "learns gray images alone: set in_channels=3"
+    )
+
+
+@torch.inference_mode()
+def index_grids(network: Autoencoder, images: np.ndarray) -> Tensor:
+    """The codes of images (B, H, W, 3) uint8, each in its color: (B, 3, h, w) in [-1, 1].
+
+    Raises ValueError for a network without codes.
+    """
+    device = next(network.parameters()).device
+    indices = network.tokenize(from_uint8(images).to(device))  # (B, h, w)
+    every = torch.arange(network.codebook_size, device=device)
+    codes = network.lookup(every[:, None, None])[:, :, 0, 0]  # (K, C)
+    return rearrange(code_colors(codes)[indices], "n h w c -> n c h w")
+
+
+def code_colors(codes: Tensor) -> Tensor:
+    """A color in [-1, 1] for each code, (K, C) -> (K, 3): near codes look alike.
+
+    Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code
+    does not make all others alike. Where codes have fewer than three components, the other colors stay in the middle.
+    Equal codes have one color, and count once: a product of equal rows may differ in its last bit.
+    """
+    distinct, number = codes.double().unique(dim=0, return_inverse=True)  # sorted: the order of codes does not show
+    centered = distinct - distinct.mean(dim=0)
+    _, lengths, directions = torch.linalg.svd(centered, full_matrices=False)
+    directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()  # SVD has none
+    colors = torch.zeros(len(distinct), 3, dtype=torch.float64, device=codes.device)
+    for channel, direction in enumerate(directions[: min(3, int((lengths > 1e-6 * lengths[:1]).sum()))]):
+        place = (centered @ direction).unique(return_inverse=True)[1].double()
+        colors[:, channel] = 2 * place / place.max().clamp(min=1) - 1
+    return colors.float()[number]

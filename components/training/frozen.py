@@ -31,7 +31,7 @@ from components.sampling.frozen_text import (
     contrastive_text,
     load_frozen_text,
 )
-from components.sampling.gray import one_channel
+from components.sampling.images import one_channel
 from components.sampling.text_encoding import parse_bpe
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch

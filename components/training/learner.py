@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from components.configuration.optimization import OptimizationConfig
 from components.models.autocast import autocast
 from components.models.network_blocks import compile_blocks, recompute_blocks
-from components.sampling.precision import computes_bf16
+from components.sampling.device import computes_bf16
 from components.training.loop import Arrays, Batch
 from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer
 from components.training.parallel import Worker, data_parallel, synchronized

@@ -19,7 +19,7 @@ import torch
 from components.configuration.optimization import OptimizationConfig
 from components.runtime import events
 from components.runtime.storage.store import Store
-from components.sampling.room import free, halves, is_out_of_memory
+from components.sampling.device import free, halves, is_out_of_memory
 from components.training.checkpoint import generator_states, on_host, restore_generators
 from components.training.loop import Batch, Task
 from components.training.parallel import Worker, by_itself, lowest

@@ -23,8 +23,8 @@ from components.runtime import events
 from components.runtime.execution import Resources, node_threads
 from components.runtime.ray_internals import get_train_context
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
-from components.sampling.gray import ColorError
-from components.sampling.precision import computes_bf16, state_products
+from components.sampling.device import computes_bf16, state_products
+from components.sampling.images import ColorError
 from components.training.batches import batches_ahead
 from components.training.checkpoint import (
     HostCopy,

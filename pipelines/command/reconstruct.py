@@ -19,12 +19,10 @@ from components.models.bundle import DESCRIPTION as MODEL
 from components.sampling.answers import reconstructed
 from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import read_description
-from components.sampling.device import best_device
+from components.sampling.device import best_device, products
 from components.sampling.image_files import encode_png, enlarged
-from components.sampling.images import read_image, to_uint8
-from components.sampling.index_grid import index_grids
+from components.sampling.images import index_grids, read_image, to_uint8
 from components.sampling.model import SamplingModel, load_model
-from components.sampling.precision import products
 from pipelines.command.sample import local_model
 from pipelines.command.translate import image_bytes
 

@@ -12,9 +12,9 @@ from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.kept_parts import write_part
 from components.runtime.storage.store import Store
-from components.sampling.classifier import class_log_probabilities, classifier_score
-from components.sampling.diffusion_prior import sample_image_embeddings
+from components.sampling.frozen_conditions import sample_image_embeddings
 from components.sampling.frozen_text import contrastive_text
+from components.sampling.guides import class_log_probabilities, classifier_score
 from components.sampling.model import load_model
 from components.sampling.plan import Plan
 from components.stages.precompute import PrecomputeConfig, encoders_of, precompute

@@ -1,4 +1,4 @@
-"""What `precision` means on a GPU: `components.sampling.precision`, held by the device itself."""
+"""What `precision` means on a GPU: `components.sampling.device`, held by the device itself."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.configuration.precision import Precision
-from components.sampling.precision import computes_bf16, products, samples_bf16, sampling_in, state_products
+from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
 from components.training.learner import Learner
 from components.training.parallel import Worker
 from tests.on_device import errors_of_products, in_company, norm_of_16_bits

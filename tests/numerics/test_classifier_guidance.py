@@ -6,7 +6,7 @@ import torch
 from components.configuration.sampling import ClassifierSampling
 from components.models.diffusion.objective import make_objective
 from components.models.noisy_classifier import NoisyClassifier
-from components.sampling.classifier import check_guides, class_log_probabilities, classifier_score
+from components.sampling.guides import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
 from tests.tiny_text_image import classifier_config
 from tests.tiny_training import DATASET_INFO

@@ -5,7 +5,7 @@ import torch
 
 from components.configuration.sampling import DiffusionPriorSampling
 from components.models.diffusion_prior import DiffusionPrior
-from components.sampling.diffusion_prior import sample_image_embeddings, text_conditions
+from components.sampling.frozen_conditions import sample_image_embeddings, text_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config

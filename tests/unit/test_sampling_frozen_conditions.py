@@ -6,8 +6,7 @@ from torch import nn
 
 from components.configuration.sampling import DiffusionPriorSampling, DiffusionSampling
 from components.models.diffusion_prior import DiffusionPrior
-from components.sampling.diffusion_prior import sample_image_embeddings
-from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.frozen_conditions import frozen_conditions, sample_image_embeddings
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config

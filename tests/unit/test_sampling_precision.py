@@ -15,9 +15,9 @@ from components.configuration.precision import Precision
 from components.configuration.sampling import DiffusionBranchSampling
 from components.runtime.execution import Resources
 from components.runtime.pool import PoolWorker
-from components.sampling import precision
+from components.sampling import device as devices
 from components.sampling.cascade import DESCRIPTION, Cascade
-from components.sampling.precision import computes_bf16, products, samples_bf16, sampling_in, state_products
+from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
 from components.sampling.requests import Request
 from pipelines.recipes.published import paper_recipes
 from tests.pretend_gpu import GPU
@@ -43,8 +43,8 @@ def stated() -> tuple[bool, bool]:
 
 def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """This CPU multiplies bf16, and samples as a GPU does."""
-    monkeypatch.setattr(precision, "native_bf16", lambda device: True)
-    monkeypatch.setattr(precision, "samples_bf16", computes_bf16)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "samples_bf16", computes_bf16)
 
 
 @pytest.mark.parametrize("word", get_args(Precision))
@@ -52,7 +52,7 @@ def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_is_computed_where_the_device_has_it_and_a_cpu_never_samples_in_it(
     word: Precision, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "native_bf16", lambda device: there)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: there)
     asked = word == "bf16"
     assert [computes_bf16(word, device) for device in (CPU, GPU)] == [asked and there] * 2
     assert [samples_bf16(word, device) for device in (CPU, GPU)] == [False, asked and there]

@@ -16,9 +16,9 @@ from components.evaluation.generated import (
 )
 from components.evaluation.job_sampler import draw_job, try_room
 from components.sampling.cascade import Cascade
+from components.sampling.device import Room
 from components.sampling.model import in_slices, most_at_once
 from components.sampling.requests import Request
-from components.sampling.room import Room
 from tests.limited_memory import out_of_memory
 from tests.tiny_cascade import SAMPLING, write_cascade
 

@@ -13,8 +13,8 @@ from PIL import Image
 from components.runtime.tracking.registry import REQUIREMENTS, input_example, pip_requirements
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
-from components.sampling.classifier import class_log_probabilities
 from components.sampling.frozen_text import load_frozen_text
+from components.sampling.guides import class_log_probabilities
 from components.sampling.images import read_image
 from components.sampling.model import load_model
 from components.sampling.request_forms import RequestRow

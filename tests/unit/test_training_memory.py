@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from components.runtime.storage.store import Store
-from components.sampling.room import halves
+from components.sampling.device import halves
 from components.training.batches import to_batch
 from components.training.checkpoint import generator_states
 from components.training.loop import Task, fit

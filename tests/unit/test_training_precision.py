@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from components.runtime.execution import Resources
-from components.sampling import precision as precision_policy
 from components.training.batches import to_batch
 from components.training.learner import Learner
 from components.training.loop import fit
@@ -20,7 +19,7 @@ CPU = torch.device("cpu")
 
 def with_bf16(monkeypatch: pytest.MonkeyPatch, *devices: torch.device) -> None:
     """Only these devices have bf16 of their own."""
-    monkeypatch.setattr(precision_policy, "native_bf16", lambda device: device in devices)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: device in devices)
 
 
 def losses(kind: str, precision: str) -> list[float]:

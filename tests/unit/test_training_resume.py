@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.sampling import precision
+from components.sampling import device as devices
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint
 from components.training.loop import Task, fit
@@ -87,7 +87,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also processors without it resume in bf16 here, where they would take fp32."""
-    monkeypatch.setattr(precision, "native_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
 
 
 @pytest.mark.parametrize("name", CASES)

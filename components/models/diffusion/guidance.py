@@ -5,6 +5,7 @@ Shapes: B batch; outputs are (B, C, H, W), or (B, 2 C, H, W) where the variance 
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def guide(
     branches, scales = _branches(condition, null, guidance_scale)
     nothing = not scales or (weaker is None and not null)
     if nothing or (len(scales) == 1 and bool((scales[0] == 1).all())):
-        return lambda x_t, time: objective.apply(network, x_t, time, **condition)
+        return partial(objective.apply, network, **condition)
 
     def denoise(x_t: Tensor, time: Tensor) -> Tensor:
         if interval is not None and not _inside(objective, interval, x_t, time):

@@ -18,11 +18,10 @@ from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import Objective, make_objective
 from components.models.diffusion.samplers import Denoise, Score, sample
 from components.models.diffusion.schedule import make_schedule
-from components.sampling.classifier import check_guides, classifier_score
-from components.sampling.diffusion_prior import check_prior_steps
-from components.sampling.frozen_conditions import frozen_conditions
+from components.sampling.frozen_conditions import check_prior_steps, frozen_conditions
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts
 from components.sampling.given_images import given_in_mask, known_pixels
+from components.sampling.guides import check_guides, check_weaker, classifier_score
 from components.sampling.image_files import gray_png
 from components.sampling.model import SamplingModel, in_slices, takes_condition_image
 from components.sampling.plan import (
@@ -34,7 +33,6 @@ from components.sampling.plan import (
     random_stream,
 )
 from components.sampling.requests import Request, class_id
-from components.sampling.weaker import check_weaker
 
 NOTHING = Conditions({}, {})
 MOST_STEPS = 1000  # of a process without training steps
@@ -199,6 +197,51 @@ def noise_of(model: SamplingModel, plans: Sequence[Plan]) -> Callable[[int], Ten
         return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(model.device)
 
     return noise
+
+
+def sample_guided(
+    model: SamplingModel,
+    plans: Sequence[Plan],
+    *,
+    scale: float,
+    weaker: SamplingModel | None = None,
+    classifier: SamplingModel | None = None,
+    unconditional: bool = False,
+    interval: tuple[float, float] | None = None,
+) -> Tensor:
+    """Images (B, C, H, W) of plans that share sampler and steps (those of the first one count).
+
+    Args:
+        scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
+        weaker: takes the place of the model without condition (autoguidance; Karras et al., 2024).
+        classifier: of noisy images; its gradient towards each plan's label guides (Dhariwal and Nichol, 2021).
+        interval: guide at these noise levels only, sigma / signal (Kynkäänniemi et al., 2024).
+        unconditional: with a classifier, the model itself is told no condition.
+
+    The same plan gives the same image in whatever batch.
+    """
+    objective = objective_of(model)
+    condition, null = encode_conditions(model, plans)
+    noise, score, branches = noise_of(model, plans), None, scale
+    if classifier is not None:
+        branches = 1.0  # the network runs on one condition alone
+        score = classifier_score(classifier, condition["label"], scale) if scale != 0 else None
+    return sample(
+        guide(
+            objective,
+            model.module,
+            null if unconditional else condition,
+            null,
+            branches,
+            weaker=None if weaker is None else weaker.module,
+            interval=interval,
+        ),
+        objective,
+        noise(-1),
+        noise=noise,
+        score=score,
+        **sampling_arguments(plans[0].of(model)),
+    )
 
 
 class Diffusion(Generator):

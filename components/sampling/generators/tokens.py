@@ -20,7 +20,7 @@ from components.models.row_lstm import RowLSTM
 from components.models.token_network import TokenNetwork
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
-from components.sampling.best_of import Best, best_of, mutual_information
+from components.sampling.best_of import Best, best_of, likeness_to_prompts, mutual_information
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts, after_each
 from components.sampling.generators.one_model import sample_grid
 from components.sampling.image_files import gray_png
@@ -37,7 +37,6 @@ from components.sampling.plan import (
     sampling_of,
 )
 from components.sampling.requests import Request
-from components.sampling.reranker import likeness_to_prompts
 from components.sampling.sliding_window import generate_window
 
 

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.sampling.precision import state_products
+from components.sampling.device import state_products
 from components.training.speed import GIGABYTE, peak_flops, peak_memory
 from tests.benchmarks.gpu import diffusion, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side

@@ -14,7 +14,7 @@ from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PriorTraining
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
-from components.sampling.precision import sampling_in
+from components.sampling.device import sampling_in
 from components.training.building import make_network
 from components.training.parallel import Worker
 from components.training.step_model import counting, step_flops

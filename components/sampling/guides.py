@@ -1,4 +1,5 @@
-"""What a classifier says to a sampler, and about finished images.
+"""Models that guide a sampler: a classifier of noisy images, and a weaker version of the sampled model (autoguidance;
+Karras et al., 2024, "Guiding a Diffusion Model with a Bad Version of Itself").
 
 Shapes: B images, K classes, H W pixels.
 """
@@ -12,6 +13,9 @@ from components.models.diffusion.samplers import Score
 from components.sampling.model import SamplingModel
 
 PROCESS = ("kind", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")
+OUTPUT = (*PROCESS, "prediction_type")  # what decides the meaning of an output
+CONDITIONS = ("num_classes", "text", "text_states_dim", "image_embedding_dim", "condition_image_channels")
+SHAPE = ("in_channels", *CONDITIONS)
 
 
 def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:
@@ -58,3 +62,15 @@ def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
     objective, images = make_objective(model.settings["objective"]), images.to(model.device)
     first = objective.times(torch.zeros(len(images), device=model.device))
     return objective.apply(model.module, images, first).float().log_softmax(dim=1)
+
+
+def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
+    """Raise ValueError, in one line, if one is no weaker version of the other: another output, image or condition."""
+    pairs = {name: [each.settings["objective"].get(name) for each in (weaker, model)] for name in OUTPUT}
+    pairs |= {"resolution": [each.settings["resolution"] for each in (weaker, model)]}
+    pairs |= {name: [each.network.get(name) for each in (weaker, model)] for name in SHAPE}
+    different = [name for name, (one, other) in pairs.items() if one != other]
+    if different:
+        raise ValueError(
+            f"the model of stage {weaker.name} can't guide {model.name}: they differ in {', '.join(different)}"
+        )
