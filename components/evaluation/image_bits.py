@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from components.configuration.families import family_of
 from components.evaluation.likelihood_study import STREAM, BoundJob, condition_of, pixels_of, standard_error
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.models.diffusion.corruption import to_levels
 from components.models.losses.pixel_likelihood import discretized_logistic_nll
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
 from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
@@ -53,7 +52,8 @@ def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarra
     """Bits/dim of each image under its own label, (N,) float64, whatever the job: images pass one by one."""
     found = []
     for place, image in enumerate(pixels_of(model, job.image).to(model.device).split(1)):
-        if isinstance(model.module, Autoencoder):
+        if family_of(model.kind).likelihood == "bound":
+            assert isinstance(model.module, Autoencoder)
             nats = bound_nats(model.module, image, random_stream(seed + job.first + place, STREAM))
         else:
             condition = condition_of(model, label=int(job.label[place]), caption=job.caption[place])
@@ -78,11 +78,11 @@ def exact_nats(model: SamplingModel, image: Tensor, condition: dict[str, Tensor]
 
 def check_likelihood(model: SamplingModel) -> None:
     """Raise ValueError, in one line, for a model of these kinds that states no likelihood of 8-bit values."""
-    network = model.module
-    if isinstance(network, GatedPixelCNN | RowLSTM) and model.settings.get("resolution") is None:
+    network, likelihood = model.module, family_of(model.kind).likelihood
+    if likelihood == "exact" and model.settings.get("resolution") is None:
         raise ValueError(f"{model.name} knows tokens; only a likelihood of pixels compares")
-    if isinstance(network, Autoencoder):
-        vae = isinstance(network.bottleneck, GaussianBottleneck)
+    if likelihood == "bound":
+        vae = isinstance(getattr(network, "bottleneck", None), GaussianBottleneck)
         if not vae or model.network.get("reconstruction") != "discretized_logistic":
             raise ValueError(
                 f"{model.name} has no bound on 8-bit values; train with bottleneck gaussian, reconstruction "

@@ -104,7 +104,7 @@ def example_of(folder: Path) -> RequestRow | None:
 
 def answerer_of(model: SamplingModel) -> Answerer | None:
     """None for a model that needs the networks that it was trained with."""
-    return ANSWERERS.get(model.kind) if works_alone(model.kind, model.network, model.settings) else None
+    return ANSWERERS.get(model.kind) if works_alone(model.network, model.settings) else None
 
 
 def _sample(cascade: Cascade) -> Predict:

@@ -205,7 +205,7 @@ def quick(cascade: Cascade, request: Request) -> Request:
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:
     """A cascade of nothing but this model, if it makes images by itself."""
-    if not works_alone(model.kind, model.network, model.settings):
+    if not works_alone(model.network, model.settings):
         return None
     cascade = Cascade(base=model) if model.settings.get("role") == "base" else Cascade(model=model)
     return cascade if cascade.generators else None

@@ -133,8 +133,11 @@ def reads_by_frozen_encoder(model: SamplingModel) -> bool:
     return bool(model.network.get("text_states_dim") or model.network.get("image_embedding_dim"))
 
 
-def works_alone(kind: str, network: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a model needs none of the networks that were trained before it: what makes its conditions, or images of
-    its latents."""
-    frozen = network.get("text_states_dim") or network.get("image_embedding_dim")
-    return kind != "diffusion_prior" and not frozen and "latent_scale" not in settings
+def works_alone(network: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Tells whether a model needs no network that was trained before it, for conditions or for images of its latents.
+
+    Args:
+        network: arguments of its constructor; those named here are sizes of what frozen encoders make.
+    """
+    encoded = any(network.get(name) for name in ("text_states_dim", "image_embedding_dim", "text_dim"))
+    return not encoded and "latent_scale" not in settings

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor, nn
 
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
@@ -15,8 +14,10 @@ from components.configuration.networks import NetworkConfig
 from components.configuration.optimization import OptimizationConfig, Training, TrainingNeeds
 from components.configuration.trainings import ImageData
 from components.models.bundle import NETWORKS, load_bundle
+from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
+from components.stages.images import ImagesConfig, ingest_images
 from components.stages.training import train_model
 from components.training import launch
 from components.training.batches import to_batch, with_positions
@@ -26,7 +27,10 @@ from components.training.learner import Learner, LearnerTask, initialized
 from components.training.loop import Arrays, Batch, Metrics, fit
 from components.training.parallel import ALONE, Worker
 from components.training.results import finish
+from components.training.sharding import why_whole
 from components.training.worker import TrainingJob
+from pipelines.planning.cost import rate_of, stage_costs
+from pipelines.workflow import Stage, Workflow
 from tests.distributed.runs import context_of, images_artifact
 
 SIDE, STEPS = 8, 200
@@ -56,10 +60,12 @@ class ColorTraining(Training):
 class Color(nn.Module):
     def __init__(self, *, start: float) -> None:
         super().__init__()
-        self.color = nn.Parameter(torch.full((3, 1, 1), start))
+        self.color = nn.Linear(1, 3, bias=False)
+        nn.init.constant_(self.color.weight, start)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.color.expand_as(image)
+        color = self.color(image.new_ones(len(image), 1))  # (B, 3)
+        return color[:, :, None, None].expand_as(image)
 
 
 class ColorTask(LearnerTask[Any]):
@@ -75,7 +81,7 @@ class ColorTask(LearnerTask[Any]):
         return {"loss": loss, "grad_norm": self.learner.step(step)}
 
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        return {"color": float(self.learner.snapshot().color.mean())}
+        return {"color": float(self.learner.snapshot().color.weight.mean())}
 
 
 @pytest.fixture
@@ -121,10 +127,18 @@ def test_the_stage_trains_a_new_family_and_its_bundle_loads(trained: tuple[Artif
     artifact, mean = trained
     bundle = load_bundle(artifact.download(tmp_path / "model"))
     assert (bundle.kind, bundle.network, bundle.settings["resolution"]) == ("color", {"start": 0.0}, SIDE)
-    color = bundle.module.color
-    assert isinstance(color, Tensor)
-    assert abs(float(color.detach().mean()) - mean) < 0.02
-    assert artifact.metadata["summary"]["color"] == pytest.approx(float(color.detach().mean()))
+    color = bundle.module.get_parameter("color.weight").mean().item()
+    assert abs(color - mean) < 0.02
+    assert artifact.metadata["summary"]["color"] == pytest.approx(color)
+
+
+def test_the_plan_counts_a_new_family(family: Family) -> None:
+    images = Stage("images", ingest_images, ImagesConfig(source="scenes", resolution=SIDE))
+    workflow = Workflow("color", [images, Stage("color", train_model, ColorTraining(), images=images)])
+    (cost,) = stage_costs(workflow, {"color": Resources(num_workers=2, gpus_per_worker=1)}, rate_of("h100"))
+    assert (cost.stage, cost.step_flops) == ("color", 4 * 2 * (3 + 3))  # forward, and backward to the weights
+    assert cost.written == 4 * 12 + 12  # weights, average and two moments of 3 numbers in one checkpoint; the model
+    assert why_whole("color") is None
 
 
 def test_an_unknown_kind_is_named_with_the_file_to_add_it_to() -> None:
