@@ -2,6 +2,7 @@
 what the data set and the other parts of a training decide is added where it is built (`components.training.building`).
 """
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -110,13 +111,18 @@ class ScalarCodesConfig(Config):
     """Finite scalar quantization (Mentzer et al., 2023)."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)  # one a channel; their product: the codes
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)  # one a channel
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
 
 
 class GaussianConfig(Config):
     """A diagonal Gaussian of latent_channels for each position (Kingma and Welling, 2014)."""
 
     kind: Literal["gaussian"] = "gaussian"
+    codebook_size: ClassVar[None] = None  # it has no codes
 
 
 Bottleneck = Annotated[

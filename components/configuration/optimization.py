@@ -7,7 +7,7 @@ another kind of device has other bits from that checkpoint on. The
 policy for all devices is `components.sampling.device`.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ from components.configuration.precision import Precision
 
 class OptimizationConfig(Config):
     """What all trainings share."""
+
+    can_recompute: ClassVar[bool] = True  # whether gradient_checkpointing may be set
 
     total_steps: int = Field(ge=1)
     global_batch_size: int = Field(ge=1)  # samples a step over all workers; the number of workers is not identity
@@ -41,6 +43,11 @@ class OptimizationConfig(Config):
     checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each
     checkpoint_minutes: Annotated[float | None, Unkeyed()] = Field(None, gt=0)  # in place of steps, by the clock
     sample_every: int = Field(200, ge=1)
+
+    @property
+    def equal_parts(self) -> int:
+        """Number of equal parts that a step cuts a worker's samples into; they are a multiple of it."""
+        return 1
 
     @model_validator(mode="after")
     def _warm_up_ends_in_time(self) -> Self:
@@ -82,6 +89,21 @@ class Training(Config):
     def has_codes(self) -> bool:
         """Whether the model makes codes, over which a prior draws images; then it draws none by itself."""
         return False
+
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        """The tokens that the finished model makes of an image; None: it makes none."""
+        return None
+
+    @property
+    def encoded_sizes(self) -> dict[str, int]:
+        """Fields of `DatasetInfo` that the finished model decides for trainings that it encodes for; empty: none."""
+        return {}
+
+    @property
+    def quiet_steps(self) -> int:
+        """Number of steps that cost less than the last, because not every loss has begun."""
+        return 0
 
     def check_likelihood(self) -> None:
         """Raise ValueError, naming the field, if the finished model states no likelihood of an image's 8-bit values."""
@@ -126,9 +148,14 @@ class GANOptimization(OptimizationConfig):
     betas: tuple[float, float] = (0.0, 0.9)  # of both optimizers; a GAN wants no momentum
     ema: Literal["exponential"] = "exponential"  # statistics of batch norms can't be combined afterwards
     ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
+    can_recompute = False
     gradient_checkpointing: Literal[False] = False  # each pass moves singular vectors: a second one has other weights
     discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
     discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch
+
+    @property
+    def equal_parts(self) -> int:
+        return self.discriminator_steps
 
     @model_validator(mode="after")
     def _batch_has_equal_parts(self) -> Self:

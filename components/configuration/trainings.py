@@ -75,6 +75,16 @@ class AutoencoderTraining(Training):
     def has_codes(self) -> bool:
         return self.network.bottleneck.kind != "gaussian"
 
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        codes, side = self.network.bottleneck, self.data.resolution // self.network.factor
+        return TokenGrid(codebook_size=codes.codebook_size, height=side, width=side) if codes.codebook_size else None
+
+    @property
+    def quiet_steps(self) -> int:
+        start = self.losses.discriminator_start if self.losses.adversarial_weight > 0 else 0
+        return min(start, self.optimization.total_steps)
+
     def check_likelihood(self) -> None:
         if self.has_codes or self.network.reconstruction != "discretized_logistic":
             raise ValueError("likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic")
@@ -224,6 +234,10 @@ class ContrastiveTraining(Training):
             raise ValueError(f"text_dim {self.text.text_dim} must be a multiple of text_heads {self.text.text_heads}")
         return self
 
+    @property
+    def encoded_sizes(self) -> dict[str, int]:
+        return {"image_embedding_dim": self.network.embedding_dim, "text_states_dim": self.text.text_dim}
+
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution, captions=True)
 
@@ -285,7 +299,6 @@ AnyLoneModel = Annotated[
     | Annotated[GANTraining, Tag("gan")],
     Discriminator(network_kind),
 ]
-AnyTraining = Training
 
 
 def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:

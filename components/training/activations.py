@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from components.configuration.trainings import GANTraining
 from components.models.network_blocks import blocks_of
 from components.training.loop import Batch
 from components.training.step_model import StepModel, WithoutNumbers, acting, learners_of, take_gradients
-from components.training.tasks.contrastive import ContrastiveTask
 
 Storages = dict[int, Tensor]  # one tensor of each storage, which keeps it, by the storage's identity
 
@@ -68,7 +66,7 @@ def activations(model: StepModel) -> Activations:
     Raises PerceptualWeightsError where the package of its perceptual network is missing.
     """
     training = model.training
-    unit = training.optimization.discriminator_steps if isinstance(training, GANTraining) else 1  # as equal parts
+    unit = training.optimization.equal_parts
     with GPUKernels():
         once, twice = (
             step_keeps(model.loaded_task(), model.batch(samples), step=training.optimization.total_steps)
@@ -101,8 +99,8 @@ def step_keeps(task: Any, batch: Batch, *, step: int) -> list[Kept]:
     """Bytes kept by each pass of a step with this batch, on any device; nothing goes backward."""
     keeping = Keeping([learner.network for learner in learners_of(task)])
     with keeping.during(), ExitStack() as stack:
-        if isinstance(task, ContrastiveTask):  # its gradients at the embeddings are known by the time it goes backward
-            stack.enter_context(acting(task, gradients=partial(uncounted, task.gradients)))
+        for name in getattr(task, "gone_before_backward", ()):
+            stack.enter_context(acting(task, **{name: partial(uncounted, getattr(task, name))}))
         take_gradients(task, batch, step=step, backward=keeping.backward)
     return keeping.passes
 

@@ -21,9 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
-from components.configuration.optimization import PerceptualNetwork
-from components.configuration.trainings import AnyTraining, AutoencoderTraining
-from components.models.autoencoder import Autoencoder
+from components.configuration.optimization import PerceptualNetwork, Training
 from components.models.perceptual import PerceptualLoss
 from components.training.families import task_maker
 from components.training.learner import Learner, without_memory
@@ -60,7 +58,7 @@ class StepModel:
     """A training's task on the meta device, without compilation, recomputation and frozen encoders."""
 
     def __init__(
-        self, training: AnyTraining, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None
+        self, training: Training, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None
     ) -> None:
         """Build the networks, which have shapes alone.
 
@@ -111,9 +109,7 @@ class StepModel:
 
         Raises as `flops`.
         """
-        training, steps, quiet = self.training, self.training.optimization.total_steps, 0
-        if isinstance(training, AutoencoderTraining) and training.losses.adversarial_weight > 0:
-            quiet = min(steps, training.losses.discriminator_start)
+        steps, quiet = self.training.optimization.total_steps, self.training.quiet_steps
         last = self.flops()
         first = self.flops(step=quiet) if 0 < quiet < steps else last
         return TrainingFlops(last, quiet * first + (steps - quiet) * last)
@@ -127,8 +123,10 @@ class StepModel:
         """
         network, batch = self.network, self.batch(1)
         with counting() as counter, torch.no_grad():
-            if isinstance(network, Autoencoder):
-                network.tokenize(batch["image"]) if column == "tokens" else network.to_latents(batch["image"])
+            if column == "tokens":
+                network.tokenize(batch["image"])
+            elif column == "latents":
+                network.to_latents(batch["image"])
             elif column == "image_embedding":
                 network.encode_image(batch["image"])
             else:
@@ -164,7 +162,7 @@ class StepModel:
         return batch | {"position": torch.arange(samples), "task": torch.zeros(samples, dtype=torch.long)}
 
 
-def step_flops(training: AnyTraining, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None) -> int:
+def step_flops(training: Training, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None) -> int:
     """Operations of one whole step; arguments and errors are those of `StepModel` and `StepModel.flops`."""
     return StepModel(training, dataset_info, grid=grid).flops()
 
@@ -222,7 +220,7 @@ def learners_of(task: Any) -> list[Learner[Any]]:
     return [learner for learner in learners if learner is not None]
 
 
-def task_on_meta(training: AnyTraining, dataset_info: DatasetInfo, grid: TokenGrid | None) -> Any:
+def task_on_meta(training: Training, dataset_info: DatasetInfo, grid: TokenGrid | None) -> Any:
     """The task of a training, whose perceptual network is left out: see `StepModel.loaded_task`."""
     optimization = training.optimization.replace(compile_network=False, gradient_checkpointing=False)
     config: Any = training.replace(optimization=optimization)

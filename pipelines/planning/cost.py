@@ -10,8 +10,8 @@ from functools import cache
 from typing import NamedTuple
 
 from components.configuration.config import Config
-from components.configuration.optimization import OptimizationConfig
-from components.configuration.trainings import AnyTraining, AutoencoderTraining
+from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.trainings import AutoencoderTraining
 from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
@@ -23,7 +23,6 @@ from components.training.step_model import StepModel, TrainingFlops
 from pipelines.planning.memory import (
     StepMemory,
     assumed_dataset_info,
-    autoencoder_grid,
     checkpoint_bytes,
     model_bytes,
     model_of,
@@ -105,7 +104,7 @@ def stage_costs(
     """
     costs, stages = [], workflow.stages
     for stage in stages:
-        if stage.name in shares and isinstance(stage.config, AnyTraining):
+        if stage.name in shares and isinstance(stage.config, Training):
             costs.append(training_cost(stage, stages, shares[stage.name], rate, images=images))
         elif stage.name in shares and isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
             costs.append(encoding_cost(stage, stages, shares[stage.name], rate, images=images))
@@ -154,8 +153,9 @@ def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, r
     else:
         makers = {"tokens": source_of(stage, "tokenizer")}
         config = makers["tokens"].config
-        assert isinstance(config, AutoencoderTraining)
-        grid = autoencoder_grid(config)
+        assert isinstance(config, Training)
+        grid = config.token_grid
+        assert grid is not None  # the stage makes tokens
         width = grid.height * grid.width * TOKEN_BYTES
     flops = sum(encoding_flops(model_of(maker, stages), name) for name, maker in makers.items()) * images
     gpu_hours, read = rate.gpu_hours(flops), images * pixels(images_of(stages).resolution)
@@ -227,7 +227,7 @@ def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None,
     Each worker reads all tokens once. Images are read for each sample of each step, as 8-bit pixels of the side that
     the set keeps, before compression.
     """
-    assert isinstance(stage.config, AnyTraining)
+    assert isinstance(stage.config, Training)
     grid, image_set = tokens_of(stage, "tokens"), images_of(stages)
     if grid is not None:
         row = (grid.height * grid.width + image_set.text_length) * TOKEN_BYTES

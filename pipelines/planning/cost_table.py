@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from components.configuration.optimization import Training
-from components.configuration.trainings import AnyTraining
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
 from components.training.sharding import why_whole
@@ -96,7 +95,7 @@ def cost_notes(
 
 def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate) -> list[str]:
     """Trainings that do not fit a GPU, each with what to set."""
-    trained = [stage for stage in workflow.stages if stage.name in shares and isinstance(stage.config, AnyTraining)]
+    trained = [stage for stage in workflow.stages if stage.name in shares and isinstance(stage.config, Training)]
     lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=rate.gpu.memory) for stage in trained)
     return [line for line in lines if line is not None]
 
@@ -115,7 +114,7 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
         memory += [
             markdown(memory_cells(workflow, stage, shards=shares[stage.name].num_workers))
             for stage in workflow.stages
-            if isinstance(stage.config, AnyTraining)
+            if isinstance(stage.config, Training)
         ]
     return [*lines, "", *notes, "", *compute_lines(), "", *memory]
 

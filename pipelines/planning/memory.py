@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
-from components.configuration.trainings import AnyTraining, AutoencoderTraining, ContrastiveTraining, GANTraining
+from components.configuration.optimization import Training
 from components.models.network_blocks import blocks_of
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
@@ -31,16 +31,14 @@ PARTS_MATTER = ", but parts of a batch train another model (dropout and batch no
 
 
 @cache
-def step_model(training: AnyTraining, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> StepModel:
+def step_model(training: Training, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> StepModel:
     """Build the model of a training's step once, for a recipe's trainings are also those of others."""
     return StepModel(training, dataset_info, grid=grid)
 
 
 def model_of(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> StepModel:
     """Build the model of a stage's step, for a set with so many classes."""
-    assert isinstance(stage.config, AnyTraining)
-    if isinstance(stage.config, AutoencoderTraining):
-        return step_model(stage.config)
+    assert isinstance(stage.config, Training)
     info = assumed_dataset_info(stage, stages, classes=classes)
     return step_model(stage.config, info, tokens_of(stage, "tokens"))
 
@@ -50,28 +48,21 @@ def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
     tokens = stage.inputs.get(name)
     tokenizer = tokens.inputs.get("tokenizer") if isinstance(tokens, Stage) else None
     config = tokenizer.config if isinstance(tokenizer, Stage) else None
-    return autoencoder_grid(config) if isinstance(config, AutoencoderTraining) else None
-
-
-def autoencoder_grid(training: AutoencoderTraining) -> TokenGrid:
-    """The tokens that an autoencoder will make of an image."""
-    network = step_model(training).network
-    return TokenGrid(codebook_size=network.codebook_size, height=network.grid[0], width=network.grid[1])
+    return config.token_grid if isinstance(config, Training) else None
 
 
 def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
     """The conditions of the set as far as the recipe decides them; an upper bound for the others."""
     images = next(other.config for other in stages if isinstance(other.config, ImagesConfig))
-    contrastive = next((other.config for other in stages if isinstance(other.config, ContrastiveTraining)), None)
-    text_length = images.text_length
+    trainings = [other.config for other in stages if isinstance(other.config, Training)]
+    sizes = next((training.encoded_sizes for training in trainings if training.encoded_sizes), None)
     return DatasetInfo(
         num_classes=classes,
         vocab_size=images.vocab_size,
-        text_length=text_length,
+        text_length=images.text_length,
         condition=tokens_of(stage, "condition"),
-        image_embedding_dim=FROZEN_DIM if contrastive is None else contrastive.network.embedding_dim,
-        text_states_dim=FROZEN_DIM if contrastive is None else contrastive.text.text_dim,
-        text_states_length=FROZEN_LENGTH if contrastive is None else text_length,
+        text_states_length=FROZEN_LENGTH if sizes is None else images.text_length,
+        **(sizes or {"image_embedding_dim": FROZEN_DIM, "text_states_dim": FROZEN_DIM}),
     )
 
 
@@ -210,10 +201,10 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
 
 def settings(stage: Stage, resources: Resources) -> Iterator[Setting]:
     """Settings that the training has, and then those that cost more: recomputation time, shards traffic."""
-    assert isinstance(stage.config, AnyTraining)
+    assert isinstance(stage.config, Training)
     own = own_setting(stage, resources)
     yield own
-    if not isinstance(stage.config, GANTraining):
+    if stage.config.optimization.can_recompute:
         yield own._replace(recompute=True)
     if resources.num_workers > 1 and why_whole(stage.config.network.kind) is None:
         yield own._replace(sharded=True)
@@ -222,6 +213,6 @@ def settings(stage: Stage, resources: Resources) -> Iterator[Setting]:
 
 def own_setting(stage: Stage, resources: Resources) -> Setting:
     """The setting of recipe and profile."""
-    assert isinstance(stage.config, AnyTraining)
+    assert isinstance(stage.config, Training)
     sharded = resources.sharding == "full" and resources.num_workers > 1
     return Setting(stage.config.optimization.gradient_checkpointing, sharded)

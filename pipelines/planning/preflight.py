@@ -15,7 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.configuration.config import Config
 from components.configuration.optimization import Training
-from components.configuration.trainings import AnyTraining
 from components.configuration.usage import UsageError
 from components.data.errors import SourceError
 from components.data.ingest import PACKAGED
@@ -119,7 +118,7 @@ def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
 def check_sharding(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
     """Raise UsageError if the profile wants a network in shards that can only be whole."""
     for name, config in trainings(workflow).items():
-        assert isinstance(config, AnyTraining)
+        assert isinstance(config, Training)
         if name in shares and shares[name].sharding == "full" and (why := why_whole(config.network.kind)):
             raise UsageError(
                 f"{name}: sharding full is not for its {config.network.kind} ({why}); "
@@ -157,7 +156,7 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
     classes = MANY_CLASSES if images is None else len(images.metadata["classes"])
     for entry in planned:
-        if entry.wanted and isinstance(entry.stage.config, AnyTraining):
+        if entry.wanted and isinstance(entry.stage.config, Training):
             model = model_of(entry.stage, stages, classes=classes)
             checkpoint, finished = checkpoint_bytes(model), model_bytes(model)
             here = is_local(entry.store.uri)

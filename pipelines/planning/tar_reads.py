@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from components.configuration.trainings import AnyTraining
+from components.configuration.optimization import Training
 from components.data.images import Degradation
 from components.data.read_amplification import planned_reads, recommended_samples
 from components.data.shards import INDEX, ShardIndex, load_index
@@ -55,7 +55,7 @@ def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardInd
     rows = []
     for entry in planned:
         stage = entry.stage
-        if entry.wanted and isinstance(stage.config, AnyTraining) and (side := resolution_read(stage)) is not None:
+        if entry.wanted and isinstance(stage.config, Training) and (side := resolution_read(stage)) is not None:
             own = profile.resources(stage.name, num_workers=profile.given(stage.name, "num_workers") or 1)
             workers = WORKERS | {own.readers: own.num_workers}
             rows.append(reads_of(stage.name, stage.config, index, resolution=side, workers=workers))
@@ -63,7 +63,7 @@ def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardInd
 
 
 def reads_of(
-    stage: str, config: AnyTraining, index: ShardIndex, *, resolution: int, workers: Mapping[int, int]
+    stage: str, config: Training, index: ShardIndex, *, resolution: int, workers: Mapping[int, int]
 ) -> TarReads:
     """Reads of one training; numbers of workers above the batch are left out.
 
@@ -84,12 +84,12 @@ def resolution_read(stage: Stage) -> int | None:
     config, images, autoencoder = stage.config, stage.inputs.get("images"), stage.inputs.get("autoencoder")
     if not isinstance(images, Stage) or not isinstance(images.config, ImagesConfig):
         return None
-    if isinstance(autoencoder, Stage) and isinstance(autoencoder.config, AnyTraining):
+    if isinstance(autoencoder, Stage) and isinstance(autoencoder.config, Training):
         return autoencoder.config.needs().resolution  # of which it makes latents
-    return config.needs().resolution if isinstance(config, AnyTraining) else None
+    return config.needs().resolution if isinstance(config, Training) else None
 
 
-def layout_of(config: AnyTraining, index: ShardIndex, *, resolution: int, workers: int) -> Layout:
+def layout_of(config: Training, index: ShardIndex, *, resolution: int, workers: int) -> Layout:
     """Layout of a training's stream."""
     optimization, needs = config.optimization, config.needs()
     degradation = Degradation(optimization.seed, needs.degradations) if needs.degradations else None

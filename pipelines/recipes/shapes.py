@@ -10,6 +10,7 @@ from pydantic import model_validator
 from components.configuration.config import Config
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.families import family_of
+from components.configuration.optimization import Training
 from components.configuration.sampling import (
     CascadeSampling,
     DiffusionBranchSampling,
@@ -23,7 +24,6 @@ from components.configuration.sampling import (
 from components.configuration.trainings import (
     AnyLoneModel,
     AnyPrior,
-    AnyTraining,
     AutoencoderTraining,
     ClassifierTraining,
     ContrastiveTraining,
@@ -230,14 +230,14 @@ class SharedParts(NamedTuple):
     samples: SamplesConfig
     evaluation: EvaluationConfig
 
-    def one_model(self, name: str, model: AnyTraining, **parts: Any) -> OneModelRecipe:
+    def one_model(self, name: str, model: Training, **parts: Any) -> OneModelRecipe:
         """A recipe of a single model of images."""
         return OneModelRecipe(
             name=name, images=self.images, model=model, samples=self.samples, evaluation=self.evaluation, **parts
         )
 
     def token_branch(
-        self, name: str, tokenizer: AutoencoderTraining, prior: AnyTraining, sampling: TokenSampling, **parts: Any
+        self, name: str, tokenizer: AutoencoderTraining, prior: Training, sampling: TokenSampling, **parts: Any
     ) -> TokenBranchRecipe:
         """A recipe of a tokenizer and a prior over the tokens."""
         return TokenBranchRecipe(

@@ -7,8 +7,8 @@ from typing import Literal, TypeVar
 
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import EMACodesConfig, GumbelCodesConfig, MaskedTransformerConfig
+from components.configuration.optimization import Training
 from components.configuration.trainings import (
-    AnyTraining,
     AutoencoderTraining,
     ClassifierTraining,
     ContrastiveTraining,
@@ -20,7 +20,7 @@ from components.configuration.trainings import (
 )
 from components.stages.images import ImagesConfig
 
-Trained = TypeVar("Trained", bound=AnyTraining)
+Trained = TypeVar("Trained", bound=Training)
 
 
 def emoji(resolution: int = 64) -> ImagesConfig:

@@ -10,7 +10,6 @@ from components.configuration.dataset_info import DatasetInfo
 from components.models.transformer import Transformer
 from components.training.building import make_network
 from components.training.learner import without_memory
-from pipelines.planning.memory import autoencoder_grid
 from pipelines.recipes.published import PRIORS, token_branch
 
 
@@ -19,7 +18,7 @@ def built(name: str, *, classes: int) -> Transformer:
     text = recipe.images
     dataset_info = DatasetInfo(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
     with without_memory():
-        return make_network(recipe.prior, dataset_info, autoencoder_grid(recipe.tokenizer))
+        return make_network(recipe.prior, dataset_info, recipe.tokenizer.token_grid)
 
 
 def count(module: nn.Module) -> int:

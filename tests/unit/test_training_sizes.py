@@ -11,13 +11,15 @@ from torch import Tensor
 from components.models.bundle import NETWORKS
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
+from components.training.building import make_network
 from components.training.results import ModelDescription, write_model
 from components.training.snapshots import write_snapshots
-from pipelines.planning.memory import autoencoder_grid, checkpoint_bytes, device_bytes, model_bytes, step_model
+from pipelines.planning.memory import checkpoint_bytes, device_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
+from tests import tiny_autoencoders
 from tests.tiny_text_image import contrastive_config, contrastive_task
 from tests.tiny_training import (
     DATASET_INFO,
@@ -92,9 +94,13 @@ def test_a_model_takes_what_is_said(tmp_path):
     assert said <= (tmp_path / "model.safetensors").stat().st_size < 1.2 * said
 
 
-def test_the_grid_of_tokens_is_known_without_the_tokenizer():
-    grid = autoencoder_grid(autoencoder_config())
-    assert (grid.codebook_size, grid.height, grid.width) == (16, 2, 2)
+@pytest.mark.parametrize("name", tiny_autoencoders.RECIPES)
+def test_the_grid_of_tokens_is_known_without_the_tokenizer(name: str):
+    config = tiny_autoencoders.config_of(name)
+    grid, network = config.token_grid, make_network(config)
+    assert (grid is not None) == config.has_codes == (config.network.bottleneck.kind != "gaussian")
+    if grid is not None:
+        assert (grid.codebook_size, (grid.height, grid.width)) == (network.codebook_size, network.grid)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -33,6 +33,8 @@ ROUNDING = 1e-6  # of a cosine in float32: rows whose cosines differ by less are
 class ContrastiveTask(LearnerTask[Any]):
     """Two encoders, of images and of texts, that learn to agree."""
 
+    gone_before_backward = ("gradients",)  # methods of which nothing is kept when a step goes backward
+
     def __init__(
         self,
         config: ContrastiveTraining,
