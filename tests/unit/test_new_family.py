@@ -133,7 +133,10 @@ def test_the_stage_trains_a_new_family_and_its_bundle_loads(trained: tuple[Artif
 
 
 def test_the_plan_counts_a_new_family(family: Family) -> None:
-    images = Stage("images", ingest_images, ImagesConfig(source="scenes", resolution=SIDE))
+    ingest = ImagesConfig(
+        source="scenes", resolution=SIDE, samples_per_shard=24, holdout_fraction=0.2, vocab_size=300, text_length=16
+    )
+    images = Stage("images", ingest_images, ingest)
     workflow = Workflow("color", [images, Stage("color", train_model, ColorTraining(), images=images)])
     (cost,) = stage_costs(workflow, {"color": Resources(num_workers=2, gpus_per_worker=1)}, rate_of("h100"))
     assert (cost.stage, cost.step_flops) == ("color", 4 * 2 * (3 + 3))  # forward, and backward to the weights
