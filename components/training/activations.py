@@ -82,8 +82,8 @@ def activations(model: StepModel) -> Activations:
 
 
 def largest(lines: Iterable[Linear]) -> Linear:
-    """The line that is never below any of these."""
-    fixed, sample = zip(*lines, strict=True)
+    """The line that is never below any of these; zero for a network without blocks."""
+    fixed, sample = zip(*([*lines] or [Linear(0, 0)]), strict=True)
     return Linear(max(fixed), max(sample))
 
 
