@@ -1,4 +1,4 @@
-"""A training's networks, built from its configuration and from what the data set decides."""
+"""A training's networks, built from the configuration and the data set's facts."""
 
 from typing import Any
 
@@ -10,19 +10,21 @@ from components.models.bundle import NETWORKS
 from components.models.discriminator import PatchDiscriminator
 from components.models.gan import ProjectionDiscriminator
 
-DISCRIMINATORS: dict[str, type[nn.Module]] = {  # by the kind of the network that is trained against it
+DISCRIMINATORS: dict[str, type[nn.Module]] = {  # by the kind of the network trained against it
     "autoencoder": PatchDiscriminator,
     "gan": ProjectionDiscriminator,
 }
 
 
 def make_network(training: Training, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> Any:
-    """The network that is stored in the end, with initial weights; arguments and errors are those of
-    `Training.network_arguments`."""
+    """The network to be stored after training, with initial weights.
+
+    Arguments and errors are those of `Training.network_arguments`.
+    """
     return NETWORKS[training.network.kind](**training.network_arguments(dataset_info, grid))
 
 
 def make_discriminator(training: Training, dataset_info: DatasetInfo = IMAGES) -> Any:
-    """The network that is trained against it, with initial weights; None where there is none."""
+    """The discriminator of a training, with initial weights; None for a training without any."""
     arguments = training.discriminator_arguments(dataset_info)
     return None if arguments is None else DISCRIMINATORS[training.network.kind](**arguments)

@@ -1,4 +1,4 @@
-"""Training tasks by model family: the rows of `components.configuration.families.FAMILIES` that need torch."""
+"""Training tasks by model family: the columns of `configuration.families.FAMILIES` with torch."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -40,13 +40,13 @@ def task_maker(
     load_encoders: Sequence[LoadEncoder] = (),
     load_tokenizer: Callable[[], Autoencoder] | None = None,
 ) -> Callable[..., Task]:
-    """The task of a training, still to be called with `worker`; picklable.
+    """A maker of the training's task, to be called with `worker`; picklable.
 
     Args:
-        dataset_info: what the data set conditions on.
-        grid: of the tokens that a prior learns; None for a training on images.
-        load_encoders: of frozen networks that add columns to its batches.
-        load_tokenizer: gives the network that turns tokens into images, for previews; None: there are none.
+        dataset_info: the data set's facts, such as the number of classes.
+        grid: of a prior's tokens; None for a training on images.
+        load_encoders: loaders of frozen networks that add columns to batches.
+        load_tokenizer: loads the network from tokens to images, for previews; None: no previews.
     """
     make = partial(TASKS[family_name(training.network.kind)], training, dataset_info=dataset_info)
     if load_encoders:

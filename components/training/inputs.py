@@ -1,6 +1,6 @@
-"""Columns of a training's batches that frozen networks make, or that the data set holds already.
+"""Columns of a training's batches by frozen networks: made at each step, or arrays of an encoded set.
 
-The stage that precomputes them (`components.stages.precompute`) names in the set's index which model made each array.
+The stage that encodes a set (`components.stages.precompute`) names each array's model in the index.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,17 +31,17 @@ from components.training.frozen import (
 )
 
 TEXTS = ("text_states", "text_embedding")
-MEASURED = 256  # training images that the deviation of latents is measured on
+MEASURED = 256  # training images, to measure the deviation of latents
 
 
 class ImageInputs(NamedTuple):
-    """Columns of a training on images, and what they say of the data set."""
+    """Columns of a training on images, and the facts of the data set that depend on them."""
 
     resolution: int  # of the images to read
     arrays: tuple[str, ...]  # of the set, read next to the images
     load_encoders: tuple[LoadEncoder, ...]  # of the frozen networks that make the other columns
     dataset_info: DatasetInfo
-    settings: dict[str, float]  # what a sampler must know of them; stored with the model
+    settings: dict[str, float]  # for samplers, such as the scale of latents; stored with the model
 
 
 def image_inputs(
@@ -54,9 +54,9 @@ def image_inputs(
     contrastive: Artifact | None,
     text_encoder: Artifact | None,
 ) -> ImageInputs:
-    """Match what a training needs with the arrays of its set and the networks that are given.
+    """Match the needs of a training with the arrays of the set and the frozen networks.
 
-    Raises ValueError, in one line, for networks that are missing, do not fit, or are not those that made the arrays.
+    Raises ValueError, in a line, for networks that are missing, do not fit, or did not make the set's arrays.
     """
     needs = config.needs()
     resolution = needs.resolution if autoencoder is None else resolution_of_latents(index, autoencoder)
@@ -90,9 +90,9 @@ def frozen_networks(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> tuple[Frozen, tuple[str, ...]]:
-    """The encoders of those of `columns` that the set does not hold already, and the names of those that it holds.
+    """The encoders of `columns` that the set lacks, and the names of columns in the set.
 
-    Raises ValueError, in one line, for encoders that are missing or do not fit, or others than made the set's arrays.
+    Raises ValueError, in a line, for encoders that are missing, do not fit, or did not make the set's arrays.
     """
     if not columns:
         return Frozen((), {}), ()
@@ -112,19 +112,19 @@ def frozen_networks(
 
 
 def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
-    """Raise ValueError if the set's array is the work of another model than the one given."""
-    wanted, made_by = None if maker is None else maker.identity, index.array(name).made_by
-    if wanted != made_by:
-        raise ValueError(f"{name} of the set are by {made_by}, not by {wanted}: precompute them with this model")
+    """Raise ValueError if the set's array was made by another model than `maker`."""
+    model, made_by = None if maker is None else maker.identity, index.array(name).made_by
+    if model != made_by:
+        raise ValueError(f"{name} of the set are by {made_by}, not by {model}: precompute them with this model")
 
 
 def read_null(images: Artifact, index: ShardIndex, name: str) -> np.ndarray:
-    """What stands for no text in the set's array `name`, which is of texts: float16 of an array's shape."""
+    """The null of an array of texts, for no text: float16 of the array's shape."""
     return parse_arrays([("", images.read(f"null_{name}.npy"))], index.array(name), f"null_{name}.npy")[0]
 
 
 def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
-    """Fields of `components.configuration.dataset_info.DatasetInfo` that the set's arrays decide."""
+    """Sizes of the set's arrays, as fields of `components.configuration.dataset_info.DatasetInfo`."""
     sizes = {}
     if "image_embedding" in names:
         (sizes["image_embedding_dim"],) = index.array("image_embedding").shape
@@ -136,12 +136,15 @@ def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
 def latents_of(
     needs: TrainingNeeds, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, seed: int
 ) -> tuple[LoadEncoder, float]:
-    """The encoder of latents and its scale: one over the deviation of the latents of training images (Rombach et al.,
-    2022, appendix G). Raises ValueError if the recipe's sizes are not theirs."""
+    """The encoder of latents, and the scale for unit variance (Rombach et al., 2022, appendix G).
+
+    The scale is one over the deviation of the latents of MEASURED training images. Raises ValueError if the recipe's
+    sizes are not the autoencoder's.
+    """
     shape = describe_autoencoder(autoencoder).diffused_shape
-    wanted = (needs.channels, needs.resolution, needs.resolution)
-    if shape != wanted:
-        raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {wanted}")
+    sizes = (needs.channels, needs.resolution, needs.resolution)
+    if shape != sizes:
+        raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {sizes}")
     part = random_part(index, samples=MEASURED, seed=seed)
     with open_pool() as pool:
         scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
@@ -149,11 +152,14 @@ def latents_of(
 
 
 def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: int) -> float:
-    """Standard deviation of the latents of the first training images, read where the set has them. Runs in a worker."""
+    """Standard deviation of the latents of the first training images. Runs in a worker.
+
+    Latents are read from an encoded set, and otherwise made.
+    """
     network, device = open_autoencoder(autoencoder), best_device()
     if "latents" in index.array_names:
-        made = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
-        return float(torch.from_numpy(made.arrays["latents"]).float().std())
+        images = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
+        return float(torch.from_numpy(images.arrays["latents"]).float().std())
     image = from_uint8(read_split(index, "train", resolution=network.resolution, limit=samples).image)
     network = network.to(device)
     batches = image.split(most_at_once(network.resolution))
@@ -161,7 +167,7 @@ def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: i
 
 
 def resolution_of_latents(index: ShardIndex, autoencoder: Artifact) -> int:
-    """Side of the images to read: what the autoencoder takes, or, next to latents, what the set keeps.
+    """Side of the images to read: the autoencoder's, or the set's own next to latents.
 
     Raises ValueError if the set's latents are of another autoencoder.
     """
@@ -173,7 +179,7 @@ def resolution_of_latents(index: ShardIndex, autoencoder: Artifact) -> int:
 
 
 def check_sizes(config: Training, sizes: dict[str, int]) -> None:
-    """Raise ValueError if the recipe says another size of a condition than its encoder makes."""
+    """Raise ValueError if the recipe's size of a condition differs from the encoder's."""
     conditioning = getattr(config, "conditioning", None)
     for name, size in sizes.items():
         if getattr(conditioning, name, None) not in (None, size):

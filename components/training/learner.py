@@ -185,8 +185,10 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
 
 
 class Undrawn(TorchFunctionMode):
-    """Inside, initial weights are neither drawn nor normalized: for networks without memory, of which torch would first
-    import sympy, which takes a second."""
+    """Leaves initial weights undrawn and not normalized, for networks without memory.
+
+    For such networks torch would first import sympy, which takes a second.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}

@@ -1,12 +1,12 @@
-"""The number of samples that a device has room for, tried before step 1 and kept in the run folder.
+"""The number of samples that a device has room for, tried before step 1 and stored in the run folder.
 
-Each rank tries its share of the first batch by itself, and takes it in parts of half the size for as long as its device
-is out of memory; all ranks then take the smallest size that was found, and what the tries moved is put back. Where
-parts train another model (batch norm, dropout) the share is tried whole, and a size is asked for if it does not fit.
+Each rank tries its share of the first batch by itself, and halves the parts for as long as its device is out of memory;
+all ranks then take the smallest size of all, and the state from before the trials is restored. Where parts train
+another model (batch norm, dropout) only the whole share is tried, and the user must set a size if it does not fit.
 
-What is kept is a number of samples at a time, whatever share they are a part of. Every restart takes it, one with other
-workers too: its share is cut into parts as equal as can be, of at most as many. Only a share that must not be cut is
-tried again when it has grown.
+The stored number is one of samples at a time, for a share of any size. Every restart takes it, with other workers too:
+a share is cut into parts as equal as can be, of at most that number. Only a share that must not be cut is tried again
+after it has grown.
 """
 
 import json
@@ -34,7 +34,7 @@ RESERVE = 0.05
 
 
 class NoRoomError(RuntimeError):
-    """A device's memory does not hold what training needs; one line that says what to set."""
+    """A device lacks memory for the training; the message is a line with a setting as the remedy."""
 
 
 def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Store) -> Iterator[Batch]:
@@ -60,7 +60,7 @@ def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Sto
 
 
 def kept_max_batch(run: Store) -> int:
-    """The number that a start before this one found; 0: none did."""
+    """The number stored by an earlier start; 0 if there is none."""
     try:
         return json.loads(run.read(KEPT))["max_batch_per_device"]
     except FileNotFoundError:
@@ -68,9 +68,9 @@ def kept_max_batch(run: Store) -> int:
 
 
 def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> int:
-    """Count the samples at a time with which this rank trains within its memory; 0 if none fits.
+    """The most samples at a time with which the calling rank trains within its memory; 0 if none fits.
 
-    Tried are its share of the batch and, where parts do not matter, its halves.
+    Tries the rank's share of the batch and, where parts do not matter, its halves.
 
     No other rank takes part. The task and all generators are afterwards as they were, bit for bit.
     """
@@ -80,7 +80,7 @@ def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> in
         for samples in [share] if task.parts_matter else halves(share):
             task.max_batch = samples
             room = fits(task, batch, step=step, device=worker.device)
-            task.load_state_dict(on_host(before))  # a copy: on a CPU the optimizer goes on with what it is given
+            task.load_state_dict(on_host(before))  # a copy: on a CPU the optimizer goes on with the given tensors
             restore_generators(generators)
             free(worker.device)
             if room:
@@ -107,19 +107,20 @@ def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
 
 
 def reserved_bytes(device: torch.device) -> int:
+    """Bytes of a device that a try leaves free; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     return int(RESERVE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def even_part(share: int, *, most: int) -> int:
-    """Size of the parts of a `share` in as few parts as can be of at most `most`, as equal as can be."""
+    """Size of parts of a `share`: the fewest parts of at most `most` samples, as equal as can be."""
     parts = -(-share // most)
     return -(-share // parts)
 
 
 def refuse_none(samples: int, task: Task, *, share: int, worker: Worker) -> None:
-    """Raise NoRoomError if nothing was found that fits."""
+    """Raise NoRoomError if no size fits."""
     if samples > 0:
         return
     if task.parts_matter:
@@ -135,7 +136,7 @@ def refuse_none(samples: int, task: Task, *, share: int, worker: Worker) -> None
 
 
 def tell(samples: int, share: int, reporter: Reporter) -> None:
-    """Say what was found; a line for the user where a step is taken in parts."""
+    """Report the number; warn the user where a step is taken in parts."""
     line = f"memory for {min(samples, share)} of a worker's {share} samples at a time"
     logger.info("%s: %s", reporter.stage, line)
     values = {"max_batch_per_device": float(samples)}
@@ -146,7 +147,7 @@ def tell(samples: int, share: int, reporter: Reporter) -> None:
 
 
 def out_of_memory(error: RuntimeError, task: Task, config: OptimizationConfig, worker: Worker) -> str:
-    """The line for a device that ran out of memory after all, with what to set. Raises any other `error`."""
+    """A line for a device that ran out of memory after all, with a remedy. Raises any other `error`."""
     if not is_out_of_memory(error):
         raise error
     share = worker.share(config.global_batch_size)

@@ -1,6 +1,7 @@
-"""Training of an autoencoder: VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN (Esser et al., 2021), by the weights of its losses.
+"""Training of autoencoders: VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN, by the weights of the losses.
 
-With an adversarial weight there are two networks and two optimizers; without one no discriminator is built.
+VQ-GAN: Esser et al. (2021). With an adversarial weight there are two networks and two optimizers; without one no
+discriminator is built.
 
 Shapes: B batch, H W pixels, O channels of the decoder's output, h w latent grid, N = B*h*w latents, K codes.
 """
@@ -46,23 +47,23 @@ PREVIEW_SAMPLES = 8
 
 
 class Losses(NamedTuple):
-    """Of one part of a batch; losses are () and fp32."""
+    """Losses of the autoencoder over a part of a batch, each () and fp32."""
 
     output: Tensor  # (B, O, H, W)
     encoded: Encoded
-    terms: dict[str, Tensor]  # every loss of the autoencoder by its name
+    terms: dict[str, Tensor]  # every loss of the autoencoder by name
     nll_loss: Tensor  # reconstruction + weighted perceptual
 
 
 class Judgement(NamedTuple):
-    """What the discriminator says about one part of a batch; losses are () and fp32."""
+    """Losses by the discriminator over a part of a batch, each () and fp32."""
 
     adversarial_loss: Tensor  # of the generator
     discriminator_loss: Tensor
 
 
 class AutoencoderTask:
-    """Autoencoder and, if its weight is above zero, discriminator. Only the autoencoder is kept.
+    """Autoencoder and, with an adversarial weight, discriminator. Only the autoencoder is stored.
 
     An EMA codebook moves after each step taken.
     """
@@ -90,8 +91,10 @@ class AutoencoderTask:
             self.perceptual.to(worker.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        """Both networks see the same reconstructions, and the discriminator learns from step 1: one that is untrained
-        when the generator begins to hear it ruins reconstructions (taming-transformers issue 93).
+        """Train both networks on the same reconstructions.
+
+        The discriminator learns from step 1: an untrained discriminator would ruin reconstructions when the generator
+        begins to use its gradients (taming-transformers issue 93).
         """
         learners = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
         if step == 1:
@@ -99,20 +102,23 @@ class AutoencoderTask:
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
         ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None
         totals: Metrics = {}
-        made: list[Encoded] = []
+        latents: list[Encoded] = []
         for part, share in accumulated(batch, *learners, max_batch=self.max_batch, step=step):
             metrics, encoded = self.backward(part, share, step=step, ratio=ratio)
             totals = {name: totals.get(name, 0.0) + value.detach() * share for name, value in metrics.items()}
-            made.append(encoded)
+            latents.append(encoded)
         taken, norm = self.generator.update(step)
         if self.discriminator is not None:
             self.discriminator.update(step)
-        totals |= self.update_codebook(made, step, taken)
+        totals |= self.update_codebook(latents, step, taken)
         self.generator.average(taken)
         return totals | {"grad_norm": norm}
 
     def backward(self, part: Batch, share: float, *, step: int, ratio: Tensor | None) -> tuple[Metrics, Encoded]:
-        """Add the gradients of one part to both networks. `ratio` is the adaptive weight, if not that of this part."""
+        """Add the gradients of a part to both networks.
+
+        `ratio` is the adaptive weight of the whole batch; None: of the part.
+        """
         with self.generator.autocast():
             losses = self.losses(part, self.generator.forward, self.draws(part, step=step))
         loss, metrics = losses.nll_loss, dict(losses.terms)
@@ -130,7 +136,7 @@ class AutoencoderTask:
         return {"loss": loss, **metrics}, losses.encoded
 
     def losses(self, part: Batch, autoencoder: nn.Module, draws: dict[str, Tensor | float]) -> Losses:
-        """The autoencoder's terms of one part."""
+        """The autoencoder's losses over a part, by a network and draws of the bottleneck."""
         image = part["image"]
         output, encoded = autoencoder(image, **draws)
         nll_loss = reconstruction_loss(output, image=image, kind=self.config.network.reconstruction)
@@ -141,8 +147,10 @@ class AutoencoderTask:
         return Losses(output, encoded, terms | encoded.losses, nll_loss)
 
     def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Judgement:
-        """One pass of the discriminator over real and reconstructed images serves both sides; its norms keep images
-        apart."""
+        """Losses of both sides by a single pass of the discriminator over real and reconstructed images.
+
+        The discriminator's norms keep images apart, so the pass equals two.
+        """
         judged = self.decoded(output if self.is_heard(step) else output.detach())
         real_logits, fake_logits = discriminator(torch.cat([image.to(judged.dtype), judged])).chunk(2)
         return Judgement(
@@ -151,7 +159,7 @@ class AutoencoderTask:
         )
 
     def balance(self, losses: Losses, judgement: Judgement, *, step: int, ratio: Tensor | None) -> GeneratorLoss:
-        """Reconstruction, perceptual and, as soon as it is heard, adversarial loss."""
+        """Reconstruction and perceptual loss, and from discriminator_start on the adversarial loss."""
         weight = self.config.losses.adversarial_weight
         if not self.is_heard(step):
             return GeneratorLoss(losses.nll_loss, torch.zeros_like(losses.nll_loss))
@@ -166,9 +174,9 @@ class AutoencoderTask:
         )
 
     def adaptive_weight_of(self, batch: Batch, step: int) -> Tensor:
-        """The adaptive weight (Esser et al., 2021, equation 7) of a batch that is trained on in parts.
+        """The adaptive weight (Esser et al., 2021, equation 7) of a batch taken in parts.
 
-        It is a ratio of norms of the whole batch's gradients, so it takes a pass over all parts before the real one.
+        A ratio of norms of the whole batch's gradients, so it takes a pass over all parts before the real one.
         """
         assert self.discriminator is not None
         last_layer = self.generator.network.last_layer
@@ -184,12 +192,15 @@ class AutoencoderTask:
         return adaptive_weight(nll_gradient, adversarial_gradient=adversarial_gradient)
 
     def is_heard(self, step: int) -> bool:
-        """Whether the generator hears the discriminator in this step."""
+        """True if the adversarial loss counts in `step`."""
         return self.discriminator is not None and step > self.config.losses.discriminator_start
 
     def weights_at(self, step: int) -> dict[str, float]:
-        """Weights of the bottleneck's losses. Reconstruction is a mean over the 3 H W values of an image, so the KL
-        divergence, in nats an image, is divided by as many: with kl_weight 1 their sum is the bound a dimension."""
+        """Weights of the bottleneck's losses in `step`.
+
+        Reconstruction is a mean over the 3 H W values of an image, so the KL divergence, in nats an image, is divided
+        by as many: with kl_weight 1 their sum is the bound a dimension.
+        """
         return {
             "codebook_loss": 1.0,
             "commitment_loss": self.config.losses.commitment_cost,
@@ -197,7 +208,7 @@ class AutoencoderTask:
         }
 
     def draws(self, part: Batch, *, step: int | None) -> dict[str, Tensor | float]:
-        """What the bottleneck draws for these samples; step None: as in evaluation, where codes are hard."""
+        """Random arguments of the bottleneck for a part; step None: of an evaluation, with hard codes."""
         network, seed, position = self.generator.network, self.seed, part["position"]
         device = self.worker.device
         stream = "latent" if step is not None else "latent_held_out"
@@ -210,11 +221,12 @@ class AutoencoderTask:
         return {}
 
     def decoded(self, output: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of the decoder's output (B, O, H, W)."""
         return image_of(output, kind=self.config.network.reconstruction)
 
     @torch.no_grad()
     def start_codes(self, batch: Batch) -> None:
-        """Codes with a gradient start as features of the first batch of all ranks, where the recipe says so."""
+        """Start codes with a gradient at features of the first batch of all ranks, for codebook_init "data"."""
         network, own = self.generator.network, []
         quantizer = network.bottleneck
         if not isinstance(quantizer, GumbelQuantizer | VectorQuantizer) or quantizer.codebook_init != "data":
@@ -226,15 +238,17 @@ class AutoencoderTask:
         centers = draw_latents(features, network.codebook_size, generator=generator)
         quantizer.start_at(centers, project_in=network.project_in)
 
-    def update_codebook(self, made: list[Encoded], step: int, taken: Tensor) -> Metrics:
-        """Move an EMA codebook by the latents of the whole batch, if the step was taken; other bottlenecks have nothing
-        to move."""
+    def update_codebook(self, parts: list[Encoded], step: int, taken: Tensor) -> Metrics:
+        """Move an EMA codebook by the latents of the whole batch, if the step was taken.
+
+        Other bottlenecks have no such codebook, and no metrics.
+        """
         quantizer = self.generator.network.bottleneck
         if not isinstance(quantizer, EMAQuantizer):
             return {}
         dead = quantizer.update_codebook(
-            torch.cat([encoded.latents for encoded in made if encoded.latents is not None]),
-            indices=torch.cat([encoded.indices for encoded in made if encoded.indices is not None]),
+            torch.cat([part.latents for part in parts if part.latents is not None]),
+            indices=torch.cat([part.indices for part in parts if part.indices is not None]),
             generator=step_generator(self.seed, step, stream="codebook"),
             taken=taken,
         )
@@ -257,8 +271,11 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Losses of the averaged weights over all held-out images; where there are codes, their usage and perplexity;
-        where the reconstruction is a probability of 8-bit values, the bound in bits per dimension."""
+        """Losses of the averaged weights over all held-out images.
+
+        With codes also usage and perplexity of the codebook; with a reconstruction that is a probability of 8-bit
+        values also the bound in bits per dimension.
+        """
         batch = with_positions(to_batch(held_out, self.worker.device))
         network = self.generator.snapshot()
         totals: dict[str, float] = {}
@@ -270,20 +287,20 @@ class AutoencoderTask:
                 totals[name] = totals.get(name, 0.0) + float(value) * share
             if losses.encoded.indices is not None:
                 indices.append(losses.encoded.indices)
-        found = {f"held_out_{name}": value for name, value in totals.items()}
+        metrics = {f"held_out_{name}": value for name, value in totals.items()}
         if indices:
             histogram = codebook_histogram(torch.cat(indices), codebook_size=network.codebook_size)
-            found["held_out_codebook_usage"] = float(codebook_usage(histogram))
-            found["held_out_codebook_perplexity"] = float(codebook_perplexity(histogram))
+            metrics["held_out_codebook_usage"] = float(codebook_usage(histogram))
+            metrics["held_out_codebook_perplexity"] = float(codebook_perplexity(histogram))
         if self.config.network.reconstruction == "discretized_logistic":
-            found["held_out_bits_per_dim"] = self.bits_per_dim(totals)
-        return found
+            metrics["held_out_bits_per_dim"] = self.bits_per_dim(totals)
+        return metrics
 
     def bits_per_dim(self, terms: dict[str, float]) -> float:
-        """Upper bound on the bits of each 8-bit value: reconstruction and what z costs under its prior.
+        """Upper bound on the bits of each 8-bit value: reconstruction plus the cost of z under the prior.
 
         A Gaussian costs its KL divergence from N(0, I). Codes are decided by the image and uniform under their prior:
-        log K each, whatever the relaxation's divergence was.
+        log K each, independent of the relaxation's divergence.
         """
         network = self.generator.network
         if self.config.network.bottleneck.kind == "gaussian":

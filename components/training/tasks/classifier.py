@@ -1,6 +1,6 @@
-"""Training of a classifier on noised images (Dhariwal and Nichol, 2021, section 4 and appendix H), or on clean ones.
+"""Training of classifiers of noised images, or of clean images.
 
-Shapes: B batch, K classes, H W pixels.
+Dhariwal and Nichol (2021), section 4 and appendix H. Shapes: B batch, K classes, H W pixels.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ LEVELS = (0, 25, 50, 75)  # percent of the way from the image to noise, where ac
 
 
 class ClassifierTask(LearnerTask[Any]):
-    """One network that learns the class of the image behind x_t."""
+    """Trains a network to tell the class of the image behind x_t."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ClassifierTask(LearnerTask[Any]):
         return {"loss": totals[0], "accuracy": totals[1], "grad_norm": norm}
 
     def trained_loss(self, part: Batch) -> tuple[Tensor, Tensor]:
-        """That of a part of a step, its images moved, mirrored and noised, and the share of them that was right, ()."""
+        """Loss of a part, with shifted, mirrored and noised images, and accuracy, both ()."""
         logits = self.logits(self.learner.forward, self.augmented(part), part)
         return F.cross_entropy(logits, part["label"]), accuracy(logits, part)
 
@@ -60,7 +60,7 @@ class ClassifierTask(LearnerTask[Any]):
         return mirrored(image, position, seed=seed) if self.config.data.mirror else image
 
     def logits(self, network: nn.Module, image: Tensor, part: Batch, *, level: float | None = None) -> Tensor:
-        """Logits (B, K) fp32 of images noised to a random time each, or to the level (0 to 1) that is given."""
+        """Logits (B, K) fp32 of images, each noised to a random time, or to `level` (0 to 1)."""
         seed, position = self.seed, part["position"]
         uniform = sample_uniform(seed, position, stream="timestep", device=image.device)
         if level is not None or not self.config.noisy:
@@ -75,8 +75,10 @@ class ClassifierTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Loss and accuracy of the averaged weights on held-out images: accuracy at the first time, and at several
-        ones where the images are noisy; noise that never changes."""
+        """Loss and accuracy of the averaged weights on held-out images, with noise that never changes.
+
+        Accuracy is measured at time 0, and for noised images at all LEVELS.
+        """
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, levels = self.learner.snapshot(), LEVELS if self.config.noisy else LEVELS[:1]
         totals = torch.zeros(1 + len(levels))
@@ -90,5 +92,5 @@ class ClassifierTask(LearnerTask[Any]):
 
 
 def accuracy(logits: Tensor, part: Batch) -> Tensor:
-    """Share of images whose class has the largest logit, ()."""
+    """Share of images with the largest logit at their class, ()."""
     return (logits.argmax(dim=1) == part["label"]).float().mean()

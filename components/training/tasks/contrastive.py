@@ -1,7 +1,7 @@
-"""Training of the contrastive text-image encoder (Radford et al., 2021, section 2).
+"""Training of contrastive text-image encoders (Radford et al., 2021, section 2).
 
 The loss sees the pairs of all ranks and of all parts of a batch together, so two ranks equal one and accumulation
-equals none. A batch that is taken in parts is encoded twice: once to know the other pairs, once for the gradients.
+equals none. A batch taken in parts is encoded twice: once for the pairs of other parts, once for the gradients.
 
 Shapes: B pairs on this rank, N pairs of all ranks, E embedding_dim, L text length.
 """
@@ -31,7 +31,7 @@ ROUNDING = 1e-6  # of a cosine in float32: rows whose cosines differ by less are
 
 
 class ContrastiveTask(LearnerTask[Any]):
-    """Two encoders, of images and of texts, that learn to agree."""
+    """Trains two encoders, of images and of texts, to agree."""
 
     gone_before_backward = ("gradients",)  # methods of which nothing is kept when a step goes backward
 
@@ -49,18 +49,18 @@ class ContrastiveTask(LearnerTask[Any]):
         self.learner = Learner(network, config=config.optimization, worker=worker)
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        known, done = self.gradients_in_parts(batch), 0
+        gradients, done = self.gradients_in_parts(batch), 0
         for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
             embeddings = self.embed(self.learner.forward, part)
-            known = self.gradients(embeddings) if known is None else known
+            gradients = self.gradients(embeddings) if gradients is None else gradients
             rows = slice(done, done + len(part["position"]))
-            self.learner.backward(self.pull(embeddings, known, rows=rows, share=share))
+            self.learner.backward(self.pull(embeddings, gradients, rows=rows, share=share))
             done = rows.stop
         taken, norm = self.learner.update(step)
         self.learner.network.limit_scale()
         self.learner.average(taken)
-        assert known is not None  # a batch has at least one part
-        return {"loss": known.loss, "scale": self.learner.network.log_scale.detach().exp(), "grad_norm": norm}
+        assert gradients is not None  # a batch has at least one part
+        return {"loss": gradients.loss, "scale": self.learner.network.log_scale.detach().exp(), "grad_norm": norm}
 
     def embed(self, network: nn.Module, part: Batch) -> Embeddings:
         with self.learner.autocast():
@@ -70,8 +70,7 @@ class ContrastiveTask(LearnerTask[Any]):
         return shifted(part["image"], part["position"], seed=self.seed, max_shift=self.config.data.max_shift)
 
     def gradients_in_parts(self, batch: Batch) -> ContrastiveGradients | None:
-        """The loss and its gradients for a batch that is taken in parts; None for one that is not, which needs no
-        pass of its own."""
+        """Loss and gradients of a batch taken in parts; None for a batch taken whole, without an extra pass."""
         parts = list(split(batch, self.max_batch))
         if len(parts) == 1:
             return None
@@ -80,21 +79,25 @@ class ContrastiveTask(LearnerTask[Any]):
         return self.gradients(Embeddings(torch.cat(images), torch.cat(texts), scales[0]))
 
     def gradients(self, embeddings: Embeddings) -> ContrastiveGradients:
-        """The loss over the N pairs of all ranks, and its gradients at the B of this one."""
+        """Loss over the N pairs of all ranks, and gradients at the B pairs of the calling rank."""
         image, text = (gather(tensor.detach(), self.worker) for tensor in (embeddings.image, embeddings.text))
-        found = contrastive_gradients(image, text, log_scale=embeddings.log_scale)
+        gradients = contrastive_gradients(image, text, log_scale=embeddings.log_scale)
         own = slice(self.worker.rank * len(embeddings.image), (self.worker.rank + 1) * len(embeddings.image))
-        return found._replace(image=found.image[own], text=found.text[own])
+        return gradients._replace(image=gradients.image[own], text=gradients.text[own])
 
-    def pull(self, embeddings: Embeddings, known: ContrastiveGradients, *, rows: slice, share: float) -> Tensor:
-        """What a part goes backward through, a scalar: its gradients, added over parts and averaged over ranks, are
-        those of the loss. Each rank adds its own rows, and all of them the same temperature."""
-        towers = along_gradient(embeddings.image, known.image[rows]) + along_gradient(embeddings.text, known.text[rows])
-        return self.worker.world_size * towers + share * along_gradient(embeddings.log_scale, known.log_scale)
+    def pull(self, embeddings: Embeddings, gradients: ContrastiveGradients, *, rows: slice, share: float) -> Tensor:
+        """A scalar for the backward pass of a part, with the loss's own gradients.
+
+        Its gradients, added over parts and averaged over ranks, are those of the loss: each rank adds its own rows, and
+        all ranks the same temperature.
+        """
+        image, text = gradients.image[rows], gradients.text[rows]
+        towers = along_gradient(embeddings.image, image) + along_gradient(embeddings.text, text)
+        return self.worker.world_size * towers + share * along_gradient(embeddings.log_scale, gradients.log_scale)
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Loss of the averaged weights over all held-out pairs at once, and how many find each other first."""
+        """Loss of the averaged weights over all held-out pairs at once, and retrieval accuracies."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network = self.learner.snapshot()
         taken = held_out_parts(batch, self.learner, max_batch=self.max_batch)
@@ -109,13 +112,14 @@ class ContrastiveTask(LearnerTask[Any]):
         }
 
 
-def retrieval_accuracy(query: Tensor, found: Tensor, *, same: Tensor) -> Tensor:
-    """Share of rows of `query` (N, E) whose nearest row of `found` (N, E) is one of their own, (). Of rows that are as
-    near, each is the nearest one for its share: the last bit of a product depends on where a row stands.
+def retrieval_accuracy(query: Tensor, candidates: Tensor, *, same: Tensor) -> Tensor:
+    """Share of rows of `query` (N, E) with a right answer as the nearest row of `candidates` (N, E), ().
+
+    Of several rows equally near, each counts for its share: the last bit of a product depends on the place of a row.
 
     Args:
-        same: (N, N) bool, whether j is a right answer to i; the diagonal, and what can't be told from it.
+        same: (N, N) bool, true where j is a right answer to i: on the diagonal, and for equal captions.
     """
-    cosine = query @ found.T  # (N, N)
+    cosine = query @ candidates.T  # (N, N)
     nearest = cosine >= cosine.amax(dim=1, keepdim=True) - ROUNDING
     return ((nearest & same).sum(dim=1) / nearest.sum(dim=1)).mean()

@@ -1,4 +1,4 @@
-"""Training of one diffusion model, base or upsampler (Ho et al., 2020; Ho et al., 2022; Hang et al., 2023).
+"""Training of diffusion models, base or upsampler (Ho et al., 2020, 2022; Hang et al., 2023).
 
 Shapes: B batch, H W pixels of x_0.
 """
@@ -34,9 +34,9 @@ PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
 
 
 class DiffusionTask(LearnerTask[Any]):
-    """One network that learns to undo noise.
+    """Trains a network to undo noise.
 
-    `load_encoders` add the conditions that come from networks trained before, or put latents in the place of images.
+    `load_encoders` add the conditions from frozen networks, or put latents in the place of images.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DiffusionTask(LearnerTask[Any]):
         self.augmentation: Schedule | None = None
         if config.low_res is not None:
             name, steps = config.low_res.augmentation_schedule, config.low_res.augmentation_steps
-            self.augmentation = make_schedule(name, num_train_timesteps=steps)  # kept: its tables go to the device once
+            self.augmentation = make_schedule(name, num_train_timesteps=steps)  # once: tables then stay on the device
         process = config.process
         self.history = empty_history(process.num_train_timesteps, worker.device) if is_loss_aware(process) else None
         self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
@@ -73,7 +73,7 @@ class DiffusionTask(LearnerTask[Any]):
         return {"loss": total, "grad_norm": norm}
 
     def loss(self, batch: Batch) -> Tensor:
-        """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware steps are weighed back."""
+        """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware times are reweighted."""
         batch, cond = self.crop(batch)
         conditions = dropped_conditions(batch, self.config.conditioning, self.dataset_info, seed=self.seed) | cond
         time, weight = self.sample_timesteps(batch["position"])
@@ -84,20 +84,20 @@ class DiffusionTask(LearnerTask[Any]):
         return (weight * losses).mean()
 
     def sample_timesteps(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Times (B,) of this step; where the recipe says so by the losses they had, and then with weights (B,)."""
+        """Times (B,) of a step, and None; for loss-aware recipes times by past losses, and weights (B,)."""
         if self.history is None:
             return self.uniform_timesteps(position), None
         return draw_timesteps(self.history, self.uniform(position))
 
     def record_losses(self) -> None:
-        """Record the losses of all ranks, in the order of the stream, so that every rank draws from one history."""
+        """Record the losses of all ranks, in the order of the stream, for equal histories on all ranks."""
         if self.history is not None:
             drawn = gather(torch.cat(self.drawn, dim=1).T, self.worker)  # (B, 2) of the global batch
             self.history = record(self.history, timesteps=drawn[:, 0].long(), losses=drawn[:, 1])
             self.drawn = []
 
     def uniform_timesteps(self, position: Tensor) -> Tensor:
-        """Even times of training (B,), from (seed, position) alone."""
+        """Uniform times of training (B,), from (seed, position) alone."""
         process = self.config.process
         if isinstance(process, DiscreteProcess):
             return self.integers(position, stream="timestep", high=process.num_train_timesteps)
@@ -110,7 +110,7 @@ class DiffusionTask(LearnerTask[Any]):
         return sample_integers(self.seed, position, stream=stream, high=high, device=self.worker.device)
 
     def normal(self, position: Tensor, *, stream: str, like: Tensor) -> Tensor:
-        """Noise of the positions, where the images `like` (B, ...) are and of their shape."""
+        """Noise of the positions, with shape and device of the images `like` (B, ...)."""
         return sample_normal(self.seed, position, stream=stream, shape=tuple(like.shape[1:]), device=like.device)
 
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
@@ -122,8 +122,10 @@ class DiffusionTask(LearnerTask[Any]):
         return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time)
 
     def crop(self, batch: Batch, noise_level: int | None = None) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch and the images that the network is given with it: windows of both where it learns from windows,
-        cut before any noise is drawn."""
+        """The batch, and conditioning images for the network, with noise augmentation.
+
+        Both are cut to windows where the recipe has a crop_size, before any noise is drawn.
+        """
         data, cond = self.config.data, self.conditioning_images(batch)
         if data.crop_size is not None:
             windows = draw_windows(self.seed, batch["position"], resolution=data.resolution, size=data.crop_size)
@@ -131,17 +133,16 @@ class DiffusionTask(LearnerTask[Any]):
         return batch, self.augmented(cond, batch["position"], noise_level)
 
     def conditioning_images(self, batch: Batch) -> dict[str, Tensor]:
-        """The upsampler's low-res images, enlarged; nothing for a base model."""
+        """The upsampler's low-res images, enlarged; empty for a base model."""
         if self.config.low_res is None:
             return {}
         small = quantize_8_bit(downsample(batch["image"], self.config.low_res.low_res_resolution))
         return {"low_res": upsample(small, self.config.data.resolution)}
 
     def augmented(self, cond: dict[str, Tensor], position: Tensor, noise_level: int | None) -> dict[str, Tensor]:
-        """Noise conditioning augmentation of `low_res`, where there is one.
+        """Noise conditioning augmentation of `low_res`, if any.
 
-        Each sample draws its own level in training (the level of one sample never depends on its batch); at sampling
-        it is given.
+        Each sample draws its own level in training (independent of the batch); `noise_level` is the level at sampling.
         """
         settings = self.config.low_res
         if settings is None:
@@ -178,7 +179,7 @@ class DiffusionTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out images; an upsampler's below what it was given."""
+        """Samples under the conditions of held-out images; an upsampler's below its low-res images."""
         first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
         batch = with_positions(to_batch(first, self.worker.device))
         parts = held_out_parts(batch, self.learner, max_batch=self.max_batch)
@@ -196,7 +197,10 @@ class DiffusionTask(LearnerTask[Any]):
         return [cond["low_res"], samples, batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from noise that is the same at each preview."""
+        """Samples (B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions.
+
+        Noise is the same at each preview.
+        """
         batch, cond = self.crop(batch, self.preview_noise_level)
         scale = PREVIEW_SCALE if self.config.low_res is None else 1.0
         return self.ddim(self.guided(batch, cond, scale), batch)
@@ -205,12 +209,12 @@ class DiffusionTask(LearnerTask[Any]):
         """The averaged network under the batch's conditions, at a guidance scale."""
         conditioning = self.config.conditioning
         condition, null = conditions_of(batch, conditioning.conditions) | cond, {}
-        if conditioning.cond_drop_prob > 0:  # what was never dropped has no null to guide away from
+        if conditioning.cond_drop_prob > 0:  # conditions that were never dropped have no null to guide away from
             null = null_conditions(batch, conditioning.conditions, num_classes=self.dataset_info.num_classes)
         return guide(self.objective, self.learner.snapshot(), condition, null, scale)
 
     def ddim(self, network: Denoise, batch: Batch) -> Tensor:
-        """Samples (B, 3, H, W) of a guided network. Latents have no range to be clipped to."""
+        """Samples (B, 3, H, W) of a guided network by DDIM. Latents have no range to be clipped to."""
         latents = any(isinstance(encoder, Latents) for encoder in self.encoders)
         process = self.config.process
         most = process.num_train_timesteps if isinstance(process, DiscreteProcess) else PREVIEW_STEPS
@@ -221,15 +225,15 @@ class DiffusionTask(LearnerTask[Any]):
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, most),
             threshold="none" if latents else "static",
-            noise=lambda step: torch.empty(0),  # DDIM with eta 0 asks for none
+            noise=lambda step: torch.empty(0),  # DDIM with eta 0 uses none
         )
 
     @property
     def preview_noise_level(self) -> int:
-        """That of an upsampler's low-res image in previews."""
+        """Noise level of an upsampler's low-res images in previews."""
         return 0 if self.config.low_res is None else min(NOISE_LEVEL, self.config.low_res.max_noise_level)
 
 
 def is_loss_aware(process: object) -> TypeGuard[DiscreteProcess]:
-    """Whether times of training are drawn by the losses that they had."""
+    """True if times of training are drawn by their past losses."""
     return isinstance(process, DiscreteProcess) and process.timestep_sampling == "loss_aware"

@@ -1,5 +1,7 @@
-"""Training of DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2): it predicts image embeddings, which a
-frozen encoder makes of the batch's images, by mean squared error from noised ones and a text.
+"""Training of DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2).
+
+The prior predicts image embeddings, by a frozen encoder of the batch's images, from noised embeddings and a text, by
+mean squared error.
 
 Shapes: B batch, E embedding_dim, L text length, T features of a text's state.
 """
@@ -25,7 +27,7 @@ from components.training.randomness import sample_normal, sample_uniform
 
 
 class DiffusionPriorTask(LearnerTask[Any]):
-    """One transformer that learns where, among the embeddings of images, those of a text are.
+    """Trains a transformer to predict the image embedding under a text.
 
     `load_encoders` add the columns image_embedding, text_states and text_embedding, and the null of the last two.
     """
@@ -57,7 +59,7 @@ class DiffusionPriorTask(LearnerTask[Any]):
         return {"loss": total, "grad_norm": norm}
 
     def trained_loss(self, part: Batch) -> Tensor:
-        """That of a part of a step, its conditions dropped as the recipe says."""
+        """Loss of a part, with conditions dropped by the recipe."""
         conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
         return self.losses(self.learner.forward, part, conditions).mean()
 
@@ -77,8 +79,11 @@ class DiffusionPriorTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Loss of the averaged weights on held-out pairs, at times that never change; and how near its one-step guess
-        from pure noise is to the image's embedding, next to how near the text's is (cosines)."""
+        """Loss of the averaged weights on held-out pairs, at times that never change, and two cosines.
+
+        Cosines with the image's embedding: of the prior's guess from pure noise in one step, and of the text's
+        embedding.
+        """
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, rows = self.learner.snapshot(), []
         for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
@@ -98,7 +103,7 @@ class DiffusionPriorTask(LearnerTask[Any]):
         return {"held_out_loss": loss, "held_out_prior_cosine": guessed, "held_out_text_cosine": text}
 
     def guess(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
-        """What the network makes of noise alone at the last time: near the mean embedding under the text, (B, E)."""
+        """The network's prediction from pure noise, near the mean embedding under the text, (B, E)."""
         time = self.objective.times(torch.full(batch["position"].shape, 1 - 2**-24, device=self.worker.device))
         noise = sample_normal(
             self.seed,

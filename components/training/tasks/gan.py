@@ -1,4 +1,4 @@
-"""Training of the class-conditional GAN (Brock et al., 2019): two networks, two optimizers, hinge losses.
+"""Training of class-conditional GANs (Brock et al., 2019): two networks and optimizers, hinge losses.
 
 Shapes: B batch, Z noise_dim, H W pixels.
 """
@@ -25,15 +25,15 @@ from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
 PREVIEW_SAMPLES, PREVIEW_ROWS = 8, 10
-STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, that the statistics of batch norms are estimated with
+STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, to estimate the statistics of batch norms
 
 
 class GANTask:
-    """Generator against discriminator. Only the averaged generator is kept.
+    """Generator against discriminator. Only the averaged generator is stored.
 
-    Batch norm sees the batches of all ranks together, so two ranks equal one. It sees a batch that is taken in parts
-    part by part: with `max_batch` below the rank's share the statistics are those of a smaller batch, and accumulation
-    does not equal none.
+    Batch norm sees the batches of all ranks together, so two ranks equal one. A batch taken in parts is seen part by
+    part: with `max_batch` below the rank's share the statistics are those of a smaller batch, and accumulation does not
+    equal none.
     """
 
     max_batch: int | None = None
@@ -46,7 +46,7 @@ class GANTask:
         dataset_info: DatasetInfo,
         worker: Worker = ALONE,
     ) -> None:
-        """Raises ValueError if a rank's share of the batch does not divide by the steps of the discriminator."""
+        """Raises ValueError if a rank's share of the batch does not divide by discriminator_steps."""
         self.config, self.dataset_info, self.worker = config, dataset_info, worker
         self.seed = config.optimization.seed
         if worker.share(config.optimization.global_batch_size) % config.optimization.discriminator_steps:
@@ -66,11 +66,11 @@ class GANTask:
         self.finished: GANGenerator | None = None  # of the weights as they are; see `finish`
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        """The discriminator learns from each of `discriminator_steps` equal parts of the batch, then the generator once
-        with as many images as the batch holds.
+        """Train the discriminator on `discriminator_steps` equal parts of the batch, then the generator once.
 
-        Position p is in part p modulo `discriminator_steps`, on whatever rank. Singular vectors move with each forward:
-        after an update that was not taken they are put back, since what was not finite may have reached them.
+        The generator makes as many images as the batch holds. Position p is in part p mod `discriminator_steps`, on
+        any rank. Singular vectors move with each forward: after a refused update they are put back, since numbers that
+        are not finite may have reached them.
         """
         before = [buffer.clone() for buffer in self.buffers()]
         turns = self.config.optimization.discriminator_steps
@@ -90,7 +90,7 @@ class GANTask:
         return {"loss": totals["discriminator_loss"], **totals, "grad_norm": norm}
 
     def train_discriminator(self, batch: Batch, step: int) -> Metrics:
-        """Add the gradients of the hinge loss. Generated images have the labels of the real ones next to them."""
+        """Add the gradients of the hinge loss. Generated images have the labels of the real images."""
         totals: Metrics = {}
         for part, share in accumulated(batch, self.discriminator, max_batch=self.max_batch, step=step):
             with torch.no_grad(), self.generator.autocast():
@@ -110,7 +110,7 @@ class GANTask:
         return totals
 
     def train_generator(self, batch: Batch, step: int) -> Tensor:
-        """Add the gradients of the generator's loss, and return it, ()."""
+        """Add the gradients of the generator's loss, and return the loss, ()."""
         total = torch.zeros((), device=self.worker.device)
         for part, share in accumulated(batch, self.generator, max_batch=self.max_batch, step=step):
             with self.generator.autocast():
@@ -122,22 +122,22 @@ class GANTask:
         return total
 
     def noise(self, position: Tensor, stream: str) -> Tensor:
-        """What the generator makes images of, (B, Z), on the device."""
+        """The generator's noise, (B, Z), on the device."""
         shape = (self.config.network.noise_dim,)
         return sample_normal(self.seed, position, stream=stream, shape=shape, device=self.worker.device)
 
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
-        """Images (B, 3, H, W) for the labels of the part, from noise of their positions."""
+        """Images (B, 3, H, W) for the labels of a part, from noise by position."""
         noise = self.noise(part["position"], stream)
         return generator(noise, part["label"] if self.config.conditioning.conditions else None)
 
     def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
-        """Logits of images that are one or several times as many as the part has labels."""
+        """Logits of images; labels of the part are repeated for several images a label."""
         label = part["label"].repeat(len(image) // len(part["label"])) if self.config.conditioning.conditions else None
         return discriminator(image, label)
 
     def augmented(self, image: Tensor, part: Batch, stream: str) -> Tensor:
-        """Images as the discriminator sees them in training, in fp32."""
+        """Images for the discriminator in training: fp32, augmented if the recipe has augmentation."""
         if not self.config.adversary.augment:
             return image.float()
         draws = [sample_uniform(self.seed, part["position"], stream=f"augment_{stream}_{name}") for name in DRAWS]
@@ -147,9 +147,9 @@ class GANTask:
         return chain(self.generator.network.buffers(), self.discriminator.network.buffers())
 
     def finish(self) -> GANGenerator:
-        """The averaged generator, ready to sample: a copy with singular vectors and batch statistics of its own.
+        """The averaged generator for sampling: a copy with its own singular vectors and batch statistics.
 
-        A function of the weights and the seed alone, and made on each rank by itself. Training never sees it.
+        A function of the weights and the seed alone, made on each rank separately. Training never uses it.
         """
         if self.finished is None:
             network = deepcopy(self.generator.snapshot())
@@ -159,7 +159,7 @@ class GANTask:
         return self.finished
 
     def statistics_noise(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The noise (B, Z) and labels (B,), every class alike, that statistics are estimated with: always the same."""
+        """Noise (B, Z) and labels (B,), all classes equally likely, for batch statistics: always the same."""
         config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH)
         classes = {"high": self.dataset_info.num_classes, "device": self.worker.device}
         for position in positions.split(STATISTICS_BATCH):
@@ -168,7 +168,7 @@ class GANTask:
             yield noise, label if config.conditioning.conditions else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The average is written as it samples."""
+        """State of both networks; the average in its sampling form, see `finish`."""
         weights = {f"generator.{name}": tensor for name, tensor in self.generator.weights().items()}
         weights |= {f"generator.ema.{name}": tensor for name, tensor in self.finish().state_dict().items()}
         weights |= {f"discriminator.{name}": tensor for name, tensor in self.discriminator.weights().items()}
@@ -179,18 +179,18 @@ class GANTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The buffers of the average return to those of the network, as they are while it trains."""
+        """Restore both networks; buffers of the average become those of the network, as during training."""
         self.generator.restore(below("generator.", state["weights"]), state["generator"])
         self.discriminator.restore(below("discriminator.", state["weights"]), state["discriminator"])
-        for kept, buffer in zip(self.generator.snapshot().buffers(), self.generator.network.buffers(), strict=True):
-            kept.copy_(buffer)
+        for average, own in zip(self.generator.snapshot().buffers(), self.generator.network.buffers(), strict=True):
+            average.copy_(own)
         self.finished = None
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Losses and mean logits of held-out images against as many generated ones, not augmented.
+        """Losses and mean logits of held-out images against as many generated images, not augmented.
 
-        A discriminator that knows its training images by heart finds held-out ones less real than those.
+        A discriminator that knows its training images by heart finds held-out images less real.
         """
         batch = with_positions(to_batch(held_out, self.worker.device))
         generator, discriminator, logits = self.finish(), self.discriminator.snapshot(), []

@@ -1,4 +1,4 @@
-"""Training of an image-to-image model: one network for several degradations (Palette; Saharia et al., 2022).
+"""Training of image-to-image models: a network for several degradations (Palette; Saharia et al., 2022).
 
 Shapes: B batch, S resolution.
 """
@@ -28,10 +28,10 @@ from components.training.tasks.diffusion import PREVIEW_SCALE, DiffusionTask
 
 
 class ImageToImageTask(DiffusionTask):
-    """A diffusion task whose network is given a degraded image, and answers for its mask alone.
+    """A diffusion task conditioned on a degraded image, with a loss inside the mask alone.
 
     Batches hold `task` (B,), places in the configuration's tasks, and `condition_image`, the images after JPEG where
-    that is the task: see components/data/degradations.py. All else is made here, by (seed, position).
+    JPEG is the task: see `components.data.images.degrade`. All else is made here, by (seed, position).
     """
 
     def __init__(self, config: DiffusionTraining, *, dataset_info: DatasetInfo, **placed: Any) -> None:
@@ -40,7 +40,7 @@ class ImageToImageTask(DiffusionTask):
         self.degradation = config.degradation
 
     def degraded(self, batch: Batch) -> Degraded:
-        """What is left of each image."""
+        """The degraded images of a batch, with masks."""
         degradation, image, position = self.degradation, batch["image"], batch["position"]
         return degrade(
             image,
@@ -53,11 +53,11 @@ class ImageToImageTask(DiffusionTask):
         )
 
     def conditioning_images(self, batch: Batch) -> dict[str, Tensor]:
-        """`condition_image` (B, 4, S, S), never dropped: without it there is nothing to work on."""
+        """`condition_image` (B, 4, S, S), never dropped: the model works on nothing else."""
         return {"condition_image": self.degraded(batch).condition}
 
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
-        """Those of `DiffusionTask` over the mask, where alone x_t is noisy."""
+        """Losses of `DiffusionTask` (B,) over the mask, where alone x_t is noisy."""
         x_0, mask = batch["image"], conditions["condition_image"][:, 3:]
         noise = self.normal(batch["position"], stream="noise", like=x_0)
         x_t = add_noise_in_mask(self.objective, x_0, noise, time, mask).contiguous(memory_format=torch.channels_last)
@@ -66,16 +66,16 @@ class ImageToImageTask(DiffusionTask):
         return loss_in_mask(self.objective, output, x_0=x_0, noise=noise, x_t=x_t, time=time, mask=mask)
 
     def shown(self, batch: Batch) -> list[Tensor]:
-        """What was given, what was made of it, and the originals."""
+        """The rows of a preview: degraded images, restored images, originals."""
         return [self.degraded(batch).image, self.sample(batch), batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
-        """The images of the batch restored, (B, 3, S, S), from noise that is the same at each preview."""
-        known, cond = batch["image"], self.conditioning_images(batch)
+        """Restored images of the batch, (B, 3, S, S), from equal noise at each preview."""
+        image, cond = batch["image"], self.conditioning_images(batch)
         mask = cond["condition_image"][:, 3:]
         network = self.guided(batch, cond, PREVIEW_SCALE if self.config.conditioning.conditions else 1.0)
-        made = self.ddim(denoise_in_mask(network, known, mask), batch)
-        return torch.where(mask > 0, made, known)
+        restored = self.ddim(denoise_in_mask(network, image, mask), batch)
+        return torch.where(mask > 0, restored, image)
 
 
 def diffusion_task(
@@ -85,6 +85,6 @@ def diffusion_task(
     load_encoders: Sequence[LoadEncoder] = (),
     worker: Worker = ALONE,
 ) -> DiffusionTask:
-    """The task of a diffusion model: an `ImageToImageTask` where its recipe names degradations."""
+    """The task of a diffusion model: an `ImageToImageTask` for a recipe with degradations."""
     kind = DiffusionTask if config.degradation is None else ImageToImageTask
     return kind(config, dataset_info=dataset_info, load_encoders=load_encoders, worker=worker)

@@ -1,4 +1,4 @@
-"""Training of the masked prior: tokens behind masks from those that are seen (MaskGIT; Chang et al., 2022, 3.1).
+"""Training of masked priors: tokens behind masks from visible tokens (MaskGIT; Chang et al., 2022, 3.1).
 
 Shapes: B batch, N tokens an image.
 """
@@ -26,13 +26,13 @@ from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_uniform, sample_uniforms
 from components.training.tasks.prior import preview_batch, preview_generators, token_images
 
-EVALUATION_DRAWS = 4  # masks that each held-out image is judged by
+EVALUATION_DRAWS = 4  # masks for each held-out image
 
 
 def training_masks(seed: int, position: Tensor, *, num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which tokens each sample learns, (B, N) bool: ⌈N cos(π/2 · r)⌉ of them anywhere, r ~ U(0, 1).
+    """Masked tokens of each sample, (B, N) bool: ⌈N cos(π/2 · r)⌉ at random places, r ~ U(0, 1).
 
-    How many and which depends on (seed, position) alone.
+    Number and places depend on (seed, position) alone.
     """
     ratio = torch.cos(math.pi / 2 * sample_uniform(seed, position, stream="mask_ratio").double())
     counts = to_device((ratio * num_tokens).ceil().long(), device)
@@ -42,14 +42,14 @@ def training_masks(seed: int, position: Tensor, *, num_tokens: int, device: torc
 def evaluation_masks(
     seed: int, position: Tensor, *, num_tokens: int, draw: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """As `training_masks`, but with their number drawn evenly from 1..N: the likelihood's bound wants it so."""
+    """Like `training_masks`, with numbers drawn uniformly from 1..N, for the bound on the likelihood."""
     stream = f"evaluation_{draw}"
     counts = 1 + sample_integers(seed, position, stream=f"{stream}_count", high=num_tokens, device=device)
     return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream=stream)
 
 
 def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int, stream: str) -> Tensor:
-    """Masks (B, N) with counts (B,) of each row's tokens, every set of that size as likely as any other."""
+    """Masks (B, N) with `counts` (B,) tokens in each row, every set of places equally likely."""
     draws = sample_uniforms(seed, position, stream=stream, shape=(num_tokens,), device=counts.device)
     places = draws.argsort(dim=1, stable=True)
     ranks = places.argsort(dim=1)  # (B, N), a random permutation of 0..N-1
@@ -57,7 +57,7 @@ def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int
 
 
 class MaskedPriorTask(LearnerTask[Any]):
-    """One transformer that learns what stands behind masked tokens, under the images' conditions."""
+    """Trains a transformer to predict masked tokens, under the images' conditions."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class MaskedPriorTask(LearnerTask[Any]):
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
     ) -> None:
-        """`load_tokenizer` gives the network that turns tokens into images, for previews; None: no previews."""
+        """`load_tokenizer` loads the network from tokens to images, for previews; None: no previews."""
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.seed = config.optimization.seed
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
@@ -94,7 +94,7 @@ class MaskedPriorTask(LearnerTask[Any]):
         return {"loss": total, "grad_norm": norm}
 
     def trained_loss(self, part: Batch) -> Tensor:
-        """That of a part of a step, its tokens masked and its conditions dropped."""
+        """Loss of a part, with masked tokens and dropped conditions."""
         config = self.config
         conditions = dropped_conditions(part, config.conditioning, self.dataset_info, seed=self.seed)
         masked = training_masks(self.seed, part["position"], **self.masked_on)
@@ -117,7 +117,10 @@ class MaskedPriorTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Averaged weights on held-out images: upper bound of the bits/token, drawn one by one in random order."""
+        """Upper bound of the bits/token of the averaged weights on held-out images.
+
+        The bound is for tokens drawn one by one in random order.
+        """
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats, seed = self.learner.snapshot(), 0.0, self.seed
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):

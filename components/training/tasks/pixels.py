@@ -1,6 +1,7 @@
-"""Training of models that know an image's exact likelihood: gated PixelCNN and Row LSTM (van den Oord et al. 2016).
+"""Training of models of an image's exact likelihood: gated PixelCNN and Row LSTM.
 
-Their images are the 8-bit values of RGB or gray pixels (dimensions of 256 values), or grids of tokens.
+Van den Oord et al. (2016). Images are the 8-bit values of RGB or gray pixels (dimensions of 256 values), or grids of
+tokens.
 
 Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image.
 """
@@ -32,7 +33,7 @@ EVALUATION_BATCH = 16  # the logits of 32² RGB images take 3 MB each
 
 
 class PixelTask(LearnerTask[Any]):
-    """One network that learns the values of images, each from those before it, under a class or nothing."""
+    """Trains a network to predict each value of an image from earlier values, under a class or nothing."""
 
     def __init__(
         self,
@@ -43,8 +44,9 @@ class PixelTask(LearnerTask[Any]):
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
     ) -> None:
-        """Learns tokens where `grid` is given, else pixels. `load_tokenizer` gives the network that turns tokens into
-        images, for previews; tokens without it have none.
+        """Learns tokens of a `grid`, or pixels for None.
+
+        `load_tokenizer` loads the network from tokens to images; without it tokens have no previews.
         """
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.seed = config.optimization.seed
@@ -64,7 +66,7 @@ class PixelTask(LearnerTask[Any]):
         return {"loss": total, f"bits_per_{self.unit}": bits(total), "grad_norm": norm}
 
     def trained_loss(self, part: Batch) -> Tensor:
-        """That of a part of a step, its conditions dropped as the recipe says."""
+        """Loss of a part, with conditions dropped by the recipe."""
         conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
         return self.loss(self.learner.forward, part, conditions)
 
@@ -76,15 +78,15 @@ class PixelTask(LearnerTask[Any]):
         return token_loss(rearrange(logits, "b c h w k -> b (c h w) k"), tokens=values.flatten(1))
 
     def values(self, batch: Batch) -> Tensor:
-        """What the network learns of a batch, (B, C, H, W) int64. Raises ColorError where it learns gray alone."""
+        """Values of a batch to learn, (B, C, H, W) int64. Raises ColorError for color, where gray is learned."""
         if self.grid is not None:
             return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
         image = batch["image"] if self.config.data.in_channels == 3 else one_channel(batch["image"])
-        return to_levels(image).round().long()  # exact: they were 8-bit images
+        return to_levels(image).round().long()  # exact: images of 8 bits
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Bits/dim, or a token, of the averaged weights on held-out images under their own conditions."""
+        """Bits/dim, or bits/token, of the averaged weights on held-out images with all conditions."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats = self.learner.snapshot(), torch.zeros((), dtype=torch.float64)
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch, most=EVALUATION_BATCH):
@@ -94,7 +96,7 @@ class PixelTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the classes of held-out images; those of tokens made visible by the tokenizer."""
+        """Samples under the classes of held-out images; tokens are decoded by the tokenizer."""
         if self.grid is not None and self.load_tokenizer is None:
             return {}
         batch, load = preview_batch(held_out, self.worker), self.load_tokenizer

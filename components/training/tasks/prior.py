@@ -1,5 +1,6 @@
-"""Training of the prior: next-token prediction over images' tokens (Esser et al., 2021, section 3.2), and over those
-of their texts where these have a loss of their own (Ramesh et al., 2021, section 2.2).
+"""Training of priors: next-token prediction over images' tokens (Esser et al., 2021, section 3.2).
+
+With a text_loss_weight, over the tokens of texts too (Ramesh et al., 2021, section 2.2).
 
 Shapes: B batch, N tokens an image, L text length, M condition tokens.
 """
@@ -30,13 +31,15 @@ PREVIEW_SAMPLES = 8
 
 
 class PriorLosses(NamedTuple):
-    loss: Tensor  # ()  both by their weight
+    """Losses of a prior over a part of a batch."""
+
+    loss: Tensor  # ()  the weighted sum of both
     tokens: Tensor  # ()  nats a token of the image
     text: Tensor  # ()  nats a token of the text; 0 where it is a condition only
 
 
 class PriorTask(LearnerTask[Any]):
-    """One transformer that learns the tokens of images under their conditions."""
+    """Trains a transformer to predict the tokens of images under conditions."""
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class PriorTask(LearnerTask[Any]):
         load_tokenizer: Callable[[], Autoencoder] | None = None,
         worker: Worker = ALONE,
     ) -> None:
-        """`load_tokenizer` gives the network that turns tokens into images, for previews; None: no previews."""
+        """`load_tokenizer` loads the network from tokens to images, for previews; None: no previews."""
         self.config, self.dataset_info, self.grid = config, dataset_info, grid
         self.seed = config.optimization.seed
         self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
@@ -67,15 +70,15 @@ class PriorTask(LearnerTask[Any]):
         return metrics | ({"text_bits_per_token": text / math.log(2)} if self.config.text_loss_weight else {})
 
     def trained_losses(self, part: Batch) -> PriorLosses:
-        """Those of a part of a step, its tokens corrupted and its conditions dropped as the recipe says."""
+        """Losses of a part, with tokens corrupted and conditions dropped by the recipe."""
         conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
         return self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, inputs: Tensor) -> PriorLosses:
-        """Mean negative log likelihoods of the batch's tokens, and of its texts where they are learned.
+        """Mean negative log likelihoods of a batch's tokens and, with a text_loss_weight, of the texts.
 
         Args:
-            inputs: (B, N), what the network sees of the tokens.
+            inputs: (B, N), the tokens for the network, corrupted or not.
         """
         weight = self.config.text_loss_weight
         with self.learner.autocast():
@@ -92,7 +95,7 @@ class PriorTask(LearnerTask[Any]):
         return {"with_text": True} if self.config.text_loss_weight > 0 else {}
 
     def corrupted(self, batch: Batch) -> Tensor:
-        """The tokens (B, N), each replaced by a random one with probability token_corruption, as in taming's pkeep."""
+        """Tokens (B, N), each replaced at random with probability token_corruption, like taming's pkeep."""
         config, tokens, position = self.config, batch["tokens"], batch["position"]
         if config.token_corruption == 0:
             return tokens
@@ -104,7 +107,7 @@ class PriorTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Bits/token of the averaged weights on held-out images under their own conditions, and of their texts."""
+        """Bits/token of the averaged weights on held-out images with all conditions, and of their texts."""
         batch = with_positions(to_batch(held_out, self.worker.device))
         network, nats, of_texts, words = self.learner.snapshot(), 0.0, 0.0, 0.0
         for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
@@ -121,8 +124,10 @@ class PriorTask(LearnerTask[Any]):
 
     @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out images, made visible by the tokenizer; none where weights are in
-        shards, of which every single token would gather all."""
+        """Samples under the conditions of held-out images, decoded by the tokenizer.
+
+        None where weights are in shards: every single token would gather all of them.
+        """
         if self.load_tokenizer is None or self.worker.shards:
             return {}
         batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)
@@ -143,20 +148,21 @@ class PriorTask(LearnerTask[Any]):
 
 
 def learned_text(text: Tensor, *, original: Tensor) -> Tensor:
-    """The texts (B, L) to learn from: those that were not dropped, pads (0) in place of the others."""
+    """Texts (B, L) to learn from, with pads (0) in place of dropped texts."""
     return original * (text == original).all(dim=1, keepdim=True)
 
 
 def preview_batch(held_out: Arrays, worker: Worker) -> Batch:
+    """The first held-out samples as a batch on the device."""
     first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
     return with_positions(to_batch(first, worker.device))
 
 
 def preview_generators(seed: int, position: Tensor) -> list[torch.Generator]:
-    """One for each of the positions (B,): the same random numbers at each preview."""
+    """A generator for each of the positions (B,), with equal random numbers at each preview."""
     return [torch.Generator().manual_seed(derive_seed(seed, "preview", place)) for place in position.tolist()]
 
 
 def token_images(tokens: Tensor, tokenizer: Autoencoder, grid: TokenGrid) -> Tensor:
-    """Tokens (B, N) -> images (B, 3, H, W)."""
+    """Decodes tokens (B, N) to images (B, 3, H, W)."""
     return tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=grid.height))
