@@ -1,4 +1,4 @@
-"""What clients send: OpenAI's image API, and this project's own options as further fields of it."""
+"""Requests of clients: OpenAI's image API, and this project's own options as further fields of it."""
 
 import json
 import re
@@ -82,7 +82,7 @@ class OpenAIFields(BaseModel):
 
 
 def option_fields() -> dict[str, Any]:
-    """Returns the API's field of each option that is one number or word, as `pydantic.create_model` takes it."""
+    """Returns the API's field of each option that is one number or word, for `pydantic.create_model`."""
     fields: dict[str, Any] = {}
     for name, option in plain_options().items():
         kind: Any = plain_type(Request.model_fields[name])
@@ -129,7 +129,7 @@ Asked = Generation | Edit
 
 
 def check_limits(asked: Asked, limits: Limits) -> None:
-    """Raise ServiceError for more than one request may ask for."""
+    """Raises ServiceError for more than one request may ask for, and for fields that don't go together."""
     most = {"n": limits.images, "steps": limits.steps, "best_of": limits.candidates}
     most |= {"partial_images": limits.partial_images}
     for name, limit in most.items():
@@ -145,6 +145,11 @@ def check_limits(asked: Asked, limits: Limits) -> None:
     for stage, settings in (asked.sampling or {}).items():
         for name, value in settings.items():
             _check_setting(f"sampling.{stage}.{name}", name, value, limits)
+    if asked.partial_images and not asked.stream:
+        raise ServiceError(400, "partial_images are sent in a stream: set stream to true", param="partial_images")
+    if (asked.output_format or "png") == "png" and asked.output_compression not in (None, 100):
+        message = "output_compression is for jpeg and webp: set output_format, or leave it out"
+        raise ServiceError(400, message, param="output_compression")
 
 
 def _check_setting(place: str, name: str, value: Value, limits: Limits) -> None:
@@ -153,20 +158,6 @@ def _check_setting(place: str, name: str, value: Value, limits: Limits) -> None:
     if limit is not None and (type(value) is not int or value > limit):
         message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
         raise ServiceError(400, message, param="sampling")
-
-
-def output_of(asked: Asked) -> tuple[Literal["png", "jpeg", "webp"], int]:
-    """Format of the images that are sent, and its quality."""
-    return asked.output_format or "png", 100 if asked.output_compression is None else asked.output_compression
-
-
-def check_output(asked: Asked) -> None:
-    """Raise ServiceError for fields that don't go together."""
-    if asked.partial_images and not asked.stream:
-        raise ServiceError(400, "partial_images are sent in a stream: set stream to true", param="partial_images")
-    if (asked.output_format or "png") == "png" and asked.output_compression not in (None, 100):
-        message = "output_compression is for jpeg and webp: set output_format, or leave it out"
-        raise ServiceError(400, message, param="output_compression")
 
 
 def size_of(asked: Asked) -> tuple[int, int] | None:
@@ -217,7 +208,7 @@ def prompt_of(asked: Asked) -> str | None:
 
 
 def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> ImageJob:
-    """What a model is to make, checked as far as its card says; seeds are drawn where none is asked for.
+    """Returns the job of a request, checked as far as the card says; a seed that is missing is drawn.
 
     Raises ServiceError for what the generator does not take.
     """

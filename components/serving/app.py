@@ -27,10 +27,8 @@ from components.serving.api_models import (
     Generation,
     Text,
     check_limits,
-    check_output,
     generator_of,
     job_of,
-    output_of,
 )
 from components.serving.errors import ErrorAnswer, ServiceError, of_unavailable, of_validation, shown
 from components.serving.messages import Backend, Card, Unavailable
@@ -308,15 +306,16 @@ def fields_module() -> str:
 async def answer(
     service: Service, request: HttpRequest, asked: Asked, files: Mapping[str, bytes], *, kind: Kind
 ) -> Response | ImagesAnswer:
-    """Makes the images of a request. Raises ServiceError or Unavailable before the first byte of the answer.
+    """Returns the answer to a request for images.
 
     Args:
         files: encoded images by their field; a condition in base64 is read from the request itself.
+
+    Raises ServiceError or Unavailable before the first byte of the answer.
     """
     limits, notes = service.settings.limits, request.scope[NOTES]
     notes.model = name = service.name(asked.model)
     check_limits(asked, limits)
-    check_output(asked)
     card = await service.card(name, most_age=service.settings.poll_seconds)
     generator = generator_of(asked, card, on_images=kind == "image_edit")
     if isinstance(asked.condition, str):
@@ -326,7 +325,8 @@ async def answer(
     images = await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
     job = job_of(asked, generator, images)
     notes.images = len(job.requests)
-    call = Call(kind, name, job, *output_of(asked))
+    quality = 100 if asked.output_compression is None else asked.output_compression
+    call = Call(kind, name, job, asked.output_format or "png", quality)
     images_of_job = service.backends[name].make(job)
     events = watched(images_of_job, receive=request.receive, started=notes.started, seconds=limits.seconds)
     return await (stream_answer if asked.stream else images_answer)(call, events)

@@ -71,7 +71,9 @@ class RayBackend:
             raise Unavailable("the model can't be reached now; try again in a moment") from error
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
-        """Yields the events of a job; if its replica is lost before it told anything, another one gets it, once.
+        """Yields the events of a job.
+
+        If its replica is lost before an event came, another replica gets the job, once.
 
         Raises Unavailable if no replica takes it in time, or the one that did is lost.
         """
@@ -152,7 +154,7 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
 
 
 def check_room(host: str, port: int) -> None:
-    """Raises StartError if the Ray that this program has joined or started has no room for a service at an address."""
+    """Raises StartError if the Ray that this program uses has no room for a service at an address."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # a bar shows what it says on its way
     before = serve.status()
     if APPLICATION in before.applications:
@@ -215,7 +217,7 @@ def listens(host: str, port: int) -> bool:
 
 
 def reason_of_failure() -> str | None:
-    """Returns why a part of the service could not begin: the last line of its traceback; None if none is there."""
+    """Returns the last line of the traceback of a part that could not begin; None if there is none."""
     application = serve.status().applications.get(APPLICATION)
     if application is None:
         return None

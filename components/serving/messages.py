@@ -49,7 +49,7 @@ class Taken(NamedTuple):
 
 
 class Unavailable(Exception):  # noqa: N818, no error of a programmer
-    """A model that can't be asked now: its replica was lost, or none is there yet. It is worth trying again.
+    """A model that can't be asked now, as its replica was lost or none is there yet; worth another try.
 
     Its text is a sentence for the user.
     """
@@ -92,7 +92,7 @@ class Backend(Protocol):
         ...
 
     def make(self, job: ImageJob) -> AsyncIterator[Event]:
-        """Yields the events of a job: previews of an image in their order, then the image; several images interleave.
+        """Yields the events of a job: previews of an image in order, then the image; images interleave.
 
         Closing the iterator, or canceling the task that reads it, cancels the job.
         """

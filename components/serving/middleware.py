@@ -1,4 +1,4 @@
-"""ASGI middleware: headers and log lines, keys, bodies under limits, and the proxy's answer for a lost process.
+"""ASGI middleware: headers and log, keys, bodies under limits, the proxy's answer for a lost process.
 
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=image_cascade.components.serving.middleware:middlewares`, in the environment
 that Ray is started in, puts `Answered` into Ray Serve's proxy (the one in Python: HAProxy runs no callbacks).
@@ -99,7 +99,7 @@ def noted(app: ASGIApp) -> ASGIApp:
 
 
 def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
-    """Refuses requests without one of the keys or, where there are none, those from elsewhere than this machine."""
+    """Refuses requests without one of the keys or, if there are no keys, those from elsewhere."""
     digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,9 +129,9 @@ def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> S
 
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
-    """Returns the error for a request to a service without keys that did not come from this machine's own programs.
+    """Returns the error for a visitor of a service without keys who is no program of this machine.
 
-    Such a request comes by a name that an attacker made point here (DNS rebinding), or from the page of another site
+    Such a visitor comes by a name that an attacker made point here (DNS rebinding), or from the page of another site
     in the browser of this machine.
     """
     hosts = headers.getlist("host")
@@ -249,7 +249,7 @@ def middlewares() -> list[Middleware]:
 
 
 class Answered:
-    """Answers 503 in the API's form where the proxy says nothing, or an error of its own: a process was lost."""
+    """Answers 503 in the API's form where the proxy has no answer, or an error of its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

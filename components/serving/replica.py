@@ -1,4 +1,4 @@
-"""A replica of a served model: jobs from their arrival to their last image, and the thread that samples.
+"""A replica of a served model: jobs from arrival to last image, and the thread that samples.
 
 Images of several jobs are sampled together, where they agree on everything but their content. `serve.batch` of Ray
 Serve does something else. It cuts batches by the clock, so that a lone image waits for company and a late one misses it
@@ -168,7 +168,7 @@ class Batcher:
 
     @property
     def works(self) -> bool:
-        """Whether the thread lives."""
+        """The state of the thread: whether it lives."""
         return self._thread.is_alive()
 
     def report(self) -> None:
@@ -268,7 +268,9 @@ class Model:
         return self._versions.card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        """Yields that the job is taken, then its events. Closing the iterator, or canceling its task, cancels the job.
+        """Yields that the job is taken, then its events.
+
+        Closing the iterator, or canceling its task, cancels the job.
 
         Raises FailedError for an image that could not be made, though its request was checked.
         """
@@ -331,7 +333,7 @@ class Model:
 
 
 def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
-    """Returns the plan of each image of a job. Raises ValueError, in one line, which names an image by its number."""
+    """Returns the plan of each image of a job. Raises ValueError, in one line, with the image's number."""
     plans = []
     for number, request in enumerate(job.requests, 1):
         try:
@@ -342,7 +344,7 @@ def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
 
 
 def sampling_threads(settings: ServiceSettings) -> int | None:
-    """Returns torch's threads of a replica: its logical CPUs, or the node's for the only one; None on a GPU."""
+    """Returns torch's threads: a replica's logical CPUs, or the node's for the only one; None on a GPU."""
     if settings.gpus:
         return None
     if len(settings.models) == settings.max_replicas == 1:
@@ -351,7 +353,7 @@ def sampling_threads(settings: ServiceSettings) -> int | None:
 
 
 def most_together(batch_images: int, oldest: WaitingImage) -> int:
-    """Returns the most images of a batch that the cascade's networks, and the size asked for, leave memory for."""
+    """Returns the most images of a batch that networks and image size leave memory for."""
     most = min(batch_images, oldest.ticket.version.cascade.most_at_once)
     return most if oldest.plan.size is None else min(most, most_at_once(max(oldest.plan.size)))
 
@@ -373,7 +375,7 @@ def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
 
 
 def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
-    """Returns at most so many previews, evenly over all steps of all stages but the last step, the image itself."""
+    """Returns the steps of at most so many previews, spread over all but the last, which is the image."""
     every = [(stage, step) for stage, count in steps.items() for step in range(1, count + 1)]
     places = {round((number + 1) * len(every) / (previews + 1)) for number in range(previews)}
     inside = sorted(place for place in places if 1 <= place < len(every))

@@ -1,4 +1,4 @@
-"""Answers of the service: images in base64, server-sent events, usage; a job runs as long as its client waits.
+"""Answers: images in base64, server-sent events, usage; a job runs as long as its client waits.
 
 Usage counts what has no price here, for clients that add it up: a token of text is four bytes of the prompt in UTF-8,
 one of an image is a patch of 16x16 pixels, each rounded up; n images use n times what one does.
@@ -69,8 +69,10 @@ class ImagesAnswer(BaseModel):
 
 
 class ImageEvent(BaseModel):
-    """A preview of an image (…partial_image, with index, stage and step), or the image (…completed, with usage and
-    version)."""
+    """A preview of an image, or the image.
+
+    …partial_image has index, stage and step, …completed usage and version.
+    """
 
     type: Literal[
         "image_generation.partial_image",
@@ -142,7 +144,7 @@ def entry(card: Card) -> ModelEntry:
 
 
 async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnswer:
-    """Returns all images of a call. Raises ServiceError if they are refused, Unavailable if some never came."""
+    """Returns all images of a call. Raises ServiceError for a refusal, Unavailable if some never came."""
     images: dict[int, FinishedImage] = {}
     async with aclosing(events):
         async for event in events:
@@ -168,7 +170,7 @@ async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnsw
 
 
 async def stream_answer(call: Call, events: AsyncGenerator[Event]) -> EventStream:
-    """Returns a call's events as a stream, once the first has come: until then an error has a status of its own.
+    """Returns a call's events as a stream, once the first has come: until then an error has a status.
 
     Raises ServiceError if the images are refused, Unavailable if nothing came.
     """

@@ -33,7 +33,7 @@ def decoded(name: str, text: str) -> bytes:
 
 
 def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
-    """Returns an uploaded image, decoded and upright. Raises ServiceError for no image, or one of too many pixels."""
+    """Returns an uploaded image, decoded and upright. Raises ServiceError for no image or too many pixels."""
     if not data:
         raise ServiceError(400, f"{name} is empty: give a PNG, JPEG or WebP file", param=name)
     try:
@@ -112,6 +112,9 @@ def white_mask(mask: Image.Image) -> Image.Image:
 
 
 def shrunk_mask(mask: Image.Image, side: int) -> Image.Image:
-    """Returns a smaller mask, white where any of its pixels was: what is to go must not be seen in what stays."""
+    """Returns a smaller mask, white where any of its pixels was.
+
+    No part of what is to go may be seen in what stays.
+    """
     white = Image.fromarray((np.asarray(mask) >= WHITE).astype(np.float32))
     return Image.fromarray(np.asarray(white.resize((side, side), Image.Resampling.BOX)) > 0).convert("L")

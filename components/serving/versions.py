@@ -1,4 +1,4 @@
-"""Versions of a served model: the source's version of now is loaded and warmed while the one before serves."""
+"""Versions of a served model: a new one is loaded and warmed while the one before serves."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""The command `cascade serve`: registered models over HTTP, on a Ray of its own or on a cluster that is joined."""
+"""The command `cascade serve`: registered models over HTTP, on its own Ray or on a cluster."""
 
 import os
 import re
@@ -49,7 +49,9 @@ class ServeOptions(NamedTuple):
 
 
 def build(args: dict[str, Any]) -> "Application":
-    """Returns the service for `serve deploy` and RayService, import_path `image_cascade.pipelines.command.serve:build`.
+    """Returns the service for `serve deploy` and RayService.
+
+    Their import_path is `image_cascade.pipelines.command.serve:build`.
 
     Args:
         args: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI.
@@ -63,9 +65,10 @@ def build(args: dict[str, Any]) -> "Application":
 
 
 def read_keys_here() -> tuple[str, ...]:
-    """Returns the API keys of this process's environment: they are read where they are compared, and sent to no other.
+    """Returns the API keys of this process's environment.
 
-    Raises ValueError, in one line, for keys that can't be read.
+    Keys are read where they are compared, and sent to no other process. Raises ValueError, in one line, for keys that
+    can't be read.
     """
     return read_keys(os.environ)
 
@@ -128,7 +131,7 @@ def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
 
 
 def served_model(text: str) -> ServedModel:
-    """Returns the model of `NAME=SOURCE`, or of a source alone, which gives the name too. Raises UsageError."""
+    """Returns the model of `NAME=SOURCE`, or of a source, which gives the name too. Raises UsageError."""
     name, equals, source = text.partition("=")
     if not equals or re.search("[/:]", name):  # part of an address
         source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
@@ -140,7 +143,7 @@ def served_model(text: str) -> ServedModel:
 
 
 def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
-    """Returns the settings with the GPUs of a replica: those that are asked for, or one where there are any.
+    """Returns the settings with the GPUs of a replica: the number asked for, or one where there are any.
 
     Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known.
     """
