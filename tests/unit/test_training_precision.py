@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from components.runtime.execution import Resources
+from components.sampling import device as devices
 from components.training.batches import to_batch
 from components.training.learner import Learner
 from components.training.loop import fit
@@ -17,9 +18,9 @@ from tests.tiny_training import KINDS, batches, config_of, make_task
 CPU = torch.device("cpu")
 
 
-def with_bf16(monkeypatch: pytest.MonkeyPatch, *devices: torch.device) -> None:
+def with_bf16(monkeypatch: pytest.MonkeyPatch, *those: torch.device) -> None:
     """Only these devices have bf16 of their own."""
-    monkeypatch.setattr(devices, "native_bf16", lambda device: device in devices)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: device in those)
 
 
 def losses(kind: str, precision: str) -> list[float]:
