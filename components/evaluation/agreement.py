@@ -1,5 +1,7 @@
-"""Whether images show what they were asked for: their class, as an independent classifier sees it, and their caption,
-by its rank among others under a contrastive encoder (Radford et al., 2021).
+"""Agreement of generated images with the requested class or caption.
+
+An independent classifier judges the class of an image. A contrastive encoder (Radford et al., 2021) ranks the caption
+of an image among other captions.
 
 Neither network had a part in making the images. Chance is what images reach whose labels or captions were shuffled.
 
@@ -24,11 +26,11 @@ from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model
 
-EQUAL = 6  # decimals: cosines that differ by less are equal, whatever the order in which they were computed
+EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation and count as none
 
 
 class AgreementConfig(Config):
-    """How many images are judged."""
+    """Number of images to judge."""
 
     samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
     seed: int = Field(0, ge=0)
@@ -42,18 +44,19 @@ class JobImages(NamedTuple):
     num_images: int
 
     def batches(self) -> Iterator[np.ndarray]:  # uint8 (n, H, W, 3)
+        """Yields the finished images in batches, read from the store of the job."""
         yield from in_batches(read_job(self.job, self.files).finished)
 
 
 class AskedPart(NamedTuple):
-    """Images that one worker judges, and what each was asked for: its class id, or the number of its caption."""
+    """Images for one worker to judge, with the requested class id or caption number of each image."""
 
     images: ImagePart
     asked: tuple[int, ...]  # (n,)
 
 
 class Agreement(NamedTuple):
-    """How a set of images agrees with what was asked for."""
+    """Agreement of a set of images with the requests, with the chance level and the number of candidates."""
 
     count: int  # N
     accuracy: float  # share of images whose own class, or caption, comes first
@@ -63,11 +66,12 @@ class Agreement(NamedTuple):
 
     @property
     def standard_error(self) -> float:
+        """Standard error of the accuracy, as the share of a binomial sample."""
         return (self.accuracy * (1 - self.accuracy) / self.count) ** 0.5
 
 
 class ClassJudge:
-    """One worker of the pool: the classes (n,) int64 that a classifier of clean images sees in a part."""
+    """Pool worker that returns the classes (n,) int64 of a part by a classifier of clean images."""
 
     def __init__(self, classifier: Artifact) -> None:
         self.model = load_judge("judge", classifier)
@@ -77,7 +81,7 @@ class ClassJudge:
 
 
 class CaptionRanker:
-    """One worker of the pool: the rank (n,) of each image's own caption among C captions."""
+    """Pool worker that returns the rank (n,) of each image's own caption among C captions."""
 
     def __init__(self, matcher: Artifact, captions: Sequence[str]) -> None:
         self.model = load_judge("matcher", matcher)
@@ -89,13 +93,13 @@ class CaptionRanker:
 
 
 def load_judge(name: str, model: Artifact) -> SamplingModel:
-    """A trained model on the best device that there is."""
+    """Loads a trained model on the best available device."""
     with model.local_copy() as folder:
         return load_model(name, folder, device=best_device())
 
 
 def seen_by(model: SamplingModel, part: AskedPart) -> Iterator[np.ndarray]:
-    """The images of a part, uint8 (n, S, S, 3), at the size S that the model sees."""
+    """The images of a part, uint8 (n, S, S, 3), resized to the input size S of the model."""
     side = model.settings["resolution"]
     for images in part.images.batches():
         yield images if images.shape[1] == side else shrink(images, side)
@@ -117,7 +121,9 @@ def embed_captions(model: SamplingModel, captions: Sequence[str]) -> np.ndarray:
 
 
 def caption_ranks(image: np.ndarray, text: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The rank of each image's own caption by cosine among all, from 1; a caption as near as it counts as half.
+    """Rank of each image's own caption by cosine among all captions, from 1.
+
+    A caption of equal cosine counts as half.
 
     Args:
         image: (N, E) of length 1.
@@ -133,13 +139,15 @@ def caption_ranks(image: np.ndarray, text: np.ndarray, own: np.ndarray) -> np.nd
 
 
 def caption_agreement(ranks: np.ndarray, *, candidates: int) -> Agreement:
-    """Of ranks (N,) among so many captions."""
+    """Agreement of ranks (N,) among `candidates` captions."""
     first = float((ranks == 1).mean())
     return Agreement(len(ranks), first, 1 / candidates, float(np.median(ranks)), candidates)
 
 
 def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:
-    """Of classes (N,) that were seen, and that were asked for.
+    """Agreement of recognized classes (N,) with requested classes (N,).
+
+    The chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both arrays.
 
     Its chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both.
     """

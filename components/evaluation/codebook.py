@@ -1,4 +1,4 @@
-"""What an autoencoder keeps of images, and how it uses its codebook.
+"""Reconstruction quality of an autoencoder, and the use of the codebook.
 
 Shapes: N images, H W pixels, K codes, D features.
 """
@@ -39,7 +39,10 @@ HISTOGRAM = "histogram"  # array of the files
 
 
 class CodebookUse(Config):
-    """Over all tokens of a set at once: single batches would underestimate both numbers."""
+    """Codebook use over all tokens of a set.
+
+    Single batches would underestimate both numbers.
+    """
 
     codebook_size: int  # K
     codebook_usage: float  # share of codes that occur at all, in [0, 1]
@@ -49,15 +52,18 @@ class CodebookUse(Config):
 
 
 class KeptJob(NamedTuple):
-    """A part of a set to reconstruct. Its file has `features` (N, D) float32 of the reconstructions where a network
-    measures them, and `histogram` (K,) int64, how often each code occurs, where there are codes and no Gaussian."""
+    """A part of a set to reconstruct.
+
+    The job's file has `features` (N, D) float32 of the reconstructions where a feature network is given, and
+    `histogram` (K,) int64, the count of each code, for an autoencoder with codes.
+    """
 
     name: str  # of its file, without `.npz`
     part: ShardImages
 
 
 def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
-    """Use of the codebook by a whole set of so many images, from its histogram (K,)."""
+    """Use of the codebook by a whole set of `images` images, from the histogram (K,) of codes."""
     return CodebookUse(
         codebook_size=len(histogram),
         codebook_usage=float(codebook_usage(histogram)),
@@ -68,7 +74,7 @@ def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
 
 
 class ReconstructionMeasurer:
-    """One worker of the pool: what an autoencoder keeps of a part's images."""
+    """Pool worker that reconstructs the images of a part and measures the reconstructions."""
 
     def __init__(self, autoencoder: Artifact, config: MeasureConfig, work: Store) -> None:
         self.network, self.work = open_autoencoder(autoencoder).to(best_device()), work
@@ -90,11 +96,12 @@ class ReconstructionMeasurer:
 
 
 def kept_jobs(parts: Sequence[ShardImages]) -> list[KeptJob]:
+    """Jobs called reconstructed-00000, reconstructed-00001, …, a job for each part."""
     return [KeptJob(f"reconstructed-{number:05d}", part) for number, part in enumerate(parts)]
 
 
 def kept_histogram(jobs: Sequence[KeptJob], work: Store) -> Tensor | None:
-    """How often each code occurs in all of the finished jobs, (K,); None without codes. Runs in a worker."""
+    """Counts of each code over all finished jobs, (K,); None without codes. Runs in a worker."""
     found = [
         torch.from_numpy(arrays[HISTOGRAM]) for job in jobs if HISTOGRAM in (arrays := read_arrays(work, job.name))
     ]
@@ -103,7 +110,7 @@ def kept_histogram(jobs: Sequence[KeptJob], work: Store) -> Tensor | None:
 
 @torch.inference_mode()
 def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
-    """Images (N, H, W, 3) uint8, of the network's resolution, through codes or a Gaussian's mean and back.
+    """Images (N, H, W, 3) uint8 through codes or a Gaussian's mean and back, at the network's resolution.
 
     Returns the reconstructions, uint8 (N, H, W, 3), and how often each code occurs, (K,) int64, if there are codes.
     """
@@ -118,8 +125,10 @@ def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, T
 
 
 def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> dict[str, bytes]:
-    """The first images of the parts with their reconstructions, and with their index grids if there are codes: PNG by
-    name. Runs in a worker."""
+    """The first images of the parts with reconstructions, and index grids of the codes: PNG by name.
+
+    Index grids are drawn only for an autoencoder with codes. Runs in a worker.
+    """
     network = open_autoencoder(autoencoder).to(best_device())
     batches = (images for part in parts for images in part.batches())
     originals = np.concatenate(list(islice(batches, RECONSTRUCTIONS)))[:RECONSTRUCTIONS]

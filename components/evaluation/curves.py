@@ -1,4 +1,4 @@
-"""Curves of a training as inline SVG whose colors follow the page (light or dark)."""
+"""Curves of a training as inline SVG in the colors of the page (light or dark)."""
 
 import io
 import math
@@ -26,13 +26,13 @@ INK, SERIES, RULE = COLORS
 
 
 def metric_names(points: Points) -> list[str]:
-    """Metrics that occur, the losses first, each group in the order in which it was first reported."""
+    """Names of the reported metrics, losses first, each group in the order of first report."""
     names = list(dict.fromkeys(name for _, values in points for name in values))
     return sorted(names, key=lambda name: (name != "loss", "loss" not in name and "bits" not in name))
 
 
 def curve_svg(points: Points, metric: str, *, salt: str) -> str:
-    """One metric over the steps as an `<svg>` element, with a text for screen readers.
+    """Draws a metric over the steps as an `<svg>` element, with a text for screen readers.
 
     Args:
         salt: makes the ids of this image its own; two inline images may not share any.
@@ -40,13 +40,16 @@ def curve_svg(points: Points, metric: str, *, salt: str) -> str:
     steps, values = _line(points, metric)
 
     def draw(figure: "Figure") -> None:
+        """Draws the curve on the only axes of the figure."""
         _draw(figure.add_axes(AXES), steps, values)
 
     return drawn_svg(draw, size=SIZE, text=described(metric, steps, values), salt=salt)
 
 
 def drawn_svg(draw: Callable[["Figure"], None], *, size: tuple[float, float], text: str, salt: str) -> str:
-    """What `draw` puts on a matplotlib figure of this size (inches) as an `<svg>` element, with a text that tells it.
+    """Runs `draw` on a matplotlib figure and returns an `<svg>` element with a description.
+
+    `size` is in inches, and `text` is the description of the drawing.
 
     The element is a whole SVG file too, on which the colors of the page have fixed stand-ins.
     """
@@ -79,7 +82,7 @@ def last_value(points: Points, metric: str) -> float | None:
 
 
 def is_constant(points: Points, metric: str) -> bool:
-    """Whether a metric never changes: a switch that is off, not a curve."""
+    """True if a metric never changes, as with a switch that is off: no curve is drawn."""
     return len({values[metric] for _, values in points if metric in values}) == 1 < len(points)
 
 
@@ -140,5 +143,5 @@ def _inline(svg: str, text: str, salt: str) -> str:
 
 
 def with_own_ids(svg: str, prefix: str) -> str:
-    """The same drawing with other ids, for a page on which it or one that was drawn alike stands too."""
+    """The same drawing with other ids, for a page with several copies or similar drawings."""
     return re.sub(r'(\bid="|\baria-labelledby="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)

@@ -1,4 +1,6 @@
-"""Fréchet distance between two sets of images, as Gaussians in a feature space (Heusel et al., 2017, equation 6).
+"""Fréchet distance between two sets of images in a feature space (Heusel et al., 2017).
+
+Each set is a Gaussian of its features, and the distance is equation 6 of the paper.
 
 Always named with its feature network and the number of images (`fd_efficientnet_lite0`, N = 512): distances in other
 features, or of other numbers of images, are other quantities.
@@ -15,7 +17,7 @@ GROUPS = 16  # of images, each left out once for a standard error
 
 
 class Gaussian(NamedTuple):
-    """What the distance knows of a set of images."""
+    """Mean and covariance of a set's features, all that the Fréchet distance reads."""
 
     mean: np.ndarray  # (D,) float64
     covariance: np.ndarray  # (D, D) float64
@@ -23,7 +25,10 @@ class Gaussian(NamedTuple):
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:
-    """Mean and unbiased covariance of features (N, D). Raises ValueError below two images or if not finite."""
+    """Mean and unbiased covariance of features (N, D).
+
+    Raises ValueError below two images, or if the features are not finite.
+    """
     if len(features) < 2:
         raise ValueError(f"a distance needs at least two images, not {len(features)}")
     if not np.isfinite(features).all():
@@ -47,7 +52,9 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> float | None:
-    """Standard error of the distance of a set (N, D) to a reference that is taken as exact; None below 2 GROUPS images.
+    """Standard error of the distance of a set (N, D) to a reference that is taken as exact.
+
+    None below 2 GROUPS images.
 
     The delete-a-group jackknife (Shao & Wu, 1989): the images are cut at random into g = GROUPS groups, the distance is
     taken g times with one of them left out, and its variance is (g - 1) / g times the sum of squared differences from
@@ -66,7 +73,9 @@ def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> f
 
 
 def _distance_of_rooted(values: np.ndarray, rooted: np.ndarray, reference: Gaussian) -> float:
-    """The distance of a set (n, D) whose features times the root of the reference's covariance are known, (n, D).
+    """Fréchet distance of a set (n, D) to the reference, by features and `rooted`, (n, D).
+
+    `rooted` is the features times the root of the covariance of the reference.
 
     The eigenvalues of A^(1/2) B A^(1/2) are those of a product of `rooted` with itself, of the smaller size.
     """
@@ -79,14 +88,17 @@ def _distance_of_rooted(values: np.ndarray, rooted: np.ndarray, reference: Gauss
 
 
 def distance_of_halves(features: np.ndarray, *, seed: int) -> float:
-    """The distance between two random halves of one set (N, D): what "the same images" measures at N / 2."""
+    """Distance between two random halves of a set (N, D), the value of equal models at N / 2 images."""
     order = np.random.default_rng(seed).permutation(len(features))
     middle = len(order) // 2
     return frechet_distance(gaussian_of(features[order[:middle]]), gaussian_of(features[order[middle : 2 * middle]]))
 
 
 def pack_gaussian(gaussian: Gaussian) -> bytes:
-    """As npz; float32 keeps a distance to about seven digits in half of the space."""
+    """Packs a Gaussian as npz.
+
+    float32 keeps a distance to about seven digits in half of the space.
+    """
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

@@ -1,5 +1,7 @@
-"""Features of sets of images, measured part by part over all workers. Each part leaves one file, so that a stage that
-was killed measures no finished part again; nobody holds a set's images, and the head not even its features.
+"""Features of sets of images, measured part by part over all workers.
+
+Each part leaves a file, so that a stage that was killed measures no finished part again. No process holds a set's
+images, and the head not even the features of a set.
 
 Shapes: N images of a set or a part, D features.
 """
@@ -20,14 +22,14 @@ FEATURES = "features"  # array of the files
 
 
 class FeatureJob(NamedTuple):
-    """A part of a set, measured by one worker."""
+    """A part of a set, measured by a single worker."""
 
     name: str  # of its file, without `.npz`
     part: ImagePart
 
 
 class FeatureSet(NamedTuple):
-    """A set of images by the files of its features, in the order of its parts."""
+    """A set of images as the names of feature files, in the order of the parts."""
 
     name: str
     purpose: Purpose
@@ -35,7 +37,7 @@ class FeatureSet(NamedTuple):
 
 
 class FeatureMeasurer:
-    """One worker of the pool."""
+    """Pool worker that computes the features of a part and writes the file of features."""
 
     def __init__(self, network: FeatureNetwork, precision: FeaturePrecision, work: Store) -> None:
         self.features, self.work = FeatureExtractor(network, precision=precision), work
@@ -54,7 +56,7 @@ def measure_features(
     pool: Pool,
     progress: Callable[[int, int], None],
 ) -> list[FeatureSet]:
-    """Features of each set of at least two images, in files of `work`; those that are there are not measured again.
+    """Measures each set of at least two images into files of `work`; finished files are kept.
 
     `progress` is called with images done and their total.
     """
@@ -71,7 +73,7 @@ def measure_features(
 
 
 def pack(**arrays: np.ndarray) -> bytes:
-    """As npz, as they are: features hardly get smaller."""
+    """Packs arrays as npz without compression: features hardly get smaller."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyrefly: ignore[bad-argument-type]
     return buffer.getvalue()
@@ -83,6 +85,6 @@ def read_features(work: Store, files: Iterable[str]) -> np.ndarray:
 
 
 def read_arrays(work: Store, job: str) -> dict[str, np.ndarray]:
-    """All that a job left."""
+    """All arrays of a finished job by name."""
     with np.load(io.BytesIO(work.read(file_name(job))), allow_pickle=False) as arrays:
         return dict(arrays)

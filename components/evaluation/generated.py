@@ -1,4 +1,4 @@
-"""Sampling the generators of a cascade for the report: what to ask for, in which jobs, and the files that come of them.
+"""Samples of a cascade's generators for the report: requests, jobs, and the files of the jobs.
 
 Each job leaves one npz file under a fixed name, so a stage that was killed makes no finished job again. Images depend
 on their requests alone, so neither the cut nor the number of workers changes them.
@@ -26,7 +26,7 @@ ENOUGH_JOBS = 64  # of one generator, for as many workers
 
 
 class SampleJob(NamedTuple):
-    """Requests that one worker samples."""
+    """Requests for a single worker to sample."""
 
     name: str  # of its file, without `.npz`
     requests: tuple[Request, ...]
@@ -34,18 +34,19 @@ class SampleJob(NamedTuple):
 
 
 class SampledImages(NamedTuple):
-    """What a job made."""
+    """Images of a finished job, by stage, with the denoising strips of diffusion stages."""
 
     stages: dict[str, np.ndarray]  # stage -> (N, H, W, 3) uint8, in the order in which the generator made them
     strips: dict[str, "Strip"]
 
     @property
     def finished(self) -> np.ndarray:
+        """Images of the last stage, (N, H, W, 3) uint8."""
         return list(self.stages.values())[-1]
 
 
 class Strip(NamedTuple):
-    """How a diffusion stage came to its images."""
+    """Denoising of a diffusion stage in F frames: noisy images, predicted clean images, and timesteps."""
 
     x_t: np.ndarray  # (F, N, H, W, 3) uint8
     x_0: np.ndarray  # (F, N, H, W, 3) uint8: the clean image that the model sees in x_t
@@ -53,7 +54,7 @@ class Strip(NamedTuple):
 
 
 def accepts(cascade: Cascade, request: Request) -> bool:
-    """Whether the models of the request's generator can be conditioned on it."""
+    """True if the models of the request's generator can be conditioned on the request."""
     try:
         cascade.resolve(request)
     except ValueError:
@@ -62,7 +63,7 @@ def accepts(cascade: Cascade, request: Request) -> bool:
 
 
 def request_for(cascade: Cascade, request: Request) -> Request | None:
-    """The request with as many of its conditions as its generator takes; None if it takes none of them."""
+    """The request with the conditions that the generator takes; None if the generator takes no condition."""
     for candidate in (request, request.replace(prompt=None), request.replace(label=None)):
         if accepts(cascade, candidate):
             return candidate
@@ -80,8 +81,10 @@ def measured_requests(
     count: int,
     seed: int,
 ) -> list[Request]:
-    """Requests with the conditions of images drawn at random (not balanced) from a set: (N,) labels, N captions, and
-    N condition images for a cascade that takes them.
+    """Requests with the conditions of images drawn at random from a set, without balancing.
+
+    The set is given as (N,) labels, N captions, and N condition images for a cascade that takes condition images. Two
+    models that know the same conditions are then compared on the same distribution of them.
 
     Two models that know the same conditions are then compared on the same distribution of them.
     """
@@ -102,7 +105,7 @@ def measured_requests(
 
 
 def shown_requests(cascade: Cascade, requests: Sequence[Request], *, each: int, seed: int) -> list[Request]:
-    """`each` images for each request that its generator takes; the same seeds for all of them."""
+    """`each` images for every accepted request; the same seeds for all requests."""
     asked = [request.replace(seed=seed + number) for request in requests for number in range(each)]
     return [request for request in asked if accepts(cascade, request)]
 
@@ -116,15 +119,18 @@ def jobs_of(name: str, requests: Sequence[Request], *, size: int = JOB_SIZE) -> 
 
 
 def measured_jobs(generator: str, requests: Sequence[Request]) -> list[SampleJob]:
-    """The jobs of what is measured. Of many thousand requests they grow, a JOB_SIZE at a time and up to LARGEST_JOB, as
-    long as there are ENOUGH_JOBS: a GPU has room for larger batches than a processor has a use for."""
+    """Jobs of the measured requests, larger where there are many thousand requests.
+
+    Jobs grow by JOB_SIZE at a time, up to LARGEST_JOB, as long as there are ENOUGH_JOBS: a GPU has room for larger
+    batches than a processor has a use for.
+    """
     size = min(max(JOB_SIZE * (len(requests) // (JOB_SIZE * ENOUGH_JOBS)), JOB_SIZE), LARGEST_JOB)
     name = f"measured_{generator}"
     return jobs_of(name if size == JOB_SIZE else f"{name}_by_{size}", requests, size=size)
 
 
 def pack_job(made: SampledImages) -> bytes:
-    """As npz: `image.STAGE`, and `x_t.STAGE`, `x_0.STAGE`, `timesteps.STAGE` of strips."""
+    """Packs a job as npz: `image.STAGE`, and for strips `x_t.STAGE`, `x_0.STAGE`, `timesteps.STAGE`."""
     arrays: dict[str, Any] = {f"image.{stage}": images for stage, images in made.stages.items()}
     for stage, strip in made.strips.items():
         arrays |= {f"{field}.{stage}": value for field, value in strip._asdict().items()}
@@ -134,6 +140,7 @@ def pack_job(made: SampledImages) -> bytes:
 
 
 def unpack_job(data: bytes) -> SampledImages:
+    """Opens a job that `pack_job` packed; the order of the stages is kept."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         fields = [name.partition(".") for name in arrays]
         stages = {stage: arrays[f"image.{stage}"] for field, _, stage in fields if field == "image"}
@@ -146,23 +153,26 @@ def unpack_job(data: bytes) -> SampledImages:
 
 
 def stages_in(data: bytes) -> dict[str, tuple[int, int]]:
-    """Number of images of each stage, and their side in pixels, of a packed job."""
+    """Number of images and side in pixels of each stage of a packed job."""
     return {stage: (len(images), images.shape[1]) for stage, images in unpack_job(data).stages.items()}
 
 
 def read_job(job: str, files: Store) -> SampledImages:
+    """Reads and opens the file of a finished job."""
     return unpack_job(files.read(file_name(job)))
 
 
 def joined(parts: Sequence[SampledImages]) -> SampledImages:
-    """The images of several jobs, one after another; without strips."""
+    """The images of several jobs in order; without strips."""
     names = parts[0].stages if parts else {}
     return SampledImages({stage: np.concatenate([part.stages[stage] for part in parts]) for stage in names}, {})
 
 
 def measured_stages(samples: Artifact) -> list[MadeStage]:
-    """The stages of each generator with their files, from an artifact whose metadata lists them. Opens the files of
-    older versions, which say nothing of what is in them, so it runs in a worker."""
+    """The stages of each generator with the names of files, from the metadata of an artifact of samples.
+
+    Opens the files of older versions, which say nothing of what is in them, so it runs in a worker.
+    """
     found, known = [], samples.metadata.get("contents", {})
     for generator, files in samples.metadata["measured"].items():
         parts: dict[str, list[FileImages]] = {}

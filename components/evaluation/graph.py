@@ -1,4 +1,7 @@
-"""The workflow as a layered graph: each stage below its inputs, drawn as inline SVG in the colors of the page."""
+"""The workflow as a layered graph in inline SVG.
+
+Each stage is drawn below its inputs, in the colors of the page.
+"""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,7 +13,7 @@ MARGIN = 8
 
 
 class Node(NamedTuple):
-    """One box."""
+    """A box of the graph."""
 
     name: str
     state: str  # a CSS class too
@@ -19,7 +22,7 @@ class Node(NamedTuple):
 
 
 def graph_svg(nodes: Sequence[Node], *, title: str) -> str:
-    """Nodes, each listed after its inputs, as an `<svg>`. Lines that follow from others are left out."""
+    """Draws nodes, listed after all inputs, as an `<svg>`; lines implied by longer paths are left out."""
     if not nodes:
         return ""
     parents = direct_parents({node.name: node.inputs for node in nodes})
@@ -45,7 +48,7 @@ def graph_svg(nodes: Sequence[Node], *, title: str) -> str:
 
 
 def direct_parents(inputs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Of each node, the inputs that it doesn't also have through another input (transitive reduction)."""
+    """Inputs of each node that no other input already implies (transitive reduction)."""
     above: dict[str, set[str]] = {}
     direct = {}
     for name, parents in inputs.items():
@@ -57,7 +60,7 @@ def direct_parents(inputs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 
 def place(parents: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, int]]:
-    """(column, row) of each node: a row below its lowest parent, children spread below their parent."""
+    """(column, row) of each node: a row below the lowest parent; children spread below a common parent."""
     children: dict[str, list[str]] = {name: [] for name in parents}
     for name, above in parents.items():
         for parent in above:
@@ -76,7 +79,7 @@ def _wish(name: str, parent_column: float, siblings: Sequence[str]) -> float:
 
 
 def _free(wanted: float, taken: set[float]) -> float:
-    """The wanted column, or the next to its right that leaves room."""
+    """The wanted column, or the nearest column to the right with enough room."""
     while any(abs(wanted - column) < 1 for column in taken):
         wanted += 0.5
     return wanted

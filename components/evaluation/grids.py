@@ -25,7 +25,10 @@ INK, PAPER, FRAME = (31, 41, 55), (255, 255, 255), (226, 232, 240)
 
 
 class GridBlock(NamedTuple):
-    """Some rows of images under one heading and over a line of words. Captions, where given, stand below each image."""
+    """Rows of images under a common heading and over a line of words.
+
+    Captions, where given, stand below each image.
+    """
 
     heading: str
     images: Sequence[np.ndarray]
@@ -34,7 +37,7 @@ class GridBlock(NamedTuple):
 
 
 def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
-    """A grid in which neighbors that share a label stand in a row of their own above it.
+    """Grid with a row for each group of neighbors of the same label, below the label.
 
     If no two neighbors share one, each label is the caption of its image. Raises ValueError for no images, or for
     other numbers of labels than of images.
@@ -53,7 +56,7 @@ def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, column
 def compared_grid(
     originals: Sequence[np.ndarray], others: Sequence[np.ndarray], *, headings: tuple[str, str], columns: int = 8
 ) -> bytes:
-    """Rows of originals, each with the row of what was made of them right below it."""
+    """Rows of originals, each with the row of the compared images right below."""
     blocks = []
     for start in range(0, len(originals), columns):
         part = slice(start, start + columns)
@@ -62,7 +65,7 @@ def compared_grid(
 
 
 def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: Sequence[str]) -> bytes:
-    """The denoising strip of one image: noisy x_t above the x_0 that the model sees in it, step by step."""
+    """Denoising strip of an image, step by step: noisy x_t above the predicted x_0."""
     return render_blocks(
         [GridBlock("x_t, what the model is given", x_t), GridBlock("x_0, what it predicts", x_0, captions)],
         columns=len(x_t),
@@ -84,7 +87,7 @@ def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:
 
 
 def in_square(image: np.ndarray, side: int) -> Image.Image:
-    """(H, W, 3) enlarged to side by side pixels; one that is not square stands in the middle of white."""
+    """Enlarges an image (H, W, 3) to a square of side `side`; white fills the rest of an oblong image."""
     height, width = (round(length * side / max(image.shape[:2])) for length in image.shape[:2])
     square = Image.new("RGB", (side, side), PAPER)
     larger = enlarged(image, height=height, width=width)
@@ -94,12 +97,18 @@ def in_square(image: np.ndarray, side: int) -> Image.Image:
 
 @cache
 def text_font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: captions are in many alphabets, Pillow's own font knows ASCII only."""
+    """DejaVu Sans at `size` pixels, from the fonts of matplotlib.
+
+    Captions are in many alphabets, and Pillow's own font knows ASCII only.
+    """
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def text_size(cell: int) -> int:
-    """Pixels of the text of a grid whose images are shown at `cell` pixels: pages show a grid of large images small."""
+    """Text height in pixels for a grid with cells of `cell` pixels.
+
+    Pages show a grid of large images small, so the text grows with the cell.
+    """
     return max(TEXT_SIZE, cell // 10)
 
 
@@ -141,5 +150,5 @@ def _first(pair: tuple[str, np.ndarray]) -> str:
 
 
 def readable(name: str) -> str:
-    """The name of a class or a stage as people read it."""
+    """Name of a class or a stage for readers."""
     return name.replace("_", " ").replace("-", " ")

@@ -1,4 +1,6 @@
-"""Class accuracy and Fréchet distance against the guidance scale, for each kind of guidance of one trained model.
+"""Study of class accuracy and Fréchet distance against guidance scale.
+
+Compares each kind of guidance of a single trained model.
 
 Whether an image shows the class that was asked for is judged by a classifier of clean images that guides nothing.
 """
@@ -48,7 +50,10 @@ JUDGED = 256  # images at a time
 
 
 class GuidanceStudyConfig(VariantsConfig):
-    """Which kinds of guidance at which scales. No guidance is always there: scale 0 of a classifier, 1 of others."""
+    """Kinds of guidance and scales to compare.
+
+    No guidance is always a setting: scale 0 for a classifier, scale 1 for the other kinds.
+    """
 
     methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
     scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of all but a classifier
@@ -65,27 +70,32 @@ class GuidanceStudyConfig(VariantsConfig):
 
 
 class GuidanceSetting(NamedTuple):
-    """One way to sample."""
+    """Guidance method and scale of a way to sample."""
 
     method: Method
     scale: float
 
     @property
     def name(self) -> str:  # of jobs and metrics
+        """Method and scale as a name for jobs and metrics."""
         return "unguided" if self.shared else f"{self.method}_{self.scale:g}".replace(".", "_")
 
     @property
     def title(self) -> str:
+        """Method and scale in words, for tables and rows of images."""
         return "no guidance" if self.shared else f"{TITLES[self.method]}, scale {self.scale:g}"
 
     @property
     def shared(self) -> bool:
-        """Whether this is the conditional model as it is, by whatever method. Alone, a classifier starts from less."""
+        """True for the unguided conditional model, equal under every method.
+
+        A classifier without a scale of its own starts from less: the unconditional model.
+        """
         return self.scale == off(self.method) and self.method != "classifier_unconditional"
 
 
 class Models(NamedTuple):
-    """What guides, and what judges."""
+    """Models of the study: base, judge, and the models that guide."""
 
     base: SamplingModel
     judge: SamplingModel
@@ -94,25 +104,27 @@ class Models(NamedTuple):
 
 
 def off(method: Method) -> float:
-    """The scale that changes nothing."""
+    """Scale without effect: 0 for a classifier, 1 for the other methods."""
     return 0.0 if method.startswith("classifier") and method != "classifier_free" else 1.0
 
 
 def scales_of(config: GuidanceStudyConfig, method: Method) -> list[float]:
-    """Ascending, with the one that is off."""
+    """Scales of a method, ascending, with the scale that turns guidance off."""
     chosen = config.classifier_scales if off(method) == 0 else config.scales
     return sorted({off(method), *chosen})
 
 
 def settings_of(config: GuidanceStudyConfig) -> dict[str, GuidanceSetting]:
-    """Name -> setting; what several methods share is there once."""
+    """Settings by name; a setting shared by several methods appears once."""
     every = [GuidanceSetting(method, scale) for method in config.methods for scale in scales_of(config, method)]
     return {setting.name: setting for setting in every}
 
 
 def plan_study(config: GuidanceStudyConfig, models: Mapping[str, Artifact], index: ShardIndex) -> StudyPlan:
-    """Requests with the labels of training images, and what the judge sees in held-out ones. Runs in a worker. Raises
-    as `load_models`."""
+    """Requests with labels of training images, and the judge's accuracy on held-out images.
+
+    Runs in a worker. Raises as `load_models`.
+    """
     loaded = load_models(models)
     size = loaded.base.settings["resolution"]
     requests = study_requests(config, index, Cascade(base=loaded.base), prompts=False)
@@ -122,8 +134,10 @@ def plan_study(config: GuidanceStudyConfig, models: Mapping[str, Artifact], inde
 
 
 def load_models(models: Mapping[str, Artifact]) -> Models:
-    """The fields of `Models`, on the best device that there is. Raises ValueError, in one line, for models that do not
-    fit the base."""
+    """Loads the fields of `Models` on the best available device.
+
+    Raises ValueError, with a message of one line, for models that do not fit the base.
+    """
     loaded, device = {}, best_device()
     for name, artifact in models.items():
         with artifact.local_copy() as folder:
@@ -158,12 +172,13 @@ def sample_in(models: Models, job: VariantJob, *, config: GuidanceStudyConfig) -
 
 
 def labels_of(model: SamplingModel, job: VariantJob) -> np.ndarray:  # (N,)
+    """Class ids of the job's requests, on the device of the model."""
     labels = [request.label for request in job.requests if request.label is not None]
     return np.array([class_id(label, model.classes) for label in labels])
 
 
 def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
-    """The class (N,) that a classifier sees in images (N, H, W, 3) uint8."""
+    """Classes (N,) by a classifier of clean images, for images (N, H, W, 3) uint8."""
     seen: list[Tensor] = []
     for start in range(0, len(images), JUDGED):
         image = from_uint8(images[start : start + JUDGED])
@@ -172,7 +187,7 @@ def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
 
 
 def draw_guidance(found: Measured, config: GuidanceStudyConfig, *, salt: str) -> dict[str, str]:
-    """Title -> SVG: accuracy and distance against scale, and against each other."""
+    """Plots by title, SVG: accuracy and distance against scale, and accuracy against distance."""
     distance, accuracy = f"Fréchet distance, {config.feature_network}", "accuracy by an independent classifier"
     accuracies, distances, each_other = [], [], []
     for method in config.methods:
@@ -210,7 +225,7 @@ def guidance_table(found: Measured, config: GuidanceStudyConfig) -> dict[str, An
 
 
 def guidance_summary(found: Measured, config: GuidanceStudyConfig) -> dict[str, float]:
-    """Metrics: accuracy and distance of each setting, and what the judge sees in held-out images."""
+    """Metrics of the study: accuracy and distance of each setting, and accuracy on held-out images."""
     figures = {"accuracy_held_out": found.held_out_accuracy}
     for name, point in found.points.items():
         figures |= {f"accuracy_{name}": point.accuracy, f"fd_{config.feature_network}_{name}": point.distance}
@@ -218,7 +233,7 @@ def guidance_summary(found: Measured, config: GuidanceStudyConfig) -> dict[str, 
 
 
 def guidance_headline(found: Measured, config: GuidanceStudyConfig) -> dict[str, float]:
-    """Accuracy and distance without guidance, and by each method at the scale of its smallest distance."""
+    """Accuracy and distance without guidance, and at each method's scale of smallest distance."""
     chosen = {}
     for method in config.methods:
         scales = [scale for scale in scales_of(config, method) if scale != off(method)]

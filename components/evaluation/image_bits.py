@@ -1,4 +1,6 @@
-"""Held-out bits/dim of models that state the likelihood of a whole image: exact (PixelCNN, Row LSTM), or a bound (VAE).
+"""Held-out bits/dim of models with a likelihood of whole images.
+
+The likelihood is exact (PixelCNN, Row LSTM) or a bound (VAE).
 
 A diffusion model's bound has terms over t: `likelihood_study.py`. Both measure the same images, a dimension being an
 8-bit value of a channel that the model knows.
@@ -33,7 +35,7 @@ from components.sampling.plan import random_stream
 
 
 class ImageBitsWorker:
-    """One actor of the pool."""
+    """Actor of the pool that measures bits/dim of the images of a job."""
 
     def __init__(self, model: Artifact, files: Store, *, seed: int) -> None:
         with model.local_copy() as folder:
@@ -49,7 +51,10 @@ class ImageBitsWorker:
 
 @torch.no_grad()
 def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarray:
-    """Bits/dim of each image under its own label, (N,) float64, whatever the job: images pass one by one."""
+    """Bits/dim of each image under the image's own label, (N,) float64.
+
+    Images pass alone, so the cut into jobs changes no bit.
+    """
     found = []
     for place, image in enumerate(pixels_of(model, job.image).to(model.device).split(1)):
         if family_of(model.kind).likelihood == "bound":
@@ -63,21 +68,24 @@ def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarra
 
 
 def bound_nats(network: Autoencoder, image: Tensor, generator: torch.Generator) -> float:
-    """The bound of a VAE (Kingma & Welling, 2014, equation 3) on an image (1, 3, H, W), with one draw of the latent."""
+    """Negative bound of a VAE on an image (1, 3, H, W), in nats, with a single draw of the latent.
+
+    Kingma & Welling, 2014, equation 3.
+    """
     noise = torch.randn(1, *network.latent_shape, generator=generator).to(image.device)
     output, encoded = network(image, noise=noise)
     return float(discretized_logistic_nll(output, image=image).double().sum() + encoded.losses["kl_loss"].double())
 
 
 def exact_nats(model: SamplingModel, image: Tensor, condition: dict[str, Tensor]) -> float:
-    """-log p of the values of an image (1, C, H, W): the sum over values, each after those before it."""
+    """-log p of an image (1, C, H, W) in nats: the sum over values, each given all earlier values."""
     values = to_levels(image).round().long()  # exact: they were 8-bit images
     logits = rearrange(model.module(values, **condition), "1 c h w k -> (c h w) k").double()
     return float(F.cross_entropy(logits, values.flatten(), reduction="sum"))
 
 
 def check_likelihood(model: SamplingModel) -> None:
-    """Raise ValueError, in one line, for a model of these kinds that states no likelihood of 8-bit values."""
+    """Raises ValueError, with a message of one line, for a model without a likelihood of 8-bit values."""
     network, likelihood = model.module, family_of(model.kind).likelihood
     if likelihood == "exact" and model.settings.get("resolution") is None:
         raise ValueError(f"{model.name} knows tokens; only a likelihood of pixels compares")
@@ -91,12 +99,12 @@ def check_likelihood(model: SamplingModel) -> None:
 
 
 def measure_images(jobs: Sequence[BoundJob], model: Artifact, *, seed: int, files: Store, pool: Pool) -> Iterator[Any]:
-    """Measure the jobs whose files are missing; yields each job once its file is there."""
+    """Measures the jobs with missing files; yields each job when the file is written."""
     yield from pool.finish(partial(ImageBitsWorker, model, files, seed=seed), jobs, files=files)
 
 
 def read_bits(files: Store, jobs: Sequence[BoundJob]) -> np.ndarray:
-    """What the jobs left, one after another, (N,)."""
+    """Bits/dim of all images in the order of the jobs, (N,)."""
     found = []
     for job in jobs:
         with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
@@ -105,7 +113,7 @@ def read_bits(files: Store, jobs: Sequence[BoundJob]) -> np.ndarray:
 
 
 def summarize_bits(bits: np.ndarray, *, png: np.ndarray) -> dict[str, float]:
-    """Metrics, named as those of a diffusion model's bound: bits (N,), and png (N,) of the same images."""
+    """Metrics from bits (N,) and png (N,) of the same images, named like a diffusion model's bound."""
     return {
         "held_out_bits_per_dim": float(bits.mean()),
         "held_out_bits_per_dim_standard_error": standard_error(bits),

@@ -1,4 +1,6 @@
-"""Sets of images to measure, described part by part: a worker opens a part, nobody holds a whole set.
+"""Sets of images to measure, described part by part.
+
+A worker opens a part; no process holds a whole set.
 
 Shapes: n images of a batch, H W their pixels.
 """
@@ -28,7 +30,7 @@ class ImagePart(Protocol):
     def num_images(self) -> int: ...
 
     def batches(self) -> Iterator[np.ndarray]:
-        """uint8 (n, H, W, 3), at most BATCH at a time."""
+        """Yields uint8 (n, H, W, 3), at most BATCH images at a time."""
 
 
 class ImageSet(NamedTuple):
@@ -39,11 +41,12 @@ class ImageSet(NamedTuple):
 
     @property
     def num_images(self) -> int:
+        """Number of images over all parts."""
         return sum(part.num_images for part in self.parts)
 
 
 class ShardImages(NamedTuple):
-    """Samples of one split of one shard."""
+    """Samples from a single split of a single shard."""
 
     index: ShardIndex  # with this shard alone
     split: Split
@@ -52,10 +55,11 @@ class ShardImages(NamedTuple):
 
     @property
     def num_images(self) -> int:
+        """Number of chosen samples."""
         return len(self.rows)
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Raises ShardError."""
+        """Yields the chosen samples, resized to `resolution`. Raises ShardError."""
         (entry,) = self.index.shards
         shard = DecodedShard(self.index, entry, resolution=self.resolution, split=self.split)
         for rows in in_batches(np.array(self.rows, dtype=np.int64)):
@@ -65,24 +69,28 @@ class ShardImages(NamedTuple):
 
 
 class ShrunkImages(NamedTuple):
-    """Images reduced to another size: what a base model could reach at best."""
+    """Images reduced to another size, the best that a base model could reach."""
 
     images: ShardImages
     side: int
 
     @property
     def num_images(self) -> int:
+        """Number of images of the unreduced part."""
         return self.images.num_images
 
     def batches(self) -> Iterator[np.ndarray]:
+        """Yields the images of the part, area-averaged to the side."""
         for images in self.images.batches():
             yield shrink(images, self.side)
 
 
 class WindowImages(NamedTuple):
-    """A square window of each image, anywhere in it: details at their own size, where a whole image would be reduced
-    to what the feature network takes (patch FID; Chai et al., 2022, "Any-resolution Training for High-resolution Image
-    Synthesis")."""
+    """A square window of each image at a random place.
+
+    Details are compared at full size, where a whole image would be reduced to the input size of the feature network
+    (patch FID; Chai et al., 2022, "Any-resolution Training for High-resolution Image Synthesis").
+    """
 
     images: ImagePart
     side: int  # of the windows, at most that of the images
@@ -90,9 +98,11 @@ class WindowImages(NamedTuple):
 
     @property
     def num_images(self) -> int:
+        """Number of images of the whole part: a window for each image."""
         return self.images.num_images
 
     def batches(self) -> Iterator[np.ndarray]:
+        """Yields a window of each image, uint8 (n, side, side, 3), the same in every run."""
         generator, side = np.random.default_rng(self.seed), self.side
         for images in self.images.batches():
             corners = generator.integers(0, images.shape[1] - side + 1, (len(images), 2))
@@ -100,13 +110,14 @@ class WindowImages(NamedTuple):
 
 
 class NoiseImages(NamedTuple):
-    """Independent uniform pixels: what an untrained model may look like."""
+    """Images of independent uniform pixels, like the output of an untrained model."""
 
     num_images: int
     resolution: int
     seed: tuple[int, int]  # of the set, and number of the part
 
     def batches(self) -> Iterator[np.ndarray]:
+        """Yields uniform noise, the same for the same seed."""
         generator = np.random.default_rng(self.seed)
         for rows in in_batches(np.arange(self.num_images)):
             shape = (len(rows), self.resolution, self.resolution, 3)
@@ -123,12 +134,13 @@ class FileImages(NamedTuple):
     digest: Digest | None = None  # where it is known
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Raises DamagedFileError."""
+        """Yields the rows of the array in order. Raises DamagedFileError."""
         with np.load(io.BytesIO(self.store.read(self.path, expected=self.digest)), allow_pickle=False) as arrays:
             yield from in_batches(arrays[self.array])
 
 
 def in_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts rows into batches of at most BATCH."""
     return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
 
@@ -145,23 +157,27 @@ def split_parts(index: ShardIndex, split: Split, *, resolution: int, limit: int 
 
 
 def held_out_parts(index: ShardIndex, *, resolution: int, limit: int) -> list[ShardImages]:
-    """The first held-out samples; training samples where a set holds nothing out, as `held_out_arrays` has it."""
+    """The first held-out samples; training samples for a set without held-out images.
+
+    Follows `held_out_arrays`.
+    """
     held_out = split_parts(index, "holdout", resolution=resolution, limit=limit)
     return held_out or split_parts(index, "train", resolution=resolution, limit=limit)
 
 
 def samples_of(entry: ShardEntry, split: Split) -> int:
+    """Number of samples of the split in a shard."""
     return entry.train_samples if split == "train" else entry.samples - entry.train_samples
 
 
 def spread(parts: Sequence[ShardImages], count: int, *, seed: int) -> list[ShardImages]:
-    """At most `count` of the images, drawn at random, in their order."""
+    """Draws at most `count` images at random and keeps the order of the set."""
     total = sum(part.num_images for part in parts)
     return some_of(parts, np.sort(np.random.default_rng(seed).permutation(total)[:count]))
 
 
 def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImages]:
-    """The images of these numbers (n,) among those of all parts, ascending."""
+    """The images with the given ascending numbers (n,), counted over all parts."""
     first, found = 0, []
     for part in parts:
         own = chosen[(chosen >= first) & (chosen < first + part.num_images)] - first

@@ -1,5 +1,6 @@
-"""Jobs of requests at work: each is sampled in the largest batches that its device has room for, and its file is
-packed, described and written while the device is at the next one.
+"""Sampling of jobs of requests in the largest batches that fit on a device.
+
+The file of a job is packed, described and written while the device is at the next job.
 
 A worker holds at most two jobs (`components.runtime.pool.IN_HAND`), so the images in memory don't grow with the number
 of requests. Shapes: N images of a job, H W their pixels, F frames of a strip.
@@ -24,12 +25,12 @@ from components.sampling.images import to_uint8
 
 
 def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:
-    """Sample the jobs whose files are missing; yields each job once its file is there."""
+    """Samples the jobs with missing files; yields each job when the file is written."""
     yield from pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files)
 
 
 class JobFile(NamedTuple):
-    """What a worker tells of the file of a job."""
+    """Record of a job's file: manifest entry, stages, and seconds of sampling."""
 
     entry: FileEntry  # below the folder of the jobs
     stages: dict[str, tuple[int, int]]  # stage -> number of its images, and their side in pixels
@@ -37,13 +38,13 @@ class JobFile(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a device made of a job, where it still lies."""
+    """Images of a job, still on the device."""
 
     batches: list[tuple[list[int], dict[str, Tensor]]]  # places of requests, and each stage's images of them
     strips: dict[str, Strip]
 
     def fetched(self) -> SampledImages:
-        """The images in the order of their requests. Waits for the device."""
+        """The images in the order of the requests. Waits for the device."""
         order = np.argsort([place for batch, _ in self.batches for place in batch])
         parts: dict[str, list[np.ndarray]] = {}
         for _, made in self.batches:
@@ -53,7 +54,10 @@ class Drawn(NamedTuple):
 
 
 class CascadeSampler:
-    """One worker of the pool. Images leave the device, are packed and written while the next ones are sampled."""
+    """Pool worker that samples jobs.
+
+    Images leave the device, are packed and written while the next ones are sampled.
+    """
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
         self.device, self.files = best_device(), files
@@ -69,8 +73,11 @@ class CascadeSampler:
         return Later(partial(self.keep, job, drawn, self.clock.since(started)))
 
     def room(self, job: SampleJob) -> Room:
-        """How many images of the job's generator are a batch: on a processor always as many, or their bits would
-        change; on a GPU as many as it has room for."""
+        """Batch size of the job's generator, with the room left on the device.
+
+        On a processor the size is fixed, because another size would change the bits; on a GPU a batch is as large as
+        the memory allows.
+        """
         generator, on_cpu = str(self.cascade.with_generator(job.requests[0]).generator), self.device.type == "cpu"
         room = self.rooms.setdefault(generator, Room(self.device, self.cascade.most_at_once if on_cpu else LARGEST_JOB))
         if not on_cpu:
@@ -78,6 +85,7 @@ class CascadeSampler:
         return room
 
     def keep(self, job: SampleJob, drawn: Drawn, seconds: Callable[[], float]) -> None:
+        """Writes the images of a job and the record with the seconds of sampling."""
         with self.clock.aside():
             made = drawn.fetched()
             stages = {stage: images.shape[:2] for stage, images in made.stages.items()}
@@ -85,21 +93,26 @@ class CascadeSampler:
 
 
 def read_job_file(job: str, files: Store) -> JobFile:
-    """Reads the record of a finished job; the file itself is not read."""
+    """Reads the record of a finished job; the file of images is not read."""
     record = read_record(files, job)
     (entry,), told = record.files, record.facts
     return JobFile(entry, {stage: (count, side) for stage, (count, side) in told["stages"].items()}, told["seconds"])
 
 
 def seconds_per_image(jobs: Sequence[SampleJob], told: Mapping[str, JobFile]) -> float:
-    """Of finished jobs, one at least: seconds of a processor's cores, all threads together, or of a GPU, for an image.
-    Loading the models and packing the images are not counted, decoding and scaling to 8 bits is."""
+    """Seconds for an image, over finished jobs: of processor cores, or of a GPU.
+
+    At least a single job is needed, and all threads of a processor count together. Loading the models and packing the
+    images are not counted, decoding and scaling to 8 bits is.
+    """
     return sum(told[job.name].seconds for job in jobs) / sum(len(job.requests) for job in jobs)
 
 
 def try_room(room: Room, cascade: Cascade, job: SampleJob) -> None:
-    """Find what there is room for by the fewest steps of every stage, where the job is larger than any before: a last
-    stage that has no room would cost all the steps of those before it. Models that take no fewer steps are not tried.
+    """Finds the batch size that fits, with the fewest steps of every stage.
+
+    Tries only a job larger than any before: a last stage that has no room would cost all the steps of those before it.
+    Models that take no fewer steps are not tried.
     """
     size = min(room.most, len(job.requests))
     if size <= room.tried:
@@ -111,10 +124,11 @@ def try_room(room: Room, cascade: Cascade, job: SampleJob) -> None:
 
 
 def draw_job(cascade: Cascade, job: SampleJob, batch_size: int | None = None) -> Drawn:
-    """Sample one job, with its strip if it asks for frames."""
+    """Samples a job, with a strip where the job asks for frames."""
     recorded: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
 
     def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
+        """Keeps x_t and x_0 of a step for the strip of the stage."""
         recorded.setdefault(stage, []).append((timestep, to_uint8(x_t), to_uint8(x_0)))
 
     on_step = keep if job.frames else None
