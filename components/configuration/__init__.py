@@ -1,1 +1,1 @@
-"""Everything that decides a result, as trees of plain values: no torch, nothing that runs."""
+"""Configuration of every result, in trees of plain values: no torch, nothing that runs."""

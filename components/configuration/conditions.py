@@ -1,4 +1,4 @@
-"""What a model is conditioned on, and what of it is left out in training for classifier-free guidance."""
+"""Conditions of a model, and the dropping of conditions for classifier-free guidance."""
 
 from typing import Any, Literal
 
@@ -9,23 +9,23 @@ from components.configuration.dataset_info import DatasetInfo
 
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
 TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image, by their own tokenizer
-Member = Literal["image", "depth", "mask"]  # what of a sample is an image
+Member = Literal["image", "depth", "mask"]  # members of a sample that are images
 
 
 class ConditionsConfig(Config):
-    """Conditions by name, and how they are left out."""
+    """Conditions by name, and the dropping of conditions in training."""
 
     conditions: tuple[str, ...] = ("label",)
     cond_drop_prob: float = Field(0.1, ge=0, lt=1)
     cond_drop: Literal["joint", "independent"] = "joint"  # all of a sample's together, or each by itself
 
     def num_classes(self, dataset_info: DatasetInfo) -> int | None:
-        """Number of classes that the network knows; None if it is not conditioned on them."""
+        """Number of classes that the network knows; None without class conditioning."""
         return dataset_info.num_classes if "label" in self.conditions else None
 
 
 class TextConfig(Config):
-    """A text transformer that is trained with its model."""
+    """Sizes of a text transformer, trained together with the model."""
 
     text_dim: int = Field(64, ge=8)
     text_layers: int = Field(2, ge=1)
@@ -43,38 +43,39 @@ class TextConfig(Config):
 
 
 class PaddedTextConfig(TextConfig):
-    """That of a diffusion model."""
+    """Sizes of the text transformer of a diffusion model, and the embedding of padding."""
 
     text_padding: Literal["hidden", "learned"] = "hidden"  # learned: GLIDE's, attended to
 
     def arguments(self, dataset_info: DatasetInfo) -> dict[str, Any]:
+        """Arguments of the text transformer, with `learned_padding` for a padding embedding that is trained."""
         return {"learned_padding": self.text_padding == "learned"} | super().arguments(dataset_info)
 
 
 class DiffusionConditions(ConditionsConfig):
-    """Of a diffusion model."""
+    """Conditions of a diffusion model: classes, text, embeddings and condition images."""
 
     conditions: tuple[Condition, ...] = ("label",)
     text: PaddedTextConfig = PaddedTextConfig()  # where text is a condition
     text_states_dim: int | None = Field(None, ge=1)  # features of a state of a frozen text encoder; None: as it makes
     image_embedding_dim: int | None = Field(None, ge=1)  # the same of an image encoder
-    condition_member: Member | None = None  # what of each sample is its condition_image
+    condition_member: Member | None = None  # member of each sample to use as condition_image
 
 
 class TokenConditions(ConditionsConfig):
-    """Of a prior over tokens."""
+    """Conditions of a prior over tokens: classes, text, and tokens of another image."""
 
     conditions: tuple[TokenCondition, ...] = ("label",)
 
 
 class LabelConditions(ConditionsConfig):
-    """Of a model that knows classes at most."""
+    """Conditions of a model that knows classes at most."""
 
     conditions: tuple[Literal["label"], ...] = ("label",)
 
 
 class PriorConditions(ConditionsConfig):
-    """Of DALL-E 2's diffusion prior."""
+    """Conditions of DALL-E 2's diffusion prior."""
 
     conditions: tuple[Literal["text_states", "text_embedding"], ...] = ("text_states", "text_embedding")
     cond_drop: Literal["joint"] = "joint"

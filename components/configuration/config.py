@@ -1,4 +1,4 @@
-"""The one way that a configuration looks: frozen, complete, and closed to unknown fields."""
+"""Base class of all configurations: frozen, complete, and closed to unknown fields."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -19,7 +19,9 @@ IDENTITY = "identity"  # context of the dump that enters a stage's key: without 
 
 @dataclass(frozen=True)
 class Since:
-    """Marks a field that is younger than keys: at `before`, which means what was done without it, it enters none.
+    """Marks a field younger than published keys, left out of a key at the value `before`.
+
+    At `before` the field means the behavior of the time without the field.
 
     `eta: Annotated[float, Since(0.0)] = 0.0` moves no key of any recipe; another value does, and another default too.
     """
@@ -29,11 +31,11 @@ class Since:
 
 @dataclass(frozen=True)
 class Unkeyed:
-    """Marks a field that changes no result: it never enters a key."""
+    """Marks a field without effect on results; the field never enters a key."""
 
 
 class Config(BaseModel):
-    """A frozen pydantic model that refuses fields it does not know (a typo never passes silently).
+    """A frozen pydantic model that refuses unknown fields, so that a typo never passes silently.
 
     Its parts are configurations too. Where a part is one of several kinds, its field `kind` says which, and each kind
     has only its own fields.
@@ -67,19 +69,21 @@ class Config(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """The configuration with these values, each named as in `assign`: `total_steps=100` wherever that stands.
+        """Builds the configuration from named values, wherever the names stand: `total_steps=100`.
+
+        Names are those of `assign`.
 
         Raises ValueError for a name that is not there or stands in several places.
         """
         return cls.model_validate(assign(cls, {}, values))
 
     def replace(self, **values: Any) -> Self:
-        """A copy with other values, named as in `of`; checked again."""
+        """A copy with new values, named as in `of`, and validated again."""
         return self.model_validate(assign(type(self), self.model_dump(), values))
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: where it stands, and what it is."""
+    """Place and message of the first fault of a validation error, in a single line."""
     first = error.errors()[0]
     parts = [str(part) if str(part).isprintable() else repr(part) for part in first["loc"]]
     place, message = ".".join(parts), first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""What a training must know of its data before it reads any."""
+"""Facts about a data set, known to a training before the first sample is read."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from components.configuration.config import Config
 
 
 class TokenGrid(Config):
-    """What a tokenizer makes of an image."""
+    """Codebook size and shape of an image's grid of tokens."""
 
     codebook_size: int = Field(ge=2)
     height: int = Field(ge=1)
@@ -14,13 +14,13 @@ class TokenGrid(Config):
 
 
 class DatasetInfo(Config):
-    """What a data set can condition on; from its index."""
+    """Conditions that a data set offers, with sizes, read from the set's index."""
 
     num_classes: int = Field(ge=1)
     vocab_size: int = Field(0, ge=0)  # of the BPE; 0: no captions
     text_length: int = Field(0, ge=0)
     condition: TokenGrid | None = None  # of the condition images, where there are any
-    image_embedding_dim: int = Field(0, ge=0)  # what frozen encoders make, where there are any; this and the next two
+    image_embedding_dim: int = Field(0, ge=0)  # sizes of frozen encoders' arrays; this and the next two
     text_states_dim: int = Field(0, ge=0)
     text_states_length: int = Field(0, ge=0)
 

@@ -1,4 +1,7 @@
-"""Training of a diffusion model: a base, an upsampler (with `low_res`) or one that restores (with `degradation`)."""
+"""Training of a diffusion model: base, upsampler, or image-to-image model.
+
+An upsampler has `low_res`, an image-to-image model has `degradation`.
+"""
 
 from typing import Any, Literal, Self
 
@@ -17,7 +20,7 @@ TASKS: tuple[DegradationTask, ...] = ("inpainting", "uncropping", "colorization"
 
 
 class DiffusionData(Config):
-    """What it learns from."""
+    """Size and channels of the images or latents of a diffusion training."""
 
     resolution: int = Field(ge=4)  # pixels, or sides of latents
     in_channels: int = Field(3, ge=1)  # and out; 1: gray images; else other than 3 where the image is a latent
@@ -25,7 +28,7 @@ class DiffusionData(Config):
 
 
 class LowResConfig(Config):
-    """The smaller image that an upsampler enlarges, noised in training (Ho et al., 2022, section 4.2)."""
+    """The smaller input image of an upsampler, noised in training (Ho et al., 2022, section 4.2)."""
 
     low_res_resolution: int = Field(ge=4)  # pixels
     max_noise_level: int = Field(500, ge=0)  # in noising steps of 0 to augmentation_steps; each sample draws its own
@@ -40,7 +43,7 @@ class LowResConfig(Config):
 
 
 class DegradationConfig(Config):
-    """What an image-to-image model restores (Palette; Saharia et al., 2022)."""
+    """Degradations that an image-to-image model learns to undo (Palette; Saharia et al., 2022)."""
 
     tasks: tuple[DegradationTask, ...] = TASKS  # each sample draws one, each alike; the network is not told which
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, drawn alike
@@ -63,7 +66,7 @@ class DegradationConfig(Config):
 
 
 class DiffusionTraining(Training):
-    """Network, process and data of one diffusion model.
+    """Network, process and data of a diffusion model.
 
     Text-guided inpainting (GLIDE; Nichol et al., 2022) is conditions ("text",) and tasks ("inpainting",).
     """
@@ -79,12 +82,13 @@ class DiffusionTraining(Training):
 
     @property
     def image_channels(self) -> int:
-        """Channels of the image that is concatenated to x_t: a condition image, or a degraded one and its mask."""
+        """Channels of the image concatenated to x_t: a condition image, or a degraded image and a mask."""
         if self.degradation is not None:
             return 4
         return 3 if "condition_image" in self.conditioning.conditions else 0
 
     def needs(self) -> TrainingNeeds:
+        """Images at the training's resolution, with the conditions and degradations of the recipe."""
         degradation = self.degradation
         return TrainingNeeds(
             self.data.resolution,
@@ -97,8 +101,11 @@ class DiffusionTraining(Training):
         )
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of a U-Net or DiT. A label that is never dropped needs no null label, and noise that is never added
-        needs no embedding of its level."""
+        """Arguments of a U-Net or DiT.
+
+        A label that is never dropped needs no null label, and noise that is never added needs no embedding of its
+        level.
+        """
         conditioning, data, low_res = self.conditioning, self.data, self.low_res
         text = conditioning.text.arguments(dataset_info) if "text" in conditioning.conditions else None
         sizes = {"text_states": dataset_info.text_states_dim, "image_embedding": dataset_info.image_embedding_dim}
@@ -124,7 +131,7 @@ class DiffusionTraining(Training):
         )
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Role, resolution, objective and classes of the model, and what `low_res` or `degradation` says."""
+        """Role, resolution, objective and classes, with the settings of `low_res` or `degradation`."""
         del grid
         settings: dict[str, Any] = {
             "role": "base",

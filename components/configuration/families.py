@@ -1,4 +1,4 @@
-"""All model families that can be trained, one row each: the only place that tells them apart by name.
+"""All trainable model families, a row for each: the only place that tells families apart by name.
 
 To add a family, write its network and sampling (`components.models`, `components.sampling.generators`), a subclass of
 `Training` and a task, then add a row here and one each to `components.models.bundle.NETWORKS` and
@@ -33,7 +33,7 @@ from components.configuration.trainings import (
 
 
 class Family(NamedTuple):
-    """One kind of model that is trained."""
+    """A kind of trainable model: networks, sampling settings, and abilities."""
 
     title: str
     training: type[Training]
@@ -87,7 +87,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_name(kind: str) -> str:
-    """Key in FAMILIES of the family that has networks of this kind. Raises ValueError for an unknown kind."""
+    """Key in FAMILIES of the family with networks of the given kind.
+
+    Raises ValueError for an unknown kind.
+    """
     for name, family in FAMILIES.items():
         if kind in family.networks:
             return name
@@ -95,5 +98,5 @@ def family_name(kind: str) -> str:
 
 
 def family_of(kind: str) -> Family:
-    """The family that has networks of this kind. Raises ValueError for an unknown kind."""
+    """The family with networks of the given kind. Raises ValueError for an unknown kind."""
     return FAMILIES[family_name(kind)]

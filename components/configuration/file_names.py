@@ -1,4 +1,6 @@
-"""Names of files that lie below a folder, whoever wrote them down: joined to it they name no place outside.
+"""Names of files and folders below a folder, checked for safety.
+
+Whoever wrote a name, joined to the folder it names no place outside.
 
 A name has one form only, so that two names are two files on every disk and in every store: parts with `/` between
 them, in Unicode's form NFC. Wildcards are refused because object stores' deletions expand them, `::` because fsspec
@@ -25,7 +27,10 @@ FAULTS = {
 
 
 def file_name(name: str) -> str:
-    """`name`, of a file or folder below another. Raises ValueError, with the name, for one that is none."""
+    """Returns `name`, checked as the path of a file or folder below another folder.
+
+    Raises ValueError, with the name, for an invalid name.
+    """
     if fault := _fault(name):
         shown = f"{name[:60]!r}{'…' if len(name) > 60 else ''}"
         raise ValueError(f"{shown} is no name of a file inside a folder: it {fault}")
@@ -33,7 +38,10 @@ def file_name(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """`file_name` for a name of one part."""
+    """Returns `name`, checked by `file_name`, for a name of a single part.
+
+    Raises ValueError for a name with a `/` too.
+    """
     if "/" in file_name(name):
         raise ValueError(f"{name!r} is no name of a folder: it has several parts")
     return name

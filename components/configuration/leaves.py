@@ -1,4 +1,4 @@
-"""Values of a configuration's tree by their names: `total_steps` in place of `optimization.total_steps`.
+"""Values of a configuration's tree by short names: `total_steps` for `optimization.total_steps`.
 
 A name may be short where only one place below has it. `network.kind=dit` chooses as `network=dit` does. Trees are
 nested dictionaries as `model_dump` gives them; a part that is left out is None or missing, and is created when one of
@@ -15,7 +15,7 @@ Place = tuple[str, ...]
 
 
 class PlaceError(ValueError):
-    """No such name, or more than one place that has it; `known` holds the names that there are."""
+    """An unknown name, or a name with several places; `known` holds the valid names."""
 
     def __init__(self, message: str, known: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -49,18 +49,21 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
 
 
 def part_of(name: str) -> str:
-    """The part that a name means, if it means one: of "network.bottleneck.kind" the bottleneck."""
+    """The part that a name points to, if any: the bottleneck for "network.bottleneck.kind"."""
     return name.removesuffix(f".{KIND}").rpartition(".")[2]
 
 
 def part_names(model: type[BaseModel]) -> dict[str, None]:
-    """The names of a model's parts, each before those of its own parts."""
+    """Names of a model's parts, each before the names of inner parts."""
     own = {name: parts for name in model.model_fields if (parts := parts_of(model, name))}
     return dict.fromkeys([*own, *(name for parts in own.values() for part in parts for name in part_names(part))])
 
 
 def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
-    """Set one value in a tree. A part's kind may be given in its place; a new kind keeps the fields that it shares."""
+    """Sets a value in a tree; a kind may stand in place of a part.
+
+    A new kind keeps the fields that it shares with the old one.
+    """
     *parents, leaf = place[:-1] if place[-1] == KIND and len(place) > 1 else place
     for parent in parents:
         candidates = members(model, tree, parent)
@@ -77,7 +80,7 @@ def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) 
 
 
 def started(model: type[BaseModel], name: str, part: type[BaseModel]) -> dict[str, Any]:
-    """The tree of a part that is created: its default, or nothing but its kind."""
+    """The tree of a new part: the default, or nothing but the kind."""
     default, kind = model.model_fields[name].default, kind_of(part)
     if isinstance(default, BaseModel):
         return default.model_dump()
@@ -85,7 +88,7 @@ def started(model: type[BaseModel], name: str, part: type[BaseModel]) -> dict[st
 
 
 def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
-    """The place that a name means. Raises PlaceError if there is none, or more than one."""
+    """The place for a name. Raises PlaceError for a name without a place, or with several places."""
     if "." in name or name in model.model_fields:
         return tuple(name.split("."))
     places = [place for place in below(model, tree) if place[-1] == name]
@@ -98,7 +101,10 @@ def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
 
 
 def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
-    """Every place of a model's tree, as far as the kinds of its parts are known; lists are not looked into."""
+    """All places of a model's tree, as far as the kinds of parts are known.
+
+    Lists are not looked into.
+    """
     found: dict[Place, None] = {}
     for name in model.model_fields:
         found[name,] = None
@@ -111,7 +117,10 @@ def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
 
 
 def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[type[BaseModel]]:
-    """The models that the part `name` may be, given what the tree says of it; the first kind where it says nothing."""
+    """Possible models of the part `name`, given the tree.
+
+    The first kind where the tree says nothing of the part.
+    """
     subtree, parts = tree.get(name), parts_of(model, name)
     if isinstance(subtree, Mapping) and subtree:
         return [part for part in parts if fits(part, subtree)] or parts
@@ -120,12 +129,12 @@ def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[
 
 
 def parts_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """The models that a field may hold; empty for a plain value, and for a list."""
+    """Models that a field may hold; empty for a plain value, and for a list."""
     return _models(model.model_fields[name].annotation) if name in model.model_fields else []
 
 
 def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
-    """Whether a tree's fields, and the kinds that it and its parts name, are those of the model."""
+    """True if a tree has only fields and kinds of the model, inner parts included."""
     if not model.model_fields.keys() >= tree.keys():
         return False
     field = model.model_fields.get(KIND)
@@ -138,7 +147,7 @@ def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """The only kind that a model's field `kind` allows; None for a model of no union."""
+    """The only kind that a model's field `kind` allows; None for a model without kinds."""
     field = model.model_fields.get(KIND)
     return next(iter(get_args(field.annotation)), None) if field is not None else None
 
@@ -164,7 +173,7 @@ def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at(tree: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """The tree of the part at a place; empty where it is left out."""
+    """The tree of the part at a place; empty for a part that is left out."""
     for name in place:
         tree = tree.get(name) or {}
     return tree

@@ -1,5 +1,7 @@
-"""Networks by kind. Fields are arguments of the constructor that `components.models.bundle.NETWORKS` has for the kind;
-what the data set and the other parts of a training decide is added where it is built (`components.training.building`).
+"""Networks by kind; fields are arguments of the constructor in `components.models.bundle.NETWORKS`.
+
+What the data set and the other parts of a training decide is added where the network is built
+(`components.training.building`).
 """
 
 import math
@@ -12,13 +14,13 @@ from components.configuration.config import Config
 
 
 class NetworkConfig(Config):
-    """A network of one kind; other fields are arguments of its constructor."""
+    """A network of a given kind; all fields but `kind` are arguments of the constructor."""
 
     kind: str  # a key of `components.models.bundle.NETWORKS`
 
 
 class UNetSizes(NetworkConfig):
-    """What U-Nets of diffusion models have in common (Dhariwal and Nichol, 2021)."""
+    """Sizes shared by all U-Nets of diffusion models (Dhariwal and Nichol, 2021)."""
 
     model_channels: int = Field(ge=4)
     channel_mult: tuple[int | float, ...] = Field(min_length=1)  # one level each, halves too
@@ -43,13 +45,13 @@ class UNetSizes(NetworkConfig):
 
 
 class UNetConfig(UNetSizes):
-    """U-Net of a diffusion model; a condition image is concatenated to what it denoises."""
+    """U-Net of a diffusion model; a condition image is concatenated to the noisy input."""
 
     kind: Literal["unet"] = "unet"
 
 
 class ImageAttentionUNetConfig(UNetSizes):
-    """U-Net whose attention sees the condition image as tokens, one a patch, by rotary positions."""
+    """U-Net with attention to the condition image as tokens, a token a patch, by rotary positions."""
 
     revision: ClassVar[dict[str, str]] = {"positions": "rotary"}  # those of learned positions are other networks
 
@@ -78,7 +80,10 @@ DiffusionNetwork = Annotated[UNetConfig | ImageAttentionUNetConfig | DiTConfig, 
 
 
 class EMACodesConfig(Config):
-    """Nearest code, codes as averages of the latents that chose them (van den Oord et al., 2017, appendix A.1)."""
+    """Nearest code; each code is a moving average of the assigned latents.
+
+    van den Oord et al., 2017, appendix A.1.
+    """
 
     kind: Literal["vq_ema"] = "vq_ema"
     codebook_size: int = Field(ge=2)
@@ -99,7 +104,7 @@ class GradientCodesConfig(Config):
 
 
 class GumbelCodesConfig(Config):
-    """Categorical codes, relaxed while they train (Ramesh et al., 2021, section 2.1)."""
+    """Categorical codes, relaxed during training (Ramesh et al., 2021, section 2.1)."""
 
     kind: Literal["gumbel"] = "gumbel"
     codebook_size: int = Field(ge=2)
@@ -115,6 +120,7 @@ class ScalarCodesConfig(Config):
 
     @property
     def codebook_size(self) -> int:
+        """Number of codes: the product of the levels."""
         return math.prod(self.levels)
 
 
@@ -132,7 +138,7 @@ Bottleneck = Annotated[
 
 
 class AutoencoderNetworkConfig(NetworkConfig):
-    """Autoencoder with a bottleneck: a VAE, VQ-VAE, dVAE or VQ-GAN, as its losses train it."""
+    """Autoencoder with a bottleneck: a VAE, VQ-VAE, dVAE or VQ-GAN, depending on the losses."""
 
     kind: Literal["autoencoder"] = "autoencoder"
     channels: int = Field(ge=4)
@@ -165,7 +171,7 @@ class AutoencoderNetworkConfig(NetworkConfig):
 
     @property
     def diffused_channels(self) -> int:
-        """Channels of what latent diffusion works on: those of `Autoencoder.diffused_shape`."""
+        """Channels of the input of latent diffusion, as in `Autoencoder.diffused_shape`."""
         match self.bottleneck:
             case GaussianConfig():
                 return self.latent_channels
@@ -178,7 +184,7 @@ class AutoencoderNetworkConfig(NetworkConfig):
 
 
 class TokenNetworkConfig(NetworkConfig):
-    """What both transformers over tokens share."""
+    """Sizes shared by both transformers over tokens."""
 
     model_dim: int = Field(ge=8)
     num_layers: int = Field(ge=1)
@@ -202,13 +208,13 @@ class TransformerConfig(TokenNetworkConfig):
 
 
 class MaskedTransformerConfig(TokenNetworkConfig):
-    """Transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
+    """Transformer over tokens, some masked (MaskGIT; Chang et al., 2022)."""
 
     kind: Literal["masked_transformer"] = "masked_transformer"
 
 
 class PixelNetworkConfig(NetworkConfig):
-    """What both networks that read an image value by value share (van den Oord et al., 2016)."""
+    """Sizes shared by PixelCNN and Row LSTM, networks over single values (van den Oord et al., 2016)."""
 
     channels: int = Field(ge=2)
     num_layers: int = Field(ge=1)  # after the first, which has a kernel of 7
@@ -245,7 +251,7 @@ class GANConfig(NetworkConfig):
 
 
 class ClassifierNetworkConfig(NetworkConfig):
-    """The encoder of a U-Net with a class at its end (Dhariwal and Nichol, 2021)."""
+    """The encoder of a U-Net with a class at the end (Dhariwal and Nichol, 2021)."""
 
     kind: Literal["classifier"] = "classifier"
     model_channels: int = Field(ge=4)
@@ -263,7 +269,10 @@ class ClassifierNetworkConfig(NetworkConfig):
 
 
 class ContrastiveNetworkConfig(NetworkConfig):
-    """Two encoders into one space (CLIP; Radford et al., 2021); the size of the text's is in `TextConfig`."""
+    """Text and image encoders into a common space (CLIP; Radford et al., 2021).
+
+    The size of the text encoder is in `TextConfig`.
+    """
 
     kind: Literal["contrastive"] = "contrastive"
     channels: int = Field(ge=4)
@@ -302,7 +311,10 @@ def check_heads(model_dim: int, num_heads: int) -> None:
 
 
 def check_norm_groups(norm_groups: int | None, channels: int, channel_mult: Iterable[float]) -> None:
-    """Raise ValueError, naming the width, if the groups don't divide the channels of a level, channels * mult."""
+    """Raises ValueError, naming the width, if groups don't divide the channels of a level.
+
+    A level has channels * mult channels.
+    """
     for mult in channel_mult:
         if norm_groups is not None and int(channels * mult) % norm_groups:
             raise ValueError(

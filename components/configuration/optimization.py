@@ -1,4 +1,4 @@
-"""How a network is trained: steps, batch, rate, average, precision, and how often it reports.
+"""Optimization of a network: steps, batch, rate, average, precision, and reports.
 
 `precision: bf16` is a permission. A device without bf16 of its own (GPUs before Ampere, processors without AVX512-BF16,
 AMX or Arm's BF16) would emulate it in about three times the time of fp32: it trains in fp32, and one line says so. The
@@ -19,7 +19,7 @@ from components.configuration.precision import Precision
 
 
 class OptimizationConfig(Config):
-    """What all trainings share."""
+    """Settings shared by all trainings: steps, batch size, learning rate, EMA, precision, checkpoints."""
 
     can_recompute: ClassVar[bool] = True  # whether gradient_checkpointing may be set
 
@@ -46,7 +46,7 @@ class OptimizationConfig(Config):
 
     @property
     def equal_parts(self) -> int:
-        """Number of equal parts that a step cuts a worker's samples into; they are a multiple of it."""
+        """Number of equal parts of a worker's samples in a step; divides the number of samples."""
         return 1
 
     @model_validator(mode="after")
@@ -60,11 +60,11 @@ PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 
 
 class TrainingNeeds(NamedTuple):
-    """Data and pretrained networks that a training reads."""
+    """Data and pretrained networks for a training."""
 
     resolution: int | None = None  # side of the images, pixels; None: the training reads tokens
-    member: Member = "image"  # of each sample, what is its `image`
-    condition_member: Member | None = None  # of each sample, what is its `condition_image`
+    member: Member = "image"  # member of each sample to use as `image`
+    condition_member: Member | None = None  # member of each sample to use as `condition_image`
     degradations: tuple[str, ...] = ()  # tasks that make the `condition_image` of the `image`
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, of the task jpeg
     channels: int = 3  # of what the network learns in place of colors: 1 gray, or those of latents
@@ -75,46 +75,55 @@ class TrainingNeeds(NamedTuple):
 
 
 class Training(Config):
-    """The training of one model. What tells model families apart is said by these methods and in `FAMILIES`."""
+    """The training of a single model.
+
+    What tells model families apart is said by these methods and in `FAMILIES`.
+    """
 
     optimization: OptimizationConfig
     network: NetworkConfig
 
     @property
     def stage_name(self) -> str:
-        """Name of the stage that trains it where a workflow gives it no role: equal numbers are trained once."""
+        """Name of the training's stage in a workflow without a role for the model.
+
+        Equal trainings have equal numbers and are trained once.
+        """
         return self.network.kind
 
     @property
     def has_codes(self) -> bool:
-        """Whether the model makes codes, over which a prior draws images; then it draws none by itself."""
+        """True if the model makes codes for a prior, and draws no images alone."""
         return False
 
     @property
     def token_grid(self) -> TokenGrid | None:
-        """The tokens that the finished model makes of an image; None: it makes none."""
+        """Grid of tokens of an image under the finished model; None for a model without tokens."""
         return None
 
     @property
     def encoded_sizes(self) -> dict[str, int]:
-        """Fields of `DatasetInfo` that the finished model decides for trainings that it encodes for; empty: none."""
+        """Fields of `DatasetInfo` set by the finished encoder, for the trainings of encoded data.
+
+        Empty for a model that encodes for no training.
+        """
         return {}
 
     @property
     def quiet_steps(self) -> int:
-        """Number of steps that cost less than the last, because not every loss has begun."""
+        """Number of cheaper first steps, before every loss has begun."""
         return 0
 
     def check_likelihood(self) -> None:
-        """Raise ValueError, naming the field, if the finished model states no likelihood of an image's 8-bit values."""
+        """Raises ValueError, naming the field, if the finished model states no likelihood of 8-bit images."""
         raise ValueError(f"likelihood must be empty: a {self.network.kind} has none")
 
     def needs(self) -> TrainingNeeds:
-        """Data and pretrained networks that the training reads."""
+        """Data and pretrained networks to read in the training."""
         raise NotImplementedError
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of the network's constructor, plain values; they are stored with the model.
+        """Arguments of the network's constructor, plain values, stored with the model.
 
         Args:
             dataset_info: what the data set conditions on.
@@ -126,24 +135,24 @@ class Training(Config):
         return self.network.model_dump(mode="json", exclude={"kind"})
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
-        """Arguments of the network that is trained against the one that is stored; None where there is none."""
+        """Arguments of the network trained against the stored network; None without a discriminator."""
         del dataset_info
         return None
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """What a sampler must know of the training, plain values; they are stored with the model."""
+        """Facts of the training for a sampler, plain values, stored with the model."""
         raise NotImplementedError
 
 
 class AdversarialOptimization(OptimizationConfig):
-    """Of an autoencoder and its discriminator."""
+    """Optimization of an autoencoder and a discriminator."""
 
     betas: tuple[float, float] = (0.5, 0.9)  # of both optimizers; a GAN wants little momentum
     ema: Literal["exponential"] = "exponential"  # codebooks can't be combined afterwards
 
 
 class GANOptimization(OptimizationConfig):
-    """Of a generator and its discriminator."""
+    """Optimization of a generator and a discriminator."""
 
     betas: tuple[float, float] = (0.0, 0.9)  # of both optimizers; a GAN wants no momentum
     ema: Literal["exponential"] = "exponential"  # statistics of batch norms can't be combined afterwards
@@ -155,6 +164,7 @@ class GANOptimization(OptimizationConfig):
 
     @property
     def equal_parts(self) -> int:
+        """Number of discriminator steps: each takes an equal part of the worker's samples."""
         return self.discriminator_steps
 
     @model_validator(mode="after")
@@ -168,6 +178,6 @@ class GANOptimization(OptimizationConfig):
 
 
 class ClassifierOptimization(OptimizationConfig):
-    """Of a classifier."""
+    """Optimization of a classifier."""
 
     weight_decay: float = Field(0.05, ge=0)

@@ -1,4 +1,4 @@
-"""How exactly products are computed; what each word means on a device is in `components.sampling.device`."""
+"""Names of numerical precisions; `components.sampling.device` gives the meaning on each device."""
 
 from typing import Literal
 

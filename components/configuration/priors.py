@@ -1,4 +1,4 @@
-"""Trainings of models that read an image value by value: transformers over tokens, PixelCNN and Row LSTM."""
+"""Trainings of models over single values: transformers over tokens, PixelCNN and Row LSTM."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -18,16 +18,18 @@ from components.configuration.optimization import Training, TrainingNeeds
 
 
 class TokenTraining(Training):
-    """What both transformers over tokens share."""
+    """Network, conditions, and needs shared by both transformers over tokens."""
 
     network: TokenNetworkConfig
     conditioning: TokenConditions = TokenConditions()
 
     def needs(self) -> TrainingNeeds:
+        """Tokens, with arrays of the conditions, and the text tokenizer for captions."""
         conditions = self.conditioning.conditions
         return TrainingNeeds(columns=conditions, captions="text" in conditions)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of a transformer over tokens, with the codebook and grid of the tokenizer."""
         assert grid is not None
         conditions = self.conditioning.conditions
         text, condition = "text" in conditions, dataset_info.condition if "condition" in conditions else None
@@ -43,6 +45,7 @@ class TokenTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Classes and grid of tokens, for the sampler of a prior."""
         return prior_settings(classes, grid)
 
 
@@ -62,11 +65,12 @@ class PriorTraining(TokenTraining):
         return self
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of a causal transformer, with a text head where the text has a loss."""
         return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
 
 
 class MaskedPriorTraining(TokenTraining):
-    """A transformer over tokens of which some are masked (MaskGIT; Chang et al., 2022)."""
+    """A transformer over tokens, some masked (MaskGIT; Chang et al., 2022)."""
 
     stage_version = 2  # dropout on residual branches alone
 
@@ -75,14 +79,17 @@ class MaskedPriorTraining(TokenTraining):
 
 
 class PixelData(Config):
-    """What a PixelCNN or Row LSTM learns from."""
+    """Resolution and channels of the data of a PixelCNN or Row LSTM."""
 
     resolution: int | None = Field(None, ge=2)  # pixels; None: the grid of the tokens
     in_channels: Literal[1, 3] = 3  # of pixels; 1: gray images
 
 
 class PixelTraining(Training):
-    """Gated PixelCNN or Row LSTM, over 8-bit values of pixels, RGB or gray, or, where `resolution` is None, tokens."""
+    """Gated PixelCNN or Row LSTM over 8-bit values of pixels, RGB or gray, or over tokens.
+
+    Over tokens where `resolution` is None.
+    """
 
     network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
     conditioning: LabelConditions = LabelConditions()
@@ -100,10 +107,11 @@ class PixelTraining(Training):
         """Every model of pixels states an exact likelihood."""
 
     def needs(self) -> TrainingNeeds:
+        """Images at the resolution of the data; tokens where the resolution is None."""
         return TrainingNeeds(self.data.resolution)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of a PixelCNN or Row LSTM over raw pixels, or over tokens where there is a grid of them."""
+        """Arguments of a PixelCNN or Row LSTM over raw pixels, or over tokens where `grid` is given."""
         return super().network_arguments(dataset_info, grid) | {
             "num_values": 256 if grid is None else grid.codebook_size,
             "num_channels": self.data.in_channels if grid is None else 1,
@@ -112,12 +120,13 @@ class PixelTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Classes and resolution for the sampler, or classes and grid for a model of tokens."""
         if grid is None:
             return {"classes": list(classes), "resolution": self.data.resolution}
         return prior_settings(classes, grid)
 
 
 def prior_settings(classes: tuple[str, ...], grid: TokenGrid | None) -> dict[str, Any]:
-    """What a sampler must know of a prior over tokens."""
+    """Facts of a prior over tokens for the sampler: classes and grid."""
     assert grid is not None
     return {"role": "prior", "grid": [grid.height, grid.width], "classes": list(classes)}

@@ -1,4 +1,6 @@
-"""How images are noised, and what a network learns of it.
+"""Noising processes of images, and training targets of networks.
+
+`objective()` gives what `components.models.diffusion.objective.make_objective` takes.
 
 `objective()` gives what `components.models.diffusion.objective.make_objective` takes.
 """
@@ -36,16 +38,19 @@ class DiscreteNoise(Config):
 
     @property
     def noise(self) -> "DiscreteNoise":
-        """How images are noised, without what a network predicts."""
+        """The noising of images alone, without the target of a network."""
         return DiscreteNoise(**{name: getattr(self, name) for name in DiscreteNoise.model_fields})
 
     def objective(self) -> dict[str, Any]:
-        """Plain values for `make_objective`; what a network would predict does not matter where only noise is added."""
+        """Plain values for `make_objective`.
+
+        The target of a network does not matter where only noise is added.
+        """
         return self.model_dump(mode="json") | {"prediction_type": "v_prediction"}
 
 
 class DiscreteProcess(DiscreteNoise):
-    """What a network learns of noise in steps."""
+    """Noise in steps with the target, loss and weighting of a network."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"  # of ancestral steps
@@ -54,6 +59,7 @@ class DiscreteProcess(DiscreteNoise):
     min_snr_gamma: float | None = Field(5.0, gt=0)  # of the simple loss
 
     def objective(self) -> dict[str, Any]:
+        """Plain values for `make_objective`, without the sampling of timesteps in training."""
         return self.model_dump(mode="json", exclude={"timestep_sampling"})
 
     @model_validator(mode="after")
@@ -77,6 +83,7 @@ class EDMProcess(Config):
 
     @property
     def noise(self) -> Self:
+        """The process as a noising of images; nothing is left out."""
         return self
 
     def objective(self) -> dict[str, Any]:
@@ -92,6 +99,7 @@ class FlowProcess(Config):
 
     @property
     def noise(self) -> Self:
+        """The process as a noising of images; nothing is left out."""
         return self
 
     def objective(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""How trained models sample where a request asks for nothing else. No part of a training: these numbers enter the keys
-of the cascade, its samples and studies alone, and travel with the composed cascade.
+"""Sampling defaults of trained models, for requests without settings of their own.
+
+No part of a training: these numbers enter the keys of the cascade, its samples and studies alone, and travel with the
+composed cascade.
 """
 
 from typing import Annotated, Literal, Self
@@ -14,11 +16,11 @@ NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
 
 
 class ModelSampling(Config):
-    """Of a model that leaves nothing to choose: a VAE, an encoder."""
+    """Settings of a model without choices in sampling: a VAE, an encoder."""
 
 
 class DiffusionSampling(ModelSampling):
-    """Of a base, an upsampler or an image-to-image model."""
+    """Settings of a base, an upsampler or an image-to-image model."""
 
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(50, ge=1)
@@ -47,12 +49,12 @@ class DiffusionSampling(ModelSampling):
 
     @property
     def steps_taken(self) -> int:
-        """The last ones of num_inference_steps; at least one."""
+        """Number of last steps out of num_inference_steps; at least 1."""
         return max(1, round(self.strength * self.num_inference_steps))
 
 
 class TokenSampling(ModelSampling):
-    """Of a model that draws one value after another: a causal prior, a PixelCNN, a Row LSTM."""
+    """Settings of a model with a draw for every value: a causal prior, a PixelCNN, a Row LSTM."""
 
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -61,26 +63,26 @@ class TokenSampling(ModelSampling):
 
 
 class TransformerSampling(TokenSampling):
-    """Of a causal transformer."""
+    """Settings of a causal transformer."""
 
     compile_decoding: bool = False  # on a GPU: a minute more for the first batch of each size, then faster steps
 
 
 class MaskedTokenSampling(TokenSampling):
-    """Of a masked prior."""
+    """Settings of a masked prior."""
 
     num_inference_steps: int = Field(12, ge=1)  # at most the tokens of an image
     choice_temperature: float = Field(4.5, ge=0)  # of the noise on what is kept first; the paper's
 
 
 class GANSampling(ModelSampling):
-    """Of a GAN's generator."""
+    """Settings of a GAN's generator."""
 
     truncation: float | None = Field(None, gt=0, allow_inf_nan=False)  # greatest |z| of its noise; None: any
 
 
 class DiffusionPriorSampling(ModelSampling):
-    """Of DALL-E 2's diffusion prior."""
+    """Settings of DALL-E 2's diffusion prior."""
 
     sampler: SamplerName = "ddpm"
     num_inference_steps: int = Field(64, ge=1)
@@ -89,38 +91,41 @@ class DiffusionPriorSampling(ModelSampling):
 
 
 class ClassifierSampling(ModelSampling):
-    """Of a classifier that guides."""
+    """Settings of a guiding classifier."""
 
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # of its gradient; 0 is off
 
 
 class RerankerSampling(ModelSampling):
-    """Of a contrastive encoder that chooses among images (Ramesh et al., 2021, section 2.6)."""
+    """Settings of a contrastive encoder as a judge of candidates (Ramesh et al., 2021, section 2.6)."""
 
     candidates: int = Field(1, ge=1)  # as many are drawn, and the one nearest to the text is kept
 
 
 class SamplingConfig(Config):
-    """How the models of a cascade sample, by what they are in it; those that are not named leave nothing to choose."""
+    """Sampling of the models of a cascade, by role.
+
+    Models that are not named leave nothing to choose.
+    """
 
     precision: Precision = "bf16"  # of all of them, on GPUs; a CPU samples in fp32
 
     def by_model(self, upsamplers: tuple[str, ...] = ()) -> dict[str, dict[str, object]]:
-        """Name of a model -> its fields, plain values; `upsamplers` names the larger ones, smallest first."""
+        """Fields of each model by name, plain values; `upsamplers` names the larger models, smallest first."""
         found = self.model_dump(mode="json", exclude_none=False, exclude={"precision"})
         larger = zip(upsamplers, found.pop("upsamplers", ()), strict=True)
         return {name: fields for name, fields in [*found.items(), *larger] if fields is not None}
 
 
 class TokenBranchSampling(SamplingConfig):
-    """Of a token branch."""
+    """Sampling of a token branch."""
 
     prior: TokenSampling | TransformerSampling | MaskedTokenSampling = TokenSampling()
     reranker: RerankerSampling | None = None
 
 
 class DiffusionBranchSampling(SamplingConfig):
-    """Of a diffusion branch."""
+    """Sampling of a diffusion branch."""
 
     diffusion_prior: DiffusionPriorSampling | None = None
     classifier: ClassifierSampling | None = None
@@ -129,7 +134,7 @@ class DiffusionBranchSampling(SamplingConfig):
 
 
 class CascadeSampling(SamplingConfig):
-    """Of both."""
+    """Sampling of a token branch and a diffusion branch together."""
 
     prior: TransformerSampling = TransformerSampling()
     base: DiffusionSampling = DiffusionSampling()
@@ -137,12 +142,15 @@ class CascadeSampling(SamplingConfig):
 
 
 class RestorationSampling(SamplingConfig):
-    """Of an image-to-image model."""
+    """Sampling of an image-to-image model."""
 
     model: DiffusionSampling = DiffusionSampling()
 
 
 class OneModelSampling(SamplingConfig):
-    """Of a model of pixels or a GAN; others leave nothing to choose."""
+    """Sampling of a model of pixels or a GAN.
+
+    Other models leave nothing to choose.
+    """
 
     model: TokenSampling | GANSampling | None = None

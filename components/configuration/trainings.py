@@ -1,4 +1,7 @@
-"""Trainings of autoencoders, GAN, classifier and DALL-E 2's first two networks, and the unions that recipes take."""
+"""Trainings of autoencoders, GAN, classifier, contrastive encoder and diffusion prior.
+
+The unions that recipes take stand here too.
+"""
 
 from typing import Annotated, Any, Self
 
@@ -28,14 +31,14 @@ from components.configuration.processes import DiscreteNoise, DiscreteProcess, N
 
 
 class AutoencoderData(Config):
-    """What an autoencoder learns from."""
+    """Resolution and image member of the data of an autoencoder."""
 
     resolution: int = Field(ge=8)  # pixels
-    member: Member = "image"  # what of each sample is the image
+    member: Member = "image"  # member of each sample to use as image
 
 
 class AutoencoderLosses(Config):
-    """Weights that make an autoencoder a VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN."""
+    """Loss weights that tell apart VAE, VAE-GAN, VQ-VAE, dVAE and VQ-GAN."""
 
     commitment_cost: float = Field(0.25, ge=0)
     kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound, where reconstruction is a likelihood
@@ -58,7 +61,7 @@ class AutoencoderLosses(Config):
 
 
 class AutoencoderTraining(Training):
-    """An autoencoder and, where it has a weight, its discriminator."""
+    """Training of an autoencoder and, for an adversarial weight above zero, of a discriminator."""
 
     stage_version = 3  # the bottleneck is a part of its network
 
@@ -69,27 +72,33 @@ class AutoencoderTraining(Training):
 
     @property
     def stage_name(self) -> str:
+        """Name of the stage: `tokenizer` for a bottleneck with codes, else `vae`."""
         return "tokenizer" if self.has_codes else "vae"
 
     @property
     def has_codes(self) -> bool:
+        """True for every bottleneck but the Gaussian."""
         return self.network.bottleneck.kind != "gaussian"
 
     @property
     def token_grid(self) -> TokenGrid | None:
+        """Codebook size and side of the grid of an image's tokens; None for a Gaussian bottleneck."""
         codes, side = self.network.bottleneck, self.data.resolution // self.network.factor
         return TokenGrid(codebook_size=codes.codebook_size, height=side, width=side) if codes.codebook_size else None
 
     @property
     def quiet_steps(self) -> int:
+        """Number of steps before the discriminator starts; 0 without an adversarial loss."""
         start = self.losses.discriminator_start if self.losses.adversarial_weight > 0 else 0
         return min(start, self.optimization.total_steps)
 
     def check_likelihood(self) -> None:
+        """Raises ValueError unless the bottleneck is Gaussian and the reconstruction has a likelihood."""
         if self.has_codes or self.network.reconstruction != "discretized_logistic":
             raise ValueError("likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic")
 
     def needs(self) -> TrainingNeeds:
+        """Images at the training's resolution, and a perceptual network where the loss has a weight."""
         losses = self.losses
         return TrainingNeeds(
             self.data.resolution,
@@ -102,12 +111,14 @@ class AutoencoderTraining(Training):
         return super().network_arguments(dataset_info, grid) | {"resolution": self.data.resolution}
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
+        """Channels and layers of the discriminator; None where the adversarial weight is 0."""
         losses = self.losses
         if losses.adversarial_weight == 0:
             return None
         return {"channels": losses.discriminator_channels, "num_layers": losses.discriminator_layers}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Resolution, and the member of a sample that the autoencoder encodes."""
         del classes, grid
         return {"resolution": self.data.resolution, "member": self.data.member}
 
@@ -127,7 +138,7 @@ class AdversaryConfig(Config):
 
 
 class GANTraining(Training):
-    """Class-conditional residual GAN (Brock et al., 2019): both networks, and how they play."""
+    """Class-conditional residual GAN (Brock et al., 2019): generator, discriminator, and losses."""
 
     network: GANConfig
     adversary: AdversaryConfig
@@ -157,6 +168,7 @@ class GANTraining(Training):
         }
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any]:
+        """Sizes of the discriminator, with the classes and the attention of the generator."""
         return {
             "resolution": self.data.resolution,
             "channels": self.adversary.discriminator_channels,
@@ -166,6 +178,7 @@ class GANTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Resolution and class names, for the sampler of the generator."""
         del grid
         return {"resolution": self.data.resolution, "classes": list(classes)}
 
@@ -178,7 +191,10 @@ class AugmentedData(ImageData):
 
 
 class ClassifierTraining(Training):
-    """Classifier of noisy images, for guidance (Dhariwal and Nichol, 2021), or of clean ones, for measurement."""
+    """Classifier of noisy images for guidance, or of clean images for measurement.
+
+    Guidance follows Dhariwal and Nichol, 2021.
+    """
 
     network: ClassifierNetworkConfig
     noisy: bool = True  # False: it sees clean images only, and guides nothing
@@ -200,6 +216,7 @@ class ClassifierTraining(Training):
         return own | {"resolution": self.data.resolution, "num_classes": dataset_info.num_classes}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Role, resolution, classes and objective, for guidance of a base with the same noise."""
         del grid
         return {
             "role": "classifier",
@@ -217,7 +234,10 @@ class ShiftedData(ImageData):
 
 
 class ContrastiveTraining(Training):
-    """Contrastive text-image encoder (CLIP; Radford et al., 2021). Its batch decides how hard the task is."""
+    """Contrastive text-image encoder (CLIP; Radford et al., 2021).
+
+    The batch size decides how hard the task is.
+    """
 
     network: ContrastiveNetworkConfig
     text: TextConfig
@@ -236,12 +256,14 @@ class ContrastiveTraining(Training):
 
     @property
     def encoded_sizes(self) -> dict[str, int]:
+        """Dimensions of image embeddings and of text states, for trainings on the encoded data."""
         return {"image_embedding_dim": self.network.embedding_dim, "text_states_dim": self.text.text_dim}
 
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution, captions=True)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of both encoders. Raises ValueError for a data set without captions."""
         if dataset_info.vocab_size == 0:
             raise ValueError("a contrastive encoder needs images with captions, and this set has none")
         own = super().network_arguments(dataset_info, grid)
@@ -253,7 +275,10 @@ class ContrastiveTraining(Training):
 
 
 class DiffusionPriorTraining(Training):
-    """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over the embeddings of a contrastive encoder."""
+    """Diffusion prior of DALL-E 2 over the embeddings of a contrastive encoder.
+
+    Ramesh et al., 2022, section 2.2.
+    """
 
     stage_version = 2  # attention in fp32 on a CPU
 
@@ -263,11 +288,13 @@ class DiffusionPriorTraining(Training):
     data: ImageData  # of the contrastive encoder, or larger
 
     def needs(self) -> TrainingNeeds:
+        """Images with captions, embeddings, and the arrays of the conditions."""
         return TrainingNeeds(
             self.data.resolution, columns=("image_embedding", *self.conditioning.conditions), captions=True
         )
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
+        """Arguments of the prior, with the sizes of embeddings and text states of the data set."""
         return super().network_arguments(dataset_info, grid) | {
             "embedding_dim": dataset_info.image_embedding_dim,
             "text_length": dataset_info.text_states_length,
@@ -280,7 +307,7 @@ class DiffusionPriorTraining(Training):
 
 
 def network_kind(training: object) -> str:
-    """The kind of a training's network: what tells trainings apart where a recipe takes one of several."""
+    """Kind of a training's network, the tag of the unions of trainings."""
     network = training.get("network") if isinstance(training, dict) else getattr(training, "network", None)
     return str(network.get("kind") if isinstance(network, dict) else getattr(network, "kind", None))
 
@@ -302,7 +329,10 @@ AnyLoneModel = Annotated[
 
 
 def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:
-    """Raise ValueError, naming the field, if the recipe's classifier can't guide its base: other images or noise."""
+    """Raises ValueError, naming the field, if the classifier can't guide the recipe's base.
+
+    A guide has the same images and the same noise as the base.
+    """
     if not classifier.noisy:
         raise ValueError("classifier.noisy must be true: it guides noisy images")
     if classifier.data.resolution != base.data.resolution:

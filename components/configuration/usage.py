@@ -1,4 +1,4 @@
-"""One-line errors for the user: UsageError, the nearest name to a typo, validation errors explained."""
+"""Errors of a single line for the user: UsageError, the nearest name to a typo, validation errors."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ MOST_NAMES = 40  # in a message
 
 
 class UsageError(Exception):
-    """A request that the command can't meet; the message is one line. Exit code 2."""
+    """An invalid request of the user, described in a single line. Exit code 2."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -24,7 +24,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def explain(error: Exception, model: type[BaseModel]) -> str:
-    """A validation error as one line: place, fault, and the nearest field to a typo."""
+    """Describes a validation error in a line: place, fault, and the nearest field to a typo."""
     if not isinstance(error, ValidationError):
         return str(error).splitlines()[0]
     faults = error.errors()  # of a part of several kinds: each kind's
@@ -39,7 +39,7 @@ def explain(error: Exception, model: type[BaseModel]) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """A location as `--set` writes it, and the models with a field of its last name.
+    """Location as written for `--set`, and the models with a field of the last name.
 
     pydantic puts the tag of a union (the kind of a network), or the name of its class, into the location, as if it were
     a field.
@@ -59,14 +59,14 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
 
 
 def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
-    """True if the tag is a model's kind, its network's kind, or its name."""
+    """True if the tag is a model's kind, the network's kind, or the model's name."""
     own = model.__name__ == tag or ("kind" in model.model_fields and fits(model, {"kind": tag}))
     network = parts_of(model, "network")
     return own or any("kind" in part.model_fields and fits(part, {"kind": tag}) for part in network)
 
 
 def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """Models that a field may hold, alone or in a list."""
+    """Possible models of a field, alone or in a list."""
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     items = [item for item in get_args(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
     return parts_of(model, name) or items
