@@ -1,1 +1,1 @@
-"""One file a stage: its configuration and its run function."""
+"""Stages of the workflow, a file for each: configuration and run function."""

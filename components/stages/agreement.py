@@ -1,4 +1,7 @@
-"""Agreement: whether labels and prompts do anything. Images asked for by one of them alone, judged independently."""
+"""Agreement of images with labels and prompts, judged by independent models.
+
+Each image is asked for by a label alone or by a caption alone.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -50,7 +53,9 @@ def measure_agreement(
     judge: Artifact | None = None,
     matcher: Artifact | None = None,
 ) -> Artifact:
-    """Ask each generator for the labels of held-out images alone, and for their captions alone, and judge what comes.
+    """Asks each generator for labels alone and for captions alone, and judges the images.
+
+    Labels and captions are those of held-out images.
 
     Args:
         judge: a classifier of clean images; None: no image is asked for by label.
@@ -75,7 +80,7 @@ def measure_agreement(
 
 
 class Wanted(NamedTuple):
-    """What one image of the set is known by."""
+    """A label or a caption of an image of the set, as a request."""
 
     row: int  # its number among the images of its split
     asked: int  # its class id, or the number of its caption
@@ -83,14 +88,14 @@ class Wanted(NamedTuple):
 
 
 class AskedJob(NamedTuple):
-    """A job, and what each of its images is asked for."""
+    """A job, with the requested class id or caption number of each image."""
 
     job: SampleJob
     asked: tuple[int, ...]
 
 
 class AgreementPlan(NamedTuple):
-    """What is asked for, and by what."""
+    """Requests by generator, and the images of the set to judge."""
 
     captions: tuple[str, ...]  # all different
     made: dict[AskedBy, dict[str, list[AskedJob]]]  # of each generator
@@ -100,7 +105,7 @@ class AgreementPlan(NamedTuple):
 def plan_agreement(
     config: AgreementConfig, index: ShardIndex, cascade: Artifact, judges: dict[AskedBy, Artifact]
 ) -> AgreementPlan:
-    """Requests for what is known of images of the set, and those images. Runs in a worker."""
+    """Requests for labels and captions of images of the set, and the judged images. Runs in a worker."""
     with cascade.local_copy() as folder:
         models = Cascade.load(folder)
     wanted, made, known = wanted_of(index, config.samples), dict[AskedBy, Any](), dict[AskedBy, list[AskedPart]]()
@@ -113,12 +118,12 @@ def plan_agreement(
 
 
 def known_split(index: ShardIndex) -> Split:
-    """Held-out images where there are any, as `held_out_parts` has it."""
+    """The split for conditions: held-out images where there are any, as in `held_out_parts`."""
     return "holdout" if index.samples > index.train_samples else "train"
 
 
 def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
-    """The labels of the first images that are known, and their captions, each once."""
+    """Labels of the first images of the split, and captions of the first images, each caption once."""
     known = read_split(index, known_split(index), resolution=READ_RESOLUTION, limit=4 * samples)
     labels = [Wanted(row, label, Request(label=label)) for row, label in enumerate(known.label.tolist())]
     first = {caption: known.caption.index(caption) for caption in dict.fromkeys(known.caption) if caption}
@@ -127,7 +132,7 @@ def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
 
 
 def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wanted], *, seed: int) -> list[AskedJob]:
-    """What a generator takes alone of what is wanted, cut into jobs."""
+    """Jobs of a generator for the wanted labels or captions that the generator takes alone."""
     asked = [
         (each.asked, request)
         for number, each in enumerate(wanted)
@@ -138,7 +143,7 @@ def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wa
 
 
 def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int) -> list[AskedPart]:
-    """Those images, each under its own label or caption."""
+    """Images of the set in parts, each image with the own label or caption."""
     rows, first, found = np.array([each.row for each in wanted], dtype=np.int64), 0, []
     limit = int(rows.max(initial=-1)) + 1
     for part in some_of(split_parts(index, known_split(index), resolution=resolution, limit=limit), rows):
@@ -151,7 +156,7 @@ def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int)
 def judged(
     by: AskedBy, model: Artifact, plan: AgreementPlan, files: Store, pool: Pool, *, known: str
 ) -> dict[str, Agreement]:
-    """Agreement of what each generator made, and of the images that are `known`, by the name of the set."""
+    """Agreement of each generator's images, and of the images of the set, by name of the set."""
     sets = {
         branch_name(generator): [AskedPart(JobImages(files, job.name, len(asked)), asked) for job, asked in group]
         for generator, group in plan.made[by].items()
@@ -179,7 +184,7 @@ def summary(found: dict[AskedBy, dict[str, Agreement]]) -> dict[str, float]:
 
 
 def headline(found: dict[AskedBy, dict[str, Agreement]]) -> dict[str, float]:
-    """The class, or the caption, of how many images comes first."""
+    """Share of images with the right class first, and with the right caption first."""
     words = {"label": "class seen", "prompt": "own caption first"}
     return {
         f"{words[by]}, {name} (N {each.count})": each.accuracy

@@ -1,4 +1,4 @@
-"""Compose: one self-contained folder that holds every trained network of both generators."""
+"""Composition of a self-contained folder with every trained network of both generators."""
 
 import tempfile
 from functools import partial
@@ -14,7 +14,7 @@ from components.stages.context import StageContext
 def compose_cascade(
     config: SamplingConfig, context: StageContext, *, upsamplers: list[Artifact] | None = None, **parts: Artifact
 ) -> Artifact:
-    """Copy the parts next to each other and say in `cascade.json` what each one is, and how it samples.
+    """Copies the parts side by side, and writes roles and sampling settings to `cascade.json`.
 
     Args:
         upsamplers: smallest first.
@@ -32,7 +32,10 @@ def compose_cascade(
 def copy_parts(
     parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: SamplingConfig, store: Store
 ) -> list[FileEntry]:
-    """Compose the models in a folder, to sample as `how` says, and upload it to the stage's store. Runs in a worker."""
+    """Composes the models in a folder with sampling settings, and uploads the folder to the store.
+
+    Runs in a worker.
+    """
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
         folders = {
             name: artifact.download(Path(place) / "parts" / name) for name, artifact in {**parts, **upsamplers}.items()

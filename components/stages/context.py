@@ -1,4 +1,4 @@
-"""What the workflow hands to a stage's run function besides its configuration and inputs."""
+"""Context of a stage's run function, besides configuration and inputs: stores, pool, progress, commit."""
 
 import tempfile
 import time
@@ -26,13 +26,15 @@ AT_ONCE = 0.02  # seconds
 
 
 class Pace:
-    """Rate of a stage over its last reports, images/s."""
+    """Rate of a stage over the last reports, images/s."""
 
     def __init__(self) -> None:
         self.reports: deque[tuple[float, int]] = deque(maxlen=REPORTS)  # (seconds, images done)
 
     def rate(self, done: int, now: float) -> float | None:
-        """With so many done now, in seconds of a clock; None as long as it is not known.
+        """Images/s after `done` images at time `now` in seconds; None as long as the rate is unknown.
+
+        What comes at once in the beginning says nothing: so comes all that an earlier try left.
 
         What comes at once in the beginning says nothing: so comes all that an earlier try left.
         """
@@ -46,7 +48,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class StageContext:
-    """Where a stage works and reports. Nothing here is part of its identity."""
+    """Stores, workers and reports of a stage's run.
+
+    Nothing here is part of its identity.
+    """
 
     stage: str
     key: str
@@ -61,28 +66,31 @@ class StageContext:
 
     @property
     def train_store(self) -> Store:
-        """Ray Train's run folder: the same at each try, so that Train resumes; a forced one has its own."""
+        """Ray Train's run folder: the same at each try, so Train resumes; a forced try has a separate folder."""
         return self.store.join(self._folder("train"))
 
     @property
     def files_store(self) -> Store:
-        """Outputs with fixed names that several tries fill together."""
+        """Store of outputs with fixed names, filled together by several tries."""
         return self.store.join(self._folder("files"))
 
     @property
     def work_store(self) -> Store:
-        """What a killed try left of its work for the next one, and what nobody needs once the stage has committed."""
+        """Store of unfinished work, left for the next try; useless after the commit of the stage.
+
+        A killed try leaves its files here.
+        """
         return self.store.join(self._folder("work"))
 
     def _folder(self, name: str) -> str:
         return f"{name}-{self.forced}" if self.forced else name
 
     def scratch(self) -> Path:
-        """A new private folder on this node; whoever runs the stage removes it."""
+        """A new private folder on the node, removed by the runner of the stage."""
         return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{self.stage}-", dir=self.scratch_folder))
 
     def pool(self) -> Pool:
-        """The workers that do this stage's work: `with context.pool() as pool`."""
+        """Workers for the stage's work: `with context.pool() as pool`."""
         return Pool(self.resources, warn=self.warn)
 
     def __reduce__(self) -> NoReturn:
@@ -93,7 +101,7 @@ class StageContext:
         self.recorder.emit(events.Warning(self.stage, line))
 
     def report_images(self, done: int, total: int) -> None:
-        """Progress of a stage that works image by image."""
+        """Reports progress of a stage over single images."""
         self.recorder.emit(
             events.Progress(self.stage, done, total, "image", rate=self.pace.rate(done, time.monotonic()))
         )
@@ -108,7 +116,7 @@ class StageContext:
         written: Iterable[str] = (),
         metadata: dict[str, Any] | None = None,
     ) -> Artifact:
-        """Upload `folder`, list it with what is already in the stage's folder, and write the manifest.
+        """Uploads `folder`, lists all files of the stage's folder, and writes the manifest.
 
         Args:
             folder: local files of this try; uploaded below `attempt-…/`.
@@ -145,7 +153,7 @@ class StageContext:
         headline: dict[str, float],
         images: dict[str, bytes] | None = None,
     ) -> Artifact:
-        """Record and commit what a stage measured, as the report shows it: an artifact of kind `report`.
+        """Records and commits the findings of a stage for the report: an artifact of kind `report`.
 
         Args:
             plots: title -> SVG.

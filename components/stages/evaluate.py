@@ -1,4 +1,4 @@
-"""Evaluation: what the tokenizer keeps, and how far from the training images everything is that was made."""
+"""Evaluation of reconstructions and of generated images, by distances to the training images."""
 
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ RECONSTRUCTED = "reconstructions of held-out images"
 
 
 class EvaluationConfig(MeasureConfig):
-    """By what distances are measured, and to how many images."""
+    """Feature network, precision and image counts of distances, with the size of windows."""
 
     stage_version = 4  # precision, recall and standard errors beside distances
 
@@ -92,7 +92,7 @@ def evaluate(
 def keep(
     config: EvaluationConfig, context: StageContext, pool: Pool, tokenizer: Artifact, held_out: list[ShardImages]
 ) -> list[KeptJob]:
-    """Measure what the tokenizer keeps of held-out images, in files of the stage's work."""
+    """Measures reconstructions of held-out images into files of the stage's work."""
     total, done, jobs, work = sum(part.num_images for part in held_out), 0, kept_jobs(held_out), context.work_store
     for job in pool.finish(partial(ReconstructionMeasurer, tokenizer, config, work), jobs, files=work):
         context.report_images(done := done + job.part.num_images, total)
@@ -107,8 +107,10 @@ def measure(
     samples: Artifact | None,
     kept: list[KeptJob],
 ) -> tuple[list[DistanceRow], bytes]:
-    """Distances of everything that was made to training images, at the largest size of them all; and the packed
-    statistics of these."""
+    """Distances of all generated images to training images, and packed reference statistics.
+
+    Training images are read at the largest size of all sets; the packed statistics are those of the training images.
+    """
     index, work = load_index(images.url("index.json")), context.work_store
     made = [] if samples is None else pool.call(partial(measured_stages, samples))
     largest = max([stage.side for stage in made] + [job.part.resolution for job in kept])

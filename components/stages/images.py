@@ -14,26 +14,32 @@ from components.stages.context import StageContext
 
 
 class ImagesConfig(IngestConfig):
-    """What is ingested and how. `source` is an address: it never enters a key, the digest of its listing does."""
+    """Source and processing of the data set to ingest.
+
+    `source` is an address: no key contains the address, only the digest of the source's listing.
+    """
 
     # openmoji, scenes, fashion_mnist, or the URL of tars, Parquet, images, …
     source: Annotated[str, Unkeyed()] = Field(min_length=1)
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:
-    """The part of the configuration that decides the result, with the source's digest in place of its address."""
+    """The configuration as far as results depend on it, with a digest in place of the address.
+
+    The digest is of the source's listing.
+    """
     digest = source_digest(*detect_source(config.source), config.columns)
     return {**config.model_dump(mode="json", context=IDENTITY), "source_digest": digest}
 
 
 def shard_in_place(images: Artifact) -> FileVersion | None:
-    """A shard of the set that was not written here but is read where the user has it; None if there is none."""
+    """A shard in the user's own place, not written by the stage; None if there is none."""
     index = load_index(images.url(INDEX))
     return next((FileVersion(index.url(e.url), e.bytes, "") for e in index.shards if "/" in e.url), None)
 
 
 def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
-    """Write (or, for tars that exist, only index) the shards of the set.
+    """Writes the shards of the set; existing tars are only indexed.
 
     Returns an artifact of kind `shards`: `index.json`, `bpe.json` and the tars that were written here.
     """

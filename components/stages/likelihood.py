@@ -34,7 +34,7 @@ from components.stages.context import StageContext
 
 
 class LikelihoodConfig(Config):
-    """Of how many images, and, of a diffusion model, whether exactly."""
+    """Number of images, and the choice of an exact or estimated bound of a diffusion model."""
 
     stage_version = 2  # gray images are one channel, and PNGs stand beside
 
@@ -46,7 +46,9 @@ class LikelihoodConfig(Config):
 def measure_likelihood(
     config: LikelihoodConfig, context: StageContext, *, images: Artifact, model: Artifact
 ) -> Artifact:
-    """Measure held-out images under their own conditions; of a diffusion model prior, denoising and reconstruction.
+    """Measures bits/dim of held-out images under each image's own conditions.
+
+    Of a diffusion model: prior, denoising and reconstruction.
 
     Returns an artifact of kind `report`: a table with standard errors over images, the figures, and, of a diffusion
     model, plots over t.
@@ -71,7 +73,7 @@ def measure_likelihood(
 
 
 def whole_images(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
-    """What is shown of a model that states the likelihood of whole images."""
+    """Tables and figures of a model with a likelihood of whole images."""
     bits = read_bits(context.files_store, plan.jobs)
     table = bits_table(bits, png=plan.png, exact=plan.likelihood == "exact")
     return {
@@ -82,7 +84,7 @@ def whole_images(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
 
 
 def terms_over_t(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
-    """What is shown of a diffusion model."""
+    """Plots, table and figures of a diffusion model, with terms over t."""
     found = read_bound(context.files_store, plan.jobs)
     return {
         "plots": {"Terms of the bound over t": draw_terms(found, salt=context.stage)},
@@ -92,7 +94,7 @@ def terms_over_t(plan: "BoundPlan", context: StageContext) -> dict[str, Any]:
 
 
 class BoundPlan(NamedTuple):
-    """What is measured."""
+    """Jobs of a likelihood measurement, and the PNG sizes of the same images."""
 
     likelihood: Literal["exact", "bound"] | None  # of whole images; None: terms of a diffusion model's bound
     jobs: list[BoundJob]

@@ -1,4 +1,4 @@
-"""Noising: the forward process on held-out images, and what a trained diffusion model sees in each x_t."""
+"""Noising of held-out images by the forward process, with a diffusion model's predictions of x_0."""
 
 from functools import partial
 

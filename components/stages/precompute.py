@@ -1,5 +1,7 @@
-"""Do the work of frozen networks once: latents, embeddings and states of captions next to each image, or smaller
-images, one file for each shard. Trainings then read what they would make anew at each step.
+"""Encoding of images and captions by frozen networks, a single time before training.
+
+Latents, embeddings and states of captions stand next to each image, or smaller images, one file for each shard.
+Trainings then read what they would make anew at each step.
 """
 
 from functools import partial
@@ -20,7 +22,7 @@ Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
 
 
 class PrecomputeConfig(Config):
-    """What is made beforehand, and which images stay next to it."""
+    """Arrays to encode beforehand, and the size of the stored images."""
 
     columns: tuple[Column, ...] = ()  # arrays of each sample
     resolution: int = Field(ge=1)  # side of the images that encoders see
@@ -34,7 +36,7 @@ class PrecomputeConfig(Config):
 
     @property
     def kept(self) -> int:
-        """Side of the images that are kept."""
+        """Side of the stored images, pixels."""
         return self.kept_resolution or self.resolution
 
 
@@ -47,7 +49,9 @@ def precompute(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> Artifact:
-    """Encode the images and captions of both splits; shards that a killed try has finished are not made again.
+    """Encodes the images and captions of both splits; finished shards are kept.
+
+    A killed try leaves the shards that it has finished.
 
     Returns an artifact of kind `shards`, a set of the same samples in the same order: `index.json`, `bpe.json`, tars,
     and for arrays of texts what stands for no text (`null_text_states.npy`).
@@ -83,7 +87,10 @@ def precompute(
 def encoders_of(
     config: PrecomputeConfig, *, bpe: str, autoencoder: Artifact | None = None, **others: Artifact | None
 ) -> list[LoadEncoder]:
-    """What makes the columns. Raises ValueError for one without its encoder, or an encoder that does not fit."""
+    """Loaders of the encoders of all columns.
+
+    Raises ValueError for a column without its encoder, or for an encoder that does not fit.
+    """
     names = [name for name in config.columns if name != "latents"]
     encoders = list(frozen_encoders(names, resolution=config.resolution, bpe=bpe, **others).load_encoders)
     if "latents" in config.columns:

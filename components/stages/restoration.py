@@ -1,4 +1,4 @@
-"""Restoration: what an image-to-image model makes of held-out images that were degraded, task by task."""
+"""Restoration of degraded held-out images by an image-to-image model, task by task."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from components.stages.context import StageContext
 
 
 class RestorationConfig(MeasureConfig):
-    """Of how many images; and by what their distances to the training images are measured."""
+    """Number of degraded images, and the settings of distances to the training images."""
 
     samples: int = Field(64, ge=2)  # held-out images, each degraded in every way
 
@@ -40,7 +40,7 @@ class RestorationConfig(MeasureConfig):
 def measure_restoration(
     config: RestorationConfig, context: StageContext, *, images: Artifact, cascade: Artifact
 ) -> Artifact:
-    """Degrade held-out images in every way that the cascade's model was trained for, and let it restore them.
+    """Degrades held-out images in every trained way, and measures the model's restorations.
 
     Returns an artifact of kind `report`: a table with signal-to-noise ratios and distances, and an image with rows of
     what was given and what was made. Raises, before any work, FeatureNetworkError if the feature network is not
@@ -71,7 +71,7 @@ def measure_restoration(
 
 
 class RestorationPlan(NamedTuple):
-    """What is asked of the model."""
+    """Sampling jobs by degradation, for the restoring model."""
 
     jobs: dict[str, list[SampleJob]]  # degradation -> its jobs
     model: str  # name of its stage
@@ -79,7 +79,7 @@ class RestorationPlan(NamedTuple):
 
 
 class RestorationResult(NamedTuple):
-    """What came of it."""
+    """Figures, table and image of a measured restoration."""
 
     table: dict[str, Any]
     figures: dict[str, float]
@@ -89,7 +89,9 @@ class RestorationResult(NamedTuple):
 def degraded(
     config: RestorationConfig, index: ShardIndex, cascade: Artifact
 ) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
-    """The model, held-out images (N, H, W, 3), and every degradation of them; always the same. Runs in a worker.
+    """The model, held-out images (N, H, W, 3), and all degradations, equal in every run.
+
+    Runs in a worker.
 
     Raises ValueError as `measure_restoration`.
     """
@@ -122,7 +124,7 @@ def plan_restoration(config: RestorationConfig, index: ShardIndex, cascade: Arti
 
 
 def sets_of(config: RestorationConfig, index: ShardIndex, plan: RestorationPlan, files: Store) -> dict[str, ImageSet]:
-    """What to measure distances of: training images, and what was made of each degradation."""
+    """Sets for distances: training images, and the restored images of each degradation."""
     part, limit = random_part(index, samples=config.reference_samples, seed=config.seed), config.reference_samples
     trained = split_parts(part, "train", resolution=plan.resolution, limit=limit)
     sets = {REFERENCE: ImageSet(tuple(trained), "scale")}
@@ -141,7 +143,7 @@ def read_restorations(
     files: Store,
     distances: dict[str, float],
 ) -> RestorationResult:
-    """Figures, table and image of what the jobs left in `files`. Runs in a worker."""
+    """Figures, table and image, read from the files of the jobs. Runs in a worker."""
     _, originals, damaged = degraded(config, index, cascade)
     made = {name: joined([read_job(job.name, files) for job in jobs]).finished for name, jobs in plan.jobs.items()}
     found = restorations(damaged, made, originals)

@@ -30,7 +30,7 @@ READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
 
 class SamplesConfig(GalleryConfig):
-    """What is sampled of each generator: images to show, and images to measure distances with."""
+    """Images of each generator to show, and images to measure distances with."""
 
     stage_version = 3  # keeps the words that images were asked for by, and the seconds that they took
 
@@ -39,7 +39,7 @@ class SamplesConfig(GalleryConfig):
 
 
 def sample_generators(config: SamplesConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
-    """Sample what the report shows and what the evaluation measures.
+    """Samples images for the report and images for the evaluation.
 
     Returns an artifact of kind `samples`: PNG grids, an npz of raw images for each job, and as metadata the words
     that images were asked for by and the seconds that each generator took for an image that is measured.
@@ -75,14 +75,16 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
 
 
 class SamplesPlan(NamedTuple):
-    """What is asked of the cascade."""
+    """Requests of shown images by image name, and of measured images by generator."""
 
     shown: dict[str, list[Request]]  # name of the image -> its requests
     measured: dict[str, list[Request]]  # generator -> its requests
 
 
 def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, cascade: Artifact) -> SamplesPlan:
-    """The requests of what is shown and measured, as far as the models take them. Runs in a worker.
+    """Requests of shown and measured images, as far as the models accept the conditions.
+
+    Runs in a worker.
 
     Args:
         trained: of the training images whose conditions are measured with.
@@ -107,12 +109,12 @@ def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, casca
 
 
 def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, DrawnGrid]:
-    """The grids of what was sampled, by name. Runs in a worker."""
+    """Grids of the shown images by name. Runs in a worker."""
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
 
 
 def read_job_files(names: list[str], files: Store) -> dict[str, JobFile]:
-    """What the workers tell of the jobs' files, by name. Runs in a worker."""
+    """Records of the job files by name. Runs in a worker."""
     return dict(zip(names, in_parallel(partial(read_job_file, files=files), names), strict=True))
 
 
@@ -127,7 +129,10 @@ class RealConditions(NamedTuple):
 def conditions(
     config: SamplesConfig, index: ShardIndex, trained: Words, condition: ConditionImages | None
 ) -> RealConditions:
-    """What images are asked for by; `condition` says what condition images are, where models take them."""
+    """Conditions of real images for shown and measured requests.
+
+    `condition` describes the condition images, for models that take condition images.
+    """
     held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
     captions = held_out.caption or trained.caption
     if condition is None:

@@ -1,4 +1,4 @@
-"""Studies of one trained diffusion model: samplers by their steps, and kinds of guidance by their scale."""
+"""Studies of a trained diffusion model: samplers over steps, and guidance over scales."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +28,7 @@ from components.stages.context import StageContext
 
 
 def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Artifact, cascade: Artifact) -> Artifact:
-    """Sample the base of the cascade by every sampler and number of steps, and measure distances.
+    """Samples the base of the cascade by every sampler and number of steps, and measures distances.
 
     Returns an artifact of kind `report`: plot, table, figures, and an image with a row for each setting.
     Raises FeatureNetworkError before any work if the feature network is not installed.
@@ -48,7 +48,9 @@ def study_steps(config: StepsStudyConfig, context: StageContext, *, images: Arti
 def study_guidance(
     config: GuidanceStudyConfig, context: StageContext, *, images: Artifact, **models: Artifact
 ) -> Artifact:
-    """Sample under each guidance and scale from the same seeds and labels, and measure accuracy and distance.
+    """Samples under each guidance and scale, and measures accuracy and distance.
+
+    All settings start from the same seeds and labels.
 
     Args:
         models: those of `Models` by name: base, judge, and weaker and classifier where methods need them.
@@ -77,7 +79,7 @@ def _measured(
     load: Callable[[], Any],
     sample: Callable[[Any, VariantJob], Made],
 ) -> Measured:
-    """Sample the same requests in every setting, and measure what was made."""
+    """Samples the same requests in every setting, and measures the images."""
     check_feature_network(config.feature_network)
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
     with context.pool() as pool:

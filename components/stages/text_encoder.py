@@ -1,4 +1,7 @@
-"""Bring a pretrained text encoder into the store, so that trainings and samples find it where all models are."""
+"""Import of a pretrained text encoder into the store, next to all other models.
+
+Trainings and samples find the encoder there.
+"""
 
 import json
 import tempfile
@@ -22,7 +25,7 @@ from components.stages.context import StageContext
 
 
 class TextEncoderConfig(Config):
-    """Which encoder."""
+    """Address of the text encoder, and the length of a text in tokens."""
 
     # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
     uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
@@ -30,7 +33,9 @@ class TextEncoderConfig(Config):
 
 
 def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
-    """Copy the encoder's files. Returns a model artifact: them, and as metadata the shape of a text's states.
+    """Copies the encoder's files into a model artifact.
+
+    The artifact's metadata has the shape of a text's states.
 
     Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded.
     """
@@ -40,7 +45,7 @@ def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Art
 
 
 def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[FileEntry], tuple[int, int]]:
-    """Copy the encoder's files to the stage's store and load it once. Runs in a worker.
+    """Copies the encoder's files to the stage's store and loads the encoder once. Runs in a worker.
 
     Returns the entries of the files and the shape of a text's states. Raises FrozenTextError.
     """
@@ -51,7 +56,10 @@ def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[Fil
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """Copy the files of an encoder at `uri`, those that are needed. Raises FrozenTextError if one is missing."""
+    """Copies the needed files of an encoder from `uri` to `folder`.
+
+    Raises FrozenTextError if a file is missing.
+    """
     check_files(uri)
     try:
         for name in PRETRAINED_FILES:

@@ -1,4 +1,4 @@
-"""Turn images into tokens, one file for each shard."""
+"""Tokens of all images of a set, a file for each shard."""
 
 from functools import partial
 
@@ -18,13 +18,13 @@ from components.stages.context import StageContext
 
 
 class TokensConfig(Config):
-    """Little to decide: the tokens are those of the tokenizer."""
+    """Choice of the image member to encode; the tokenizer decides the tokens."""
 
     member: Member = "image"  # what of each sample is the image: itself, its depth map or its mask
 
 
 def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:
-    """Encode the images of both splits; files that a killed try has finished are not made again.
+    """Encodes the images of both splits; finished files of a killed try are kept.
 
     Returns a tokens artifact: the files in the order of the index, the caption tokenizer, and as metadata what the
     prior needs to know and how the codebook is used by the whole set.
@@ -56,7 +56,7 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
 
 
 def use_of_codes(files: Store, names: list[str], *, codebook_size: int) -> dict[str, float]:
-    """Share of codes in use, their perplexity, and counts, over all images of the set. Runs in a worker."""
+    """Share of codes in use, perplexity, and counts, over all images of the set. Runs in a worker."""
     histogram, images = torch.zeros(codebook_size, dtype=torch.int64), 0
     for name in names:
         tokens = parse_tokens(files.read(name), name).tokens

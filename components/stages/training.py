@@ -1,4 +1,4 @@
-"""Train a model of any family of `components.configuration.families`, on images or on tokens."""
+"""Training of a model of any family of `components.configuration.families`, on images or on tokens."""
 
 from functools import partial
 
@@ -42,7 +42,9 @@ def train_model(
     tokenizer: Artifact | None = None,
     condition: Artifact | None = None,
 ) -> Artifact:
-    """Train on `images` or on `tokens`. Returns a model artifact: bundle, metrics and, where there is one, a preview.
+    """Trains on `images` or on `tokens`.
+
+    Returns a model artifact: bundle, metrics and, where there is one, a preview.
 
     Args:
         autoencoder: the model learns its latents in place of images.
@@ -73,7 +75,7 @@ def train_on_images(
     contrastive: Artifact | None,
     text_encoder: Artifact | None,
 ) -> Artifact:
-    """Read the images in order and train on them; arguments and errors are those of `train_model`."""
+    """Trains on images in the order of the set; arguments and errors are as in `train_model`."""
     needs, optimization, resources = config.needs(), config.optimization, context.resources
     if needs.resolution is None:
         raise ValueError("a model of pixels needs a resolution; only one of tokens goes without")
@@ -144,7 +146,7 @@ def train_on_images(
 def train_on_tokens(
     config: Training, context: StageContext, tokens: Artifact, *, tokenizer: Artifact | None, condition: Artifact | None
 ) -> Artifact:
-    """Train on tokens, each rank on its share of the set; arguments and errors are those of `train_model`."""
+    """Trains on tokens, each rank on a share of the set; arguments and errors are as in `train_model`."""
     metadata, grid, optimization = tokens.metadata, grid_of(tokens), config.optimization
     check_condition(condition, wanted="condition" in config.needs().columns)
     if condition is not None:
