@@ -48,7 +48,7 @@ class Config(BaseModel):
     # The same of a part, as of one kind of network: joins the part's fields in the key.
     revision: ClassVar[dict[str, str]] = {}
 
-    _markers: ClassVar[dict[str, Since | Unkeyed]] = {}  # of its fields, those of the classes it is made of included
+    _markers: ClassVar[dict[str, Since | Unkeyed]] = {}  # markers of own and inherited fields
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

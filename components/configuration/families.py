@@ -38,12 +38,12 @@ class Family(NamedTuple):
     title: str
     training: type[Training]
     networks: tuple[str, ...]  # kinds, keys of `components.models.bundle.NETWORKS`
-    sampling: type[ModelSampling] | None = None  # settings of its sampler; None: it leaves nothing to choose
+    sampling: type[ModelSampling] | None = None  # settings of the sampler; None: a sampler without settings
     stored: str = ""  # of a task with several networks, the prefix of the one that is stored
-    whole: str | None = None  # why its network can't be cut into shards; None: it can
+    whole: str | None = None  # reason why the network can't be cut into shards; None: shards work
     likelihood: Literal["exact", "bound"] | None = None  # of whole images
-    alone: bool = False  # makes images of its own, without another model
-    reconstructs: bool = False  # is shown by what it keeps of held-out images
+    alone: bool = False  # makes images without another model
+    reconstructs: bool = False  # shown by reconstructions of held-out images
 
 
 FAMILIES: dict[str, Family] = {

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-GROUPS = 16  # of images, each left out once for a standard error
+GROUPS = 16  # groups of images, each left out once for a standard error
 
 
 class Gaussian(NamedTuple):

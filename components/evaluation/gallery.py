@@ -32,11 +32,11 @@ from components.sampling.requests import Request
 STRIP = "strip"
 ORIGINALS = "originals_and_reconstructions"
 INDEX_GRIDS = "index_grids"
-SIDE_BY_SIDE = 6  # conditions of which the cascade's stages are shown next to each other
+SIDE_BY_SIDE = 6  # number of conditions with the cascade's stages side by side
 SEED_APART = 1_000_000  # shown images have other seeds than measured ones
 RECONSTRUCTIONS = 24
 GRIDS = 8  # index grids shown
-UNCONDITIONAL = 32  # images shown of a model that takes no condition
+UNCONDITIONAL = 32  # number of shown images of a model without conditions
 
 
 class DrawnGrid(NamedTuple):
@@ -52,7 +52,7 @@ class GalleryConfig(Config):
     images_per_class: int = Field(6, ge=1)
     max_classes: int = Field(12, ge=1)
     prompts: tuple[str, ...] = ()  # empty: the captions of the first held-out images
-    num_prompts: int = Field(8, ge=0)  # how many of these
+    num_prompts: int = Field(8, ge=0)  # number of captions taken in place of prompts
     images_per_prompt: int = Field(6, ge=1)
     strip_frames: int = Field(8, ge=2)
     guidance_scale: float | None = Field(None, ge=0)  # of shown images; None is the model's own
@@ -160,7 +160,7 @@ def words_of(requests: Sequence[Request], classes: Sequence[str]) -> tuple[str, 
 
 
 def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
-    """Grid with a row for each condition image: the condition first, then the images made for the condition."""
+    """Grid with a row for each condition image: the condition, then the images made for the condition."""
     rows: dict[bytes, list[np.ndarray]] = {}
     for request, image in zip(requests, finished, strict=True):
         png = request.condition or b""
@@ -170,7 +170,7 @@ def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
 
 
 def condition_image(png: bytes, *, resolution: int) -> np.ndarray:  # (H, W, 3) uint8
-    """Decodes a condition image and resizes the pixels to `resolution`."""
+    """Decodes a condition image and resizes the pixels to `resolution`, (H, W, 3) uint8."""
     return to_uint8(read_image(png, resolution=resolution)[None])[0]
 
 

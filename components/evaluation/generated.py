@@ -21,8 +21,8 @@ from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 
 JOB_SIZE = 64  # images of one job, at least
-LARGEST_JOB = 512  # where many thousands are asked for
-ENOUGH_JOBS = 64  # of one generator, for as many workers
+LARGEST_JOB = 512  # images of a job, at most, for many thousand requests
+ENOUGH_JOBS = 64  # jobs of one generator, enough for as many workers
 
 
 class SampleJob(NamedTuple):
@@ -49,7 +49,7 @@ class Strip(NamedTuple):
     """Denoising of a diffusion stage in F frames: noisy images, predicted clean images, and timesteps."""
 
     x_t: np.ndarray  # (F, N, H, W, 3) uint8
-    x_0: np.ndarray  # (F, N, H, W, 3) uint8: the clean image that the model sees in x_t
+    x_0: np.ndarray  # (F, N, H, W, 3) uint8: the clean image that the model predicts from x_t
     timesteps: np.ndarray  # (F,) noising steps, or the times of another process
 
 
@@ -89,7 +89,7 @@ def measured_requests(
     Two models that know the same conditions are then compared on the same distribution of them.
     """
     numbers = np.random.default_rng(seed)
-    rounds = max(1, -(-count // len(labels)))  # none are asked for where count is 0
+    rounds = max(1, -(-count // len(labels)))  # no request where count is 0
     chosen = np.concatenate([numbers.permutation(len(labels)) for _ in range(rounds)])[:count]
     asked = [
         Request(

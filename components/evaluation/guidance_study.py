@@ -56,7 +56,7 @@ class GuidanceStudyConfig(VariantsConfig):
     """
 
     methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
-    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # of all but a classifier
+    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # scales of all kinds but a classifier
     interval: tuple[float, float] = (0.2, 5.0)  # noise levels, sigma / signal, that the method interval guides at
     classifier_scales: tuple[Scale, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
     sampler: SamplerName = "ddim"

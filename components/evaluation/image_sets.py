@@ -37,7 +37,7 @@ class ImageSet(NamedTuple):
     """Images to measure."""
 
     parts: tuple[ImagePart, ...]
-    purpose: Purpose  # what a model made, or what tells how to read the distances
+    purpose: Purpose  # images of a model, or images that calibrate the distances
 
     @property
     def num_images(self) -> int:
@@ -50,7 +50,7 @@ class ShardImages(NamedTuple):
 
     index: ShardIndex  # with this shard alone
     split: Split
-    resolution: int  # they are resized to it
+    resolution: int  # pixels of a side after resizing
     rows: tuple[int, ...]  # numbers among the split's samples of this shard
 
     @property
@@ -131,7 +131,7 @@ class FileImages(NamedTuple):
     path: str
     array: str
     num_images: int
-    digest: Digest | None = None  # where it is known
+    digest: Digest | None = None  # None: not known
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the rows of the array in order. Raises DamagedFileError."""

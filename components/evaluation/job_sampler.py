@@ -34,13 +34,13 @@ class JobFile(NamedTuple):
 
     entry: FileEntry  # below the folder of the jobs
     stages: dict[str, tuple[int, int]]  # stage -> number of its images, and their side in pixels
-    seconds: float  # that its images took
+    seconds: float  # of sampling the images
 
 
 class Drawn(NamedTuple):
     """Images of a job, still on the device."""
 
-    batches: list[tuple[list[int], dict[str, Tensor]]]  # places of requests, and each stage's images of them
+    batches: list[tuple[list[int], dict[str, Tensor]]]  # places of requests, and the images of each stage
     strips: dict[str, Strip]
 
     def fetched(self) -> SampledImages:

@@ -1,4 +1,6 @@
-"""Held-out bits/dim of a diffusion model: the variational bound, term by term (Ho et al., 2020, equation 5).
+"""Held-out bits/dim of a diffusion model: the variational bound, term by term.
+
+Ho et al., 2020, equation 5:
 
     prior           KL(q(x_T | x_0) || N(0, I)), which no network decides
     denoising       sum over t of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
@@ -42,7 +44,7 @@ Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B 
 
 
 class BoundTerms(NamedTuple):
-    """The terms of some images."""
+    """Terms of the bound for N images."""
 
     prior: np.ndarray  # (N,)
     terms: np.ndarray  # (N, K): index 0 of each row is the reconstruction
@@ -51,17 +53,19 @@ class BoundTerms(NamedTuple):
 
 
 class BoundJob(NamedTuple):
-    """Images of which one worker takes all terms."""
+    """Images for a single worker to measure, with labels."""
 
     name: str  # of its file, without `.npz`
-    first: int  # place of the first image among the held-out ones: names its random stream
+    first: int  # place among the held-out images: names the random stream
     image: np.ndarray  # (N, H, W, 3) uint8
     label: np.ndarray  # (N,) int64
     caption: tuple[str, ...]
 
 
 def strata(num_timesteps: int, count: int) -> np.ndarray:
-    """Edges (count + 1,) of strata of [0, num_timesteps): widths grow linearly with t, and the first one holds 0 alone.
+    """Edges (count + 1,) of strata of [0, num_timesteps) with widths that grow linearly with t.
+
+    The first stratum holds 0 alone.
 
     Raises ValueError if count is not in [2, num_timesteps], or 1 for a single timestep.
     """
@@ -76,7 +80,7 @@ def strata(num_timesteps: int, count: int) -> np.ndarray:
 def image_terms(
     term: Term, x_0: Tensor, *, edges: np.ndarray, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps (K,), one of each stratum, and their terms (K,), of one image x_0 (C, H, W) in [-1, 1]."""
+    """Timesteps (K,), drawn from each stratum, with the terms (K,) of an image x_0 (C, H, W) in [-1, 1]."""
     widths = torch.from_numpy(np.diff(edges))
     drawn = (torch.rand(len(widths), generator=generator, dtype=torch.float64) * widths).long()
     timesteps = torch.from_numpy(edges[:-1]) + drawn
@@ -88,12 +92,13 @@ def image_terms(
 
 
 def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
+    """Terms of the images of all parts in order; timesteps and weights are equal in all parts."""
     prior, terms, timesteps, weights = zip(*parts, strict=True)
     return BoundTerms(np.concatenate(prior), np.concatenate(terms), np.concatenate(timesteps), weights[0])
 
 
 def bound_parts(found: BoundTerms) -> dict[str, np.ndarray]:
-    """The bound of each image and what it consists of, (N,) each."""
+    """The bound and the parts of the bound for each image, (N,) each."""
     weighted = found.terms * found.weights
     denoising, reconstruction = weighted[:, 1:].sum(axis=1), weighted[:, 0]
     return {
@@ -105,12 +110,12 @@ def bound_parts(found: BoundTerms) -> dict[str, np.ndarray]:
 
 
 def is_exact(found: BoundTerms) -> bool:
-    """Whether every timestep was taken; if not, all but prior and reconstruction are estimates."""
+    """True if every timestep was taken; otherwise all but prior and reconstruction are estimates."""
     return bool((found.weights == 1).all())
 
 
 def summarize(found: BoundTerms, *, png: np.ndarray) -> dict[str, float]:
-    """Metrics: the bound and its three parts, means over images, each with its standard error.
+    """Metrics: means over images of the bound and the three parts, each with a standard error.
 
     `held_out_bits_per_dim` is the exact sum over t, `estimated_held_out_bits_per_dim` the stratified estimate.
     `png_bits_per_dim` is what the same images take as PNGs, png (N,).
@@ -124,7 +129,7 @@ def summarize(found: BoundTerms, *, png: np.ndarray) -> dict[str, float]:
 
 
 def bound_table(found: BoundTerms, *, png: np.ndarray) -> dict[str, Any]:
-    """Columns and rows for the report; the last one are the same images as PNGs, png (N,)."""
+    """Columns and rows for the report; the last row is the images as PNGs, png (N,)."""
     terms = "all t" if is_exact(found) else f"{found.terms.shape[1]} strata of t"
     return {
         "columns": ["term", "bits/dim", "standard error", "images", "sum over"],
@@ -139,19 +144,22 @@ def bound_table(found: BoundTerms, *, png: np.ndarray) -> dict[str, Any]:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean of independent values (N,): their unbiased deviation over the root of N. NaN for a single one."""
+    """Standard error of the mean of independent values (N,).
+
+    The unbiased deviation over the root of N; NaN for a single value.
+    """
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def term_curve(found: BoundTerms) -> Series:
-    """The mean term at each timestep or stratum, from 1 on, thinned where neighbors can't be told apart."""
+    """Mean term at each timestep or stratum, from 1 on, thinned where neighbors can't be told apart."""
     x, y = found.timesteps.mean(axis=0)[1:], found.terms.mean(axis=0)[1:]
     places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1 if len(x) else np.zeros(0, int)
     return Series("denoising", x[places].tolist(), y[places].tolist())
 
 
 def draw_terms(found: BoundTerms, *, salt: str) -> str:
-    """The terms over t, and what they add up to from t on, as SVG."""
+    """Plot of the terms over t, and of the sum of the terms from t on, as SVG."""
     x = found.timesteps.mean(axis=0)
     cumulated = found.prior.mean() + (found.terms * found.weights).mean(axis=0)[::-1].cumsum()[::-1]
     places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1
@@ -177,7 +185,7 @@ def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> 
 
 
 class BoundWorker:
-    """One actor of the pool."""
+    """Actor of the pool that measures the terms of the images of a job."""
 
     def __init__(self, model: Artifact, files: Store, *, timesteps_per_image: int | None, seed: int) -> None:
         device = best_device()
@@ -195,7 +203,9 @@ class BoundWorker:
 
 @torch.no_grad()
 def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: int | None, seed: int) -> BoundTerms:
-    """The terms of a job's images under their own conditions; None takes all timesteps.
+    """Terms of a job's images under each image's own conditions; None takes all timesteps.
+
+    Neither the job nor the batch moves the terms: each image has its own random stream.
 
     Neither the job nor the batch moves them: each image has its own random stream.
     """
@@ -223,7 +233,9 @@ def term_of(
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """One term for each row, (B,) float64: most are too small for less. condition has a single row.
+    """Term of the bound for each row, (B,) float64: most terms are too small for less precision.
+
+    condition has a single row. The predicted x_0 is clipped, as in sampling.
 
     The predicted x_0 is clipped, as in sampling.
     """
@@ -234,12 +246,12 @@ def term_of(
 
 
 def condition_of(model: SamplingModel, *, label: int, caption: str) -> dict[str, Tensor]:
-    """The conditions that the model takes, one row each."""
+    """Accepted conditions of the model, with a single row each."""
     return encode_conditions(model, [Plan(label=label, prompt=caption or None)]).condition
 
 
 def check_model(model: SamplingModel) -> None:
-    """Raise ValueError, in one line, for a model whose bound is not known."""
+    """Raises ValueError, with a message of one line, for a model without a known bound."""
     if model.settings.get("role", "base") != "base":
         raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
     if model.settings.get("objective", {}).get("kind") != "discrete":
@@ -247,7 +259,7 @@ def check_model(model: SamplingModel) -> None:
 
 
 def read_bound(files: Store, jobs: Sequence[BoundJob]) -> BoundTerms:
-    """What the jobs left, one after another."""
+    """Reads the terms of all jobs, joined in the order of the jobs."""
     parts = []
     for job in jobs:
         with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
@@ -264,13 +276,15 @@ def measure_bounds(
     files: Store,
     pool: Pool,
 ) -> Iterator[BoundJob]:
-    """Measure the jobs whose files are missing; yields each job once its file is there."""
+    """Measures the jobs with missing files; yields each job when the file is written."""
     worker = partial(BoundWorker, model, files, timesteps_per_image=timesteps_per_image, seed=seed)
     yield from pool.finish(worker, jobs, files=files)
 
 
 def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
-    """What the model knows of images (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray ones.
+    """Image values for the model from (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray.
+
+    Raises ColorError for images in color and a model of a single channel.
 
     Raises ColorError for images in color where it knows one channel.
     """
@@ -280,8 +294,10 @@ def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
 
 
 def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:
-    """Bits/dim of each of the images (N, H, W, 3) as a PNG of the channels that the model knows, the smallest that
-    Pillow makes, (N,): what the bound is compared with. Raises as `pixels_of`."""
+    """Bits/dim of each image (N, H, W, 3) as the smallest PNG by Pillow, (N,).
+
+    The PNG holds the channels that the model knows. Raises as `pixels_of`.
+    """
     channels = pixels_of(model, image).shape[1]
     values = image[..., 0] if channels == 1 else image
     return np.array([8 * len(encode_png(one, optimize=True)) / one.size for one in values])

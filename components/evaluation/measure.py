@@ -1,4 +1,4 @@
-"""Fréchet distances of many sets of images to one reference, measured in parallel; precision and recall.
+"""Fréchet distances of many sets of images to a common reference, with precision and recall.
 
 Shapes: N images of a set, D features.
 """
@@ -40,7 +40,7 @@ REFERENCE, HELD_OUT = "training images", "held-out images"
 
 
 class MeasureConfig(Config):
-    """By what distances are measured, and to how many images."""
+    """Feature network, precision and image counts of Fréchet distances."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
     precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
@@ -49,7 +49,7 @@ class MeasureConfig(Config):
 
 
 class DistanceRow(Config):
-    """One measured distance; and of the same images, in the same features, precision and recall."""
+    """Measured Fréchet distance of a set, with precision and recall on the same features."""
 
     name: str
     distance: float
@@ -60,7 +60,7 @@ class DistanceRow(Config):
     recall: float | None = None
 
     def metrics(self, network: str) -> dict[str, float]:
-        """What was measured by its name among metrics: letters, digits and underscores only."""
+        """Measured figures by metric name: letters, digits and underscores only."""
         name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
         found = {"fd": self.distance, "precision": self.precision, "recall": self.recall}
         return {f"{figure}_{network}_{name}": value for figure, value in found.items() if value is not None}
@@ -74,8 +74,10 @@ def measure_distances(
     pool: Pool,
     progress: Callable[[int, int], None],
 ) -> list[DistanceRow]:
-    """The distance of each set to the one called REFERENCE, and between its halves. Other arguments are those of
-    `measure_features`."""
+    """Distance of each set to the set called REFERENCE, and the distance between halves.
+
+    The halves are those of the reference. Other arguments are as in `measure_features`.
+    """
     precision = config.precision
     measured = measure_features(
         sets, network=config.feature_network, precision=precision, work=work, pool=pool, progress=progress
@@ -86,7 +88,9 @@ def measure_distances(
 def distance_rows(
     sets: Sequence[FeatureSet], work: Store, *, pool: Pool, seed: int, refined: bool = False, reference: str = REFERENCE
 ) -> list[DistanceRow]:
-    """As `measure_distances`, from the files of the features; the workers take the sets in turn.
+    """Rows of distances from the files of features, shared among the workers.
+
+    Rows are those of `measure_distances`; the workers take the sets in turn.
 
     Args:
         refined: with errors, precision and recall, which take most of the time.
@@ -98,7 +102,10 @@ def distance_rows(
 
 
 class RowMeasurer:
-    """One worker of the pool. It has the features of the reference in memory, and those of one other set."""
+    """Pool worker that measures sets, with the reference features in memory.
+
+    One other set is in memory beside the reference.
+    """
 
     def __init__(self, work: Store, to: FeatureSet, *, seed: int, refined: bool) -> None:
         self.work, self.to, self.seed, self.refined = work, to, seed, refined
@@ -116,27 +123,29 @@ class RowMeasurer:
 
 
 def halves_row(references: np.ndarray, *, name: str, seed: int) -> DistanceRow:
-    """How far two halves of the reference of this name, features (R, D), are from each other."""
+    """Distance between two halves of the reference, with features (R, D), as a row of the given name."""
     distance, count = distance_of_halves(references, seed=seed), len(references) // 2
     return DistanceRow(name=f"two halves of the {name}", distance=distance, samples=count, purpose="scale")
 
 
 def distance_row(name: str, vectors: np.ndarray, reference: Gaussian, purpose: Purpose) -> DistanceRow:
-    """How far a set with features (N, D) is from the reference."""
+    """Distance of a set with features (N, D) to the reference, as a row."""
     distance = frechet_distance(gaussian_of(vectors), reference)
     return DistanceRow(name=name, distance=distance, samples=len(vectors), purpose=purpose)
 
 
 def packed_reference(work: Store, files: Sequence[str]) -> bytes:
-    """What the distance knows of the set with these files of features. Runs in a worker."""
+    """Packed Gaussian of a set, from the files of features. Runs in a worker."""
     return pack_gaussian(gaussian_of(read_features(work, files)))
 
 
 def refined_row(
     row: DistanceRow, vectors: np.ndarray, references: np.ndarray, reference: Gaussian, *, seed: int
 ) -> DistanceRow:
-    """The row of a set with features (N, D), with the error of its distance, and precision and recall where there are
-    images enough. `reference` is of the features `references` (R, D)."""
+    """The row with the standard error of the distance, and precision and recall.
+
+    Features are (N, D); precision and recall need images enough. `reference` is of the features `references` (R, D).
+    """
     found: dict[str, float | None] = {"standard_error": distance_error(vectors, reference, seed=seed)}
     count = min(len(vectors), len(references))
     if count > NEIGHBORS:
@@ -147,7 +156,7 @@ def refined_row(
 
 
 class MadeStage(NamedTuple):
-    """What one stage of a generator made."""
+    """Images of a generator's stage, in parts on disk or in a store."""
 
     generator: str
     stage: str
@@ -156,14 +165,14 @@ class MadeStage(NamedTuple):
 
 
 def branch_name(generator: str) -> str:
-    """What the images of a generator are called in tables."""
+    """Name of a generator's images in tables."""
     return f"{generator.removesuffix('s')} branch"
 
 
 def compared_sets(
     trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
 ) -> dict[str, ImageSet]:
-    """What is measured against the training images: all that was made, and what tells how to read the numbers.
+    """Sets to measure against training images: generated images, and sets that calibrate the numbers.
 
     Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
     """
@@ -179,7 +188,7 @@ def compared_sets(
 
 
 def made_name(stage: MadeStage) -> str:
-    """What the images of a stage are called in tables."""
+    """Name of a stage's images in tables."""
     suffix = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
     return f"{branch_name(stage.generator)}{suffix}, {stage.side}²"
 
@@ -187,7 +196,10 @@ def made_name(stage: MadeStage) -> str:
 def window_sets(
     trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, side: int, seed: int
 ) -> dict[str, ImageSet]:
-    """Windows of training images, first, for they are the reference; of held-out ones; and of larger images made."""
+    """Windows of training images (the reference, first), held-out images, and generated images.
+
+    Only generated images larger than a window are cut.
+    """
     wholes = {f"{REFERENCE} of {trained[0].resolution}²": ImageSet(tuple(trained), "scale")}
     wholes[HELD_OUT] = ImageSet(tuple(held_out), "scale")
     wholes |= {made_name(stage): ImageSet(stage.parts, "model") for stage in made if stage.side > side}

@@ -1,4 +1,4 @@
-"""What the forward process does to real images, and what a trained model sees in each x_t.
+"""Study of the forward process on real images, and of a trained model's predictions of x_0.
 
     x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise      (Ho et al., 2020, equation 4)
 
@@ -44,7 +44,7 @@ HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
 
 
 class NoisingStudyConfig(Config):
-    """Of which held-out images, and how many times are shown."""
+    """Number of held-out images, and of shown times."""
 
     samples: int = Field(128, ge=2)  # images that values and errors are taken of
     shown: int = Field(4, ge=1)  # images in a row of their own
@@ -54,14 +54,14 @@ class NoisingStudyConfig(Config):
 
 
 class NoisedImages(NamedTuple):
-    """Images with the noise that is theirs at every time."""
+    """Images, with a fixed noise for every time."""
 
     x_0: Tensor  # (N, 3, H, W) in [-1, 1]
     noise: Tensor  # like x_0
 
 
 class NoisingFindings(NamedTuple):
-    """What the study leaves."""
+    """Images, plots and table of the study."""
 
     images: dict[str, bytes]  # name -> PNG
     plots: dict[str, str]  # title -> SVG
@@ -70,7 +70,7 @@ class NoisingFindings(NamedTuple):
 
 
 def study_model(config: NoisingStudyConfig, index: ShardIndex, model: Artifact, *, salt: str) -> NoisingFindings:
-    """Noise held-out images and predict x_0 in them. Runs in a worker.
+    """Noises held-out images and predicts x_0 at each time. Runs in a worker.
 
     Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out.
     """
@@ -106,7 +106,11 @@ def study_model(config: NoisingStudyConfig, index: ShardIndex, model: Artifact, 
 
 
 def discrete_objective(model: SamplingModel) -> DiscreteObjective:
-    """Raises ValueError, in one line, for a model without discrete steps, or one that needs other models."""
+    """Objective of a model with discrete steps.
+
+    Raises ValueError, with a message of one line, for a model without discrete steps, or for a model that needs other
+    models.
+    """
     objective = make_objective(model.settings["objective"])
     if not isinstance(objective, DiscreteObjective):
         raise ValueError("only diffusion in discrete steps has these times; give a model with objective discrete")
@@ -116,7 +120,7 @@ def discrete_objective(model: SamplingModel) -> DiscreteObjective:
 
 
 def with_noise(images: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> NoisedImages:
-    """Images (N, H, W, 3) uint8, each with noise of a stream of its own."""
+    """Images (N, H, W, 3) uint8 as x_0, each with noise from a separate stream."""
     x_0 = from_uint8(images)
     streams = (random_stream(seed + number, "noising") for number in range(len(x_0)))
     noise = [torch.randn(x_0.shape[1:], generator=stream) for stream in streams]
@@ -132,7 +136,7 @@ def noised_at(schedule: Schedule, images: NoisedImages, time: int) -> Tensor:
 def predicted_x_0(
     model: SamplingModel, objective: DiscreteObjective, split: SplitArrays, images: NoisedImages, time: int
 ) -> Tensor:
-    """What the model sees in x_t under the images' own conditions, clipped as in sampling: (N, 3, H, W).
+    """Model's prediction of x_0 from x_t under each image's own conditions, clipped: (N, 3, H, W).
 
     Args:
         split: where the conditions stand; the images are its first ones.
@@ -150,7 +154,7 @@ def predicted_x_0(
 
 
 def values_table(schedule: Schedule, images: NoisedImages) -> dict[str, Any]:
-    """Mean and variance of all values of x_t, and the variance that the formula says."""
+    """Mean and variance of all values of x_t, and the variance from the formula."""
     variance, rows = float(images.x_0.var()), []
     for time in spaced_timesteps(len(schedule), min(HISTOGRAM_TIMES + 1, len(schedule))):
         x_t, left = noised_at(schedule, images, time), float(schedule.alphas_cumprod[time])
@@ -160,7 +164,7 @@ def values_table(schedule: Schedule, images: NoisedImages) -> dict[str, Any]:
 
 
 def draw_forward(schedule: Schedule, images: NoisedImages, config: NoisingStudyConfig) -> bytes:
-    """A row for each image: itself, then more and more noise."""
+    """Grid with a row for each image: the image, then more and more noise."""
     times = spaced_timesteps(len(schedule), min(config.frames, len(schedule)))
     columns = [to_uint8(images.x_0), *(to_uint8(noised_at(schedule, images, time)) for time in times)]
     rows = [[column[number] for column in columns] for number in range(len(images.x_0))]
@@ -175,7 +179,7 @@ def draw_predicted(
     images: NoisedImages,
     config: NoisingStudyConfig,
 ) -> bytes:
-    """For each image x_t at several times above the x_0 that the model sees in it."""
+    """Grid with x_t at several times above the predicted x_0, for each image."""
     times = spaced_timesteps(len(objective.schedule), min(config.frames, len(objective.schedule)))
     first = NoisedImages(images.x_0[:PAIRS], images.noise[:PAIRS])
     x_t = [to_uint8(noised_at(objective.schedule, first, time)) for time in times]
@@ -189,15 +193,17 @@ def draw_predicted(
 
 
 def captions_of(times: Sequence[int]) -> list[str]:
+    """Captions of images at the times, in steps of noise from 1."""
     return [steps_caption(time) for time in times]
 
 
 def steps_caption(time: int) -> str:
+    """Caption of an image at a time, in steps of noise from 1."""
     return "1 step" if time == 0 else f"{time + 1} steps"
 
 
 def draw_values(schedule: Schedule, images: NoisedImages, *, salt: str) -> str:
-    """Densities of all values of x_t at several times, over that of a standard normal."""
+    """Plot of the densities of x_t at several times, over the density of a standard normal."""
     edges = np.linspace(-RANGE, RANGE, BINS + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     lines = []
@@ -211,7 +217,7 @@ def draw_values(schedule: Schedule, images: NoisedImages, *, salt: str) -> str:
 
 
 def draw_schedules(schedule: Schedule, *, salt: str) -> str:
-    """Signal that is left by step: all schedules that have so many steps, and the model's own if it is another."""
+    """Plot of remaining signal by step: all schedules of the same length, and the model's own schedule."""
     total = len(schedule)
     names = [name for name, kind in betas.SCHEDULES.items() if kind.too_few_steps < total]
     tables: dict[str, torch.Tensor] = {
@@ -226,7 +232,7 @@ def draw_schedules(schedule: Schedule, *, salt: str) -> str:
 
 
 def draw_errors(errors: dict[int, float], variance: float, *, salt: str) -> str:
-    """Squared error of the predicted x_0 by time, over that of guessing the mean."""
+    """Plot of the squared error of the predicted x_0 by time, over the error of predicting the mean."""
     line = Series("predicted x_0", [time + 1 for time in errors], list(errors.values()))
     level = {"variance of x_0: the mean guessed": variance}
     return plot_svg([Panel("noising steps", "mean squared error", [line], levels=level)], salt=salt)

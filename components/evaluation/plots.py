@@ -1,4 +1,4 @@
-"""Plots of several measured lines in one image, as SVG that reads alike in the report and as a file of its own."""
+"""Plots of several measured lines in an image, as SVG for the report and for a separate file."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +21,7 @@ ROUND = (1, 2, 5)  # ticks of a logarithmic axis, times powers of ten
 
 
 class Series(NamedTuple):
-    """One line: y at each x, in the order in which they are joined."""
+    """A line of a plot: y at each x, in the order of drawing."""
 
     name: str
     x: Sequence[float]
@@ -30,6 +30,8 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
+    """A plot of several lines, with axis labels, and dashed levels to compare with."""
+
     x_label: str
     y_label: str
     series: Sequence[Series]
@@ -40,7 +42,7 @@ class Panel(NamedTuple):
 
 
 def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
-    """Panels next to each other under one legend, as an `<svg>` element whose title tells every number.
+    """Draws panels side by side under a common legend, as an `<svg>` with all numbers in the title.
 
     A name has one color in all panels.
 
@@ -55,6 +57,7 @@ def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
     height = PANEL[1] + legend
 
     def draw(figure: "Figure") -> None:
+        """Draws the panels and the legend on the figure."""
         for number, panel in enumerate(panels):
             left, bottom = (number * PANEL[0] + 0.62) / width, 0.5 / height
             axes = figure.add_axes((left, bottom, (PANEL[0] - 0.75) / width, (PANEL[1] - 0.6) / height))
@@ -65,7 +68,7 @@ def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
 
 
 def described(panel: Panel) -> str:
-    """The panel in words: each line's points, or its ends where there are many."""
+    """Describes a panel in words: the points of each line, or the ends of a line with many points."""
     lines = [f"{series.name} {_points(series)}" for series in panel.series]
     lines += [f"{name} {height:.4g}" for name, height in panel.levels.items()]
     return f"{panel.y_label} against {panel.x_label}: {', '.join(lines)}"
@@ -77,7 +80,7 @@ def _points(series: Series) -> str:
 
 
 def _legend(figure: "Figure", names: Sequence[str], columns: int) -> None:
-    """Each name once, whatever panels it stands in."""
+    """Legend of all names, each once."""
     drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
     marks = {label: mark for handles, labels in drawn for mark, label in zip(handles, labels, strict=True)}
     figure.legend(

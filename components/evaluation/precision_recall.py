@@ -21,12 +21,17 @@ ROUNDING = 1e-12  # of a squared distance in float64, relative to the squared fe
 
 
 class PrecisionRecall(NamedTuple):
+    """Precision and recall of generated images against real images, shares in [0, 1]."""
+
     precision: float  # in [0, 1]: how many generated images look real
     recall: float  # in [0, 1]: how many real images could have been generated
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int = NEIGHBORS) -> PrecisionRecall:
-    """Of features (N, D) and (M, D), in float64. Raises ValueError for sets of no more images than `neighbors`."""
+    """Precision and recall from features (N, D) of real and (M, D) of generated images, in float64.
+
+    Raises ValueError for sets of no more images than `neighbors`.
+    """
     if min(len(real), len(generated)) <= neighbors:
         raise ValueError(f"precision and recall need more than {neighbors} images of either set")
     one, other = (torch.from_numpy(features.astype(np.float64)).to(best_device()) for features in (real, generated))
@@ -36,19 +41,24 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int 
 
 
 def radii(features: Tensor, neighbors: int) -> Tensor:
-    """Distance of each of the features (N, D) to its k-th nearest neighbor among the others, (N,)."""
+    """Distance of each of the features (N, D) to the k-th nearest neighbor, itself excluded, (N,)."""
     nearest = [distances(part, features).kthvalue(neighbors + 1, dim=1).values for part in features.split(BLOCK)]
     return torch.cat(nearest)  # the nearest of all is the feature itself
 
 
 def share_inside(points: Tensor, centers: Tensor, reach: Tensor) -> float:
-    """How many of the points (M, D) lie in a ball around a center (N, D) of its radius, reach (N,)."""
+    """Share of points (M, D) inside the ball of radius reach (N,) around any center (N, D)."""
     inside = [(distances(part, centers) <= reach).any(dim=1) for part in points.split(BLOCK)]
     return float(torch.cat(inside).double().mean())
 
 
 def distances(points: Tensor, others: Tensor) -> Tensor:
-    """Euclidean, (M, N), by a product of matrices; what rounding leaves between equal features is zero."""
+    """Euclidean distances, (M, N), by a product of matrices; equal features are at distance zero.
+
+    What rounding leaves between equal features is set to zero.
+
+    Zero also where rounding leaves a rest.
+    """
     scale = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
     squared = scale - 2 * points @ others.T
     return squared.where(squared > ROUNDING * scale, 0.0).sqrt()

@@ -1,4 +1,4 @@
-"""The report: one HTML page that holds all it needs, whatever part of a run there is.
+"""The report as a self-contained HTML page, drawn from any part of a run.
 
 No script and no request to anywhere: it opens from a disk, an artifact store or an attachment alike.
 """
@@ -73,22 +73,22 @@ def image_groups() -> dict[str, dict[str, tuple[str, str]]]:
 
 
 class StageRow(Config):
-    """What became of one stage."""
+    """State, times, inputs and figures of a stage of the run."""
 
     name: str
     key: str
     state: State
-    seconds: float | None = None  # that it took, now or when it was made; None: not known
+    seconds: float | None = None  # duration, now or in the run that made the result; None: not known
     started: float | None = None  # seconds since 1970
     inputs: tuple[str, ...] = ()  # names of stages
     uri: str = ""  # of its artifact's folder
-    note: str = ""  # why it failed or was skipped
-    summary: dict[str, float] = Field(default_factory=dict)  # figures that its artifact states
-    code: str = ""  # commit and versions that made it
+    note: str = ""  # reason of a failed or skipped stage
+    summary: dict[str, float] = Field(default_factory=dict)  # figures in the stage's artifact
+    code: str = ""  # commit and versions of the code
 
 
 class DataFacts(Config):
-    """What was trained on."""
+    """Facts about the training data: source, counts, and quarantined images."""
 
     source: str
     license: str
@@ -96,18 +96,18 @@ class DataFacts(Config):
     train_samples: int
     resolution: int | None
     classes: tuple[str, ...]
-    quarantined: tuple[str, ...] = ()  # one line for each image that was left out: which and why
+    quarantined: tuple[str, ...] = ()  # a line for each image left out: name and reason
 
 
 class Table(Config):
-    """Figures in rows; a missing one is a dash."""
+    """Figures in rows; a missing figure is a dash."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str | float | None, ...], ...]
 
 
 class Study(Config):
-    """What a stage measured, as the stage itself drew it."""
+    """Plots and tables of a study, measured and drawn by a stage."""
 
     stage: str
     plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
@@ -115,7 +115,10 @@ class Study(Config):
 
 
 class ReportData(Config):
-    """All that the page shows. Whatever is empty is left out of the page."""
+    """All data of the page.
+
+    Whatever is empty is left out of the page.
+    """
 
     run: str
     recipe: str
@@ -130,9 +133,7 @@ class ReportData(Config):
         default_factory=dict
     )  # stage -> (step, {metric: value})
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
-    words: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict
-    )  # image -> what its rows or columns were asked for by
+    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # image -> conditions of rows or columns
     feature_network: str | None = None
     distances: tuple[DistanceRow, ...] = ()
     codebook: dict[str, float] = Field(
@@ -145,22 +146,26 @@ class ReportData(Config):
 
 
 class Figure(NamedTuple):
+    """An image of the page with a caption and a text for screen readers."""
+
     name: str
     caption: str
     alt: str
     source: str  # data URI
     width: int
     height: int
-    words: Sequence[str] = ()  # that its rows or columns were asked for by
+    words: Sequence[str] = ()  # conditions of rows or columns
 
 
 class Tile(NamedTuple):
+    """A figure of the run in large type, with a label."""
+
     value: str
     label: str
 
 
 class Bar(NamedTuple):
-    """A stage's span in the run, in percent of it."""
+    """Start and width of a stage in the run, in percent of the run."""
 
     left: float
     width: float
@@ -191,7 +196,7 @@ def render_report(data: ReportData) -> str:
 
 
 def page_environment(module: str = __name__) -> Environment:
-    """Templates beside `module`, those of this room that they include, and how figures are written."""
+    """Jinja environment with templates beside `module`, shared templates, and number filters."""
     packages = dict.fromkeys(name.rpartition(".")[0] for name in (module, __name__))
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in packages]),
@@ -205,7 +210,7 @@ def page_environment(module: str = __name__) -> Environment:
 
 
 def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
-    """Those of the images that there are."""
+    """Figures of all available images."""
     return [
         figure(name, data.images[name], *told, data.words.get(name, ()))
         for name, told in images.items()
@@ -220,7 +225,7 @@ def strips(data: ReportData) -> list[Figure]:
 
 
 def described_image(name: str) -> tuple[str, str]:
-    """Its caption, and what a screen reader says."""
+    """Caption of an image, and the text for a screen reader."""
     if name.startswith("strip_"):
         stage = readable(name.removeprefix("strip_"))
         return f"Denoising, {stage}", f"Denoising by {stage}: noisy images above the clean ones that it predicts"
@@ -229,6 +234,7 @@ def described_image(name: str) -> tuple[str, str]:
 
 
 def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:
+    """A figure of an image, shrunk for the page, as data URI."""
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
@@ -236,7 +242,7 @@ def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] =
 
 
 def shrunk(png: bytes, *, width: int) -> bytes:
-    """The image at most so many pixels wide; as it is where it is no wider."""
+    """The image, at most `width` pixels wide; a narrower image is unchanged."""
     with Image.open(io.BytesIO(png)) as image:
         if image.width <= width:
             return png
@@ -245,6 +251,7 @@ def shrunk(png: bytes, *, width: int) -> bytes:
 
 
 def graph(data: ReportData) -> str:
+    """Graph of the stages of the run as SVG."""
     nodes = [Node(row.name, row.state, stage_detail(row), row.inputs) for row in data.stages]
     return graph_svg(nodes, title="The workflow")
 
@@ -257,7 +264,7 @@ def stage_detail(row: StageRow) -> str:
 
 
 def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
-    """When each stage ran, of those that ran now."""
+    """Start and width of each stage with work in this run; cached stages are left out."""
     spans = {
         row.name: (row.started, row.seconds)
         for row in stages
@@ -274,7 +281,7 @@ def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
 
 
 def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> dict[str, list[dict[str, Any]]]:
-    """Curves of a stage: `main` ones, a row at least, and `side` ones that the page folds away."""
+    """Curves of a stage: `main` curves, at least a row, and `side` curves, folded away on the page."""
     drawn: dict[str, list[dict[str, Any]]] = {"main": [], "side": []}
     for metric in metric_names(points):
         if metric not in HIDDEN_METRICS:
@@ -286,7 +293,7 @@ def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> 
 
 
 def tiles(data: ReportData) -> list[Tile]:
-    """The few figures that come first."""
+    """The few figures at the top of the page."""
     found = [] if data.seconds is None else [Tile(duration(data.seconds), "for everything")]
     if data.data is not None:
         found.append(Tile(f"{data.data.train_samples:,}", "images to train on"))
@@ -298,7 +305,7 @@ def tiles(data: ReportData) -> list[Tile]:
 
 
 def speed_table(data: ReportData) -> Table | None:
-    """A row for each training, a column for each measure that one of them told; None where none told any."""
+    """A row for each training, and a column for each reported speed measure; None without measures."""
     rows = {stage: measures_of([values for _, values in points]) for stage, points in data.curves.items()}
     for row in data.stages:
         if rows.get(row.name) and HELD in row.summary:  # the last checkpoint came after the last log
@@ -323,7 +330,7 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | str | None) -> str:
-    """About three digits that count: `12`, `0.0123`, `1.23e-05`, `24,700`; words as they are."""
+    """About three significant digits: `12`, `0.0123`, `1.23e-05`, `24,700`; words are unchanged."""
     if isinstance(value, str):
         return value
     if value is None or not math.isfinite(value):

@@ -1,4 +1,6 @@
-"""How well an image-to-image model restores degraded held-out images, task by task (Palette; Saharia et al., 2022).
+"""Quality of an image-to-image model's restorations of degraded held-out images, task by task.
+
+Palette; Saharia et al., 2022.
 
 Shapes: N images, H W their pixels; images are uint8.
 """
@@ -20,23 +22,23 @@ from components.sampling.model import SamplingModel
 from components.sampling.plan import random_stream
 from components.sampling.requests import Request
 
-JPEG_QUALITIES = (5, 10, 20)  # those of the paper's evaluation
+JPEG_QUALITIES = (5, 10, 20)  # qualities of the paper's evaluation
 ROUNDING = 1 / 12  # variance of rounding to 8 bits: no squared error is measured below
-HIDDEN = 127  # gray level of what is unknown, where people look at it
+HIDDEN = 127  # gray level of unknown pixels in shown images
 SHOWN = 8
 
 
 class Damaged(NamedTuple):
-    """Images after one degradation, and what a model is asked to make of them."""
+    """Images after a degradation, and the requests to restore the images."""
 
     name: str  # "inpainting", "jpeg quality 5", "super resolution 4 times"
-    shown: np.ndarray  # (N, H, W, 3) what is left, gray where nothing is
+    shown: np.ndarray  # (N, H, W, 3) what is left of the image, gray elsewhere
     mask: np.ndarray  # (N, H, W) bool, True where pixels are to be made
     requests: tuple[Request, ...]
 
 
 class Restoration(NamedTuple):
-    """What came of it."""
+    """Degraded, restored and original images of a degradation."""
 
     name: str
     degraded: np.ndarray  # (N, H, W, 3)
@@ -46,12 +48,12 @@ class Restoration(NamedTuple):
 
     @property
     def psnr(self) -> float:
-        """Of what was made in the mask, dB."""
+        """Peak signal-to-noise ratio of the restored images in the mask, dB."""
         return psnr(self.restored, self.original, self.mask)
 
     @property
     def degraded_psnr(self) -> float:
-        """The same of what was given: what doing nothing would reach."""
+        """Peak signal-to-noise ratio of the degraded images, dB: the value without any restoration."""
         return psnr(self.degraded, self.original, self.mask)
 
 
@@ -65,7 +67,7 @@ def damage(
     asked: Sequence[Request] | None = None,
     seed: int = 0,
 ) -> list[Damaged]:
-    """Degrade each image in every way that the model was trained for; always the same for the same seed.
+    """Degrades each image in every way of the model's training; equal for equal seeds.
 
     Args:
         originals: (N, H, W, 3).
@@ -98,12 +100,12 @@ def damage(
 def restorations(
     damaged: Sequence[Damaged], made: Mapping[str, np.ndarray], originals: np.ndarray
 ) -> list[Restoration]:
-    """What was made of each degradation, by its name, next to the originals."""
+    """Restorations of each degradation by name, next to the originals."""
     return [Restoration(each.name, each.shown, made[each.name], originals, each.mask) for each in damaged]
 
 
 def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
-    """Metric -> dB: what the model reaches, and what doing nothing reaches, by degradation."""
+    """Metric -> dB, by degradation: the value of the model, and the value without restoration."""
     figures = {}
     for each in found:
         name = each.name.replace(" ", "_")
@@ -127,7 +129,7 @@ def restoration_table(found: Sequence[Restoration], distances: Mapping[str, floa
 
 
 def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) -> list[Request]:
-    """Requests with what each image is of, as far as the model takes it; labels (N,)."""
+    """Requests with the labels (N,) or captions of the images, as far as the model accepts conditions."""
     bare = [Request()] * len(captions)
     if model.classes:
         bare = [request.replace(label=int(label)) for request, label in zip(bare, labels, strict=True)]
@@ -139,7 +141,7 @@ def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) 
 
 
 def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> bytes:
-    """For each degradation a row of what was given, one of what was made of it, and the originals, as PNG."""
+    """Rows for each degradation as PNG: the degraded images, the restorations, and the originals."""
     blocks = []
     for each in found:
         name = readable(each.name)
@@ -149,7 +151,7 @@ def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> 
 
 
 def psnr(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of the mean squared error over the mask's pixels (N, H, W) of all images, dB."""
+    """Peak signal-to-noise ratio over the mask's pixels (N, H, W) of all images, dB."""
     errors = np.square(made.astype(np.float64) - original)[mask]
     return 10 * math.log10(255**2 / max(float(errors.mean()), ROUNDING))
 
@@ -172,7 +174,7 @@ def _with_masks(
 def _changed(
     name: str, task: str, left: np.ndarray, asked: Sequence[Request], *, degraded: np.ndarray | None = None
 ) -> Damaged:
-    """A degradation of every pixel; `given` is what the model gets, where that is smaller than what is shown."""
+    """A degradation of every pixel; `degraded` is the model's input, if smaller than the shown image."""
     images = left if degraded is None else degraded
     requests = tuple(r.replace(task=task, image=encode_png(p)) for r, p in zip(asked, images, strict=True))
     return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)

@@ -1,4 +1,7 @@
-"""Fréchet distance against the number of network evaluations, for every sampler of one trained model."""
+"""Study of Fréchet distance against the number of network evaluations.
+
+Compares every sampler of one trained model.
+"""
 
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
@@ -25,26 +28,28 @@ from components.sampling.device import best_device
 
 
 class StepsStudyConfig(VariantsConfig):
-    """Which samplers run how many steps."""
+    """Samplers and step counts to compare."""
 
     samplers: tuple[SamplerName, ...] = Field(("ddpm", "ddim", "dpm_solver_pp", "heun"), min_length=1)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 15, 25, 50), min_length=1)
-    reference_sampler: SamplerName = "ddpm"  # what all are compared with
+    reference_sampler: SamplerName = "ddpm"  # sampler of the reference images
     reference_steps: int = Field(250, ge=1)
 
 
 class SamplerSetting(NamedTuple):
-    """One way to sample."""
+    """Sampler and number of steps of a way to sample."""
 
     sampler: SamplerName
     steps: int
 
     @property
     def name(self) -> str:  # of jobs and metrics
+        """Sampler and steps as a name for jobs and metrics."""
         return f"{self.sampler}_{self.steps}"
 
     @property
     def title(self) -> str:
+        """Sampler and steps in words, for tables and rows of images."""
         return f"{self.sampler}, {self.steps} steps"
 
 
@@ -55,6 +60,7 @@ def settings_of(config: StepsStudyConfig) -> dict[str, SamplerSetting]:
 
 
 def reference_of(config: StepsStudyConfig) -> SamplerSetting:
+    """The setting with the reference sampler and its number of steps."""
     return SamplerSetting(config.reference_sampler, config.reference_steps)
 
 
@@ -66,7 +72,10 @@ def plan_study(config: StepsStudyConfig, cascade: Artifact, index: ShardIndex) -
 
 
 def load_cascade(cascade: Artifact) -> Cascade:
-    """On the best device that there is. Raises ValueError for a cascade without a diffusion model."""
+    """Loads the cascade on the best available device.
+
+    Raises ValueError for a cascade without a diffusion model.
+    """
     with cascade.local_copy() as folder:
         loaded = Cascade.load(folder, device=best_device())
     if loaded.base is None:
@@ -75,7 +84,10 @@ def load_cascade(cascade: Artifact) -> Cascade:
 
 
 def sample_in(cascade: Cascade, job: VariantJob) -> Made:
-    """Images of the base alone by the job's sampler and steps. Raises ValueError if its objective has no such way."""
+    """Images of the base alone by the job's sampler and steps.
+
+    Raises ValueError if the objective has no such sampler.
+    """
     base, setting = cascade.base, job.variant
     assert base is not None
     asked = [request.replace(**setting._asdict(), generator="diffusion") for request in job.requests]
@@ -85,7 +97,7 @@ def sample_in(cascade: Cascade, job: VariantJob) -> Made:
 
 
 def draw_steps(found: Measured, config: StepsStudyConfig, *, salt: str) -> dict[str, str]:
-    """Title -> SVG: one line for each sampler, and the reference as a level."""
+    """Plots by title, SVG: a line for each sampler, and the reference as a level."""
     reference, lines = found.points[reference_of(config).name], []
     for sampler in config.samplers:
         line = [found.points[SamplerSetting(sampler, steps).name] for steps in sorted(set(config.steps))]

@@ -1,4 +1,6 @@
-"""Images of one trained model made in several ways, each way from the same seeds and conditions, in resumable jobs.
+"""Images of a trained model, sampled in several ways from equal seeds and conditions.
+
+Each way is sampled in resumable jobs.
 
 Shapes: N images, H W their pixels.
 """
@@ -30,7 +32,7 @@ SMALL = 8  # pixels: only labels and captions are wanted
 
 
 class VariantsConfig(MeasureConfig):
-    """What is sampled in each way."""
+    """Number of images and conditions for each way to sample."""
 
     samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out images to compare with
 
@@ -43,7 +45,7 @@ class VariantsConfig(MeasureConfig):
 
 
 class VariantJob(NamedTuple):
-    """Requests that one worker samples in one batch, in one way."""
+    """Requests for a single worker to sample in a single batch and way."""
 
     name: str  # of its file, without `.npz`
     variant: Any  # the way, as the worker understands it
@@ -51,15 +53,15 @@ class VariantJob(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What was made in one way."""
+    """Images of a job, with the network evaluations and the judged classes."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     evaluations: float  # of the sampled network, for each image
-    correct: np.ndarray  # (N,) bool: whether an independent classifier sees the class that was asked for; or (0,)
+    correct: np.ndarray  # (N,) bool: True where an independent classifier sees the requested class; or (0,)
 
 
 class StudyPlan(NamedTuple):
-    """What a study starts from."""
+    """Starting point of a study: requests, and the accuracy on held-out images."""
 
     requests: list[Request]
     resolution: int
@@ -67,7 +69,7 @@ class StudyPlan(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What one way came to."""
+    """Measured distance, evaluations and accuracy of a way to sample."""
 
     setting: Any  # the way, with a name and a title
     distance: float
@@ -77,15 +79,17 @@ class Point(NamedTuple):
 
     @property
     def accuracy(self) -> float:
+        """Share of images with the requested class."""
         return float(self.correct.mean())
 
     @property
     def accuracy_standard_error(self) -> float:
+        """Standard error of the accuracy, as the share of a binomial sample."""
         return (self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5
 
 
 class Measured(NamedTuple):
-    """What a study found."""
+    """Results of a study by setting, with the distance and the accuracy of held-out images."""
 
     points: dict[str, Point]  # by the name of their setting
     held_out_distance: float
@@ -93,7 +97,7 @@ class Measured(NamedTuple):
 
 
 def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> dict[str, list[VariantJob]]:
-    """Name of the way -> its jobs, called name-000, name-001, …"""
+    """Jobs for each way by name, called name-000, name-001, …"""
     return {
         name: [VariantJob(job.name, variant, job.requests) for job in jobs_of(name, requests)]
         for name, variant in variants.items()
@@ -106,6 +110,7 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
     sizes: list[int] = []
 
     def count(_: nn.Module, inputs: Any, output: Any) -> None:
+        """Appends the batch size of an evaluation."""
         sizes.append(len(output))
 
     hook = module.register_forward_hook(count)
@@ -116,7 +121,7 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
 
 
 class VariantSampler:
-    """One actor of the pool: the models that `load` gives, sampled in any way."""
+    """Actor of the pool with the models from `load`, sampled in any way."""
 
     def __init__(self, load: Callable[[], Any], sample: Callable[[Any, VariantJob], Made], files: Store) -> None:
         self.models, self.sample, self.files = load(), sample, files
@@ -129,7 +134,7 @@ class VariantSampler:
 
 
 def study_requests(config: VariantsConfig, index: ShardIndex, cascade: Cascade, *, prompts: bool) -> list[Request]:
-    """Requests with the labels of training images, and with their captions where prompts are wanted."""
+    """Requests with labels of training images, and with captions where prompts are wanted."""
     trained = read_random_part(index, samples=config.reference_samples, seed=config.seed, resolution=SMALL)
     captions = trained.caption if prompts else [""] * len(trained.label)
     asked: dict[str, Any] = {"labels": trained.label, "captions": captions, "count": config.samples}
@@ -139,7 +144,10 @@ def study_requests(config: VariantsConfig, index: ShardIndex, cascade: Cascade, 
 def read_points(
     files: Store, jobs: Mapping[str, Sequence[VariantJob]], distances: Mapping[str, float]
 ) -> dict[str, Point]:
-    """What the jobs of each way left, and its distance, by its name. Opens all files, so it runs in a worker."""
+    """Images, evaluations and distance of each way, by name.
+
+    Reads all files of the jobs, so the function runs in a worker.
+    """
     points = {}
     for name, group in jobs.items():
         evaluations, correct, first = [], [], []
@@ -161,7 +169,7 @@ def sets_of(
     *,
     resolution: int,
 ) -> dict[str, ImageSet]:
-    """Training images, held-out images, and what was made in each way and lies in `files`."""
+    """Training images, held-out images, and the images of each way in `files`."""
     part = random_part(index, samples=config.reference_samples, seed=config.seed)
     trained = split_parts(part, "train", resolution=resolution, limit=config.reference_samples)
     held_out = held_out_parts(index, resolution=resolution, limit=config.samples)
@@ -173,5 +181,5 @@ def sets_of(
 
 
 def variants_grid(points: Mapping[str, Point]) -> bytes:
-    """The first images of each way, in a row of their own: one column has one seed and one condition. PNG."""
+    """The first images of each way in a row, with equal seed and condition in a column. PNG."""
     return render_blocks([GridBlock(point.setting.title, point.first) for point in points.values()], columns=SHOWN)

@@ -82,9 +82,9 @@ def measure_agreement(
 class Wanted(NamedTuple):
     """A label or a caption of an image of the set, as a request."""
 
-    row: int  # its number among the images of its split
-    asked: int  # its class id, or the number of its caption
-    request: Request  # for its label alone, or for its caption alone
+    row: int  # number among the images of the split
+    asked: int  # class id, or number of the caption
+    request: Request  # for the label alone, or for the caption alone
 
 
 class AskedJob(NamedTuple):

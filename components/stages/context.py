@@ -21,7 +21,7 @@ from components.runtime.storage.artifact import (
 )
 from components.runtime.storage.store import SCRATCH, Store, in_parallel
 
-REPORTS = 64  # over which a pace is measured
+REPORTS = 64  # number of reports in the measurement of a pace
 AT_ONCE = 0.02  # seconds
 
 
@@ -60,7 +60,7 @@ class StageContext:
     recorder: events.Recorder
     inputs: dict[str, str] = field(default_factory=dict)  # name -> key, for the manifest
     provenance: dict[str, Any] = field(default_factory=dict)
-    scratch_folder: Path | None = None  # on this node, for as long as the stage runs; None: the temporary folder
+    scratch_folder: Path | None = None  # node-local, for the stage's run; None: the temporary folder
     pace: Pace = field(default_factory=Pace, compare=False)
     forced: str = ""  # id of the forced try whose folders these are
 

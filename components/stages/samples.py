@@ -121,9 +121,9 @@ def read_job_files(names: list[str], files: Store) -> dict[str, JobFile]:
 class RealConditions(NamedTuple):
     """Conditions of real images."""
 
-    captions: tuple[str, ...]  # to show: of held-out images where there are any
+    captions: tuple[str, ...]  # for shown images: captions of held-out images, if any
     shown: list[bytes]  # condition images (PNG) to show
-    measured: list[bytes]  # those of the training images
+    measured: list[bytes]  # condition images of the training set
 
 
 def conditions(
