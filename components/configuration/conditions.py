@@ -48,7 +48,6 @@ class PaddedTextConfig(TextConfig):
     text_padding: Literal["hidden", "learned"] = "hidden"  # learned: GLIDE's, attended to
 
     def arguments(self, dataset_info: DatasetInfo) -> dict[str, Any]:
-        """Arguments of the text transformer, with `learned_padding` for a padding embedding that is trained."""
         return {"learned_padding": self.text_padding == "learned"} | super().arguments(dataset_info)
 
 

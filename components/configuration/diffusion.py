@@ -1,7 +1,4 @@
-"""Training of a diffusion model: base, upsampler, or image-to-image model.
-
-An upsampler has `low_res`, an image-to-image model has `degradation`.
-"""
+"""Training of a diffusion model: base, upsampler (`low_res`), or image-to-image (`degradation`)."""
 
 from typing import Any, Literal, Self
 
@@ -88,7 +85,6 @@ class DiffusionTraining(Training):
         return 3 if "condition_image" in self.conditioning.conditions else 0
 
     def needs(self) -> TrainingNeeds:
-        """Images at the training's resolution, with the conditions and degradations of the recipe."""
         degradation = self.degradation
         return TrainingNeeds(
             self.data.resolution,
@@ -101,11 +97,7 @@ class DiffusionTraining(Training):
         )
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of a U-Net or DiT.
-
-        A label that is never dropped needs no null label, and noise that is never added needs no embedding of its
-        level.
-        """
+        """Arguments of a U-Net or DiT, with embeddings only for labels that drop and for noise levels."""
         conditioning, data, low_res = self.conditioning, self.data, self.low_res
         text = conditioning.text.arguments(dataset_info) if "text" in conditioning.conditions else None
         sizes = {"text_states": dataset_info.text_states_dim, "image_embedding": dataset_info.image_embedding_dim}

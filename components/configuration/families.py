@@ -87,10 +87,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_name(kind: str) -> str:
-    """Key in FAMILIES of the family with networks of the given kind.
-
-    Raises ValueError for an unknown kind.
-    """
+    """Key in FAMILIES of the family with networks of a kind. Raises ValueError for an unknown kind."""
     for name, family in FAMILIES.items():
         if kind in family.networks:
             return name

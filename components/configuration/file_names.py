@@ -27,10 +27,8 @@ FAULTS = {
 
 
 def file_name(name: str) -> str:
-    """Returns `name`, checked as the path of a file or folder below another folder.
-
-    Raises ValueError, with the name, for an invalid name.
-    """
+    """Checks the name of a file or folder below another folder and returns the name.
+    Raises ValueError, with the name, for an invalid name."""
     if fault := _fault(name):
         shown = f"{name[:60]!r}{'…' if len(name) > 60 else ''}"
         raise ValueError(f"{shown} is no name of a file inside a folder: it {fault}")
@@ -38,10 +36,7 @@ def file_name(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """Returns `name`, checked by `file_name`, for a name of a single part.
-
-    Raises ValueError for a name with a `/` too.
-    """
+    """Checks a name of a single part by `file_name`, and returns the name. Raises ValueError."""
     if "/" in file_name(name):
         raise ValueError(f"{name!r} is no name of a folder: it has several parts")
     return name

@@ -61,9 +61,7 @@ def part_names(model: type[BaseModel]) -> dict[str, None]:
 
 def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
     """Sets a value in a tree; a kind may stand in place of a part.
-
-    A new kind keeps the fields that it shares with the old one.
-    """
+    A new kind keeps the fields that both kinds share."""
     *parents, leaf = place[:-1] if place[-1] == KIND and len(place) > 1 else place
     for parent in parents:
         candidates = members(model, tree, parent)
@@ -101,10 +99,7 @@ def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
 
 
 def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
-    """All places of a model's tree, as far as the kinds of parts are known.
-
-    Lists are not looked into.
-    """
+    """All places of a model's tree, as far as the kinds of parts are known; lists are not looked into."""
     found: dict[Place, None] = {}
     for name in model.model_fields:
         found[name,] = None
@@ -117,10 +112,7 @@ def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
 
 
 def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[type[BaseModel]]:
-    """Possible models of the part `name`, given the tree.
-
-    The first kind where the tree says nothing of the part.
-    """
+    """Possible models of the part `name`, given the tree; the first kind where the tree has none."""
     subtree, parts = tree.get(name), parts_of(model, name)
     if isinstance(subtree, Mapping) and subtree:
         return [part for part in parts if fits(part, subtree)] or parts

@@ -80,10 +80,7 @@ DiffusionNetwork = Annotated[UNetConfig | ImageAttentionUNetConfig | DiTConfig, 
 
 
 class EMACodesConfig(Config):
-    """Nearest code; each code is a moving average of the assigned latents.
-
-    van den Oord et al., 2017, appendix A.1.
-    """
+    """Nearest code; codes are moving averages of latents (van den Oord et al., 2017, appendix A.1)."""
 
     kind: Literal["vq_ema"] = "vq_ema"
     codebook_size: int = Field(ge=2)
@@ -270,9 +267,7 @@ class ClassifierNetworkConfig(NetworkConfig):
 
 class ContrastiveNetworkConfig(NetworkConfig):
     """Text and image encoders into a common space (CLIP; Radford et al., 2021).
-
-    The size of the text encoder is in `TextConfig`.
-    """
+    The size of the text encoder is in `TextConfig`."""
 
     kind: Literal["contrastive"] = "contrastive"
     channels: int = Field(ge=4)
@@ -311,10 +306,7 @@ def check_heads(model_dim: int, num_heads: int) -> None:
 
 
 def check_norm_groups(norm_groups: int | None, channels: int, channel_mult: Iterable[float]) -> None:
-    """Raises ValueError, naming the width, if groups don't divide the channels of a level.
-
-    A level has channels * mult channels.
-    """
+    """Raises ValueError, naming the width, unless groups divide channels * mult at every level."""
     for mult in channel_mult:
         if norm_groups is not None and int(channels * mult) % norm_groups:
             raise ValueError(

@@ -75,20 +75,14 @@ class TrainingNeeds(NamedTuple):
 
 
 class Training(Config):
-    """The training of a single model.
-
-    What tells model families apart is said by these methods and in `FAMILIES`.
-    """
+    """The training of a model; these methods and `FAMILIES` say how model families differ."""
 
     optimization: OptimizationConfig
     network: NetworkConfig
 
     @property
     def stage_name(self) -> str:
-        """Name of the training's stage in a workflow without a role for the model.
-
-        Equal trainings have equal numbers and are trained once.
-        """
+        """Stage name of a model without a role in a workflow; trainings of equal numbers run once."""
         return self.network.kind
 
     @property
@@ -103,10 +97,7 @@ class Training(Config):
 
     @property
     def encoded_sizes(self) -> dict[str, int]:
-        """Fields of `DatasetInfo` set by the finished encoder, for the trainings of encoded data.
-
-        Empty for a model that encodes for no training.
-        """
+        """Fields of `DatasetInfo` set by the finished encoder for other trainings; empty for no encoder."""
         return {}
 
     @property

@@ -24,12 +24,10 @@ class TokenTraining(Training):
     conditioning: TokenConditions = TokenConditions()
 
     def needs(self) -> TrainingNeeds:
-        """Tokens, with arrays of the conditions, and the text tokenizer for captions."""
         conditions = self.conditioning.conditions
         return TrainingNeeds(columns=conditions, captions="text" in conditions)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of a transformer over tokens, with the codebook and grid of the tokenizer."""
         assert grid is not None
         conditions = self.conditioning.conditions
         text, condition = "text" in conditions, dataset_info.condition if "condition" in conditions else None
@@ -45,7 +43,6 @@ class TokenTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Classes and grid of tokens, for the sampler of a prior."""
         return prior_settings(classes, grid)
 
 
@@ -65,7 +62,6 @@ class PriorTraining(TokenTraining):
         return self
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of a causal transformer, with a text head where the text has a loss."""
         return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
 
 
@@ -87,9 +83,7 @@ class PixelData(Config):
 
 class PixelTraining(Training):
     """Gated PixelCNN or Row LSTM over 8-bit values of pixels, RGB or gray, or over tokens.
-
-    Over tokens where `resolution` is None.
-    """
+    Over tokens where `resolution` is None."""
 
     network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
     conditioning: LabelConditions = LabelConditions()
@@ -107,7 +101,6 @@ class PixelTraining(Training):
         """Every model of pixels states an exact likelihood."""
 
     def needs(self) -> TrainingNeeds:
-        """Images at the resolution of the data; tokens where the resolution is None."""
         return TrainingNeeds(self.data.resolution)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
@@ -120,7 +113,6 @@ class PixelTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Classes and resolution for the sampler, or classes and grid for a model of tokens."""
         if grid is None:
             return {"classes": list(classes), "resolution": self.data.resolution}
         return prior_settings(classes, grid)

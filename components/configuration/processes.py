@@ -42,10 +42,7 @@ class DiscreteNoise(Config):
         return DiscreteNoise(**{name: getattr(self, name) for name in DiscreteNoise.model_fields})
 
     def objective(self) -> dict[str, Any]:
-        """Plain values for `make_objective`.
-
-        The target of a network does not matter where only noise is added.
-        """
+        """Plain values for `make_objective`; the target of a network is irrelevant to noising alone."""
         return self.model_dump(mode="json") | {"prediction_type": "v_prediction"}
 
 
@@ -59,7 +56,6 @@ class DiscreteProcess(DiscreteNoise):
     min_snr_gamma: float | None = Field(5.0, gt=0)  # of the simple loss
 
     def objective(self) -> dict[str, Any]:
-        """Plain values for `make_objective`, without the sampling of timesteps in training."""
         return self.model_dump(mode="json", exclude={"timestep_sampling"})
 
     @model_validator(mode="after")
@@ -83,7 +79,6 @@ class EDMProcess(Config):
 
     @property
     def noise(self) -> Self:
-        """The process as a noising of images; nothing is left out."""
         return self
 
     def objective(self) -> dict[str, Any]:
@@ -99,7 +94,6 @@ class FlowProcess(Config):
 
     @property
     def noise(self) -> Self:
-        """The process as a noising of images; nothing is left out."""
         return self
 
     def objective(self) -> dict[str, Any]:

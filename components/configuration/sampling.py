@@ -103,10 +103,7 @@ class RerankerSampling(ModelSampling):
 
 
 class SamplingConfig(Config):
-    """Sampling of the models of a cascade, by role.
-
-    Models that are not named leave nothing to choose.
-    """
+    """Sampling of the models of a cascade, by role; models without a name leave nothing to choose."""
 
     precision: Precision = "bf16"  # of all of them, on GPUs; a CPU samples in fp32
 
@@ -148,9 +145,6 @@ class RestorationSampling(SamplingConfig):
 
 
 class OneModelSampling(SamplingConfig):
-    """Sampling of a model of pixels or a GAN.
-
-    Other models leave nothing to choose.
-    """
+    """Sampling of a model of pixels or a GAN; no other single model has choices."""
 
     model: TokenSampling | GANSampling | None = None

@@ -1,7 +1,4 @@
-"""Trainings of autoencoders, GAN, classifier, contrastive encoder and diffusion prior.
-
-The unions that recipes take stand here too.
-"""
+"""Trainings of autoencoders, GAN, classifier, CLIP and diffusion prior, and the unions for recipes."""
 
 from typing import Annotated, Any, Self
 
@@ -72,23 +69,19 @@ class AutoencoderTraining(Training):
 
     @property
     def stage_name(self) -> str:
-        """Name of the stage: `tokenizer` for a bottleneck with codes, else `vae`."""
         return "tokenizer" if self.has_codes else "vae"
 
     @property
     def has_codes(self) -> bool:
-        """True for every bottleneck but the Gaussian."""
         return self.network.bottleneck.kind != "gaussian"
 
     @property
     def token_grid(self) -> TokenGrid | None:
-        """Codebook size and side of the grid of an image's tokens; None for a Gaussian bottleneck."""
         codes, side = self.network.bottleneck, self.data.resolution // self.network.factor
         return TokenGrid(codebook_size=codes.codebook_size, height=side, width=side) if codes.codebook_size else None
 
     @property
     def quiet_steps(self) -> int:
-        """Number of steps before the discriminator starts; 0 without an adversarial loss."""
         start = self.losses.discriminator_start if self.losses.adversarial_weight > 0 else 0
         return min(start, self.optimization.total_steps)
 
@@ -98,7 +91,6 @@ class AutoencoderTraining(Training):
             raise ValueError("likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic")
 
     def needs(self) -> TrainingNeeds:
-        """Images at the training's resolution, and a perceptual network where the loss has a weight."""
         losses = self.losses
         return TrainingNeeds(
             self.data.resolution,
@@ -111,14 +103,12 @@ class AutoencoderTraining(Training):
         return super().network_arguments(dataset_info, grid) | {"resolution": self.data.resolution}
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
-        """Channels and layers of the discriminator; None where the adversarial weight is 0."""
         losses = self.losses
         if losses.adversarial_weight == 0:
             return None
         return {"channels": losses.discriminator_channels, "num_layers": losses.discriminator_layers}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Resolution, and the member of a sample that the autoencoder encodes."""
         del classes, grid
         return {"resolution": self.data.resolution, "member": self.data.member}
 
@@ -168,7 +158,6 @@ class GANTraining(Training):
         }
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any]:
-        """Sizes of the discriminator, with the classes and the attention of the generator."""
         return {
             "resolution": self.data.resolution,
             "channels": self.adversary.discriminator_channels,
@@ -178,7 +167,6 @@ class GANTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Resolution and class names, for the sampler of the generator."""
         del grid
         return {"resolution": self.data.resolution, "classes": list(classes)}
 
@@ -191,10 +179,8 @@ class AugmentedData(ImageData):
 
 
 class ClassifierTraining(Training):
-    """Classifier of noisy images for guidance, or of clean images for measurement.
-
-    Guidance follows Dhariwal and Nichol, 2021.
-    """
+    """Classifier of noisy images, for guidance (Dhariwal and Nichol, 2021), or of clean images,
+    for measurement."""
 
     network: ClassifierNetworkConfig
     noisy: bool = True  # False: it sees clean images only, and guides nothing
@@ -216,7 +202,6 @@ class ClassifierTraining(Training):
         return own | {"resolution": self.data.resolution, "num_classes": dataset_info.num_classes}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Role, resolution, classes and objective, for guidance of a base with the same noise."""
         del grid
         return {
             "role": "classifier",
@@ -235,9 +220,7 @@ class ShiftedData(ImageData):
 
 class ContrastiveTraining(Training):
     """Contrastive text-image encoder (CLIP; Radford et al., 2021).
-
-    The batch size decides how hard the task is.
-    """
+    The batch size decides how hard the task is."""
 
     network: ContrastiveNetworkConfig
     text: TextConfig
@@ -275,10 +258,8 @@ class ContrastiveTraining(Training):
 
 
 class DiffusionPriorTraining(Training):
-    """Diffusion prior of DALL-E 2 over the embeddings of a contrastive encoder.
-
-    Ramesh et al., 2022, section 2.2.
-    """
+    """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over embeddings of a contrastive
+    encoder."""
 
     stage_version = 2  # attention in fp32 on a CPU
 
@@ -288,13 +269,11 @@ class DiffusionPriorTraining(Training):
     data: ImageData  # of the contrastive encoder, or larger
 
     def needs(self) -> TrainingNeeds:
-        """Images with captions, embeddings, and the arrays of the conditions."""
         return TrainingNeeds(
             self.data.resolution, columns=("image_embedding", *self.conditioning.conditions), captions=True
         )
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of the prior, with the sizes of embeddings and text states of the data set."""
         return super().network_arguments(dataset_info, grid) | {
             "embedding_dim": dataset_info.image_embedding_dim,
             "text_length": dataset_info.text_states_length,
@@ -329,10 +308,7 @@ AnyLoneModel = Annotated[
 
 
 def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:
-    """Raises ValueError, naming the field, if the classifier can't guide the recipe's base.
-
-    A guide has the same images and the same noise as the base.
-    """
+    """Raises ValueError, naming the field, if images or noise of a guide and the base differ."""
     if not classifier.noisy:
         raise ValueError("classifier.noisy must be true: it guides noisy images")
     if classifier.data.resolution != base.data.resolution:

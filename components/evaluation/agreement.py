@@ -30,7 +30,7 @@ EQUAL = 6  # decimals: smaller differences of cosines depend on the order of com
 
 
 class AgreementConfig(Config):
-    """Number of images to judge."""
+    """Number of images to judge, and the seed of the sampled images."""
 
     samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
     seed: int = Field(0, ge=0)

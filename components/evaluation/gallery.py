@@ -47,7 +47,7 @@ class DrawnGrid(NamedTuple):
 
 
 class GalleryConfig(Config):
-    """Choice of shown images for each generator: labels, prompts, seeds and strips."""
+    """Number of shown images for each class and prompt, frames of strips, and guidance of shown images."""
 
     images_per_class: int = Field(6, ge=1)
     max_classes: int = Field(12, ge=1)

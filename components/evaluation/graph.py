@@ -13,7 +13,7 @@ MARGIN = 8
 
 
 class Node(NamedTuple):
-    """A box of the graph."""
+    """A box of the graph: a stage with state, detail and inputs."""
 
     name: str
     state: str  # a CSS class too

@@ -156,7 +156,7 @@ def refined_row(
 
 
 class MadeStage(NamedTuple):
-    """Images of a generator's stage, in parts on disk or in a store."""
+    """Images of a generator's stage at the stage's own size, as parts to measure."""
 
     generator: str
     stage: str

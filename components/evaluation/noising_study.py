@@ -44,7 +44,7 @@ HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
 
 
 class NoisingStudyConfig(Config):
-    """Number of held-out images, and of shown times."""
+    """Number of held-out images, of shown images and times, and the resolution of shown images."""
 
     samples: int = Field(128, ge=2)  # images that values and errors are taken of
     shown: int = Field(4, ge=1)  # images in a row of their own
@@ -61,7 +61,7 @@ class NoisedImages(NamedTuple):
 
 
 class NoisingFindings(NamedTuple):
-    """Images, plots and table of the study."""
+    """Images, plots, table and figures of the study."""
 
     images: dict[str, bytes]  # name -> PNG
     plots: dict[str, str]  # title -> SVG

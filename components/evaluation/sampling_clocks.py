@@ -71,7 +71,7 @@ class StreamClock:
         return event
 
     def since(self, started: torch.cuda.Event) -> Callable[[], float]:
-        """Seconds of the GPU's stream from `started` to an event now; the returned function waits for the event."""
+        """Seconds of the GPU's stream from `started` to now; the returned function waits for the stream."""
         return partial(_seconds, started, self.now())
 
     def aside(self) -> AbstractContextManager[None]:

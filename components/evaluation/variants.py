@@ -32,7 +32,7 @@ SMALL = 8  # pixels: only labels and captions are wanted
 
 
 class VariantsConfig(MeasureConfig):
-    """Number of images and conditions for each way to sample."""
+    """Number of sampled images for each way to sample, with the settings of distances."""
 
     samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out images to compare with
 
@@ -69,7 +69,7 @@ class StudyPlan(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Measured distance, evaluations and accuracy of a way to sample."""
+    """Measured distance, evaluations, accuracy and first images of a way to sample."""
 
     setting: Any  # the way, with a name and a title
     distance: float
