@@ -82,7 +82,7 @@ def last_value(points: Points, metric: str) -> float | None:
 
 
 def is_constant(points: Points, metric: str) -> bool:
-    """True if a metric never changes, as with a switch that is off: no curve is drawn."""
+    """True if a metric never changes, and so shows a switch that is off rather than a curve."""
     return len({values[metric] for _, values in points if metric in values}) == 1 < len(points)
 
 

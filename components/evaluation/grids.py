@@ -37,7 +37,7 @@ class GridBlock(NamedTuple):
 
 
 def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
-    """Grid with a row for each group of neighbors of the same label, below the label.
+    """Grid with a row for each group of neighbors of the same label, above the label.
 
     If no two neighbors share one, each label is the caption of its image. Raises ValueError for no images, or for
     other numbers of labels than of images.

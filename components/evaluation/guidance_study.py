@@ -89,7 +89,7 @@ class GuidanceSetting(NamedTuple):
     def shared(self) -> bool:
         """True for the unguided conditional model, equal under every method.
 
-        A classifier without a scale of its own starts from less: the unconditional model.
+        A classifier over an unconditional model starts from less at every scale.
         """
         return self.scale == off(self.method) and self.method != "classifier_unconditional"
 
@@ -172,7 +172,7 @@ def sample_in(models: Models, job: VariantJob, *, config: GuidanceStudyConfig) -
 
 
 def labels_of(model: SamplingModel, job: VariantJob) -> np.ndarray:  # (N,)
-    """Class ids of the job's requests, on the device of the model."""
+    """Class ids (N,) of the job's requests, by id or by name of a class."""
     labels = [request.label for request in job.requests if request.label is not None]
     return np.array([class_id(label, model.classes) for label in labels])
 

@@ -53,7 +53,7 @@ class BoundTerms(NamedTuple):
 
 
 class BoundJob(NamedTuple):
-    """Images for a single worker to measure, with labels."""
+    """Images with labels, for all terms by a single worker."""
 
     name: str  # of its file, without `.npz`
     first: int  # place among the held-out images: names the random stream
@@ -92,7 +92,7 @@ def image_terms(
 
 
 def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
-    """Terms of the images of all parts in order; timesteps and weights are equal in all parts."""
+    """Terms of the images of all parts in order; the weights are equal in all parts."""
     prior, terms, timesteps, weights = zip(*parts, strict=True)
     return BoundTerms(np.concatenate(prior), np.concatenate(terms), np.concatenate(timesteps), weights[0])
 

@@ -56,8 +56,6 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
     """Euclidean distances, (M, N), by a product of matrices; equal features are at distance zero.
 
     What rounding leaves between equal features is set to zero.
-
-    Zero also where rounding leaves a rest.
     """
     scale = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
     squared = scale - 2 * points @ others.T

@@ -143,7 +143,7 @@ def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wa
 
 
 def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int) -> list[AskedPart]:
-    """Images of the set in parts, each image with the own label or caption."""
+    """Images of the set in parts, each image with the true label or caption."""
     rows, first, found = np.array([each.row for each in wanted], dtype=np.int64), 0, []
     limit = int(rows.max(initial=-1)) + 1
     for part in some_of(split_parts(index, known_split(index), resolution=resolution, limit=limit), rows):
