@@ -1,6 +1,6 @@
 """Names of files and folders below a folder, checked for safety.
 
-Whoever wrote a name, joined to the folder it names no place outside.
+Whoever wrote it down, a name joined to the folder names no place outside.
 
 A name has one form only, so that two names are two files on every disk and in every store: parts with `/` between
 them, in Unicode's form NFC. Wildcards are refused because object stores' deletions expand them, `::` because fsspec

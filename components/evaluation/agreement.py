@@ -148,8 +148,6 @@ def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:
     """Agreement of recognized classes (N,) with requested classes (N,).
 
     The chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both arrays.
-
-    Its chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both.
     """
     num_classes = 1 + max(seen.max(), asked.max())
     shares = [np.bincount(classes, minlength=num_classes) / len(classes) for classes in (seen, asked)]  # (K,) each
@@ -157,13 +155,13 @@ def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:
 
 
 def label_table(found: Mapping[str, Agreement]) -> dict[str, Any]:
-    """Columns and rows for the report."""
+    """Columns and rows for the report: accuracy by label of each set, beside the chance."""
     rows = [[name, each.accuracy, each.standard_error, each.chance, each.count] for name, each in found.items()]
     return {"columns": ["images", "accuracy", "its standard error", "chance", "N"], "rows": rows}
 
 
 def prompt_table(found: Mapping[str, Agreement]) -> dict[str, Any]:
-    """Columns and rows for the report."""
+    """Columns and rows for the report: first ranks and median rank of captions, beside the chance."""
     rows = [
         [
             *(name, each.accuracy, each.standard_error, each.chance),

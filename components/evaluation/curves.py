@@ -67,7 +67,7 @@ def drawn_svg(draw: Callable[["Figure"], None], *, size: tuple[float, float], te
 
 
 def described(metric: str, steps: Sequence[int], values: Sequence[float]) -> str:
-    """The curve in words."""
+    """The curve in words: first, last and lowest value."""
     if not values:
         return f"{metric}: no finite value"
     return (

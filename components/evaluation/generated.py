@@ -85,8 +85,6 @@ def measured_requests(
 
     The set is given as (N,) labels, N captions, and N condition images for a cascade that takes condition images. Two
     models that know the same conditions are then compared on the same distribution of them.
-
-    Two models that know the same conditions are then compared on the same distribution of them.
     """
     numbers = np.random.default_rng(seed)
     rounds = max(1, -(-count // len(labels)))  # no request where count is 0

@@ -206,8 +206,6 @@ def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: i
     """Terms of a job's images under each image's own conditions; None takes all timesteps.
 
     Neither the job nor the batch moves the terms: each image has its own random stream.
-
-    Neither the job nor the batch moves them: each image has its own random stream.
     """
     objective = make_objective(model.settings["objective"])
     assert isinstance(objective, DiscreteObjective)
@@ -236,8 +234,6 @@ def term_of(
     """Term of the bound for each row, (B,) float64: most terms are too small for less precision.
 
     condition has a single row. The predicted x_0 is clipped, as in sampling.
-
-    The predicted x_0 is clipped, as in sampling.
     """
     x_t = objective.add_noise(x_0, noise, timesteps)
     rows = {name: value.expand(len(x_0), *value.shape[1:]) for name, value in condition.items()}

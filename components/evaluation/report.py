@@ -172,7 +172,7 @@ class Bar(NamedTuple):
 
 
 def render_report(data: ReportData) -> str:
-    """The page as HTML."""
+    """The page as HTML, rendered from the template of the report."""
     groups = {group: figures(data, images) for group, images in image_groups().items()}
     groups["strips"] = strips(data)
     known = {figure.name for group in groups.values() for figure in group}

@@ -114,7 +114,7 @@ def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
 
 
 def restoration_table(found: Sequence[Restoration], distances: Mapping[str, float]) -> dict[str, Any]:
-    """Columns and rows for the report.
+    """Columns and rows for the report: dB before and after restoration, and distance.
 
     Args:
         distances: by name, where they were measured.

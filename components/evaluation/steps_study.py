@@ -114,7 +114,7 @@ def draw_steps(found: Measured, config: StepsStudyConfig, *, salt: str) -> dict[
 
 
 def steps_table(found: Measured, config: StepsStudyConfig) -> dict[str, Any]:
-    """Columns and rows for the report."""
+    """Columns and rows for the report: evaluations and distance by sampler and steps."""
     return {
         "columns": ["sampler", "steps", "network evaluations", f"Fréchet distance, {config.feature_network}", "N"],
         "rows": [

@@ -35,8 +35,6 @@ class Pace:
         """Images/s after `done` images at time `now` in seconds; None as long as the rate is unknown.
 
         What comes at once in the beginning says nothing: so comes all that an earlier try left.
-
-        What comes at once in the beginning says nothing: so comes all that an earlier try left.
         """
         other_work = self.reports and done < self.reports[-1][1]
         if other_work or (len(self.reports) == 1 and now - self.reports[0][0] < AT_ONCE):
