@@ -1,1 +1,1 @@
-"""Stateless diffusion mathematics."""
+"""Stateless diffusion mathematics: schedules, objectives, samplers, guidance and degradations."""

@@ -1,8 +1,8 @@
-"""The noise schedules, one function each, and the table of what there is: betas, the variance that each step adds.
+"""The noise schedules and the table of schedules: betas, the variance added by each step.
 
-A new schedule is a function, its name in `ScheduleName` and its row in `SCHEDULES`; configuration, `make_schedule` and
-the study of noising read them here. torch is imported where betas are made, so that `cascade --help` waits for none.
-Shapes: T num_train_timesteps; betas are (T,) float64.
+A new schedule is a function, a name in `ScheduleName` and a row in `SCHEDULES`; configuration, `make_schedule` and the
+study of noising read the schedules here. torch is imported where betas are made, so that `cascade --help` needs no
+torch. Shapes: T num_train_timesteps; betas are (T,) float64.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Ends = tuple[float, float]  # first and last beta
 
 
 class NoiseSchedule(NamedTuple):
-    """A row of the table."""
+    """A row of `SCHEDULES`: a function from steps and ends to betas, and the default ends."""
 
     betas: Callable[[int, Ends], Tensor]  # (T, ends) -> betas
-    ends: Ends | None  # of 1,000 steps where nothing is said; None: the schedule has none to choose
+    ends: Ends | None  # default first and last beta at T = 1,000; None: the schedule takes no ends
 
     @property
     def too_few_steps(self) -> float:
-        """The T at which the last beta of these ends reaches 1; 0 where no ends are chosen."""
+        """The T where the last beta of the default ends reaches 1; 0 for a schedule without ends."""
         return 1000 * self.ends[1] if self.ends else 0.0
 
 
 def linear(num_train_timesteps: int, ends: Ends) -> Tensor:
-    """Betas of DDPM (Ho et al., 2020)."""
+    """Betas of DDPM, linear in the step (Ho et al., 2020)."""
     import torch
 
     return torch.linspace(*ends, num_train_timesteps, dtype=torch.float64)
 
 
 def scaled_linear(num_train_timesteps: int, ends: Ends) -> Tensor:
-    """Betas that are linear in their root (Rombach et al., 2022, who call this linear)."""
+    """Betas with square roots linear in the step (Rombach et al., 2022, under the name "linear")."""
     import torch
 
     first, last = (max(end, 0) ** 0.5 for end in ends)
@@ -63,7 +63,10 @@ SCHEDULES: dict[ScheduleName, NoiseSchedule] = {
 
 
 def check_ends(name: ScheduleName, beta_start: float | None, beta_end: float | None) -> None:
-    """Raises ValueError, in one line, for an unknown schedule, half of its ends, or ends of one that has none."""
+    """Raise ValueError, in a single line, for an unknown schedule or for wrong ends.
+
+    Wrong ends are a beta_start without beta_end, the reverse, or ends for a schedule without ends.
+    """
     if name not in SCHEDULES:
         *names, last = SCHEDULES
         raise ValueError(f"unknown schedule {name!r}: choose {', '.join(names)} or {last}")

@@ -1,5 +1,6 @@
-"""What an upsampler's low-resolution condition goes through (Ho et al., 2022, cascaded diffusion models): resizing,
-noise, and the 256 levels of a stored image.
+"""Corruption of an upsampler's low-resolution condition (Ho et al., 2022, cascaded diffusion models).
+
+Resizing, noise, and rounding to the 256 levels of a stored image.
 
 Images are float (B, C, H, W) in [-1, 1].
 """
@@ -11,38 +12,40 @@ from components.models.diffusion.schedule import Schedule
 
 
 def downsample(image: Tensor, size: int) -> Tensor:
-    """Shrink to (B, C, size, size) by area averaging, which never aliases; plain bilinear would."""
+    """Shrink to (B, C, size, size) by area averaging, free of aliasing in contrast to plain bilinear."""
     return F.interpolate(image, size=(size, size), mode="area")
 
 
 def upsample(image: Tensor, size: int) -> Tensor:
-    """Enlarge to (B, C, size, size), bilinear."""
+    """Enlarge to (B, C, size, size) by bilinear interpolation."""
     return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
-    """Noise conditioning augmentation: the condition after noise_level noising steps (Ho et al., 2022, section 4.2).
+    """Noise conditioning augmentation: the low-resolution condition after noise_level noising steps.
+
+    Source: Ho et al. (2022), section 4.2.
 
     Args:
         low_res, noise: (B, C, H, W), low_res already enlarged to the size of x_t.
-        noise_level: (B,) int64 in [0, T), one for each sample. It counts noising steps: 0 leaves the image as it is,
-            and a higher level hides more of it.
+        noise_level: (B,) int64 in [0, T), a level for each sample, counted in noising steps: 0 leaves the image
+            unchanged, and a higher level hides more of the image.
     """
-    # At index n: what is left of the signal after n steps.
+    # At index n, `signal_before` is the factor of the signal after n steps.
     signal, sigma = (schedule.at(name, noise_level, low_res) for name in ("signal_before", "sigma_before"))
     return signal * low_res + sigma * noise
 
 
 def quantize_8_bit(image: Tensor) -> Tensor:
-    """Round to the 256 values that a stored image can have, as the upsampler saw them in training."""
+    """Round to the 256 values of a stored image, the precision of the upsampler's training images."""
     return from_levels(to_levels(image).round().clamp(0, 255))
 
 
 def to_levels(image: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 255], of any shape, not rounded: near whole numbers for an image that was of 8 bits."""
+    """[-1, 1] -> [0, 255], any shape, not rounded: an image of 8 bits gives near whole numbers."""
     return (image + 1) * 127.5
 
 
 def from_levels(levels: Tensor) -> Tensor:
-    """[0, 255] -> [-1, 1], of any shape; float32 for integers."""
+    """[0, 255] -> [-1, 1], any shape; float32 for integers."""
     return levels / 127.5 - 1

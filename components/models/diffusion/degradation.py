@@ -1,8 +1,9 @@
-"""What an image-to-image model is given of an image, and how it fills in the rest (Palette; Saharia et al., 2022).
+"""Degraded images for image-to-image models, with a mask of the unknown pixels.
 
-A degraded image is an image and a `mask` (B, 1, H, W), 1 where a pixel is unknown. Tasks that change every pixel
-(colorization, JPEG restoration, super-resolution) have a mask of ones. The network sees both, four channels, and no
-name of a task: it tells by looking (section 4.5, "multi-task Palette").
+Source: Palette (Saharia et al., 2022). A degraded image is an image and a `mask` (B, 1, H, W), 1 where a pixel is
+unknown. Tasks that change every pixel (colorization, JPEG restoration, super-resolution) have a mask of ones. The
+network sees image and mask, four channels, and no name of a task: the network recognizes the task from the image
+(section 4.5, "multi-task Palette").
 
 No random number is drawn here. Images are float (B, 3, H, W) in [-1, 1].
 """
@@ -20,24 +21,24 @@ from components.models.diffusion.masks import border_mask, inpainting_mask
 from components.models.transfer import to_device
 
 TASKS = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
-MASK_TASKS = ("inpainting", "uncropping")  # those that keep some pixels as they are
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as image libraries turn color to gray
+MASK_TASKS = ("inpainting", "uncropping")  # tasks that leave some pixels unchanged
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights with which image libraries turn color to gray
 
 
 class Degraded(NamedTuple):
-    """What is left of images."""
+    """Degraded images and masks of the unknown pixels, together the condition of the network."""
 
-    image: Tensor  # (B, 3, H, W); noise in the mask of tasks that keep the other pixels
+    image: Tensor  # (B, 3, H, W); noise in the mask of `MASK_TASKS`
     mask: Tensor  # (B, 1, H, W), 1 is unknown
 
     @property
     def condition(self) -> Tensor:
-        """(B, 4, H, W): what the network is given."""
+        """The network's condition (B, 4, H, W): three channels of the image, then the mask."""
         return torch.cat([self.image, self.mask], dim=1)
 
 
 class MaskedObjective(Protocol):
-    """The two formulas of an objective that a mask changes."""
+    """The two formulas of an objective where a mask counts: the noised image and the loss."""
 
     def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor: ...
 
@@ -54,16 +55,16 @@ def degrade(
     mask_area: tuple[float, float],
     factors: Sequence[int],
 ) -> Degraded:
-    """Take from each image what its task takes; no image depends on another one of the batch.
+    """Degrade each image by the named task; no image depends on another image of the batch.
 
     Args:
         image: (B, 3, S, S).
-        compressed: (B, 3, S, S), what JPEG leaves of each; looked at where the task is jpeg.
+        compressed: (B, 3, S, S), each image after JPEG compression; used by the task jpeg alone.
         tasks: B names.
-        numbers: (B, NUMBERS) draws in [0, 1) on the host, what is not given by the task is decided by.
+        numbers: (B, NUMBERS) draws in [0, 1) on the host, for the choices that the task leaves open.
         noise: (B, 3, S, S) standard normal, fills masks.
         mask_area: least and greatest share of an image that rectangles and borders hide.
-        factors: of super-resolution, one is drawn.
+        factors: the factors of super-resolution, among which a draw chooses.
     """
     images, size = [], image.shape[-1]
     drawn = [_mask(task, draws, size, mask_area) for task, draws in zip(tasks, numbers.tolist(), strict=True)]
@@ -94,7 +95,7 @@ def _mask(task: str, draws: Sequence[float], size: int, area: tuple[float, float
 
 
 def fill_mask(image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-    """The known pixels exactly, and noise where there is the mask: the condition of Palette, section 3."""
+    """The known pixels exactly, and noise inside the mask: the condition of Palette, section 3."""
     return torch.where(mask > 0, noise, image)
 
 
@@ -105,30 +106,30 @@ def _luma(device: torch.device) -> Tensor:  # (1, 3, 1, 1) float64, sent there o
 
 
 def gray(image: Tensor) -> Tensor:
-    """The luma in three equal channels, of 8 bits as a gray image on disk."""
+    """The luma in three equal channels, rounded to 8 bits like a gray image on disk."""
     weights = _luma(image.device).to(image.dtype)
     return repeat(quantize_8_bit((image * weights).sum(dim=1, keepdim=True)), "b 1 h w -> b 3 h w").contiguous()
 
 
 def blurred(image: Tensor, factor: int) -> Tensor:
-    """Shrunk by a factor to 8 bits, and enlarged again: what super-resolution starts from."""
+    """Shrink by a factor to 8 bits and enlarge again: the input of super-resolution."""
     size = image.shape[-1]
     return upsample(quantize_8_bit(downsample(image, size // factor)), size)
 
 
 def add_noise_in_mask(objective: MaskedObjective, x_0: Tensor, noise: Tensor, time: Tensor, mask: Tensor) -> Tensor:
-    """x_t that is noisy in the mask only; the network sees the other pixels as they are."""
+    """x_t with noise in the mask only; the network sees the other pixels clean."""
     return torch.where(mask > 0, objective.add_noise(x_0, noise, time), x_0)
 
 
 def loss_in_mask(
     objective: MaskedObjective, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor, mask: Tensor
 ) -> Tensor:
-    """The objective's loss (B,) as a mean over the pixels of the mask; the others have no part in it.
+    """The objective's loss (B,) averaged over the pixels of the mask; known pixels do not count.
 
-    The error of every target that is linear in x_0, noise and x_t is zero where all of them and the output are, so the
-    mean over all pixels, times what the mask's share lacks of 1, is the mean over the mask. A learned variance is not
-    linear, and is not taken by image-to-image models.
+    The error of every target that is linear in x_0, noise and x_t is zero where these three and the output are zero, so
+    the mean over all pixels, divided by the mask's share of the pixels, is the mean over the mask. A learned variance
+    is not linear, and image-to-image models do not accept a learned variance.
     """
     whole = objective.loss(output * mask, x_0=x_0 * mask, noise=noise * mask, x_t=x_t * mask, time=time)
     return whole / mask.mean(dim=(1, 2, 3))
@@ -137,9 +138,9 @@ def loss_in_mask(
 def denoise_in_mask(
     denoise: Callable[[Tensor, Tensor], Tensor], known: Tensor, mask: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network of a sampler that puts the known pixels back before each step: x_t = m x_t + (1 - m) x_0.
+    """Wrap `denoise` to restore known pixels before each step: x_t = m x_t + (1 - m) x_0.
 
     Args:
-        known: (B, 3, H, W), looked at outside of the mask.
+        known: (B, 3, H, W), read outside of the mask.
     """
     return lambda x_t, time: denoise(torch.where(mask > 0, x_t, known), time)

@@ -1,4 +1,4 @@
-"""Diffusion in discrete steps: DDPM, Improved DDPM, v-prediction and its weights.
+"""Diffusion in discrete steps: DDPM, Improved DDPM, v-prediction and min-SNR weights.
 
 Sources: epsilon, Ho et al. (2020); learned variance and hybrid loss, Nichol and Dhariwal (2021); v, Salimans and Ho
 (2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x_0, noise, x_t and prediction are (B, ...) of
@@ -29,15 +29,16 @@ KARRAS_SIGMA_MAX = 160.0
 
 @dataclass(frozen=True, eq=False)
 class DiscreteObjective:
-    """Objective whose times are steps of a schedule.
+    """Objective with the steps of a schedule for times: the discrete diffusion of DDPM and after.
 
     Args:
         variance: of the reverse steps; with "learned_range" the network has twice the channels.
-        loss: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, which then
-            moves the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al., 2015).
+        loss: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, whose gradient
+            then reaches the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al., 2015).
 
     Raises:
-        ValueError: what cannot be learned: the noise, or a min-SNR weight, where the last step has no signal left.
+        ValueError: targets that cannot be learned: the noise, or a min-SNR weight, where the last step has no signal
+            left.
     """
 
     schedule: Schedule
@@ -60,14 +61,14 @@ class DiscreteObjective:
         return (uniform.double() * len(self.schedule)).long().clamp(max=len(self.schedule) - 1)
 
     def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Objective`; between two steps the logarithm of sigma / signal is interpolated."""
+        """Factors of `Objective.levels`; between two steps log(sigma / signal) is interpolated."""
         if not time.is_floating_point():
             return self.schedule.signal_and_noise(time, like)
         table = self.schedule.table("log_noise_levels", time.device)
         below = time.double().floor().long().clamp(0, len(table) - 1)
         above = (below + 1).clamp(max=len(table) - 1)
         weight = time.double() - below
-        # Where a time is a step nothing is interpolated: its neighbor may be infinite.
+        # A time equal to a step is not interpolated: the neighboring level may be infinite.
         level = torch.where(weight == 0, table[below], torch.lerp(table[below], table[above], weight)).exp()  # (B,)
         return expand((1 + level**2).rsqrt(), like), expand((1 + level**-2).rsqrt(), like)
 
@@ -79,9 +80,10 @@ class DiscreteObjective:
         return network(x_t, time, **conditions)
 
     def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """As in `Objective`. The bound counts T times, in bits/dim; in "hybrid" a thousandth of that.
+        """Loss (B,) of each sample; the bound counts T times, in bits/dim, and in "hybrid" T / 1000 times.
 
-        Nichol and Dhariwal's lambda of 0.001, as their code has it: T of the terms of which one is drawn.
+        T / 1000 is the lambda of 0.001 of Nichol and Dhariwal (2021) in the form of their code: the bound is a sum of T
+        terms, of which training draws a single term.
         """
         total = len(self.schedule)
         if self.loss_kind == "vlb":
@@ -99,9 +101,9 @@ class DiscreteObjective:
         return simple + total / 1000 * self.bits(stopped, x_0=x_0, x_t=x_t, time=time)
 
     def bits(self, output: Tensor, *, x_0: Tensor, x_t: Tensor, time: Tensor, clip: bool = False) -> Tensor:
-        """One term of the variational bound in bits/dim, (B,): Ho et al. (2020), equation 5.
+        """A single term of the variational bound in bits/dim, (B,): Ho et al. (2020), equation 5.
 
-        At time 0 what it costs to say the 8-bit x_0, elsewhere the divergence from the true posterior.
+        At time 0 the cost of coding the 8-bit x_0, elsewhere the divergence from the true posterior.
 
         Args:
             time: (B,) int64.
@@ -127,7 +129,7 @@ class DiscreteObjective:
         return signal * x_t - sigma * prediction
 
     def prediction(self, output: Tensor, *, like: Tensor) -> Tensor:
-        """The channels of an output that are no variance."""
+        """The channels of an output without the channels of a learned variance."""
         return output[:, : like.shape[1]] if self.variance == "learned_range" else output
 
     def variance_values(self, output: Tensor, *, like: Tensor) -> Tensor:
@@ -139,15 +141,16 @@ class DiscreteObjective:
         return small if self.variance == "fixed_small" else large
 
     def log_variance_at(self, output: Tensor, *, like: Tensor, time: Tensor) -> Tensor:
-        """Log variance of the reverse step at time (B,) int64, (B, 1 or C, ...)."""
+        """Log variance of the reverse step at time (B,) int64, as (B, 1 or C, ...)."""
         small = self.schedule.at("posterior_log_variance_clipped", time, like)
         large = self.schedule.at("log_betas_clipped" if self.variance == "fixed_large" else "log_betas", time, like)
         return self.log_variance(output, like=like, small=small, large=large)
 
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
-        """As in `Objective`; "karras" goes between training steps, to levels with rho = 7.
+        """The steps of `Objective.trajectory`; "karras" interpolates between training steps, with rho = 7.
 
-        Without terminal signal every spacing but "leading", which is refused, starts at the last step.
+        Where the last training step has no signal, every spacing starts at that step, except "leading", which raises
+        ValueError.
         """
         if spacing == "karras":
             return self.karras_trajectory(num_inference_steps)
@@ -159,7 +162,7 @@ class DiscreteObjective:
         return with_clean_end(times, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
     def karras_trajectory(self, num_inference_steps: int) -> Trajectory:
-        """Levels of `karras_sigmas`, by interpolation of log sigma, at most one for each training step."""
+        """Levels of `karras_sigmas`, by interpolation of log sigma, at most a level for each training step."""
         if num_inference_steps > len(self.schedule):
             raise ValueError(f"num_inference_steps must be in [1, {len(self.schedule)}], not {num_inference_steps}")
         table = noise_levels(self.schedule)
@@ -188,7 +191,7 @@ def noise_levels(schedule: Schedule) -> Tensor:
 def target(
     schedule: Schedule, *, x_0: Tensor, noise: Tensor, timesteps: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """The tensor that the network should output."""
+    """The training target of the network's prediction: noise, x_0, or v = signal * noise - sigma * x_0."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -202,7 +205,7 @@ def loss_weight(
 ) -> Tensor:
     """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
 
-    With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
+    With a gamma the weight is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
     """
     snr = schedule.snr(timesteps)
     if min_snr_gamma is None:

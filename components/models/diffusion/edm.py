@@ -1,7 +1,7 @@
-"""EDM: a network with preconditioned input and output, trained at every noise level (Karras et al., 2022, table 1).
+"""EDM: a network with preconditioned input and output, for all noise levels (Karras et al., 2022).
 
-x_t = x_0 + sigma * noise. The time (B,) is sigma; the network is told log(sigma) / 4. What it is given and what it
-should output have unit variance at every sigma, where the data have deviation sigma_data.
+x_t = x_0 + sigma * noise. The time (B,) is sigma; the network's time input is log(sigma) / 4. Input and target of the
+network have unit variance at every sigma, where the data have deviation sigma_data (table 1).
 """
 
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from components.models.diffusion.trajectory import Trajectory, karras_sigmas, wi
 
 
 class Preconditioning(NamedTuple):
+    """Factors of table 1, each (B, 1, ...): D(x_t) = c_skip * x_t + c_out * network(c_in * x_t, time)."""
+
     c_skip: Tensor
     c_out: Tensor
     c_in: Tensor
@@ -24,12 +26,12 @@ class Preconditioning(NamedTuple):
 
 @dataclass(frozen=True)
 class EDMObjective:
-    """Objective whose times are sigmas.
+    """Objective of EDM with sigmas for times (Karras et al., 2022).
 
     Args:
         sigma_data: deviation of the data, over all images and pixels.
         log_mean, log_std: of log sigma in training, P_mean and P_std.
-        sigma_min, sigma_max: where sampling ends, before the clean image, and where it starts.
+        sigma_min, sigma_max: the last level of sampling before the clean image, and the first level.
     """
 
     sigma_data: float = 0.5
@@ -39,7 +41,11 @@ class EDMObjective:
     sigma_max: float = 80.0
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Log-normal sigmas by the inverse distribution function; 0 counts as half of the least of 2^24 numbers."""
+        """Log-normal sigmas by the inverse distribution function; a draw of 0 counts as 2^-25.
+
+        2^-25 is half of the least of the 2^24 numbers that float32 draws have: the inverse of 0 itself would be
+        infinite.
+        """
         return (self.log_mean + self.log_std * torch.special.ndtri(uniform.clamp(min=2**-25))).exp()
 
     def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +64,7 @@ class EDMObjective:
         return network(self.preconditioning(time, x_t).c_in * x_t, time.log() / 4, **conditions)
 
     def loss_weight(self, time: Tensor) -> Tensor:
-        """Of the squared error of x_0, (B,): 1 / c_out^2, so that at first every sigma weighs the same."""
+        """Weight (B,) of the squared error of x_0: 1 / c_out^2, equal for every sigma at the start."""
         return (time**2 + self.sigma_data**2) / (time * self.sigma_data) ** 2
 
     def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
@@ -66,7 +72,7 @@ class EDMObjective:
         return self.loss_weight(time) * errors.square().mean(dim=tuple(range(1, x_0.ndim)))  # (B,)
 
     def predict_x_0(self, output: Tensor, *, x_t: Tensor, time: Tensor) -> Tensor:
-        """The denoiser D of equation 7."""
+        """The denoised image: D of equation 7, c_skip * x_t + c_out * output."""
         factors = self.preconditioning(time, x_t)
         return factors.c_skip * x_t + factors.c_out * output
 

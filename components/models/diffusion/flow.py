@@ -1,7 +1,9 @@
-"""Flow matching on straight paths: rectified flow (Liu et al., 2023; Lipman et al., 2023; Esser et al., 2024).
+"""Flow matching on straight paths: rectified flow.
 
-x_t = (1 - t) * x_0 + t * noise. The time (B,) is t in [0, 1], 1 for noise; the network is told 1000 t and predicts the
-velocity noise - x_0.
+Sources: Liu et al. (2023), Lipman et al. (2023), Esser et al. (2024).
+
+x_t = (1 - t) * x_0 + t * noise. The time (B,) is t in [0, 1], 1 for noise; the network's time input is 1000 t, and the
+prediction is the velocity noise - x_0.
 """
 
 from collections.abc import Callable
@@ -18,11 +20,11 @@ from components.models.diffusion.trajectory import Trajectory, with_clean_end
 
 @dataclass(frozen=True)
 class FlowObjective:
-    """Objective whose times are places on a straight line.
+    """Objective of rectified flow with times t on the straight line from x_0 to noise.
 
     Args:
-        time_density: "uniform", or "logit_normal" (standard; Esser et al., 2024, equation 19), which trains the middle
-            more often than the ends.
+        time_density: "uniform", or "logit_normal" (standard; Esser et al., 2024, equation 19), with which training sees
+            the middle of the line more often than the ends.
     """
 
     time_density: Literal["uniform", "logit_normal"] = "uniform"

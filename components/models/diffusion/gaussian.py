@@ -1,4 +1,4 @@
-"""Gaussians of the reverse process: their variance, divergence, and the likelihood of 8-bit values.
+"""Gaussians of the reverse process: variance, divergence, and the likelihood of 8-bit values.
 
 All tensors are broadcast to (B, ...); everything is in nats and differentiable.
 """
@@ -6,15 +6,17 @@ All tensors are broadcast to (B, ...); everything is in nats and differentiable.
 import torch
 from torch import Tensor
 
-DATA_STEP = 2 / 255  # between two of the 256 values of an image in [-1, 1]
+DATA_STEP = 2 / 255  # distance of neighbors among the 256 values in [-1, 1]
 
 
 def interpolated_log_variance(values: Tensor, *, small: Tensor, large: Tensor) -> Tensor:
-    """Learned variance (Nichol and Dhariwal, 2021, equation 15): values in [-1, 1] span small to large, unsquashed.
+    """Log of the learned variance: values in [-1, 1] span small to large, not squashed.
+
+    Source: Nichol and Dhariwal (2021), equation 15.
 
     Args:
         values: the second half of the network's channels (B, C, H, W).
-        small, large: log of the posterior variance and of beta, of the steps that are really taken.
+        small, large: log of the posterior variance and of beta, for the steps actually taken.
     """
     fraction = (values + 1) / 2
     return fraction * large + (1 - fraction) * small
@@ -27,15 +29,18 @@ def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_varian
 
 
 def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Negative log likelihood of 8-bit values in [-1, 1] (Ho et al., 2020, equation 13), element by element.
+    """Negative log likelihood of 8-bit values in [-1, 1], element by element.
 
-    Each value owns the interval of 2/255 around it, the two ends what lies beyond, so the 256 probabilities add up to
-    one. The normal distribution function is exact; Improved DDPM has its tanh approximation here. Differences are taken
-    of logarithms in the lower tail, so that neither a far mean nor a narrow Gaussian rounds to zero.
+    Source: Ho et al. (2020), equation 13.
+
+    Each value owns the interval of 2/255 around the value, and the two end values own the tails beyond, so the 256
+    probabilities add up to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here.
+    Differences are taken of logarithms in the lower tail, so that neither a far mean nor a narrow Gaussian rounds to
+    zero.
     """
     inverse = (-0.5 * log_variance).exp()
     upper, lower = (x_0 - mean + DATA_STEP / 2) * inverse, (x_0 - mean - DATA_STEP / 2) * inverse
-    flip = upper + lower > 0  # the interval is mostly above the mean: mirror it
+    flip = upper + lower > 0  # mirror an interval mostly above the mean
     low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     log_high = torch.special.log_ndtr(high)
     ratio = (torch.special.log_ndtr(low) - log_high).clamp(max=-torch.finfo(x_0.dtype).tiny)

@@ -1,5 +1,6 @@
-"""Guidance: classifier-free (Ho and Salimans, 2022), by any weaker network (Karras et al., 2024) and by
-the gradient of a classifier (Dhariwal and Nichol, 2021).
+"""Guidance: classifier-free (Ho and Salimans, 2022), by a weaker network, and by a classifier.
+
+Sources of the latter two: Karras et al. (2024), and Dhariwal and Nichol (2021).
 
 Shapes: B batch; outputs are (B, C, H, W), or (B, 2 C, H, W) where the variance is learned.
 """
@@ -13,7 +14,7 @@ from torch import Tensor
 from components.models.diffusion.objective import Network, Objective
 from components.models.diffusion.samplers import Denoise, Score
 
-Scale = float | Tensor  # for all samples, or one for each (B,)
+Scale = float | Tensor  # a number for all samples, or (B,) with a number for each sample
 
 
 def guide(
@@ -27,28 +28,29 @@ def guide(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Denoise:
-    """Bind conditions and guidance to a network: unconditional + scale * (conditional - unconditional).
+    """Bind conditions and guidance: output = unconditional + scale * (conditional - unconditional).
 
-    Only the first C channels are guided; a learned variance stays the conditional one.
+    Only the first C channels are guided; a learned variance comes from the conditional output alone.
 
     Args:
         network: called by the objective with the conditions by name.
         condition: each value (B, ...).
-        null: the same keys as condition for what is guided, each (B, ...); a key that is missing here, such as
-            low_res, keeps its value everywhere.
-        guidance_scale: a number or one for each sample (B,); 1 is no guidance, and when all are 1 the network runs
-            once a step instead of on a doubled batch. Papers that write (1 + w) mean guidance_scale = 1 + w. With a
-            scale for each of several conditions each is guided alone, and what they add is summed (Liu et al., 2022):
-            unconditional + sum of scale_i * (conditional_i - unconditional); a condition without one is never null.
-        weaker: a network that knows the same conditions but is smaller or less trained; it takes the place of the
-            unconditional one: weaker + scale * (network - weaker).
+        null: the null values (B, ...) of the guided conditions, under the keys of `condition`; a key that is missing
+            here, such as low_res, has the same value in every branch.
+        guidance_scale: a number, or a number for each sample (B,); 1 is no guidance, and when all are 1 the network
+            runs once a step instead of on a doubled batch. Papers that write (1 + w) mean guidance_scale = 1 + w. With
+            a scale for each of several conditions each is guided alone, and the differences are summed (Liu et al.,
+            2022): unconditional + sum of scale_i * (conditional_i - unconditional); a condition without a scale is
+            never null.
+        weaker: a smaller or less trained network with the same conditions, in place of the unconditional branch:
+            weaker + scale * (network - weaker).
         interval: guide only where sigma / signal lies in [low, high] (Kynkäänniemi et al., 2024); elsewhere scale is 1.
-        rescale: in [0, 1], how far the deviation of the guided output is brought back to that of the conditional one
-            (Lin et al., 2024, equations 15 and 16).
+        rescale: in [0, 1], how far the deviation of the guided output is brought back to the deviation of the
+            conditional output (Lin et al., 2024, equations 15 and 16).
 
     Raises:
-        ValueError: null has a key that condition lacks, guidance_scale one that null lacks, or there is a scale for
-            each condition together with weaker or rescale.
+        ValueError: null has a key that condition lacks, guidance_scale a key that null lacks, or scales by condition
+            are combined with weaker or rescale.
     """
     if not null.keys() <= condition.keys():
         raise ValueError(f"null conditions without a condition: {', '.join(sorted(null.keys() - condition.keys()))}")
@@ -77,10 +79,12 @@ def guide(
 
 
 def classifier_score(objective: Objective, classifier: Network, label: Tensor, scale: Scale) -> Score:
-    """The gradient at x_t of scale * log p(label | x_t), for `sample` (Dhariwal and Nichol, 2021, section 4).
+    """Return the gradient at x_t of scale * log p(label | x_t), for the argument `score` of `sample`.
+
+    Source: Dhariwal and Nichol (2021), section 4.
 
     Args:
-        classifier: called by the objective as a network is, without conditions: noisy images -> logits (B, classes).
+        classifier: called by the objective like a network, without conditions: noisy images -> logits (B, classes).
         label: (B,) int64.
         scale: 0 is no guidance.
     """
@@ -99,7 +103,7 @@ def classifier_score(objective: Objective, classifier: Network, label: Tensor, s
 def _branches(
     condition: Mapping[str, Tensor], null: Mapping[str, Tensor], guidance_scale: Scale | Mapping[str, Scale]
 ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-    """What the network is run on, the unconditional branch last, and the scale (1 or B,) of each branch but that."""
+    """The inputs of each branch, the unconditional branch last, and the scale (1 or B,) of the rest."""
     full = dict(condition)
     if not isinstance(guidance_scale, Mapping):
         return [full, full | dict(null)], [torch.as_tensor(guidance_scale, dtype=torch.float32)]
@@ -112,7 +116,7 @@ def _branches(
 
 
 def _inside(objective: Objective, interval: tuple[float, float], x_t: Tensor, time: Tensor) -> bool:
-    """Whether the level of all samples, which have one time, lies in the interval of sigma / signal."""
+    """True if the level of all samples, at a common time, lies in the interval of sigma / signal."""
     signal, sigma = objective.levels(time[:1], x_t.new_zeros(1, dtype=torch.float64))
     low, high = interval
     return bool((sigma >= low * signal) & (sigma <= high * signal))
@@ -121,7 +125,7 @@ def _inside(objective: Objective, interval: tuple[float, float], x_t: Tensor, ti
 def _batched(
     objective: Objective, network: Network, x_t: Tensor, time: Tensor, branches: list[dict[str, Tensor]]
 ) -> tuple[Tensor, ...]:
-    """The outputs (B, ...) of all branches, by one run on a batch of them all."""
+    """The outputs (B, ...) of all branches, computed by a single run on a concatenated batch."""
     together = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
     count = len(branches)
     output = objective.apply(network, torch.cat([x_t] * count), torch.cat([time] * count), **together)
@@ -131,7 +135,7 @@ def _batched(
 def _extrapolated(conditional: list[Tensor], reference: Tensor, scales: list[Tensor]) -> Tensor:
     weights = [scale.to(reference).reshape(-1, 1, 1, 1) for scale in scales]
     if len(conditional) == 1:
-        # The same formula, written so that a sample whose scale is 1 gets its conditional prediction exactly.
+        # The same formula, in a form that gives a sample of scale 1 exactly the conditional prediction.
         return conditional[0] + (weights[0] - 1) * (conditional[0] - reference)
     added = [weight * (output - reference) for weight, output in zip(weights, conditional, strict=True)]
     return reference + torch.stack(added).sum(dim=0)

@@ -1,4 +1,4 @@
-"""Masks of what is unknown in an image: brush strokes, rectangles and borders, as functions of numbers in [0, 1).
+"""Masks of unknown pixels: brush strokes, rectangles and borders, as functions of numbers in [0, 1).
 
 One convention: a `mask` is 1 where a pixel is unknown (Palette; Saharia et al., 2022). GLIDE's mask is the opposite.
 Shapes: S = resolution, height and width.
@@ -11,22 +11,22 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-NUMBERS = 96  # as many as any mask takes
-RECTANGLES = 0.5  # share of rectangles among the masks of inpainting; the others are strokes
+NUMBERS = 96  # the most that any mask uses
+RECTANGLES = 0.5  # share of rectangles among the masks of inpainting; the rest are strokes
 # Strokes of Yu et al. (2019), algorithm 1, with the sizes of their published code, for images of 256².
 MAX_STROKES, VERTICES = 3, (4, 12)
 WIDTHS = (12 / 256, 40 / 256)
 ANGLE, ANGLE_RANGE = 2 * math.pi / 5, 2 * math.pi / 15
 LENGTH = math.sqrt(2) / 8
-SMALLEST_RADIUS = 0.75  # pixels; a disk of this size holds the center of a pixel wherever it lies
+SMALLEST_RADIUS = 0.75  # pixels; a disk of this size holds the center of a pixel at every place
 
 
 def inpainting_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
-    """A rectangle or brush strokes somewhere in the image, (S, S) bool, never empty.
+    """Return a rectangle or brush strokes somewhere in the image, (S, S) bool, never empty.
 
     Args:
         numbers: NUMBERS draws in [0, 1).
-        area: least and greatest share of the image that a rectangle hides; strokes have sizes of their own.
+        area: least and greatest share of the image that a rectangle hides; strokes have their own sizes, from Yu et al.
     """
     if numbers[0] < RECTANGLES:
         return rectangle(numbers[1:], resolution, area=area)
@@ -34,7 +34,7 @@ def inpainting_mask(numbers: Sequence[float], resolution: int, *, area: tuple[fl
 
 
 def rectangle(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
-    """A rectangle of a share of the image, from half to twice as high as wide: (S, S) bool."""
+    """Return a rectangle of a share of the image, half to twice as high as wide: (S, S) bool."""
     share, aspect, down, across = numbers[:4]
     side, stretch = math.sqrt(between(area, share)), 2 ** (aspect - 0.5)
     height, width = (min(max(1, round(side * by * resolution)), resolution - 1) for by in (stretch, 1 / stretch))
@@ -45,7 +45,7 @@ def rectangle(numbers: Sequence[float], resolution: int, *, area: tuple[float, f
 
 
 def border_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
-    """What uncropping adds: a border of one width at one to four sides, (S, S) bool.
+    """The mask of uncropping: a border of equal width at up to four sides, (S, S) bool.
 
     The width w solves (1 - n w)(1 - m w) = 1 - a for a hidden share a and n, m sides of the two directions.
 
@@ -65,7 +65,7 @@ def border_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float,
 
 
 def strokes(numbers: Sequence[float], resolution: int) -> Tensor:
-    """One to three brush strokes of joined straight lines, (S, S) bool (Yu et al., 2019, algorithm 1)."""
+    """Up to three brush strokes of joined straight lines, (S, S) bool (Yu et al., 2019, algorithm 1)."""
     draw = iter(numbers)
     mask = torch.zeros(resolution, resolution, dtype=torch.bool)
     for _ in range(1 + int(MAX_STROKES * next(draw))):
@@ -82,7 +82,10 @@ def strokes(numbers: Sequence[float], resolution: int) -> Tensor:
 
 
 def brushed(points: Tensor, radius: float, resolution: int) -> Tensor:
-    """Pixels whose center is within `radius` of the lines through points (P, 2), x and y in pixels: (S, S) bool."""
+    """Pixels with centers within `radius` of the lines through points (P, 2): (S, S) bool.
+
+    Points are x and y in pixels.
+    """
     centers = torch.arange(resolution, dtype=torch.float64) + 0.5
     pixel = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1)[:, :, None]  # (S, S, 1, 2)
     start, along = points[:-1], points.diff(dim=0)  # (P - 1, 2)
@@ -92,10 +95,10 @@ def brushed(points: Tensor, radius: float, resolution: int) -> Tensor:
 
 
 def between(limits: tuple[float, float], number: float) -> float:
-    """The number in [0, 1) as one between two limits."""
+    """Map a number in [0, 1) linearly to the interval between two limits."""
     return limits[0] + number * (limits[1] - limits[0])
 
 
 def _normal(number: float, mean: float, deviation: float) -> float:
-    """The number in [0, 1) as one of a normal distribution, by its inverse."""
+    """Map a number in [0, 1) to a normal distribution by the inverse distribution function."""
     return NormalDist(mean, deviation).inv_cdf(max(number, 1e-9))

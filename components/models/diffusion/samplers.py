@@ -1,4 +1,4 @@
-"""From noise to images by any sampler of `steps.py`, on any number of steps of any objective.
+"""Sampling from noise to images: any sampler of `steps.py`, any objective, any number of steps.
 
 Shapes: B batch; images and latents are (B, C, H, W).
 """
@@ -20,21 +20,21 @@ OnStep = Callable[[int, float, Tensor, Tensor], None]  # (step from 0, time, x_t
 
 
 class Known(NamedTuple):
-    """The given part of the images: noised to each level, it replaces what was sampled there."""
+    """The given part of the images: noised to each level, the given pixels replace the sampled pixels."""
 
     image: Tensor  # (B, C, H, W)
     mask: Tensor  # (B, 1, H, W) bool, true where the image is known
     noise: Tensor  # (B, C, H, W) standard normal
 
     def put(self, x_t: Tensor, signal: float, sigma: float) -> Tensor:
-        """The given part at this noise level in its place in x_t."""
+        """Return x_t with the given part, noised to the level (signal, sigma), in the masked places."""
         return torch.where(self.mask, signal * self.image + sigma * self.noise, x_t)
 
 
 class Start(NamedTuple):
-    """An image to begin from: it is noised, and only the last steps are taken (SDEdit; Meng et al., 2022).
+    """Initial image of sampling: the image is noised, and only the last steps are taken (SDEdit).
 
-    For super-resolution: Chung et al. (2022).
+    Sources: Meng et al. (2022); for super-resolution, Chung et al. (2022).
     """
 
     image: Tensor  # (B, C, H, W)
@@ -64,16 +64,17 @@ def sample(
     Args:
         denoise: the network with its conditions bound and guidance applied.
         sampler: a name of `SAMPLERS`.
-        noise: standard normal noise like x_T for each step from 0; asked for in order, only where it is used.
-        eta: of samplers that take it (DDIM), in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".
+        noise: standard normal noise like x_T for each step from 0; requested in order, and only for steps that use
+            noise.
+        eta: of samplers with such an option (DDIM), in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".
         spacing: of a discrete objective's steps; None is the sampler's own.
         threshold: of each predicted x_0: "static" clips to [-1, 1], "dynamic" to the percentile of each image,
             "none" is for latents.
         score: of a classifier, times its scale (Dhariwal and Nichol, 2021): algorithm 1 for "ddpm", algorithm 2, which
             shifts the predicted noise, for the others.
-        known: where the image is given, for models that were not trained to fill in.
+        known: the given part of the images, for models without training in filling in.
         start: the image that x_T noises where sampling does not start from noise alone.
-        on_step: called after each denoising with the step, its time, x_t before it and the thresholded x_0.
+        on_step: called after each denoising with the step, the time, x_t before the step and the thresholded x_0.
 
     Raises:
         ValueError: an unknown sampler, or eta, percentile or num_inference_steps out of range.
@@ -90,7 +91,7 @@ def sample(
         x_0 = thresholded(objective.predict_x_0(output, x_t=x_t, time=time), threshold, percentile)
         gradient = None if score is None else score(x_t, time)
         signal, sigma = levels.signal[index].item(), levels.sigma[index].item()
-        if gradient is not None and solver.shifts_x_0 and signal > 0:  # pure noise tells no class
+        if gradient is not None and solver.shifts_x_0 and signal > 0:  # pure noise has no class
             x_0 = x_0 + sigma**2 / signal * gradient  # from epsilon - sigma * gradient
         return x_0, output, gradient
 
@@ -107,14 +108,14 @@ def sample(
 
 
 def first(levels: Trajectory, noise: Tensor, start: Start | None) -> Tensor:
-    """The first x_t: noise alone, or an image that is noised to the first level."""
+    """The first x_t: noise alone, or the start image noised to the first level."""
     if start is None:
         return levels.initial_scale * noise
     return levels.signal[0].item() * start.image + levels.sigma[0].item() * noise
 
 
 def check_options(sampler: str, eta: float, percentile: float) -> None:
-    """Raises ValueError, in one line, for a name that is no sampler's or a number out of its range."""
+    """Raise ValueError, in a single line, for an unknown sampler or a number out of range."""
     if sampler not in SAMPLERS:
         *names, last = SAMPLERS
         raise ValueError(f"unknown sampler {sampler!r}: choose {', '.join(names)} or {last}")
@@ -125,10 +126,11 @@ def check_options(sampler: str, eta: float, percentile: float) -> None:
 
 
 def thresholded(x_0: Tensor, threshold: Threshold, percentile: float) -> Tensor:
-    """A predicted image without what lies out of range.
+    """A predicted image, limited to the range of images by the named rule.
 
-    "dynamic" clips each image to its own quantile of |x_0| and scales that to 1 (Saharia et al., 2022, Imagen, section
-    2.3); where the quantile is below 1, that is clipping to [-1, 1] as "static" does. "none" leaves it as it is.
+    "dynamic" clips each image to the image's own quantile of |x_0| and scales that quantile to 1 (Saharia et al., 2022,
+    Imagen, section 2.3); for a quantile below 1 the result is the clipping to [-1, 1] of "static". "none" changes
+    nothing.
     """
     if threshold == "none":
         return x_0

@@ -1,5 +1,6 @@
-"""Noise schedules and the closed forms of the forward process (Ho et al., 2020; Nichol and Dhariwal, 2021; Lin et al.,
-2024).
+"""Tables of a noise schedule, and the closed forms of the forward process.
+
+Sources: Ho et al. (2020); Nichol and Dhariwal (2021); Lin et al. (2024).
 
 Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. Shapes: B batch, T num_train_timesteps.
 """
@@ -15,17 +16,20 @@ from components.models.transfer import to_device
 
 
 class Posterior(NamedTuple):
+    """The Gaussian q(x_{t-1} | x_t, x_0) of the reverse process, Ho et al. (2020), equations 6 and 7."""
+
     mean: Tensor  # (B, ...)        of q(x_{t-1} | x_t, x_0)
     log_variance: Tensor  # (B, 1, ...)  clipped: index 0 holds the value of index 1
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables of one forward process, or of a strided one made from it by `respaced`.
+    """Tables of a forward process, or of a strided process made by `respaced`.
 
     Args:
-        betas: (T,) float64 in (0, 1), the variance that each step adds; the last may be 1 (zero terminal SNR).
-        timesteps: (T,) int64, the index that the network was trained with at each step.
+        betas: (T,) float64 in (0, 1), the variance of the noise added at each step; the last may be 1 (zero terminal
+            SNR).
+        timesteps: (T,) int64, the timestep that the network was trained with at each step.
 
     Raises:
         ValueError: a beta is not inside (0, 1).
@@ -79,21 +83,24 @@ class Schedule:
         return (1 - self.alphas_cumprod).log()
 
     @property
-    def posterior_of_x_0(self) -> Tensor:  # (T,) what x_0 counts in the mean of the posterior
+    def posterior_of_x_0(self) -> Tensor:  # (T,) weight of x_0 in the mean of the posterior
         return self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
 
     @property
-    def posterior_of_x_t(self) -> Tensor:  # (T,) what x_t counts there
+    def posterior_of_x_t(self) -> Tensor:  # (T,) weight of x_t in the mean of the posterior
         return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
 
     @property
     def posterior_variance(self) -> Tensor:  # (T,)
-        """Variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020), equation 7. It is 0 at index 0."""
+        """Variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020), equation 7; 0 at index 0."""
         return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 
     @property
     def posterior_log_variance_clipped(self) -> Tensor:  # (T,)
-        """Log of `posterior_variance` with index 0 replaced by index 1 (a floor of 1e-20 would ruin likelihoods)."""
+        """Log of `posterior_variance` with the value of index 1 at index 0.
+
+        A floor of 1e-20 at index 0 would ruin likelihoods.
+        """
         variance = self.posterior_variance
         first = variance[1:2] if len(self) > 1 else self.betas
         return torch.cat([first, variance[1:]]).log()
@@ -103,22 +110,22 @@ class Schedule:
         return self.betas.log()
 
     @property
-    def log_betas_clipped(self) -> Tensor:  # (T,) its first entry would cost likelihood (Improved DDPM's code)
+    def log_betas_clipped(self) -> Tensor:  # (T,) the first log beta would cost likelihood (code of Improved DDPM)
         return torch.cat([self.posterior_log_variance_clipped[:1], self.log_betas[1:]])
 
     def table(self, name: str, device: torch.device) -> Tensor:
-        """The table (T,) of that name on `device`: made and sent there once, since whoever sends waits."""
+        """The named table (T,) on `device`, made and copied there once, since each copy makes the host wait."""
         if (name, device) not in self.kept:
-            with torch.inference_mode(mode=False):  # what sampling keeps a training may use
+            with torch.inference_mode(mode=False):  # training may use a table made while sampling
                 self.kept[name, device] = to_device(getattr(self, name), device)
         return self.kept[name, device]
 
     def at(self, name: str, timesteps: Tensor, like: Tensor) -> Tensor:
-        """The table of that name at timesteps (B,) as (B, 1, ...), cast last so that no precision is lost before."""
+        """The named table at timesteps (B,) as (B, 1, ...), cast last to lose no precision before."""
         return expand(self.table(name, timesteps.device)[timesteps], like)
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), (B,) float32, at timesteps (B,) int64."""
+        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at timesteps (B,): (B,) float32."""
         return self.table("signal_to_noise", timesteps.device)[timesteps].float()
 
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -132,19 +139,22 @@ class Schedule:
         return signal * x_0 + sigma * noise
 
     def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod), each (B, 1, ...) with the dtype of `like`."""
+        """Factors sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod), (B, 1, ...) in the dtype of `like`."""
         return self.at("signal", timesteps, like), self.at("sigma", timesteps, like)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Posterior:
-        """q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7; x_0 and x_t (B, ...), timesteps (B,) int64."""
+        """The posterior q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7.
+
+        x_0 and x_t are (B, ...), timesteps (B,) int64.
+        """
         mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
         return Posterior(mean, self.at("posterior_log_variance_clipped", timesteps, x_t))
 
     def respaced(self, indices: list[int]) -> "Schedule":
-        """Keep only these steps: betas are recomputed so that alphas_cumprod is unchanged at each one kept.
+        """Schedule of the chosen steps, with betas recomputed for unchanged alphas_cumprod.
 
         Args:
-            indices: ascending, in [0, T); `timesteps` of the result still names the original ones.
+            indices: ascending, in [0, T); `timesteps` of the result still names the original steps.
 
         Source: Nichol and Dhariwal (2021), section 4.
         """
@@ -167,13 +177,13 @@ def make_schedule(
     beta_end: float | None = None,
     zero_terminal_snr: bool = False,
 ) -> Schedule:
-    """Build a schedule by name.
+    """Build a schedule from a name, a number of steps and, where the schedule takes ends, two betas.
 
     Args:
         name: a row of `SCHEDULES`.
-        num_train_timesteps: T, at least 1; "linear" needs at least 21, below that a beta reaches 1.
-        beta_start, beta_end: first and last beta of schedules that have ends, as they are: SR3 and Palette have 1e-6
-            and 1e-2. Without them those of the table, times 1000 / T.
+        num_train_timesteps: T, at least 1; "linear" needs at least 21, since with fewer steps a beta reaches 1.
+        beta_start, beta_end: first and last beta of schedules that have ends, used unscaled: SR3 and Palette have 1e-6
+            and 1e-2. The defaults are the ends of the table, times 1000 / T.
         zero_terminal_snr: rescale so that the last step leaves no signal; not for networks that predict the noise.
 
     Raises:
@@ -201,9 +211,9 @@ def _check_betas(betas: Tensor) -> None:
 
 
 def without_terminal_signal(betas: Tensor) -> Tensor:
-    """Betas (T,) shifted and scaled to zero terminal SNR; the first stays (Lin et al., 2024, algorithm 1).
+    """Betas (T,) rescaled to zero terminal SNR, the first unchanged (Lin et al., 2024, algorithm 1).
 
-    Raises ValueError for a single step, which cannot be both.
+    Raises ValueError for a single step, which cannot be first and last.
     """
     if len(betas) < 2:
         raise ValueError("zero terminal SNR needs num_train_timesteps of at least 2")

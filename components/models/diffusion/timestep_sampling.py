@@ -1,7 +1,7 @@
 """Loss-aware sampling of training steps (Nichol and Dhariwal, 2021, equation 18).
 
-The history is plain tensors, so that it can be kept in a checkpoint; every rank must record the same losses in the same
-order. Shapes: T num_train_timesteps, K losses kept of each step, B batch.
+The history is plain tensors, so that a checkpoint can hold the history; every rank must record the same losses in the
+same order. Shapes: T num_train_timesteps, K losses kept of each step, B batch.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,10 @@ UNIFORM_SHARE = 0.001  # of the probability, so that no step is ever forgotten
 
 
 class LossHistory(NamedTuple):
+    """The latest losses of each training step, recorded by `record` and read by `probabilities`."""
+
     losses: Tensor  # (T, K) float64, the latest of each step, oldest first
-    counts: Tensor  # (T,) int64 in [0, K], how many of them there are
+    counts: Tensor  # (T,) int64 in [0, K], how many losses are recorded
 
 
 def empty_history(num_train_timesteps: int, device: torch.device | str = "cpu") -> LossHistory:
@@ -26,7 +28,7 @@ def empty_history(num_train_timesteps: int, device: torch.device | str = "cpu") 
 
 
 def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHistory:
-    """The history with the losses (B,) at timesteps (B,), in their order; what is not finite is left out.
+    """The history with the losses (B,) at timesteps (B,) appended in order; infinite and NaN left out.
 
     All on the device of the history: of each step the new losses follow the old ones, and the last K stay.
     """
@@ -34,23 +36,26 @@ def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHi
     finite = losses.isfinite()
     new = torch.zeros_like(counts).index_add_(0, timesteps, finite.long())  # (T,)
     left_out = (counts + new - KEPT).clamp(min=0)  # (T,) of the oldest
-    place = torch.arange(KEPT, device=counts.device) + left_out[:, None]  # (T, K), where each of them was before
+    place = torch.arange(KEPT, device=counts.device) + left_out[:, None]  # (T, K), the former place of each loss
     kept = torch.where(place < counts[:, None], history.losses.gather(1, place.clamp(max=KEPT - 1)), 0.0)
     column = counts[timesteps] + earlier(timesteps, finite) - left_out[timesteps]  # (B,)
-    spare = total * KEPT  # what is left out goes there
+    spare = total * KEPT  # the place of losses that are left out
     target = torch.where(finite & (column >= 0), timesteps * KEPT + column, spare)
     flat = torch.cat([kept.flatten(), kept.new_zeros(1)]).scatter(0, target, losses.double())
     return LossHistory(flat[:spare].view(total, KEPT), (counts + new).clamp(max=KEPT))
 
 
 def earlier(timesteps: Tensor, finite: Tensor) -> Tensor:
-    """How many finite losses of the same step come before each, (B,)."""
+    """Count of finite losses of the same step before each loss, (B,)."""
     same = (timesteps[:, None] == timesteps) & finite  # (B, B)
     return same.tril(-1).sum(dim=1)
 
 
 def probabilities(history: LossHistory) -> Tensor:
-    """Of each step, (T,) float64: proportional to the root of its mean squared loss, once all steps have K losses."""
+    """Probability of each step, (T,) float64: proportional to the root mean square of the step's losses.
+
+    Even until all steps have K losses.
+    """
     total = len(history.counts)
     even = torch.full((total,), 1 / total, dtype=torch.float64, device=history.counts.device)
     moments = history.losses.square().mean(dim=1).sqrt()
@@ -59,8 +64,11 @@ def probabilities(history: LossHistory) -> Tensor:
 
 
 def draw_timesteps(history: LossHistory, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps (B,) int64 from numbers (B,) in [0, 1), and the weights (B,) float32 of their losses, 1 / (T p), with which
-    their mean is that of an even draw; all on one device."""
+    """Steps (B,) int64 from numbers (B,) in [0, 1), and the weights (B,) float32 of the losses.
+
+    The weights 1 / (T p) make the mean of the weighted losses an unbiased estimate of the mean over even draws. All
+    tensors are on the same device.
+    """
     chances = probabilities(history)
     edges = chances.cumsum(0)
     timesteps = torch.searchsorted(edges, uniform.double(), right=True).clamp(max=len(chances) - 1)

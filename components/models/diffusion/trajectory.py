@@ -1,4 +1,4 @@
-"""The noise levels that a sampler visits, whatever process the network was trained for.
+"""The noise levels of a sampler, for any process of training.
 
 At a level x_t = signal * x_0 + sigma * noise. Numbers are float64; N num_inference_steps, T num_train_timesteps.
 """
@@ -13,9 +13,9 @@ from components.models.diffusion.steps import Spacing, Step
 
 
 class Trajectory(NamedTuple):
-    """Levels from noise to the clean image, and the times at which the network is asked."""
+    """Levels from noise to the clean image, and the time of each run of the network."""
 
-    times: Tensor  # (N,) of the objective; int64 where they are training steps
+    times: Tensor  # (N,) of the objective; int64 where times are training steps
     signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1
     sigma: Tensor  # (N + 1,) float64; ends with 0
 
@@ -24,11 +24,11 @@ class Trajectory(NamedTuple):
 
     @property
     def initial_scale(self) -> float:
-        """Deviation of the first x_t of data with unit variance: what standard normal noise is scaled by."""
+        """Deviation of the first x_t for data of unit variance, the scale of the initial noise."""
         return math.hypot(self.signal[0].item(), self.sigma[0].item())
 
     def last(self, steps: int) -> "Trajectory":
-        """The part of the last `steps` steps."""
+        """The trajectory of the last `steps` steps."""
         return Trajectory(self.times[-steps:], self.signal[-steps - 1 :], self.sigma[-steps - 1 :])
 
     def step(self, index: int) -> Step:
@@ -42,9 +42,9 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
     """Training steps to sample with, ascending (Lin et al., 2024, table 2).
 
     Args:
-        spacing: "linspace" keeps both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last one, the
-            only one that starts from noise. "leading" has a whole stride from 0, so that the last steps are never
-            taken; "trailing" has an even stride down from the last step.
+        spacing: "linspace" includes both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last step,
+            where alone sampling can start from noise. "leading" has a whole stride from 0, so that the last steps are
+            never taken; "trailing" has an even stride down from the last step.
 
     Raises:
         ValueError: num_inference_steps is not in [1, num_train_timesteps].
@@ -74,5 +74,5 @@ def karras_sigmas(num_inference_steps: int, *, sigma_min: float, sigma_max: floa
 
 
 def with_clean_end(times: Tensor, signal: Tensor, sigma: Tensor) -> Trajectory:
-    """The trajectory through these levels, each (N,), to the clean image."""
+    """The trajectory through the given levels, each (N,), to the clean image."""
     return Trajectory(times, torch.cat([signal, signal.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)]))

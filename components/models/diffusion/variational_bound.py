@@ -22,7 +22,7 @@ from components.models.diffusion.trajectory import spaced_timesteps
 
 
 class Bound(NamedTuple):
-    """Bits/dim of each image."""
+    """Terms of the variational bound of each image, in bits/dim."""
 
     prior: Tensor  # (B,)
     terms: Tensor  # (B, N) by ascending time: index 0 is the reconstruction, the others are denoising terms
@@ -50,14 +50,14 @@ def bound(
     num_inference_steps: int | None = None,
     clip: bool = True,
 ) -> Bound:
-    """What a lossless code by this model costs, with one draw of noise for each step.
+    """The bits/dim of a lossless code by the model, with a single draw of noise for each step.
 
     Args:
         denoise: the network with its conditions bound; (x_t, time (B,) int64) -> output.
         x_0: (B, C, H, W), 8-bit values in [-1, 1].
         noise: standard normal noise like x_0 for each index of a step, from 0.
-        num_inference_steps: of the strided process, a model of its own that costs more bits; None is every step.
-        clip: each predicted x_0 to [-1, 1].
+        num_inference_steps: of the strided process, a separate model that costs more bits; None is every step.
+        clip: clip each predicted x_0 to [-1, 1].
 
     Raises:
         ValueError: num_inference_steps is out of range.

@@ -1,1 +1,1 @@
-"""Losses as free functions."""
+"""Losses as free functions of tensors, without state."""

@@ -1,4 +1,4 @@
-"""Contrastive loss of images and their texts (Radford et al. 2021, figure 3).
+"""Contrastive loss of pairs of image and text (Radford et al. 2021, figure 3).
 
 Shapes: B batch over all ranks, E embedding_dim.
 """
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def contrastive_loss(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy over the batch, () in nats, fp32: log B for embeddings that know nothing.
+    """Symmetric cross-entropy over the batch, () in nats, fp32: log B for uninformative embeddings.
 
-    Each image chooses its text among those of the batch, and each text its image.
+    Each image chooses among the texts of the batch, and each text among the images.
 
     Args:
-        image, text: (B, E) of length 1; row i of one belongs to row i of the other.
-        log_scale: (), the logarithm of what cosine similarities are multiplied by.
+        image, text: (B, E) of length 1; row i of `image` belongs to row i of `text`.
+        log_scale: (), the logarithm of the factor of the cosine similarities.
     """
     logits = log_scale.float().exp() * image.float() @ text.float().T  # (B, B), a row for each image
     own = torch.arange(len(logits), device=logits.device)
@@ -25,7 +25,7 @@ def contrastive_loss(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tenso
 
 
 class ContrastiveGradients(NamedTuple):
-    """The loss of a whole batch and its gradients, all without graph."""
+    """The loss of a whole batch and the gradients of the loss, all without graph."""
 
     loss: Tensor  # ()
     image: Tensor  # (B, E)
@@ -34,10 +34,11 @@ class ContrastiveGradients(NamedTuple):
 
 
 def contrastive_gradients(image: Tensor, text: Tensor, *, log_scale: Tensor) -> ContrastiveGradients:
-    """The loss of embeddings (B, E) and its gradients at them, whatever graph they come from.
+    """The loss of embeddings (B, E) and the gradients at the embeddings, detached from any graph.
 
-    All that a network must know of the other samples: with these, a batch can be gone through backward in parts, each
-    by `along_gradient` (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+    The gradients are all that a network must know of the other samples: with the gradients, the backward pass can go
+    through a batch in parts, each by `along_gradient` (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
+    under Memory Limited Setup").
     """
     leaves = [tensor.detach().requires_grad_() for tensor in (image, text, log_scale)]
     with torch.enable_grad():
@@ -46,5 +47,5 @@ def contrastive_gradients(image: Tensor, text: Tensor, *, log_scale: Tensor) -> 
 
 
 def along_gradient(value: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar whose gradient at `value` is `gradient`, of the same shape."""
+    """A scalar with the gradient `gradient` at `value`; both of the same shape."""
     return (value.float() * gradient).sum()

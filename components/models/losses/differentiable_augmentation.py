@@ -1,8 +1,9 @@
-"""Differentiable augmentation (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training").
+"""Differentiable augmentation for GANs: color, translation and cutout of the discriminator's images.
 
-The discriminator sees real and generated images augmented alike, in all of its losses: a small set of images can't
-be learned by heart then, and the augmentation does not show in what is generated. As published: color, translation by
-up to an eighth of the side, cutout of half the side.
+Source: Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training". The discriminator sees real and
+generated images augmented alike, in all of its losses: so the discriminator cannot learn a small set of images by
+heart, and the augmentation does not appear in generated images. As published: color, translation by up to an eighth of
+the side, cutout of half the side.
 
 Shapes: B batch, H W pixels.
 """
@@ -18,10 +19,10 @@ SHIFT, CUT = 1 / 8, 1 / 2  # of the side
 
 
 def augment(image: Tensor, *, draws: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] -> the same shape, with gradient; each is a function of its own draws alone.
+    """Augment images (B, 3, H, W) in [-1, 1] with gradient, each by a row of draws alone.
 
     Args:
-        draws: uniform numbers in [0, 1), (B, 7), in the order of DRAWS, on the host: it cuts where they say.
+        draws: uniform numbers in [0, 1), (B, 7), in the order of DRAWS, on the host, where the slices are chosen.
     """
     shift_y, shift_x = draws[:, 3], draws[:, 4]
     brightness, saturation, contrast, _, _, cut_y, cut_x = to_device(draws, image.device).unbind(1)
@@ -32,7 +33,7 @@ def augment(image: Tensor, *, draws: Tensor) -> Tensor:
 
 
 def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Add `brightness`, then scale the distance to each pixel's grey, then that to the image's mean; all (B,)."""
+    """Add `brightness`, then scale the distance to each pixel's grey and to the image's mean; all (B,)."""
     image = image + brightness[:, None, None, None]
     grey = image.mean(dim=1, keepdim=True)
     image = grey + (image - grey) * saturation[:, None, None, None]
@@ -41,7 +42,7 @@ def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contr
 
 
 def shift(image: Tensor, *, down: Tensor, right: Tensor) -> Tensor:
-    """Move each image by whole pixels (B,) int64 on the host, at most an eighth of its side; what comes in is 0."""
+    """Move each image by whole pixels (B,) int64 on the host, at most an eighth of the side; fill with 0."""
     height, width = image.shape[2:]
     pad_y, pad_x = _largest(height), _largest(width)
     padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y))
@@ -50,7 +51,7 @@ def shift(image: Tensor, *, down: Tensor, right: Tensor) -> Tensor:
 
 
 def cut_out(image: Tensor, *, top: Tensor, left: Tensor) -> Tensor:
-    """Set a rectangle of half the sides to 0 that begins at (top, left), (B,) int64, and may reach over the border."""
+    """Set a rectangle of half the sides to 0 from (top, left), (B,) int64, cut at the image's border."""
     inside = []
     for start, side in ((top, image.shape[2]), (left, image.shape[3])):
         place = torch.arange(side, device=image.device)
@@ -64,10 +65,10 @@ def _largest(side: int) -> int:
 
 
 def _shift(draw: Tensor, side: int) -> Tensor:
-    """Uniform in [0, 1) -> uniform over the whole shifts."""
+    """Map a uniform draw in [0, 1) to a uniform whole shift."""
     return (draw * (2 * _largest(side) + 1)).long() - _largest(side)
 
 
 def _cut(draw: Tensor, side: int) -> Tensor:
-    """Uniform in [0, 1) -> first row of a mask whose center is uniform over the image."""
+    """Map a uniform draw in [0, 1) to the first row of a mask with a uniform center in the image."""
     return (draw * side).long() - int(side * CUT) // 2

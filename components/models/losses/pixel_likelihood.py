@@ -1,7 +1,7 @@
-"""Likelihoods of images: the decoder's output are a location and a log-scale for each value of each pixel.
+"""Likelihoods of images under a location and a log-scale for each value of each pixel.
 
-Sources: Salimans et al. 2017, "PixelCNN++", equation 2 (logistic on 256 levels, one component); Ramesh et al. 2021,
-"Zero-Shot Text-to-Image Generation", appendix A.3 (logit-Laplace).
+The decoder outputs locations and log-scales. Sources: Salimans et al. 2017, "PixelCNN++", equation 2 (logistic on 256
+levels, one component); Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", appendix A.3 (logit-Laplace).
 
 Shapes: B batch, H W pixels.
 """
@@ -18,12 +18,13 @@ MIN_LOG_SCALE = -7.0
 
 
 def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
-    """-log P of each 8-bit value in nats, (B, 3, H, W) fp32: the logistic's mass within half a level around it.
+    """-log P of each 8-bit value in nats, (B, 3, H, W) fp32, under a discretized logistic.
 
-    The two edges are open, so that the 256 probabilities sum to one.
+    P is the logistic's mass within half a level around the value. The two edges are open, so that the 256 probabilities
+    sum to one.
 
     Args:
-        output: (B, 6, H, W), means as in [-1, 1] and log-scales; log-scales count from -7 on.
+        output: (B, 6, H, W), means in [-1, 1] and log-scales; log-scales below -7 count as -7.
         image: (B, 3, H, W) in [-1, 1], of 8 bits.
     """
     mean, log_scale = output.float().chunk(2, dim=1)
@@ -32,7 +33,7 @@ def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
     inverse_scale = (-log_scale).exp()
     above, below = ((image - mean + side) * inverse_scale for side in (HALF_LEVEL, -HALF_LEVEL))
     # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of near numbers, no clamp
-    up_to = F.logsigmoid(above)  # log P(at most this level), where below is minus infinity
+    up_to = F.logsigmoid(above)  # log P(at most the level), where below is minus infinity
     from_on = F.logsigmoid(-below)
     between = up_to + from_on + torch.log(-torch.expm1(-2 * HALF_LEVEL * inverse_scale))
     log_probability = torch.where(image < -0.999, up_to, torch.where(image > 0.999, from_on, between))
@@ -40,7 +41,7 @@ def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
 
 
 def discretized_logistic_image(output: Tensor) -> Tensor:
-    """The means of `output` (B, 6, H, W): (B, 3, H, W), near [-1, 1]."""
+    """Return the means of `output` (B, 6, H, W): (B, 3, H, W), near [-1, 1]."""
     return output.chunk(2, dim=1)[0]
 
 
@@ -62,6 +63,6 @@ def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
 
 
 def logit_laplace_image(output: Tensor) -> Tensor:
-    """The image at mu, sigmoid and map undone: (B, 6, H, W) -> (B, 3, H, W), within [-1.25, 1.25]."""
+    """The image at mu, by the sigmoid and the inverse map: (B, 6, H, W) -> (B, 3, H, W), in [-1.25, 1.25]."""
     mean = output.chunk(2, dim=1)[0]
     return 2 * (mean.sigmoid() - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS) - 1

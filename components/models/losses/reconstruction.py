@@ -1,9 +1,9 @@
-"""Reconstruction loss of an autoencoder, and the image in its decoder's output.
+"""Reconstruction losses of an autoencoder, and the image in the decoder's output.
 
     l1                    mean absolute difference, as in the published code of VQ-GAN (Esser et al. 2021)
     mse                   mean squared difference (van den Oord et al. 2017)
     logit_laplace         -log density in nats (Ramesh et al. 2021)
-    discretized_logistic  -log probability of 8-bit values in nats: the only one that gives bits per dimension
+    discretized_logistic  -log probability of 8-bit values in nats: the only kind that gives bits per dimension
 
 Shapes: B batch, H W pixels, O channels of the output: 3, or 6 where a location has a log-scale.
 """
@@ -22,10 +22,10 @@ KINDS = ("l1", "mse", "logit_laplace", "discretized_logistic")
 
 
 def reconstruction_loss(output: Tensor, *, image: Tensor, kind: str = "l1") -> Tensor:
-    """Mean over all values of all images, as () in fp32.
+    """Mean reconstruction loss over all values of all images, () in fp32.
 
     Args:
-        output: (B, O, H, W), what the decoder returned.
+        output: (B, O, H, W), the decoder's output.
         image: (B, 3, H, W) in [-1, 1].
     """
     if kind == "mse":
@@ -38,14 +38,14 @@ def reconstruction_loss(output: Tensor, *, image: Tensor, kind: str = "l1") -> T
 
 
 def output_channels(*, kind: str) -> int:
-    """O. Raises ValueError for an unknown kind."""
+    """Number O of the decoder's output channels, 3 or 6. Raises ValueError for an unknown kind."""
     if kind not in KINDS:
         raise ValueError(f"unknown reconstruction {kind!r}: choose {', '.join(KINDS)}")
     return 6 if kind in ("logit_laplace", "discretized_logistic") else 3
 
 
 def image_of(output: Tensor, *, kind: str = "l1") -> Tensor:
-    """Output (B, O, H, W) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
+    """Return the image (B, 3, H, W) in an output (B, O, H, W), near [-1, 1] and not clipped."""
     if kind == "logit_laplace":
         return logit_laplace_image(output)
     return discretized_logistic_image(output) if kind == "discretized_logistic" else output

@@ -19,11 +19,11 @@ def token_loss(logits: Tensor, *, tokens: Tensor) -> Tensor:
 
 
 def text_nats(logits: Tensor, *, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log likelihood of each text in nats, and how many tokens it is the sum over, both (B,) in fp32.
+    """Negative log likelihood of each text in nats, and the number of tokens, both (B,) in fp32.
 
     Args:
         logits: (B, L - 1, V), logits[:, i] of text token i + 1, from the text tokens up to i.
-        text: (B, L) int64 in [0, V). The first token is given; pads (0) count nothing.
+        text: (B, L) int64 in [0, V). The first token is given; pads (0) do not count, in nats or in number.
     """
     targets = text[:, 1:]
     nats = F.cross_entropy(rearrange(logits, "b l v -> b v l").float(), targets, ignore_index=0, reduction="none")
@@ -40,10 +40,12 @@ def text_loss(logits: Tensor, *, text: Tensor) -> Tensor:
 
 
 def masked_token_loss(logits: Tensor, *, tokens: Tensor, masked: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the batch of each image's cross-entropy a masked token, () in fp32 (Chang et al. 2022, equation 1).
+    """Mean over the batch of each image's cross-entropy a masked token, () in fp32.
+
+    Source: Chang et al. 2022, equation 1.
 
     Each image is averaged over its own masked tokens. Without smoothing, and with the number of masked tokens drawn
-    evenly from 1..N, this is an upper bound of the nats a token when tokens are drawn one by one in random order
+    evenly from 1..N, the loss is an upper bound of the nats a token when tokens are drawn one by one in random order
     (Hoogeboom et al. 2022, "Autoregressive Diffusion Models", section 3).
 
     Args:
