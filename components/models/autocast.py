@@ -1,7 +1,7 @@
-"""Where autocast to bf16 is opened and closed: by training and sampling, and by networks that keep a part in fp32.
+"""Autocast to bf16 for training, sampling, and networks that keep a part in fp32.
 
-torch's own knows no meta device. What is computed there stands for what a GPU would compute, so `Casting` casts as
-CUDA's autocast documents it (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior).
+torch's own autocast knows no meta device. A computation there stands for the computation of a GPU, so `Casting` casts
+as CUDA's autocast documents (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior).
 """
 
 from contextlib import AbstractContextManager
@@ -29,14 +29,14 @@ IN_FP32 = {
 
 
 def autocast(device: torch.device, *, enabled: bool, cache_enabled: bool | None = None) -> AbstractContextManager[Any]:
-    """Inside, products on the device are in bf16, or in what they are given where it is not enabled."""
+    """Context of bf16 products on the device, or, not enabled, of products in the inputs' dtype."""
     if device.type == "meta":
         return Casting(enabled=enabled)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=cache_enabled)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What products on the device are in; None: in what they are given."""
+    """The dtype of products on the device under autocast; None: the inputs' dtype."""
     if device.type == "meta":
         casting = _innermost.get()
         return torch.bfloat16 if casting is not None and casting.enabled else None
@@ -44,8 +44,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 class Casting(TorchFunctionMode):
-    """Autocast of the meta device. Of several, one inside another, the innermost counts. Copies of weights are made
-    once and live as long as the outermost."""
+    """Autocast of the meta device; of nested contexts the innermost counts.
+
+    Copies of weights are made once and live as long as the outermost context.
+    """
 
     def __init__(self, *, enabled: bool) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class Casting(TorchFunctionMode):
         return func(*cast_args, **cast_options)
 
     def cast(self, leaf: Any, *, dtype: torch.dtype) -> Any:
-        """A tensor of at most 32 bits in this type, anything else as it is."""
+        """Cast a tensor of at most 32 bits to `dtype`; leave anything else unchanged."""
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.dtype in (dtype, torch.float64):
             return leaf
         if not (leaf.is_leaf and leaf.requires_grad):

@@ -1,4 +1,4 @@
-"""Autoencoder of VQ-GAN (Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", section 3.1).
+"""Autoencoder of VQ-GAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
 One encoder and decoder around several bottlenecks: with codes it is a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a
 Gaussian a VAE and the first stage of latent diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and
@@ -42,8 +42,8 @@ def _attention(channels: int, norm_groups: int | None) -> SelfAttention2d:
 class ResBlock(NetworkBlock):
     """Pre-activation residual block, (B, C_in, H, W) -> (B, C_out, H, W).
 
-    It starts as its skip connection, so that encoder and decoder start nearly linear: colors are learned in half the
-    steps.
+    The block starts as its skip connection, so that encoder and decoder start nearly linear: colors are learned in half
+    the steps.
     """
 
     def __init__(self, in_channels: int, *, out_channels: int, norm_groups: int | None = None) -> None:
@@ -61,7 +61,10 @@ class ResBlock(NetworkBlock):
 
 
 class Downsample(nn.Module):
-    """Strided convolution, (B, C, H, W) -> (B, C, H/2, W/2); padded on the right and below only, as published."""
+    """Strided convolution, (B, C, H, W) -> (B, C, H/2, W/2), padded on the right and below only.
+
+    The padding is as published.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -158,7 +161,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, D, h, w) -> output (B, O, H, W); one block more a level than the encoder, as published.
+    """Features (B, D, h, w) -> output (B, O, H, W), with a block more a level than the encoder.
 
     With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts as that.
     """
@@ -266,7 +269,7 @@ class Autoencoder(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes. Raises ValueError for a Gaussian, which has none."""
+        """Number of codes. Raises ValueError for a Gaussian bottleneck, a kind without codes."""
         return self._codes().codebook_size
 
     @property
@@ -276,18 +279,18 @@ class Autoencoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight (O, C, 3, 3) of the decoder's last convolution, for the adaptive weight of the adversarial loss."""
+        """Weight (O, C, 3, 3) of the decoder's last convolution, for the adversarial loss's weight."""
         return self.decoder.conv_out.weight
 
     def encode(self, image: Tensor, **draws: Tensor | float) -> Encoded:
-        """Image (B, 3, H, W) in [-1, 1] -> z (B, C, h, w) and what goes with it.
+        """Encode an image (B, 3, H, W) in [-1, 1] to z (B, C, h, w), losses and indices.
 
-        `draws` are noise and temperature where the bottleneck takes them; without them it is deterministic.
+        `draws` are noise and temperature of a random bottleneck; without draws the encoding is deterministic.
         """
         return self.bottleneck(self.project_in(self.encoder(image)), **draws)
 
     def decode_raw(self, z: Tensor) -> Tensor:
-        """z (B, C, h, w) -> what `reconstruction_loss` takes: (B, O, H, W)."""
+        """Decode z (B, C, h, w) to the input of `reconstruction_loss`, (B, O, H, W)."""
         return self.decoder(self.project_out(z))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -295,7 +298,7 @@ class Autoencoder(nn.Module):
         return image_of(self.decode_raw(z), kind=self.reconstruction)
 
     def forward(self, image: Tensor, **draws: Tensor | float) -> tuple[Tensor, Encoded]:
-        """Image (B, 3, H, W) in [-1, 1] -> raw output (B, O, H, W) of the decoder and what the bottleneck made."""
+        """Image (B, 3, H, W) in [-1, 1] -> raw output (B, O, H, W) and the bottleneck's result."""
         encoded = self.encode(image, **draws)
         return self.decode_raw(encoded.z), encoded
 
@@ -307,8 +310,11 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def to_latents(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [-1, 1] -> what latent diffusion works on, (B, C, h, w): the mean of a Gaussian, or the
-        features before they are quantized, which is then left to `from_latents` (Rombach et al., 2022, section 3.1)."""
+        """Image (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), the space of latent diffusion.
+
+        The latents are the mean of a Gaussian, or the features before quantization, a step then left to `from_latents`
+        (Rombach et al., 2022, section 3.1).
+        """
         features = self.project_in(self.encoder(image))
         return self.bottleneck(features).z if isinstance(self.bottleneck, GaussianBottleneck) else features
 
@@ -320,7 +326,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [-1, 1] through hard codes or a Gaussian's mean and back: (B, 3, H, W), not clipped."""
+        """Image (B, 3, H, W) in [-1, 1] through hard codes or a Gaussian's mean and back, not clipped."""
         return self.decode(self.encode(image).z)
 
     @torch.no_grad()
@@ -347,8 +353,10 @@ class Autoencoder(nn.Module):
 
 
 def make_bottleneck(*, kind: str, latent_channels: int, **own: Any) -> Bottleneck:
-    """The bottleneck of a kind of BOTTLENECKS; `own` are arguments of its class, of which codebook_dim is
-    latent_channels where it is None. Raises ValueError if the kind is unknown."""
+    """The bottleneck of a kind of BOTTLENECKS; `own` are arguments of the bottleneck's class.
+
+    A codebook_dim of None stands for latent_channels. Raises ValueError if the kind is unknown.
+    """
     if kind not in BOTTLENECKS:
         raise ValueError(f"unknown bottleneck {kind!r}: choose {', '.join(BOTTLENECKS)}")
     if kind == "gaussian":

@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks (Radford et al. 2019), with the cache that their attention may use.
+"""Pre-norm transformer blocks (Radford et al. 2019), with an optional cache for attention.
 
 Shapes: B batch, S sequence, D model_dim, H heads, E head_dim = D / H.
 """
@@ -24,7 +24,7 @@ class KVCache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention, (B, S, D) -> (B, S, D): to what came before, or to all."""
+    """Multi-head attention, (B, S, D) -> (B, S, D), to earlier positions or to all positions."""
 
     def __init__(self, model_dim: int, *, num_heads: int, causal: bool) -> None:
         super().__init__()
@@ -90,8 +90,11 @@ class Block(NetworkBlock):
 
 
 def kept_with(new: Tensor, whole: Tensor, start: int | Tensor) -> Tensor:
-    """Write keys or values (B, H, S, E) into a cache from `start` on. Returns those up to their end or, where `start`
-    is a number on the device, which no shape may depend on, the whole cache."""
+    """Write keys or values (B, H, S, E) into a cache from `start` on, and return the filled cache.
+
+    The result ends with the new entries or, where `start` is a number on the device, is the whole cache: no shape may
+    depend on a number on the device.
+    """
     if isinstance(start, Tensor):
         return whole.index_copy_(2, start[None], new.to(whole.dtype))
     filled = whole[:, :, : start + new.shape[2]]

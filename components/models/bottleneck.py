@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder: a Gaussian, relaxed categorical codes, or scalars rounded to levels.
+"""Bottlenecks between encoder and decoder: a Gaussian, relaxed categorical codes, or rounded scalars.
 
 Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 3 and appendix B; Ramesh et al. 2021,
 "Zero-Shot Text-to-Image Generation", section 2.1; Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Encoded(NamedTuple):
-    """What a bottleneck makes of a batch."""
+    """Result of a bottleneck for a batch: the decoder's input, losses, indices and latents."""
 
     z: Tensor  # (B, C, h, w)  what the decoder takes
     losses: dict[str, Tensor]  # name -> () fp32; the task knows their weights
@@ -37,7 +37,7 @@ class GaussianBottleneck(nn.Module):
         self.in_channels, self.channels = 2 * channels, channels
 
     def forward(self, moments: Tensor, *, noise: Tensor | None = None) -> Encoded:
-        """`noise` is N(0, I) of shape (B, C, h, w); without it z is the mean."""
+        """Sample with `noise`, N(0, I) of shape (B, C, h, w); without noise z is the mean."""
         mean, log_variance = moments.float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)  # as published with LDM: exp stays finite
         z = mean if noise is None else mean + (0.5 * log_variance).exp() * noise
@@ -46,7 +46,7 @@ class GaussianBottleneck(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """A categorical over K codes for each position, relaxed while it trains: logits (B, K, h, w) -> z (B, C, h, w).
+    """A relaxed categorical over K codes for each position: logits (B, K, h, w) -> z (B, C, h, w).
 
     `kl_loss` is KL(q(code|x) || uniform) in nats an image: sum over positions of sum_k q_k (log q_k + log K).
     """
@@ -54,7 +54,7 @@ class GumbelQuantizer(nn.Module):
     sharpness = 20.0  # of logits that start as distances: the mean squared distance between two codes, in nats
 
     def __init__(self, *, codebook_size: int, codebook_dim: int, codebook_init: str = "data") -> None:
-        """Codes start at random; with `codebook_init` "data" a training calls `start_at` before its first step."""
+        """Codes start at random; with `codebook_init` "data" training first calls `start_at`."""
         super().__init__()
         self.codebook_size = self.in_channels = codebook_size
         self.channels = codebook_dim
@@ -79,7 +79,7 @@ class GumbelQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
-        """Make the codes of `centers` (K, C), features that `project_in` (C -> K, 1 x 1) makes logits of.
+        """Make the codes of `centers` (K, C), and `project_in` (C -> K, 1 x 1) to match.
 
         logit_k = -beta ||f - c_k||^2, of which a softmax does not see the part beta ||f||^2, so that it is linear in f:
         the relaxation starts as soft vector quantization. From random logits all features have much the same code, and
@@ -99,7 +99,7 @@ class GumbelQuantizer(nn.Module):
 
 
 class ScalarQuantizer(nn.Module):
-    """Finite scalar quantization: each of C channels is bounded and rounded to `levels[c]` values in [-1, 1].
+    """Finite scalar quantization: each channel is bounded and rounded to `levels[c]` values in [-1, 1].
 
     There is no codebook to learn and no loss; K is the product of the levels. Index i has the digits i % levels[0],
     then i // levels[0] % levels[1] and so on, one a channel.
@@ -120,7 +120,7 @@ class ScalarQuantizer(nn.Module):
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     def forward(self, z_e: Tensor) -> Encoded:
-        """Round `z_e` (B, C, h, w), straight-through: the value is the code's, the gradient is that of the bound."""
+        """Round `z_e` (B, C, h, w), straight-through: the code's value, the gradient of the bound."""
         bounded = self._bound(rearrange(z_e, "b c h w -> b h w c").float())
         half = self.levels // 2
         rounded = bounded.detach().round()
@@ -136,7 +136,7 @@ class ScalarQuantizer(nn.Module):
         return rearrange((digits - half) / half, "b h w c -> b c h w").contiguous()
 
     def _bound(self, z: Tensor) -> Tensor:
-        """(..., C) -> (..., C): as many integers lie in the range of each channel as it has levels.
+        """Bound (..., C) to ranges with as many integers in each channel as the channel has levels.
 
         An even number of levels is off center by half a step; the shift keeps zero at zero.
         """

@@ -1,4 +1,4 @@
-"""A trained model on disk: safetensors weights and a JSON description that rebuilds the network without the recipe.
+"""A trained model on disk: safetensors weights and a JSON description, independent of the recipe.
 
 Imports only what the packed model of the registry carries (no ray, mlflow, fsspec or pydantic).
 """
@@ -59,7 +59,7 @@ def save_bundle(folder: Path, bundle: ModelBundle) -> None:
 
 
 def describe_bundle(description: bytes) -> ModelBundle:
-    """The model of a DESCRIPTION file, its network without weights (on the meta device): shapes and no memory."""
+    """The model of a DESCRIPTION file, on the meta device: shapes without weights or memory."""
     parsed = json.loads(description)
     with torch.device("meta"):
         module = built(parsed)
@@ -67,7 +67,7 @@ def describe_bundle(description: bytes) -> ModelBundle:
 
 
 def load_bundle(folder: Path) -> ModelBundle:
-    """Rebuild the network and load its weights, in evaluation mode on the CPU in fp32.
+    """Rebuild the network and load the weights, in evaluation mode on the CPU in fp32.
 
     Raises ValueError if the folder holds no model, or one that this version doesn't know.
     """
@@ -88,7 +88,7 @@ def load_bundle(folder: Path) -> ModelBundle:
 
 
 def built(description: Mapping[str, Any]) -> nn.Module:
-    """The network of a description, with initial weights. Raises ValueError for one of another version."""
+    """The network of a description, with initial weights. Raises ValueError for another version."""
     kind, network = description["kind"], description["network"]
     if kind not in NETWORKS:
         raise ValueError(f"unknown kind {kind!r}, of another version perhaps; known are {', '.join(NETWORKS)}")

@@ -1,4 +1,4 @@
-"""What the networks of diffusion share: conditions by name, their embedding, and the tokens that attention may see.
+"""Common parts of diffusion networks: conditions by name, embeddings, and tokens for attention.
 
 Shapes: B batch, D embedding size, L tokens of a text, E features of a token, H W height and width.
 """
@@ -15,7 +15,7 @@ from components.models.text import TextTransformer
 
 
 class Context(NamedTuple):
-    """Tokens next to the image that its attention sees."""
+    """Tokens next to the image, seen by the image's attention."""
 
     states: Tensor  # (B, L, E)
     visible: Tensor  # (B, L)  bool, True where a token may be seen; in every row at least one
@@ -28,7 +28,7 @@ class ReadText(NamedTuple):
 
 
 class ConditionedNetwork(nn.Module):
-    """Embeddings of the time and of the conditions; the network itself is for those that inherit.
+    """Embeddings of the time and of the conditions, a base class for networks.
 
     Args:
         embedding_dim: D.
@@ -121,7 +121,7 @@ class ConditionedNetwork(nn.Module):
         )
 
     def checked(self, x_t: Tensor, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """The conditions that are given, by name.
+        """The given conditions, by name.
 
         Raises:
             ValueError: one is missing, is one that the network was not built for, or is an image of another size.
@@ -140,7 +140,7 @@ class ConditionedNetwork(nn.Module):
         return present
 
     def concatenated(self, x_t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """x_t with the images among its conditions, (B, input_channels, H, W).
+        """Concatenate x_t with the images among the conditions: (B, input_channels, H, W).
 
         Raises:
             ValueError: together they have other channels than the network was built for.
@@ -153,7 +153,7 @@ class ConditionedNetwork(nn.Module):
         return x
 
     def embed(self, time: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Context | None]:
-        """Sum of the embeddings of the time and of all that is no image, (B, D); and the tokens for attention."""
+        """Sum of the embeddings of time and conditions without images, (B, D), and attention's tokens."""
         embedding = self.time_mlp(self.frequencies(time))
         label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
         if label is not None and not self.class_is_token:
@@ -174,7 +174,7 @@ class ConditionedNetwork(nn.Module):
         return embedding, context
 
     def read_text(self, conditions: Mapping[str, Tensor]) -> ReadText | None:
-        """The states of the text by the own encoder or as they came; a state of zeros is padding."""
+        """The states of the text, encoded here or given; a state of zeros is padding."""
         if self.text_encoder is not None:
             states, pooled = self.text_encoder(conditions["text"])
             return ReadText(Context(states, self.text_encoder.visible(conditions["text"])), pooled)
@@ -191,7 +191,7 @@ class ConditionedNetwork(nn.Module):
 
 
 def with_tokens(context: Context | None, tokens: Tensor) -> Context:
-    """Put more tokens (B, L, E), which are always seen, behind those of the context."""
+    """Append tokens (B, L, E), visible in every row, to the tokens of the context."""
     visible = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if context is None:
         return Context(tokens, visible)

@@ -1,5 +1,6 @@
-"""Contrastive text-image encoder (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", CLIP): images and texts on one sphere, near each other where they belong together.
+"""Contrastive text-image encoder (CLIP): images and texts on a single sphere, pairs close together.
+
+Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 
 A residual convolutional network sees images, because it learns from thousands of images where a transformer wants
 millions; texts are seen by the text transformer of this house.
@@ -35,7 +36,7 @@ class Embeddings(NamedTuple):
 
 
 class ContrastiveEncoder(nn.Module):
-    """Images and texts as unit vectors, and the learned temperature of their similarities.
+    """Images and texts as unit vectors, and the learned temperature of the similarities.
 
     Args:
         resolution: H = W; a multiple of patch_size * 2 ** (len(channel_mult) - 1).
@@ -98,12 +99,12 @@ class ContrastiveEncoder(nn.Module):
 
     @torch.no_grad()
     def limit_scale(self) -> None:
-        """Clip the temperature, as after each step of training; in the weights, so that it can come down again."""
+        """Clip the temperature in the weights after each training step, so that a decrease stays possible."""
         self.log_scale.clamp_(max=math.log(MAX_SCALE))
 
 
 def unit_variance(embedding: Tensor) -> Tensor:
-    """Vectors (B, E) -> the same directions with length sqrt(E), so that components have a mean square of 1.
+    """Scale vectors (B, E) to length sqrt(E), for components with a mean square of 1.
 
     Embeddings are so wherever they are diffused or condition a network: noise and other inputs have this size.
     """

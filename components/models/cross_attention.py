@@ -1,5 +1,6 @@
-"""Attention of an image to tokens next to it: that of GLIDE, and the spatial transformer of latent diffusion. Where the
-tokens are patches of an image, rotary positions tell it which of them lie where it looks from.
+"""Attention of an image to tokens: GLIDE's, and the spatial transformer of latent diffusion.
+
+Where the tokens are patches of an image, rotary positions give each query the places of the patches.
 
 Shapes: B batch, C channels, H W height and width, N = H * W positions, L tokens, E features of a token.
 """
@@ -19,7 +20,7 @@ THETA = 100.0  # grids of patches are small: with 10,000 most frequencies would 
 
 
 class TextAttention2d(nn.Module):
-    """Residual attention of all positions to all positions and to the tokens, in one softmax (Nichol et al., 2022).
+    """Residual attention to all positions and to the tokens in a joint softmax (Nichol et al., 2022).
 
     Args:
         context_dim: E.
@@ -49,7 +50,7 @@ class TextAttention2d(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over all positions that also see the tokens, around a skip (Rombach et al., 2022, 3.3).
+    """Transformer blocks with attention to the tokens, around a skip (Rombach et al., 2022, 3.3).
 
     Args:
         channels: C, a multiple of num_heads.
@@ -76,7 +77,7 @@ class SpatialTransformer(nn.Module):
 
 
 class ContextBlock(nn.Module):
-    """Self-attention, attention to the tokens and a gated feed-forward, each pre-norm with a residual, on (B, N, C)."""
+    """Self-attention, attention to tokens and gated feed-forward, pre-norm with residuals, (B, N, C)."""
 
     def __init__(self, dim: int, *, num_heads: int, context_dim: int) -> None:
         super().__init__()
@@ -97,8 +98,9 @@ class ContextBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x (B, N, C) to tokens (B, L, E), all of them or, with their context, as it says where
-    they lie and which may be seen; no bias but in the last projection.
+    """Multi-head attention of x (B, N, C) to tokens (B, L, E); only the last projection has a bias.
+
+    With a context, attention is to the visible tokens alone, and patches are placed by rotary positions.
     """
 
     def __init__(self, dim: int, *, num_heads: int, context_dim: int) -> None:
@@ -119,7 +121,9 @@ class CrossAttention(nn.Module):
 
 
 def rotations(context: Context, *, positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """For `rotate`: those of the N positions of a square image (N, E / 2, 2), and those of all tokens (L, E / 2, 2).
+    """Rotations for `rotate`: of N positions of a square image, and of all tokens.
+
+    Shapes are (N, E / 2, 2) and (L, E / 2, 2).
 
     A patch lies in the middle of its pixels; other tokens lie nowhere and are not turned.
     """

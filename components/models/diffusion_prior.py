@@ -1,5 +1,6 @@
-"""Diffusion prior of DALL-E 2: from a text to the embedding of an image of it (Ramesh et al. 2022, "Hierarchical
-Text-Conditional Image Generation with CLIP Latents", section 2.2).
+"""Diffusion prior of DALL-E 2: from a text to the embedding of a matching image.
+
+Source: Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents", section 2.2.
 
 Shapes: B batch, E embedding_dim, L text_length, T text_dim, D model_dim.
 """
@@ -15,8 +16,10 @@ EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
 
 class DiffusionPrior(nn.Module):
-    """Causal transformer over the text's states, its embedding, the time, the noised image embedding and a query, where
-    it says what the image embedding is: x_0, or whatever else the objective asks for.
+    """Causal transformer from text, time and noised image embedding to the image embedding.
+
+    The sequence is the text's states, the text's embedding, the time, the noised image embedding and a query, at whose
+    place the output predicts the image embedding: x_0, or another target of the objective.
 
     Args:
         embedding_dim: E, of text and image.
@@ -74,7 +77,7 @@ class DiffusionPrior(nn.Module):
             return self.image_out(self.norm(x[:, -1].to(self.query.dtype)))
 
     def visible(self, text_states: Tensor) -> Tensor:
-        """(B, 1, S, S) with S = L + 4: what came before and is no padding; everything sees itself."""
+        """The mask (B, 1, S, S), S = L + 4: earlier positions without padding, and the position alone."""
         length = self.text_length + EXTRA_TOKENS
         past = torch.ones(length, length, dtype=torch.bool, device=text_states.device).tril()
         present = nn.functional.pad((text_states != 0).any(-1), (0, EXTRA_TOKENS), value=True)  # (B, S)

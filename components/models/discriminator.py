@@ -1,4 +1,4 @@
-"""Patch discriminator (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", 3.2).
+"""Patch discriminator (Isola et al. 2017, "Image-to-Image Translation", section 3.2).
 
 Group normalization in place of batch normalization: no statistics over a batch, so none that depend on its split
 over ranks, and real and generated images may share a batch.
@@ -12,7 +12,7 @@ from components.models.layers import groups_of
 
 
 class PatchDiscriminator(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1] -> one logit a patch (B, 1, h, w), higher for real.
+    """Image (B, 3, H, W) in [-1, 1] -> a logit for each patch (B, 1, h, w), higher for real.
 
     Args:
         norm_groups: of every group norm; see `groups_of`.

@@ -1,4 +1,4 @@
-"""Diffusion transformer with adaptive layer norm that starts at zero (DiT, adaLN-Zero; Peebles and Xie, 2023).
+"""Diffusion transformer with zero-initialized adaptive layer norm (DiT; Peebles and Xie, 2023).
 
 Shapes: B batch, H W height and width, P patch_size, N = (H / P) * (W / P) tokens, D model_dim.
 """
@@ -70,7 +70,9 @@ class DiT(ConditionedNetwork):
         self.linear_out = zeroed(nn.Linear(model_dim, patch_size**2 * self.output_channels))
 
     def forward(self, x_t: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
-        """The prediction (B, out_channels, H, W), or (prediction, v) on 2 * out_channels, float32 under autocast.
+        """The prediction (B, out_channels, H, W), or (prediction, v), in float32 under autocast too.
+
+        With a learned variance the output (prediction, v) has 2 * out_channels channels.
 
         Args and errors are those of `UNet.forward`; x_t has H = W = resolution.
         """
@@ -117,7 +119,7 @@ class DiTBlock(NetworkBlock):
 
 
 def xavier(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """Uniform weights of Glorot's width, a kernel as the matrix that it is on one patch, and no bias."""
+    """Initialize uniformly by Glorot, a kernel as a matrix on a single patch, and without bias."""
     nn.init.xavier_uniform_(layer.weight.data.flatten(1))  # of a kernel a view
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,6 +1,6 @@
-"""The list of a packed model's files with their digests: what was registered is what is read.
+"""The list of a packed model's files and digests, to check files against the registered model.
 
-It lies in the model's folder as `sha256sum` writes it, so `sha256sum -c SHA256SUMS` checks it too. Imports only what
+The list lies in the model's folder in the format of `sha256sum`, so `sha256sum -c SHA256SUMS` works. Imports only what
 the packed model of the registry carries.
 """
 
@@ -15,7 +15,7 @@ SHOWN = 3  # files that an error names
 
 
 def write_list(folder: Path, digests: Mapping[str, str] | None = None) -> str:
-    """Write the list of all files in `folder` into it; returns its text. `digests`: those that are known, by path."""
+    """Write the list of all files in `folder` and return the text; `digests` are known digests."""
     known = dict(digests or {})
     files = _files(folder)
     sums = known | _digests(folder, [path for path in files if path not in known])
@@ -54,7 +54,7 @@ def differences(folder: Path, *, digest: str | None = None, text: str | None = N
 
 
 def check_files(folder: Path, model: str, *, digest: str | None = None, text: str | None = None) -> None:
-    """Raise ValueError, in one line, if `differences` has any; `model` is the name that the user gave."""
+    """Raise ValueError, in a single line, if `differences` has any; `model` is the user's name."""
     if lines := differences(folder, digest=digest, text=text):
         more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise ValueError(

@@ -26,7 +26,7 @@ POWER_ITERATIONS = 15  # from the singular vectors of the trained weights to tho
 
 
 class NormedConv2d(nn.Conv2d):
-    """Convolution that keeps the size; its kernel as a (C_out, C_in k k) matrix has spectral norm 1."""
+    """Size-preserving convolution; the kernel as a (C_out, C_in k k) matrix has spectral norm 1."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
@@ -96,7 +96,10 @@ class NormedEmbedding(nn.Embedding):
 
 
 def _start(layer: nn.Conv2d | nn.Linear | nn.Embedding) -> None:
-    """Orthogonal initialization (Brock et al., 2019), then torch's own norm: one power iteration a training forward."""
+    """Initialize orthogonally (Brock et al., 2019) and add torch's spectral norm.
+
+    The norm takes a single power iteration in each training forward.
+    """
     nn.init.orthogonal_(layer.weight)
     if not isinstance(layer, nn.Embedding) and layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -104,13 +107,13 @@ def _start(layer: nn.Conv2d | nn.Linear | nn.Embedding) -> None:
 
 
 def _weight(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Tensor:
-    """The normalized weight, in fp32 also under autocast, whose matrix products would mix the dtypes of the norm."""
+    """The normalized weight, in fp32 under autocast too, where products would mix the norm's dtypes."""
     with autocast(input.device, enabled=False):
         return layer.weight
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """Batch norm whose gain and bias belong to the class, in the dtype of its weights.
+    """Batch norm with a gain and a bias for each class, in the dtype of the weights.
 
     In training mode the statistics are those of the batch, on several ranks of the batches of all of them (which must
     have one size), with their gradient. Running averages are not kept: in evaluation mode the statistics are those
@@ -159,21 +162,26 @@ def batch_moments(x: Tensor) -> Tensor:
 
 
 def pool_moments(moments: Tensor) -> Tensor:
-    """Moments of N batches of one size, (N, 2, C) -> those of all together, (2, C), by the law of total variance."""
+    """Moments of N batches of equal size (N, 2, C) -> moments of all together (2, C).
+
+    By the law of total variance.
+    """
     mean, var = moments.unbind(1)
     return torch.stack([mean.mean(0), var.mean(0) + mean.var(0, correction=0)])
 
 
 def moments_of_all_ranks(moments: Tensor) -> Tensor:
-    """(2, C) of this rank's batch -> (2, C) of the batches of all ranks; itself where there is one."""
+    """Moments (2, C) of a rank's batch -> moments (2, C) of the batches of all ranks."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return moments
     return pool_moments(_Gather.apply(moments))
 
 
 class _Gather(torch.autograd.Function):
-    """A tensor of each rank -> all of them, (N, ...). What all ranks feel of a rank's tensor is summed on the way back,
-    so gradients averaged over the ranks are those of the mean loss."""
+    """Gather a tensor of each rank, (N, ...), with gradient.
+
+    The backward pass sums the gradients of all ranks, so gradients averaged over the ranks are those of the mean loss.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
@@ -189,7 +197,7 @@ class _Gather(torch.autograd.Function):
 
 
 class GeneratorBlock(NetworkBlock):
-    """Residual block that doubles the sides, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
+    """Residual block with doubled sides, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
 
     Convolutions have no bias: the batch norm that follows would take it away.
     """
@@ -279,7 +287,7 @@ class DiscriminatorBlock(NetworkBlock):
 
 
 class ProjectionDiscriminator(nn.Module):
-    """Image and class -> one logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
+    """Image and class -> a logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
 
     Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. No statistics over a
     batch, so real and generated images may share one.
@@ -329,7 +337,7 @@ class ProjectionDiscriminator(nn.Module):
 
 @torch.no_grad()
 def estimate_statistics(generator: GANGenerator, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
-    """Set the statistics of each batch norm to those of the given noise (B, Z) and labels (B,), in batches of one size.
+    """Set the statistics of each batch norm from noise (B, Z) and labels (B,) in batches of equal size.
 
     What sampling normalizes with, in place of averages over training (standing statistics; Brock et al., 2019, section
     4.1). While they are collected each batch is normalized by its own. The generator must be in evaluation mode; ranks
@@ -349,7 +357,7 @@ def estimate_statistics(generator: GANGenerator, batches: Iterable[tuple[Tensor,
 
 @torch.no_grad()
 def settle_spectral_norms(network: nn.Module) -> None:
-    """Find the singular vectors of weights that were averaged: those that came with them belong to other weights."""
+    """Find the singular vectors of averaged weights, since the stored vectors fit other weights."""
     for module in network.modules():
         if isinstance(module, ParametrizationList):
             mode = module.training

@@ -18,7 +18,7 @@ from components.models.masked import NO_COLOR, RowConv2d, RowsConv2d, ValueEmbed
 
 
 class CachedRowConv:
-    """A `RowConv2d` along one row, for one color of one position at a time."""
+    """A `RowConv2d` along a row, for a single color of a single position at a time."""
 
     def __init__(self, conv: RowConv2d, *, batch_size: int, width: int) -> None:
         num_colors = max(conv.out_groups) + 1
@@ -35,14 +35,14 @@ class CachedRowConv:
         self.biases = [conv.bias[rows] for rows in self.rows]
 
     def write(self, x: Tensor, *, column: int, color: int) -> None:
-        """Set the input channels of this color, (B, I / C), at this position."""
+        """Set the input channels of a color, (B, I / C), at a position."""
         self._share(column, color).copy_(x)
 
     def read(self, *, column: int, color: int) -> Tensor:
         return self._share(column, color)
 
     def apply(self, *, column: int, color: int, bias: Tensor | None = None) -> Tensor:
-        """The output channels of this color, (B, O / C); `bias` stands for the convolution's own."""
+        """The output channels of a color, (B, O / C); `bias` stands for the convolution's own."""
         first = column * self.num_inputs
         inputs = self.inputs[:, first : first + self.window]
         return torch.addmm(self.biases[color] if bias is None else bias, inputs, self.matrices[color])
@@ -52,7 +52,10 @@ class CachedRowConv:
         return rearrange(self.inputs[:, self.start :], "b (w i) -> b i w", i=self.num_inputs)
 
     def terms(self, x: Tensor) -> Tensor:
-        """What a row above adds to the outputs, (B, O, W), and the bias: (C, W, B, O / C), for `apply`."""
+        """Contribution of a row above and the bias to the outputs, for `apply`: (C, W, B, O / C).
+
+        The row `x` is (B, O, W).
+        """
         return torch.stack(
             [rearrange(x[:, rows], "b o w -> w b o") + bias for rows, bias in zip(self.rows, self.biases, strict=True)]
         )
@@ -64,7 +67,7 @@ class CachedRowConv:
 
 
 class CachedRowsConv:
-    """A `RowsConv2d`, one row at a time."""
+    """A `RowsConv2d`, evaluated row by row."""
 
     def __init__(self, conv: RowsConv2d, *, batch_size: int, width: int) -> None:
         self.conv = conv
@@ -78,19 +81,19 @@ class CachedRowsConv:
 
 
 class CachedLayer(Protocol):
-    """One layer of a network, at the row that is being drawn."""
+    """A layer of a network, at the current row of the drawing."""
 
     conv: CachedRowConv  # takes what the layer before gives
 
     def begin_row(self, above: Tensor | None) -> Tensor | None:
-        """Take the row above as the layer before gives it, None above the first one; return what goes to the next."""
+        """Take the row above from the layer before, None above the first row; return the next layer's."""
 
     def step(self, *, column: int, color: int) -> Tensor:
         """The layer's output, (B, I / C)."""
 
 
 class GridCache:
-    """An image that is being drawn: `index` of its C * H * W values are known."""
+    """An image in the course of drawing: `index` of the C * H * W values are known."""
 
     def __init__(
         self,

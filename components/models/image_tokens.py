@@ -1,5 +1,6 @@
-"""An image as tokens that another image's attention sees: patches, embedded alike. Where they lie, attention knows by
-itself (`rotary.py`).
+"""Patches of an image as tokens for the attention of another image, all embedded alike.
+
+The places of the patches come from attention (`rotary.py`).
 
 Shapes: B batch, H W pixels, P patch_size, L = H / P * W / P tokens, E features of a token.
 """
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ImageTokens(nn.Module):
-    """Patch embedding (Dosovitskiy et al., 2021, equation 1, without its positions), normalized.
+    """Patch embedding, normalized (Dosovitskiy et al., 2021, equation 1, without positions).
 
     Args:
         channels: of the image.

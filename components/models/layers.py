@@ -1,4 +1,4 @@
-"""Parts that several networks share: timestep embedding, group norm, attention over positions.
+"""Shared parts of networks: timestep embedding, group norm, attention over positions.
 
 Shapes: B batch, C channels, H W height and width, D embedding size.
 """
@@ -16,7 +16,7 @@ from components.models.autocast import autocast
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017; Ho et al., 2020).
+    """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017).
 
     Frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole.
     """
@@ -27,8 +27,9 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 
 def groups_of(channels: int, norm_groups: int | None) -> int:
-    """Groups of a group norm: `norm_groups` where it is given, as published networks have 32 at any width; else 32, or
-    fewer so that each keeps four channels (Karras et al., 2022).
+    """Groups of a group norm: `norm_groups` where given, else at most 32 of at least four channels.
+
+    Published networks have 32 groups at any width; four channels a group are a rule of Karras et al. (2022).
 
     One channel a group, as 32 groups of 32 channels would have, erases every channel's mean.
     """
@@ -36,7 +37,7 @@ def groups_of(channels: int, norm_groups: int | None) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose statistics are fp32 under autocast too.
+    """Group norm with statistics in fp32, under autocast too.
 
     On a CPU it returns the dtype of its weights, for the bf16 kernel for channels_last is several times slower there.
     Elsewhere it returns the dtype that it was given, as `Normalized16Bits`: what follows keeps half of the bytes.
@@ -57,8 +58,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Normalized16Bits(torch.autograd.Function):
-    """Group norm of x (B, C, ...) of 16 bits in fp32, given back in 16 bits. Its backward pass keeps x itself, not the
-    copy of twice the bytes that `x.float()` would leave there: 2.9 GB for a sample of ADM at 256² in place of 4.0."""
+    """Group norm of x (B, C, ...) of 16 bits in fp32, returned in 16 bits.
+
+    The backward pass keeps x itself, not the copy of twice the bytes that `x.float()` would leave there: 2.9 GB for a
+    sample of ADM at 256² in place of 4.0.
+    """
 
     @staticmethod
     def forward(  # pyrefly: ignore[bad-override]
@@ -83,7 +87,7 @@ class Normalized16Bits(torch.autograd.Function):
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """Set all parameters to zero: a residual branch that ends in this module starts as the identity."""
+    """Set all parameters to zero: a residual branch with such an end starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

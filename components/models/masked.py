@@ -1,4 +1,4 @@
-"""Convolutions that see only what comes before, for models that draw images value by value.
+"""Masked convolutions, blind to later values, for models of images drawn value by value.
 
 The order is that of van den Oord et al. 2016, "Pixel Recurrent Neural Networks": row by row, from left to right, and at
 each position color by color. Every feature channel belongs to one color. At a position, channels of color o see of the
@@ -22,7 +22,7 @@ NO_COLOR = -1  # a channel that says nothing of the image; all may see it
 
 
 def color_groups(channels: int, *, num_channels: int, parts: int = 1) -> Groups:
-    """The colors of `parts` times `channels` channels: in each part as many of every color, colors ascending.
+    """The colors of `parts` times `channels` channels: equally many of every color, in ascending order.
 
     Raises ValueError when the colors can't share the channels equally.
     """
@@ -32,7 +32,7 @@ def color_groups(channels: int, *, num_channels: int, parts: int = 1) -> Groups:
 
 
 class RowConv2d(nn.Conv2d):
-    """Masked convolution over a position and the `reach` positions left of it, (B, I, H, W) -> (B, O, H, W)."""
+    """Masked convolution over a position and `reach` positions to the left, (B, I, H, W) -> (B, O, H, W)."""
 
     mask: Tensor
 
@@ -52,7 +52,7 @@ class RowConv2d(nn.Conv2d):
 
 
 class RowsConv2d(nn.Conv2d):
-    """Convolution over `rows` rows, the last one the position's own, (B, I, H, W) -> (B, O, H, W).
+    """Convolution over `rows` rows up to the position's own row, (B, I, H, W) -> (B, O, H, W).
 
     It sees to the right in its own row too: shift its output down before anything uses it.
     """
@@ -66,12 +66,12 @@ class RowsConv2d(nn.Conv2d):
 
 
 def shift_down(x: Tensor) -> Tensor:
-    """(B, I, H, W) -> the same one row further down: zeros come in, the last row leaves."""
+    """Shift (B, I, H, W) down by a row: zeros come in, the last row leaves."""
     return F.pad(x, (0, 0, 1, -1))
 
 
 class ValueEmbedding(nn.Module):
-    """Values of an image as channels that each belong to one color.
+    """Values of an image as channels, each for a single color.
 
     Args:
         num_values: K.
@@ -119,7 +119,7 @@ class ValueHead(nn.Module):
 
 
 class LabelBias(nn.Embedding):
-    """What a class adds to every position, label (B,) -> (B, O, 1, 1); the last row is the null label."""
+    """Bias of a class at every position, label (B,) -> (B, O, 1, 1); the last row is the null label."""
 
     def __init__(self, num_labels: int, channels: int) -> None:
         super().__init__(num_labels, channels)
@@ -130,11 +130,11 @@ class LabelBias(nn.Embedding):
 
 
 def label_or_null(label: Tensor | None, *, batch_size: int, null_label: int, device: torch.device) -> Tensor:
-    """`label`, or where that is None the null label for each image, (B,) int64."""
+    """`label`, or for None the null label for each image, (B,) int64."""
     return torch.full((batch_size,), null_label, device=device) if label is None else label
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Raise ValueError unless there is a middle and something next to it."""
+    """Raise ValueError unless the kernel has a middle and neighbors."""
     if kernel_size < 3 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")

@@ -15,7 +15,7 @@ from components.models.token_network import TokenNetwork
 
 
 class MaskedTransformer(TokenNetwork):
-    """Distribution of every token of an image given the conditions and the tokens that are not masked.
+    """Distribution of every token of an image, given conditions and unmasked tokens.
 
     Args: see `TokenNetwork`. Row i of a table of positions belongs to token i; the class token has none.
     """
@@ -24,7 +24,7 @@ class MaskedTransformer(TokenNetwork):
 
     @property
     def mask_token(self) -> int:
-        """What stands for a token that is not known: K."""
+        """The token K in place of unknown tokens."""
         return self.codebook_size
 
     def forward(

@@ -1,5 +1,6 @@
-"""The blocks that a network is made of: what is compiled, computed again in the backward pass, and sharded, each by
-itself. Names of weights know nothing of it.
+"""Blocks of a network, the units of compilation, recomputation and sharding.
+
+Names of weights are independent of blocks.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ VARIANTS = 256  # of one class of blocks in one network: sizes, with and without
 
 
 class NetworkBlock(nn.Module):
-    """A part of a network that comes many times in it, each time after another."""
+    """A repeated part of a network."""
 
     recomputed = False  # in the backward pass, instead of keeping what it needs of the forward pass
 
@@ -24,7 +25,7 @@ class NetworkBlock(nn.Module):
 
 
 def blocks_of(network: nn.Module) -> dict[str, NetworkBlock]:
-    """The blocks of a network by their names in it; none that stands in another one."""
+    """The blocks of a network by name, without blocks inside other blocks."""
     return dict(_outermost(network, ""))
 
 
@@ -37,16 +38,19 @@ def _outermost(module: nn.Module, prefix: str) -> Iterator[tuple[str, NetworkBlo
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """From now on only what goes into each block is kept for the backward pass, and the block is computed again there
-    (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost"): the same gradients, bit for bit, with less
-    memory and a third more time."""
+    """Keep only each block's input for the backward pass, and compute the block again there.
+
+    Source: Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost": the same gradients, bit for bit, with
+    less memory and a third more time.
+    """
     for block in blocks_of(network).values():
         block.recomputed = True
 
 
 def compile_blocks(network: nn.Module, *, backend: str = "inductor") -> None:
-    """Compile a network in place, when it is first called: block by block, of which equal ones are compiled once, or as
-    a whole where it has none. Copies, such as an average's network, are not compiled.
+    """Compile a network in place at the first call, block by block, or whole without blocks.
+
+    Equal blocks are compiled once. Copies, such as an average's network, are not compiled.
 
     Each size is compiled by itself: one for all sizes would be slower, and round otherwise once a second one came.
     """

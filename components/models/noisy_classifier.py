@@ -1,4 +1,4 @@
-"""Classifier of noisy images for classifier guidance: ADM's U-Net down to its middle, and an attention pool.
+"""Classifier of noisy images for guidance: ADM's U-Net down to the middle, and an attention pool.
 
 Source: Dhariwal and Nichol (2021), section 4 and appendix I; the pool is that of CLIP (Radford et al., 2021, 2.4).
 
@@ -95,7 +95,7 @@ class NoisyClassifier(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """Attention of the mean of all positions to itself and to all positions, each with a learned vector of its place.
+    """Attention of the mean of all positions to mean and positions, with learned position vectors.
 
     Args:
         channels: C, a multiple of num_heads.
