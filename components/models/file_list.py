@@ -30,7 +30,7 @@ def digest_of_list(text: str) -> str:
 
 
 def differences(folder: Path, *, digest: str | None = None, text: str | None = None) -> list[str]:
-    """A line for each file in `folder` that is missing, changed or added, by a list of all of them.
+    """A line for each file in `folder` that is missing, changed or added by a list of all files.
 
     Args:
         digest: of the list, where it stands elsewhere too; None: the list in the folder is believed.

@@ -94,7 +94,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention with its softmax in fp32, on (B, heads, L, head_dim).
+    """Scaled dot-product attention with a softmax in fp32, on (B, heads, L, head_dim).
 
     Args:
         mask: boolean, broadcast to (B, heads, L, L), True where a key may be seen.

@@ -1,4 +1,4 @@
-"""Transformer over the tokens of an image, some of them masked (MaskGIT; Chang et al. 2022, 3.1).
+"""Transformer over the tokens of an image, with masked tokens (MaskGIT; Chang et al. 2022, 3.1).
 
 The same tables and blocks as the causal prior without its mask: every position sees all conditions and all tokens, and
 the head says what stands behind the masked ones.

@@ -25,10 +25,10 @@ from components.models.network_blocks import NetworkBlock
 
 
 class GatedLayer(NetworkBlock):
-    """One layer of both stacks (figure 2): the vertical one sees whole rows above, the horizontal one the row so far.
+    """A gated layer of two stacks (figure 2): the vertical sees rows above, the horizontal the row.
 
-    Together they see everything that comes before: there is no blind spot. Mask A (`first`) has no residual, because
-    that would show a position to itself.
+    Together the stacks see everything that comes before: there is no blind spot. Mask A (`first`) has no residual,
+    because a residual would show a position to itself.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class GatedPixelCNN(nn.Module):
 
     @torch.no_grad()
     def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
-        """Append `values` (B,) to the images in `cache`: the logits (B, K) of the next ones.
+        """Append `values` (B,) to the images in `cache` and return the next logits (B, K).
 
         Raises:
             IndexError: when the images are complete.
@@ -160,7 +160,7 @@ class GatedPixelCNN(nn.Module):
 
 
 class CachedGatedLayer:
-    """A `GatedLayer` at the row that is being drawn."""
+    """A `GatedLayer` at the current row of the drawing."""
 
     def __init__(self, layer: GatedLayer, *, label: Tensor, width: int) -> None:
         self.layer = layer

@@ -1,4 +1,4 @@
-"""Vector quantizers: the nearest code of each latent, from a codebook moved by averages or by gradient.
+"""Vector quantizers with nearest-code lookup, and a codebook moved by averages or by gradient.
 
 Sources: van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3 and appendix A.1 (EMA updates);
 Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (l2-normalized short codes).
@@ -19,17 +19,19 @@ KMEANS_STEPS = 10
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-code lookup; the codebook is a parameter that `codebook_loss` moves (van den Oord et al., equation 3).
+    """Nearest-code lookup in a codebook of parameters, trained by `codebook_loss`.
 
-    The weight of `codebook_loss` is 1 and that of `commitment_loss` is below: the published code of VQ-GAN has the two
-    the other way round (taming-transformers #57).
+    `codebook_loss` is equation 3 of van den Oord et al. Its weight is 1 and the weight of `commitment_loss` is lower:
+    the published code of VQ-GAN has the two the other way round (taming-transformers #57).
     """
 
     def __init__(
         self, *, codebook_size: int, codebook_dim: int, l2_normalize: bool = False, codebook_init: str = "uniform"
     ) -> None:
-        """Codes start in U(-1/K, 1/K) as published, or as random directions where they are normalized; with
-        `codebook_init` "data" a training calls `start_at` before its first step."""
+        """Codes start in U(-1/K, 1/K) as published, or as random directions with `l2_normalize`.
+
+        With `codebook_init` "data" training first calls `start_at`.
+        """
         super().__init__()
         self.codebook_init = codebook_init
         self.codebook_size = codebook_size
@@ -39,7 +41,7 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Parameter(F.normalize(torch.randn_like(codebook), dim=-1) if l2_normalize else codebook)
 
     def forward(self, z_e: Tensor) -> Encoded:
-        """Replace each latent of `z_e` (B, C, h, w) by its nearest code."""
+        """Replace each latent of `z_e` (B, C, h, w) by the nearest code."""
         z = rearrange(z_e, "b c h w -> b h w c").float()
         z, codes = (F.normalize(x, dim=-1) if self.l2_normalize else x for x in (z, self.codebook.float()))
         indices = nearest_codes(z.detach(), codes.detach())  # (B, h, w)
@@ -49,7 +51,9 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
-        """Make codes of `centers` (K, D), features that `project_in` (D -> C, 1 x 1) makes latents of.
+        """Make codes of `centers` (K, D), features before `project_in` (D -> C, 1 x 1).
+
+        `project_in` makes latents of the features.
 
         Codes in U(-1/K, 1/K) are nearly equal: a few are nearest to all latents, and only those ever move.
         """
@@ -63,7 +67,7 @@ class VectorQuantizer(nn.Module):
 
 
 class EMAQuantizer(nn.Module):
-    """Nearest-code lookup; the codebook is the average of the latents that chose each code, and takes no gradient.
+    """Nearest-code lookup in a codebook without gradient, moved by averages of the codes' latents.
 
     The codebook moves only in `update_codebook`, which the caller runs once after each optimizer step. Its whole state
     is in buffers and its randomness comes from the caller's generator, so a resumed run repeats itself bit for bit.
@@ -84,7 +88,9 @@ class EMAQuantizer(nn.Module):
         l2_normalize: bool = True,
         codebook_init: str = "data",
     ) -> None:
-        """`dead_code_threshold` is a share of the mean EMA count: it needs no change with the batch size or ranks.
+        """Arguments of the codebook's updates.
+
+        `dead_code_threshold` is a share of the mean EMA count, independent of the batch size and the number of ranks.
 
         `codebook_init` is what the first update makes of its latents: "data" takes some of them, "kmeans" their
         clusters.
@@ -104,7 +110,7 @@ class EMAQuantizer(nn.Module):
         self.has_started = False  # what the host knows of `initialized`
 
     def forward(self, z_e: Tensor) -> Encoded:
-        """Replace each latent of `z_e` (B, C, h, w) by its nearest code."""
+        """Replace each latent of `z_e` (B, C, h, w) by the nearest code."""
         z = self._normalize(rearrange(z_e, "b c h w -> b h w c").float())  # (B, h, w, C)
         indices = nearest_codes(z.detach(), self.codebook)  # (B, h, w)
         e = self.codebook[indices].detach()  # (B, h, w, C)
@@ -123,7 +129,9 @@ class EMAQuantizer(nn.Module):
     def update_codebook(
         self, latents: Tensor, *, indices: Tensor, generator: torch.Generator, taken: Tensor | None = None
     ) -> Tensor:
-        """One EMA step of the codebook over the latents of all ranks; dead codes restart at latents of this batch.
+        """Move the codebook by an EMA step over the latents of all ranks; restart dead codes.
+
+        Dead codes restart at latents of the current batch.
 
         The first call takes every code for dead: that is the initialization from data. The host doesn't ask the device
         which codes are dead, but where k-means waits for its first call.
@@ -170,8 +178,9 @@ class EMAQuantizer(nn.Module):
         return totals[:, 0].float(), totals[:, 1:].float()
 
     def _restarts(self, dead: Tensor, *, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """Where each code of `dead` (K,) restarts, (K, C): latents of the batch in random order, or their clusters.
-        What stands at other codes means nothing.
+        """New vectors (K, C) for the codes of `dead` (K,), from the latents of the batch.
+
+        The vectors are latents in random order, or clusters of latents. Rows of other codes have no meaning.
 
         More dead codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
         """
@@ -185,14 +194,19 @@ class EMAQuantizer(nn.Module):
         return rows_of_ranks(latents, order[(dead.cumsum(0) - 1) % total])
 
     def _starts_by_kmeans(self) -> bool:
-        """Whether no update was taken yet and the first one clusters; asks the device until there was one."""
+        """True if no update was taken yet and the first update clusters.
+
+        Asks the device until an update was taken.
+        """
         if self.codebook_init != "kmeans" or self.has_started:
             return False
         self.has_started = bool(self.initialized)
         return not self.has_started
 
     def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
-        """k-means of `points` (P, C) from `centers` (K, C): (K, C); a center that no point is nearest to stays.
+        """k-means of `points` (P, C) from `centers` (K, C): (K, C).
+
+        A center without nearest points stays.
 
         Every rank has all points and takes the same steps; rank 0 speaks for all where a device adds in any order.
         """
@@ -206,7 +220,9 @@ class EMAQuantizer(nn.Module):
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes. fp32 under autocast.
+    """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes.
+
+    In fp32 under autocast too.
 
     ||z||^2 is the same for every code and left out.
     """
@@ -233,7 +249,10 @@ def _totals_by_code(latents: Tensor, indices: Tensor, *, codebook_size: int) -> 
 
 
 def gather_over_ranks(latents: Tensor) -> Tensor:
-    """Latents (N, C) of each rank, the same N on all: (N * world_size, C), rank 0's first, the same on every rank."""
+    """Gather the latents (N, C) of all ranks, the same N on each: (N * world_size, C).
+
+    Rank 0's latents come first, and the result is the same on every rank.
+    """
     if not distributed.is_initialized():
         return latents
     parts = [torch.empty_like(latents) for _ in range(distributed.get_world_size())]
@@ -266,7 +285,10 @@ def draw_latents(pool: Tensor, count: int, *, generator: torch.Generator) -> Ten
 
 
 def codebook_histogram(indices: Tensor, *, codebook_size: int) -> Tensor:
-    """How often each code occurs in `indices` (any shape): (K,) int64. Add them up over an epoch and over ranks."""
+    """Count of each code in `indices` (any shape): (K,) int64.
+
+    Counts may be added up over an epoch and over ranks.
+    """
     return torch.bincount(indices.flatten(), minlength=codebook_size)
 
 
@@ -276,6 +298,9 @@ def codebook_usage(histogram: Tensor) -> Tensor:
 
 
 def codebook_perplexity(histogram: Tensor) -> Tensor:
-    """exp(-sum p log p), () in [1, K], from a histogram (K,) of a whole epoch: one batch alone underestimates it."""
+    """Perplexity exp(-sum p log p), () in [1, K], from a histogram (K,) of a whole epoch.
+
+    The histogram of a single batch gives too low a perplexity.
+    """
     p = histogram.double() / histogram.sum()
     return torch.special.entr(p).sum().exp()

@@ -1,4 +1,4 @@
-"""Rotary positions: attention that knows how far apart its queries and keys lie (Su et al., 2021).
+"""Rotary positions: attention by the distance of queries and keys (Su et al., 2021).
 
 Shapes: B batch, H heads, S sequence, E head_dim.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of features of x (B, H, S, E) by the angle of its position (Su et al. 2021, equation 34).
+    """Turn each pair of features of x (B, H, S, E) by the position's angle (Su et al. 2021, eq. 34).
 
     Products of rotated queries and keys depend on the difference of their angles alone.
 

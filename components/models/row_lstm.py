@@ -29,7 +29,10 @@ from components.models.network_blocks import NetworkBlock
 
 
 class EntryLayer(nn.Module):
-    """The first layer, a convolution with mask A, (B, I, H, W) -> (B, D, H, W): three rows above and the row so far."""
+    """The first layer, a convolution with mask A, (B, I, H, W) -> (B, D, H, W).
+
+    The layer sees three rows above and the row so far.
+    """
 
     def __init__(self, in_groups: Groups, *, groups: Groups) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class EntryLayer(nn.Module):
 
 
 class RowLSTMLayer(NetworkBlock):
-    """One recurrent layer with its residual (equation 3, figure 5), (B, D, H, W) -> (B, D, H, W)."""
+    """A recurrent layer with a residual (equation 3, figure 5), (B, D, H, W) -> (B, D, H, W)."""
 
     def __init__(self, *, channels: int, num_channels: int, kernel_size: int, num_labels: int, dropout: float) -> None:
         super().__init__()
@@ -66,7 +69,10 @@ class RowLSTMLayer(NetworkBlock):
 
 
 def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 3: gates (B, 4S, …), output, forget, input, content, and cell (B, S, …) -> the new state and cell."""
+    """Equation 3: gates (B, 4S, …) and cell (B, S, …) -> the new state and cell.
+
+    The gates are in the order output, forget, input, content.
+    """
     opened, content = gates.tensor_split([3 * cell.shape[1]], dim=1)
     let_out, keep, let_in = opened.sigmoid().chunk(3, dim=1)
     cell = keep * cell + let_in * content.tanh()
@@ -158,7 +164,7 @@ class RowLSTM(nn.Module):
 
     @torch.no_grad()
     def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
-        """Append `values` (B,) to the images in `cache`: the logits (B, K) of the next ones.
+        """Append `values` (B,) to the images in `cache` and return the next logits (B, K).
 
         Raises:
             IndexError: when the images are complete.
@@ -172,7 +178,7 @@ class RowLSTM(nn.Module):
 
 
 class CachedEntryLayer:
-    """An `EntryLayer` at the row that is being drawn."""
+    """An `EntryLayer` at the current row of the drawing."""
 
     def __init__(self, layer: EntryLayer, *, batch_size: int, width: int) -> None:
         self.conv = CachedRowConv(layer.beside, batch_size=batch_size, width=width)
@@ -181,7 +187,7 @@ class CachedEntryLayer:
         self.terms = self.nothing
 
     def begin_row(self, above: Tensor | None) -> Tensor | None:
-        """The embedded row above, (B, I, W); recurrent layers keep what they need of it themselves."""
+        """The embedded row above, (B, I, W); recurrent layers store their own states."""
         self.terms = self.conv.terms(self.nothing if above is None else self.above.append(above))
 
     def step(self, *, column: int, color: int) -> Tensor:
@@ -190,7 +196,10 @@ class CachedEntryLayer:
 
 
 class CachedRowLSTMLayer:
-    """A `RowLSTMLayer` at the row that is being drawn. `mix` holds its states, until then those of the row above."""
+    """A `RowLSTMLayer` at the current row of the drawing.
+
+    `mix` holds the states of the row, and before a state is drawn, the state of the row above.
+    """
 
     def __init__(self, layer: RowLSTMLayer, *, label: Tensor, width: int) -> None:
         self.layer = layer

@@ -1,4 +1,4 @@
-"""Text encoder: a small bidirectional transformer over BPE ids (Vaswani et al., 2017; pre-norm as in GPT-2).
+"""Text encoder: a small bidirectional pre-norm transformer over BPE ids (Vaswani et al., 2017).
 
 Shapes: B batch, L text length, N context_length, D model_dim. Padding is id 0 and stands only at the end of a row,
 which has at least one real token (the empty text is begin and end).
@@ -23,7 +23,7 @@ class EncodedText(NamedTuple):
 
 
 class TextTransformer(nn.Module):
-    """Encode token ids; padding is never attended to, so more of it changes nothing.
+    """Encode token ids; padding is never attended to, so the amount of padding changes nothing.
 
     Args:
         vocab_size: number of BPE ids.
@@ -73,7 +73,7 @@ class TextTransformer(nn.Module):
         return EncodedText(states, states[torch.arange(text.shape[0], device=text.device), last])
 
     def visible(self, text: Tensor) -> Tensor:
-        """Which of the encoded tokens may be attended to, (B, L) bool."""
+        """Mask of the encoded tokens open to attention, (B, L) bool."""
         if self.padding_embedding is None:
             return text != PAD_ID
         return torch.ones(len(text), len(self.position_embedding), dtype=torch.bool, device=text.device)

@@ -1,4 +1,6 @@
-"""What the causal and the masked transformer over an image's tokens share: tables, positions, blocks and head.
+"""Common parts of the causal and the masked transformer over image tokens.
+
+Tables of vectors, positions, blocks and head.
 
 The sequence is [text tokens][condition tokens][class token] + image tokens. The class token is always there: without
 classes it is the start token. Conditions have tables of their own, so no class, word or token of another image ever
@@ -23,7 +25,7 @@ Positions = Literal["learned", "learned_2d", "rotary_2d"]
 
 
 class TokenNetwork(nn.Module):
-    """Tables, positions, blocks and head; what stands in the sequence and what is predicted is for the two networks.
+    """Tables, positions, blocks and head, a base class for the two transformers.
 
     Args:
         codebook_size: number of different tokens.
@@ -121,7 +123,10 @@ class TokenNetwork(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)  # (P + N, E / 2, 2), conditions are not turned
 
     def _initialize(self) -> None:
-        """N(0, 0.02), smaller at the end of each residual branch by 1 / sqrt(their number) (Radford et al. 2019)."""
+        """Initialize by N(0, 0.02), less at the end of residual branches (Radford et al. 2019).
+
+        The factor there is 1 / sqrt(number of residual branches).
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 residual = name.endswith(("attention.proj.weight", "contract.weight"))
@@ -134,7 +139,10 @@ class TokenNetwork(nn.Module):
         return self.head.weight.device
 
     def _place(self, x: Tensor, first: int | Tensor) -> Tensor:
-        """Add to x (B, n, D) what is learned of the places first..first+n of the image; `first` may be () int64."""
+        """Add learned positions of the places first..first+n of the image to x (B, n, D).
+
+        `first` may be () int64.
+        """
         if self.positions == "learned":
             return x + part_of(self.position, first, x.shape[1])
         if self.positions == "learned_2d":
@@ -146,7 +154,7 @@ class TokenNetwork(nn.Module):
     def _embed_conditions(
         self, batch_size: int, *, label: Tensor | None, text: Tensor | None, condition: Tensor | None
     ) -> Tensor:
-        """Vectors of [text][condition][class], (B, P, D); a class token that predicts place 0 is told so."""
+        """Vectors of [text][condition][class], (B, P, D), with a position for a predicting class token."""
         _check_length("text", text, self.text_length, f"text_length is {self.text_length}")
         height, width = self.condition_grid
         _check_length("condition", condition, self.condition_length, f"condition_grid is {height}×{width}")
@@ -161,7 +169,7 @@ class TokenNetwork(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _visible(self, text: Tensor | None) -> Tensor | None:
-        """Which positions of the whole sequence may be looked at: (B, 1, 1, S), False at text pads; None: all."""
+        """Mask of the sequence's visible positions (B, 1, 1, S), False at text pads; None: all."""
         if text is None:
             return None
         rest = self.num_conditions - self.text_length + self.num_tokens - self.causal  # nothing follows the last token
@@ -169,7 +177,7 @@ class TokenNetwork(nn.Module):
 
 
 def part_of(table: Tensor, first: int | Tensor, length: int) -> Tensor:
-    """Rows first..first+length of a table; `first` may be () int64 on its device."""
+    """Rows first..first+length of a table; `first` may be () int64 on the same device."""
     if isinstance(first, Tensor):
         return table.index_select(0, torch.arange(length, device=table.device) + first)
     return table[first : first + length]

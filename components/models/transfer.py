@@ -1,14 +1,14 @@
-"""Tensors that go from the host to a device, and numbers that come back, without the host waiting for the device."""
+"""Transfers of tensors to a device and of numbers back, without a wait of the host."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`; itself where it is there already.
+    """Copy the tensor to `device`, or return the tensor of `device` unchanged.
 
-    To an accelerator it goes from pinned memory and in the order of the current stream: the host doesn't wait. From
-    pageable memory it would, until the device has done all that it was told before.
+    A copy to an accelerator goes from pinned memory and in the order of the current stream: the host doesn't wait. From
+    pageable memory the host would wait until the device has done all earlier work.
     """
     device = torch.device(device)
     if device.type == "cpu" or tensor.device.type != "cpu":
@@ -17,7 +17,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 class ToldLater:
-    """Numbers of a device that the host looks at later: their copy starts now, and by then has long arrived."""
+    """Numbers of a device for a later look: the copy starts now, and has arrived by then."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.copy = tensor.detach().to("cpu", non_blocking=True)  # from a GPU torch makes it in pinned memory
@@ -31,7 +31,7 @@ class ToldLater:
         return self.arrival is None or self.arrival.query()
 
     def read(self) -> Tensor:
-        """The tensor on the host. Waits where it has not arrived yet."""
+        """The tensor on the host, after a wait where the copy has not arrived yet."""
         if self.arrival is not None:
             self.arrival.synchronize()
         return self.copy

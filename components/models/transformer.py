@@ -1,4 +1,4 @@
-"""Decoder-only, pre-norm transformer over the tokens of an image (Esser et al. 2021, 3.2; Radford et al. 2019).
+"""Decoder-only, pre-norm transformer over image tokens (Esser et al. 2021; Radford et al. 2019).
 
 The sequence is [text][condition image][class] + image tokens, see `token_network.py`. With `predict_text` the text is
 modelled too, in the same sequence with a head of its own (DALL-E; Ramesh et al. 2021, 2.2).
@@ -19,12 +19,14 @@ from components.models.token_network import TokenNetwork, part_of
 
 
 class JointLogits(NamedTuple):
+    """Logits of a joint model of text and image tokens, from a single pass over the sequence."""
+
     tokens: Tensor  # (B, N, K)  [:, i] from the conditions and the tokens before i
     text: Tensor  # (B, L - 1, V)  [:, i], of text token i + 1, from the text tokens up to i
 
 
 class Transformer(TokenNetwork):
-    """Prior over the tokens of an image, given a class, a text, another image, several of them or nothing.
+    """Prior over the tokens of an image, given a class, a text, another image, or several of these.
 
     Args:
         predict_text: whether there is a head for the text tokens; needs vocab_size.
@@ -94,7 +96,7 @@ class Transformer(TokenNetwork):
         tokens: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """Read the conditions (see `forward`) and the first n < N `tokens` (B, n), if there are any already.
+        """Read the conditions (see `forward`) and any first n < N `tokens` (B, n).
 
         Args:
             cache: of an earlier batch of this size, to be written over; None: a new one.
@@ -111,7 +113,7 @@ class Transformer(TokenNetwork):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, *, cache: KVCache) -> Tensor:
-        """Append `tokens` (B,) to the sequence in `cache`: the logits (B, K) of the next ones.
+        """Append `tokens` (B,) to the sequence in `cache` and return the next logits (B, K).
 
         Raises:
             IndexError: when the cache holds the inputs of all N tokens already.
@@ -125,7 +127,7 @@ class Transformer(TokenNetwork):
 
     @torch.no_grad()
     def step_at(self, tokens: Tensor, position: Tensor, *, cache: KVCache) -> Tensor:
-        """As `step`, of tokens at a `position` () int64 of the sequence that only the device knows.
+        """Append tokens at a `position` () int64 known to the device alone; otherwise like `step`.
 
         No shape and no number of the host depends on the position, so one compiled step serves all of them. It looks at
         the whole cache through a mask, and neither reads nor moves `cache.length`.
@@ -159,9 +161,9 @@ class Transformer(TokenNetwork):
 
 
 def _causal_mask(visible: Tensor) -> Tensor:
-    """(B, 1, 1, S) -> (B, 1, S, S): each position sees the visible ones before it and always itself.
+    """Causal mask (B, 1, 1, S) -> (B, 1, S, S): visible earlier positions, and the position alone.
 
-    Itself, because a row that sees nothing would be all -inf and its softmax NaN.
+    The position sees itself, because a row that sees nothing would be all -inf with a softmax of NaN.
     """
     length = visible.shape[-1]
     itself = torch.eye(length, dtype=torch.bool, device=visible.device)

@@ -1,5 +1,7 @@
-"""Diffusion U-Net of ADM (Dhariwal and Nichol, 2021), which contains those of DDPM (Ho et al., 2020) and IDDPM; with
-attention to text, those of GLIDE (Nichol et al., 2022) and of latent diffusion (Rombach et al., 2022).
+"""Diffusion U-Net of ADM (Dhariwal and Nichol, 2021), with the U-Nets of DDPM and IDDPM included.
+
+Source of DDPM: Ho et al. (2020). With attention to text, the network is the U-Net of GLIDE (Nichol et al., 2022) or of
+latent diffusion (Rombach et al., 2022).
 
 Shapes: B batch, C channels, H W height and width, D = 4 * model_channels size of the embedding.
 """
@@ -117,7 +119,9 @@ class UNet(ConditionedNetwork):
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def forward(self, x_t: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
-        """The prediction (B, out_channels, H, W), or (prediction, v) on 2 * out_channels, float32 under autocast.
+        """The prediction (B, out_channels, H, W), or (prediction, v), in float32 under autocast too.
+
+        With a learned variance the output (prediction, v) has 2 * out_channels channels.
 
         Args:
             x_t: (B, in_channels, H, W).
@@ -149,7 +153,7 @@ class UNet(ConditionedNetwork):
 
 
 def image_tokens_of(resolution: int, patch_size: int, token_dim: int | None) -> dict[str, int] | None:
-    """Arguments of ImageTokens; None where no image is seen so."""
+    """Arguments of ImageTokens; None for a network without image tokens."""
     if token_dim is None:
         return None
     return {"resolution": resolution, "patch_size": patch_size, "token_dim": token_dim}
@@ -161,7 +165,7 @@ def context_dim_of(
     class_token_dim: int | None,
     image_token_dim: int | None,
 ) -> int | None:
-    """Features of the tokens that attention sees; None where it sees none.
+    """Features of the tokens seen by attention; None for attention without tokens.
 
     Raises ValueError if it should and there are none, if there are some that it wouldn't, or if their sizes differ.
     """
@@ -189,7 +193,7 @@ def attention_of(
     depth: int,
     norm_groups: int | None,
 ) -> Attention:
-    """Makes the attention for a number of channels, of the kind that `text_conditioning` names.
+    """Return a factory from channels to the attention of the kind `text_conditioning`.
 
     It raises ValueError for heads that rotary positions cannot turn.
     """

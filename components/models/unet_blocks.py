@@ -1,4 +1,4 @@
-"""Blocks of the diffusion U-Net, and its ways down and up.
+"""Blocks of the diffusion U-Net, and the paths down and up.
 
 Shapes: B batch, C channels, H W height and width, D size of the embedding.
 """
@@ -19,12 +19,14 @@ Resample = Literal["down", "up"]
 
 
 class Level(NamedTuple):
+    """A resolution of the U-Net: the channels of the feature maps, and the presence of attention."""
+
     channels: int
     attention: bool
 
 
 class TimedResBlock(nn.Module):
-    """Two convolutions with the embedding between them, around a skip; resampling comes before the first one.
+    """Two convolutions with the embedding between, around a skip; resampling comes first.
 
     Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B.
     """
@@ -66,7 +68,7 @@ class TimedResBlock(nn.Module):
 
 
 class Layers(NetworkBlock, nn.ModuleList):
-    """Layers in a row, of which residual blocks also take the embedding, and attention to tokens takes these."""
+    """Layers in a row; residual blocks also take the embedding, attention also takes the tokens."""
 
     def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
         for layer in self:
@@ -87,7 +89,9 @@ Resampler = Callable[[int, Resample], nn.Module]
 def levels_of(
     resolution: int, model_channels: int, channel_mult: Sequence[float], attention_resolutions: Sequence[int]
 ) -> list[Level]:
-    """Channels of each level, and whether it has attention; a factor may be a fraction (ADM's 512² networks have 1/2).
+    """Channels and attention of each level; a factor of channels may be a fraction.
+
+    ADM's 512² networks have a factor of 1/2.
 
     Raises ValueError if the resolution cannot be halved between the levels.
     """
