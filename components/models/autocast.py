@@ -1,4 +1,4 @@
-"""Autocast to bf16 for training, sampling, and networks that keep a part in fp32.
+"""Autocast to bf16 for training, sampling, and networks with a part in fp32.
 
 torch's own autocast knows no meta device. A computation there stands for the computation of a GPU, so `Casting` casts
 as CUDA's autocast documents (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior).

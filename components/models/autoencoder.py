@@ -1,6 +1,7 @@
 """Autoencoder of VQ-GAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
-One encoder and decoder around several bottlenecks: with codes it is a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a
+Full title: "Taming Transformers for High-Resolution Image Synthesis". An encoder and a decoder around
+several bottlenecks: with codes a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a
 Gaussian a VAE and the first stage of latent diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and
 decoder are those of the published ImageNet f16 model.
 

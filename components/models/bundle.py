@@ -43,6 +43,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 
 class ModelBundle(NamedTuple):
+    """A trained model: a kind of network, constructor arguments, settings of sampling, and the network."""
+
     kind: str  # a key of NETWORKS
     network: dict[str, Any]  # arguments of the network's constructor
     settings: dict[str, Any]  # what sampling needs to know: resolution, schedule, classes, …

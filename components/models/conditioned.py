@@ -23,6 +23,8 @@ class Context(NamedTuple):
 
 
 class ReadText(NamedTuple):
+    """States and pooled state of a text, read by the own encoder or taken from an outside encoder."""
+
     context: Context
     pooled: Tensor  # (B, E)
 

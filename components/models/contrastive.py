@@ -25,11 +25,15 @@ MAX_SCALE = 100.0  # of the similarities; above it training is unstable (Radford
 
 
 class EmbeddedText(NamedTuple):
+    """A batch of texts: states of the tokens for the prior, and embeddings next to those of images."""
+
     states: Tensor  # (B, L, D)  one state a token, zeros at padding: a reader can tell
     embedding: Tensor  # (B, E)  of length 1
 
 
 class Embeddings(NamedTuple):
+    """Unit vectors of matching images and texts, and the logarithm of the factor of similarities."""
+
     image: Tensor  # (B, E)  of length 1, fp32, as the next
     text: Tensor  # (B, E)
     log_scale: Tensor  # ()  of what similarities are multiplied by: minus the logarithm of the temperature

@@ -1,5 +1,7 @@
 """Patch discriminator (Isola et al. 2017, "Image-to-Image Translation", section 3.2).
 
+The full title ends "with Conditional Adversarial Networks".
+
 Group normalization in place of batch normalization: no statistics over a batch, so none that depend on its split
 over ranks, and real and generated images may share a batch.
 

@@ -15,7 +15,11 @@ SHOWN = 3  # files that an error names
 
 
 def write_list(folder: Path, digests: Mapping[str, str] | None = None) -> str:
-    """Write the list of all files in `folder` and return the text; `digests` are known digests."""
+    """Write the list of all files in `folder` and return the text.
+
+    Args:
+        digests: the digests that are known already, by path; the rest is computed.
+    """
     known = dict(digests or {})
     files = _files(folder)
     sums = known | _digests(folder, [path for path in files if path not in known])
@@ -54,7 +58,7 @@ def differences(folder: Path, *, digest: str | None = None, text: str | None = N
 
 
 def check_files(folder: Path, model: str, *, digest: str | None = None, text: str | None = None) -> None:
-    """Raise ValueError, in a single line, if `differences` has any; `model` is the user's name."""
+    """Raise ValueError, in a single line, if `differences` has any; `model` names the model there."""
     if lines := differences(folder, digest=digest, text=text):
         more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise ValueError(

@@ -18,7 +18,7 @@ from components.models.autocast import autocast
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017).
 
-    Frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole.
+    As in Ho et al. (2020). Frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole.
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=timesteps.device))
@@ -109,7 +109,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
 
 
 class SelfAttention2d(nn.Module):
-    """Residual attention among all positions of a feature map (Ho et al., 2020; Dhariwal and Nichol, 2021).
+    """Residual attention among all positions of a feature map.
+
+    Sources: Ho et al. (2020), Dhariwal and Nichol (2021).
 
     Args:
         channels: a multiple of num_heads.

@@ -1,4 +1,6 @@
-"""Perceptual distance (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", equation 1: LPIPS).
+"""Perceptual distance LPIPS of images (Zhang et al. 2018, equation 1).
+
+Title of the paper: "The Unreasonable Effectiveness of Deep Features".
 
 Shapes: B batch, H W pixels; C_l H_l W_l features of layer l.
 """
@@ -45,6 +47,9 @@ class PerceptualLoss(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Unit length over the channels, in fp32; `vector_norm` because sqrt has no finite gradient at dead pixels."""
+    """Features scaled to unit length over the channels, in fp32.
+
+    By `vector_norm`, because sqrt has no finite gradient at dead pixels.
+    """
     features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

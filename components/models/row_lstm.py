@@ -187,7 +187,7 @@ class CachedEntryLayer:
         self.terms = self.nothing
 
     def begin_row(self, above: Tensor | None) -> Tensor | None:
-        """The embedded row above, (B, I, W); recurrent layers store their own states."""
+        """The embedded row above, (B, I, W); recurrent layers keep the needed part."""
         self.terms = self.conv.terms(self.nothing if above is None else self.above.append(above))
 
     def step(self, *, column: int, color: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Text encoder: a small bidirectional pre-norm transformer over BPE ids (Vaswani et al., 2017).
 
-Shapes: B batch, L text length, N context_length, D model_dim. Padding is id 0 and stands only at the end of a row,
-which has at least one real token (the empty text is begin and end).
+Pre-norm as in GPT-2. Shapes: B batch, L text length, N context_length, D model_dim. Padding is id 0 and stands only at
+the end of a row, which has at least one real token (the empty text is begin and end).
 """
 
 from typing import NamedTuple
@@ -18,6 +18,8 @@ PAD_ID = 0
 
 
 class EncodedText(NamedTuple):
+    """States of a batch of texts: a state for each token, and a state for the whole text."""
+
     states: Tensor  # (B, L, D)  one state a token; those of padding mean nothing
     pooled: Tensor  # (B, D)     the state of the last token that is not padding
 

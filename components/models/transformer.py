@@ -26,7 +26,7 @@ class JointLogits(NamedTuple):
 
 
 class Transformer(TokenNetwork):
-    """Prior over the tokens of an image, given a class, a text, another image, or several of these.
+    """Prior over the tokens of an image, given a class, a text, another image, several conditions or none.
 
     Args:
         predict_text: whether there is a head for the text tokens; needs vocab_size.
