@@ -1,9 +1,9 @@
 """Autoencoder of VQ-GAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
-Full title: "Taming Transformers for High-Resolution Image Synthesis". An encoder and a decoder around
-several bottlenecks: with codes a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a
-Gaussian a VAE and the first stage of latent diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and
-decoder are those of the published ImageNet f16 model.
+Full title: "Taming Transformers for High-Resolution Image Synthesis". An encoder and a decoder around several
+bottlenecks: with codes a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a Gaussian a VAE and the first stage of latent
+diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and decoder are those of the published ImageNet f16
+model.
 
 Shapes: B batch, C channels of a level or of z, H W pixels of a level, D latent_channels, h w latent grid, O channels of
 the decoder's output.

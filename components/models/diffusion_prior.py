@@ -77,7 +77,7 @@ class DiffusionPrior(nn.Module):
             return self.image_out(self.norm(x[:, -1].to(self.query.dtype)))
 
     def visible(self, text_states: Tensor) -> Tensor:
-        """The mask (B, 1, S, S), S = L + 4: earlier positions without padding, and the position alone."""
+        """The mask (B, 1, S, S), S = L + 4: earlier positions without padding, and the own position."""
         length = self.text_length + EXTRA_TOKENS
         past = torch.ones(length, length, dtype=torch.bool, device=text_states.device).tril()
         present = nn.functional.pad((text_states != 0).any(-1), (0, EXTRA_TOKENS), value=True)  # (B, S)

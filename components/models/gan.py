@@ -171,7 +171,7 @@ def pool_moments(moments: Tensor) -> Tensor:
 
 
 def moments_of_all_ranks(moments: Tensor) -> Tensor:
-    """Moments (2, C) of a rank's batch -> moments (2, C) of the batches of all ranks."""
+    """Moments (2, C) of a rank's batch -> moments of all ranks' batches; with a single rank the input."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return moments
     return pool_moments(_Gather.apply(moments))

@@ -14,7 +14,7 @@ VARIANTS = 256  # of one class of blocks in one network: sizes, with and without
 
 
 class NetworkBlock(nn.Module):
-    """A repeated part of a network."""
+    """A part repeated many times in a network, each repetition after another."""
 
     recomputed = False  # in the backward pass, instead of keeping what it needs of the forward pass
 

@@ -161,7 +161,7 @@ class Transformer(TokenNetwork):
 
 
 def _causal_mask(visible: Tensor) -> Tensor:
-    """Causal mask (B, 1, 1, S) -> (B, 1, S, S): visible earlier positions, and the position alone.
+    """Causal mask (B, 1, 1, S) -> (B, 1, S, S): visible earlier positions and the own position.
 
     The position sees itself, because a row that sees nothing would be all -inf with a softmax of NaN.
     """
