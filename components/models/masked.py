@@ -22,7 +22,7 @@ NO_COLOR = -1  # a channel that says nothing of the image; all may see it
 
 
 def color_groups(channels: int, *, num_channels: int, parts: int = 1) -> Groups:
-    """The colors of `parts` times `channels` channels: in each part equally many of every color, ascending.
+    """The colors of `parts` times `channels` channels: each part equally many a color, ascending.
 
     Raises ValueError when the colors can't share the channels equally.
     """
