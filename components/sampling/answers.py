@@ -1,4 +1,4 @@
-"""What a trained model does with rows: those that make images by their generator, the others each in its own way.
+"""Answers of trained models to rows: images by a generator, other answers by an `Answerer`.
 
 What a row may say depends on the model:
     cascade, base,  label or prompt, seed, generator, guidance_scale, steps, sampler, … -> PNG
@@ -44,14 +44,14 @@ Predict = Callable[[list[RequestRow]], list[str]]
 
 
 class Answerer(NamedTuple):
-    """One kind of model that makes no image of nothing."""
+    """A kind of model that answers rows without generating images."""
 
     answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError, in one line, for a row that can't be met
     example: Callable[[SamplingModel], RequestRow]
 
 
 def predictor_of(folder: Path) -> Predict:
-    """What a trained model in `folder` does with rows, on the best device that there is."""
+    """Loads the model in `folder` on the best device and returns the function that answers rows."""
     device = best_device()
     if (folder / DESCRIPTION).is_file():
         return _sample(Cascade.load(folder, device=device))
@@ -74,13 +74,19 @@ def predictor_of(folder: Path) -> Predict:
 
 
 def load_lone(folder: Path, *, device: str | torch.device) -> SamplingModel:
-    """The one model in `folder`, with the random streams that it has in a cascade. Raises ValueError."""
+    """Loads the single model in `folder`, with the random streams of a cascade.
+
+    Raises ValueError if the folder can't be read.
+    """
     return load_model(_stage_of(folder), folder, device=device)
 
 
 def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | None:
-    """The composed cascade in `folder`, or a model that makes images by itself as a cascade of its own; None for what
-    makes none. Without weights: as `read_parts`. Raises ValueError if it can't be read."""
+    """Loads `folder` as a cascade: a composed cascade, or a single model that makes images.
+
+    Returns None for a model that makes no images. Without weights: as `read_parts`. Raises ValueError if the folder
+    can't be read.
+    """
     if (folder / DESCRIPTION).is_file():
         return Cascade(**read_parts(folder, device=device, weights=weights))
     if not (folder / MODEL).is_file():
@@ -89,7 +95,10 @@ def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: boo
 
 
 def example_of(folder: Path) -> RequestRow | None:
-    """A row that the model in `folder` takes; None for one that takes none alone. No weights are read."""
+    """Returns an example row for the model in `folder`, without reading weights.
+
+    None for a model that answers no rows outside its cascade.
+    """
     if (folder / DESCRIPTION).is_file():
         cascade = Cascade(**read_parts(folder, weights=False))
         return RequestRow.of(next(iter(cascade.makers.values())).example())
@@ -103,7 +112,7 @@ def example_of(folder: Path) -> RequestRow | None:
 
 
 def answerer_of(model: SamplingModel) -> Answerer | None:
-    """None for a model that needs the networks that it was trained with."""
+    """Returns the answerer of a model; None for a model that depends on other networks."""
     return ANSWERERS.get(model.kind) if works_alone(model.network, model.settings) else None
 
 
@@ -119,7 +128,7 @@ def _refuse(model: SamplingModel) -> str:
 
 
 def _asked(model: SamplingModel) -> Request:
-    """A label or a prompt, where the model takes one, and a seed."""
+    """A request with a seed, and a label or a prompt where the model takes conditions."""
     label = "0" if model.classes else None
     return Request(label=label, prompt="red" if label is None and reads_prompts(model) else None, seed=1)
 
@@ -139,7 +148,7 @@ def _prompt(row: RequestRow) -> str:
 
 
 def _image(row: RequestRow, resolution: int) -> torch.Tensor:
-    """Returns the row's image, (3, S, S) in [-1, 1]. Raises ValueError if it has none."""
+    """Returns the row's image, (3, S, S) in [-1, 1]. Raises ValueError for a row without image."""
     if row.image is None:
         raise ValueError("this model needs an image: base64 of a PNG")
     return read_image(base64.b64decode(row.image), resolution=resolution)
@@ -150,14 +159,17 @@ def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
 
 
 def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
-    """What an autoencoder keeps of an image (3, S, S) in [-1, 1]: uint8 (S, S, 3)."""
+    """An autoencoder's reconstruction of an image (3, S, S) in [-1, 1]: uint8 (S, S, 3)."""
     assert isinstance(model.module, Autoencoder)
     return to_uint8(model.module.reconstruct(image[None].to(model.device)))[0]
 
 
 @torch.no_grad()
 def _embed(model: SamplingModel, row: RequestRow) -> str:
-    """Images and texts are on one sphere: the likeness of two embeddings is the sum of their products."""
+    """Embeds the row's text or image on the common unit sphere.
+
+    The likeness of two embeddings is the sum of their products.
+    """
     network, text = model.module, model.text
     assert isinstance(network, ContrastiveEncoder)
     assert text is not None
@@ -176,7 +188,10 @@ def _classify(model: SamplingModel, row: RequestRow) -> str:
 
 
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
-    """Alone, a prior has no tokenizer: what it is conditioned on comes as tokens too, a JSON list of rows."""
+    """Draws tokens from a prior alone: a JSON list of rows.
+
+    Without a tokenizer the condition image comes as tokens too, a JSON list of rows.
+    """
     condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()
     check_request(request)
@@ -222,7 +237,7 @@ ANSWERERS: dict[str, Answerer] = {  # by the kind of the network
 
 
 def _stage_of(folder: Path) -> str:
-    """The stage's name gives a model its random streams: the same image alone as in the cascade."""
+    """Returns the stage's name, which seeds the same random streams as in the cascade."""
     description = json.loads((folder / MODEL).read_text())
     settings = description["settings"]
     if settings.get("role") == "upsampler":

@@ -1,4 +1,4 @@
-"""Draw the tokens of images from the prior, one after another.
+"""Draw the tokens of images from the prior in raster order.
 
 Order of the filters: temperature, top-k, softmax, top-p. Tokens as likely as the k-th all survive top-k; top-p keeps
 the most likely tokens until their mass reaches p, the one that reaches it included, so at least one survives.
@@ -85,7 +85,10 @@ def generate(
 
 
 def draw(logits: Tensor, *, uniforms: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """One token (B,) for each row of `logits` (B, K), by inversion of the distribution at `uniforms` (B,) in [0, 1)."""
+    """Draws a token for each row of `logits` (B, K): (B,) int64.
+
+    By inversion of the distribution at `uniforms` (B,) in [0, 1).
+    """
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = token_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -96,7 +99,10 @@ def draw(logits: Tensor, *, uniforms: Tensor, temperature: float, top_k: int | N
 
 
 def token_probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Filtered distribution of each row of `logits` (B, K): (B, K) fp32, zero where filtered; rows sum to one."""
+    """Returns the filtered distribution of each row of `logits` (B, K) in fp32.
+
+    The result is (B, K), zero where filtered; rows sum to one.
+    """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
@@ -111,12 +117,12 @@ def token_probabilities(logits: Tensor, *, temperature: float, top_k: int | None
 
 
 def without_none(**conditions: Tensor | None) -> dict[str, Tensor]:
-    """The conditions that there are."""
+    """Returns the conditions that are set."""
     return {name: value for name, value in conditions.items() if value is not None}
 
 
 def with_null(network: TokenNetwork, conditions: dict[str, Tensor], *, null_text: Tensor | None) -> dict[str, Tensor]:
-    """The conditions of a batch, then as many null ones: for guidance in one batch of 2B.
+    """Returns the conditions of a batch and an equal number of null conditions: a guided batch of 2B.
 
     Raises ValueError if a text is among them and null_text, the encoding of the empty text (L,), is not given.
     """
@@ -131,7 +137,10 @@ def with_null(network: TokenNetwork, conditions: dict[str, Tensor], *, null_text
 
 
 def guided_logits(logits: Tensor, guidance_scale: float) -> Tensor:
-    """Combine conditional and null logits (2B, …) into (B, …); with a guidance_scale of 1 there are no null ones."""
+    """Combine conditional and null logits (2B, …) into (B, …).
+
+    With a guidance_scale of 1 there are no null logits, and the logits (B, …) are returned unchanged.
+    """
     if guidance_scale == 1.0:
         return logits
     conditional, unconditional = logits.chunk(2)
@@ -139,7 +148,7 @@ def guided_logits(logits: Tensor, guidance_scale: float) -> Tensor:
 
 
 def check_filters(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError for a setting out of its range."""
+    """Raise ValueError for a filter setting out of range."""
     if temperature < 0:
         raise ValueError(f"temperature {temperature} is negative; 0 takes the most likely token")
     if top_k is not None and top_k < 1:
@@ -152,6 +161,6 @@ def check_filters(*, temperature: float, top_k: int | None, top_p: float | None)
 def plain_steps(
     transformer: Transformer, batch_size: int, conditions: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Step]]:
-    """The logits (B, K) of the first tokens, and the step for those that follow, with a cache of its own."""
+    """Yields the first tokens' logits (B, K) and the step for the following tokens, with a new cache."""
     logits, cache = transformer.start(batch_size, **conditions, cache=None)
     yield logits, partial(transformer.step, cache=cache)

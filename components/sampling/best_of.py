@@ -1,4 +1,4 @@
-"""Best of several candidates, by any score: that of a contrastive encoder, or one that a prior gives itself.
+"""Best of several candidates, scored by a contrastive encoder or by the prior.
 
 DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6). Without a second network the prior can say
 how much the condition explains: log p(tokens | condition) - log p(tokens), the pointwise mutual information.
@@ -26,7 +26,9 @@ class Best(NamedTuple):
 
 
 def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Best:
-    """Draw n candidates of each of B images and keep those of the highest score; the first of equal ones.
+    """Draw n candidates of each of B images and keep the candidate of the highest score.
+
+    Among equal scores the first candidate wins.
 
     Args:
         sample: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a
@@ -56,7 +58,7 @@ def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], 
 def mutual_information(
     transformer: Transformer, tokens: Tensor, *, condition: Mapping[str, Tensor], null: Mapping[str, Tensor]
 ) -> Tensor:
-    """log p(tokens | condition) - log p(tokens | null) of each image under the prior itself, in nats.
+    """log p(tokens | condition) - log p(tokens | null) of each image under the prior, in nats.
 
     Args:
         transformer: in eval mode, trained with dropped conditions.
@@ -74,7 +76,10 @@ def mutual_information(
 
 
 def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
-    """How near images (B, 3, H, W) in [-1, 1] are to the plans' prompts: cosines (B,), and 0 without a prompt."""
+    """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts.
+
+    The cosine is 0 for a plan without a prompt.
+    """
     encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
     assert isinstance(encoder, ContrastiveEncoder)
     assert text is not None  # a bundle of this kind has its tokenizer

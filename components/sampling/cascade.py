@@ -1,4 +1,4 @@
-"""A whole cascade on disk and at work: its generators, from a request to an image.
+"""A cascade on disk and in memory: from requests to images by generators.
 
 On disk it is a folder with one sub-folder for each model and `cascade.json`:
     {"stages": {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_64"]},
@@ -43,7 +43,7 @@ def compose(
     precision: Precision = "bf16",
     **parts: Path,
 ) -> Path:
-    """Copy the folders of trained models into `folder` as one cascade.
+    """Copy the folders of trained models into `folder` as a cascade.
 
     Args:
         upsamplers: by stage name, smallest first.
@@ -62,7 +62,7 @@ def compose(
 
 @dataclass(frozen=True)
 class Cascade(Parts):
-    """Loaded models, and the generators that they make: one at least, to be of use."""
+    """Loaded models and their generators, of which a useful cascade has at least one."""
 
     precision: Precision = "bf16"  # in which they sample on a GPU; see `components.sampling.device`
 
@@ -72,12 +72,15 @@ class Cascade(Parts):
 
     @classmethod
     def load(cls, folder: Path | str, *, device: str | torch.device = "cpu") -> "Cascade":
-        """Load a composed cascade. Raises ValueError if `folder` holds none, or one of another version."""
+        """Load a composed cascade.
+
+        Raises ValueError if `folder` holds no cascade, or a cascade of another version.
+        """
         return cls(**read_parts(Path(folder), device=device))
 
     @cached_property
     def makers(self) -> dict[str, Generator]:
-        """The generators that the models make, by name, in the order of preference."""
+        """The generators of the models by name, in order of preference."""
         return {name: kind(self) for name, kind in GENERATORS.items() if kind.first_of(self) is not None}
 
     @property
@@ -85,25 +88,28 @@ class Cascade(Parts):
         return tuple(self.makers)
 
     def classes(self, generator: str) -> list[str]:
-        """Names of the classes that requests of a generator may ask for, by id."""
+        """Names of a generator's classes, by id."""
         return self.makers[generator].classes
 
     @property
     def most_at_once(self) -> int:
-        """Images of one batch."""
+        """The largest batch size, in images."""
         return most_at_once(max(side for maker in self.makers.values() for side in maker.sides))
 
     @property
     def condition_images(self) -> ConditionImages | None:
-        """What images it is conditioned on; None if on none."""
+        """The size and kind of the condition images; None for a cascade without condition images."""
         return next((found for maker in self.makers.values() if (found := maker.condition_images)), None)
 
     def with_generator(self, request: Request) -> Request:
-        """The request with its generator named."""
+        """Returns the request with the generator's name filled in."""
         return request if request.generator or not self.generators else request.replace(generator=self.generators[0])
 
     def resolve(self, request: Request) -> Plan:
-        """Returns the plan of a request. Raises ValueError, in one line, if this cascade can't make the image."""
+        """Returns the plan of a request.
+
+        Raises ValueError, in one line, if this cascade can't make the image.
+        """
         request = self.with_generator(request)
         check_request(request)
         maker = self.makers.get(str(request.generator))
@@ -120,7 +126,10 @@ class Cascade(Parts):
         return maker.resolve(request)
 
     def resolve_all(self, requests: Sequence[Request]) -> list[Plan]:
-        """Returns the plan of each request. Raises ValueError, which names a request by its number from 1."""
+        """Returns the plan of each request.
+
+        Raises ValueError, which names a request by its number from 1.
+        """
         plans = []
         for number, request in enumerate(requests, 1):
             try:
@@ -137,7 +146,7 @@ class Cascade(Parts):
         on_step: OnStep | None = None,
         between: Between | None = None,
     ) -> list[np.ndarray]:
-        """One finished uint8 image (H, W, 3) for each request, in their order.
+        """Returns a finished uint8 image (H, W, 3) for each request, in order.
 
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
         (`components.sampling.device`).
@@ -160,7 +169,7 @@ class Cascade(Parts):
         on_step: OnStep | None = None,
         between: Between | None = None,
     ) -> list[Images]:
-        """As `sample`, with the image that each stage of the generator made, the finished one last."""
+        """Samples like `sample`, and returns the images of every stage, the finished images last."""
         plans = self.resolve_all(requests)
         finished: list[Images] = [{} for _ in plans]
         for batch, made in self.make(plans, batch_size=batch_size, on_step=on_step, between=between):
@@ -178,8 +187,11 @@ class Cascade(Parts):
         on_step: OnStep | None = None,
         between: Between | None = None,
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Yields the images of plans batch by batch: the places of its plans, and each stage's images of them, uint8
-        (B, H, W, 3), on the device still, which may not be done with them: no batch waits for the one before."""
+        """Yields the images of plans batch by batch: (places of the plans, images of each stage).
+
+        The images are uint8 (B, H, W, 3) and still on the device, which may be computing them: no batch waits for the
+        one before.
+        """
         for batch in batches(plans, batch_size=self.most_at_once if batch_size is None else batch_size):
             together = [plans[index] for index in batch]
             if between is not None:
@@ -191,7 +203,10 @@ class Cascade(Parts):
 
 
 def quick(cascade: Cascade, request: Request) -> Request:
-    """The request with two steps of each stage, where that is allowed, to warm up or to try; else as it is."""
+    """Returns the request with two steps of each stage, to warm up or to try a model.
+
+    Stages without steps stay unchanged; so does a request that the cascade would refuse with two steps.
+    """
     models = cascade.makers[str(cascade.with_generator(request).generator)].models
     steps = "num_inference_steps"
     changes = tuple((model.name, steps, 2) for model in models if steps in type(model.sampling).model_fields)
@@ -204,7 +219,7 @@ def quick(cascade: Cascade, request: Request) -> Request:
 
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:
-    """A cascade of nothing but this model, if it makes images by itself."""
+    """A cascade of this model alone; None for a model that makes no images."""
     if not works_alone(model.network, model.settings):
         return None
     cascade = Cascade(base=model) if model.settings.get("role") == "base" else Cascade(model=model)
@@ -212,8 +227,11 @@ def lone_cascade(model: SamplingModel) -> Cascade | None:
 
 
 def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> dict[str, Any]:
-    """The fields of `Cascade` that a composed cascade holds; without weights, networks have no memory, and those that
-    read prompts for others are left out. Raises ValueError if `folder` holds none, or one of another version."""
+    """Reads the fields of `Cascade` from a composed cascade.
+
+    Without weights, networks have no memory, and networks that read prompts for other models are left out. Raises
+    ValueError if `folder` holds no cascade, or one of another version.
+    """
     description = read_description(folder)
     stages, sampling = description["stages"], description["sampling"]
     names = stages.pop("upsamplers", [])
@@ -231,8 +249,10 @@ def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: boo
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Reads a composed cascade's `cascade.json`. Raises ValueError if `folder` holds none, one of another version,
-    or one with a part that does not lie in `folder`."""
+    """Reads a composed cascade's `cascade.json`.
+
+    Raises ValueError if `folder` holds no cascade, one of another version, or one with a part outside `folder`.
+    """
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a composed cascade")
@@ -249,7 +269,10 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def batches(plans: Sequence[Plan], *, batch_size: int) -> Iterable[list[int]]:
-    """Places of plans that can be made together, at most batch_size of them. Raises ValueError below 1."""
+    """Groups plans into batches of at most batch_size: the places of each batch's plans.
+
+    Only plans of one `way` share a batch. Raises ValueError for a batch_size below 1.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     ways: dict[tuple[object, ...], list[int]] = {}

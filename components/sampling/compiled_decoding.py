@@ -1,4 +1,4 @@
-"""Tokens one after another by one compiled step, which serves every position.
+"""Token-by-token decoding by a single compiled step for every position.
 
 On a GPU a step of a small batch takes as long as its host needs to launch some hundred kernels; there the step is a
 CUDA graph, launched as one. A graph knows its tensors by their addresses, so the last cache of a transformer is kept,
@@ -27,7 +27,10 @@ KEPT: WeakKeyDictionary[Transformer, KVCache] = WeakKeyDictionary()
 def compiled_steps(
     transformer: Transformer, batch_size: int, conditions: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Step]]:
-    """The logits (B, K) of the first tokens, and the step for those that follow. Nobody else writes into its cache."""
+    """Yields the first tokens' logits (B, K) and the compiled step for the following tokens.
+
+    No other call writes into the step's cache meanwhile.
+    """
     kept = KEPT.pop(transformer, None)
     if kept is not None and len(kept.keys[0]) != batch_size:
         kept = None
@@ -57,7 +60,7 @@ def step_of(transformer: Transformer, filled: KVCache) -> Step:
 
 @cache
 def program(on_gpu: bool, backend: str) -> Callable[..., Any]:
-    """`Transformer.step_at`, compiled for each size of batch; transformers of one shape share it."""
+    """`Transformer.step_at`, compiled for each batch size; transformers of one shape share the program."""
     mode = "reduce-overhead" if on_gpu else None  # with CUDA graphs
     return torch.compile(  # pyrefly: ignore[no-matching-overload]
         Transformer.step_at, backend=backend, mode=mode, fullgraph=True, dynamic=False, recompile_limit=VARIANTS

@@ -1,4 +1,4 @@
-"""Where trained models work, in which precision, and how much a device has room for at a time.
+"""Device, precision and batch size of trained models.
 
 What `precision` means on each device, the one policy of training, sampling and measuring:
 
@@ -37,14 +37,18 @@ BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions that multiply: two se
 
 
 def best_device() -> torch.device:
-    """A GPU where torch can use one, else the processor; `CUDA_VISIBLE_DEVICES=` in the environment hides every GPU."""
+    """A GPU where torch can use one, else the processor.
+
+    `CUDA_VISIBLE_DEVICES=` in the environment hides every GPU.
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 by itself. One that emulates it takes about three times as long as in fp32.
+    """Tells whether a device multiplies bf16 in hardware.
 
-    On processors it is oneDNN that multiplies. Where torch (before 2.11) doesn't say what a processor has, it has none.
+    A device that emulates bf16 takes about three times as long as in fp32. On processors it is oneDNN that multiplies.
+    Where torch (before 2.11) doesn't say what a processor has, it has none.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -56,23 +60,26 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def computes_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether a training on the device computes in bf16."""
+    """Tells whether training on the device computes in bf16."""
     return precision == "bf16" and native_bf16(device)
 
 
 def samples_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether sampling on the device computes in bf16. A CPU keeps fp32, and the same image in whatever company."""
+    """Tells whether sampling on the device computes in bf16.
+
+    A CPU keeps fp32, and the same image in whatever company.
+    """
     return device.type != "cpu" and computes_bf16(precision, device)
 
 
 def state_products(precision: Precision) -> None:
-    """Say for this process how products in fp32 are computed, for matrices and convolutions alike."""
+    """Set how this process computes fp32 products, for matrices and convolutions alike."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 @contextmanager
 def products(precision: Precision) -> Iterator[None]:
-    """As `state_products`, inside alone: for what works in processes of others."""
+    """Sets `state_products` inside the context only, for work in processes that others own."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     state_products(precision)
     try:
@@ -90,16 +97,17 @@ def sampling_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 class Room:
-    """The largest batch that a device has room for, as far as is known: half of each that was too large."""
+    """The largest batch size known to fit a device: half of every batch size that failed."""
 
     def __init__(self, device: torch.device, most: int) -> None:
         self.device, self.most = device, most
         self.tried = 0  # samples at a time for which it was found
 
     def work(self, count: int, make: Callable[[int], T]) -> T:
-        """What `make` returns, called with the size of its batches, for so many samples in all.
+        """Calls `make` with a batch size that fits in memory, and returns the result.
 
-        Raises what `make` raises, out of memory too where not even one sample has room.
+        `count` is the number of samples in all. Raises what `make` raises, out of memory too where not even one sample
+        has room.
         """
         for size in halves(max(1, min(self.most, count))):
             try:
@@ -113,12 +121,12 @@ class Room:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or a library on it, had no memory left."""
+    """Tells whether an error means that a device, or a library on the device, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
 def halves(share: int) -> Iterator[int]:
-    """`share`, its half, the half of that, ... down to 1; rounded up."""
+    """Yields `share`, its half, its quarter, … down to 1; rounded up."""
     yield share
     while share > 1:
         share = -(-share // 2)
@@ -126,9 +134,9 @@ def halves(share: int) -> Iterator[int]:
 
 
 def free(device: torch.device) -> None:
-    """Give back what tries left behind, so that the next one, and what follows, start from an empty cache.
+    """Frees the memory of failed attempts, so that the next attempt starts from an empty cache.
 
-    So it is with compiled networks: after a second size they would be compiled for any size, and round otherwise.
+    Compiled networks are dropped too: after a second size they would be compiled for any size, and round otherwise.
     """
     torch.compiler.reset()
     gc.collect()

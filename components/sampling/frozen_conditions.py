@@ -1,5 +1,7 @@
-"""Conditions that networks trained before make of plans: states of the prompt (Imagen), or an embedding of the image
-that the prompt asks for, by a diffusion prior (DALL-E 2's first half).
+"""Conditions of plans from frozen networks: states of the prompt, or an embedding of the image.
+
+States come from a text encoder (Imagen); the embedding of the image that the prompt asks for comes from a diffusion
+prior (DALL-E 2's first half).
 
 Shapes: B plans, L text length, D features of a state, E embedding_dim.
 """
@@ -30,9 +32,10 @@ def frozen_conditions(
     prior: SamplingModel | None = None,
     between: Between | None = None,
 ) -> Conditions:
-    """Those of text_states (B, L, D) and image_embedding (B, E) that the model takes, and the null of each.
+    """Returns the model's conditions from frozen networks, and the null of each condition.
 
-    A plan without a prompt counts as the empty text.
+    Conditions are text_states (B, L, D) and image_embedding (B, E), as the model takes them. A plan without a prompt
+    counts as the empty text.
 
     Args:
         model: a diffusion model.
@@ -89,7 +92,7 @@ def sample_image_embeddings(
 
 
 def check_prior_steps(model: SamplingModel, sampling: DiffusionPriorSampling) -> None:
-    """Raise ValueError, in one line, for more steps than the model was trained with."""
+    """Raise ValueError, in one line, for more steps than in the model's training."""
     limit = model.settings["objective"]["num_train_timesteps"]
     if sampling.num_inference_steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {sampling.num_inference_steps}")
@@ -110,7 +113,10 @@ def embeddings(
     *,
     between: Between | None,
 ) -> Tensor:
-    """One candidate each, (B, E): diffusion without clipping, then the length that embeddings have."""
+    """One candidate embedding of each plan, (B, E).
+
+    Diffusion runs without clipping; the result is scaled to the length of embeddings.
+    """
     objective, noise = make_objective(model.settings["objective"]), noise_of(model, streams)
 
     def network(x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
@@ -130,7 +136,10 @@ def embeddings(
 
 
 def noise_of(model: SamplingModel, streams: Sequence[torch.Generator]) -> Callable[[int], Tensor]:
-    """Draw the next noise (B, E, 1, 1), images of one pixel for the samplers, row i from stream i."""
+    """Draws the next noise (B, E, 1, 1), row i from stream i.
+
+    The samplers see images of one pixel.
+    """
 
     def noise(step: int) -> Tensor:
         del step  # the order of the draws is what counts

@@ -1,6 +1,7 @@
-"""Texts as the states of an encoder that was trained before: the text tower of a contrastive encoder, or a pretrained
-encoder of the `transformers` library (Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep
-Language Understanding", section 2.1).
+"""Frozen text encoders: the text tower of a contrastive encoder, or a model of `transformers`.
+
+Pretrained encoders follow Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
+Understanding", section 2.1.
 
 `transformers` is imported only where a pretrained encoder is chosen.
 
@@ -28,7 +29,7 @@ LENGTH = "text_encoder.json"  # {"length": ...}: of what texts are padded or cut
 
 
 class FrozenTextError(RuntimeError):
-    """The chosen text encoder can't be had; the message says how to get it."""
+    """The chosen text encoder is missing; the message says how to install the encoder."""
 
 
 class TextStates(NamedTuple):
@@ -41,12 +42,15 @@ class EmbeddedStates(NamedTuple):
 
 
 class FrozenText(Protocol):
-    """What both kinds of encoder are. The null text of guidance is the empty one, ""."""
+    """The interface of both kinds of encoder.
+
+    The null text of guidance is the empty text, "".
+    """
 
     states_shape: tuple[int, int]  # (L, D)
 
     def encode(self, captions: Sequence[str]) -> TextStates | EmbeddedStates:
-        """What the captions are for a network that is conditioned on them."""
+        """Encodes captions as conditions of another network."""
 
 
 class ContrastiveText:
@@ -61,13 +65,13 @@ class ContrastiveText:
 
     @torch.no_grad()
     def encode_ids(self, text: Tensor) -> EmbeddedStates:
-        """The same for ids (B, L) of its tokenizer."""
+        """Encodes ids (B, L) of the contrastive tokenizer."""
         states, embedding = self.network.encode_text(text)
         return EmbeddedStates(states, unit_variance(embedding))
 
 
 class PretrainedText:
-    """The encoder of a `transformers` model such as T5 or BERT, with its own tokenizer.
+    """The encoder of a `transformers` model such as T5 or BERT, with the model's tokenizer.
 
     Args:
         length: L; longer texts lose their end.
@@ -94,7 +98,9 @@ class PretrainedText:
 
 
 def load_frozen_text(folder: Path, *, device: str | torch.device = "cpu") -> FrozenText:
-    """The text encoder in `folder`: a contrastive model of this house, or a pretrained one next to its length.
+    """Loads the text encoder in `folder`.
+
+    The encoder is a contrastive model of this house, or a pretrained model next to its length.
 
     Raises:
         FrozenTextError: the folder holds neither, or `transformers` is not installed where it is needed.
@@ -111,7 +117,10 @@ def load_frozen_text(folder: Path, *, device: str | torch.device = "cpu") -> Fro
 
 
 def contrastive_text(folder: Path, *, device: str | torch.device = "cpu") -> ContrastiveText:
-    """The text tower of the contrastive model in `folder`. Raises FrozenTextError for a model of another kind."""
+    """Loads the text tower of the contrastive model in `folder`.
+
+    Raises FrozenTextError for a model of another kind.
+    """
     bundle = load_bundle(folder)
     if not isinstance(bundle.module, ContrastiveEncoder) or not (folder / BPE).is_file():
         raise FrozenTextError(f"{folder} holds a {bundle.kind} model and no contrastive one with its {BPE}")
@@ -129,9 +138,10 @@ def check_transformers() -> None:
 
 
 def pretrained_text(folder: Path, *, device: str | torch.device, length: int) -> PretrainedText:
-    """A `transformers` model in a local folder; of one with encoder and decoder, the encoder. Nothing is downloaded.
+    """Loads the encoder of a `transformers` model in a local folder, without downloads.
 
-    Raises FrozenTextError if the package is missing or can't load it.
+    Of a model with encoder and decoder only the encoder is loaded. Raises FrozenTextError if the package is missing or
+    can't load it.
     """
     check_transformers()
     from transformers import AutoModel

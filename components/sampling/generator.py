@@ -1,4 +1,4 @@
-"""What every kind of generator is: a way from a request to an image, made of the models that it needs."""
+"""The interface of generators: from a request to an image by a set of models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,13 +19,19 @@ Between = Callable[[], None]
 
 
 class Hooks(NamedTuple):
-    """Who is told while images are made; what is None costs nothing. What either raises ends the sampling."""
+    """Callbacks during sampling; None costs nothing.
+
+    An exception in a callback ends the sampling.
+    """
 
     on_step: OnStep | None = None  # of denoising, with what is made on the way
     between: Between | None = None  # between batches, denoising steps, tokens and values
 
     def of_stage(self, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image) -> samplers.OnStep | None:
-        """Both for the sampler of a stage, which makes what `image` turns into images (B, 3, H, W)."""
+        """Merges both callbacks for a stage's sampler.
+
+        `image` turns the sampler's values into images (B, 3, H, W).
+        """
         on_step, between = self
         if on_step is None:
             return after_each(between)
@@ -39,7 +45,7 @@ class Hooks(NamedTuple):
 
 
 def after_each(between: Between | None) -> Callable[..., None] | None:
-    """`between` for a sampler that says more of each step or token."""
+    """Adapts `between` to samplers that pass arguments to their callbacks."""
     if between is None:
         return None
 
@@ -51,7 +57,7 @@ def after_each(between: Between | None) -> Callable[..., None] | None:
 
 
 class ConditionImages(NamedTuple):
-    """What a request's condition image is."""
+    """The kind and size of a request's condition image."""
 
     resolution: int
     member: Member  # what of a sample it was in training
@@ -59,7 +65,7 @@ class ConditionImages(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """The models of a cascade by what they are in it, in fp32; None for those that are not there."""
+    """The models of a cascade by role, in fp32; None for absent models."""
 
     tokenizer: SamplingModel | None = None
     prior: SamplingModel | None = None
@@ -77,7 +83,7 @@ class Parts:
 
 
 class Generator(ABC):
-    """One kind of generator. A new one is a file with its class, and a line in `generators/kinds.py`."""
+    """A kind of generator. A new kind is a file with a class, and a line in `generators/kinds.py`."""
 
     name: ClassVar[str]  # as requests choose it
     title: ClassVar[str]  # as the report has it
@@ -85,12 +91,12 @@ class Generator(ABC):
     shows_steps: ClassVar[bool] = False  # whether `sample` tells hooks.on_step what it makes on the way
 
     def __init_subclass__(cls) -> None:
-        """Read from the request's fields which of them the generator takes."""
+        """Read the names of the generator's options from the fields of the request."""
         if "options" not in cls.__dict__:
             cls.options = tuple(name for name, option in request_options().items() if cls.name in option.generators)
 
     def __init__(self, parts: Parts) -> None:
-        """Raises ValueError, in one line, if its models don't fit each other."""
+        """Raises ValueError, in one line, if the models don't fit each other."""
         first = self.first_of(parts)
         assert first is not None
         self.parts, self.first = parts, first
@@ -98,16 +104,19 @@ class Generator(ABC):
     @classmethod
     @abstractmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
-        """The model that it starts with, whose conditions requests may name; None if there is no such generator."""
+        """The generator's first model, whose conditions requests may name.
+
+        None if the parts don't make up such a generator.
+        """
 
     @property
     def models(self) -> tuple[SamplingModel, ...]:
-        """Those whose sampling settings a request may change, by the names of their stages."""
+        """The models with settings that a request may change, by their stages' names."""
         return (self.first,)
 
     @property
     def sides(self) -> list[int]:
-        """Resolutions of what its models work on, which decide how large a batch may be."""
+        """Resolutions of the models' inputs, which decide the largest batch size."""
         return [self.first.settings.get("resolution") or 1]
 
     @property
@@ -117,34 +126,40 @@ class Generator(ABC):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What it does to a request's image; none where it takes no image."""
+        """Tasks on a request's image; empty for a generator that takes no image."""
         return ()
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes that requests may ask for, by id."""
+        """Names of the classes for requests, by id."""
         return self.first.classes
 
     @property
     def condition_images(self) -> ConditionImages | None:
-        """What images it is conditioned on; None if on none."""
+        """The size and kind of the condition images; None for a generator without condition images."""
         return None
 
     def resolve(self, request: Request) -> Plan:
-        """Returns the plan of a request whose options it takes. Raises ValueError, in one line, if it can't make it."""
+        """Returns the plan of a request whose options the generator takes.
+
+        Raises ValueError, in one line, if the generator can't make the image.
+        """
         check_conditions(self.first, request)
         return self.plan_of(request)
 
     def plan_of(self, request: Request, *, given: Given | None = None) -> Plan:
-        """Returns the plan of a request whose conditions were checked. Raises ValueError for settings out of range."""
+        """Returns the plan of a request whose conditions were checked.
+
+        Raises ValueError for settings out of range.
+        """
         return plan_of(request, self.models, self.classes, generator=self.name, given=given)
 
     @abstractmethod
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) of each stage, the finished ones last, for plans that are of one way."""
+        """Makes the images (B, 3, H, W) of each stage for plans of one way, the finished images last."""
 
     def example(self) -> Request:
-        """A request that it can meet."""
+        """An example request for the generator."""
         if self.classes:
             return Request(label="0", seed=1, generator=self.name)
         return Request(prompt="red" if reads_prompts(self.first) else None, seed=1, generator=self.name)

@@ -1,4 +1,4 @@
-"""The image that a request works on: checked, decoded, and what of it stays.
+"""The image of a request for editing: checked, decoded, with the mask of known pixels.
 
 A model that was not trained to fill masks does it all the same: known pixels are put back at each step, as noisy as the
 step is (Song et al., 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", appendix I.2;
@@ -23,7 +23,7 @@ from components.sampling.requests import Request
 
 
 def given_in_mask(model: SamplingModel, request: Request) -> Given:
-    """Returns the image of a request whose mask a model of images fills by putting known pixels back.
+    """Returns the image of a request whose mask a model fills by putting known pixels back.
 
     Raises ValueError, in one line, for a task, image or mask that can't be met so.
     """
@@ -68,7 +68,7 @@ def given_for_task(model: SamplingModel, request: Request) -> Given:
 
 
 def check_given_image(image: bytes | None, mask: bytes | None, task: str | None) -> None:
-    """Raise ValueError, in one line, for an image, mask or task that no model could work on."""
+    """Raise ValueError, in one line, for an image, mask or task that no model accepts."""
     if image is None:
         raise ValueError("an image to work on is missing")
     if task not in (None, *TASKS):
@@ -80,9 +80,10 @@ def check_given_image(image: bytes | None, mask: bytes | None, task: str | None)
 
 
 def known_pixels(model: SamplingModel, plans: Sequence[Plan]) -> Known | None:
-    """Returns the pixels that plans keep, of some none; None where no plan has an image.
+    """Returns the pixels that the plans keep; None where no plan has an image.
 
-    The noise of an image is a function of its seed, and no other random number depends on it.
+    Plans without an image keep no pixels. The noise of an image is a function of its seed, and no other random number
+    depends on it.
     """
     if all(plan.given is None for plan in plans):
         return None

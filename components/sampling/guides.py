@@ -1,5 +1,6 @@
-"""Models that guide a sampler: a classifier of noisy images, and a weaker version of the sampled model (autoguidance;
-Karras et al., 2024, "Guiding a Diffusion Model with a Bad Version of Itself").
+"""Models that guide a sampler: a classifier of noisy images, or a weaker model (autoguidance).
+
+Autoguidance is of Karras et al., 2024, "Guiding a Diffusion Model with a Bad Version of Itself".
 
 Shapes: B images, K classes, H W pixels.
 """
@@ -19,7 +20,9 @@ SHAPE = ("in_channels", *CONDITIONS)
 
 
 def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:
-    """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, 4.1).
+    """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t.
+
+    Source: Dhariwal and Nichol, 2021, section 4.1.
 
     Args:
         model: a classifier of noisy images, trained with the schedule of the model that it guides.
@@ -37,9 +40,10 @@ def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Scor
 
 
 def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, if the classifier can't guide the diffusion model: other noise, images, classes.
+    """Raise ValueError, in one line, if the classifier can't guide the diffusion model.
 
-    Training may draw their times differently, and what the network predicts is its own affair.
+    Noise, images and classes must be the same. Training may draw their times differently, and what the network predicts
+    is its own affair.
     """
     if not classifier.settings["noisy"]:
         raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
@@ -65,7 +69,10 @@ def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
 
 
 def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, if one is no weaker version of the other: another output, image or condition."""
+    """Raise ValueError, in one line, unless `weaker` is a weaker version of the model.
+
+    Output, image and conditions must be the same.
+    """
     pairs = {name: [each.settings["objective"].get(name) for each in (weaker, model)] for name in OUTPUT}
     pairs |= {"resolution": [each.settings["resolution"] for each in (weaker, model)]}
     pairs |= {name: [each.network.get(name) for each in (weaker, model)] for name in SHAPE}

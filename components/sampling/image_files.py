@@ -16,14 +16,17 @@ WHITE = 128  # gray levels of a mask from here on are its mask
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image file, decoded. Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
+    """Decodes an image file.
+
+    Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS.
+    """
     image = open_header(data)
     image.load()
     return image
 
 
 def open_header(data: bytes) -> Image.Image:
-    """An image file of which only the header was read. Raises as `open_image`."""
+    """Opens an image file and reads only its header. Raises as `open_image`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -33,7 +36,10 @@ def open_header(data: bytes) -> Image.Image:
 
 
 def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
-    """The image file of a request, decoded to a mode of Pillow's. Raises ValueError, in one line, if it is none."""
+    """Decodes the image file of a request to a mode of Pillow's.
+
+    Raises ValueError, in one line, for data that is no image.
+    """
     try:
         return open_image(data).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -53,7 +59,7 @@ def encode_png(image: Image.Image | np.ndarray, *, optimize: bool = False) -> by
 
 
 def base64_png(image: Image.Image | np.ndarray) -> str:
-    """As `encode_png`, as text in base64."""
+    """Encodes an image as PNG in base64 text."""
     return base64.b64encode(encode_png(image)).decode()
 
 
@@ -63,5 +69,5 @@ def gray_png(side: int) -> bytes:
 
 
 def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """To (height, width, 3) without smoothing, so that the pixels of a small image are seen as they are."""
+    """Enlarges to (height, width, 3) without smoothing, so that single pixels stay visible."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))

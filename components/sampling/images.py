@@ -1,4 +1,6 @@
-"""8-bit images <-> images in [-1, 1], here alone; gray images as one channel; codes of images as colors.
+"""Conversion between 8-bit images and tensors in [-1, 1], with gray images and codes.
+
+Gray images have one channel; codes are shown as colors. Nothing else in the house converts pixels.
 
 Shapes: B images, H W their pixels, S = resolution, h w a latent grid, K codes, C their components.
 """
@@ -15,23 +17,28 @@ from components.sampling.image_files import WHITE, open_given_image
 
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) or (H, W, 3) -> float32 (B, 3, H, W) or (3, H, W) in [-1, 1], channels last in memory."""
+    """uint8 (…, H, W, 3) -> float32 (…, 3, H, W) in [-1, 1], channels last in memory.
+
+    The batch dimension is optional.
+    """
     return from_levels(rearrange(torch.as_tensor(pixels), "... h w c -> ... c h w").float())
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1], of any float type and on any device -> uint8 (B, H, W, 3), rounded; or (B, 1, H, W), a
-    gray channel, which all three become."""
+    """(B, 3 or 1, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded.
+
+    Takes any float type, on any device. A gray channel is repeated three times.
+    """
     return to_bytes(images).cpu().numpy()
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """As `to_uint8`, on the device of the images, and without waiting for it."""
+    """Converts like `to_uint8`, but stays on the device of the images and does not wait."""
     return _levels_to_bytes(to_levels(images.float()))
 
 
 def levels_to_uint8(levels: Tensor) -> np.ndarray:
-    """(B, 3 or 1, H, W) in [0, 255] -> uint8 (B, H, W, 3), rounded; what lies beyond goes to the nearer end."""
+    """(B, 3 or 1, H, W) in [0, 255] -> uint8 (B, H, W, 3), rounded and clipped."""
     return _levels_to_bytes(levels).cpu().numpy()
 
 
@@ -42,7 +49,10 @@ def _levels_to_bytes(levels: Tensor) -> Tensor:
 
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
-    """An image file as (3, S, S) in [-1, 1]; other sizes are area-averaged. Raises ValueError if it is none."""
+    """Decodes an image file to (3, S, S) in [-1, 1]; other sizes are area-averaged.
+
+    Raises ValueError for data that is no image.
+    """
     return fitted_image(open_given_image(data), resolution=resolution)
 
 
@@ -52,7 +62,10 @@ def fitted_image(image: Image.Image, *, resolution: int) -> Tensor:
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
-    """A mask file as (1, height, width), 1 where it is white. Raises ValueError for another size, or nothing white."""
+    """Decodes a mask file to (1, height, width), 1 where the mask is white.
+
+    Raises ValueError for another size, or for a mask with nothing white.
+    """
     mask = open_given_image(data, mode="L")
     if mask.size != size:
         raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, the image {size[0]}x{size[1]}")
@@ -63,11 +76,11 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
 
 
 class ColorError(ValueError):
-    """An image in color where a model has one channel."""
+    """An image in color for a model of one channel."""
 
 
 def one_channel(images: Tensor) -> Tensor:
-    """The channel (B, 1, H, W) that all three of gray images (B, 3, H, W) are.
+    """Returns the common channel (B, 1, H, W) of gray images (B, 3, H, W).
 
     Raises ColorError, which names the first pixel whose channels differ.
     """
@@ -84,7 +97,7 @@ def one_channel(images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def index_grids(network: Autoencoder, images: np.ndarray) -> Tensor:
-    """The codes of images (B, H, W, 3) uint8, each in its color: (B, 3, h, w) in [-1, 1].
+    """Shows the codes of images (B, H, W, 3) uint8 as colors: (B, 3, h, w) in [-1, 1].
 
     Raises ValueError for a network without codes.
     """

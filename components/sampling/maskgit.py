@@ -1,7 +1,8 @@
-"""Draw the tokens of images from a masked transformer, many at a time (MaskGIT; Chang et al. 2022, 3.2).
+"""Draw the tokens of images from a masked transformer, many at a time (MaskGIT).
 
-All tokens are masked at first. Each step draws a token for every masked place and keeps those that the network is
-surest of; how many stay masked follows a cosine. Confidence is log p of the token drawn plus Gumbel noise that fades.
+Source: Chang et al. 2022, section 3.2. All tokens are masked at first. Each step draws a token for every masked place
+and keeps those that the network is surest of; how many stay masked follows a cosine. Confidence is log p of the token
+drawn plus Gumbel noise that fades.
 
 Shapes: B images, N num_tokens, L text_length, M condition tokens, K codebook_size.
 """
@@ -34,7 +35,7 @@ def maskgit(
     top_p: float | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample one token sequence for each generator.
+    """Sample a token sequence for each generator.
 
     An image's tokens depend on its own generator and conditions, not on the rest of the batch.
 
@@ -79,8 +80,10 @@ def maskgit(
 
 
 def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
-    """How many tokens are still masked after each step, the last being 0: ⌊N cos(π/2 · t)⌋, t the share of steps done,
-    or one less than before where the first steps would keep no token.
+    """Returns the number of masked tokens after each step, the last being 0.
+
+    The number is ⌊N cos(π/2 · t)⌋, t the share of steps done, or one less than before where the first steps would keep
+    no token.
 
     The cosine lies above its chord, so with steps <= N a masked token is left for every step to come.
     Raises ValueError if steps is not in [1, N].
@@ -95,9 +98,10 @@ def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
 
 
 def keep_surest(tokens: Tensor, drawn: Tensor, *, confidence: Tensor, left: int, mask_token: int) -> Tensor:
-    """Fill the masked places of `tokens` (B, N) from `drawn` (B, N), all but the `left` least confident of them.
+    """Fill masked places of `tokens` (B, N) from `drawn` (B, N), except the least confident.
 
-    What is known stays as it is. Every row has the same number of masked places.
+    The `left` least confident places stay masked. What is known stays as it is. Every row has the same number of masked
+    places.
     """
     masked = tokens == mask_token
     confidence = confidence.masked_fill(~masked, -torch.inf)

@@ -1,4 +1,4 @@
-"""A trained model as sampling uses it: its bundle, its text tokenizer, and how it samples.
+"""A trained model for sampling: bundle, text tokenizer and sampling settings.
 
 Shapes: B prompts, L text length.
 """
@@ -61,7 +61,7 @@ class SamplingModel(NamedTuple):
 def load_model(
     name: str, folder: Path, *, device: str | torch.device = "cpu", sampling: Mapping[str, Any] | None = None
 ) -> SamplingModel:
-    """Load the bundle in `folder`, in fp32, with how it samples; None: as its kind does.
+    """Load the bundle in `folder` in fp32 with sampling settings; None: the defaults of its kind.
 
     Raises ValueError if it is none, lacks its text tokenizer, or can't sample so.
     """
@@ -78,20 +78,23 @@ def load_model(
 
 
 def fewest_steps(kind: type[ModelSampling], network: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, int]:
-    """The default number of steps, where a model has fewer of them."""
+    """The default number of steps, for a model that was trained with fewer steps."""
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")
     field = kind.model_fields.get("num_inference_steps")
     return {} if field is None or most is None else {"num_inference_steps": min(field.default, most)}
 
 
 def describe_model(name: str, folder: Path) -> SamplingModel:
-    """The model in `folder` without weights and text tokenizer, its network without memory."""
+    """Describes the model in `folder` without weights, text tokenizer or memory for the network."""
     kind, network, settings, module = describe_bundle((folder / DESCRIPTION).read_bytes())
     return SamplingModel(name, kind, network, settings, module, None, (family_of(kind).sampling or ModelSampling)())
 
 
 def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Sampling:
-    """Sampling settings of the model of a stage. Raises ValueError, in one line, for a value that does not fit."""
+    """Checks the sampling settings of a stage's model.
+
+    Raises ValueError, in one line, for a value that does not fit.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -105,36 +108,41 @@ def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Samp
 
 
 def most_at_once(resolution: int) -> int:
-    """Images of a batch: as many as a network's maps of them fit into a few gigabytes, at most 64."""
+    """The largest batch size at a resolution: maps of a few gigabytes, at most 64 images."""
     return max(1, min(64, MOST_PIXELS // resolution**2))
 
 
 def in_slices(make: Callable[[Tensor], Tensor], batch: Tensor, *, resolution: int) -> Tensor:
-    """What `make` makes of a batch, `most_at_once` at the resolution of what it makes; a smaller batch as it is."""
+    """Calls `make` on slices of a batch, so that a large batch fits in memory.
+
+    A slice holds `most_at_once` samples at the resolution of the result; a smaller batch is not cut.
+    """
     return torch.cat([make(part) for part in batch.split(most_at_once(resolution))])
 
 
 def takes_condition_image(model: SamplingModel) -> bool:
-    """Whether the model wants another image to be conditioned on, besides one to work on."""
+    """Tells whether the model takes a condition image, besides an image to work on."""
     if model.settings.get("role") == "image_to_image":
         return False
     return bool(model.network.get("condition_codebook_size") or model.network.get("condition_image_channels"))
 
 
 def reads_prompts(model: SamplingModel) -> bool:
-    """Whether requests may have a prompt."""
+    """Tells whether the model takes prompts."""
     return bool(model.text or model.network.get("text") or model.network.get("text_length")) or reads_by_frozen_encoder(
         model
     )
 
 
 def reads_by_frozen_encoder(model: SamplingModel) -> bool:
-    """Whether prompts come to the model through a network that was trained before."""
+    """Tells whether the model reads prompts through a frozen network."""
     return bool(model.network.get("text_states_dim") or model.network.get("image_embedding_dim"))
 
 
 def works_alone(network: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Tells whether a model needs no network that was trained before it, for conditions or for images of its latents.
+    """Tells whether a model samples without any frozen network.
+
+    Frozen networks make conditions, or images of latents.
 
     Args:
         network: arguments of its constructor; those named here are sizes of what frozen encoders make.

@@ -1,6 +1,6 @@
-"""Draw the values of images from an exact model of pixels or tokens: row by row, left to right, color by color.
+"""Draw values of images in raster order from an exact model of pixels or tokens.
 
-Filters and guidance are those of `autoregressive.py`.
+The order is row by row, left to right, color by color. Filters and guidance are those of `autoregressive.py`.
 
 Shapes: B images, C colors, H W height and width, K num_values.
 """
@@ -31,7 +31,7 @@ def generate_grid(
     top_p: float | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Sample one image for each generator.
+    """Sample an image for each generator.
 
     An image depends on its own generator and label, not on the rest of the batch.
 
@@ -73,6 +73,6 @@ def generate_grid(
 
 
 def _with_null(network: PixelNetwork, batch_size: int, label: Tensor | None) -> Tensor:
-    """The labels of a guided batch, (2B,): what is asked for, then as many null labels."""
+    """The labels of a guided batch, (2B,): the requested labels, then as many null labels."""
     null = torch.full((batch_size,), network.null_label, device=network.head.out.weight.device)
     return torch.cat([null if label is None else label, null])

@@ -1,4 +1,4 @@
-"""A plan: a request resolved against a model, once. What makes images reads plans and never a request.
+"""A plan: a request resolved against a model, once. Generators read plans, never requests.
 
 Shapes: B plans, L text length, S resolution.
 """
@@ -26,7 +26,7 @@ from components.sampling.requests import Request, class_id, request_options
 
 
 class Given(NamedTuple):
-    """The image that a plan works on, as the network takes it."""
+    """The image of a plan, in the form of the network's input."""
 
     known: Tensor  # (3, S, S) in [-1, 1]
     mask: Tensor  # (1, S, S), 1 where pixels are to be made
@@ -35,7 +35,7 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """One image to make: checked, with everything looked up and decoded."""
+    """A checked request for an image, with all names looked up and all files decoded."""
 
     generator: str = ""
     seed: int = 0
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def way(self) -> tuple[object, ...]:
-        """What plans must have in common to be made in one batch."""
+        """The key of plans for a common batch: plans with equal keys may be made together."""
         return self.generator, tuple(self.sampling.items()), self.candidates, self.grid
 
     def of(self, model: SamplingModel) -> Any:
@@ -64,13 +64,16 @@ class Conditions(NamedTuple):
 
 
 def random_stream(seed: int, stage: str) -> torch.Generator:
-    """Returns a CPU generator for an image (by its seed) and a stage: no batch and no other stage moves it."""
+    """Returns a CPU generator for an image (by its seed) and a stage.
+
+    Neither the batch nor another stage moves the stream.
+    """
     digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> ModelSampling:
-    """Returns the model's sampling settings with what the request sets for its stage.
+    """Returns the model's sampling settings, with the request's settings of the stage.
 
     Args:
         first: whether the model is the generator's first one, which most of the request's options are for.
@@ -96,7 +99,7 @@ def plan_of(
     generator: str = "",
     given: Given | None = None,
 ) -> Plan:
-    """Returns the plan of a request whose conditions were checked.
+    """Returns the plan of a request with checked conditions.
 
     Args:
         models: whose sampling settings the request may change, the one that its options are for first.
@@ -116,7 +119,7 @@ def plan_of(
 
 
 def check_request(request: Request) -> None:
-    """Raise ValueError, in one line, for what no generator could do."""
+    """Raise ValueError, in one line, for a request that no generator accepts."""
     if request.prompt is not None and not request.prompt.strip():
         raise ValueError("the prompt is empty; leave it out to sample without one")
     if request.best_of is not None and request.best_of < 1:
@@ -126,7 +129,7 @@ def check_request(request: Request) -> None:
 
 
 def check_conditions(model: SamplingModel, request: Request) -> None:
-    """Raise ValueError, in one line, if the model can't be conditioned on what the request names."""
+    """Raise ValueError, in one line, for conditions that the model doesn't take."""
     if request.label is not None:
         if not model.classes:
             raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
@@ -156,7 +159,10 @@ def check_prompt_length(text: TextCondition, prompt: str) -> None:
 
 
 def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions:
-    """Returns the conditions of plans on the model's device; a missing label or prompt becomes the null condition."""
+    """Returns the conditions of plans on the model's device.
+
+    A missing label or prompt becomes the null condition.
+    """
     condition: dict[str, Tensor] = {}
     null: dict[str, Tensor] = {}
     if model.classes:

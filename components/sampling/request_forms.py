@@ -1,4 +1,4 @@
-"""A request written down: as a row that a registered model is asked, and as the settings in a PNG.
+"""Written forms of a request: the row of a registered model, and the settings in a PNG.
 
 The settings are JSON in the PNG's text chunk `parameters`, which readers of images show. They are those of a request
 that are set, the model's name, and its version where it is registered:
@@ -27,8 +27,11 @@ NO_FIELDS = ("model", "version", "needs")  # settings that are no field of a req
 
 
 def row_fields() -> dict[str, Any]:
-    """Returns the columns of a row by name, as `pydantic.create_model` takes them: numbers stay numbers, all else is
-    text (a class id as digits, images in base64, `sampling` as JSON), and any may be missing."""
+    """Returns the columns of a row by name, as arguments of `pydantic.create_model`.
+
+    Numbers stay numbers, all else is text (a class id as digits, images in base64, `sampling` as JSON), and any column
+    may be missing.
+    """
     return {name: ((plain_type(field) or str) | None, None) for name, field in Request.model_fields.items()}
 
 
@@ -41,24 +44,27 @@ class RequestRow(_Row):
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _whole(cls, value: object, info: pydantic.ValidationInfo) -> object:
-        """A data frame with a gap in a column of integers holds floats; a class may come as its id."""
+        """Converts whole floats and class ids to the column's type.
+
+        A data frame with a gap in a column of integers holds floats; a class may come as its id.
+        """
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return str(value) if info.field_name == "label" and isinstance(value, int) else value
 
     @classmethod
     def of(cls, request: Request) -> "RequestRow":
-        """Returns the row that asks for a request."""
+        """Returns the row of a request."""
         written = request.written()
         return cls(**written | ({"sampling": json.dumps(written["sampling"])} if "sampling" in written else {}))
 
     def request(self) -> Request:
-        """Returns the request of the row. Raises ValueError, in one line, for what is none."""
+        """Returns the request of the row. Raises ValueError, in one line, for an invalid row."""
         return read_request({name: value for name, value in self if value is not None})
 
 
 def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
-    """Returns the PNG with the settings in front of its pixels, which stay as they are, byte for byte.
+    """Returns the PNG with the settings before the pixels, whose bytes stay unchanged.
 
     Raises ValueError if it is no PNG.
     """
@@ -70,7 +76,7 @@ def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
 
 
 def read_settings(png: bytes) -> dict[str, Any] | None:
-    """Returns the settings in a PNG; None if it has none.
+    """Returns the settings in a PNG; None for a PNG without settings.
 
     Raises ValueError, in one line, for no PNG or broken settings.
     """
@@ -94,9 +100,10 @@ def read_settings(png: bytes) -> dict[str, Any] | None:
 
 
 def settings_of(request: Request, *, model: str, version: str | None) -> dict[str, Any]:
-    """Returns what `request_of` makes the request of again, but for its images; a version that is None is left out.
+    """Returns the settings of a request for `request_of`, without the images.
 
-    `model` is a registered name or the name of a folder: the image is shown to others.
+    `model` is a registered name or the name of a folder: the image is shown to other people. A version that is None is
+    left out.
     """
     written = request.written()
     needs = [name for name in IMAGES if written.pop(name, None) is not None]
@@ -105,7 +112,7 @@ def settings_of(request: Request, *, model: str, version: str | None) -> dict[st
 
 
 def request_of(settings: Mapping[str, Any]) -> Request:
-    """Returns the request that an image was made by, without the images that it `needs`.
+    """Returns the request of an image's settings, without the images that the request `needs`.
 
     Raises ValueError, in one line, for a setting that is unknown or no such value.
     """

@@ -1,4 +1,4 @@
-"""A sampling request: the one list of what users may set, from which every other form of it is generated.
+"""A sampling request: the single list of sampling options, and the source of all its forms.
 
 The command's options, the HTTP API's fields, the registered model's signature, the settings in a PNG and the form of
 the service's page all come from the fields of `Request`. A new sampling option is a field with its `Option`.
@@ -25,7 +25,7 @@ StageSettings = tuple[tuple[str, str, Any], ...]  # (stage, setting, value)
 
 
 def in_words(names: Sequence[str]) -> str:
-    """Names as a sentence has them: `a, b or c`."""
+    """Joins names for a sentence: `a, b or c`."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -50,7 +50,10 @@ class Option:
 
 
 def read_size(size: object) -> object:
-    """Returns `64x128` as height and width, anything but text as it is. Raises ValueError for other text."""
+    """Parses `64x128` as height and width; other types pass unchanged.
+
+    Raises ValueError for other text.
+    """
     if not isinstance(size, str):
         return size
     height, _, width = size.partition("x")
@@ -60,9 +63,9 @@ def read_size(size: object) -> object:
 
 
 def stage_settings(nested: Any) -> StageSettings:
-    """Returns sampling settings by stage and name, or such JSON, as `Request.sampling`, which can be hashed.
+    """Returns nested sampling settings, or such JSON, as the hashable `Request.sampling`.
 
-    A tuple is that already. Raises ValueError, in one line, for anything else.
+    The settings are by stage and name. A tuple is that already. Raises ValueError, in one line, for anything else.
     """
     if isinstance(nested, tuple):
         return nested
@@ -77,7 +80,10 @@ def stage_settings(nested: Any) -> StageSettings:
 
 
 def nested_settings(sampling: Iterable[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns `Request.sampling` by stage and name: the inverse of `stage_settings`. The last of a name counts."""
+    """Returns `Request.sampling` by stage and name: the inverse of `stage_settings`.
+
+    The last of equal names counts.
+    """
     nested: dict[str, dict[str, Any]] = {}
     for stage, name, value in sampling:
         nested.setdefault(stage, {})[name] = value
@@ -244,11 +250,14 @@ class Request(BaseModel):
     sampling: Sampling = ()  # (stage, setting, value): any sampling setting of any stage
 
     def replace(self, **changes: Any) -> "Request":
-        """Returns the request with other fields. Raises ValueError, in one line, for a value of another type."""
+        """Returns the request with other fields.
+
+        Raises ValueError, in one line, for a value of another type.
+        """
         return read_request(dict(self) | changes)
 
     def written(self) -> dict[str, Any]:
-        """Returns the fields that are set as plain values, of which `read_request` makes the request again."""
+        """Returns the set fields as plain values, from which `read_request` makes the request again."""
         written = {name: value for name, value in self if value not in (None, ())}
         for name in IMAGES:
             if name in written:
@@ -258,7 +267,7 @@ class Request(BaseModel):
 
 
 def read_request(values: Mapping[str, Any], *, source: str = "") -> Request:
-    """Returns the request of fields, as `Request` has or writes them.
+    """Returns the request of fields, in the forms of `Request` or of `Request.written`.
 
     Args:
         source: words in front of a value of the wrong type, such as `the PNG says `.
@@ -275,29 +284,29 @@ def read_request(values: Mapping[str, Any], *, source: str = "") -> Request:
 
 
 def request_options() -> dict[str, Option]:
-    """Returns the fields that some generators take and others don't, by name."""
+    """Returns the fields that only some generators take, by name."""
     marked = ((name, mark) for name, field in Request.model_fields.items() for mark in field.metadata)
     return {name: mark for name, mark in marked if isinstance(mark, Option)}
 
 
 def plain_type(field: FieldInfo) -> type | None:
-    """Returns int, float or str for a field that holds nothing else (or None), and None for any other field."""
+    """Returns int, float or str for a field of a single plain type (or None), else None."""
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
     return kinds[0] if len(kinds) == 1 and kinds[0] in (int, float, str) else None
 
 
 def typed_options() -> dict[str, Option]:
-    """Returns the options that users type: all but images, and the task, which needs an image to work on."""
+    """Returns the typed options: all but images, and the task, which needs an image to work on."""
     return {name: option for name, option in request_options().items() if name not in (*IMAGES, "task")}
 
 
 def plain_options() -> dict[str, Option]:
-    """Returns the options that users type and that are one number or word."""
+    """Returns the typed options with a single number or word as value."""
     return {name: option for name, option in typed_options().items() if plain_type(Request.model_fields[name])}
 
 
 def form_fields() -> dict[str, dict[str, Any]]:
-    """Returns what the service's page shows of each option that it has a control for, by name."""
+    """Returns the controls of the service's page for the options, by name."""
     form: dict[str, dict[str, Any]] = {}
     for name, option in typed_options().items():
         kind = plain_type(Request.model_fields[name])
@@ -310,7 +319,10 @@ def form_fields() -> dict[str, dict[str, Any]]:
 
 
 def form_choices() -> dict[str, list[list[str]]]:
-    """Returns (word, title) of each word that a sampling setting may be, by its name; an empty word is automatic."""
+    """Returns the choices (word, title) of each sampling setting by name.
+
+    An empty word is the automatic choice.
+    """
     choices: dict[str, list[list[str]]] = {}
     titles: dict[str, str] = {name: kind.title for name, kind in SAMPLERS.items()}
     for name, field in DiffusionSampling.model_fields.items():

@@ -1,4 +1,4 @@
-"""Draw images larger than the grid that the prior was trained on (Esser et al. 2021, 3.3).
+"""Draw images larger than the grid of the prior's training (Esser et al. 2021, 3.3).
 
 Each token is drawn from the window of the trained size that has it in its middle, or nearest to it at the borders,
 given what of the window is there already. Class and text stay; a condition image is cut with the same window.
@@ -17,7 +17,7 @@ from components.sampling.autoregressive import OnToken, check_filters, draw, gui
 
 
 class TokenWindow(NamedTuple):
-    """Where a window lies, and the place in it, in its own raster order, of the token that it is for."""
+    """The place of a window, and of its next token in the window's raster order."""
 
     top: int
     left: int
@@ -39,9 +39,10 @@ def generate_window(
     top_p: float | None = None,
     on_token: OnToken | None = None,
 ) -> Tensor:
-    """Sample one token grid for each generator; on the trained grid this is `generate`, token for token.
+    """Sample a token grid for each generator; on the trained grid equal to `generate`.
 
-    While the window stands still its cache goes on; where it moves, what it holds is read again.
+    On the trained grid the tokens are those of `generate`, token for token. While the window stands still its cache
+    goes on; where it moves, what it holds is read again.
 
     Args:
         grid: (H, W) in tokens, nowhere smaller than `transformer.grid`.
@@ -85,8 +86,10 @@ def generate_window(
 
 
 def window_of(number: int, grid: tuple[int, int], trained: tuple[int, int]) -> TokenWindow:
-    """The window of the token with this number in raster order: it stands in the middle, rows and columns // 2, unless
-    the window would leave the grid."""
+    """The window of a token by its number in raster order.
+
+    The token stands in the middle, at half of the rows and columns, unless the window would leave the grid.
+    """
     row, column = divmod(number, grid[1])
     top, left = (
         min(max(at - part // 2, 0), whole - part) for at, whole, part in zip((row, column), grid, trained, strict=True)
@@ -102,7 +105,7 @@ def cut(canvas: Tensor, window: TokenWindow, size: tuple[int, int]) -> Tensor:
 def cut_condition(
     transformer: Transformer, condition: Tensor | None, grid: tuple[int, int], window: TokenWindow
 ) -> Tensor | None:
-    """The part (B, M) of the whole grid's condition (B, M') that belongs to the window."""
+    """The window's part (B, M) of the whole grid's condition (B, M')."""
     if condition is None:
         return None
     height, width = transformer.condition_grid
@@ -112,7 +115,10 @@ def cut_condition(
 
 
 def check_grid(transformer: Transformer, grid: tuple[int, int], condition: Tensor | None) -> None:
-    """Raise ValueError, in one line, for a grid that windows of the trained size can't cover with this condition."""
+    """Raise ValueError, in one line, for a grid that windows of the trained size can't cover.
+
+    The condition must have the grid's proportions.
+    """
     (height, width), (h, w) = grid, transformer.grid
     if height < h or width < w:
         raise ValueError(f"a grid of {height}×{width} is smaller than the {h}×{w} that the prior was trained on")

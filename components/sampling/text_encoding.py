@@ -25,9 +25,9 @@ def parse_bpe(content: str) -> Tokenizer:
 
 
 def encode_text(tokenizer: Tokenizer, captions: Sequence[str], *, text_length: int) -> np.ndarray:  # (B, L) int64
-    """`<bos> caption <eos> <pad>…` for each caption; long captions lose their end, never the `<eos>`.
+    """Encodes captions as `<bos> caption <eos> <pad>…`; long captions lose their end.
 
-    The null text of classifier-free guidance is the encoding of "".
+    The `<eos>` is never cut. The null text of classifier-free guidance is the encoding of "".
     """
     ids = np.full((len(captions), text_length), PAD, dtype=np.int64)
     for row, encoding in zip(ids, tokenizer.encode_batch(list(captions), add_special_tokens=False), strict=True):

@@ -1,1 +1,1 @@
-"""One file for each kind of generator; `kinds.py` is the table of them."""
+"""Kinds of generators, a file each; `kinds.py` is the table."""

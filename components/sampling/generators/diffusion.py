@@ -1,4 +1,4 @@
-"""The diffusion branch's stages: base and upsamplers, in fp32, each image with its own random stream.
+"""Base and upsamplers of the diffusion branch, in fp32, with a random stream for each image.
 
 Shapes: B images, H = W resolution. Images are float32 (B, 3, H, W) in [-1, 1].
 """
@@ -47,7 +47,9 @@ def sample_base(
     weaker: SamplingModel | None = None,
     on_step: samplers.OnStep | None = None,
 ) -> Tensor:
-    """Images (B, 3, H, W) of plans that share their sampling settings (those of the first one count).
+    """Samples images (B, 3, H, W) of plans with equal sampling settings.
+
+    The settings of the first plan count.
 
     Args:
         frozen: what `frozen_conditions` makes of them, for a model that takes such.
@@ -71,7 +73,7 @@ def sample_base(
 
 
 def score_of(classifier: SamplingModel, plans: Sequence[Plan]) -> Score | None:
-    """Returns the pull towards the plans' labels, by the classifier's scale; None if that is 0."""
+    """Returns the pull towards the plans' labels, at the classifier's scale; None for a scale of 0."""
     scale = plans[0].of(classifier).guidance_scale
     if scale == 0:
         return None
@@ -79,7 +81,7 @@ def score_of(classifier: SamplingModel, plans: Sequence[Plan]) -> Score | None:
 
 
 def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:
-    """Raise ValueError, in one line, if the model can't be sampled in so many steps, so noisy or so guided."""
+    """Raise ValueError, in one line, for steps, noise or guidance that the model can't sample with."""
     limit, steps = model.settings["objective"].get("num_train_timesteps", MOST_STEPS), sampling.num_inference_steps
     if steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
@@ -100,11 +102,12 @@ def sample_upsampler(
     frozen: Conditions = NOTHING,
     on_step: samplers.OnStep | None = None,
 ) -> Tensor:
-    """Enlarge low_res (B, 3, h, w) to (B, 3, H, W), with the model's own guidance scale, steps and noise level.
+    """Enlarge low_res (B, 3, h, w) to (B, 3, H, W).
 
-    The images of the stage before are rounded to 8 bits first, as those that the upsampler was trained on, and then
-    noised to a fixed level (noise conditioning augmentation; Ho et al., 2022, section 4.2). With a strength below 1
-    they are also what sampling starts from: the highest noise levels would only find again what low_res shows.
+    Guidance scale, steps and noise level are the upsampler's own. The images of the stage before are rounded to 8 bits
+    first, as those that the upsampler was trained on, and then noised to a fixed level (noise conditioning
+    augmentation; Ho et al., 2022, section 4.2). With a strength below 1 they are also what sampling starts from: the
+    highest noise levels would only find again what low_res shows.
     """
     noise = noise_of(model, plans)
     enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
@@ -126,7 +129,7 @@ def sample_upsampler(
 
 
 def objective_of(model: SamplingModel) -> Objective:
-    """What a diffusion model was trained to undo."""
+    """Returns the forward process and prediction of a diffusion model's training."""
     return make_objective(model.settings["objective"])
 
 
@@ -209,7 +212,9 @@ def sample_guided(
     unconditional: bool = False,
     interval: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Images (B, C, H, W) of plans that share sampler and steps (those of the first one count).
+    """Samples images (B, C, H, W) of plans with equal sampler and steps.
+
+    The settings of the first plan count.
 
     Args:
         scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
@@ -245,7 +250,10 @@ def sample_guided(
 
 
 class Diffusion(Generator):
-    """Prompt -> frozen text encoder -> (diffusion prior ->) base (-> autoencoder's decoder) -> upsampler -> …"""
+    """Prompt -> frozen text encoder -> prior -> base -> decoder -> upsamplers.
+
+    The frozen text encoder, the diffusion prior, the autoencoder's decoder and the upsamplers are optional.
+    """
 
     name, title = "diffusion", "Diffusion"
     shows_steps = True
@@ -281,7 +289,7 @@ class Diffusion(Generator):
 
     @property
     def classes(self) -> list[str]:
-        """Those of the base, or where that knows none, those of the classifier that guides it."""
+        """Names of the base's classes, or of the guiding classifier's for a base without classes."""
         return self.first.classes or ([] if self.parts.classifier is None else self.parts.classifier.classes)
 
     @property
@@ -292,12 +300,12 @@ class Diffusion(Generator):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What a mask hides is made by a base of images alone."""
+        """Tasks on an image; only a base that makes pixels fills masks."""
         alone = self.parts.autoencoder is None and not self.parts.upsamplers
         return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
 
     def resolve(self, request: Request) -> Plan:
-        """Upsamplers enlarge what the base made, and take what they know of the request."""
+        """Resolves a request; upsamplers enlarge the base's image and take the conditions they know."""
         parts = self.parts
         if request.classifier_scale is not None and parts.classifier is None:
             raise ValueError("classifier_scale needs a cascade with a classifier, which guides its base")
@@ -324,7 +332,7 @@ class Diffusion(Generator):
         return plan
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        """As every generator: the base's images first, then those of each upsampler."""
+        """Makes the images of each stage: first the base's images, then each upsampler's."""
         shown, parts = hooks.of_stage("base", self.image), self.parts
         base = sample_base(
             self.first,
@@ -343,7 +351,7 @@ class Diffusion(Generator):
         return images
 
     def image(self, made: Tensor) -> Tensor:
-        """What the base made as images (B, 3, H, W)."""
+        """Decodes the base's output to images (B, 3, H, W)."""
         if self.parts.autoencoder is None:
             return made
         decoder = self.parts.autoencoder.module
@@ -352,7 +360,7 @@ class Diffusion(Generator):
         return in_slices(decoder.from_latents, latents, resolution=side)
 
     def frozen_conditions(self, model: SamplingModel, plans: Sequence[Plan], *, between: Between | None) -> Conditions:
-        """Returns what the networks that were trained before make of the plans for a model."""
+        """Returns the plans' conditions for a model, computed by the frozen networks."""
         parts = self.parts
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
         return frozen_conditions(model, plans, text=text, prior=parts.diffusion_prior, between=between)

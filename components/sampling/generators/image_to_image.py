@@ -1,4 +1,6 @@
-"""An image in, an image out: masks filled, colors given, artifacts and blur removed, by one model (Palette).
+"""Image-to-image translation by a single model (Palette).
+
+Tasks fill masks, add colors, and remove artifacts and blur.
 
 Shapes: B plans, S = resolution.
 """
@@ -22,7 +24,7 @@ from components.sampling.requests import Request
 
 @torch.no_grad()
 def translate(model: SamplingModel, plans: Sequence[Plan], *, on_step: samplers.OnStep | None = None) -> Tensor:
-    """Images (B, 3, S, S) in [-1, 1] of plans that share their sampling settings.
+    """Translates the images of plans with equal sampling settings to (B, 3, S, S) in [-1, 1].
 
     The known pixels of inpainting and uncropping stand before the network at every step, and come out as they came in
     (Saharia et al., 2022). Each plan has a task of its own.
@@ -42,9 +44,10 @@ def translate(model: SamplingModel, plans: Sequence[Plan], *, on_step: samplers.
 
 
 def given_images(model: SamplingModel, plans: Sequence[Plan], noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Known pixels (B, 3, S, S), masks (B, 1, S, S), and the images with their masks filled by noise (B, 3, S, S).
+    """Returns known pixels (B, 3, S, S), masks (B, 1, S, S), and images with noise under the mask.
 
-    Where a task changes every pixel the mask is all of the image, and what the network is shown has no noise.
+    The third tensor is (B, 3, S, S) too. Where a task changes every pixel the mask is all of the image, and what the
+    network is shown has no noise.
     """
     given = [plan.given for plan in plans if plan.given is not None]
     known = torch.stack([each.known for each in given]).to(model.device)

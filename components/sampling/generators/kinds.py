@@ -1,4 +1,7 @@
-"""Every kind of generator by the name that requests choose it by, in the order in which a cascade prefers them."""
+"""All kinds of generators by name, in a cascade's order of preference.
+
+Requests choose a generator by the same name.
+"""
 
 from components.sampling.generator import Generator
 from components.sampling.generators.diffusion import Diffusion

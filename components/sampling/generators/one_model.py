@@ -1,4 +1,4 @@
-"""Images of one network that makes them by itself: a PixelCNN or PixelRNN, a GAN, a VAE.
+"""Images of a single network without other stages: a PixelCNN or PixelRNN, a GAN, a VAE.
 
 Shapes: B plans, S = resolution, Z noise_dim of a GAN.
 """
@@ -29,7 +29,10 @@ def sample_grid(
     stage: str | None = None,
     between: Between | None = None,
 ) -> Tensor:
-    """Values (B, C, height, width) int64 of pixels or tokens; `stage` names the random streams, else the model."""
+    """Samples values (B, C, height, width) int64 of pixels or tokens.
+
+    `stage` names the random streams; without a stage the model's name does.
+    """
     assert isinstance(model.module, GatedPixelCNN | RowLSTM)
     return generate_grid(
         model.module,
@@ -61,10 +64,11 @@ class Pixels(Generator):
 
 @torch.no_grad()
 def sample_gan(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
-    """Images (B, 3, S, S) in [-1, 1]. A plan without a label gets one from its own stream, each class alike.
+    """Samples images (B, 3, S, S) in [-1, 1] from a GAN.
 
-    Label and seed of a plan count; plans share the truncation. Batch norms keep the statistics of noise that is not
-    truncated, so a low threshold feeds them activations of other statistics.
+    A plan without a label gets one from its own stream, each class alike. Label and seed of a plan count; plans share
+    the truncation. Batch norms keep the statistics of noise that is not truncated, so a low threshold feeds them
+    activations of other statistics.
     """
     streams = [random_stream(plan.seed, model.name) for plan in plans]
     noise = torch.stack([torch.randn(model.network["noise_dim"], generator=stream) for stream in streams])
@@ -80,8 +84,9 @@ def sample_gan(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
 
 
 def truncated(noise: Tensor, truncation: float | None) -> Tensor:
-    """Returns standard normal noise as noise of that distribution without |z| above `truncation` (Brock et al., 2019,
-    section 3.1), of the same shape and dtype; None leaves it as it is.
+    """Truncates standard normal noise to |z| <= `truncation` (Brock et al., 2019, section 3.1).
+
+    Shape and dtype stay the same; None leaves the noise as it is.
 
     Values outside are not drawn again: each keeps its quantile, z' = F^-1(P(z)), with P the normal distribution and F
     the truncated one. So a seed still decides its noise, and another threshold moves it continuously.
@@ -109,8 +114,9 @@ class GAN(Generator):
 
 @torch.no_grad()
 def sample_vae(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
-    """z ~ N(0, I) of each plan's seed, decoded to the mean image (Kingma and Welling, 2014): (B, 3, S, S), near
-    [-1, 1] and not clipped.
+    """Decodes z ~ N(0, I) of each plan's seed to the mean image (Kingma and Welling, 2014).
+
+    The images are (B, 3, S, S), near [-1, 1] and not clipped.
 
     Raises ValueError if the model's codes have a prior of their own.
     """

@@ -41,7 +41,7 @@ from components.sampling.sliding_window import generate_window
 
 
 def check_prior(model: SamplingModel, request: Request, *, reranked: bool = False) -> None:
-    """Raise ValueError, in one line, if the prior can't draw the tokens of what the request names.
+    """Raise ValueError, in one line, if the prior can't draw the tokens of a request.
 
     `reranked`: another network than the prior chooses the best of several.
     """
@@ -66,7 +66,7 @@ def sample_prior(
     candidate: int = 0,
     between: Between | None = None,
 ) -> Tensor:
-    """Tokens (B, h, w) of plans that share their sampling settings.
+    """Samples tokens (B, h, w) of plans with equal sampling settings.
 
     Args:
         condition: (B, M) int64, tokens of a condition image for each plan, for a prior that was trained with one.
@@ -114,9 +114,10 @@ def sample_best(
     n: int,
     between: Between | None = None,
 ) -> Best:
-    """The tokens (B, h, w), of n candidates each, that their conditions explain best, by the prior itself.
+    """Samples n candidates and keeps the tokens (B, h, w) that explain the conditions best.
 
-    Raises ValueError as `sample_prior`, or for a prior that can't say how likely its tokens are.
+    The prior itself scores the candidates. Raises ValueError as `sample_prior`, or for a prior that can't say how
+    likely its tokens are.
     """
     network = model.module
     if not isinstance(network, Transformer):
@@ -135,7 +136,9 @@ def sample_best(
 def prior_conditions(
     model: SamplingModel, plans: Sequence[Plan], condition: Tensor | None = None, *, larger: bool = False
 ) -> Conditions:
-    """What the plans, and the tokens (B, M) of a condition image, are for the network; and the null of each.
+    """Returns the plans' conditions for the prior, and the null of each condition.
+
+    Tokens (B, M) of a condition image count among the conditions.
 
     `larger`: the condition may be of a larger image. Raises ValueError for one that does not fit the prior.
     """
@@ -158,7 +161,10 @@ def prior_conditions(
 
 
 def condition_tokens(tokenizer: SamplingModel, plans: Sequence[Plan]) -> Tensor:
-    """Tokens (B, M) of the plans' condition images, all of which must have one, on the tokenizer's device."""
+    """Tokens (B, M) of the plans' condition images, on the tokenizer's device.
+
+    Every plan must have a condition image.
+    """
     resolution = tokenizer.settings["resolution"]
     images = [fitted_image(plan.condition, resolution=resolution) for plan in plans if plan.condition is not None]
     assert isinstance(tokenizer.module, Autoencoder)
@@ -200,7 +206,7 @@ class Tokens(Generator):
         return replace(plan, candidates=candidates, grid=self.grid(request.size), size=request.size)
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        """As every generator; of several candidates the best by the reranker, or by the prior itself."""
+        """Makes the images of plans; of several candidates the best by the reranker, or by the prior."""
         tokenizer, seen = self.parts.tokenizer, self.parts.condition
         assert tokenizer is not None
         condition = None if seen is None else condition_tokens(seen, plans)
@@ -233,8 +239,10 @@ class Tokens(Generator):
         return height * factor, width * factor
 
     def grid(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Returns the grid of tokens of an image's size; None for that of the model. Raises ValueError if there is
-        none."""
+        """Returns the grid of tokens for an image size; None for the model's own grid.
+
+        Raises ValueError for a size that no grid of tokens gives.
+        """
         if size is None:
             return None
         smallest, (height, _) = self.size, self.first.settings["grid"]
