@@ -35,7 +35,7 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
 
 
 def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: Stage) -> list[Stage]:
-    """Networks that judge the cascade's images, and their agreement; none without a recipe."""
+    """Networks that judge the cascade's images, and the networks' agreement; none without a recipe."""
     if recipe is None:
         return []
     judges: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Stage and Workflow: dependencies, content keys, and the plan of stages that have to run.
+"""Stage and Workflow: dependencies, content keys, and the plan of stages to run.
 
 Building a workflow runs nothing. A key is the sha256 of (stage name, version, configuration, keys of the inputs), and
 for a first stage the digest of its source's listing; never of an address, a machine or a number of workers.
@@ -65,7 +65,7 @@ class Selection:
 
 
 class Workflow:
-    """A graph of stages, each listed after its inputs."""
+    """A graph of stages, each after the stage's inputs."""
 
     def __init__(self, name: str, stages: Iterable[Stage]) -> None:
         self.name, self.stages = name, tuple(stages)
@@ -93,7 +93,7 @@ class Workflow:
         return planned
 
     def selected(self, selection: Selection) -> set[str]:
-        """Names of the stages that a selection names. Raises UsageError for an unknown one."""
+        """Names of the selected stages. Raises UsageError for an unknown stage."""
         for name in (*selection.only, selection.from_, selection.until):
             if name is not None and name not in self.by_name:
                 raise UsageError(f"no stage {name!r} in {self.name}{nearest(name, self.by_name)}")
@@ -105,12 +105,12 @@ class Workflow:
         return names
 
     def before(self, name: str) -> set[str]:
-        """Names of all stages that a stage needs, directly or not."""
+        """Names of all direct and indirect inputs of a stage."""
         parents = {parent.name for parent in self.by_name[name].parents()}
         return parents.union(*(self.before(parent) for parent in parents))
 
     def after(self, name: str) -> set[str]:
-        """Names of all stages that need a stage, directly or not."""
+        """Names of all stages that depend on a stage, directly or not."""
         return {stage.name for stage in self.stages if name in self.before(stage.name)}
 
     def _check_inputs(self, planned: list[PlannedStage]) -> None:
@@ -135,7 +135,7 @@ def stage_key(stage: Stage, input_keys: dict[str, str]) -> str:
 
 
 def stage_keys(stages: Iterable[Stage]) -> dict[str, str]:
-    """Name -> key of stages, each listed after its inputs."""
+    """Name -> key of stages, each after the stage's inputs."""
     keys: dict[str, str] = {}
     for stage in stages:
         keys[stage.name] = stage_key(stage, {name: _key_of(upstream, keys) for name, upstream in stage.inputs.items()})

@@ -50,7 +50,7 @@ def token_branch(recipe: TokenBranchRecipe) -> Workflow:
 
 
 def one_model(recipe: OneModelRecipe) -> Workflow:
-    """A model and its images: held-out ones through an autoencoder, those of all others from noise."""
+    """A model and images: reconstructions of held-out images by an autoencoder, else images from noise."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     model = Stage(recipe.model.stage_name, train_model, recipe.model, images=images)
     stages: list[Stage] = [images, model]
@@ -65,7 +65,7 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
 
 
 def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
-    """DDPM, cascades, latent diffusion, Imagen and DALL-E 2, each with the stages that its recipe names."""
+    """DDPM, cascades, latent diffusion, Imagen and DALL-E 2, with the stages of the recipe."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     frozen: dict[str, Any] = {}
     if recipe.contrastive is not None:
@@ -111,7 +111,7 @@ def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
 
 
 def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
-    """The base model, models that guide or judge, and the recipe's studies."""
+    """The base model, guiding and judging models, and the recipe's studies."""
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     base = Stage("base", train_model, recipe.base, images=images)
     trainings = {"weaker": recipe.weaker, "classifier": recipe.classifier, "judge": recipe.judge}
@@ -137,5 +137,5 @@ GRAPHS: dict[str, Callable[[Any], Workflow]] = {
 
 
 def build_workflow(recipe: Recipe) -> Workflow:
-    """The graph of stages of a recipe. Building it runs nothing."""
+    """The graph of stages of a recipe, without running a stage."""
     return GRAPHS[recipe.workflow](recipe)

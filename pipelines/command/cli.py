@@ -301,7 +301,10 @@ def run_script() -> None:
 
 
 def main(command: typer.Typer = app) -> None:
-    """Run a command; what the user got wrong ends in one line on stderr and exit code 2."""
+    """Run a command; wrong use ends in a line on stderr and exit code 2.
+
+    Errors of other kinds are raised with their traceback.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%X", handlers=[_handler()], force=True)
     logging.getLogger("cascade").setLevel(logging.INFO)
     try:

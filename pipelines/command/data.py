@@ -19,7 +19,7 @@ TAR_SAMPLES = 64  # of one shard, images as they are: `recommended_samples` for 
 
 
 def check_resolution(source: str, resolution: int | None) -> None:
-    """Raise UsageError if images are to be resized that stay as they are."""
+    """Raise UsageError for a resolution with a source whose images stay unchanged."""
     if source == "webdataset" and resolution is not None:
         raise UsageError(
             "--resolution: the images of tars stay as they are; leave it out, a recipe resizes them when they are read"
@@ -27,7 +27,7 @@ def check_resolution(source: str, resolution: int | None) -> None:
 
 
 def default_samples(source: str) -> int:
-    """Images in one tar, where the user says nothing."""
+    """The default number of images in a tar, by source."""
     return TAR_SAMPLES if source == "webdataset" else DRAWN_SAMPLES
 
 
@@ -35,7 +35,10 @@ MOST_CLASSES = 10  # that the summary names
 
 
 def check_workers(source: str, path: str | None, store: Store) -> None:
-    """Raise UsageError or SourceError, in one line, if the nodes that work can't read the source or write shards."""
+    """Raise UsageError or SourceError, in one line, if workers can't read the source or write shards.
+
+    Every node that works is asked.
+    """
     # With torch, which `cascade data` does without on one machine.
     from pipelines.planning.preflight import Space, check_nodes, needs_of_source
 
@@ -43,7 +46,10 @@ def check_workers(source: str, path: str | None, store: Store) -> None:
 
 
 def check_space(tars: list[FileVersion], store: Store) -> None:
-    """Raise StoreError if a disk has no room for the samples of these tars, next to what earlier tries left there."""
+    """Raise StoreError if a disk has no room for the samples of these tars.
+
+    Samples that earlier tries left on the disk count as room.
+    """
     needed = sum(tar.bytes for tar in tars) - sum(info.bytes for info in store.list())
     check_room({store.uri: max(0, needed)}, purpose="the shards")
 
@@ -94,7 +100,10 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
 
 
 def print_classes(counts: dict[str, int], console: Console) -> None:
-    """A line for each class with its number of images, the largest first; of many classes the first ten."""
+    """Prints a line for each class with the number of images; of many classes the first ten.
+
+    The largest class comes first.
+    """
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     width = max((len(f"{count:,}") for _, count in largest), default=0)
     for name, count in largest[:MOST_CLASSES]:

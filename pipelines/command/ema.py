@@ -1,4 +1,4 @@
-"""`cascade ema`: a trained model with an average of its weights of another length."""
+"""`cascade ema`: an average of a trained model's weights with another length."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,9 @@ class Average(NamedTuple):
 
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> Average:
-    """Write the model with an average of that length, a share of training in (0, 0.28), to `out`. An average of a
-    registered model becomes a version of its name too, and its candidate.
+    """Write the model with an average of another length, a share of training in (0, 0.28), to `out`.
+
+    An average of a registered model becomes a version of its name too, and its candidate.
 
     Raises UsageError for a model that is not there or kept no snapshots, a length that has no average, and a folder
     that holds something.

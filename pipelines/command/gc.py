@@ -1,4 +1,4 @@
-"""`cascade gc`: what no manifest lists, shown or deleted."""
+"""`cascade gc`: show or delete folders that no manifest lists."""
 
 import typer
 
@@ -8,7 +8,7 @@ from pipelines.planning.profiles import storage_uri
 
 
 def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
-    """Print each folder with its size and why it is not needed, and delete them if asked to."""
+    """Print each unneeded folder with size and reason; with `delete`, delete the folders."""
     root = Store(storage_uri(storage))
     garbage = find_garbage(root, unused=unused, on_wait=lambda line: typer.echo(line, err=True))
     for folder in garbage:

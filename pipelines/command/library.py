@@ -14,11 +14,14 @@ from pipelines.workflow import PlannedStage
 
 
 class RunError(RuntimeError):
-    """A run did not end well; the message names each stage that failed and why. `run` again goes on from there."""
+    """A failed run; the message names each failed stage with the reason.
+
+    `run` again goes on from there.
+    """
 
 
 def load(model: str, *, tracking: str | None = None) -> Cascade:
-    """The trained cascade at an address, on the best device that there is.
+    """Loads the trained cascade at an address on the best device.
 
     Args:
         model: `models:/NAME@ALIAS` or `models:/NAME/VERSION` in the registry, the folder of a model's stage in any
@@ -31,7 +34,9 @@ def load(model: str, *, tracking: str | None = None) -> Cascade:
 
 
 def plan(recipe: str = DEMO, **options: Any) -> list[PlannedStage]:
-    """The stages of a recipe in order: key, folder in storage, artifact if it is cached, and if it is to run.
+    """Plans a recipe: key, folder in storage, cached artifact and state of each stage, in order.
+
+    The state tells whether the stage is to run.
 
     Args:
         recipe: its name, or a YAML file as `cascade show NAME` writes it.
@@ -43,10 +48,10 @@ def plan(recipe: str = DEMO, **options: Any) -> list[PlannedStage]:
 
 
 def run(recipe: str = DEMO, **options: Any) -> dict[str, Artifact]:
-    """Run what is not cached of a recipe, from the program's main thread. Takes what `plan` takes.
+    """Runs the stages of a recipe that are not cached, from the program's main thread.
 
-    Returns stage -> artifact, of those that are finished. Raises RunError if a stage failed, KeyboardInterrupt if the
-    run was interrupted, and what `plan` raises before anything is started.
+    Takes what `plan` takes. Returns stage -> artifact, of those that are finished. Raises RunError if a stage failed,
+    KeyboardInterrupt if the run was interrupted, and what `plan` raises before anything is started.
     """
     printed = io.StringIO()
     code = driver.run(driver.RunOptions(recipe, **options), Console(file=printed, width=200))

@@ -1,4 +1,7 @@
-"""`--like image.png`: an image made again by the settings that its PNG keeps, but for what the command line says."""
+"""`--like image.png`: an image made again by the settings in the PNG.
+
+Options of the command line take precedence.
+"""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +23,7 @@ class Like(NamedTuple):
     needs: tuple[str, ...] = ()  # images that the request had
 
     def check_given(self, **images: object) -> None:
-        """Raise ValueError, in one line, for a needed image that is not given, or that the command does not take."""
+        """Raise ValueError, in one line, for a missing image, or for an image that the command doesn't take."""
         for name in self.needs:
             if name not in images:
                 raise ValueError(f"the image of --like was made with --{name}, which `cascade {TAKES[name]}` takes")
@@ -29,7 +32,7 @@ class Like(NamedTuple):
 
 
 def read_like(path: Path | None) -> Like:
-    """The settings in a PNG. Raises ValueError, in one line, for a file that has none."""
+    """Reads the settings in a PNG. Raises ValueError, in one line, for a file without settings."""
     if path is None:
         return Like()
     if not path.is_file():
@@ -46,7 +49,10 @@ def read_like(path: Path | None) -> Like:
 
 
 def named_model(model: str | None, like: Like) -> str:
-    """The model to load: the command's, else the one that made the image. Raises ValueError if there is neither."""
+    """Returns the model to load: the command's, else the image's.
+
+    Raises ValueError if neither is named.
+    """
     found = model or like.model
     if found is None:
         wanted = "models:/NAME@champion, or the folder of a cascade artifact"
@@ -55,7 +61,7 @@ def named_model(model: str | None, like: Like) -> str:
 
 
 def asked_like(like: Like, cascade: Cascade, options: Mapping[str, Any], *, sampling: StageSettings) -> Request:
-    """Returns the request of an image with the command's options in place of its own, where they are not None.
+    """Returns the request of an image, with the command's options where they are not None.
 
     Args:
         sampling: of `--set`; an option is stronger than what the image has for the same setting of a stage.

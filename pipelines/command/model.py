@@ -1,4 +1,4 @@
-"""The commands that take a trained model: `cascade sample`, `translate`, `reconstruct`, `ema`, `promote`, `serve`."""
+"""Commands on trained models: `sample`, `translate`, `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Options that several commands take, with their help; and how they share the cores of the machine."""
+"""Options of several commands with help texts, and the environment of waiting threads."""
 
 import inspect
 import os
@@ -40,7 +40,9 @@ def takes_options(
     before: str,
     help_texts: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
-    """Returns a decorator that turns a command's `**options` into a parameter for each option of a request.
+    """Returns a decorator that adds a parameter for each option of a request to a command.
+
+    The parameters take the place of the command's `**options`.
 
     Args:
         options: fields of the request, by name.
@@ -49,7 +51,7 @@ def takes_options(
     """
 
     def decorate(command: Any) -> Command:
-        """Give the command the signature that typer reads."""
+        """Give the command the signature for typer."""
         own = [each for name, each in inspect.signature(command).parameters.items() if name != "options"]
         added = []
         for name, option in options.items():
@@ -77,8 +79,10 @@ SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}  # libgomp's own number where there ar
 
 
 def share_cores() -> None:
-    """Let threads that wait give their core away soon; to be called before torch is imported, whose libgomp reads these
-    settings as it is loaded. The user's own setting counts."""
+    """Let waiting threads give their core away soon, unless the user's environment says otherwise.
+
+    To be called before torch is imported, whose libgomp reads these settings as it is loaded.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in SHARED_CORES.items():
             os.environ.setdefault(name, value)

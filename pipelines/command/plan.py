@@ -1,4 +1,4 @@
-"""`cascade plan`: the stages that would run here, or shares and costs on clusters that are not here."""
+"""`cascade plan`: the stages to run on this machine, or shares and costs on clusters elsewhere."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -66,7 +66,10 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
 
 
 def check_payment(pay: Payment, clusters: Sequence[str]) -> None:
-    """Raise UsageError for an option that says nothing by itself."""
+    """Raise UsageError for a payment option without the options that give the option a sense.
+
+    `--price` needs `--gpu`, and `--gpu` a single `--cluster`.
+    """
     if pay.gpu is None and (given := [f"--{name}" for name, value in pay._asdict().items() if value is not None]):
         raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
     if pay.gpu is not None and len(clusters) != 1:
@@ -105,7 +108,7 @@ def show_costs(
 
 
 def show_keys(options: driver.RunOptions, console: Console) -> None:
-    """Print each stage with its key and cache, and the shares of this machine's GPUs."""
+    """Print each stage with key and cache state, and the shares of this machine's GPUs."""
     prepared = driver.prepare(options)
     console.print(plan_table(prepared.planned))
     for line in changes_of_code(prepared.planned):
@@ -121,7 +124,7 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
 
 
 def show_reads(prepared: driver.Prepared, console: Console) -> None:
-    """Print the read amplification of tars that stay where the user has them, with a warning."""
+    """Print the read amplification of tars that stay in the user's place, with a warning."""
     index = tars_in_place(prepared.planned)
     rows = [] if index is None else tar_reads(prepared.planned, prepared.profile, index)
     if index is None or not rows:

@@ -1,4 +1,4 @@
-"""`cascade promote`: another version of a registered model as its champion, by hand."""
+"""`cascade promote`: make another version of a registered model its champion, by hand."""
 
 from components.configuration.usage import UsageError
 from components.runtime.tracking.names import REGISTRY, environment
@@ -8,7 +8,10 @@ from pipelines.planning.profiles import tracking_uri
 
 
 def promote_version(model: str, *, back: bool, tracking: str | None) -> str:
-    """Move the alias. Returns what is now, and how to take it back. Raises UsageError if there is no such version."""
+    """Move the champion's alias; returns lines about the new champion and the way back.
+
+    Raises UsageError if there is no such version.
+    """
     set_environment(environment())
     registry = tracking_uri(tracking)
     if registry is None:

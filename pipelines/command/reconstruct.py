@@ -1,4 +1,4 @@
-"""`cascade reconstruct`: images through a trained autoencoder, with their codes as colors."""
+"""`cascade reconstruct`: reconstructions of images by a trained autoencoder, with codes as colors."""
 
 import json
 import math
@@ -30,7 +30,7 @@ PARTS = ("tokenizer", "autoencoder", "model")  # of a cascade, that may be an au
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder makes of an image; uint8."""
+    """An autoencoder's input, codes as colors and reconstruction of an image; uint8."""
 
     seen: np.ndarray  # (S, S, 3)  the image at the size of the model
     codes: np.ndarray | None  # (h, w, 3)  the index grid in colors; None where a Gaussian stands in place of codes
@@ -40,7 +40,7 @@ class Reconstruction(NamedTuple):
 def reconstruct_images(
     model: str, *, images: Sequence[Path], tracking: str | None, out: Path, console: Console
 ) -> Path:
-    """Write what an autoencoder makes of each image; returns the path of the image that shows all side by side.
+    """Reconstruct each image; returns the path of the image that shows all side by side.
 
     Raises UsageError for a model that is not there or is no autoencoder, and for files that are no images.
     """
@@ -57,7 +57,10 @@ def reconstruct_images(
 
 
 def load_autoencoder(model: str, folder: Path) -> SamplingModel:
-    """The autoencoder in a folder: a model of its own, or a part of a cascade. Raises UsageError, naming the model."""
+    """Loads the autoencoder in a folder: a single model, or a part of a cascade.
+
+    Raises UsageError, naming the model, where the folder has no autoencoder.
+    """
     if not (folder / CASCADE).is_file():
         kind = kind_of(folder)
         if kind != "autoencoder":
@@ -78,7 +81,7 @@ def kind_of(folder: Path) -> str:
 
 
 def reconstruct_file(model: SamplingModel, data: bytes) -> Reconstruction:
-    """What an autoencoder makes of an image file. Raises ValueError if it is none."""
+    """Reconstructs an image file with an autoencoder. Raises ValueError for a file that is no image."""
     assert isinstance(model.module, Autoencoder)
     image = read_image(data, resolution=model.settings["resolution"])
     seen, codes = to_uint8(image[None]), None
@@ -89,7 +92,7 @@ def reconstruct_file(model: SamplingModel, data: bytes) -> Reconstruction:
 
 
 def figures(model: SamplingModel, found: Reconstruction) -> str:
-    """What was kept, and in how many bits: PSNR in dB, and the grid's places times log2 of the codes."""
+    """Formats PSNR in dB and the number of bits: the grid's places times log2 of the codes."""
     everywhere = np.ones((1, *found.seen.shape[:2]), dtype=bool)
     kept = f"{psnr(found.made[None], found.seen[None], everywhere):.1f} dB"
     if found.codes is None:
@@ -101,13 +104,16 @@ def figures(model: SamplingModel, found: Reconstruction) -> str:
 
 
 def names_of(images: Sequence[Path]) -> list[str]:
-    """A name for the files of each image: its own, with its number where another is called so."""
+    """Returns a name for each image's files: the stem, with a number where stems are equal."""
     taken = Counter(image.stem for image in images)
     return [f"{image.stem}-{number}" if taken[image.stem] > 1 else image.stem for number, image in enumerate(images)]
 
 
 def write(out: Path, names: Sequence[str], found: Sequence[Reconstruction]) -> Path:
-    """Each image as seen, its codes and its reconstruction as PNG, and all side by side; the path of this one."""
+    """Writes input, codes and reconstruction of each image as PNG; returns the path of the overview.
+
+    The overview shows all images side by side.
+    """
     out.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[np.ndarray]] = {}
     for name, each in zip(names, found, strict=True):

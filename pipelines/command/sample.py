@@ -41,7 +41,7 @@ class ModelSource(NamedTuple):
     version: str | None  # registered
 
     def png(self, image: np.ndarray, request: Request) -> bytes:
-        """An image of the model, uint8 (H, W, 3), as a PNG that says how it was made."""
+        """Encodes a sampled image, uint8 (H, W, 3), as a PNG with the settings that made the image."""
         return with_settings(encode_png(image), settings_of(request, model=self.name, version=self.version))
 
 
@@ -60,7 +60,9 @@ def sample_images(
     settings: Sequence[str] = (),
     like: Path | None = None,
 ) -> Path:
-    """Sample `count` images for each label or prompt, and each condition image; returns the path of the grid.
+    """Sample `count` images for each label or prompt, and each condition image.
+
+    Returns the path of the grid.
 
     Args:
         options: fields of the request by name.
@@ -95,7 +97,7 @@ def sample_images(
 
 
 def read_settings(assignments: Sequence[str]) -> StageSettings:
-    """`STAGE.SETTING=VALUE` as a request has them. Raises ValueError for anything else."""
+    """Parses `STAGE.SETTING=VALUE` for a request. Raises ValueError for other text."""
     found = []
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -110,8 +112,11 @@ def read_settings(assignments: Sequence[str]) -> StageSettings:
 
 
 def _condition(path: Path, cascade: Cascade) -> bytes:
-    """A file as the condition image that the tokenizer of conditions, or the base, was trained on: a depth map of 16
-    bits becomes one, an image is taken as it is. Raises ValueError."""
+    """Reads a file as the condition image of the tokenizer of conditions, or of the base.
+
+    A depth map of 16 bits becomes an image as in training; an image is taken as it is. Raises ValueError for a file
+    that is neither.
+    """
     wanted = cascade.condition_images
     if wanted is None:
         raise ValueError("this model takes no condition image; leave --condition out")
@@ -139,7 +144,10 @@ def _write(images: list[np.ndarray], requests: list[Request], source: ModelSourc
 
 
 def source_of(model: str, tracking: str | None) -> ModelSource:
-    """What an address means now. Raises UsageError, or ValueError from the registry, if there is no such model."""
+    """Resolves the address of a model.
+
+    Raises UsageError, or ValueError from the registry, if there is no such model.
+    """
     if not model.startswith(REGISTRY):
         return ModelSource(model, absolute(model).rstrip("/").rpartition("/")[2], None)
     if not NAMED.fullmatch(model):  # models:/ID, a logged model of no version
@@ -150,8 +158,9 @@ def source_of(model: str, tracking: str | None) -> ModelSource:
 
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:
-    """The cascade in the registry, in storage, or as it lies on disk, on the best device that there is; and a model
-    that makes images by itself as a cascade of its own, which samples as its kind does.
+    """Loads a cascade from the registry, storage or disk, on the best device.
+
+    A model that makes images by itself becomes a cascade of its own, which samples as its kind does.
 
     Raises UsageError, or ValueError, if there is none.
     """
@@ -164,7 +173,7 @@ def load_cascade(model: str, tracking: str | None) -> Cascade:
 
 @contextmanager
 def local_model(model: str, tracking: str | None) -> Iterator[Path]:
-    """The folder of a trained model or a cascade that is in the registry, in storage, or on disk already.
+    """The local folder of a trained model or a cascade from the registry, storage or disk.
 
     Raises ValueError if there is none.
     """

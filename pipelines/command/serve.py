@@ -1,4 +1,4 @@
-"""The command `cascade serve`: registered models over HTTP, on its own Ray or on a cluster."""
+"""`cascade serve`: registered models over HTTP, on a private Ray or on a cluster."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def read_keys_here() -> tuple[str, ...]:
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serves until SIGTERM or Ctrl-C. Raises UsageError, in one line, for a service that can't be begun."""
+    """Serves until SIGTERM or Ctrl-C. Raises UsageError, in one line, for a service that can't start."""
     end_by_signals()
     if find_spec("fastapi") is None:
         raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")
@@ -106,7 +106,7 @@ def serve(options: ServeOptions, console: Console) -> None:
 
 
 def settings_of(options: ServeOptions) -> ServiceSettings:
-    """Returns the settings of a service by the command's options. Raises UsageError, in one line."""
+    """Returns the settings of a service from the command's options. Raises UsageError, in one line."""
     least, _, most = options.replicas.partition("..")
     if not least.isdecimal() or not (most or least).isdecimal():
         raise UsageError(f"--replicas {options.replicas}: write a number, or the least and the most such as 1..4")
@@ -123,7 +123,7 @@ def settings_of(options: ServeOptions) -> ServiceSettings:
 
 
 def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
-    """Returns the settings of these fields. Raises UsageError, in one line, for a field that does not fit."""
+    """Returns the settings of the fields. Raises UsageError, in one line, for an invalid field."""
     try:
         return ServiceSettings.model_validate(fields)
     except ValidationError as error:
@@ -131,7 +131,7 @@ def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
 
 
 def served_model(text: str) -> ServedModel:
-    """Returns the model of `NAME=SOURCE`, or of a source, which gives the name too. Raises UsageError."""
+    """Parses `NAME=SOURCE`, or a source that gives the name too. Raises UsageError."""
     name, equals, source = text.partition("=")
     if not equals or re.search("[/:]", name):  # part of an address
         source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
@@ -143,7 +143,7 @@ def served_model(text: str) -> ServedModel:
 
 
 def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
-    """Returns the settings with the GPUs of a replica: the number asked for, or one where there are any.
+    """Returns the settings with a replica's GPUs: the requested number, or 1 where GPUs exist.
 
     Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known.
     """
@@ -158,7 +158,7 @@ def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -
 
 @contextmanager
 def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
-    """Ends the service with the program, whatever ends that.
+    """Ends the service with the program, for whatever reason the program ends.
 
     With a Ray of its own it ends at once; on a cluster that is joined, when those who are being answered have their
     images. A second signal waits for nobody, and the cluster ends the service alone.
@@ -175,13 +175,16 @@ def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
 
 
 def end_by_signals() -> None:
-    """Makes SIGTERM and Ctrl-C end this program as its own end would, with exit code 0."""
+    """Makes SIGTERM and Ctrl-C end this program in order, with exit code 0."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *signaled: sys.exit(0))
 
 
 def needs_keys(host: str) -> bool:
-    """Returns whether others reach an address. Raises UsageError where they do and no keys can be read."""
+    """Tells whether other machines reach an address.
+
+    Raises UsageError where they do and no keys can be read.
+    """
     try:
         keys, others = read_keys(os.environ), not is_loopback(bracketed(host))
     except ValueError as error:
@@ -192,5 +195,5 @@ def needs_keys(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """Returns a host as addresses have it."""
+    """Returns a host in the form of addresses, with brackets around IPv6."""
     return f"[{host}]" if ":" in host else host

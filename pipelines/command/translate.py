@@ -1,4 +1,7 @@
-"""`cascade translate`: an image in, an image out, by an image-to-image model, or in a mask by any diffusion model."""
+"""`cascade translate`: from an image to an image, by an image-to-image model or a filled mask.
+
+Masks are filled by any diffusion model of images.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +39,7 @@ def translate_image(
     settings: Sequence[str] = (),
     like: Path | None = None,
 ) -> Path:
-    """Make `count` images of the one in `image`; returns the path of the image that shows before and after.
+    """Make `count` images from `image`; returns the path of the image of before and after.
 
     Args:
         options: fields of the request by name.
@@ -78,7 +81,10 @@ def translate_image(
 
 
 def image_bytes(option: str, path: Path) -> bytes:
-    """The bytes of an image file. Raises ValueError, naming option and file, if it is none."""
+    """Reads an image file.
+
+    Raises ValueError, naming option and file, for a file that is no image.
+    """
     if not path.is_file():
         raise ValueError(f"{option} {path}: no such file")
     data = path.read_bytes()

@@ -1,4 +1,7 @@
-"""`cascade verify`: every artifact of a run against its manifest, or a model against the list of its files."""
+"""`cascade verify`: checks artifacts of a run, or files of a model, against their manifests.
+
+A registered model carries the list of its files with it.
+"""
 
 import tempfile
 from pathlib import Path
@@ -19,9 +22,10 @@ SOUND, DAMAGED = 0, 1
 
 
 def verify_run(run: str | None, *, storage: str | None, console: Console) -> int:
-    """Check the artifacts of a run, the newest if `run` is None. Returns the exit code: 0 sound, 1 damaged.
+    """Check the artifacts of a run; returns the exit code: 0 sound, 1 damaged.
 
-    Raises UsageError if there is no such run, StoreError if storage can't be reached.
+    The run is the newest if `run` is None. Raises UsageError if there is no such run, StoreError if storage can't be
+    reached.
     """
     root = Store(storage_uri(storage))
     run = run or newest_run(root)
@@ -42,8 +46,11 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
 
 
 def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
-    """Check a model that is registered, in storage, or in the folder that MLflow's copy has of it. Returns the exit
-    code: 0 sound, 1 damaged. Raises UsageError if there is none, or nothing to compare it with."""
+    """Check a model in the registry, in storage or on disk; returns the exit code: 0 sound, 1 damaged.
+
+    On disk the folder may be the copy that MLflow has. Raises UsageError if there is no model, or no list of files to
+    compare with.
+    """
     set_environment(environment())
     try:
         bad = model_differences(model, tracking_uri(tracking))
@@ -57,7 +64,10 @@ def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
 
 
 def model_differences(model: str, tracking: str | None) -> list[str]:
-    """A line for each file of a model that is not as it was. Raises ValueError if there is nothing to compare with."""
+    """Lists the changed, missing and added files of a model, a line for each.
+
+    Raises ValueError if there is nothing to compare with.
+    """
     from components.runtime.tracking import model_source, registry  # MLflow takes seconds to import
 
     if model.startswith(REGISTRY):
@@ -74,7 +84,7 @@ def model_differences(model: str, tracking: str | None) -> list[str]:
 
 
 def committed(root: Store, run: str) -> tuple[list[Artifact], list[str]]:
-    """(artifacts of a run's finished stages, a line for each whose manifest is missing or can't be read)."""
+    """Returns (artifacts of a run's finished stages, a line for each missing or broken manifest)."""
     artifacts, bad = [], []
     for stage in load_plan(root, run)["stages"]:
         store = root.join("stages", stage["name"], stage["key"])

@@ -1,4 +1,4 @@
-"""Records the code that decides a stage's numbers with the artifact, and names later changes.
+"""Records the code behind a stage's numbers with the artifact, and names later changes.
 
 Never part of a key: whether a change matters is for people to say. Each module is known by its text and by its syntax
 tree without comments and docstrings, so that neither of these is called a change; names of modules are those of the
@@ -39,7 +39,7 @@ class Import(NamedTuple):
 
 
 def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
-    """Versions, and digests (text, syntax tree) of each module that decides the stage's numbers, by path.
+    """Versions, and digests (text, syntax tree) of each module behind the stage's numbers, by path.
 
     These are the modules that its function and its configuration import, inside functions too, and so on. A network is
     one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's family.
@@ -77,7 +77,10 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
-    """The code that made an artifact in one line: commit and versions, if its manifest has them."""
+    """Commit and versions of the code that made an artifact, in one line, from the manifest.
+
+    Empty where the manifest has none.
+    """
     versions = {name: value for name, value in provenance.get("code", {}).items() if name != "modules"}
     commits = [short(provenance["git_commit"])] if "git_commit" in provenance else []
     return ", ".join([*commits, *(f"{name} {value}" for name, value in versions.items())])
@@ -118,7 +121,7 @@ def _decides(name: str) -> bool:
 
 
 def _kinds(stage: Stage) -> set[str]:
-    """Every `kind` in the configurations of a stage and of its ancestors."""
+    """Every `kind` in the configurations of a stage and the stage's ancestors."""
     kinds = _kinds_in(stage.config.model_dump(mode="json"))
     return kinds.union(*(_kinds(parent) for parent in stage.parents()))
 
@@ -146,7 +149,7 @@ def _file(module: str, root: Path) -> Path | None:
 
 
 def _state(path: Path) -> tuple[Path, int, int]:
-    """Path, time and size of a file: the key of caches about its text."""
+    """Path, time and size of a file: the cache key of its text."""
     stat = path.stat()
     return path, stat.st_mtime_ns, stat.st_size
 

@@ -29,7 +29,7 @@ COLORS = {
 
 
 class Display:
-    """Shows the stages while they run: `with Display() as show: show(statuses)`."""
+    """Shows running stages: `with Display() as show: show(statuses)`."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -55,7 +55,7 @@ class Display:
             self._lines(statuses)
 
     def _warn(self, statuses: list[StageStatus]) -> None:
-        """A line for each warning when it comes: a driver that is killed prints none at its end."""
+        """Prints each new warning at once, because a killed driver prints none at its end."""
         for status in statuses:
             for line in status.warnings[self.warned.get(status.name, 0) :]:
                 if self.live is not None:
@@ -65,7 +65,7 @@ class Display:
             self.warned[status.name] = len(status.warnings)
 
     def _lines(self, statuses: list[StageStatus]) -> None:
-        """A line whenever a stage changes its state, and one for each running stage now and then."""
+        """Prints a line at each change of a stage's state, and now and then for each running stage."""
         due = time.monotonic() - self.last > LINE_SECONDS
         for status in statuses:
             if self.states.get(status.name) != status.state or (due and status.state in ("running", "queued")):
@@ -76,13 +76,13 @@ class Display:
 
 
 def run_tables(statuses: list[StageStatus]) -> Group:
-    """How far the stages are and, below, what those that train make of the machine; 100 columns hold both."""
+    """The stages' progress and, below, the trainings' use of the machine; 100 columns hold both."""
     measured = [status for status in statuses if status.measures]
     return Group(stage_table(statuses), *(["", measures_table(measured)] if measured else []))
 
 
 def stage_table(statuses: list[StageStatus]) -> Table:
-    """One row a stage: state, bar, step, speed, time to go, last loss."""
+    """A table of stages: state, bar, step, speed, time to go, last loss."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("stage", "state", ""):
         table.add_column(title, no_wrap=True)
@@ -106,7 +106,7 @@ def stage_table(statuses: list[StageStatus]) -> Table:
 
 
 def measures_table(statuses: list[StageStatus]) -> Table:
-    """One row a training; columns that no training fills are left out."""
+    """A table of trainings; columns that no training fills are left out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("training", no_wrap=True)
     shown = {name: measure for name, measure in MEASURES.items() if any(name in s.measures for s in statuses)}
@@ -119,7 +119,7 @@ def measures_table(statuses: list[StageStatus]) -> Table:
 
 
 def status_line(status: StageStatus) -> str:
-    """One stage as a log line."""
+    """A log line of a stage."""
     parts = [f"{status.name}: {status.state}"]
     if status.state == "running" and status.total:
         parts.append(f"{status.unit} {status.step}/{status.total}")
@@ -149,7 +149,7 @@ def _speed(status: StageStatus) -> str:
 
 
 def plan_table(planned: list[PlannedStage]) -> Table:
-    """One row a stage: key, cached or to run, what it needs."""
+    """A table of the plan: key, cached or to run, and inputs of each stage."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("stage", "key", "state", "needs"):
         table.add_column(title)

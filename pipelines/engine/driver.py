@@ -1,4 +1,4 @@
-"""One run from the command line to the report: check, plan, execute, publish, render."""
+"""A run from the command line to the report: check, plan, execute, publish, render."""
 
 import logging
 import os
@@ -122,7 +122,7 @@ def selection_of(options: RunOptions) -> Selection:
 
 
 def run(options: RunOptions, console: Console) -> int:
-    """Run a recipe to its end. Returns the exit code: 0 done, 1 failed, 130 interrupted."""
+    """Run a recipe to the end; returns the exit code: 0 done, 1 failed, 130 interrupted."""
     prepared = prepare(options)
     started = time.time()
     with announced(prepared.root, prepared.run, prepared.planned):
@@ -179,7 +179,7 @@ def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
 
 
 def check_name(prepared: Prepared, console: Console) -> None:
-    """Raise UsageError, in one line, if models of the run's name are trained on other images."""
+    """Raise UsageError, in one line, if models of the run's name learned from other images."""
     if prepared.tracking is None:
         return
     from components.runtime.tracking.promotion import find_clash  # MLflow takes seconds to import
@@ -198,7 +198,7 @@ def check_name(prepared: Prepared, console: Console) -> None:
 
 
 def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[str, Resources]:
-    """Start or join Ray, and share what it has among the stages that are to run. Raises UsageError."""
+    """Start or join Ray, and share its resources among the stages to run. Raises UsageError."""
     future = None if options.cluster is None else parse_cluster(options.cluster)
     if future is not None and not on_cluster():
         raise UsageError(
@@ -258,7 +258,7 @@ def _execute(
 
 
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
-    """Save the run and draw its report. Returns the URL.
+    """Save the run and draw the report; returns the URL.
 
     A full storage is a failure of the run, beside failures of its stages.
     """

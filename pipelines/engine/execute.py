@@ -1,4 +1,4 @@
-"""Runs a planned workflow: one Ray task a stage, artifacts as object references, scheduled by Ray."""
+"""Runs a planned workflow: a Ray task for each stage, artifacts as object references."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ WAIT_WARNING_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class StageJob:
-    """Arguments of a stage's task besides its input artifacts."""
+    """Arguments of a stage's task besides the input artifacts."""
 
     name: str
     key: str
@@ -72,7 +72,7 @@ def execute(
     force: bool,
     show: Callable[[list[StageStatus]], None],
 ) -> Outcome:
-    """Run the wanted stages, in parallel where graph and cluster allow, and wait for all of them.
+    """Run the wanted stages, in parallel where graph and cluster allow, and wait for all stages.
 
     A stage that fails stops what needs it, and nothing else.
     """
@@ -178,7 +178,10 @@ def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
 
 
 def _die() -> None:
-    """End this process at once, for another holds the lease and two must not write; Ray starts it again."""
+    """End this process at once, because another process holds the lease; Ray starts the task again.
+
+    Two must not write.
+    """
     logger.error("another driver took over this stage; giving way")
     os._exit(1)
 
@@ -232,7 +235,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
 
 
 def _starved(status: StageStatus, resources: Resources) -> str:
-    """Names the resources that a stage lacks when its first step is late; empty if it is not late."""
+    """Names the missing resources of a stage whose first step is late; empty if the step is not late."""
     slow = status.state == "running" and status.step == 0 and (status.seconds or 0) > WAIT_WARNING_SECONDS
     if not slow:
         return ""

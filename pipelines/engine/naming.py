@@ -1,4 +1,7 @@
-"""Names of a run and its models, after the recipe or the user's images, and descriptions for MLflow."""
+"""Names of a run and the run's models, and descriptions for MLflow.
+
+Names follow the recipe or the user's images.
+"""
 
 import hashlib
 import re
@@ -65,7 +68,7 @@ def source_name(source: str) -> str:
 
 
 def data_identity(source: str) -> str:
-    """The address of a set in one form, equal for the same set whatever was added later."""
+    """The address of a set in a canonical form, equal for the same set after additions."""
     if source in (*PACKAGED, "fashion_mnist"):
         return source
     return split_glob(absolute(source))[0]
@@ -87,7 +90,7 @@ def _without_suffix(part: str) -> str:
 def model_card(
     artifacts: Mapping[str, Artifact], *, recipe: str, run: str, report: str, command: Sequence[str], commit: str
 ) -> tuple[str, str]:
-    """Descriptions in Markdown: of all versions of the models, and of the versions of this run.
+    """Descriptions in Markdown: of all versions of the models, and of this run's versions.
 
     They name recipe, data, license, command, code and figures.
 
@@ -134,7 +137,7 @@ def _figures(artifacts: Mapping[str, Artifact]) -> str:
 
 
 def _code(artifacts: Mapping[str, Artifact]) -> str:
-    """A line for each code that made some of the models."""
+    """A line for each code version that made some of the models."""
     makers: dict[str, list[str]] = {}
     for stage, artifact in artifacts.items():
         if artifact.kind == "model":

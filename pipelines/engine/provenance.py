@@ -1,4 +1,4 @@
-"""Version and commit of this code, recorded with all that is made, and never part of a key.
+"""Version and commit of this code, recorded with all results, and never part of a key.
 
 Needs the standard library alone: the wheel's build asks too.
 """
@@ -34,12 +34,15 @@ def short(commit: str) -> str:
 
 
 def code_line(commit: str) -> str:
-    """Package, version and commit, as a run's last lines and its report name them."""
+    """Package, version and commit, for a run's last lines and the report."""
     return f"{PROJECT} {version()}, {short(commit)}"
 
 
 def version(root: Path = ROOT) -> str:
-    """The version of this package; `unknown` for files neither installed nor beside a pyproject.toml."""
+    """The version of this package; `unknown` for files outside an installation or a checkout.
+
+    A checkout has a pyproject.toml beside the package.
+    """
     project = root / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text())["project"]["version"])

@@ -1,4 +1,4 @@
-"""The run's one recorder: an actor on the driver's node to which every stage and worker reports.
+"""The run's single recorder: an actor on the driver's node for reports of stages and workers.
 
 It keeps the log, of which the report draws curves, the state of the live table, and the only connection to MLflow.
 """
@@ -50,12 +50,12 @@ class StageStatus:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to go, as the last rate has it."""
+        """Seconds to go, at the latest speed."""
         return (self.total - self.step) / self.rate if self.rate and self.total > self.step else None
 
 
 class RunRecorder:
-    """Body of the actor; plain Python, so that tests use it without Ray.
+    """Body of the actor; plain Python, for tests without Ray.
 
     Args:
         tracking: address of MLflow; None: nothing is sent.
@@ -75,7 +75,7 @@ class RunRecorder:
         self.warnings: list[str] = []
 
     def emit(self, event: events.Event) -> None:
-        """Append an event to the log, which MLflow and the report read, and bring the table up to date."""
+        """Append an event to the log, which MLflow and the report read, and update the table."""
         self.log.append(event)
         if isinstance(event, events.StagePlanned):
             self.stages[event.stage] = StageStatus(name=event.stage, key=event.key)
@@ -119,7 +119,7 @@ class RunRecorder:
         return list(self.stages.values())
 
     def close(self, status: events.Status, promote: events.Promote = "better") -> list[str]:
-        """End the run; returns warnings for the user (MLflow away: what will be sent later).
+        """End the run; returns warnings for the user, such as MLflow away and data to be sent later.
 
         If it is FINISHED, MLflow's aliases move to this run's models where these are better.
         """
@@ -130,16 +130,19 @@ class RunRecorder:
         return self.warnings + self.tracker.close(status, promote=promote)
 
     def promotion(self) -> list[str] | None:
-        """Lines about the champions of a run that ended well; None until MLflow has received its end."""
+        """Lines about the champions of a finished run; None until MLflow has received the run's end."""
         promotion = None if self.tracker is None else self.tracker.promotion
         return None if promotion is None else [line for each in promotion for line in each.lines()]
 
     def pages(self) -> dict[str, str]:
-        """Addresses of MLflow's pages of the run and of its model's version; empty where there are none."""
+        """Addresses of MLflow's pages of the run and the model's version; empty without pages."""
         return {} if self.tracker is None else self.tracker.pages
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
-        """Bring a stage's log to storage. A full storage costs the next report its curves, and nothing else."""
+        """Copy a stage's log to storage.
+
+        A full storage costs the next report its curves, and nothing else.
+        """
         try:
             self.log.store(stage, older_than=older_than)
         except StoreError as error:
@@ -149,7 +152,7 @@ class RunRecorder:
 
 @dataclass(frozen=True)
 class ActorRecorder:
-    """The recorder as stages see it: sends and forgets, so that no stage ever waits for tracking."""
+    """The recorder's side at the stages: sends events without waiting for tracking."""
 
     actor: Any
 

@@ -1,4 +1,4 @@
-"""Files of a run in storage (recipe, plan, errors), and the report drawn from them."""
+"""Files of a run in storage (recipe, plan, errors), and the report of these files."""
 
 import json
 import time
@@ -25,7 +25,7 @@ REPORT, TRACES = "report.html", "traces"  # file and folder of a run
 
 @contextmanager
 def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterator[None]:
-    """Name the stages of a run, so that `cascade gc` leaves them; takes that back if the body raises.
+    """Announce the stages of a run, so that `cascade gc` leaves them; withdraws after an error.
 
     Raises UsageError if a collection was faster.
     """
@@ -54,7 +54,7 @@ def save_run(
     facts: Mapping[str, str],
     seconds: float,
 ) -> None:
-    """Write the resolved recipe, the plan with what became of each stage, and the errors of a run.
+    """Write the resolved recipe, the plan with the stages' final states, and the errors of a run.
 
     Args:
         facts: what else the report names: commit, machine, storage.
@@ -79,7 +79,7 @@ def save_run(
 
 
 def newest_run(root: Store) -> str:
-    """Name of the run that was saved last. Raises UsageError if there is none."""
+    """Name of the latest saved run. Raises UsageError without runs."""
     saved = {name: _plan_of(root, name).saved for name in _runs(root)}
     if not saved:
         raise UsageError(f"no run in {root.uri}; start one with `cascade run`")
@@ -87,7 +87,7 @@ def newest_run(root: Store) -> str:
 
 
 def load_plan(root: Store, run: str) -> dict[str, Any]:
-    """The plan that `save_run` wrote: `stages`, each with name, key and state, and `facts`.
+    """The plan from `save_run`: `stages`, each with name, key and state, and `facts`.
 
     Raises UsageError for no such run, ArtifactError where a stage's name or key is none.
     """
@@ -103,7 +103,7 @@ def _plan_of(root: Store, run: str) -> RunPlan:
 
 
 def render_run(root: Store, run: str) -> tuple[str, str]:
-    """Draw the report of a saved run again. Returns its URL and its text."""
+    """Draw the report of a saved run again; returns URL and text."""
     folder, plan = root.join("runs", run), load_plan(root, run)
     artifacts = {
         stage["name"]: artifact
@@ -116,7 +116,10 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
 
 
 def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
-    """Draw the report of a saved run again, with links to MLflow's pages of it. Raises StoreError."""
+    """Draw the report of a saved run again, with links to the run's pages in MLflow.
+
+    Raises StoreError.
+    """
     plan = load_plan(root, run)
     plan["facts"] |= pages
     root.write(f"runs/{run}/{PLAN}", json.dumps(plan, indent=1).encode())
@@ -194,7 +197,7 @@ def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
 
 
 def study_of(artifact: Artifact) -> Study:
-    """Plots (title -> file) and tables that a stage's metadata name."""
+    """Plots (title -> file) and tables from a stage's metadata."""
     plots = {title: artifact.read(file).decode() for title, file in artifact.metadata["plots"].items()}
     return Study.model_validate(
         {"stage": artifact.stage, "plots": plots, "tables": artifact.metadata.get("tables", {})}
@@ -213,6 +216,6 @@ def _runs(root: Store) -> list[str]:
 
 
 def traces_of(root: Store, run: str) -> list[str]:
-    """URLs of the traces that a run has left."""
+    """URLs of a run's traces."""
     folder = root.join("runs", run, TRACES)
     return [folder.url(file.path) for file in folder.list()]

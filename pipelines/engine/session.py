@@ -1,4 +1,4 @@
-"""Starts Ray on this machine, or joins the cluster that the program was submitted to."""
+"""Starts Ray on this machine, or joins the cluster of the submitted program."""
 
 import logging
 import os
@@ -71,9 +71,10 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
-    """Call `ray.init`, again where Ray's own processes miss its limit of 30 seconds on a busy laptop.
+    """Call `ray.init`, again after a start that took over 30 seconds on a busy laptop.
 
-    Ends the processes of a late start, which Ray would keep until this program exits.
+    30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this
+    program exits.
     """
     before = psutil.Process().children()
     try:
@@ -87,7 +88,7 @@ def _init(**settings: Any) -> None:
 
 
 def set_environment(settings: dict[str, str]) -> None:
-    """Set environment variables that the user has not set."""
+    """Set environment variables, except the user's own."""
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
@@ -99,7 +100,10 @@ def on_cluster() -> bool:
 
 
 def _protect_token() -> None:
-    """Write Ray's access token (256 random bits) readable by the user alone, before Ray writes it for all."""
+    """Write Ray's access token (256 random bits) with the user's permissions only, before Ray does.
+
+    Ray would write the token readable for all.
+    """
     token = Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, exist_ok=True)
     try:

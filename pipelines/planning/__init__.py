@@ -1,1 +1,1 @@
-"""Plans of a run before it starts: shares of the cluster, memory, operations, price."""
+"""Plans of a run before the start: shares of the cluster, memory, operations, price."""

@@ -1,4 +1,4 @@
-"""Costs of a run on a cluster that is not here: operations, hours, bytes and a price, stage by stage.
+"""Costs of a run on a cluster elsewhere: operations, hours, bytes and a price, stage by stage.
 
 Operations are counted (`components.training.step_model`), hours follow from the peak of the GPU and from how much of it
 one expects to use, which no one knows before it is measured. What is not counted: samples and evaluation, a pretrained
@@ -65,7 +65,7 @@ class Rate(NamedTuple):
 
 
 class StageCost(NamedTuple):
-    """One stage that computes on GPUs."""
+    """Costs of a stage that computes on GPUs."""
 
     stage: str
     gpus: float  # at work
@@ -81,7 +81,7 @@ class StageCost(NamedTuple):
 
 
 def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None = None) -> Rate:
-    """The rate of a GPU by its name.
+    """The rate of a GPU by name.
 
     Raises UsageError, in one line, for a GPU that is unknown, or for numbers that can't be.
     """
@@ -97,7 +97,7 @@ def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None =
 def stage_costs(
     workflow: Workflow, shares: Mapping[str, Resources], rate: Rate, *, images: int | None = None
 ) -> list[StageCost]:
-    """Costs of the stages of `shares` that are counted, in the workflow's order.
+    """Costs of the counted stages of `shares`, in the workflow's order.
 
     Args:
         images: of the set; None: unknown, and then the stages that go through it once are left out.
@@ -121,7 +121,7 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
 def training_cost(
     stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int | None = None
 ) -> StageCost:
-    """Count a training on the workers that it gets."""
+    """Counts the cost of a training on the training's workers."""
     model = model_of(stage, stages)
     optimization, own = model.training.optimization, counted_flops(model)
     makers = {name: model_of(maker, stages) for name, maker in columns_of(stage).items()}
@@ -145,7 +145,7 @@ def training_cost(
 
 
 def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int) -> StageCost:
-    """Count a stage in which frozen networks go through the set once."""
+    """Counts the cost of a stage in which frozen networks go through the set once."""
     if isinstance(stage.config, PrecomputeConfig):
         names = stage.config.columns
         makers = {name: maker for name in names if (maker := maker_of(stage, name)) is not None}
@@ -171,7 +171,7 @@ def counted_flops(model: StepModel) -> TrainingFlops:
 
 @cache
 def encoding_flops(maker: StepModel, column: str) -> int:
-    """Count the operations of a frozen network that makes a column of one sample, once."""
+    """Counts the operations of a frozen network for a column of a sample."""
     return maker.encoding_flops(column)
 
 
@@ -193,7 +193,7 @@ def columns_of(stage: Stage) -> dict[str, Stage]:
 
 
 def maker_of(stage: Stage, column: str) -> Stage | None:
-    """The training that makes a column; None for a column of the set and for a pretrained encoder."""
+    """The training that makes a column; None for a column of the set or of a pretrained encoder."""
     texts = ("text_states", "text_embedding")
     if column not in ("latents", *texts, "image_embedding") or (column in texts and "text_encoder" in stage.inputs):
         return None
@@ -202,14 +202,14 @@ def maker_of(stage: Stage, column: str) -> Stage | None:
 
 
 def source_of(stage: Stage, name: str) -> Stage:
-    """The stage that a stage is given under this name."""
+    """The input stage of a stage under a name."""
     source = stage.inputs[name]
     assert isinstance(source, Stage)
     return source
 
 
 def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
-    """Bytes of a column of one sample, as `precompute` keeps them."""
+    """Bytes of a column of a sample, as `precompute` stores the column."""
     info = assumed_dataset_info(stage, stages)
     if name == "text_states":
         return info.text_states_length * info.text_states_dim * ARRAY_BYTES
@@ -222,7 +222,7 @@ def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
 
 
 def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None, workers: int) -> int | None:
-    """Bytes that all workers read; None where the number of `images` is needed and unknown.
+    """Bytes read by all workers; None where the number of `images` is needed and unknown.
 
     Each worker reads all tokens once. Images are read for each sample of each step, as 8-bit pixels of the side that
     the set keeps, before compression.
@@ -251,7 +251,7 @@ def pixels(side: int) -> int:
 
 
 def longest_path(workflow: Workflow, costs: Sequence[StageCost]) -> tuple[list[str], float]:
-    """The chain of stages with the most hours, first to last, and the sum of its hours."""
+    """The chain of stages with the most hours, first to last, and the chain's hours."""
     hours, paths = {cost.stage: cost.hours for cost in costs}, dict[str, tuple[list[str], float]]()
     for stage in workflow.stages:
         before = max((paths[parent.name] for parent in stage.parents()), key=lambda path: path[1], default=([], 0.0))

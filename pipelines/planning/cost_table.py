@@ -1,4 +1,4 @@
-"""Costs and memory as tables: of one recipe for the terminal, of several as Markdown."""
+"""Tables of costs and memory: of a recipe for the terminal, of several as Markdown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ UNKNOWN = "–"
 
 
 def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float) -> Table:
-    """One row a stage, and their sum."""
+    """A table of costs with a row for each stage, and the sum."""
     peak = f"{100 * rate.utilization:g} % of {rate.gpu.peak / 1e12:,.0f} TFLOP/s in bf16"
     title = f"{gpu_count(gpus)}: {gpu} at {peak}"
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
@@ -94,7 +94,7 @@ def cost_notes(
 
 
 def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate) -> list[str]:
-    """Trainings that do not fit a GPU, each with what to set."""
+    """Trainings too large for a GPU, each with settings that help."""
     trained = [stage for stage in workflow.stages if stage.name in shares and isinstance(stage.config, Training)]
     lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=rate.gpu.memory) for stage in trained)
     return [line for line in lines if line is not None]
@@ -120,7 +120,7 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
 
 
 def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
-    """The row of one training, under HEADS."""
+    """The row of a training, under HEADS."""
     published, whole, step = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step
     own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
     assert step is not None  # of a training
@@ -141,7 +141,7 @@ def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
 
 
 def memory_cells(workflow: Workflow, stage: Stage, *, shards: int) -> list[str]:
-    """The row of one training, under MEMORY_HEADS: bytes of a GPU that holds all, and of a shard."""
+    """The row of a training, under MEMORY_HEADS: bytes of a whole GPU's copy, and of a shard."""
     model = model_of(stage, workflow.stages)
     whole, cut = device_bytes(model), device_bytes(model, shards=shards)
     cells = [f"`{workflow.name}`", stage.name, *map(readable_bytes, whole[:4]), readable_bytes(sum(whole))]
@@ -151,7 +151,7 @@ def memory_cells(workflow: Workflow, stage: Stage, *, shards: int) -> list[str]:
 
 
 def heading(names: Sequence[str]) -> list[str]:
-    """The first lines of a Markdown table, whose first two columns are words."""
+    """The first lines of a Markdown table with two columns of words in front."""
     return [markdown(names), markdown(["---", "---", *["---:"] * (len(names) - 2)])]
 
 

@@ -1,4 +1,4 @@
-"""Asks a Ray cluster before joining: is a head there, does our token open it, is the version ours.
+"""Checks a Ray cluster before joining: a live head, a valid token, an equal version.
 
 `ray.init` would find out as well, after half a minute or several, and its native code says so on stderr twenty times or
 ends the process. So the cluster's head is asked first, by the two calls of its protocol that need nothing else.
@@ -24,7 +24,7 @@ TOKEN_FILE = "~/.ray/auth_token"
 
 
 def check_cluster(address: str) -> None:
-    """Raise UsageError, in one line, if the cluster at `address` can't be joined from here.
+    """Raise UsageError, in one line, if the cluster at `address` can't be joined from this machine.
 
     Nobody answers, it refuses the token, it is another version of Ray, or this machine is none of its nodes. What is no
     host:port is left to `ray.init`: `auto` (a submitted job has it, and its token), `ray://…`.
@@ -51,7 +51,7 @@ def check_cluster(address: str) -> None:
 
 
 def _token() -> tuple[str, str]:
-    """The token of Ray ("" for none) and its place, looked up in Ray's own order.
+    """Ray's token ("" without a token) and the token's place, looked up in Ray's own order.
 
     Raises UsageError for a file that is named and can't be read.
     """
@@ -72,7 +72,7 @@ def _token() -> tuple[str, str]:
 
 
 def _ask(head: str, token: str) -> tuple[str, Sequence[Any]]:
-    """The version of Ray on the cluster, and its nodes. Raises RpcError."""
+    """Asks the head for the cluster's version of Ray and nodes. Raises RpcError."""
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with _channel(head) as channel:
         alive = _answer(channel, "CheckAlive", metadata)

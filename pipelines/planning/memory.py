@@ -1,4 +1,4 @@
-"""Bytes of a training on each GPU, in checkpoints and in the finished model; and settings that fit.
+"""Bytes of a training on each GPU, in checkpoints and in the finished model; fitting settings.
 
 All of them are read off one model of the step (`components.training.step_model`), which is built once a training.
 """
@@ -32,7 +32,7 @@ PARTS_MATTER = ", but parts of a batch train another model (dropout and batch no
 
 @cache
 def step_model(training: Training, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> StepModel:
-    """Build the model of a training's step once, for a recipe's trainings are also those of others."""
+    """Build the model of a training's step once, for recipes that share trainings."""
     return StepModel(training, dataset_info, grid=grid)
 
 
@@ -44,7 +44,7 @@ def model_of(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASS
 
 
 def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
-    """The tokens that a stage is given under this name; None if it is given none."""
+    """The token grid of a stage's input by name; None for an input without tokens."""
     tokens = stage.inputs.get(name)
     tokenizer = tokens.inputs.get("tokenizer") if isinstance(tokens, Stage) else None
     config = tokenizer.config if isinstance(tokenizer, Stage) else None
@@ -52,7 +52,7 @@ def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
 
 
 def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
-    """The conditions of the set as far as the recipe decides them; an upper bound for the others."""
+    """The conditions of the set as far as the recipe decides; an upper bound for other conditions."""
     images = next(other.config for other in stages if isinstance(other.config, ImagesConfig))
     trainings = [other.config for other in stages if isinstance(other.config, Training)]
     sizes = next((training.encoded_sizes for training in trainings if training.encoded_sizes), None)
@@ -67,7 +67,7 @@ def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int 
 
 
 class DeviceBytes(NamedTuple):
-    """Bytes that each device of a training holds between activations."""
+    """Bytes on each device of a training between activations."""
 
     weights: int
     gradients: int
@@ -78,7 +78,7 @@ class DeviceBytes(NamedTuple):
 
 @cache
 def device_bytes(model: StepModel, *, shards: int = 1) -> DeviceBytes:
-    """Count what each device holds.
+    """Count the bytes on each device.
 
     Args:
         shards: devices that hold a part each, cut along the first dimension; 1: each holds all.
@@ -109,7 +109,7 @@ def network_bytes(network: nn.Module, shards: int = 1) -> int:
 
 
 def part_bytes(tensor: torch.Tensor, shards: int) -> int:
-    """Bytes of the largest part of a tensor in so many parts along its first dimension."""
+    """Bytes of a tensor's largest part after a cut along the first dimension into `shards` parts."""
     rows = len(tensor) if tensor.ndim else 1
     return tensor.numel() // max(1, rows) * -(-rows // shards) * tensor.element_size()
 
@@ -155,14 +155,17 @@ class StepMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes that a GPU needs in total."""
+        """Total bytes on a GPU."""
         return self.held + self.activations
 
 
 def step_memory(
     stage: Stage, stages: Sequence[Stage], resources: Resources, *, setting: Setting | None = None
 ) -> StepMemory:
-    """Memory of a training on its workers, under a setting; None: that of recipe and profile."""
+    """Memory of a training on the training's workers, under a setting.
+
+    With None the setting is that of recipe and profile.
+    """
     model, own = model_of(stage, stages), setting or own_setting(stage, resources)
     share = model.training.optimization.global_batch_size // resources.num_workers
     held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))
@@ -171,7 +174,7 @@ def step_memory(
 
 
 def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
-    """A line where a step does not fit into `memory` bytes of a GPU, with what to set; None where it fits."""
+    """A warning where a step needs more than `memory` bytes of a GPU, with settings; None otherwise."""
     step = step_memory(stage, stages, resources)
     if step.total <= ROOM * memory:
         return None
@@ -184,7 +187,7 @@ def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, 
 
 
 def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room: float) -> str:
-    """The settings that change least and fit into so many bytes."""
+    """The least changing settings that fit into `room` bytes."""
     own, parts_matter = own_setting(stage, resources), model_of(stage, stages).task.parts_matter
     for setting in settings(stage, resources):
         step = step_memory(stage, stages, resources, setting=setting)
@@ -200,7 +203,7 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
 
 
 def settings(stage: Stage, resources: Resources) -> Iterator[Setting]:
-    """Settings that the training has, and then those that cost more: recomputation time, shards traffic."""
+    """Yields the training's settings, then costlier settings: recomputation time, shards traffic."""
     assert isinstance(stage.config, Training)
     own = own_setting(stage, resources)
     yield own

@@ -1,4 +1,4 @@
-"""Asks this machine and the nodes that work, before anything starts, for packages, sources and room.
+"""Checks packages, sources and room on this machine and on working nodes, before the start.
 
 Nodes share the network, and maybe a mounted folder; their packages, variables and disks are their own.
 """
@@ -42,7 +42,7 @@ IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
 
 class Needs(NamedTuple):
-    """Needs of stages on every node that works."""
+    """Needs of stages on every working node."""
 
     configs: tuple[Config, ...] = ()
     packaged: str | None = None  # the source that is read, where packages make it
@@ -50,14 +50,14 @@ class Needs(NamedTuple):
     pretrained_text: bool = False  # whether a pretrained text encoder is loaded
 
     def addresses(self) -> list[str]:
-        """Addresses of the source, weights and encoders, as they are written in the recipe."""
+        """Addresses of the source, weights and encoders, spelled like the recipe's."""
         trained = [config.needs().perceptual_weights_uri for config in self.configs if isinstance(config, Training)]
         encoders = [config.uri for config in self.configs if isinstance(config, TextEncoderConfig)]
         return [*([self.source.path] if self.source else []), *filter(None, trained), *encoders]
 
 
 def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
-    """Needs of the stages that are to run; of cached stages, only files that are read outside of storage."""
+    """Needs of the stages to run; of cached stages, only files outside of storage."""
     running = {entry.stage.name for entry in planned if entry.wanted}
     read = running.union(*(workflow.before(name) for name in running))
     used = [entry for entry in planned if entry.stage.name in read]
@@ -68,7 +68,7 @@ def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
 
 
 def _source_needs(used: Sequence[PlannedStage]) -> Needs:
-    """Need of the images: the source, or, after ingestion, the tars that stay where the user has them."""
+    """Need of the images: the source, or, after ingestion, the tars in the user's place."""
     for entry in used:
         if isinstance(entry.stage.config, ImagesConfig):
             if entry.wanted:
@@ -78,12 +78,12 @@ def _source_needs(used: Sequence[PlannedStage]) -> Needs:
 
 
 def needs_of_source(source: str, path: str | None) -> Needs:
-    """Needs of a reader of this source."""
+    """Needs of a reader of a source."""
     return Needs(packaged=source) if source in PACKAGED else Needs(source=file_to_try(source, path))
 
 
 def check_needs(needs: Needs) -> None:
-    """Raise UsageError or SourceError, in one line, if a package, weights, encoder or source is missing."""
+    """Raise UsageError or SourceError, in one line, for a missing package, weight, encoder or source."""
     if needs.packaged is not None:
         check_source(needs.packaged, None)
     if needs.source is not None:
@@ -104,7 +104,7 @@ def check_needs(needs: Needs) -> None:
 
 
 def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
-    """Raise UsageError if the workers of a training can't share its global batch equally."""
+    """Raise UsageError if a training's workers can't share the global batch equally."""
     for name, config in trainings(workflow).items():
         resources = shares.get(name)
         if resources is not None and not resources.worker_counts(config.optimization.global_batch_size):
@@ -116,7 +116,7 @@ def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
 
 
 def check_sharding(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
-    """Raise UsageError if the profile wants a network in shards that can only be whole."""
+    """Raise UsageError if the profile shards a network that has to stay whole."""
     for name, config in trainings(workflow).items():
         assert isinstance(config, Training)
         if name in shares and shares[name].sharding == "full" and (why := why_whole(config.network.kind)):
@@ -127,14 +127,14 @@ def check_sharding(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
 
 
 class Space(NamedTuple):
-    """Bytes of room that checkpoints need."""
+    """Room for checkpoints, in bytes."""
 
     storage: int = 0  # what checkpoints add to storage, and models in the end
     temporary: int = 0  # what checkpoints, and models in the end, may take in one node's temporary folder
     trainings: tuple[str, ...] = ()
 
     def check(self, *, root: Store | None, works: bool) -> None:
-        """Raise StoreError, in one line, if there is no room for it here.
+        """Raise StoreError, in one line, for too little room on this machine.
 
         Args:
             root: storage; None: it is not asked. An object store has room.
@@ -146,7 +146,7 @@ class Space(NamedTuple):
 
 
 def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
-    """Count the room for the trainings that are to run, less the files that earlier tries left.
+    """Count the room for the trainings to run, less the files of earlier tries.
 
     All of them may write at once on one node, as far as none waits for another. Each has one checkpoint there at a
     time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
@@ -169,7 +169,7 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
 
 
 def check_nodes(needs: Needs, root: Store, space: Space) -> None:
-    """Ask all nodes that work for packages, room, the source and storage.
+    """Ask all working nodes for packages, room, the source and storage.
 
     Raises UsageError or StoreError, in one line, for the first node that lacks one.
     """
@@ -195,7 +195,7 @@ def check_nodes(needs: Needs, root: Store, space: Space) -> None:
 
 
 def working_nodes() -> dict[str, str]:
-    """Id -> address of the nodes that have logical CPUs or GPUs."""
+    """Id -> address of the nodes with logical CPUs or GPUs."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     return {
         node["NodeID"]: node["NodeManagerAddress"]
@@ -205,7 +205,7 @@ def working_nodes() -> dict[str, str]:
 
 
 def try_node(needs: Needs, root: Store, probe: str, space: Space) -> str:
-    """The defect of the node that calls this, in one line; "" for none."""
+    """The defect of the calling node, in one line; "" for a sound node."""
     try:
         if not root.exists(probe):
             raise StoreError(f"storage {root.uri} is another place there than on the driver's node")
@@ -237,7 +237,7 @@ def _line(node: str, answer: Any) -> str:
 
 
 def path_remedy(line: str, addresses: list[str]) -> str:
-    """The remedy for a path, which one node may see and another not."""
+    """The remedy for a path that only some nodes see."""
     if not any("://" not in address and address in line for address in addresses):
         return ""
     return "; every node must see it: give a URL such as s3://bucket/path, or a folder that all of them mount"

@@ -1,4 +1,4 @@
-"""Profiles: storage, tracking, workers, GPUs and threads of a run; and the cluster below them.
+"""Profiles: storage, tracking, workers, GPUs and threads of a run; and the underlying cluster.
 
 Never part of a stage's identity.
 """
@@ -22,7 +22,7 @@ CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in
 
 
 class Profile(Config):
-    """Execution choices. `stages` overrides `resources` for the stages it names.
+    """Execution choices. `stages` overrides `resources` for single stages.
 
     What is None follows from the cluster: workers from its GPUs and their batch (`pipelines.planning.shares`),
     threads from the node that works (`execution.threads_of`), readers from the workers, two for each.
@@ -44,7 +44,7 @@ class Profile(Config):
 
     @property
     def start_timeout(self) -> int:
-        """Seconds that workers may take to find room: long, for a cold GPU node pulls its image first.
+        """Seconds for workers to find room: long, because a cold GPU node pulls the image first.
 
         Elastic trainings don't wait for room, they take what there is; but Ray hears seconds late that a node is lost,
         and then waits for this long before it looks again.
@@ -52,7 +52,7 @@ class Profile(Config):
         return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
     def resources(self, stage: str, **found: Any) -> Resources:
-        """Resources of a stage: this profile's own values, over those of `pipelines.planning.shares`.
+        """Resources of a stage: this profile's own values, over the values of `pipelines.planning.shares`.
 
         Raises ValidationError for a field that there is not, or a value that does not fit.
         """
@@ -68,7 +68,7 @@ class Profile(Config):
         return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
 
     def given(self, stage: str, name: str) -> Any:
-        """The profile's own value of a field, for this stage or for all; None: the cluster decides."""
+        """The profile's own value of a field, for this stage or all stages; None: the cluster decides."""
         return getattr(self.resources(stage) if name in self.stages.get(stage, {}) else self, name)
 
 
@@ -116,7 +116,7 @@ class Cluster(NamedTuple):
 
 
 def found_cluster(*, here: bool) -> Cluster:
-    """The nodes of the Ray that was joined or started, as they are now."""
+    """The current nodes of the joined or started Ray."""
     import ray  # here, for commands that only read storage work without it
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
@@ -133,12 +133,12 @@ def found_cluster(*, here: bool) -> Cluster:
 
 
 def this_machine() -> Cluster:
-    """The cluster that a Ray would be that is started here; Ray isn't asked."""
+    """The cluster of a Ray on this machine, without asking Ray."""
     return Cluster(local_cpus(), gpus=usable_gpus(), cpus_per_core=CPUS_PER_CORE, here=True)
 
 
 def usable_gpus() -> int:
-    """GPUs of this machine that torch can use.
+    """Number of this machine's GPUs that torch can use.
 
     Ray's own count has Apple's too, and GPUs that a torch without CUDA leaves idle: trainings would ask CUDA and fail.
     """
@@ -148,12 +148,12 @@ def usable_gpus() -> int:
 
 
 def local_cpus() -> int:
-    """Logical CPUs of a Ray that is started here: enough tokens for several branches and their readers."""
+    """Logical CPUs of a Ray on this machine: enough tokens for several branches and their readers."""
     return CPUS_PER_CORE * max(2, psutil.cpu_count() or 1)
 
 
 def parse_cluster(text: str) -> Cluster:
-    """A cluster that is not here, as `gpus=64,cpus=512`. Raises UsageError in one line.
+    """Parses a cluster elsewhere, `gpus=64,cpus=512`. Raises UsageError in one line.
 
     Without cpus there are 8 for each GPU, without gpus there are none.
     """

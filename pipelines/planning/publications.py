@@ -1,4 +1,4 @@
-"""Compute that papers state for their models, beside what is counted here.
+"""Published compute of papers' models, beside this house's counts.
 
 Sources: Dhariwal and Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", tables 7 and 10; Peebles and Xie
 (2023), "Scalable Diffusion Models with Transformers", tables 4 and 6; Rombach et al. (2022), "High-Resolution Image
@@ -36,13 +36,13 @@ GMACS = {
 
 
 def published_flops(recipe: str, stage: str) -> float | None:
-    """Operations of one image in a step, as published; None where they are not."""
+    """Published operations of an image in a step; None where the paper states none."""
     gmacs = GMACS.get((recipe, stage))
     return None if gmacs is None else BACKWARD * OPERATIONS * 1e9 * gmacs
 
 
 class PublishedModel(NamedTuple):
-    """One model of a system that was trained."""
+    """A trained model of a published system."""
 
     model: str  # in the table of published diffusion models
     steps: int  # published
@@ -86,7 +86,7 @@ COMPUTE = (
 
 @cache
 def part_flops(part: PublishedModel) -> float:
-    """Operations of a whole training, by those that are counted of a step."""
+    """Operations of a whole training, from the counted operations of a step."""
     model = step_model(PAPER_DIFFUSION[part.model], IMAGENET)
     image = counted_flops(model).step / model.training.optimization.global_batch_size
     if part.autoencoder is not None:
@@ -95,7 +95,7 @@ def part_flops(part: PublishedModel) -> float:
 
 
 def estimated_v100_days(system: Published) -> float | None:
-    """Days by the counted operations at the published utilization; None where that was not published."""
+    """Days from counted operations at the published utilization; None without a published figure."""
     days = 0.0
     for part in system.parts:
         if part.utilization is None:
@@ -105,13 +105,13 @@ def estimated_v100_days(system: Published) -> float | None:
 
 
 def utilization(system: Published) -> float:
-    """Share of the peak that the published days come to: of V100s for ADM, of A100s for LDM."""
+    """Utilization by the published days: share of the peak of V100s for ADM, of A100s for LDM."""
     peak = V100 if all(part.utilization for part in system.parts) else GPUS["a100"].peak / A100_IN_V100S
     return sum(map(part_flops, system.parts)) / (peak * system.v100_days * SECONDS_A_DAY)
 
 
 def compute_lines() -> list[str]:
-    """Published systems as lines of a Markdown table: counted operations, days by them and as published."""
+    """Published systems in Markdown rows: counted operations, with counted and published days."""
     lines = [
         "| system | EFLOP | V100-days, estimate | published | utilization |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -24,7 +24,7 @@ WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages
 
 
 class Demand(NamedTuple):
-    """Workers and GPUs that one stage can use."""
+    """Workers and GPUs that a stage can use."""
 
     counts: tuple[int, ...]  # numbers of workers that it may have, ascending; of actors, where nothing is trained
     gpus: float  # of each
@@ -107,7 +107,7 @@ def share_gpus(
         counts[name] = max([count for count in demand.counts if count * demand.gpus <= equal] or [counts[name]])
 
     def grown(name: str) -> int | None:
-        """The next number of a stage, if there is room for it."""
+        """The next number of a stage's workers or GPUs; None without room for more."""
         count = next((count for count in demands[name].counts if count > counts[name]), None)
         sums = [
             (sum((count if other == name else counts[other]) * demands[other].gpus for other in group), room)
@@ -125,7 +125,7 @@ def share_gpus(
 def shared_rooms(
     workflow: Workflow, names: Collection[str], fixed: Mapping[str, float], gpus: float
 ) -> list[tuple[list[str], float]]:
-    """Sets of the stages `names` that may run at once, each with the GPUs that `fixed` stages leave.
+    """Groups of the stages `names` for concurrent runs, each with the GPUs that `fixed` stages leave.
 
     Where those leave none, stages take turns, and there are all.
     """
@@ -149,7 +149,7 @@ def concurrent_stages(workflow: Workflow, names: Collection[str]) -> list[list[s
 
 
 def largest_crowd(groups: Collection[list[str]], sizes: Mapping[str, float], name: str) -> list[str]:
-    """The set with the largest sum of sizes among the sets that have this stage; [] for none."""
+    """The group with the largest sum of sizes among the stage's groups; [] for none."""
     own = [group for group in groups if name in group]
     return max(own, key=lambda group: sum(sizes[other] for other in group), default=[])
 
@@ -157,7 +157,7 @@ def largest_crowd(groups: Collection[list[str]], sizes: Mapping[str, float], nam
 def stage_resources(
     stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster, *, count: int, gpus: float, crowd: float
 ) -> Resources:
-    """Resources of a stage: its GPUs, and its part of CPUs and threads.
+    """Resources of a stage: GPUs, and a part of CPUs and threads.
 
     All that works at once claims at most half of the logical CPUs, so that the tasks that read shards always find some:
     trainings whose readers wait for each other's workers would wait for ever.
@@ -184,20 +184,20 @@ def stage_resources(
 
 
 def cpu_actors(profile: Profile, cluster: Cluster, *, sharing: int) -> int:
-    """Processes of a stage without GPUs, each as large as a training that shares its node with others."""
+    """Processes of a stage without GPUs, each as large as a training that shares a node."""
     cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
     threads = profile.threads or max(1, cores // sharing)
     return cluster.nodes * max(1, cores // threads)
 
 
 def branches(workflow: Workflow) -> int:
-    """Count the trainings that can run at once: all that wait for no other training."""
+    """Count the concurrent trainings: trainings that wait for no other training."""
     names = trainings(workflow)
     return max(1, sum(not workflow.before(name) & names.keys() for name in names))
 
 
 def concurrent_trainings(workflow: Workflow, stage: str) -> int:
-    """Count the trainings that may run beside a stage, itself included.
+    """Count the trainings that may run beside a stage, the stage included.
 
     What is no training works in several processes of a training's size instead of in one with all cores.
     """
@@ -208,7 +208,7 @@ def concurrent_trainings(workflow: Workflow, stage: str) -> int:
 
 
 def stands_alone(workflow: Workflow, stage: str) -> bool:
-    """Tell if this training has none before or after it, while another branch trains several in turn."""
+    """Tell if a training has no other before or after, while another branch trains several in turn."""
     names = trainings(workflow).keys()
     in_turn = {name for name in names if (workflow.before(name) | workflow.after(name)) & names}
     return bool(in_turn) and stage in names - in_turn
@@ -219,7 +219,7 @@ def trainings(workflow: Workflow) -> dict[str, Training]:
 
 
 class ResourceRow(NamedTuple):
-    """One stage on a cluster."""
+    """A stage on a cluster."""
 
     stage: str
     resources: Resources
@@ -234,7 +234,7 @@ class ResourceRow(NamedTuple):
 def resource_rows(
     workflow: Workflow, profile: Profile, cluster: Cluster, shares: Mapping[str, Resources]
 ) -> list[ResourceRow]:
-    """A row for each stage of `shares` that runs a network."""
+    """Table rows of the stages of `shares` that run a network."""
     configs = {
         stage.name: stage.config
         for stage in workflow.stages
@@ -266,7 +266,7 @@ def resource_rows(
 def reason(
     resources: Resources, size: int | None, others: Mapping[str, float], cluster: Cluster, *, given: bool
 ) -> str:
-    """The reason for the number of GPUs that a stage takes.
+    """The reason for a stage's number of GPUs.
 
     Args:
         size: samples of a step, where it is a training.

@@ -1,4 +1,4 @@
-"""Read amplification of tars that are read where they lie, and the command that writes smaller ones."""
+"""Read amplification of tars in the user's place, and the command that writes smaller tars."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ TOO_OFTEN = 2  # bytes read for each byte of the set
 
 
 class TarReads(NamedTuple):
-    """Reads of one training, by the number of its readers."""
+    """Reads of a training, by the number of readers."""
 
     stage: str
     layouts: dict[int, Layout]
@@ -32,7 +32,7 @@ class TarReads(NamedTuple):
 
 
 def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
-    """The index, or its estimate, of tars that trainings will read where the user has them.
+    """The index, or an estimate, of the tars that trainings will read in the user's place.
 
     None for a set whose shards are written by its own stage. Raises SourceError.
     """
@@ -51,7 +51,7 @@ def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
 
 
 def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardIndex) -> list[TarReads]:
-    """Reads of each training that is to run and reads the set itself."""
+    """Reads of each training to run that reads the set directly."""
     rows = []
     for entry in planned:
         stage = entry.stage
@@ -65,7 +65,7 @@ def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardInd
 def reads_of(
     stage: str, config: Training, index: ShardIndex, *, resolution: int, workers: Mapping[int, int]
 ) -> TarReads:
-    """Reads of one training; numbers of workers above the batch are left out.
+    """Reads of a training; numbers of workers above the batch are left out.
 
     Args:
         workers: by the number of readers.
@@ -80,7 +80,7 @@ def reads_of(
 
 
 def resolution_read(stage: Stage) -> int | None:
-    """Side of the images that a training reads of the set; None if it reads something else."""
+    """Side of the set's images in a training; None for a training on other data."""
     config, images, autoencoder = stage.config, stage.inputs.get("images"), stage.inputs.get("autoencoder")
     if not isinstance(images, Stage) or not isinstance(images.config, ImagesConfig):
         return None
@@ -111,7 +111,7 @@ def reads_title(index: ShardIndex) -> str:
 
 
 def reads_table(rows: Sequence[TarReads]) -> Table:
-    """One row a training, one column a number of readers."""
+    """A table with a row for each training, and a column for each number of readers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("training", no_wrap=True)
     counts = sorted({count for row in rows for count in row.amplification})
@@ -125,7 +125,7 @@ def reads_table(rows: Sequence[TarReads]) -> Table:
 
 
 def reads_warning(rows: Sequence[TarReads], index: ShardIndex, config: ImagesConfig) -> list[str]:
-    """Lines that warn of tars that are read too often, with the remedy; [] otherwise."""
+    """Warnings of tars that are read too often, with the remedy; [] otherwise."""
     often, readers, stage = max((often, n, row.stage) for row in rows for n, often in row.amplification.items())
     if often < TOO_OFTEN:
         return []

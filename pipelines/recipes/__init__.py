@@ -1,1 +1,1 @@
-"""Recipes: shapes, systems, and one Python function or row of a table for each recipe."""
+"""Recipes: shapes, systems, and a Python function or table row for each recipe."""

@@ -28,7 +28,7 @@ DEMO = "openmoji"
 
 
 def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
-    """A recipe by name or from a YAML file as `cascade show` prints it, with `--set` assignments applied.
+    """Loads a recipe by name or from a YAML file of `cascade show`, with `--set` assignments applied.
 
     Raises UsageError, one line, for an unknown recipe, field or a value that does not fit.
     """
@@ -45,7 +45,7 @@ def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """The recipe with every number, as `cascade show` prints it."""
+    """The recipe with every number, in the form of `cascade show`."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
 
 
@@ -86,7 +86,7 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[Ba
 
 
 def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: Any) -> None:
-    """Set one value of a tree. Raises PlaceError."""
+    """Set a value in a tree. Raises PlaceError."""
     first, _, rest = path.partition(".")
     *parents, leaf = find(shape, tree, first)
     for parent in parents:  # of a part that is named short

@@ -1,4 +1,4 @@
-"""The demo, a quarter of an hour on a laptop; and `smoke`, every stage at its smallest."""
+"""The demo, a quarter of an hour on a laptop; and `smoke`, with every stage at the smallest size."""
 
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, TransformerSampling
 from components.evaluation.agreement import AgreementConfig
@@ -88,12 +88,15 @@ def smoke() -> CascadeRecipe:
 
 
 def by_class_and_caption(training: Trained) -> Trained:
-    """The training with both conditions, each dropped by itself: a prompt has class, caption, or both."""
+    """The training with class and caption, each dropped independently.
+
+    A prompt has class, caption, or both.
+    """
     return training.replace(conditions=("label", "text"), cond_drop="independent", cond_drop_prob=0.2)
 
 
 def brief(training: Trained, *, batch: int, steps: int = 60, rate: float = 2e-3) -> Trained:
-    """The training in seconds, with checkpoints on the way for tests that kill it."""
+    """A training of seconds, with checkpoints on the way for tests that kill the training."""
     return training.replace(
         total_steps=steps,
         global_batch_size=batch,

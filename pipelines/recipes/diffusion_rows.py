@@ -1,4 +1,4 @@
-"""Rows of the lecture from diffusion on: each system by its own recipe, minutes on two cores.
+"""Rows of the lecture from diffusion on: a recipe for each system, minutes on two cores.
 
 Images are those of the rows before diffusion, and the autoencoder of latent diffusion is the row `vae_gan`. Rows on
 Fashion-MNIST, at its own 28², are studies: likelihoods of its one channel, samplers by steps, guidance by scale. Those
@@ -287,7 +287,7 @@ def by_text_states(training: DiffusionTraining) -> DiffusionTraining:
 
 
 def restoring() -> DiffusionTraining:
-    """A U-Net at 32² that is given a degraded image."""
+    """A U-Net at 32² with a degraded image as condition."""
     return diffusion(32).replace(conditions=(), degradation=DegradationConfig())
 
 
@@ -329,5 +329,5 @@ def fashion_sketching() -> DiffusionTraining:
 
 
 def fashion_gray() -> DiffusionTraining:
-    """The same with one channel and fewer steps, for likelihoods."""
+    """The training with one channel and fewer steps, for likelihoods."""
     return unet(28, 16, (1, 2, 4), (7,), steps=1200, batch=24, rate=1.5e-3, saves=3).replace(in_channels=1)

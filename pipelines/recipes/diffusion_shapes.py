@@ -1,4 +1,4 @@
-"""Shapes of recipes of diffusion models, and checks of facts that their stages share.
+"""Shapes of recipes of diffusion models, and checks of facts that stages share.
 
 A check raises ValueError and names the field.
 """
@@ -37,7 +37,7 @@ from components.stages.text_encoder import TextEncoderConfig
 
 
 class DiffusionBranchRecipe(Config):
-    """A base, any number of upsamplers, and the networks that are trained before them, if any.
+    """A base, any number of upsamplers, and optional networks from earlier trainings.
 
     With `autoencoder` the base makes latents (Stable Diffusion). With `text_encoder` or `contrastive` its condition is
     a frozen encoder's states of a text (Imagen); with `diffusion_prior` an embedding of the image that a text asks for
@@ -148,7 +148,7 @@ class DiffusionBranchRecipe(Config):
 
 
 class ImageToImageRecipe(Config):
-    """A model, and held-out images restored with it."""
+    """A model, and held-out images that the model restores."""
 
     workflow: Literal["image_to_image"] = "image_to_image"
     name: str
@@ -305,7 +305,7 @@ def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
 
 
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
-    """Raise ValueError for more steps than the model's, or a spacing without its last step."""
+    """Raise ValueError for more steps than the model's, or a spacing without the last step."""
     process = model.process
     if not isinstance(process, DiscreteProcess):
         return

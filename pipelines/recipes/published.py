@@ -1,4 +1,4 @@
-"""Published systems at their size, as recipes that run: give them images and a cluster.
+"""Published systems at full size, as recipes for the user's images and cluster.
 
 cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
@@ -50,7 +50,7 @@ class PaperPrior(NamedTuple):
 
 
 class PaperBranch(NamedTuple):
-    """A row of the table: models by name, and how they are sampled."""
+    """A row of the table: models by name, and sampling settings."""
 
     summary: str
     resolution: int  # pixels of the images
@@ -160,7 +160,7 @@ def paper_recipes() -> dict[str, PaperRecipe]:
 
 
 def lone_model(name: str, row: PaperAutoencoder) -> OneModelRecipe:
-    """The recipe of an autoencoder by itself."""
+    """The recipe of an autoencoder alone."""
     return OneModelRecipe(name=name, images=own_images().images, model=row.training, evaluation=EvaluationConfig())
 
 

@@ -264,7 +264,7 @@ def unet(
     degradation: DegradationConfig | None = None,
     warmup_steps: int = 0,
 ) -> DiffusionTraining:
-    """A row of the table; in all of them 32 groups a norm, Adam at a constant rate, a slow average."""
+    """A row of the table; all rows have 32 groups a norm, Adam at a constant rate, a slow average."""
     network = UNetConfig(
         model_channels=model_channels,
         channel_mult=channel_mult,

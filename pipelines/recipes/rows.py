@@ -1,4 +1,4 @@
-"""Rows of the lecture before diffusion: each system by its own recipe, minutes on two cores.
+"""Rows of the lecture before diffusion: a recipe for each system, minutes on two cores.
 
 Rows share what has equal numbers: the images, and the VQ-GAN that three priors are trained on.
 """

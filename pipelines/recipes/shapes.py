@@ -1,4 +1,4 @@
-"""Shapes of recipes and their checks: the cascade, a token branch, one model; all shapes by workflow.
+"""Shapes of recipes with checks: the cascade, a token branch, a single model; shapes by workflow.
 
 A check raises ValueError and names the field.
 """
@@ -60,7 +60,7 @@ class AgreementRecipe(Config):
         return self
 
     def check_size(self, side: int) -> None:
-        """Raise ValueError for a network of larger images than the finished ones, `side` pixels wide."""
+        """Raise ValueError for a network of images larger than the finished images, `side` pixels wide."""
         for name in ("judge", "matcher"):
             model = getattr(self, name)
             if model is not None and model.data.resolution > side:
@@ -254,7 +254,7 @@ class SharedParts(NamedTuple):
     def branch(
         self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | DiffusionBranchSampling, **parts: Any
     ) -> DiffusionBranchRecipe:
-        """A recipe of a diffusion model and models around it; `sampling` is of the base, or of all models."""
+        """A recipe of a diffusion model and models around the base; `sampling` is of the base, or of all."""
         return DiffusionBranchRecipe(
             name=name,
             images=self.images,

@@ -150,7 +150,7 @@ TAXONOMY: dict[Callable[[], Any], System] = {
 
 
 def timed(training: systems.Trained, steps_per_minute: int, *, share: float = 1.0) -> systems.Trained:
-    """The training with the steps of its share of MINUTES; a preview at the end.
+    """The training with the steps of its share of MINUTES, and a preview at the end.
 
     All in fp32: not every processor has bf16, and not all networks gain the same by it.
     """

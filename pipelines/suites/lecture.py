@@ -191,7 +191,7 @@ class ShownSlide(NamedTuple):
 
 
 def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult]) -> str:
-    """The page as HTML without script, complete in itself.
+    """The page as self-contained HTML without script.
 
     Args:
         results: by recipe, of all recipes that slides name.

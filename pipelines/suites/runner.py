@@ -181,7 +181,7 @@ def finished_stages(prepared: driver.Prepared) -> Stages:
 
 
 def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
-    """Runs that MLflow does not hold as finished; none while MLflow is away or turned off."""
+    """Runs that MLflow doesn't hold as finished; none while MLflow is away or turned off."""
     uri = tracking_uri(tracking)
     if uri is None or not runs:
         return set()

@@ -19,7 +19,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class CodeReference(Config):
-    """Place of a formula in the code: a function or class of a file, and words of a statement in it."""
+    """Place of a formula in the code: a function or class of a file, and words of a statement."""
 
     file: str  # components/models/diffusion/schedule.py
     name: str  # Schedule.add_noise
