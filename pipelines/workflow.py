@@ -46,6 +46,11 @@ class Stage:
 
 
 class PlannedStage(NamedTuple):
+    """A stage with its key, its folder in storage and the cached artifact of the key, if any.
+
+    `input_keys` holds the keys of the inputs by input name; the manifest records them with the artifact.
+    """
+
     stage: Stage
     key: str
     store: Store  # {root}/stages/{stage}/{key}

@@ -1,1 +1,1 @@
-"""What a run stands on: storage, tracking, events, the pool of workers, and the share of a machine."""
+"""Foundations of a run: storage, tracking, events, the pool of workers, the machine's shares."""

@@ -1,4 +1,4 @@
-"""The events of a run, and each as a line of its log.
+"""Events of a run, and their form as lines of a log.
 
 Workers, stages and the workflow emit them; `components.runtime.event_log` keeps them in order. The live table, the
 report and MLflow read them there.
@@ -31,7 +31,7 @@ class Progress(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One point of each of a stage's curves; with stage "" of the curves of the run."""
+    """A point of each of a stage's curves; with stage "" of the run's curves."""
 
     stage: str
     step: int
@@ -39,7 +39,7 @@ class Metrics(NamedTuple):
 
 
 class Image(NamedTuple):
-    """An image that MLflow's page shows by step."""
+    """An image on MLflow's page, by step."""
 
     stage: str
     step: int
@@ -79,21 +79,21 @@ class ModelsDescribed(NamedTuple):
 
 
 class RunEnded(NamedTuple):
-    """The end of the run; after FINISHED the models of the run may become champions of their names."""
+    """The end of the run; after FINISHED the run's models may become champions of their names."""
 
     status: Status
     promote: Promote = "better"
 
 
 class StagePlanned(NamedTuple):
-    """A stage of the run, before anything is done for it."""
+    """A stage of the run, before any work."""
 
     stage: str
     key: str
 
 
 class StageHeld(NamedTuple):
-    """A stage that waits or is left out, for the reason in `note`."""
+    """A stage that waits or is left out, with the reason in `note`."""
 
     stage: str
     state: Literal["queued", "skipped"]
@@ -111,14 +111,14 @@ class StageStarted(NamedTuple):
 
 
 class StageCached(NamedTuple):
-    """A stage that need not run, with its artifact."""
+    """A stage with a cached artifact, which does not run."""
 
     stage: str
     artifact: Artifact
 
 
 class StageEnded(NamedTuple):
-    """The end of a stage that had started; a model among artifacts is registered as candidate."""
+    """The end of a started stage; a model among the artifacts is registered as candidate."""
 
     stage: str
     status: Status
@@ -145,7 +145,7 @@ KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 class LogEntry(NamedTuple):
-    """An event in the log, with its time, its run and the key of its stage."""
+    """An event in the log, with time, run and stage key."""
 
     time: int  # milliseconds since 1970
     run: str
@@ -155,11 +155,11 @@ class LogEntry(NamedTuple):
 
     @property
     def stage(self) -> str:
-        """Name of the event's stage; empty for an event of the run itself."""
+        """Name of the event's stage; empty for an event of the run."""
         return getattr(self.event, "stage", "")
 
     def line(self) -> bytes:
-        """Serializes the record as one line of JSON."""
+        """Serializes the record as a line of JSON."""
         document = self._asdict() | {"event": type(self.event).__name__, "fields": self.event._asdict()}
         return json.dumps(document, default=_encoded).encode() + b"\n"
 
@@ -182,7 +182,7 @@ class Recorder(Protocol):
 
 
 class SilentRecorder:
-    """A recorder that drops everything: for components used without a pipeline."""
+    """A recorder that drops all events: for components without a pipeline."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -193,7 +193,7 @@ def now_ms() -> int:
 
 
 def _encoded(value: Any) -> Any:
-    """Values that JSON lacks: artifacts with their address, bytes, and numbers of numpy."""
+    """Values that JSON lacks: artifacts with addresses, bytes, and numpy's numbers."""
     if isinstance(value, Artifact):
         return {"$artifact": value.model_dump(mode="json") | {"root": value.root}}
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""The share of the cluster that a stage may use. Never part of a stage's identity."""
+"""The share of the cluster for a stage. Never part of a stage's identity."""
 
 import os
 from typing import Literal
@@ -39,7 +39,7 @@ class Resources(Config):
     profiling: Profiling | None = None  # set by a run, never by a profile
 
     def worker_counts(self, global_batch_size: int) -> list[int]:
-        """Numbers of workers, ascending, among which a training's batch divides equally."""
+        """Numbers of workers, ascending, that divide a training's global batch."""
         least = self.min_workers or self.num_workers
         return [count for count in range(least, self.num_workers + 1) if global_batch_size % count == 0]
 

@@ -1,4 +1,4 @@
-"""Measures of how a training uses its machine: one name, title and unit in table, MLflow and report.
+"""Measures of a training's use of the machine: name, title and unit for table, MLflow and report.
 
 A training logs them (`components.training.speed`); a device that lacks a measure leaves that one out.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Measure(NamedTuple):
-    """One figure of a training."""
+    """A figure of a training."""
 
     title: str
     text: Callable[[float], str]
@@ -17,7 +17,7 @@ class Measure(NamedTuple):
 
 
 def plain(value: float) -> str:
-    """About three digits that count: `0.42`, `8.1`, `812`, `24,700`."""
+    """Formats with about three significant digits: `0.42`, `8.1`, `812`, `24,700`."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -46,6 +46,6 @@ MEASURES = {
 
 
 def measures_of(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Measures of a whole run from the values of its logs; a measure that no log has is left out."""
+    """Measures of a whole run from logged values; measures without a log are left out."""
     series = {name: [values[name] for values in points if name in values] for name in MEASURES}
     return {name: MEASURES[name].of_run(values) for name, values in series.items() if values}

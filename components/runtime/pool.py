@@ -36,7 +36,7 @@ class HandoverError(TypeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error below Ray's layers, with the type's name unless it is ours."""
+    """The first line of an error below Ray's layers, with the type's name unless the type is ours."""
     while True:
         cause = getattr(error, "cause", None) or error.__cause__
         if (not isinstance(error, RayTaskError) and type(error).__module__.split(".")[0] != "ray") or cause is None:
@@ -48,7 +48,7 @@ def one_line(error: BaseException) -> str:
 
 
 class Job(Protocol):
-    """A part that leaves a file."""
+    """A part that ends as a file."""
 
     @property
     def name(self) -> str: ...  # of its file, without `.npz`
@@ -64,7 +64,7 @@ class Later(NamedTuple):
 
 
 class Left(NamedTuple):
-    """A worker's answer for a part whose `Later` is still to be done."""
+    """A worker's answer for a part with a pending `Later`."""
 
 
 class Held(NamedTuple):
@@ -181,13 +181,13 @@ class Pool:
                 yield number, result
 
     def call(self, function: Callable[[], T]) -> T:
-        """Calls the function in a worker and returns its result."""
+        """Calls the function in a worker and returns the result."""
         portable(function, what="a call of the pool")
         ((_, result),) = self.as_done(_caller, [function])
         return result
 
     def finish(self, make_worker: Callable[[], Callable[[J], Any]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
-        """Do all jobs but those whole from an earlier try; yields each job once the file is there.
+        """Do all jobs without a whole file from an earlier try; yields each job at the file's arrival.
 
         Args:
             make_worker: as in `map`; its function writes the file of a job by `write_job`.
@@ -205,7 +205,7 @@ class Pool:
             yield missing[number]
 
     def _free(self, held: Sequence[Held]) -> list[Any]:
-        """Workers with an idle device that may hold another part."""
+        """Workers with an idle device and room for another part."""
         at_device = {id(part.actor) for part in held if part.at_device}
         count = Counter(id(part.actor) for part in held)
         return [actor for actor in self.actors if id(actor) not in at_device and count[id(actor)] < IN_HAND]
@@ -227,7 +227,7 @@ class Pool:
         return 0 <= self.resources.max_failures < failures
 
     def _replace(self, actor: Any) -> None:
-        """Start a worker in the place of a lost one, once, though several parts were lost with it."""
+        """Start a worker in a lost worker's place, once, even if several parts were lost."""
         if actor in self.actors:
             self.actors.remove(actor)
             ray.kill(actor)
@@ -259,7 +259,7 @@ def file_name(job: str) -> str:
 
 
 def write_job(files: Store, job: str, data: bytes, **facts: Any) -> None:
-    """Write the file of a finished job, and the facts into its record."""
+    """Write the file of a finished job, and the facts into the file's record."""
     write_part(files, job, file_name(job), data, **facts)
 
 
@@ -279,7 +279,7 @@ class PoolWorker:
         """Answers once the worker has started."""
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], number: int, part: Any) -> Any:
-        """Do a part, except for a `Later`, which is left to `finish`."""
+        """Do a part, except for a `Later`, which `finish` does."""
         with self.turn:  # the last part of a `map` that was broken off may still be at work
             self._use_threads()
             result = self._worker(name, make_worker)(part)
@@ -299,7 +299,10 @@ class PoolWorker:
         return self.made[1]
 
     def _use_threads(self) -> None:
-        """Sets torch's number of threads, which torch counts separately for each calling thread."""
+        """Sets torch's number of threads for the calling thread.
+
+        torch counts threads separately for each calling thread.
+        """
         import torch
 
         torch.set_num_threads(self.threads)

@@ -20,6 +20,11 @@ from components.sampling.plan import Plan
 
 
 class Best(NamedTuple):
+    """The chosen candidate of each image, with the scores of all n candidates.
+
+    Of equal scores the first candidate is chosen; the higher a score, the better the image.
+    """
+
     chosen: Tensor  # (B, …)  the best candidate of each image
     candidate: Tensor  # (B,)  its number, int64 in [0, n)
     scores: Tensor  # (B, n)  of all candidates, fp32

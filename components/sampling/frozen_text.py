@@ -33,10 +33,17 @@ class FrozenTextError(RuntimeError):
 
 
 class TextStates(NamedTuple):
+    """States of texts from a frozen encoder without a common embedding of text and image."""
+
     states: Tensor  # (B, L, D) fp32, zeros at padding
 
 
 class EmbeddedStates(NamedTuple):
+    """States of texts from a contrastive encoder, and the texts' embeddings.
+
+    The embedding is scaled from length 1 to unit variance of its components, the scale of network inputs.
+    """
+
     states: Tensor  # (B, L, D) fp32, zeros at padding
     embedding: Tensor  # (B, E) of unit variance
 

@@ -38,6 +38,11 @@ class TextCondition(NamedTuple):
 
 
 class SamplingModel(NamedTuple):
+    """A loaded model with the settings of its training and the sampling settings of its stage.
+
+    The module is in fp32 and in eval mode; `describe_model` returns one whose tensors have no memory.
+    """
+
     name: str  # of its stage: "prior", "base", "upsampler_64"; names its random streams too
     kind: str
     network: dict[str, Any]  # constructor arguments

@@ -59,6 +59,11 @@ class Plan:
 
 
 class Conditions(NamedTuple):
+    """Conditions of a batch of plans on the model's device, and the null conditions for guidance.
+
+    Both hold tensors with the batch as first dimension, by the argument names of the network.
+    """
+
     condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S): what the network takes
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 

@@ -1,4 +1,4 @@
-"""Requests of clients: OpenAI's image API, and this project's own options as further fields of it."""
+"""Requests of clients: OpenAI's image API, with this project's options as further fields."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from components.serving.uploads import GivenImages
 
 
 def is_text(value: str) -> str:
-    """Raises ValueError for halves of characters, which JSON can bring and nothing can read."""
+    """Raises ValueError for lone surrogates, which JSON can carry and UTF-8 can't encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -82,7 +82,10 @@ class OpenAIFields(BaseModel):
 
 
 def option_fields() -> dict[str, Any]:
-    """Returns the API's field of each option that is one number or word, for `pydantic.create_model`."""
+    """Returns the API's fields of single-valued options, as arguments of `pydantic.create_model`.
+
+    These are options of a single number or word.
+    """
     fields: dict[str, Any] = {}
     for name, option in plain_options().items():
         kind: Any = plain_type(Request.model_fields[name])
@@ -117,7 +120,7 @@ class Edit(Generation):
     @field_validator("sampling", mode="before")
     @classmethod
     def _of_text(cls, value: object) -> object:
-        """JSON, or the values that stood each in a field of its own."""
+        """Parses JSON, or the values of separate form fields."""
         try:
             value = json.loads(value) if isinstance(value, str) else value
         except ValueError:
@@ -129,7 +132,7 @@ Asked = Generation | Edit
 
 
 def check_limits(asked: Asked, limits: Limits) -> None:
-    """Raises ServiceError for more than one request may ask for, and for fields that don't go together."""
+    """Raises ServiceError for a request beyond the limits, and for fields that exclude each other."""
     most = {"n": limits.images, "steps": limits.steps, "best_of": limits.candidates}
     most |= {"partial_images": limits.partial_images}
     for name, limit in most.items():
@@ -153,7 +156,10 @@ def check_limits(asked: Asked, limits: Limits) -> None:
 
 
 def _check_setting(place: str, name: str, value: Value, limits: Limits) -> None:
-    """Settings that decide how much work there is; no other type than a whole number passes a limit."""
+    """Checks a setting that decides the amount of work.
+
+    Only whole numbers pass a limit.
+    """
     limit = getattr(limits, LIMITED[name]) if name in LIMITED else None
     if limit is not None and (type(value) is not int or value > limit):
         message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
@@ -167,7 +173,9 @@ def size_of(asked: Asked) -> tuple[int, int] | None:
 
 
 def generator_of(asked: Asked, card: Card, *, on_images: bool) -> GeneratorCard:
-    """The generator that is asked for, else the first that can. Raises ServiceError if there is none.
+    """Returns the requested generator, else the first suitable generator.
+
+    Raises ServiceError if no generator is suitable.
 
     Args:
         on_images: whether it has an image to work on.
@@ -186,7 +194,7 @@ def generator_of(asked: Asked, card: Card, *, on_images: bool) -> GeneratorCard:
 
 
 def check_options(asked: Asked, generator: GeneratorCard) -> None:
-    """Raise ServiceError for what the generator does not take."""
+    """Raise ServiceError for options that the generator does not take."""
     for name in (*OPTIONS, "condition"):
         if getattr(asked, name) is not None and name not in generator.options:
             takes = ", ".join(option for option in generator.options if option in OPTIONS) or "none of its kind"
@@ -208,7 +216,7 @@ def prompt_of(asked: Asked) -> str | None:
 
 
 def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> ImageJob:
-    """Returns the job of a request, checked as far as the card says; a seed that is missing is drawn.
+    """Returns the job of a request, checked against the card, with a random seed if none is set.
 
     Raises ServiceError for what the generator does not take.
     """
@@ -232,7 +240,7 @@ def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> ImageJ
 
 
 def task_of(asked: Edit, generator: GeneratorCard, given: GivenImages) -> str | None:
-    """The task that is asked for; with a mask inpainting, which OpenAI's clients have no name for."""
+    """Returns the requested task; with a mask `inpainting`, which OpenAI's clients can't name."""
     if asked.task is not None and asked.task not in generator.tasks:
         can = ", ".join(generator.tasks)
         raise ServiceError(

@@ -1,4 +1,4 @@
-"""Routes of the service: OpenAI's image API over models, wherever they run, and the page."""
+"""Routes of the service: OpenAI's image API over models on any machine, and the page."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ class EditForm(Edit):
     @model_validator(mode="before")
     @classmethod
     def _with_stages(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Collects the fields sampling[STAGE][SETTING], in which clients send what is nested."""
+        """Collects the fields sampling[STAGE][SETTING], the form of nested values in clients."""
         stages: dict[str, dict[str, Any]] = {}
         for name, text in fields.items():
             if (setting := SETTING.fullmatch(name)) and text:
@@ -86,7 +86,7 @@ class EditForm(Edit):
 
 @dataclass(frozen=True)
 class Service:
-    """Models, and the last cards that were heard of them."""
+    """Served models, and the latest card of each model."""
 
     backends: Mapping[str, Backend]
     settings: ServiceSettings
@@ -94,7 +94,7 @@ class Service:
     asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
     def name(self, name: str | None) -> str:
-        """Returns the name of the model that answers.
+        """Returns the name of the answering model.
 
         Raises ServiceError if no model of this name is served, or none is named and there are several.
         """
@@ -196,7 +196,7 @@ def needs_json(request: HttpRequest) -> None:
 
 
 async def needs_form(request: HttpRequest) -> None:
-    """Raises ServiceError for another media type, no image, and what FastAPI would pass over in a form."""
+    """Raises ServiceError for another media type, a missing image, and fields that FastAPI ignores."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise ServiceError(415, "send the image in a form: Content-Type must be multipart/form-data")
@@ -219,7 +219,7 @@ async def needs_form(request: HttpRequest) -> None:
 
 
 def plain(text: str) -> Any:
-    """Returns a number, true, false, null or a list where the text is one."""
+    """Returns a number, true, false, null or a list if the text is such JSON, else the text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -227,7 +227,7 @@ def plain(text: str) -> Any:
 
 
 def add_image_routes(app: FastAPI, service: Service) -> None:
-    """Adds the routes that make images."""
+    """Adds the routes for images."""
 
     @app.post(
         GENERATIONS,
@@ -255,7 +255,7 @@ def add_image_routes(app: FastAPI, service: Service) -> None:
 
 
 def add_model_routes(app: FastAPI, service: Service) -> None:
-    """Adds the routes that tell which models there are."""
+    """Adds the routes for lists of models."""
 
     @app.get("/v1/models", responses=ERRORS, dependencies=[BEARER])
     async def list_models() -> ModelList:
@@ -280,7 +280,7 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
 
 
 def add_page(app: FastAPI) -> None:
-    """Serves the page at `/` and its files at `/page/NAME`; no key is asked for them."""
+    """Serves the page at `/` and the page's files at `/page/NAME`, without a key."""
     mimetypes.add_type("text/javascript", ".js")  # the tables of some machines know it by an older name
     files = StaticFiles(directory=PAGE)
 
@@ -298,7 +298,7 @@ def add_page(app: FastAPI) -> None:
 
 
 def fields_module() -> str:
-    """Returns the page's module of its controls: `OPTIONS` of a request, `CHOICES` of a stage's settings."""
+    """Returns the page's module of controls: `OPTIONS` of a request, `CHOICES` of a stage's settings."""
     values = {"OPTIONS": form_fields(), "CHOICES": form_choices()}
     return "".join(f"export const {name} = {json.dumps(value)};\n" for name, value in values.items())
 

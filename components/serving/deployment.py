@@ -1,4 +1,4 @@
-"""The service on Ray Serve: the API in front, replicas of each model behind it; begun and ended.
+"""The service on Ray Serve: an API in front of each model's replicas; start and end.
 
 The API's process imports neither torch nor MLflow, so the replicas' module is imported where they are described.
 """
@@ -33,7 +33,7 @@ CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late; that a proces
 
 
 class StartError(Exception):
-    """The service can't be begun; the message is one line."""
+    """The service can't start; the message is one line."""
 
 
 class Api:
@@ -64,7 +64,7 @@ class RayBackend:
         self._handle, self._streaming, self._seconds = handle, handle.options(stream=True), seconds
 
     async def card(self) -> Card:
-        """Returns the model's card. Raises Unavailable if no replica says it in time."""
+        """Returns the model's card. Raises Unavailable if no replica answers in time."""
         try:
             return await asyncio.wait_for(self._handle.card.remote(), TAKE_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
@@ -111,7 +111,7 @@ class RayBackend:
 
 
 def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
-    """Returns the application that `serve.run` and `serve deploy` take.
+    """Returns the application for `serve.run` and `serve deploy`.
 
     Args:
         read_keys: gives the API keys in the process that compares them.
@@ -130,7 +130,7 @@ def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -
 
 
 def model_application(model: ServedModel, settings: ServiceSettings) -> Application:
-    """Returns the replicas of one model."""
+    """Returns the replicas of a model."""
     from components.serving.replica import Model
 
     scaling = None
@@ -154,7 +154,7 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
 
 
 def check_room(host: str, port: int) -> None:
-    """Raises StartError if the Ray that this program uses has no room for a service at an address."""
+    """Raises StartError if this program's Ray has no room for a service at an address."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # a bar shows what it says on its way
     before = serve.status()
     if APPLICATION in before.applications:
@@ -171,7 +171,7 @@ def check_room(host: str, port: int) -> None:
 def run_service(
     settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
 ) -> None:
-    """Serves where there is room for it, and returns when every model answers.
+    """Starts the service after checking for room, and returns when every model answers.
 
     Args:
         read_keys: gives the API keys in the process that compares them; none where nothing is said.
@@ -188,7 +188,7 @@ def run_service(
 
 
 def end_service() -> None:
-    """Ends the service, and Ray Serve itself where nobody else uses it; the cluster stays."""
+    """Ends the service, and Ray Serve too without other users; the cluster stays."""
     if any(name != APPLICATION for name in serve.status().applications):
         serve.delete(APPLICATION)
     else:
@@ -217,7 +217,7 @@ def listens(host: str, port: int) -> bool:
 
 
 def reason_of_failure() -> str | None:
-    """Returns the last line of the traceback of a part that could not begin; None if there is none."""
+    """Returns the last line of a failed part's traceback; None without a failure."""
     application = serve.status().applications.get(APPLICATION)
     if application is None:
         return None

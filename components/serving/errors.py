@@ -1,4 +1,4 @@
-"""Errors in the form of OpenAI's API: one sentence that names the value and the remedy."""
+"""Errors in the form of OpenAI's API: a sentence with the value and the remedy."""
 
 import re
 import reprlib
@@ -53,7 +53,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ServiceError(Exception):
-    """A request that is answered with an error."""
+    """A request with an error as the answer."""
 
     def __init__(
         self,
@@ -76,19 +76,22 @@ class ServiceError(Exception):
         return ErrorAnswer(error=error).model_dump()
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        """Returns the answer, with these headers and those that its status asks for."""
+        """Returns the answer, with the given headers and the status's own."""
         own = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         own |= {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
         return JSONResponse(self.body(), self.status, headers=own | dict(headers or {}))
 
 
 def sendable(text: str) -> str:
-    """Returns text that UTF-8 can hold: JSON can bring halves of characters."""
+    """Returns text that UTF-8 can encode, with lone surrogates as backslash escapes.
+
+    JSON can carry halves of characters.
+    """
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def of_refused(refused: Refused, request: Request) -> ServiceError:
-    """Returns the error for a job that a model won't do.
+    """Returns the error for a job that a model refuses.
 
     Args:
         request: the first of the job, whose fields the client wrote.
@@ -102,12 +105,15 @@ def of_refused(refused: Refused, request: Request) -> ServiceError:
 
 
 def of_unavailable(error: Unavailable) -> ServiceError:
-    """Returns the error for a model that can't be asked now."""
+    """Returns the error for a model that can't answer now.
+
+    The status is 503, and the header Retry-After asks the client for another try.
+    """
     return ServiceError(503, str(error), retry_after=1)
 
 
 def param_of(message: str, request: Request) -> str | None:
-    """Returns the field of a request that a model's sentence names first; None if it names none."""
+    """Returns the first request field in a model's sentence; None without a field in the sentence."""
     words = [word.removeprefix("num_inference_") for word in re.findall(r"\w+", message)]
     if re.match(r"\w+\.\w+: ", message):  # a setting of a stage, which some fields are short for
         return words[1] if getattr(request, words[1], None) is not None else "sampling"
@@ -117,7 +123,7 @@ def param_of(message: str, request: Request) -> str | None:
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> ServiceError:
-    """Returns the first of pydantic's errors as one sentence.
+    """Returns pydantic's first error as a sentence.
 
     Args:
         fields: names of fields, of which the nearest is proposed for an unknown one.
@@ -159,7 +165,7 @@ def _sentence(error: Mapping[str, Any], name: str, fields: Iterable[str]) -> str
 
 
 def shown(value: object) -> str:
-    """Returns a client's value, short enough for a sentence, however large or deep it is."""
+    """Returns a client's value, short enough for a sentence, whatever the value's size or depth."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxlong, short.maxother = 2, 60, 40, 60
     return short.repr(value)

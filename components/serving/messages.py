@@ -1,4 +1,4 @@
-"""Messages between the API and a model; all of them can be pickled."""
+"""Messages between the API and a model; all messages can be pickled."""
 
 from collections.abc import AsyncIterator
 from typing import Any, Literal, NamedTuple, Protocol
@@ -9,14 +9,14 @@ Trouble = Literal["invalid", "busy", "late"]  # the client's fault; too many ima
 
 
 class ImageJob(NamedTuple):
-    """Images that one call asked for; one version of the model makes them all."""
+    """Images of a call, all made by a single version of the model."""
 
     requests: tuple[Request, ...]
     partial_images: int = 0  # previews wanted of each image, where its generator shows its steps
 
 
 class Partial(NamedTuple):
-    """A preview: the clean image that the model predicts on its way."""
+    """A preview: the clean image that the model predicts at a step."""
 
     image: int  # place of the request in its job
     number: int  # of the preview, from 0
@@ -34,7 +34,7 @@ class FinishedImage(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The last event of a job that won't be done."""
+    """The last event of a refused job."""
 
     trouble: Trouble
     message: str  # one sentence for the user
@@ -45,18 +45,18 @@ Event = Partial | FinishedImage | Refused
 
 
 class Taken(NamedTuple):
-    """The first event of a job that a replica works on; for the API's side of the connection alone."""
+    """The first event of a job in a replica; for the API's side of the connection alone."""
 
 
 class Unavailable(Exception):  # noqa: N818, no error of a programmer
-    """A model that can't be asked now, as its replica was lost or none is there yet; worth another try.
+    """A model without a live replica; worth another try.
 
     Its text is a sentence for the user.
     """
 
 
 class GeneratorCard(NamedTuple):
-    """A generator's description: what requests of it may say."""
+    """A generator's description: options and limits of requests."""
 
     name: str
     title: str
@@ -85,10 +85,10 @@ class Card(NamedTuple):
 
 
 class Backend(Protocol):
-    """A model as the API asks it, wherever it runs."""
+    """A model seen from the API, on any machine."""
 
     async def card(self) -> Card:
-        """Returns the card of the version that answers now."""
+        """Returns the card of the current version."""
         ...
 
     def make(self, job: ImageJob) -> AsyncIterator[Event]:

@@ -50,7 +50,7 @@ LOST = ServiceError(503, "the service lost this request on the way; try again in
 
 @dataclass
 class Notes:
-    """Facts of a request for its line in the log; a route fills in what it learns."""
+    """Facts of a request for the line in the log; filled in by the routes."""
 
     started: float = field(default_factory=time.monotonic)
     model: str = "-"
@@ -65,7 +65,7 @@ def noted(app: ASGIApp) -> ASGIApp:
     """
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        """Calls the app, with notes of its answer."""
+        """Calls the app, and notes facts of the answer."""
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -99,7 +99,7 @@ def noted(app: ASGIApp) -> ASGIApp:
 
 
 def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
-    """Refuses requests without one of the keys or, if there are no keys, those from elsewhere."""
+    """Refuses requests without a valid key or, if there are no keys, from other machines."""
     digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,7 @@ def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
 
 
 def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> ServiceError | None:
-    """Returns the error for a request whose key is missing or unknown, compared in constant time."""
+    """Returns the error for a missing or unknown key, compared in constant time; else None."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     digest = hashlib.sha256(key.strip().encode()).digest()
     # Every key is looked at, so that the time says nothing of which one was nearly right.
@@ -129,10 +129,10 @@ def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> S
 
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
-    """Returns the error for a visitor of a service without keys who is no program of this machine.
+    """Returns the error for a visitor who is no program of this machine, at a service without keys.
 
-    Such a visitor comes by a name that an attacker made point here (DNS rebinding), or from the page of another site
-    in the browser of this machine.
+    None for a program of this machine. Such a visitor comes by a name that an attacker made point here (DNS rebinding),
+    or from the page of another site in the browser of this machine.
     """
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not is_loopback(hosts[0]):
@@ -145,11 +145,11 @@ def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
 
 
 def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
-    """Reads bodies under the limits, and lets `calls` requests that have one be answered at a time."""
+    """Reads bodies under the limits, and answers at most `calls` requests with a body at a time."""
     bodies, answering = Bodies(limits), 0
 
     async def reading(scope: Scope, receive: Receive, send: Send) -> None:
-        """Calls the app, with a body that is there already."""
+        """Calls the app, with a body that is already read."""
         nonlocal answering
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or scope["method"] != "POST" or path not in TAKE_BODIES:
@@ -184,7 +184,7 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
 
 
 class Bodies:
-    """The bodies that are being read: each under a deadline, so many at a time, of a limited size.
+    """Bodies on the way: each under a deadline and of a limited size, a limited number at a time.
 
     A client that sends slowly holds a place here and nowhere else. Where all places are taken, the body that waits
     longest for its next piece gives way: one that comes as fast as its line allows is never that one, however many
@@ -196,7 +196,7 @@ class Bodies:
         self._sizes: dict[asyncio.Timeout, int] = {}  # bytes, by the patience with a body; last who was heard of last
 
     async def read(self, receive: Receive, *, declared: int) -> bytes | None:
-        """Returns a whole body; None if the client went away before its end.
+        """Returns a whole body; None if the client went away before the body's end.
 
         Args:
             declared: bytes that the client says it will send.
@@ -236,7 +236,7 @@ class Bodies:
             raise ServiceError(413, f"the body must have at most {self._limits.body_bytes} bytes: send smaller images")
 
     def _make_room(self) -> None:
-        """Ends the wait for the bodies that were silent longest, until the others fit."""
+        """Ends the wait for the most silent bodies, until the rest fits."""
         while len(self._sizes) > self._limits.bodies or sum(self._sizes.values()) > self._limits.bodies_bytes:
             silent = next(iter(self._sizes))
             del self._sizes[silent]
@@ -244,12 +244,12 @@ class Bodies:
 
 
 def middlewares() -> list[Middleware]:
-    """Returns the middleware that Ray Serve's proxy puts around all that it answers."""
+    """Returns the middleware for Ray Serve's proxy, around all answers."""
     return [Middleware(Answered)]
 
 
 class Answered:
-    """Answers 503 in the API's form where the proxy has no answer, or an error of its own."""
+    """Answers 503 in the API's form where the proxy has no answer, or an error of the proxy's own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -54,7 +54,7 @@ class BusyError(Exception):
 
 
 class FailedError(Exception):
-    """The model could not make an image of a request that it should be able to meet."""
+    """The model failed on a request that passed the checks."""
 
 
 class _EndedError(Exception):
@@ -62,7 +62,7 @@ class _EndedError(Exception):
 
 
 class Measures:
-    """The counts of one replica, through Ray's metrics; their names on Prometheus' page start with `ray_`."""
+    """Counts of a replica, through Ray's metrics; Prometheus shows names that start with `ray_`."""
 
     def __init__(self, model: str) -> None:
         tags = ("model",)
@@ -80,14 +80,14 @@ class Measures:
             metric.set_default_tags({"model": model})
 
     def ended(self, code: int, seconds: float) -> None:
-        """Counts a job, with the code that HTTP has for how it ended; 499: its client went away."""
+        """Counts a job by the HTTP code of its end; 499: the client went away."""
         self.requests.inc(1, {"code": str(code)})
         self.seconds.observe(seconds, {"code": str(code)})
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A job that was taken: where its events go, and whether somebody still wants them."""
+    """An accepted job: the target of events, and the number of listeners still there."""
 
     tell: Tell
     version: Version
@@ -96,7 +96,7 @@ class Ticket:
 
 @dataclass(eq=False)
 class WaitingImage:
-    """One image of a job."""
+    """An image of a job, waiting for a batch."""
 
     ticket: Ticket
     place: int  # in the job
@@ -106,7 +106,7 @@ class WaitingImage:
     alone: bool = False  # a batch with it failed: it may be the reason
 
     def joins(self, oldest: "WaitingImage") -> bool:
-        """Returns whether the image can be in the batch of the one that waits longest."""
+        """Returns whether the image can share the batch of the oldest waiting image."""
         if self is oldest:
             return True
         return (
@@ -117,7 +117,7 @@ class WaitingImage:
 
 
 class Batcher:
-    """Takes jobs from any thread; tells their events from its own.
+    """A queue of jobs for any thread, with a sampling thread of its own for the events.
 
     Args:
         waiting_images: as many may wait; those of the batch that is sampled don't.
@@ -138,7 +138,7 @@ class Batcher:
         self._thread.start()
 
     def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket:
-        """Takes a job whose images the version is to make by plans. Raises BusyError if too many images wait."""
+        """Accepts a job's images for a version. Raises BusyError if too many images wait."""
         ticket, images = Ticket(tell, version), []
         for place, (request, plan) in enumerate(
             zip(map(version.cascade.with_generator, job.requests), plans, strict=True)
@@ -155,7 +155,7 @@ class Batcher:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Drops a job that nobody wants any more; a batch of nothing else ends between two steps."""
+        """Drops a job without listeners; a batch of dropped jobs alone ends between two steps."""
         ticket.left = True
         with self._changed:
             self._change([image for image in self._waiting if image.ticket is not ticket])
@@ -168,11 +168,11 @@ class Batcher:
 
     @property
     def works(self) -> bool:
-        """The state of the thread: whether it lives."""
+        """Tells whether the sampling thread is alive."""
         return self._thread.is_alive()
 
     def report(self) -> None:
-        """Reports again how many images wait: Ray exports no gauge that was last set more than 20 s ago."""
+        """Repeats the number of waiting images: Ray exports no gauge set more than 20 s ago."""
         with self._changed:
             self._measures.waiting.set(len(self._waiting))
 
@@ -195,7 +195,7 @@ class Batcher:
             self._batch_seconds = time.monotonic() - started
 
     def _next_batch(self) -> list[WaitingImage]:
-        """Returns the image that waits longest, with those that can join it; [] at the end."""
+        """Returns the oldest waiting image with all images that can join; [] at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
@@ -245,7 +245,7 @@ class Batcher:
 
 
 class Model:
-    """The deployment of one model, in a process of its own; ready once every generator has made something.
+    """The deployment of a model in a process; ready after a first image of every generator.
 
     Raises ValueError, in one line, if there is no such model or it makes no image.
     """
@@ -264,11 +264,11 @@ class Model:
         )
 
     async def card(self) -> Card:
-        """Returns the card of the version that answers now."""
+        """Returns the card of the current version."""
         return self._versions.card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        """Yields that the job is taken, then its events.
+        """Yields `Taken`, then the job's events.
 
         Closing the iterator, or canceling its task, cancels the job.
 
@@ -333,7 +333,10 @@ class Model:
 
 
 def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
-    """Returns the plan of each image of a job. Raises ValueError, in one line, with the image's number."""
+    """Returns the plan of each image of a job.
+
+    Raises ValueError, in one line, with the image's number.
+    """
     plans = []
     for number, request in enumerate(job.requests, 1):
         try:
@@ -344,7 +347,7 @@ def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
 
 
 def sampling_threads(settings: ServiceSettings) -> int | None:
-    """Returns torch's threads: a replica's logical CPUs, or the node's for the only one; None on a GPU."""
+    """Returns torch's threads: the replica's CPUs, or the node's for a single one; None on a GPU."""
     if settings.gpus:
         return None
     if len(settings.models) == settings.max_replicas == 1:
@@ -353,13 +356,13 @@ def sampling_threads(settings: ServiceSettings) -> int | None:
 
 
 def most_together(batch_images: int, oldest: WaitingImage) -> int:
-    """Returns the most images of a batch that networks and image size leave memory for."""
+    """Returns the largest number of images in a batch, by networks and image size."""
     most = min(batch_images, oldest.ticket.version.cascade.most_at_once)
     return most if oldest.plan.size is None else min(most, most_at_once(max(oldest.plan.size)))
 
 
 def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
-    """Returns a function that tells the previews; None where nobody wants any, which costs nothing."""
+    """Returns a function that sends previews; None where no client wants previews, at no cost."""
     if not any(image.shown for image in batch):
         return None
 
@@ -375,7 +378,10 @@ def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
 
 
 def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
-    """Returns the steps of at most so many previews, spread over all but the last, which is the image."""
+    """Returns the steps of at most `previews` previews, spread over all but the last step.
+
+    The last step is the image.
+    """
     every = [(stage, step) for stage, count in steps.items() for step in range(1, count + 1)]
     places = {round((number + 1) * len(every) / (previews + 1)) for number in range(previews)}
     inside = sorted(place for place in places if 1 <= place < len(every))
@@ -383,7 +389,7 @@ def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
 
 
 def steps_of(maker: Generator, plan: Plan) -> dict[str, int]:
-    """Returns the denoising steps of each stage that shows them, in their order."""
+    """Returns the denoising steps of each stage with previews, in the stages' order."""
     if not maker.shows_steps:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Answers: images in base64, server-sent events, usage; a job runs as long as its client waits.
+"""Answers: images in base64, server-sent events, usage; a job lasts while the client waits.
 
 Usage counts what has no price here, for clients that add it up: a token of text is four bytes of the prompt in UTF-8,
 one of an image is a patch of 16x16 pixels, each rounded up; n images use n times what one does.
@@ -114,7 +114,7 @@ class ModelList(BaseModel):
 
 
 class Call(NamedTuple):
-    """A job, and the form in which its images are sent."""
+    """A job, and the form of the images in the answer."""
 
     kind: Kind
     model: str
@@ -124,7 +124,7 @@ class Call(NamedTuple):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; closes their source, however the answer ends and even if it never began."""
+    """Server-sent events; closes the source, however the answer ends and even before the start."""
 
     def __init__(self, lines: AsyncGenerator[str], source: AsyncGenerator[Event]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -138,7 +138,7 @@ class EventStream(StreamingResponse):
 
 
 def entry(card: Card) -> ModelEntry:
-    """Returns a model as lists of models show it."""
+    """Returns a model's entry for lists of models."""
     generators = [generator._asdict() for generator in card.generators]
     return ModelEntry(id=card.name, created=card.created, card=card._asdict() | {"generators": generators})
 
@@ -184,7 +184,7 @@ async def stream_answer(call: Call, events: AsyncGenerator[Event]) -> EventStrea
 
 
 async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[str]:
-    """Yields a call's events as the lines of a stream; what goes wrong on the way is its last event."""
+    """Yields a call's events as the lines of a stream; an error on the way is the last event."""
     missing = len(call.job.requests)
     try:
         yield await event_line(call, first)
@@ -230,7 +230,7 @@ def line(event: str, data: Mapping[str, Any]) -> str:
 
 
 async def as_text(png: bytes, call: Call) -> str:
-    """Returns the base64 of an image in the format that is wanted."""
+    """Returns the base64 of an image in the wanted format."""
     if call.output_format != "png":
         png = await asyncio.to_thread(converted, png, call.output_format, call.quality)
     return base64.b64encode(png).decode()
@@ -244,7 +244,7 @@ def converted(png: bytes, output_format: Format, quality: int) -> bytes:
 
 
 def usage_of(request: Request, png: bytes, *, count: int) -> Usage:
-    """Returns the usage of `count` images of this size that are made of requests like this one."""
+    """Returns the usage of `count` images of the same size and request."""
     text = count * ceil(len((request.prompt or "").encode()) / BYTES)
     inputs = count * sum(patches(image) for image in (request.image, request.condition) if image is not None)
     outputs = count * patches(png)
@@ -266,7 +266,7 @@ def patches(image: bytes) -> int:
 async def watched(
     events: AsyncIterator[Event], *, receive: Receive, started: float, seconds: float
 ) -> AsyncGenerator[Event]:
-    """Yields the events of a job, which is canceled when this generator ends, however it ends.
+    """Yields the events of a job, and cancels the job when this generator ends.
 
     Args:
         receive: of a request whose body was read; tells that the client went away.
@@ -303,7 +303,7 @@ async def watched(
 
 
 def lasting(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Returns a task that runs to its end, whoever else lets go of it."""
+    """Returns a task that runs to the end, even after all references are dropped."""
     task = asyncio.create_task(work)
     RUNNING.add(task)
     task.add_done_callback(RUNNING.discard)
@@ -311,7 +311,7 @@ def lasting(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 
 
 async def read_into(events: AsyncIterator[Event], items: asyncio.Queue[Event | Exception | None]) -> None:
-    """Puts events and their end into a queue, and closes their source."""
+    """Puts events and the end marker into a queue, and closes the source."""
     try:
         async for event in events:
             items.put_nowait(event)

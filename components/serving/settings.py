@@ -1,4 +1,4 @@
-"""Settings of a service: its models, limits and replicas, and the API keys of the environment."""
+"""Settings of a service: models, limits and replicas, and the API keys of the environment."""
 
 import ipaddress
 import re
@@ -87,7 +87,7 @@ class ServiceSettings(Settings):
 
 
 def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the API keys of the environment and of the file that it names.
+    """Returns the API keys of the environment and of the environment's key file.
 
     Commas and line ends part them. Raises ValueError, in one line and without a key in it, for a file that can't be
     read or a key that no header can carry.
@@ -105,7 +105,7 @@ def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether a Host header names this machine to itself."""
+    """Returns whether a Host header names this machine for local programs."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback

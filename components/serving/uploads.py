@@ -25,7 +25,7 @@ class GivenImages(NamedTuple):
 
 
 def decoded(name: str, text: str) -> bytes:
-    """Returns an image of a JSON body, from base64, or from a data: address of it. Raises ServiceError."""
+    """Decodes an image of a JSON body, from base64 or a data: address. Raises ServiceError."""
     try:
         return base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
     except ValueError:
@@ -54,7 +54,7 @@ def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
 
 
 def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limits: Limits) -> GivenImages:
-    """Returns the images of a request in the form that a generator takes.
+    """Returns the images of a request in the form of a generator's input.
 
     Args:
         side: pixels of the generator's images; a larger square is shrunk to it where the task is then the same one.
@@ -85,7 +85,7 @@ def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limit
 
 
 def check_condition(image: Image.Image) -> None:
-    """Raises ServiceError for a condition that would be distorted or clipped on its way to the model."""
+    """Raises ServiceError for a condition that the model's input would distort or clip."""
     if image.width != image.height:
         message = f"the condition has {image.width}x{image.height} pixels: give a square image"
         raise ServiceError(400, message, param="condition")
@@ -102,7 +102,7 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def white_mask(mask: Image.Image) -> Image.Image:
-    """Returns a mask that is white where pixels are to be made.
+    """Returns a mask with white for pixels to make.
 
     Those are the transparent ones, if there are any, else the white ones.
     """
@@ -112,7 +112,7 @@ def white_mask(mask: Image.Image) -> Image.Image:
 
 
 def shrunk_mask(mask: Image.Image, side: int) -> Image.Image:
-    """Returns a smaller mask, white where any of its pixels was.
+    """Returns a smaller mask, white where any source pixel was white.
 
     No part of what is to go may be seen in what stays.
     """

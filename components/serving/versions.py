@@ -1,4 +1,4 @@
-"""Versions of a served model: a new one is loaded and warmed while the one before serves."""
+"""Versions of a served model: a new version loads and warms up while the old version serves."""
 
 import logging
 import threading
@@ -34,7 +34,7 @@ class Version:
 
     @property
     def number(self) -> str:
-        """The version that the registry, or the artifact's key, has for the model."""
+        """The version's number in the registry, or the artifact's key."""
         return self.named.version
 
     @cached_property
@@ -46,7 +46,7 @@ class Version:
 
 
 class Versions:
-    """The version that answers now, and the watch over what an alias names.
+    """The current version, and the watch over an alias.
 
     Args:
         tracking: MLflow's address; None: sources are folders.
@@ -65,7 +65,7 @@ class Versions:
 
     @property
     def card(self) -> Card:
-        """The card of the version that answers, with the version of the alias that was refused."""
+        """The current version's card, with the number of a refused version of the alias."""
         return self.current.card._replace(refused=self._refused)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class Versions:
                 self._change(named)
 
     def _change(self, named: Named) -> None:
-        """Loads a version that answers jobs from then on; one that can't be loaded is tried once."""
+        """Loads a version for later jobs; a version that can't be loaded is tried a single time."""
         started, name, before = time.monotonic(), self.model.name, self.current.number
         try:
             self.current = self._load(named)
@@ -110,7 +110,7 @@ class Versions:
 
 
 def find_version(source: str, tracking: str | None) -> Named:
-    """Returns the version that a source names now.
+    """Returns the current version of a source.
 
     Raises ValueError, in one line, if there is no such model, or the one on this disk makes no image; of a model that
     is elsewhere, loading it tells.
@@ -133,7 +133,7 @@ def makes_none(source: str) -> ValueError:
 
 
 def warm(cascade: Cascade) -> None:
-    """Makes one small image of each generator: the first request finds memory taken and kernels chosen."""
+    """Makes a small image of each generator, to allocate memory and choose kernels early."""
     for maker in cascade.makers.values():
         started = time.monotonic()
 
@@ -152,7 +152,7 @@ class _EnoughError(Exception):
 
 
 def generator_card(maker: Generator) -> GeneratorCard:
-    """Returns what requests of one generator may say."""
+    """Returns the description of a generator for requests."""
     (height, width), first = maker.size, maker.first
     sampling, seen = first.sampling.model_dump(), maker.condition_images
     objective: dict[str, Any] = first.settings.get("objective", {})

@@ -34,6 +34,8 @@ SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel
 
 
 class Import(NamedTuple):
+    """An import of a module, or of a single name from a module, anywhere in a file."""
+
     module: str  # as components.models.unet
     name: str  # of what is taken of it; empty: nothing
 

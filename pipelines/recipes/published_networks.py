@@ -108,6 +108,8 @@ def published(
 
 
 class PaperAutoencoder(NamedTuple):
+    """A published autoencoder: a training at the size of the paper, and the source of the numbers."""
+
     summary: str  # what it is, and where its numbers are from
     training: AutoencoderTraining
 

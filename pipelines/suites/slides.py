@@ -41,6 +41,11 @@ class Slide(Config):
 
 
 class CodeLine(NamedTuple):
+    """A line of the product's code on a slide, with its number in the file.
+
+    Lines of the slide's formula are marked, so that the page can set them apart from the lines around.
+    """
+
     number: int
     text: str
     is_formula: bool

@@ -50,11 +50,11 @@ REMEDY = "it is damaged or of another version: delete it and run again"
 
 
 class ArtifactError(Exception):
-    """An artifact differs from its manifest; the message names the file and the remedy."""
+    """A difference between an artifact and the manifest; the message names file and remedy."""
 
 
 class FileEntry(Config):
-    """A file of an artifact, in its manifest."""
+    """A file of an artifact, in the manifest."""
 
     path: FileName  # relative to the stage's folder
     bytes: int
@@ -62,12 +62,12 @@ class FileEntry(Config):
 
     @property
     def digest(self) -> Digest:
-        """Size and sha256 as `Store.read` expects them."""
+        """Size and sha256, as `Store.read` expects."""
         return Digest(self.bytes, self.sha256)
 
 
 class Artifact(Config):
-    """A committed output of a stage. Readers accept only files that `files` lists."""
+    """A committed output of a stage. Readers accept only files in `files`."""
 
     kind: ArtifactKind
     stage: FolderName
@@ -85,7 +85,7 @@ class Artifact(Config):
 
     @property
     def digest(self) -> str:
-        """sha256 of the whole manifest: of its JSON with sorted fields."""
+        """sha256 of the whole manifest, as JSON with sorted fields."""
         manifest = json.loads(self.model_dump_json())
         return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
@@ -99,7 +99,10 @@ class Artifact(Config):
         return [_public_name(entry.path) for entry in self.files]
 
     def entry(self, name: str) -> FileEntry:
-        """The entry of a file, by its name. Raises ArtifactError if the manifest lists no such file."""
+        """The entry of a file by name.
+
+        Raises ArtifactError if the manifest lists no such file.
+        """
         for entry in self.files:
             if name in (entry.path, _public_name(entry.path)):
                 return entry
@@ -196,7 +199,7 @@ def load_artifact(store: Store) -> Artifact | None:
 
 
 def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
-    """Parse JSON that was read from `url` as a `shape`, with pydantic.
+    """Parse JSON from `url` as a `shape`, with pydantic.
 
     Raises ArtifactError, which names the first wrong value.
     """
@@ -251,7 +254,10 @@ def current_try(store: Store) -> str:
 
 
 def begin_forced_try(store: Store, forced: str) -> None:
-    """Make room for the forced try `forced`, or go on with that try. Called under the stage's lease."""
+    """Make room for the forced try `forced`, or go on with the try.
+
+    Called under the stage's lease.
+    """
     if not store.exists(FORCED) or store.read(FORCED) != forced.encode():
         store.delete_folder(LOG)
         store.write(FORCED, forced.encode())
@@ -265,7 +271,7 @@ def begin_forced_try(store: Store, forced: str) -> None:
 
 
 def has_committed(store: Store, forced: str) -> bool:
-    """True if the stage is committed; where `forced` names a try, if that very try committed."""
+    """True if the stage is committed; with `forced`, if the very try `forced` committed."""
     if not forced:
         return store.exists(MANIFEST)
     artifact = load_artifact(store)

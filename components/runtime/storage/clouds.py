@@ -1,4 +1,4 @@
-"""Amazon's, Google's and Azure's object stores: settings, and their errors as Python's own.
+"""Object stores of Amazon, Google and Azure: settings, and errors as Python's own.
 
 `connection` knows every store in the form of a `Cloud`. A write-once put is fsspec's `mode="create"`, which must be a
 conditional write: `If-None-Match: *` at Amazon (and in every store that speaks S3) and Azure, `ifGenerationMatch=0`, no
@@ -36,7 +36,7 @@ def _prepare_amazon(filesystem: fsspec.AbstractFileSystem) -> None:
 
 
 def _plain_amazon(error: Exception) -> Exception:
-    """Translates an error by HTTP status: s3fs goes by Amazon's words, and other stores use others."""
+    """Translates an error by HTTP status: s3fs knows Amazon's words, other stores say other words."""
     response = getattr(error.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     kind = {PRECONDITION_FAILED: FileExistsError, NOT_IMPLEMENTED: NotImplementedError}.get(status)
@@ -93,7 +93,7 @@ GOOGLE = Cloud(
 
 
 def written_short(url: str) -> str | None:
-    """Advice how to write an address with an account in it (abfss://container@account.dfs…), else None.
+    """Advice for an address with an account in the URL (abfss://container@account.dfs…), else None.
 
     The account comes from the environment alone, as its key does: a path without it would mean another place.
     """

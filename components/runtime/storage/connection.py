@@ -91,13 +91,13 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
-    """Maps each path below `root` to its `info`; for a `root` that is a file, that path alone."""
+    """Maps each path below `root` to its `info`; for a file, the path of `root` alone."""
     infos = filesystem.find(root, detail=True)
     return infos if isinstance(infos, dict) else {name: filesystem.info(name) for name in infos}  # adlfs, of a file
 
 
 def retried(action: Callable[[], T], url: str) -> T:
-    """Run `action` with retries and jitter; errors that waiting can't mend are raised at once.
+    """Run `action` with retries and jitter; permanent errors are raised at once.
 
     Raises the error of the action where callers tell files apart by it (missing, existing, no folder), StoreError with
     a remedy for a cause in storage or on the network, and any other error as it is.
@@ -130,7 +130,7 @@ def shown(url: str) -> str:
 
 
 def reason(error: BaseException | None) -> str:
-    """The first line of an error, at most 200 characters; the name of its type where the text is empty."""
+    """The first line of an error, at most 200 characters; the type's name for an empty text."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
@@ -166,7 +166,7 @@ def _enough(state: RetryCallState) -> bool:
 
 
 def _explained(error: Exception, url: str, cloud: Cloud) -> str | None:
-    """The message for the user; None for an error that has nothing to do with storage."""
+    """The message for the user; None for an error unrelated to storage."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{url} can't be written ({reason(error)}); make room there (`cascade gc`) and run again"
     if "credential" in type(error).__name__.lower():
@@ -203,7 +203,7 @@ def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
 
 
 def is_local(url: str) -> bool:
-    """True for a folder on a disk of the calling machine, mounted ones included."""
+    """True for a folder on a disk of the calling machine, mounted folders included."""
     return isinstance(connect(url)[0], LocalFileSystem)
 
 

@@ -1,4 +1,4 @@
-"""Garbage in storage, listed by no manifest: tries that lost or broke off, state of finished stages.
+"""Garbage in storage, listed by no manifest: lost or broken tries, state of finished stages.
 
 Two laws: stages that a run names stay, and stages with a living worker are left alone. The collector holds the stage's
 lease, as a driver does, so that no work begins there meanwhile, and looks again before the first deletion. The manifest
@@ -30,14 +30,14 @@ REASONS = {  # kind of a folder that the manifest of its stage does not list -> 
 
 
 class PlannedKey(BaseModel):
-    """Name and key of a stage of a run: the place of its artifact."""
+    """Name and key of a run's stage: the place of the stage's artifact."""
 
     name: FolderName
     key: FolderName
 
 
 class RunPlan(BaseModel):
-    """The stages of a run, read from its files."""
+    """The stages of a run, read from the run's files."""
 
     stages: tuple[PlannedKey, ...]
     saved: float = 0.0  # seconds since 1970
@@ -86,7 +86,7 @@ def find_garbage(
 
 
 def collect(root: Store, garbage: list[Garbage], *, unused: bool = False, ttl: float = TTL) -> list[Garbage]:
-    """Delete folders that `find_garbage` found and that still are garbage. Returns the deleted ones."""
+    """Delete folders from `find_garbage` that are still garbage. Returns the deleted folders."""
     deleted: list[Garbage] = []
     for stage in dict.fromkeys(each.stage for each in garbage):
         chosen = [each for each in garbage if each.stage == stage]
@@ -105,7 +105,7 @@ def collect(root: Store, garbage: list[Garbage], *, unused: bool = False, ttl: f
 
 
 def used_stages(root: Store) -> set[str]:
-    """Folders of the stages that runs name, ended runs and announced runs."""
+    """Folders of the stages of runs, ended runs and announced runs."""
     paths = [info.path for info in root.list("runs") if info.path.rpartition("/")[2] in (PLAN, ANNOUNCED)]
     try:
         plans = in_parallel(lambda path: parse_stored(RunPlan, root.read(path), root.url(path)), paths)

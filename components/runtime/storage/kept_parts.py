@@ -42,7 +42,7 @@ def write_file(store: Store, path: str, data: bytes) -> FileEntry:
 
 
 def write_record(store: Store, part: str, *files: FileEntry, recipe: str = "", **facts: Any) -> Record:
-    """Finish a part after its files: write the record, with a sha256 of its own."""
+    """Finish a part after the files: write the record, with a sha256 of the record itself."""
     record = Record(recipe=recipe, files=files, facts=facts)
     content = record.model_dump_json().encode()
     store.write(record_path(part), hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
@@ -50,7 +50,7 @@ def write_record(store: Store, part: str, *files: FileEntry, recipe: str = "", *
 
 
 def write_part(store: Store, part: str, path: str, data: bytes, **facts: Any) -> None:
-    """Write a part of a single file, and its record."""
+    """Write a part of a single file, and the part's record."""
     write_record(store, part, write_file(store, path, data), **facts)
 
 
@@ -74,7 +74,7 @@ def read_records(store: Store, parts: Iterable[str]) -> list[Record]:
 
 
 def look_at(store: Store, part: str, *, recipe: str = "") -> Look:
-    """Read all files of a recorded part and compare them with the record.
+    """Read all files of a recorded part and compare the files with the record.
 
     Raises FileNotFoundError for a part without a record, StoreError if storage can't be reached.
     """

@@ -72,7 +72,7 @@ class Lease:
         return Seen(generation, state["beat"], f"pid {state['pid']} on {state['host']}")
 
     def take(self, seen: Seen) -> bool:
-        """Take the lease if the state still is `seen`, a state that the caller judged to be free."""
+        """Take the lease if the state still is `seen`, which the caller judged to be free."""
         return self.look() == seen and self._take(seen.generation + 1)
 
     def release(self) -> None:

@@ -34,7 +34,7 @@ TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 
 class DamagedFileError(StoreError):
-    """A file differs from its digest at every reading."""
+    """A file with another digest than expected, at every reading."""
 
 
 class FileInfo(NamedTuple):
@@ -78,7 +78,7 @@ class Store:
         return read_url(self.url(self._inside(path)), expected=expected)
 
     def check(self, path: str, expected: Digest) -> None:
-        """Compare a file with its digest, block by block. Raises as `read`."""
+        """Compare a file with the expected digest, block by block. Raises as `read`."""
         filesystem, target = connect(self.url(self._inside(path)))
 
         def compare() -> None:
@@ -88,7 +88,7 @@ class Store:
         retried(compare, self.url(path))
 
     def write(self, path: str, data: bytes) -> None:
-        """Commit a whole file, in the place of an older one. Raises StoreError."""
+        """Commit a whole file, in place of an older file. Raises StoreError."""
         filesystem, target = connect(self.url(self._inside(path)))
 
         def put() -> None:
@@ -186,7 +186,7 @@ class Store:
             retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
 
     def _inside(self, path: str) -> str:
-        """Checks `path` and returns it; empty for the folder itself. Raises StoreError."""
+        """Checks `path` and returns the path; empty for the folder itself. Raises StoreError."""
         protocol, folder = split_protocol(self.uri)
         try:
             if not path:
@@ -198,7 +198,7 @@ class Store:
             raise StoreError(f"{shown(self.uri)}: {error}") from None
 
     def check_writable(self) -> None:
-        """Write a probe file once, try to write another over it, and delete the probe.
+        """Write a probe file once, try to overwrite the probe, and delete the probe.
 
         Raises StoreError with the remedy if a step fails, or if the store would let a second writer win: runs could
         not commit there.
@@ -287,7 +287,7 @@ def digest_of(data: bytes | Path) -> Digest:
 
 
 def absolute(uri: str) -> str:
-    """Makes local paths in `uri` absolute, so that a worker in another folder means the same place."""
+    """Makes local paths in `uri` absolute, valid for a worker in another folder."""
     if "://" in uri:
         return uri.rstrip("/")
     return str(Path(uri).expanduser().resolve())

@@ -22,7 +22,7 @@ class CascadeModel(PythonModel):
         self.answer = predictor_of(model)
 
     def predict(self, model_input: list[RequestRow]) -> list[str]:
-        """Returns one string a row: base64 PNG, or JSON.
+        """Returns a string for each row: base64 PNG, or JSON.
 
         Raises ValueError, in one line, for a row that the model can't answer.
         """

@@ -1,4 +1,4 @@
-"""Delivers records of the log to MLflow, one handler for each kind of event. Idempotent."""
+"""Delivers records of the log to MLflow, with a handler for each kind of event. Idempotent."""
 
 import io
 import json
@@ -31,10 +31,10 @@ HELD_OUT = "held_out"  # how figures of a trained model begin that others of its
 
 
 class Delivery:
-    """One connection to MLflow and the runs known to it."""
+    """A connection to MLflow, with the runs seen so far."""
 
     def __init__(self, tracking_uri: str, *, experiment: str) -> None:
-        """Connect. Raises whatever MLflow raises while it is away."""
+        """Connect. Raises MLflow's errors while MLflow is away."""
         mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
         self.client = MlflowClient(tracking_uri)
         location = runs.artifact_location(tracking_uri, experiment)
@@ -44,7 +44,7 @@ class Delivery:
         self.promotions: dict[str, list[Promotion]] = {}  # run that ended well -> what became of its models, if any
 
     def deliver(self, records: Sequence[LogEntry]) -> None:
-        """Send one record, or several of one run's metrics."""
+        """Send a record, or several records of a run's metrics."""
         first = records[0]
         if isinstance(first.event, events.Metrics):
             self._send(self._tracked(first.run, first.key), records)
@@ -52,7 +52,7 @@ class Delivery:
             handle(self, first, first.event)
 
     def pages(self, run: str) -> dict[str, str]:
-        """Addresses of the pages of a run and of its model's version; empty where MLflow is no server."""
+        """Addresses of the pages of a run and its model's version; empty where MLflow is no server."""
         server = re.sub(r"//[^/@]+@", "//", str(self.client.tracking_uri)).rstrip("/")  # it may carry a password
         if not server.startswith("http") or (run, "") not in self.runs:
             return {}
@@ -116,7 +116,7 @@ class Delivery:
         return tracked
 
     def _send(self, tracked: TrackedRun, records: Iterable[LogEntry]) -> None:
-        """Log those points of the metrics among the records that MLflow lacks."""
+        """Log the points of the metrics in the records that MLflow lacks."""
         points: dict[tuple[str, int], Metric] = {}  # by name and step: the first of each
         for record in records:
             if isinstance(record.event, events.Metrics):
@@ -180,7 +180,7 @@ class Delivery:
         self.client.set_terminated(run_id, event.status, end_time=record.time)
 
     def _register(self, run_id: str, record: LogEntry, artifact: Artifact) -> None:
-        """Register a model and note its version in the parent run, which decides on champions at its end.
+        """Register a model and note its version in the parent run, which decides on champions at the end.
 
         An evaluation is noted there too, and gives the run and its model their metrics.
         """
@@ -209,7 +209,7 @@ class Delivery:
             self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, time=record.time)
 
     def _measure(self, run_id: str, values: dict[str, float], *, model_id: str | None, time: int) -> None:
-        """Log the metrics that a run lacks, for it and for a model that it made."""
+        """Log the metrics that a run lacks, for the run and for its model."""
         present = self.client.get_run(run_id).data.metrics
         new = [Metric(name, value, time, 0, model_id=model_id) for name, value in values.items() if name not in present]
         if new:
@@ -228,7 +228,10 @@ class Delivery:
         return tracked
 
     def _tracked(self, run: str, key: str = "") -> TrackedRun:
-        """The parent run, or with `key` its child of that stage. Raises LookupError if MLflow has none."""
+        """The parent run, or with `key` the child of a stage.
+
+        Raises LookupError if MLflow has no such run.
+        """
         if (run, key) not in self.runs:  # begun by another process
             existing = runs.find_run(self.client, self.experiment_id, run=run, key=key)
             if existing is None:
@@ -237,7 +240,10 @@ class Delivery:
         return self.runs[run, key]
 
     def _log_params(self, tracked: TrackedRun, parameters: Mapping[str, Any]) -> None:
-        """Parameters never change in MLflow: a run that is taken up keeps those it has."""
+        """Log parameters that the run lacks.
+
+        Parameters never change in MLflow: a resumed run keeps its own.
+        """
         present = {} if tracked.new else self.client.get_run(tracked.run_id).data.params
         new = [Param(name, value) for name, value in flatten(parameters).items() if name not in present]
         for start in range(0, len(new), MAX_PARAMS):
@@ -257,7 +263,7 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def batches(records: Iterable[LogEntry]) -> list[list[LogEntry]]:
-    """Joins metrics of a run where no other event of that run lies between; keeps the order of the rest."""
+    """Joins metrics of a run between the run's other events; keeps the order of all else."""
     joined: list[list[LogEntry]] = []
     open_: dict[tuple[str, str], list[LogEntry]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""The one ordered log of a run's events.
+"""The ordered log of a run's events.
 
 {root}/stages/{stage}/{key}/log/{time}-{id}-{number}.jsonl    one writer's points and warnings of a stage, in segments
 {spool}/…                                                     its journal, which holds all events until MLflow has them
@@ -24,7 +24,7 @@ SEGMENT_BYTES = 2**20  # about the most that is written again when a line is add
 
 
 class EventLog:
-    """The log of one process; any thread may append.
+    """The log of a process; any thread may append.
 
     Args:
         journal: local file that holds all lines until MLflow has them; None where there is no MLflow.
@@ -42,7 +42,7 @@ class EventLog:
         self._lock = threading.Lock()
 
     def append(self, event: events.Event, *, time_ms: int | None = None) -> None:
-        """Write an event; once this returns, it outlives the process.
+        """Write an event; after the call the event outlives the process.
 
         Drops what comes after the end (a worker's last word), and the end of a stage that never began.
         Raises ValueError for a run's name with quotes in it.
@@ -62,7 +62,7 @@ class EventLog:
                 self._segments[stage].append(stored.line())
 
     def _follow(self, event: events.Event) -> None:
-        """Track the run, the keys of its stages, and which stages run now."""
+        """Track the run, the keys of its stages, and the running stages."""
         match event:
             case events.RunStarted(run, _, _, tags):
                 if "'" in run or "`" in run:
@@ -82,7 +82,7 @@ class EventLog:
                 self._open = False
 
     def end(self, status: events.Status, promote: events.Promote = "better", *, time_ms: int | None = None) -> None:
-        """End the stages that still run, the run, and the log."""
+        """End the running stages, the run, and the log."""
         for stage in sorted(self.running):
             self.append(events.StageEnded(stage, "KILLED"), time_ms=time_ms)
         if self._open:
@@ -90,7 +90,7 @@ class EventLog:
         self._closed = True
 
     def end_killed(self) -> None:
-        """End the run and stages that a killed process left open, as KILLED at the time of its last record."""
+        """End the run and stages of a killed process as KILLED, at the time of the last record."""
         assert self.journal is not None
         last = 0
         for record in self.journal.records():
@@ -99,7 +99,10 @@ class EventLog:
         self.end("KILLED", time_ms=last)
 
     def store(self, stage: str, *, older_than: float = 0.0) -> None:
-        """Bring the lines of a stage to storage if that was not done for so many seconds. Raises StoreError."""
+        """Copy a stage's lines to storage if the last copy is older than `older_than` seconds.
+
+        Raises StoreError.
+        """
         with self._lock:
             segments = self._segments.get(stage)
             if segments is not None and time.monotonic() - segments.written >= older_than:
@@ -108,7 +111,7 @@ class EventLog:
 
 @dataclass
 class Segments:
-    """Lines of one stage by one writer, on their way to storage."""
+    """Lines of a stage by a single writer, on the way to storage."""
 
     place: Store
     writer: str
@@ -133,7 +136,7 @@ class Segments:
 
 
 def _stored(record: LogEntry) -> LogEntry | None:
-    """The part of a record that segments hold."""
+    """The part of a record for segments."""
     if isinstance(record.event, events.Metrics):
         values = {name: value for name, value in record.event.values.items() if not name.startswith(SYSTEM)}
         return record._replace(event=record.event._replace(values=values)) if values else None

@@ -1,4 +1,4 @@
-"""A local file of events on their way to MLflow: each is on disk before it is sent.
+"""A local file of events on the way to MLflow: each is on disk before being sent.
 
 {spool}/{time}-{id}/journal.json    where it is to be sent
                     events.jsonl    one record a line, appended
@@ -26,7 +26,7 @@ BYTES_AT_ONCE = 2**24
 
 
 class Journal:
-    """One journal, held by one process; any thread may append, one thread sends."""
+    """A journal of a single process; any thread may append, one thread sends."""
 
     def __init__(self, folder: Path, *, destination: dict[str, str], lock: FileLock) -> None:
         self.folder = folder
@@ -35,7 +35,7 @@ class Journal:
         self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
 
     def append(self, line: bytes) -> None:
-        """Write one line. Once this returns, it outlives the process."""
+        """Write a line. After the call the line outlives the process."""
         # A killed process leaves at most its last line unfinished.
         self._events.write(line)
         self._events.flush()
@@ -61,12 +61,12 @@ class Journal:
         os.replace(temporary, self.folder / "shipped")
 
     def set_aside(self, line: bytes, reason: str) -> None:
-        """Keep a record that MLflow refused for good, with its reason, and go on without it."""
+        """Keep a record that MLflow refused for good, with the reason, and go on."""
         with open(self.folder / "rejected.jsonl", "ab") as file:
             file.write(b'{"reason": %s, "record": %s}\n' % (json.dumps(reason).encode(), line.strip()))
 
     def close(self) -> None:
-        """Let go of the journal; remove it from disk if everything in it has arrived."""
+        """Let go of the journal; remove a completely delivered journal from disk."""
         self._events.close()
         arrived = self._shipped() >= (self.folder / "events.jsonl").stat().st_size
         emptied = arrived and not (self.folder / "rejected.jsonl").exists()
@@ -109,7 +109,7 @@ def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
 
 
 def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
-    """Journals for `destination` that other processes left, oldest first; skips journals in use."""
+    """Journals for `destination` of other processes, oldest first; skips journals in use."""
     journals = []
     for folder in sorted(spool.glob("*/")):
         header = folder / HEADER
@@ -138,7 +138,10 @@ def _destination(header: Path) -> dict[str, str] | None:
 
 
 def _locked(folder: Path) -> FileLock | None:
-    """The journal's lock, held; None if another process holds it. A process that is killed lets go of it."""
+    """The journal's lock, held; None if another process holds the lock.
+
+    A killed process lets go of its lock.
+    """
     lock = FileLock(folder / LOCK, thread_local=False)  # the thread that sends is not the one that began
     try:
         lock.acquire(blocking=False)
@@ -148,7 +151,7 @@ def _locked(folder: Path) -> FileLock | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove the folder of an empty journal; its lock is free by then, for Windows keeps open files."""
+    """Remove the folder of an empty journal; the lock is free, because Windows keeps open files."""
     with suppress(OSError):  # another process looks at it just now, and removes it then
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""Opens a trained model in the registry, in storage or on disk, and registers averages of its weights.
+"""Opens a trained model in the registry, storage or disk, and registers averages of weights.
 
 The stage key of an average is the key of its source version with the average's length: the same average is registered
 once.
@@ -49,18 +49,18 @@ def registry_of(source: str, tracking_uri: str | None) -> str:
 
 
 def is_model_folder(source: str) -> bool:
-    """True if `source` is a folder of this disk with a trained model."""
+    """True if `source` is a folder of the local disk with a trained model."""
     return any((Path(source) / name).is_file() for name in (DESCRIPTION, MODEL))
 
 
 def packed_around(folder: Path) -> Path | None:
-    """The folder of MLflow's copy around a trained model, with its list of files; None for a model alone."""
+    """The folder of MLflow's copy around a trained model, with the list of files; None for a model alone."""
     around = folder.resolve().parent.parent
     return around if (around / LIST).is_file() else None
 
 
 def model_artifact(source: str) -> Artifact:
-    """The model that a stage left in a folder of storage. Raises ValueError if there is none."""
+    """The artifact of a model in a folder of storage. Raises ValueError for a folder without a model."""
     artifact = load_artifact(Store(absolute(source)))
     if artifact is None or artifact.kind != "model":
         raise ValueError(f"no model at {source}; give models:/NAME@champion or the folder of a model's stage")
@@ -83,7 +83,7 @@ def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking
 
 
 def average_of(source: ModelVersion, folder: Path, *, sigma_rel: float) -> Artifact:
-    """The files in `folder` as an artifact of the stage that trained `source`."""
+    """The files in `folder` as an artifact of the stage behind `source`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return Artifact(
         kind="model",

@@ -1,4 +1,4 @@
-"""Every name under which MLflow has something of ours, and the variables that its client needs.
+"""MLflow's names for this project's objects, and variables for MLflow's client.
 
 This file imports no MLflow, which takes seconds.
 """
@@ -25,17 +25,17 @@ FILES, FILES_DIGEST = "cascade.files", "cascade.files_sha256"  # the list of its
 
 
 def registered_name(models: str, *, stage: str | None = None) -> str:
-    """Name in the registry of a run's composed cascade, or with `stage` of one of its models."""
+    """Registered name of a run's composed cascade, or with `stage` of a single model."""
     return f"image-cascade-{models}" + (f"-{stage}" if stage else "")
 
 
 def shown_source(source: str) -> str:
-    """A model's source for the eyes of others: a folder's name without its private place."""
+    """A model's source for other people's eyes: a folder's name without the private place."""
     return source if source.startswith(REGISTRY) else PurePosixPath(source.rstrip("/")).name
 
 
 def environment(*, timeout_s: int = 20, retries: int = 1) -> dict[str, str]:
-    """Environment variables of MLflow's client; the caller sets them before the client starts.
+    """Environment variables of MLflow's client; to be set before the client starts.
 
     Args:
         timeout_s: limit of one request; a missing MLflow is noticed within it.

@@ -1,4 +1,4 @@
-"""Code under a name of its own: the package in the wheel, and what each registered model carries.
+"""Code under a private package name: for the wheel, and for each registered model.
 
 The folders `components` and `pipelines` are called so in the checkout only. In the wheel they lie in `image_cascade`,
 and in a model in a package named after its code: two models in one process run each their own, and nobody's
@@ -23,7 +23,7 @@ MODEL_CODE = ROOM / "cascade_model.py"
 
 
 def pack_code(folder: Path) -> Path:
-    """Write the rooms that sampling needs into `folder` as one package. Returns the package's own folder.
+    """Write the rooms for sampling into `folder` as a package. Returns the package's own folder.
 
     Its name ends in twelve digits of the sha256 of what is in it, and is the same from a checkout and from the wheel.
     """
@@ -39,12 +39,12 @@ def pack_code(folder: Path) -> Path:
 
 
 def model_code(package: str) -> str:
-    """The program of a registered model (`cascade_model.py`) that runs the code of this package."""
+    """The program of a registered model (`cascade_model.py`) that runs the package's code."""
     return renamed(renamed(MODEL_CODE.read_text(), INSTALLED), {PUBLIC: package})
 
 
 def renamed(source: str, names: Mapping[str, str]) -> str:
-    """A module's text with the packages that it imports called otherwise; every line stays where it is.
+    """A module's text with renamed package imports; every line stays in place.
 
     Args:
         names: a package's dotted name -> its new one; what is inside it follows.
@@ -61,7 +61,7 @@ def renamed(source: str, names: Mapping[str, str]) -> str:
 
 
 def _renamings(tree: ast.Module, names: Mapping[str, str]) -> Iterator[tuple[int, int, str, str]]:
-    """(line, column, old name, new name) of each import of one of these packages, at any depth."""
+    """(line, column, old name, new name) of each import of the packages, at any depth."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             if new := _new_name(node.module, names):
@@ -82,7 +82,7 @@ def _new_name(module: str, names: Mapping[str, str]) -> str | None:
 
 
 def _public_code() -> Iterator[tuple[str, str]]:
-    """(path in the package, text) of each packed file as it stands in the wheel."""
+    """(path in the package, text) of each packed file, in the wheel's form."""
     yield "__init__.py", '"""The code of a registered model; it runs this and nothing that is installed."""\n'
     rooms = ROOM.parents[1]
     for part in PACKED:

@@ -1,4 +1,4 @@
-"""Decides which images a registered name stands for, and which of its versions is the champion.
+"""Decides on the images of a registered name, and on the name's champion version.
 
 A version is compared by figures that were measured as the champion's were: Fréchet distances of what the generators of
 a run made, or of its autoencoder's reconstructions. One decision holds for all models of a run. It is written into
@@ -37,7 +37,7 @@ VERSION = re.compile(rf"(?:{REGISTRY})?([^/@:]+)[/@]([0-9]+)")
 
 
 class MadeFigure(Config):
-    """A distance of images of one size."""
+    """A distance of images of a single size."""
 
     distance: float
     error: float | None  # its standard error over images; None: too few of them
@@ -46,7 +46,10 @@ class MadeFigure(Config):
 
 
 class Figures(Config):
-    """The distances of an evaluation, and how they were measured: only equal ways can be compared."""
+    """The distances of an evaluation, with the method of measurement.
+
+    Only equal methods can be compared.
+    """
 
     images: str  # key of the stage that made the set
     network: str
@@ -56,7 +59,7 @@ class Figures(Config):
     made: dict[str, MadeFigure]  # what made them: diffusion branch, token branch, …
 
     def way(self) -> dict[str, Any]:
-        """How it was measured, as one says it."""
+        """The method of measurement in words for comparison."""
         how = {"set of images": self.images, "feature network": self.network, "precision": self.precision}
         how |= {"number of training images": self.references, "seed": self.seed}
         sizes = {f"number or size of images ({name})": (each.samples, each.side) for name, each in self.made.items()}
@@ -64,12 +67,17 @@ class Figures(Config):
 
 
 class Verdict(NamedTuple):
+    """The answer to whether a version becomes the champion of its name, and the reason.
+
+    The reason is shown to the user and kept in the run, so that a repeated promotion changes nothing.
+    """
+
     promoted: bool
     reason: str  # a part of a sentence
 
 
 class Promotion(NamedTuple):
-    """The decision about the models of a run; about the composed cascade where there is one."""
+    """The decision about the models of a run; about the composed cascade where a run has a cascade."""
 
     model: str  # registered name
     version: str
@@ -88,7 +96,7 @@ class Promotion(NamedTuple):
 
 
 def figures_of(evaluation: Artifact) -> Figures | None:
-    """Distances of the finished images of each generator; None for an artifact that measured none."""
+    """Distances of each generator's finished images; None for an artifact without distances."""
     rows = [row for row in evaluation.metadata.get("distances", ()) if row["purpose"] == "model"]
     made = {}
     for row in rows:  # a generator's stages are in their order
@@ -134,7 +142,7 @@ def compared(new: Figures | None, champion: Figures | None) -> Verdict:
 
 
 def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote, ended: int) -> Promotion | None:
-    """Decide on the models of a run that ended well at `ended` (ms), and move the aliases.
+    """Decide on the models of a run finished at `ended` (ms), and move the aliases.
 
     Returns None for a run without models.
     """
@@ -161,7 +169,7 @@ def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote,
 def _decide(
     client: MlflowClient, versions: dict[str, str], *, models: str, how: Promote, figures: list[Figures]
 ) -> dict[str, Any]:
-    """Name -> the champion until now, if the run's version follows it, and why."""
+    """Name -> the champion until now, if the run's version follows, and the reason."""
     main = registered_name(models) if registered_name(models) in versions else min(versions)
     follows = len(versions) == 1 or main == registered_name(models)  # else nothing says what the figures are of
     measured = figures[-1] if figures and follows else None
@@ -193,7 +201,7 @@ def _verdict(
 
 
 def _keep_figures(client: MlflowClient, name: str, version: str, measured: Figures) -> None:
-    """Next to what was measured of it in other ways."""
+    """Keep the figures beside figures of the same version from other methods."""
     measurements = _listed(client.get_model_version(name, version).tags.get(FIGURES))
     others = [each.model_dump() for each in measurements if each.way() != measured.way()]
     client.set_model_version_tag(name, version, FIGURES, json.dumps([*others, measured.model_dump()][-KEPT:]))
@@ -210,7 +218,7 @@ def champion_of(client: MlflowClient, name: str) -> str | None:
 
 
 def make_champion(client: MlflowClient, name: str, version: str, *, reason: str) -> None:
-    """Move the alias, and remember where it was."""
+    """Move the alias, and remember the former version."""
     before = champion_of(client, name)
     if before not in (None, version):
         client.set_model_version_tag(name, version, BEFORE, before)
@@ -255,13 +263,13 @@ def _named(client: MlflowClient, model: str, *, back: bool) -> tuple[str, str]:
 
 
 def clash(name: str, data: str, theirs: str) -> str:
-    """The message about two sets of one name, in one line."""
+    """The message about two image sets of a single name, in one line."""
     own = name.removeprefix("image-cascade-")
     return f"{name} holds models of {theirs}, not of {data}: choose a name with --name (--name {own} takes it over)"
 
 
 def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri: str) -> str | None:
-    """The `clash` of the first of a run's names that stands for other images; None if there is none.
+    """The `clash` of the first of a run's names with other images; None without a clash.
 
     Raises any exception of MLflow while MLflow is away.
     """

@@ -1,4 +1,4 @@
-"""Trained models and composed cascades in MLflow's registry, with the code that runs them.
+"""Trained models and composed cascades in MLflow's registry, with the code for running.
 
 A version is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate` names the version made or
 used last, `champion` the best (`components.runtime.tracking.promotion`).
@@ -46,13 +46,18 @@ ARTIFACT = "model"  # what the cascade_model calls the folder of the trained mod
 
 
 class Registered(NamedTuple):
+    """A version in the registry: the registered name, the number, and the id of the logged model.
+
+    A stage key is registered once under a name, so that a retry finds the same version again.
+    """
+
     name: str
     version: str
     model_id: str
 
 
 class Named(NamedTuple):
-    """The version that an address names now."""
+    """The current version of an address."""
 
     name: str
     version: str
@@ -64,7 +69,7 @@ class Named(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A local copy of what is registered, and what its files are to be."""
+    """A local copy of a registered model, with the registered digests."""
 
     uri: str  # by its version's number
     folder: Path
@@ -73,14 +78,14 @@ class Packed(NamedTuple):
 
 
 def model_name(artifact: Artifact, *, models: str) -> str:
-    """The registered name of an artifact: `models` of its run, with its stage if no composed cascade."""
+    """The registered name of an artifact: `models` of the run, with the stage if no composed cascade."""
     return registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
 
 
 def register_version(
     client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
 ) -> Registered:
-    """Register a model artifact as candidate, unless its stage key is registered already.
+    """Register a model artifact as candidate, unless the stage key is already registered.
 
     Args:
         run_id: the run that shows as its source.
@@ -98,7 +103,7 @@ def register_version(
 
 
 def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
-    """The version registered for a stage key, with the list of its files; or None."""
+    """The registered version of a stage key, with the list of files; or None."""
     versions = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
     listed = [version for version in versions if FILES_DIGEST in version.tags]
     return min(listed, key=lambda version: int(version.version)) if listed else None
@@ -112,13 +117,13 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
 
 
 def find_named(model_uri: str, *, tracking_uri: str) -> Named:
-    """Name, number and time of the version that `named_version` returns."""
+    """Name, number and time of the version from `named_version`."""
     version = named_version(model_uri, tracking_uri=tracking_uri)
     return Named(version.name, str(version.version), version.creation_timestamp // 1000)
 
 
 def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now.
+    """The current version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Raises ValueError, in one line, if the registry has none or can't be reached.
     """
@@ -132,7 +137,7 @@ def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
 
 
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
-    """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the folder that holds it.
+    """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the model's folder.
 
     Raises ValueError, in one line, if the registry has no such model or can't be reached, and for a copy that is not
     as it was registered.
@@ -143,7 +148,7 @@ def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
 
 
 def download_packed(model_uri: str, folder: Path, *, tracking_uri: str) -> Packed:
-    """Copy all that is registered as `model_uri`, whatever became of it, into `folder`. Raises ValueError."""
+    """Copy all files of `model_uri` into `folder`, even damaged files. Raises ValueError."""
     with _registry(model_uri, tracking_uri):
         client, logged, tags = MlflowClient(tracking_uri), model_uri, {}
         if NAMED.fullmatch(model_uri):
@@ -158,7 +163,7 @@ def download_packed(model_uri: str, folder: Path, *, tracking_uri: str) -> Packe
 
 
 def trained_model(packed: Path) -> Path:
-    """The folder of the trained model in one that MLflow can load."""
+    """The folder of the trained model inside MLflow's folder."""
     return packed / Model.load(packed).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
 
 
@@ -181,7 +186,7 @@ def pip_requirements(model: Path) -> list[str]:
 def save_model(
     path: Path, model: Path, *, mlflow_model: Model | None = None, digests: Mapping[str, str] | None = None
 ) -> str:
-    """Write the folder `model` as an MLflow model at `path`, with its code and requirements.
+    """Write the folder `model` as an MLflow model at `path`, with code and requirements.
 
     Args:
         digests: sha256 of files in `model` that are known, by path.
@@ -205,7 +210,7 @@ def save_model(
 
 
 def input_example(model: Path) -> list[dict[str, Any]] | None:
-    """One row that the model takes; None for one that takes none alone."""
+    """An example row for the model; None for a model without rows of its own."""
     example = example_of(model)
     return None if example is None else [example.model_dump(exclude_none=True)]
 
@@ -237,7 +242,7 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
 
 
 def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
-    """True if a model that was logged before may be registered: all its files are as they were."""
+    """True if a logged model may be registered: all files are unchanged."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri)

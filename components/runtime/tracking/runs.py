@@ -1,4 +1,4 @@
-"""Runs in MLflow, found by their tags before one is made: a retry goes on in the run that it began.
+"""Runs in MLflow, found by tags before creation: a retry goes on in its earlier run.
 
 One parent run for each workflow run (tag `cascade.run`), one child for each stage key in it (tag `cascade.stage_key`).
 Each holds its points and images, the data sets and models that it read, and the models that it made.
@@ -36,7 +36,7 @@ SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see eac
 
 @dataclass
 class TrackedRun:
-    """A run and the points and images in MLflow, so that a repeated step is not drawn twice."""
+    """A run with the points and images in MLflow, so that a repeated step is not drawn twice."""
 
     run_id: str
     started: int  # milliseconds since 1970
@@ -46,7 +46,7 @@ class TrackedRun:
 
 
 def find_or_create_experiment(client: MlflowClient, name: str, *, artifact_location: str | None) -> str:
-    """The id of the experiment `name`; a deleted one is restored."""
+    """The id of the experiment `name`; a deleted experiment is restored."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return client.create_experiment(name, artifact_location=artifact_location)
@@ -56,7 +56,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, artifact_locat
 
 
 def artifact_location(tracking_uri: str, experiment: str) -> str | None:
-    """Folder of an experiment's files beside a SQLite file; None for a server, which has its own."""
+    """Folder of an experiment's files beside a SQLite file; None for a server with its own."""
     if not tracking_uri.startswith(SQLITE):
         return None
     folder = Path(tracking_uri.removeprefix(SQLITE)).resolve().parent
@@ -64,13 +64,13 @@ def artifact_location(tracking_uri: str, experiment: str) -> str | None:
 
 
 def find_run(client: MlflowClient, experiment_id: str, *, run: str, key: str = "") -> Run | None:
-    """The parent run of a workflow run, or with `key` its child of that stage key."""
+    """The parent run of a workflow run, or with `key` the child of a stage key."""
     runs = _search(client, experiment_id, {RUN: run, KEY: key or WORKFLOW})
     return min(runs, key=lambda r: r.info.run_id) if runs else None
 
 
 def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
-    """Names of the workflow runs that ended well. Raises whatever MLflow raises while it is away."""
+    """Names of the workflow runs that ended well. Raises MLflow's errors while MLflow is away."""
     if is_new(tracking_uri):
         return set()
     client = MlflowClient(tracking_uri)
@@ -80,13 +80,13 @@ def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
 
 
 def is_new(tracking_uri: str) -> bool:
-    """True for a file that is not there yet: a client would make its tables first, which takes seconds."""
+    """True for a missing SQLite file: a client would spend seconds on making tables."""
     file = tracking_uri.removeprefix(SQLITE)
     return file != tracking_uri and not Path(file).exists()
 
 
 def find_maker(client: MlflowClient, experiment_id: str, *, key: str) -> Run | None:
-    """The run that made the artifact of a stage key: the last run that finished without a cache."""
+    """The run that made a stage key's artifact: the last run that finished without a cache."""
     runs = [r for r in _search(client, experiment_id, {KEY: key, CACHED: "false"}) if r.info.status == "FINISHED"]
     return max(runs, key=lambda r: r.info.end_time or 0) if runs else None
 
@@ -100,7 +100,7 @@ def take_up(
     tags: dict[str, str],
     parent: str | None = None,
 ) -> TrackedRun:
-    """Find the run with these tags (RUN and KEY count) and set it running again, or make it."""
+    """Find the run with the tags (RUN and KEY count) and set the run running again, or make a run."""
     run = find_run(client, experiment_id, run=tags[RUN], key=tags[KEY])
     if run is None:
         tags = tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
@@ -111,7 +111,7 @@ def take_up(
 
 
 def as_tracked(client: MlflowClient, run: Run) -> TrackedRun:
-    """A run of another process, with the steps and images that have arrived."""
+    """A run of another process, with the steps and images in MLflow."""
     run_id = run.info.run_id
     names = [name for name in run.data.metrics if not name.startswith(SYSTEM)]
     steps = {name: {point.step for point in client.get_metric_history(run_id, name)} for name in names}
@@ -120,7 +120,7 @@ def as_tracked(client: MlflowClient, run: Run) -> TrackedRun:
 
 
 def image_name(name: str, step: int, *, time_ms: int, token: str) -> str:
-    """A file name, without suffix, that MLflow's page shows as step `step` of the image `name`."""
+    """A file name, without suffix, for step `step` of the image `name` on MLflow's page."""
     return f"{name.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{token}"
 
 
@@ -146,7 +146,7 @@ def _search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> l
 
 
 def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
-    """Names the steps of which MLflow lacks points or images that the recipe wants; empty if none.
+    """Names steps with points or images of the recipe missing in MLflow; empty without such steps.
 
     They were in a journal that was lost with its machine.
     """
@@ -187,7 +187,7 @@ def dataset_of(artifact: Artifact) -> Dataset:
 
 
 def record_inputs(client: MlflowClient, run_id: str, *, data: list[Artifact], model_ids: list[str]) -> None:
-    """Links a run to the data sets and models that it reads. Idempotent."""
+    """Links a run to input data sets and models. Idempotent."""
     present = client.get_run(run_id).inputs.model_inputs or []
     new = [LoggedModelInput(id_) for id_ in model_ids if id_ not in {model.model_id for model in present}]
     context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
@@ -197,7 +197,7 @@ def record_inputs(client: MlflowClient, run_id: str, *, data: list[Artifact], mo
 
 
 def record_output(client: MlflowClient, run_id: str, *, model_id: str) -> None:
-    """Links a run to a model that it made. Idempotent."""
+    """Links a run to an output model. Idempotent."""
     outputs = client.get_run(run_id).outputs
     if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else [])}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])

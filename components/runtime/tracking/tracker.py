@@ -1,4 +1,4 @@
-"""Sends the log of a workflow run to MLflow, from one process.
+"""Sends the log of a workflow run to MLflow, from a single process.
 
 `emit` writes a line to the log on disk and returns; a thread sends what is new, about every ten seconds, in as few
 calls as MLflow allows. MLflow being away stops nothing and loses nothing: the journal waits, and what is left when the
@@ -32,11 +32,11 @@ REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS",
 
 
 class MlflowAwayError(Exception):
-    """MLflow, its storage or its database is away; the journal waits."""
+    """MLflow, MLflow's storage or MLflow's database is away; the journal waits."""
 
 
 class Tracker:
-    """Parent and child runs, curves, images, lineage, models and machine load of one workflow run.
+    """Parent and child runs, curves, images, lineage, models and machine load of a workflow run.
 
     Args:
         tracking_uri: of an MLflow server, or `sqlite:///…`.
@@ -57,18 +57,18 @@ class Tracker:
 
     @property
     def promotion(self) -> list[Promotion] | None:
-        """Decisions about the models of a run that ended well; None until MLflow has received its end."""
+        """Decisions about the models of a finished run; None until MLflow has received the run's end."""
         return None if self._sender.delivery is None else self._sender.delivery.promotions.get(self.log.run)
 
     @property
     def pages(self) -> dict[str, str]:
-        """Addresses of MLflow's pages of the run, as far as MLflow has received it."""
+        """Addresses of MLflow's pages of the run, as far as MLflow has received the run."""
         return {} if self._sender.delivery is None else self._sender.delivery.pages(self.log.run)
 
     def close(
         self, status: events.Status, *, promote: events.Promote = "better", timeout_seconds: float = 120.0
     ) -> list[str]:
-        """End the run and whatever of it still runs, and send what is left.
+        """End the run and running stages, and send the rest.
 
         Waits at most `timeout_seconds`, and not at all for an MLflow that is away. Returns warnings for the user.
         """
@@ -83,7 +83,7 @@ class Tracker:
         ]
 
     def _sample_system(self) -> None:
-        """Log the machine's load as that of the workflow run and of every stage that runs now."""
+        """Log the machine's load for the workflow run and for every running stage."""
         if self.log.run:
             values = self._system.sample()
             for stage in ("", *sorted(self.log.running)):
@@ -91,7 +91,7 @@ class Tracker:
 
 
 class Sender(threading.Thread):
-    """Sends the journals of logs, oldest first, each in its own order; the last one is this process's own."""
+    """Sends the journals of logs, oldest first, each in order; the last is this process's own."""
 
     def __init__(self, logs: list[EventLog], *, flush_seconds: float, before: Callable[[], None]) -> None:
         super().__init__(name="mlflow-sender", daemon=True)  # a hanging MLflow never keeps a process alive
@@ -116,7 +116,7 @@ class Sender(threading.Thread):
             journal.close()
 
     def finish(self, timeout_seconds: float) -> str | None:
-        """Send the rest. Returns None if everything has arrived, else why not, in one line."""
+        """Send the rest. Returns None on full arrival, else the reason, in one line."""
         self.ending.set()
         self.join(timeout_seconds)
         if self.is_alive():
@@ -124,7 +124,7 @@ class Sender(threading.Thread):
         return self.away
 
     def send(self) -> None:
-        """Send everything until MLflow is found to be away; warn once when MLflow goes and once on its return."""
+        """Send everything until MLflow is away; warn once when MLflow goes and once on MLflow's return."""
         try:
             while self.journals:
                 if not self.send_some(self.journals[0]):
@@ -172,7 +172,7 @@ class Sender(threading.Thread):
 
 
 def _is_refusal(error: Exception) -> bool:
-    """True for errors that another try can't mend; outages of network, storage or database raise others."""
+    """True for permanent errors; outages of network, storage or database raise other errors."""
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
     if isinstance(error, OSError):
@@ -185,7 +185,7 @@ def _one_line(error: Exception) -> str:
 
 
 class SystemMonitor:
-    """CPU, memory, disk, network, and GPUs where there are any and their library is installed."""
+    """CPU, memory, disk, network, and GPUs where GPUs and their library are installed."""
 
     def __init__(self) -> None:
         self.monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]

@@ -1,4 +1,6 @@
-"""Training of image-to-image models: a network for several degradations (Palette; Saharia et al., 2022).
+"""Training of image-to-image models: a network for several degradations (Palette).
+
+Source: Saharia et al., 2022.
 
 Shapes: B batch, S resolution.
 """

@@ -1,4 +1,6 @@
-"""Training of masked priors: tokens behind masks from visible tokens (MaskGIT; Chang et al., 2022, 3.1).
+"""Training of masked priors: tokens behind masks from visible tokens (MaskGIT).
+
+Source: Chang et al., 2022, section 3.1.
 
 Shapes: B batch, N tokens an image.
 """
