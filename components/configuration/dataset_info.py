@@ -14,7 +14,7 @@ class TokenGrid(Config):
 
 
 class DatasetInfo(Config):
-    """Conditions that a data set offers, with sizes, read from the set's index."""
+    """Conditions of a data set with their sizes, read from the set's index."""
 
     num_classes: int = Field(ge=1)
     vocab_size: int = Field(0, ge=0)  # of the BPE; 0: no captions
