@@ -32,7 +32,7 @@ def test_imports_at_any_depth_are_renamed_and_nothing_else():
     assert {number: line for number, line in enumerate(after, 1) if line != before[number - 1]} == {
         2: "import image_cascade.components as components",
         3: "import numpy, image_cascade.components.models.losses as losses, components_of_others",
-        4: "from image_cascade.components import events",
+        4: "from image_cascade.components.runtime import events",
         5: "from image_cascade.components.models.unet import (",
         8: "from image_cascade.pipelines.command.cli import main",
         14: '    word = "Füße"; from image_cascade.components.runtime.storage import store',
@@ -67,11 +67,11 @@ def test_a_package_is_named_after_its_code(tmp_path: Path, monkeypatch: pytest.M
     assert pack_code(tmp_path / "again").name == first.name
     rooms = tmp_path / "wheel" / "image_cascade" / "components"
     rooms.parent.mkdir(parents=True)
-    for path in packed_code.ROOM.parent.rglob("*.py"):
-        copy = rooms / path.relative_to(packed_code.ROOM.parent)
+    for path in packed_code.ROOM.parents[1].rglob("*.py"):
+        copy = rooms / path.relative_to(packed_code.ROOM.parents[1])
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(renamed(path.read_text(), INSTALLED))
-    monkeypatch.setattr(packed_code, "ROOM", rooms / "tracking")
+    monkeypatch.setattr(packed_code, "ROOM", rooms / "runtime" / "tracking")
     assert pack_code(tmp_path / "from_wheel").name == first.name
     with (rooms / "models" / "unet.py").open("a") as code:
         code.write("# another version\n")
