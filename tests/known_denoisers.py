@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.discrete import DiscreteObjective
-from components.models.diffusion.edm import EDMObjective
-from components.models.diffusion.objective import Objective, make_objective
+from components.models.diffusion.objective import EDMObjective, Objective, make_objective
 from components.models.diffusion.samplers import sample
 
 

@@ -98,7 +98,7 @@ def pretend_gpu() -> Iterator[Computing]:
     with (
         mock.patch("torch.tensor", lambda data, *, device=None, **options: tensor(data, **options).to(device)),
         mock.patch("torch.as_tensor", lambda data, *, device=None, **options: as_tensor(data, **options).to(device)),
-        mock.patch("components.models.autocast.Casting", partial(torch.autocast, "cpu", torch.bfloat16)),
+        mock.patch("components.models.devices.Casting", partial(torch.autocast, "cpu", torch.bfloat16)),
         mock.patch.object(torch.Tensor, "pin_memory", to_itself),
         mock.patch("torch.inference_mode", no_grad),
         Computing() as computing,

@@ -196,7 +196,7 @@ CASES = (  # two lines each: what is sent, what is answered
         400, "best_of", "best_of must be at most 3 here, not 4"),
     Bad("a condition for a model that takes none", asked(condition=base64.b64encode(png(8, 8)).decode()),
         400, "condition", "the model of stage base takes no condition image"),
-    Bad("a condition that is no base64", asked(model="depth", condition="@@@@"),
+    Bad("a condition that is no base64", asked(model="depth", condition="components/models/@"),
         400, "condition", "condition must be an image in base64, and is not base64"),
     Bad("a condition in other letters", asked(model="depth", condition="é"),
         400, "condition", "condition must be an image in base64, and is not base64"),

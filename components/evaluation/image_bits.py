@@ -25,7 +25,7 @@ from components.evaluation.likelihood_study import STREAM, BoundJob, condition_o
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.models.diffusion.corruption import to_levels
-from components.models.losses.pixel_likelihood import discretized_logistic_nll
+from components.models.losses.reconstruction import discretized_logistic_nll
 from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

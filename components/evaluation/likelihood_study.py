@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.models.diffusion.discrete import DiscreteObjective
+from components.models.diffusion.discrete import DiscreteObjective, prior_bits
 from components.models.diffusion.objective import make_objective
-from components.models.diffusion.variational_bound import prior_bits
 from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

@@ -24,8 +24,7 @@ from components.evaluation.restoration import asked_of
 from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import make_objective
-from components.models.diffusion.schedule import Schedule, make_schedule
-from components.models.diffusion.trajectory import spaced_timesteps
+from components.models.diffusion.schedule import Schedule, make_schedule, spaced_timesteps
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
-from components.models.layers import GroupNorm, SelfAttention2d, zeroed
+from components.models.layers import GroupNorm, NetworkBlock, SelfAttention2d, zeroed
 from components.models.losses.reconstruction import image_of, output_channels
-from components.models.network_blocks import NetworkBlock
 from components.models.quantizer import EMAQuantizer, VectorQuantizer
 
 Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer

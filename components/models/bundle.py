@@ -13,15 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from components.models.autoencoder import Autoencoder
-from components.models.contrastive import ContrastiveEncoder
-from components.models.diffusion_prior import DiffusionPrior
+from components.models.contrastive import ContrastiveEncoder, DiffusionPrior
 from components.models.dit import DiT
 from components.models.gan import GANGenerator
-from components.models.masked_transformer import MaskedTransformer
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
-from components.models.transformer import Transformer
+from components.models.transformer import MaskedTransformer, Transformer
 from components.models.unet import UNet
 
 WEIGHTS = "model.safetensors"

@@ -13,8 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.models.conditioned import Context
-from components.models.layers import GroupNorm, attend, zeroed
-from components.models.rotary import grid_rotation, rotate
+from components.models.layers import GroupNorm, attend, grid_rotation, rotate, zeroed
 
 THETA = 100.0  # grids of patches are small: with 10,000 most frequencies would be the same everywhere
 

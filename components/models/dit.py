@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.models.autocast import autocast
 from components.models.conditioned import ConditionedNetwork
-from components.models.layers import attend, zeroed
-from components.models.network_blocks import NetworkBlock
+from components.models.devices import autocast
+from components.models.layers import NetworkBlock, attend, zeroed
 
 FREQUENCY_DIM = 256
 

@@ -18,9 +18,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import ParametrizationList
 
-from components.models.autocast import autocast
-from components.models.layers import SelfAttention2d
-from components.models.network_blocks import NetworkBlock
+from components.models.devices import autocast
+from components.models.layers import NetworkBlock, SelfAttention2d
 
 POWER_ITERATIONS = 15  # from the singular vectors of the trained weights to those of their average
 

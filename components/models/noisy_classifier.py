@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.models.autocast import autocast
 from components.models.conditioned import embedding_mlp
+from components.models.devices import autocast
 from components.models.layers import GroupNorm, SelfAttention2d, attend, timestep_embedding
 from components.models.unet_blocks import TimedResBlock, down_path, heads_of, levels_of, middle, resampler_of
 

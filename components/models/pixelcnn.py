@@ -6,10 +6,13 @@ Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I 
 import torch
 from torch import Tensor, nn
 
-from components.models.grid_cache import CachedRowConv, CachedRowsConv, GridCache
+from components.models.layers import NetworkBlock
 from components.models.masked import (
     FIRST_KERNEL_SIZE,
+    CachedRowConv,
+    CachedRowsConv,
     Embedding,
+    GridCache,
     Groups,
     LabelBias,
     RowConv2d,
@@ -21,7 +24,6 @@ from components.models.masked import (
     label_or_null,
     shift_down,
 )
-from components.models.network_blocks import NetworkBlock
 
 
 class GatedLayer(NetworkBlock):

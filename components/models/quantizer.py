@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, distributed, nn
 
-from components.models.autocast import autocast
 from components.models.bottleneck import Encoded
-from components.models.transfer import to_device
+from components.models.devices import autocast, to_device
 
 KMEANS_STEPS = 10
 

@@ -10,10 +10,14 @@ the state.
 import torch
 from torch import Tensor, nn
 
-from components.models.grid_cache import CachedLayer, CachedRowConv, CachedRowsConv, GridCache
+from components.models.layers import NetworkBlock
 from components.models.masked import (
     FIRST_KERNEL_SIZE,
+    CachedLayer,
+    CachedRowConv,
+    CachedRowsConv,
     Embedding,
+    GridCache,
     Groups,
     LabelBias,
     RowConv2d,
@@ -25,7 +29,6 @@ from components.models.masked import (
     label_or_null,
     shift_down,
 )
-from components.models.network_blocks import NetworkBlock
 
 
 class EntryLayer(nn.Module):

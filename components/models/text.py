@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.models.layers import attend
-from components.models.network_blocks import NetworkBlock
+from components.models.layers import NetworkBlock, attend
 
 PAD_ID = 0
 

@@ -1,7 +1,7 @@
-"""Decoder-only, pre-norm transformer over image tokens (Esser et al. 2021; Radford et al. 2019).
+"""The causal and the masked transformer over the tokens of an image, after those of conditions.
 
-The sequence is [text][condition image][class] + image tokens, see `token_network.py`. With `predict_text` the text is
-modelled too, in the same sequence with a head of its own (DALL-E; Ramesh et al. 2021, 2.2).
+Sources: decoder-only and pre-norm, Esser et al. 2021 and Radford et al. 2019; the text in the same sequence with a head
+of its own, DALL-E (Ramesh et al. 2021, 2.2); masked tokens, MaskGIT (Chang et al. 2022, 3.1).
 
 Shapes: B batch, N num_tokens, L text_length, P tokens of the conditions together, S sequence, D model_dim, H heads,
 E head_dim, K codebook_size, V vocab_size.
@@ -13,9 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from components.models.autocast import autocast_dtype
-from components.models.blocks import KVCache
-from components.models.token_network import TokenNetwork, part_of
+from components.models.devices import autocast_dtype
+from components.models.token_network import KVCache, TokenNetwork, part_of
 
 
 class JointLogits(NamedTuple):
@@ -168,3 +167,48 @@ def _causal_mask(visible: Tensor) -> Tensor:
     length = visible.shape[-1]
     itself = torch.eye(length, dtype=torch.bool, device=visible.device)
     return (visible & itself.new_ones(length, length).tril()) | itself
+
+
+class MaskedTransformer(TokenNetwork):
+    """Distribution of every token of an image, given conditions and unmasked tokens.
+
+    Without the causal mask every position sees all conditions and all tokens, and the head says what stands behind the
+    masked ones.
+
+    Args: see `TokenNetwork`. Row i of a table of positions belongs to token i; the class token has none.
+    """
+
+    causal: ClassVar[bool] = False
+
+    @property
+    def mask_token(self) -> int:
+        """The token K in place of unknown tokens."""
+        return self.codebook_size
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        label: Tensor | None = None,
+        text: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every token.
+
+        Args:
+            tokens: (B, N) int64 in [0, K], K being the mask token.
+            label, text, condition: see `Transformer.forward`.
+
+        Returns:
+            (B, N, K); those at tokens that are not masked mean nothing, since they see themselves.
+
+        Raises:
+            ValueError: when the shape of a condition is not the one that the model was built for.
+        """
+        conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
+        image = self._place(self.token_embedding(tokens), 0)  # (B, N, D)
+        x = self.dropout(torch.cat([conditions, image], dim=1))
+        mask = self._visible(text)
+        for block in self.blocks:
+            x = block(x, mask=mask, rotation=self.rotation)
+        return self.head(self.norm_out(x[:, self.num_conditions :]))

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.models.autocast import autocast
 from components.models.conditioned import ConditionedNetwork
 from components.models.cross_attention import SpatialTransformer, TextAttention2d
+from components.models.devices import autocast
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
 from components.models.unet_blocks import (
     Attention,

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from components.models.conditioned import Context
 from components.models.cross_attention import SpatialTransformer, TextAttention2d
-from components.models.layers import GroupNorm, zeroed
-from components.models.network_blocks import NetworkBlock
+from components.models.layers import GroupNorm, NetworkBlock, zeroed
 
 Resample = Literal["down", "up"]
 

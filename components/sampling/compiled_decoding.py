@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from components.models.blocks import KVCache
-from components.models.network_blocks import VARIANTS
+from components.models.layers import VARIANTS
+from components.models.token_network import KVCache
 from components.models.transformer import Transformer
 
 Step = Callable[[Tensor], Tensor]  # tokens (B,) -> the logits (B, K) of the next ones

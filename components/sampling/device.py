@@ -29,7 +29,7 @@ from typing import TypeVar
 import torch
 
 from components.configuration.precision import Precision
-from components.models.autocast import autocast
+from components.models.devices import autocast
 
 SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from components.models.masked_transformer import MaskedTransformer
+from components.models.transformer import MaskedTransformer
 from components.sampling.autoregressive import check_filters, draw, guided_logits, with_null, without_none
 
 STEPS, CHOICE_TEMPERATURE = 12, 4.5  # of the paper's images

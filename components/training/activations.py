@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from components.models.network_blocks import blocks_of
+from components.models.layers import blocks_of
 from components.training.loop import Batch
 from components.training.step_model import StepModel, WithoutNumbers, acting, learners_of, take_gradients
 

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from components.models.transfer import to_device
+from components.models.devices import to_device
 from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import from_uint8, to_uint8
 from components.training.loop import Arrays, Batch

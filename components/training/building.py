@@ -7,7 +7,7 @@ from torch import nn
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
-from components.models.discriminator import PatchDiscriminator
+from components.models.critics import PatchDiscriminator
 from components.models.gan import ProjectionDiscriminator
 
 DISCRIMINATORS: dict[str, type[nn.Module]] = {  # by the kind of the network trained against it

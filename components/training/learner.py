@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from components.configuration.optimization import OptimizationConfig
-from components.models.autocast import autocast
-from components.models.network_blocks import compile_blocks, recompute_blocks
+from components.models.devices import autocast
+from components.models.layers import compile_blocks, recompute_blocks
 from components.sampling.device import computes_bf16
 from components.training.loop import Arrays, Batch
 from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.configuration.optimization import OptimizationConfig
 from components.configuration.trainings import AutoencoderLosses
-from components.models.transfer import ToldLater, to_device
+from components.models.devices import ToldLater, to_device
 from components.training.parallel import local
 
 PATIENCE = 5  # consecutive steps

@@ -13,7 +13,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from components.models.transfer import to_device
+from components.models.devices import to_device
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.optimization import OptimizationConfig
-from components.models.transfer import ToldLater
+from components.models.devices import ToldLater
 from components.runtime import events
 from components.training.loop import Arrays, Batch, Metrics, Task, is_scheduled
 from components.training.optim import learning_rate

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.configuration.families import family_of
-from components.models.network_blocks import blocks_of
+from components.models.layers import blocks_of
 from components.training.optim import Network
 from components.training.parallel import Worker, average, is_cut, local
 

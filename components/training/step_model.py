@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import PerceptualNetwork, Training
-from components.models.perceptual import PerceptualLoss
+from components.models.critics import PerceptualLoss
 from components.training.families import task_maker
 from components.training.learner import Learner, without_memory
 from components.training.loop import Batch

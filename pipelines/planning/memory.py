@@ -12,7 +12,7 @@ from torch import nn
 
 from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import Training
-from components.models.network_blocks import blocks_of
+from components.models.layers import blocks_of
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor, nn
 
-from components.models.autocast import autocast
 from components.models.autoencoder import Autoencoder
-from components.models.discriminator import PatchDiscriminator
+from components.models.critics import PatchDiscriminator, PerceptualLoss
+from components.models.devices import autocast
 from components.models.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
 from components.models.losses.reconstruction import reconstruction_loss
-from components.models.perceptual import PerceptualLoss
 from tests.benchmarks.interleaving import Step, interleaved
 
 RESOLUTION, BATCH_SIZE, CHANNELS, CHANNEL_MULT = 64, 8, 32, (1, 2, 2, 4)

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 
-MATHEMATICS = ("components.models.diffusion", "components.models.losses", "components.models.transfer")
+MATHEMATICS = ("components.models.diffusion", "components.models.losses", "components.models.devices")
 PACKAGES = ("components", "pipelines")
 RAY_INTERNALS = "components/runtime/ray_internals.py"
 

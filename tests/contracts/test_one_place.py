@@ -7,8 +7,8 @@ PLACES = {  # what a line of the product holds -> the files where it may stand
     r"127\.5|[/*] ?255\b|\.byte\(\)|\.to\(torch\.uint8\)": {
         "components/models/diffusion/corruption.py": "levels <-> [-1, 1]",
         "components/sampling/images.py": "arrays of bytes <-> [-1, 1]",
-        "components/models/diffusion/gaussian.py": "the step between two levels",
-        "components/models/losses/pixel_likelihood.py": "half of it",
+        "components/models/diffusion/discrete.py": "the step between two levels",
+        "components/models/losses/reconstruction.py": "half of it",
         "components/training/perceptual_weights.py": "the scale that a pretrained network was trained on",
     },
     r"[\"']PNG[\"']|\.save\(.*\.png": {"components/sampling/image_files.py": "encoding, and what is decoded"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.models.losses.differentiable_augmentation import DRAWS, augment, cut_out, jitter_color, shift
+from components.models.losses.adversarial import DRAWS, augment, cut_out, jitter_color, shift
 
 
 def images_and_draws(samples: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

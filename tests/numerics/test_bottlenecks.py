@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
 from components.models.bottleneck import GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
-from components.models.losses.pixel_likelihood import discretized_logistic_nll
+from components.models.losses.reconstruction import discretized_logistic_nll
 from components.models.quantizer import VectorQuantizer, nearest_codes
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations

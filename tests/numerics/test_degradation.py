@@ -5,6 +5,7 @@ import torch
 
 from components.models.diffusion.degradation import (
     MASK_TASKS,
+    NUMBERS,
     TASKS,
     add_noise_in_mask,
     degrade,
@@ -12,7 +13,6 @@ from components.models.diffusion.degradation import (
     gray,
     loss_in_mask,
 )
-from components.models.diffusion.masks import NUMBERS
 from components.models.diffusion.objective import make_objective
 
 DISCRETE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from components.configuration.sampling import DiffusionPriorSampling
-from components.models.diffusion_prior import DiffusionPrior
+from components.models.contrastive import DiffusionPrior
 from components.sampling.frozen_conditions import sample_image_embeddings, text_conditions
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan

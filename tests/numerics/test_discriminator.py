@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from components.models.discriminator import PatchDiscriminator
+from components.models.critics import PatchDiscriminator
 
 
 def test_one_logit_has_the_published_receptive_field_of_70_pixels():

@@ -6,7 +6,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from components.models.dit import DiT, DiTBlock, grid_positions
-from components.models.network_blocks import recompute_blocks
+from components.models.layers import recompute_blocks
 from tests.peer_unets import randomized
 
 SMALL = {"resolution": 8, "patch_size": 2, "model_dim": 16, "num_layers": 2, "num_heads": 2}

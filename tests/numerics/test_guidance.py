@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.models.diffusion.edm import EDMObjective
-from components.models.diffusion.flow import FlowObjective
 from components.models.diffusion.guidance import classifier_score, guide
-from components.models.diffusion.objective import Objective
+from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective
 from components.models.diffusion.samplers import sample
 from tests.known_denoisers import discrete, output_for, seeded_noise
 

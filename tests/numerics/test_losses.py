@@ -11,8 +11,8 @@ from components.models.losses.adversarial import (
     generator_loss,
     hinge_discriminator_loss,
 )
+from components.models.losses.cross_entropy import token_loss
 from components.models.losses.reconstruction import reconstruction_loss
-from components.models.losses.token_likelihood import token_loss
 
 
 def test_hinge_losses_have_their_closed_form():

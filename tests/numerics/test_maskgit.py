@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.models.losses.token_likelihood import masked_token_loss
-from components.models.masked_transformer import MaskedTransformer
+from components.models.losses.cross_entropy import masked_token_loss
+from components.models.transformer import MaskedTransformer
 from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
 from components.training.tasks.masked_prior import evaluation_masks, random_masks, training_masks
 

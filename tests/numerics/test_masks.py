@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from components.models.diffusion.masks import (
+from components.models.diffusion.degradation import (
     NUMBERS,
     RECTANGLES,
     border_mask,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from components.models.bundle import NETWORKS
-from components.models.network_blocks import NetworkBlock, blocks_of, compile_blocks, recompute_blocks
+from components.models.layers import NetworkBlock, blocks_of, compile_blocks, recompute_blocks
 from components.training.activations import step_keeps
 from components.training.batches import to_batch
 from tests.tiny_training import assert_close, assert_equal_bits, batches

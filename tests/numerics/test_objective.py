@@ -12,9 +12,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from components.models.diffusion.discrete import loss_weight, target
-from components.models.diffusion.edm import EDMObjective
-from components.models.diffusion.flow import FlowObjective
-from components.models.diffusion.objective import Objective, make_objective
+from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective, make_objective
 from components.models.diffusion.schedule import make_schedule
 from components.training.randomness import sample_uniform
 from tests.known_denoisers import discrete, output_for

@@ -17,7 +17,7 @@ from components.configuration.config import Config
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
-from components.models.discriminator import PatchDiscriminator
+from components.models.critics import PatchDiscriminator
 from components.models.layers import GroupNorm
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.published import paper_recipes

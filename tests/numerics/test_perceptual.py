@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.models.perceptual import PerceptualLoss
+from components.models.critics import PerceptualLoss
 
 
 class Features(nn.Module):

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
-from components.models.losses.pixel_likelihood import (
+from components.models.losses.reconstruction import (
     discretized_logistic_image,
     discretized_logistic_nll,
+    image_of,
     logit_laplace_image,
     logit_laplace_nll,
+    output_channels,
+    reconstruction_loss,
 )
-from components.models.losses.reconstruction import image_of, output_channels, reconstruction_loss
 
 
 def output_of(mean: float, log_scale: float, *, width: int) -> torch.Tensor:

@@ -18,11 +18,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from components.models.diffusion.edm import EDMObjective
-from components.models.diffusion.flow import FlowObjective
+from components.models.diffusion.objective import EDMObjective, FlowObjective
 from components.models.diffusion.samplers import sample
+from components.models.diffusion.schedule import Trajectory, spaced_timesteps
 from components.models.diffusion.steps import ddim_step, ddpm_step
-from components.models.diffusion.trajectory import Trajectory, spaced_timesteps
 from tests.known_denoisers import discrete, seeded_noise, wavy
 
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2}

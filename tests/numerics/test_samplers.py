@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.models.diffusion.edm import EDMObjective
-from components.models.diffusion.flow import FlowObjective
-from components.models.diffusion.objective import Objective
+from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective
 from components.models.diffusion.samplers import Known, Start, sample
+from components.models.diffusion.schedule import spaced_timesteps, with_clean_end
 from components.models.diffusion.steps import SAMPLERS, ddim_step, ddpm_step
-from components.models.diffusion.trajectory import spaced_timesteps, with_clean_end
 from tests.known_denoisers import best_denoiser, discrete, moments, output_for, seeded_noise, wavy
 
 MODES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0)]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from components.models.losses.token_likelihood import text_loss, text_nats, token_loss
+from components.models.losses.cross_entropy import text_loss, text_nats, token_loss
 
 TEXT = torch.tensor([[1, 7, 9, 2, 0, 0], [1, 2, 0, 0, 0, 0], [1, 4, 5, 6, 7, 2], [0, 0, 0, 0, 0, 0]])
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from components.models.losses.token_likelihood import token_loss
-from components.models.rotary import grid_rotation, rotate
+from components.models.layers import grid_rotation, rotate
+from components.models.losses.cross_entropy import token_loss
 from components.models.transformer import Transformer, _causal_mask
 
 CONDITIONS = {

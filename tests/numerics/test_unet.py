@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from components.models.network_blocks import recompute_blocks
+from components.models.layers import recompute_blocks
 from components.models.unet import UNet
 from components.models.unet_blocks import TimedResBlock
 from tests.peer_unets import copy_weights, randomized

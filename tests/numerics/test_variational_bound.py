@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.models.diffusion.gaussian import discretized_gaussian_nll, interpolated_log_variance, normal_kl
-from components.models.diffusion.schedule import make_schedule
-from components.models.diffusion.trajectory import spaced_timesteps
-from components.models.diffusion.variational_bound import bound, prior_bits
+from components.models.diffusion.discrete import (
+    bound,
+    discretized_gaussian_nll,
+    interpolated_log_variance,
+    normal_kl,
+    prior_bits,
+)
+from components.models.diffusion.schedule import make_schedule, spaced_timesteps
 from tests.known_denoisers import discrete, output_for, seeded_noise, wavy
 
 LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)

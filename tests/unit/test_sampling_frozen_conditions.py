@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from components.configuration.sampling import DiffusionPriorSampling, DiffusionSampling
-from components.models.diffusion_prior import DiffusionPrior
+from components.models.contrastive import DiffusionPrior
 from components.sampling.frozen_conditions import frozen_conditions, sample_image_embeddings
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan

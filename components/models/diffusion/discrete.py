@@ -1,22 +1,70 @@
-"""Diffusion in discrete steps: DDPM, Improved DDPM, v-prediction and min-SNR weights.
+"""Diffusion in discrete steps: DDPM, Improved DDPM, v-prediction, min-SNR, variational bound.
 
-Sources: epsilon, Ho et al. (2020); learned variance and hybrid loss, Nichol and Dhariwal (2021); v, Salimans and Ho
-(2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x_0, noise, x_t and prediction are (B, ...) of
-one shape; timesteps are (B,), int64 in [0, T), or, where a sampler goes between them, float64.
+Sources: epsilon and bound, Ho et al. (2020); learned variance and hybrid loss, Nichol and Dhariwal (2021); v, Salimans
+and Ho (2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x_0, noise, x_t and prediction are
+(B, ...) of one shape; timesteps are (B,), int64 in [0, T), or, where a sampler goes between them, float64.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from components.models.diffusion.gaussian import discretized_gaussian_nll, interpolated_log_variance, normal_kl
-from components.models.diffusion.schedule import Schedule, expand
+from components.models.diffusion.schedule import (
+    Schedule,
+    Trajectory,
+    expand,
+    karras_sigmas,
+    spaced_timesteps,
+    with_clean_end,
+)
 from components.models.diffusion.steps import Spacing
-from components.models.diffusion.trajectory import Trajectory, karras_sigmas, spaced_timesteps, with_clean_end
+
+DATA_STEP = 2 / 255  # distance of neighbors among the 256 values in [-1, 1]
+
+
+def interpolated_log_variance(values: Tensor, *, small: Tensor, large: Tensor) -> Tensor:
+    """Log of the learned variance: values in [-1, 1] span small to large, not squashed.
+
+    Source: Nichol and Dhariwal (2021), equation 15.
+
+    Args:
+        values: the second half of the network's channels (B, C, H, W).
+        small, large: log of the posterior variance and of beta, for the steps actually taken.
+    """
+    fraction = (values + 1) / 2
+    return fraction * large + (1 - fraction) * small
+
+
+def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
+    """KL divergence from the first diagonal Gaussian to the second, element by element."""
+    difference = log_variance_2 - log_variance_1
+    return 0.5 * (difference - 1 + (-difference).exp() + (mean_1 - mean_2) ** 2 * (-log_variance_2).exp())
+
+
+def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Negative log likelihood of 8-bit values in [-1, 1], element by element.
+
+    Source: Ho et al. (2020), equation 13.
+
+    Each value owns the interval of 2/255 around the value, and the two end values own the tails beyond, so the 256
+    probabilities add up to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here.
+    Differences are taken of logarithms in the lower tail, so that neither a far mean nor a narrow Gaussian rounds to
+    zero.
+    """
+    inverse = (-0.5 * log_variance).exp()
+    upper, lower = (x_0 - mean + DATA_STEP / 2) * inverse, (x_0 - mean - DATA_STEP / 2) * inverse
+    flip = upper + lower > 0  # mirror an interval mostly above the mean
+    low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_high = torch.special.log_ndtr(high)
+    ratio = (torch.special.log_ndtr(low) - log_high).clamp(max=-torch.finfo(x_0.dtype).tiny)
+    inside = log_high + (-torch.expm1(ratio)).log()
+    above = torch.where(x_0 > 0.999, torch.special.log_ndtr(-lower), inside)
+    return -torch.where(x_0 < -0.999, torch.special.log_ndtr(upper), above)
+
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
@@ -212,3 +260,70 @@ def loss_weight(
         return snr.new_ones(snr.shape)
     clipped = snr.clamp(max=min_snr_gamma)
     return clipped / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
+
+
+class Bound(NamedTuple):
+    """Terms of the variational bound of each image, in bits/dim."""
+
+    prior: Tensor  # (B,)
+    terms: Tensor  # (B, N) by ascending time: index 0 is the reconstruction, the others are denoising terms
+
+    @property
+    def reconstruction(self) -> Tensor:  # (B,)
+        return self.terms[:, 0]
+
+    @property
+    def denoising(self) -> Tensor:  # (B,)
+        return self.terms[:, 1:].sum(dim=1)
+
+    @property
+    def total(self) -> Tensor:  # (B,)
+        return self.prior + self.terms.sum(dim=1)
+
+
+@torch.no_grad()
+def bound(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    objective: DiscreteObjective,
+    x_0: Tensor,
+    *,
+    noise: Callable[[int], Tensor],
+    num_inference_steps: int | None = None,
+    clip: bool = True,
+) -> Bound:
+    """The bits/dim of a lossless code by the model (Ho et al., 2020, equation 5), one draw a step.
+
+        -log p(x_0) <=   KL(q(x_T | x_0) | p(x_T))                                         prior
+                       + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) | p(x_{t-1} | x_t))    denoising
+                       - log p(x_0 | x_1)                                                  reconstruction
+
+    Args:
+        denoise: the network with its conditions bound; (x_t, time (B,) int64) -> output.
+        x_0: (B, C, H, W), 8-bit values in [-1, 1].
+        noise: standard normal noise like x_0 for each index of a step, from 0.
+        num_inference_steps: of the strided process, a separate model that costs more bits; None is every step.
+        clip: clip each predicted x_0 to [-1, 1].
+
+    Raises:
+        ValueError: num_inference_steps is out of range.
+    """
+    schedule = objective.schedule
+    if num_inference_steps is not None:
+        schedule = schedule.respaced(spaced_timesteps(len(schedule), num_inference_steps))
+    strided, terms = replace(objective, schedule=schedule), []
+    for index in range(len(schedule)):
+        time = torch.full((len(x_0),), index, device=x_0.device)
+        x_t = strided.add_noise(x_0, noise(index), time)
+        output = denoise(x_t, schedule.table("timesteps", x_0.device)[time])
+        terms.append(strided.bits(output, x_0=x_0, x_t=x_t, time=time, clip=clip))
+    return Bound(prior=prior_bits(schedule, x_0), terms=torch.stack(terms, dim=1))
+
+
+def prior_bits(schedule: Schedule, x_0: Tensor) -> Tensor:
+    """KL divergence of q(x_T | x_0) from a standard normal in bits/dim, (B,)."""
+    last = torch.full((len(x_0),), len(schedule) - 1, device=x_0.device)
+    signal, _ = schedule.signal_and_noise(last, x_0)
+    log_variance = schedule.at("log_sigma_squared", last, x_0)
+    zero = torch.zeros_like(x_0)
+    nats = normal_kl(signal * x_0, log_variance, zero, zero)
+    return nats.mean(dim=tuple(range(1, x_0.ndim))) / math.log(2)

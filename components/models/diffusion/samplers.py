@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.objective import Objective
+from components.models.diffusion.schedule import Trajectory
 from components.models.diffusion.steps import SAMPLERS, Prediction, SamplerName, Spacing
-from components.models.diffusion.trajectory import Trajectory
 
 Threshold = Literal["static", "dynamic", "none"]
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> output

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from components.configuration.sampling import MaskedTokenSampling, TokenSampling, TransformerSampling
 from components.models.autoencoder import Autoencoder
-from components.models.masked_transformer import MaskedTransformer
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
 from components.models.token_network import TokenNetwork
-from components.models.transformer import Transformer
+from components.models.transformer import MaskedTransformer, Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.best_of import Best, best_of, likeness_to_prompts, mutual_information
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts, after_each

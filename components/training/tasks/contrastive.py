@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import ContrastiveTraining
 from components.models.contrastive import Embeddings
-from components.models.losses.contrastive import (
+from components.models.losses.cross_entropy import (
     ContrastiveGradients,
     along_gradient,
     contrastive_gradients,

@@ -13,13 +13,13 @@ from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import NOISE_LEVEL
+from components.models.devices import to_device
 from components.models.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
 from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import Network, make_objective
 from components.models.diffusion.samplers import Denoise, sample
 from components.models.diffusion.schedule import Schedule, make_schedule
 from components.models.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
-from components.models.transfer import to_device
 from components.training.augmentation import cropped, draw_windows
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.trainings import GANTraining
 from components.models.gan import GANGenerator, estimate_statistics, settle_spectral_norms
-from components.models.losses.adversarial import generator_loss, hinge_discriminator_loss
-from components.models.losses.differentiable_augmentation import DRAWS, augment
+from components.models.losses.adversarial import DRAWS, augment, generator_loss, hinge_discriminator_loss
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_discriminator, make_network
 from components.training.learner import Learner, accumulated, below, held_out_parts, initialized

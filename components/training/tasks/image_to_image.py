@@ -14,13 +14,13 @@ from torch import Tensor
 from components.configuration.dataset_info import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.models.diffusion.degradation import (
+    NUMBERS,
     Degraded,
     add_noise_in_mask,
     degrade,
     denoise_in_mask,
     loss_in_mask,
 )
-from components.models.diffusion.masks import NUMBERS
 from components.models.diffusion.objective import Network
 from components.training.frozen import LoadEncoder
 from components.training.loop import Batch

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import MaskedPriorTraining
 from components.models.autoencoder import Autoencoder
-from components.models.losses.token_likelihood import masked_token_loss
-from components.models.masked_transformer import MaskedTransformer
-from components.models.transfer import to_device
+from components.models.devices import to_device
+from components.models.losses.cross_entropy import masked_token_loss
+from components.models.transformer import MaskedTransformer
 from components.sampling.maskgit import STEPS, maskgit
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.building import make_network

@@ -18,7 +18,7 @@ from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PixelTraining
 from components.models.autoencoder import Autoencoder
 from components.models.diffusion.corruption import from_levels, to_levels
-from components.models.losses.token_likelihood import token_loss
+from components.models.losses.cross_entropy import token_loss
 from components.sampling.images import one_channel
 from components.sampling.pixelwise import PixelNetwork, generate_grid
 from components.training.batches import png_grid, to_batch, with_positions

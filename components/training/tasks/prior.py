@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from components.configuration.dataset_info import DatasetInfo, TokenGrid
 from components.configuration.trainings import PriorTraining
 from components.models.autoencoder import Autoencoder
-from components.models.losses.token_likelihood import text_loss, text_nats, token_loss
+from components.models.losses.cross_entropy import text_loss, text_nats, token_loss
 from components.models.transformer import JointLogits, Transformer
 from components.sampling.autoregressive import generate
 from components.training.batches import png_grid, to_batch, with_positions

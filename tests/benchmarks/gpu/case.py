@@ -8,7 +8,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from components.models.autocast import autocast
+from components.models.devices import autocast
 from components.training.loop import Batch, Task
 from components.training.step_model import counting
 from tests.benchmarks.interleaving import Step
