@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.configuration.precision import Precision
+from components.configuration.optimization import Precision
 from components.models.layers import GroupNorm
 from components.runtime.events import SilentRecorder
 from components.sampling.cascade import Cascade

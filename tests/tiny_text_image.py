@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
 from components.data.ingest import train_bpe
 from components.models.contrastive import ContrastiveEncoder

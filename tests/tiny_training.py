@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.diffusion import TASKS, DegradationConfig, DiffusionTraining
 from components.configuration.trainings import (
     AutoencoderTraining,

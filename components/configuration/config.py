@@ -1,7 +1,13 @@
-"""Base class of all configurations: frozen, complete, and closed to unknown fields."""
+"""Base class of all configurations: frozen, complete, closed to unknown fields; values of a tree by short names.
 
+`total_steps` is short for `optimization.total_steps`. A name may be short where only one place below has it.
+`network.kind=dit` chooses as `network=dit` does. Trees are nested dictionaries as `model_dump` gives them; a part that
+is left out is None or missing, and is created when one of its fields is set.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -12,7 +18,166 @@ from pydantic import (
     model_serializer,
 )
 
-from components.configuration.leaves import assign
+KIND = "kind"
+Place = tuple[str, ...]
+
+
+class PlaceError(ValueError):
+    """An unknown name, or a name with several places; `known` holds the valid names."""
+
+    def __init__(self, message: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a model's tree with values set.
+
+    Args:
+        values: by name: of a field, of a part ("network": a kind, or a mapping of its own fields), of a field of a part
+            where only one part has it, or a path as "network.dropout".
+
+    Raises PlaceError.
+    """
+    result: dict[str, Any] = _copied(tree)
+    parts = list(part_names(model))
+    kinds = [name for name in values if part_of(name) in parts]
+    first = sorted(
+        kinds, key=lambda name: parts.index(part_of(name))
+    )  # kinds first: they decide which fields there are
+    for name in first + [name for name in values if name not in first]:
+        value, place = values[name], find(model, result, name)
+        if name in parts and isinstance(value, Mapping):
+            put(result, model, place, value.get(KIND, _at(result, place)))
+            for field in value.keys() - {KIND}:
+                put(result, model, (*place, field), value[field])
+        else:
+            put(result, model, place, value)
+    return result
+
+
+def part_of(name: str) -> str:
+    """The part that a name points to, if any: the bottleneck for "network.bottleneck.kind"."""
+    return name.removesuffix(f".{KIND}").rpartition(".")[2]
+
+
+def part_names(model: type[BaseModel]) -> dict[str, None]:
+    """Names of a model's parts, each before the names of inner parts."""
+    own = {name: parts for name in model.model_fields if (parts := parts_of(model, name))}
+    return dict.fromkeys([*own, *(name for parts in own.values() for part in parts for name in part_names(part))])
+
+
+def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
+    """Sets a value in a tree; a kind may stand in place of a part.
+    A new kind keeps the fields that both kinds share."""
+    *parents, leaf = place[:-1] if place[-1] == KIND and len(place) > 1 else place
+    for parent in parents:
+        candidates = members(model, tree, parent)
+        tree[parent] = tree.get(parent) or started(model, parent, candidates[0])
+        model, tree = candidates[0], tree[parent]
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if (kinds := parts_of(model, leaf)) and isinstance(value, str):
+        tree[leaf] = _of_kind(kinds, tree.get(leaf) or started(model, leaf, kinds[0]), value)
+    elif leaf == KIND and tree.get(KIND) not in (None, value):
+        raise PlaceError(f"a part of kind {tree[KIND]} stays one: give {value} in the place of the part")
+    else:
+        tree[leaf] = value
+
+
+def started(model: type[BaseModel], name: str, part: type[BaseModel]) -> dict[str, Any]:
+    """The tree of a new part: the default, or nothing but the kind."""
+    default, kind = model.model_fields[name].default, kind_of(part)
+    if isinstance(default, BaseModel):
+        return default.model_dump()
+    return {} if kind is None else {KIND: kind}
+
+
+def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
+    """The place for a name. Raises PlaceError for a name without a place, or with several places."""
+    if "." in name or name in model.model_fields:
+        return tuple(name.split("."))
+    places = [place for place in below(model, tree) if place[-1] == name]
+    if len(places) == 1:
+        return places[0]
+    if not places:
+        known = tuple(dict.fromkeys(place[-1] for place in below(model, tree)))
+        raise PlaceError(f"unknown field {name!r}", known)
+    raise PlaceError(f"{name} stands in several places: {' and '.join('.'.join(place) for place in places)}")
+
+
+def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
+    """All places of a model's tree, as far as the kinds of parts are known; lists are not looked into."""
+    found: dict[Place, None] = {}
+    for name in model.model_fields:
+        found[name,] = None
+        subtree = tree.get(name)
+        for part in members(model, tree, name):
+            for place in below(part, subtree if isinstance(subtree, Mapping) else {}):
+                if place[-1] != KIND:
+                    found[name, *place] = None
+    yield from found
+
+
+def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[type[BaseModel]]:
+    """Possible models of the part `name`, given the tree; the first kind where the tree has none."""
+    subtree, parts = tree.get(name), parts_of(model, name)
+    if isinstance(subtree, Mapping) and subtree:
+        return [part for part in parts if fits(part, subtree)] or parts
+    default = model.model_fields[name].default if name in model.model_fields else None
+    return [type(default)] if isinstance(default, BaseModel) else parts[:1]
+
+
+def parts_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """Models that a field may hold; empty for a plain value, and for a list."""
+    return _models(model.model_fields[name].annotation) if name in model.model_fields else []
+
+
+def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
+    """True if a tree has only fields and kinds of the model, inner parts included."""
+    if not model.model_fields.keys() >= tree.keys():
+        return False
+    field = model.model_fields.get(KIND)
+    if field is not None and KIND in tree and tree[KIND] not in get_args(field.annotation):
+        return False
+    named = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
+    return all(
+        any(fits(part, value) for part in parts) for name, value in named.items() if (parts := parts_of(model, name))
+    )
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """The only kind that a model's field `kind` allows; None for a model without kinds."""
+    field = model.model_fields.get(KIND)
+    return next(iter(get_args(field.annotation)), None) if field is not None else None
+
+
+def _of_kind(kinds: list[type[BaseModel]], tree: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    for part in kinds:
+        if kind_of(part) == kind:
+            return {name: value for name, value in tree.items() if name in part.model_fields} | {KIND: kind}
+    names = tuple(str(kind_of(part)) for part in kinds)
+    raise PlaceError(f"unknown kind {kind!r}: choose {' or '.join(names)}", names)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if getattr(annotation, "__origin__", None) in (tuple, list, dict):
+        return []
+    return [found for item in get_args(annotation) for found in _models(item)]
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+
+
+def _at(tree: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """The tree of the part at a place; empty for a part that is left out."""
+    for name in place:
+        tree = tree.get(name) or {}
+    return tree
+
 
 IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
 

@@ -4,9 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.configuration.conditions import DiffusionConditions
+from components.configuration.conditions import IMAGES, DatasetInfo, DiffusionConditions, TokenGrid
 from components.configuration.config import Config
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.networks import DiffusionNetwork, ImageAttentionUNetConfig, UNetSizes
 from components.configuration.optimization import Training, TrainingNeeds
 from components.configuration.processes import DiscreteProcess, Process

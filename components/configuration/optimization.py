@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from components.configuration.conditions import Member
+from components.configuration.conditions import IMAGES, DatasetInfo, Member, TokenGrid
 from components.configuration.config import Config, Unkeyed
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.networks import NetworkConfig
-from components.configuration.precision import Precision
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class OptimizationConfig(Config):

@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.configuration.conditions import LabelConditions, TokenConditions
+from components.configuration.conditions import IMAGES, DatasetInfo, LabelConditions, TokenConditions, TokenGrid
 from components.configuration.config import Config
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.networks import (
     MaskedTransformerConfig,
     PixelCNNConfig,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from components.configuration.config import Config, Since
-from components.configuration.precision import Precision
+from components.configuration.optimization import Precision
 from components.models.diffusion.steps import SAMPLERS, SamplerName, Spacing
 
 NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said

@@ -4,9 +4,16 @@ from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from components.configuration.conditions import LabelConditions, Member, PriorConditions, TextConfig
+from components.configuration.conditions import (
+    IMAGES,
+    DatasetInfo,
+    LabelConditions,
+    Member,
+    PriorConditions,
+    TextConfig,
+    TokenGrid,
+)
 from components.configuration.config import Config
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import (
     AutoencoderNetworkConfig,

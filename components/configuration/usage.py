@@ -6,7 +6,7 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
-from components.configuration.leaves import fits, parts_of
+from components.configuration.config import fits, parts_of
 
 MOST_NAMES = 40  # in a message
 

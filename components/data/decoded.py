@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from components.data.errors import ShardError
 from components.data.images import load_depth, load_into, load_mask
+from components.data.listing import ShardError
 from components.data.order import WINDOW_SHARDS
 from components.data.shards import (
     Member,

@@ -15,10 +15,18 @@ from typing import Annotated, NamedTuple
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from components.configuration.config import Config, Since
-from components.data.errors import DataError, SourceError
-from components.data.parts import Part, PartWriter, TaskWriter, cut_tasks, part_name
-from components.data.pieces import WARN, Warn, run_pieces, whole_parts
-from components.data.resharding import TarResharder
+from components.data.listing import DataError, SourceError
+from components.data.parts import (
+    WARN,
+    Part,
+    PartWriter,
+    TaskWriter,
+    Warn,
+    cut_tasks,
+    part_name,
+    run_pieces,
+    whole_parts,
+)
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
 from components.data.sources.columns import COMMON, Columns
 from components.data.sources.fashion_mnist import list_fashion_mnist
@@ -27,7 +35,7 @@ from components.data.sources.openmoji import list_openmoji
 from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
 from components.data.sources.source import Source
-from components.data.sources.webdataset import LICENSE, TarFacts, TarSurvey, list_tars, merge_classes
+from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, list_tars, merge_classes
 from components.runtime.storage.kept_parts import Record
 from components.runtime.storage.store import Store, absolute
 from components.sampling.text_encoding import SPECIAL_TOKENS

@@ -1,12 +1,39 @@
-"""Listings of a URL's files, with the mark that tells two versions of a file apart."""
+"""Listings of a URL's files, each with the mark of its version, and the errors of this room.
 
+Every error is a clear line: the value, its place, and the remedy.
+"""
+
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import fsspec
 
-from components.data.errors import SourceError
 from components.runtime.storage.connection import connect, files_below, reason
+
+ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>| at 0x[0-9a-fA-F]+")  # Pillow names the object it could not read
+
+
+class SourceError(ValueError):
+    """A user's source can't be used (missing, empty, without classes). Nothing has been written."""
+
+
+class ShardError(RuntimeError):
+    """A shard differs from the index (truncated, changed, with refused members); names the shard."""
+
+
+class TokensError(ValueError):
+    """Tokens do not fit their use: another codebook, another grid, other images."""
+
+
+class DataError(RuntimeError):
+    """The images are not fit for use: more of them are corrupt than the setting allows."""
+
+
+def reason_of(error: Exception) -> str:
+    """The reason why an image can't be drawn, for the index: without addresses, equal in every process."""
+    return f"{type(error).__name__}: {ADDRESS.sub('', str(error))[:120]}"
+
 
 MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first present is the mark
 

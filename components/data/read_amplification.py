@@ -2,18 +2,26 @@
 
 Readers fetch whole shards, as often as `stream.py` cuts their windows into chunks for different readers. The count
 plans the chunks of an epoch and follows the shards that each reader would hold; no byte is read. Reader i mod R is
-assumed to read chunk i, as is the case while all readers are equally fast.
+assumed to read chunk i, as is the case while all readers are equally fast. The index of tars without one is estimated
+from their listing and the first bytes of a single tar.
 """
 
+import io
+import tarfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from components.data.decoded import CACHE_BYTES
+from components.data.listing import FileVersion
 from components.data.order import WINDOW_SHARDS
-from components.data.shards import ShardEntry, ShardIndex
+from components.data.shards import ShardEntry, ShardIndex, TextInfo
+from components.data.sources.webdataset import LICENSE
 from components.data.stream import Chunk, Layout, plan_chunks
+from components.data.tars import GZIP, IMAGE_SUFFIXES
+from components.runtime.storage.store import read_range
 
 MOST_CHUNKS = 2000  # planned chunks of an epoch: of ten million images at 64², of a million at 256²
 SIZES = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)  # samples of a shard, candidates for a recommendation
@@ -117,3 +125,55 @@ def even_index(index: ShardIndex, *, samples_per_shard: int, sample_bytes: float
 def held_bytes(entry: ShardEntry, cached: int) -> int:
     """Memory of a shard's training samples: files, and `cached` bytes of decoded image for each."""
     return round(entry.bytes * entry.train_samples / entry.samples) + entry.train_samples * cached
+
+
+HEAD_BYTES = 8 * 2**20  # bytes to read of the first tar
+
+
+def estimated_index(tars: Sequence[FileVersion], *, holdout_fraction: float, text_length: int) -> ShardIndex:
+    """An index with the tars' real sizes, and numbers of samples estimated from the first tar's head.
+
+    Args:
+        tars: at least one, from `list_tars`.
+
+    Raises as `read_range`.
+    """
+    mean = sample_bytes(read_range(tars[0].path, 0, HEAD_BYTES))
+    entries = []
+    for tar in tars:
+        samples = max(1, round(tar.bytes / mean))
+        train = max(1, round(samples * (1 - holdout_fraction)))
+        entries.append(
+            ShardEntry(url=tar.path, bytes=tar.bytes, sha256="", samples=samples, train_samples=train, quarantined=())
+        )
+    return ShardIndex(
+        source="webdataset",
+        license=LICENSE,
+        resolution=None,
+        classes=(),
+        holdout_fraction=holdout_fraction,
+        samples=sum(entry.samples for entry in entries),
+        train_samples=sum(entry.train_samples for entry in entries),
+        quarantined=0,
+        text=TextInfo(sha256="", vocab_size=0, text_length=text_length),
+        shards=tuple(entries),
+    )
+
+
+def sample_bytes(head: bytes) -> float:
+    """Mean bytes from sample to sample in a file's head; len(head) for fewer than two samples."""
+    unpacked = zlib.decompressobj(wbits=31).decompress(head) if head.startswith(GZIP) else head
+    starts: dict[str, int] = {}  # sample -> offset of its image
+    try:
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
+            for info in tar:
+                folder, _, name = info.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                if info.isfile() and suffix.lower() in IMAGE_SUFFIXES:
+                    starts.setdefault(f"{folder}/{stem}", info.offset)
+    except tarfile.TarError:  # the head ends within a member
+        pass
+    if len(starts) < 2:
+        return float(max(1, len(head)))
+    unpacked_bytes = (max(starts.values()) - min(starts.values())) / (len(starts) - 1)
+    return unpacked_bytes * len(head) / len(unpacked)

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, file_name
-from components.data.errors import ShardError, SourceError
+from components.data.listing import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
 from components.runtime.storage.store import DamagedFileError, Digest, Store, read_url
 

@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from components.data.errors import SourceError
 from components.data.ingest import PACKAGED, SOURCES
-from components.data.listing import FileVersion, first_file, list_versions
+from components.data.listing import FileVersion, SourceError, first_file, list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import openmoji, scenes
 from components.data.sources.columns import COMMON, Columns

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.data.errors import ShardError, TokensError
+from components.data.listing import ShardError, TokensError
 from components.data.order import permutation
 from components.data.shards import Split
 from components.runtime.storage.artifact import Artifact

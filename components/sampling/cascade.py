@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.file_names import folder_name
-from components.configuration.precision import Precision
+from components.configuration.optimization import Precision
 from components.sampling.device import sampling_in
 from components.sampling.frozen_text import contrastive_text, load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 import torch
 
-from components.configuration.precision import Precision
+from components.configuration.optimization import Precision
 from components.models.devices import autocast
 
 SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.configuration.config import Config
-from components.data.encoded_set import commit_set, encode_set, part_names
+from components.data.encoding import commit_set, encode_set, part_names
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact

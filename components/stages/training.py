@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.families import family_of
 from components.configuration.optimization import Training
 from components.data.encoding import describe_autoencoder, open_autoencoder

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
 from components.models.critics import PatchDiscriminator

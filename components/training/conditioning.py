@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.configuration.conditions import ConditionsConfig
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import ConditionsConfig, DatasetInfo
 from components.training.loop import Batch
 from components.training.randomness import sample_uniform
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.families import family_name
 from components.configuration.optimization import Training
 from components.models.autoencoder import Autoencoder

@@ -44,7 +44,7 @@ class Frozen(NamedTuple):
     """The frozen encoders of a training."""
 
     load_encoders: tuple[LoadEncoder, ...]
-    sizes: dict[str, int]  # fields of `components.configuration.dataset_info.DatasetInfo`
+    sizes: dict[str, int]  # fields of `components.configuration.conditions.DatasetInfo`
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import Training, TrainingNeeds
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import random_part, read_split
@@ -124,7 +124,7 @@ def read_null(images: Artifact, index: ShardIndex, name: str) -> np.ndarray:
 
 
 def array_sizes(index: ShardIndex, names: Sequence[str]) -> dict[str, int]:
-    """Sizes of the set's arrays, as fields of `components.configuration.dataset_info.DatasetInfo`."""
+    """Sizes of the set's arrays, as fields of `components.configuration.conditions.DatasetInfo`."""
     sizes = {}
     if "image_embedding" in names:
         (sizes["image_embedding_dim"],) = index.array("image_embedding").shape

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import PerceptualNetwork, Training
 from components.models.critics import PerceptualLoss
 from components.training.families import task_maker

@@ -326,7 +326,7 @@ def _handler() -> logging.Handler:
 
 def _is_wrong_use(error: Exception) -> bool:
     from components.configuration.usage import UsageError
-    from components.data.errors import DataError, ShardError, SourceError
+    from components.data.listing import DataError, ShardError, SourceError
     from components.runtime.storage.artifact import ArtifactError
     from components.runtime.storage.store import StoreError
 

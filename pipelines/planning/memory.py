@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from components.configuration.dataset_info import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import Training
 from components.models.layers import blocks_of
 from components.runtime.execution import Resources

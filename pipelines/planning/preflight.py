@@ -16,9 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from components.configuration.config import Config
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
-from components.data.errors import SourceError
 from components.data.ingest import PACKAGED
-from components.data.listing import FileVersion
+from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try
 from components.evaluation.features import FeatureNetworkError, check_feature_network
 from components.evaluation.measure import MeasureConfig

@@ -9,7 +9,7 @@ that there is nothing to compare.
 from functools import cache
 from typing import NamedTuple
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from pipelines.planning.cost import GPUS, counted_flops, encoding_flops
 from pipelines.planning.memory import step_model
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION

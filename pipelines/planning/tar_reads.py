@@ -8,12 +8,11 @@ from rich.table import Table
 
 from components.configuration.optimization import Training
 from components.data.images import Degradation
-from components.data.read_amplification import planned_reads, recommended_samples
+from components.data.read_amplification import estimated_index, planned_reads, recommended_samples
 from components.data.shards import INDEX, ShardIndex, load_index
 from components.data.source_check import detect_source
 from components.data.sources.webdataset import list_tars
 from components.data.stream import Layout
-from components.data.tar_estimate import estimated_index
 from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig, shard_in_place
 from pipelines.planning.profiles import Profile

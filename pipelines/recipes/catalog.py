@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.configuration.leaves import KIND, PlaceError, find, kind_of, members, parts_of, put
+from components.configuration.config import KIND, PlaceError, find, kind_of, members, parts_of, put
 from components.configuration.usage import UsageError, explain, nearest
 from pipelines.recipes.demo import openmoji, smoke
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.evaluation.measure import HELD_OUT, DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk

@@ -13,7 +13,7 @@ from pydantic import Field
 from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.evaluation.curves import with_own_ids
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable

@@ -14,7 +14,7 @@ from rich.console import Console
 from components.configuration.config import Config
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.evaluation.report import Table
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.garbage import PLAN

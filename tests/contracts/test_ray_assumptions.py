@@ -32,7 +32,7 @@ def context() -> DataContext:
 
 
 def source_of_three_tasks() -> Any:
-    class Source(part("components.data.feeding:LazySource")):
+    class Source(part("components.data.stream:LazySource")):
         ahead = 2
 
         def get_name(self) -> str:
@@ -91,7 +91,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 def callbacks_come_by_class() -> bool:
     """Ray Data runs an instance of each class in DataContext.custom_execution_callback_classes (data/stream.py)"""
-    with_feeder, feeder = context(), part("components.data.feeding:Feeder")
+    with_feeder, feeder = context(), part("components.data.stream:Feeder")
     with_feeder.custom_execution_callback_classes = [feeder]
     _, callbacks = planned(source_of_three_tasks(), with_feeder)
     return any(isinstance(callback, feeder) for callback in callbacks)
@@ -99,7 +99,7 @@ def callbacks_come_by_class() -> bool:
 
 def callbacks_hear_of_start_and_steps() -> bool:
     """the executor calls an ExecutionCallback's before_execution_starts(executor) and on_execution_step(executor)
-    (data/feeding.py: Feeder)"""
+    (data/stream.py: Feeder)"""
     callback, runs = part("components.runtime.ray_internals:ExecutionCallback"), inspect.getsource(type(executor()))
     names = ("before_execution_starts", "on_execution_step")
     return all(
@@ -110,14 +110,14 @@ def callbacks_hear_of_start_and_steps() -> bool:
 
 def the_executor_has_its_topology_when_callbacks_start() -> bool:
     """StreamingExecutor._topology holds the operators when before_execution_starts is called
-    (data/feeding.py: Feeder)"""
+    (data/stream.py: Feeder)"""
     body = inspect.getsource(type(executor()).execute)
     built, started = body.index("self._topology = build"), body.index(".before_execution_starts(self)")
     return executor()._topology is None and built < started
 
 
 def the_executor_says_that_a_rank_waits() -> bool:
-    """StreamingExecutor._consumer_idling() is whether there is no block to take (data/feeding.py: Feeder)"""
+    """StreamingExecutor._consumer_idling() is whether there is no block to take (data/stream.py: Feeder)"""
     running, found = executor(), []
     for queue in ([], ["a block"]):
         running._output_node = (None, SimpleNamespace(output_queue=queue))
@@ -127,7 +127,7 @@ def the_executor_says_that_a_rank_waits() -> bool:
 
 def a_read_has_one_input_that_knows_its_source() -> bool:
     """a read is one operator after one InputDataBuffer, whose _logical_operators[0].datasource is the source
-    (data/feeding.py: Feeder)"""
+    (data/stream.py: Feeder)"""
     source = source_of_three_tasks()
     read, _ = planned(source, context())
     (buffer,) = read.input_dependencies
@@ -138,7 +138,7 @@ def a_read_has_one_input_that_knows_its_source() -> bool:
 
 def a_source_is_asked_for_its_tasks_when_reading_starts() -> bool:
     """Datasource.get_read_tasks is called, with arguments of any names, when the input operator starts
-    (data/feeding.py: LazySource)"""
+    (data/stream.py: LazySource)"""
     plan = inspect.getsource(part("ray.data._internal.planner.plan_read_op:plan_read_op"))
     first = source_of_three_tasks().get_read_tasks(1, per_task_row_limit=None, data_context=context())
     return ".get_read_tasks(" in plan and "input_data_factory=get_input_data" in plan and len(first) == 1
@@ -146,7 +146,7 @@ def a_source_is_asked_for_its_tasks_when_reading_starts() -> bool:
 
 def an_input_counts_as_finished_until_that_is_put_off() -> bool:
     """InputDataBuffer counts as finished from its start by _is_execution_marked_finished and _inputs_complete, goes on
-    if both are False, and is finished by mark_execution_finished() (data/feeding.py: Feeder)"""
+    if both are False, and is finished by mark_execution_finished() (data/stream.py: Feeder)"""
     buffer, _ = started_input()
     found = [buffer.has_execution_finished()]
     buffer._is_execution_marked_finished = buffer._inputs_complete = False
@@ -157,7 +157,7 @@ def an_input_counts_as_finished_until_that_is_put_off() -> bool:
 
 def an_input_is_not_ended_by_the_loop() -> bool:
     """OpState.inputs_done_called = True keeps the loop from ending an operator without inputs
-    (data/feeding.py: Feeder)"""
+    (data/stream.py: Feeder)"""
     update, found = part("ray.data._internal.execution.streaming_executor_state:update_operator_states"), []
     for told in (True, False):
         buffer, topology = started_input()
@@ -170,7 +170,7 @@ def an_input_is_not_ended_by_the_loop() -> bool:
 
 def tasks_that_are_appended_are_handed_out() -> bool:
     """InputDataBuffer hands out _input_data in order, what is appended later too, and looks at none twice
-    (data/feeding.py: Feeder)"""
+    (data/stream.py: Feeder)"""
     buffer, _ = started_input()
     first, second = buffer._input_data[0], bundle()
     taken, drained = [buffer._get_next_inner()], not buffer.has_next()
@@ -180,7 +180,7 @@ def tasks_that_are_appended_are_handed_out() -> bool:
 
 
 def operators_count_what_they_were_given() -> bool:
-    """metrics.num_inputs_received of an operator counts the bundles that it was given (data/feeding.py: Feeder)"""
+    """metrics.num_inputs_received of an operator counts the bundles that it was given (data/stream.py: Feeder)"""
     buffer, _ = started_input()
     before = buffer.metrics.num_inputs_received
     buffer.metrics.on_input_received(bundle())

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.data.shard_files import ShardJob, process_shards
+from components.data.encoding import ShardJob, process_shards
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool

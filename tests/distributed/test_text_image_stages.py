@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.data.encoded_set import encode_set, part_names
+from components.data.encoding import encode_set, part_names
 from components.data.shards import INDEX, load_index, read_bpe
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact

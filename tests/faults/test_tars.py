@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data.read_amplification import planned_reads
-from components.data.resharding import TarResharder
+from components.data.read_amplification import estimated_index, planned_reads
 from components.data.shards import ShardEntry, ShardIndex, load_index
-from components.data.sources.webdataset import TarFacts, list_tars, survey_tar
+from components.data.sources.webdataset import TarFacts, TarResharder, list_tars, survey_tar
 from components.data.stream import Layout
-from components.data.tar_estimate import estimated_index
 from components.runtime.storage.store import Store
 from pipelines.command.data import default_samples
 from tests.benchmarks.photos import DIFFERENT, photo

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.configuration.precision import Precision
+from components.configuration.optimization import Precision
 from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
 from components.training.learner import Learner
 from components.training.parallel import Worker

@@ -12,9 +12,9 @@ import pytest
 import ray
 from PIL import Image
 
-from components.data.errors import DataError, ShardError, SourceError
 from components.data.held_out import read_split, read_whole_shard
 from components.data.ingest import IngestConfig, ingest
+from components.data.listing import DataError, ShardError, SourceError
 from components.data.shards import ShardIndex, load_index
 from components.runtime.storage.store import Store
 from tests.image_sets import image, number_of, png, write_idx, write_set, write_tar

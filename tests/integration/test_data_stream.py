@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.data.crews import split_stream
-from components.data.errors import ShardError
+from components.data.listing import ShardError
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store

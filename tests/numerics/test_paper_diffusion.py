@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.models.bundle import NETWORKS
 from components.models.noisy_classifier import NoisyClassifier

@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from components.configuration.conditions import DatasetInfo
 from components.configuration.config import Config
-from components.configuration.dataset_info import DatasetInfo
 from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
 from components.models.critics import PatchDiscriminator

@@ -6,7 +6,7 @@ Their tables differ from ours (classes in a table of their own, no bias at the h
 import pytest
 from torch import nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.models.transformer import Transformer
 from components.training.building import make_network
 from components.training.learner import without_memory

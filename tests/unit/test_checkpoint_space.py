@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.runtime.storage.connection import StoreError, check_room, readable_bytes
 from components.runtime.storage.store import Store
 from pipelines.command.cli import main

@@ -7,9 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from components.configuration import networks
-from components.configuration.config import Config
+from components.configuration.config import KIND, Config, PlaceError, kind_of
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
-from components.configuration.leaves import KIND, PlaceError, kind_of
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import BOTTLENECKS
 from components.models.bundle import NETWORKS

@@ -8,9 +8,9 @@ import pytest
 import torch
 from ray.data.block import BlockAccessor
 
-from components.data.errors import ShardError
 from components.data.held_out import held_out_arrays, read_split
 from components.data.images import Degradation, degrade, jpeg_compressed
+from components.data.listing import ShardError
 from components.data.shards import ShardIndex
 from components.data.stream import Layout, plan_chunks, read_chunk, training_stream
 from components.runtime.storage.store import Store

@@ -11,10 +11,9 @@ import pytest
 import torch
 from ray.data.block import BlockAccessor
 
-from components.data.encoded_set import Encode, Rows, SetEncoder, commit_set, part_names
-from components.data.errors import ShardError
+from components.data.encoding import Encode, Rows, SetEncoder, ShardJob, commit_set, part_names
 from components.data.held_out import read_split
-from components.data.shard_files import ShardJob
+from components.data.listing import ShardError
 from components.data.shards import BPE, ArrayInfo, ShardIndex, parse_arrays, read_bpe, write_array
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard

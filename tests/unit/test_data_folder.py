@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.data.source_check import check_source, detect_source, source_digest
 from components.data.sources.columns import Columns
 from components.data.sources.folder import list_folder

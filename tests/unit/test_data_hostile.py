@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from components.data import tars
-from components.data.errors import ShardError
 from components.data.images import decode_image, load_depth
+from components.data.listing import ShardError
 from components.data.shards import Quarantined
 from components.data.sources.webdataset import survey_tar
 from components.data.tars import MAX_MEMBER_BYTES, iterate_shard

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from ray.data.block import BlockAccessor
 
-from components.data.encoding import TokenEncoder
-from components.data.errors import ShardError
+from components.data.encoding import ShardJob, TokenEncoder
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
 from components.data.images import load_depth, load_image, load_mask
-from components.data.shard_files import ShardJob
+from components.data.listing import ShardError
 from components.data.shards import (
     Member,
     ShardEntry,

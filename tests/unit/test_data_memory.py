@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from components.data.decoded import ShardCache, View
-from components.data.errors import ShardError
+from components.data.listing import ShardError
 from components.data.order import WINDOW_SHARDS, windows
 from components.data.shards import ShardEntry, ShardIndex
 from components.data.tars import iterate_shard, write_shard

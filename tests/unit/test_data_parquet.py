@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.data.errors import SourceError
 from components.data.ingest import open_source
+from components.data.listing import SourceError
 from components.data.parts import cut_tasks
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
 from components.data.sources.columns import Columns

@@ -8,11 +8,10 @@ import pytest
 
 from components.data import stream
 from components.data.decoded import CACHE_BYTES, tokenizer_of
-from components.data.read_amplification import GOOD, even_index, planned_reads, recommended_samples
+from components.data.read_amplification import GOOD, estimated_index, even_index, planned_reads, recommended_samples
 from components.data.shards import ShardIndex, load_index, save_index
 from components.data.sources.webdataset import list_tars
 from components.data.stream import Layout
-from components.data.tar_estimate import estimated_index
 from components.runtime.storage.store import Store
 from pipelines.command.data import TAR_SAMPLES
 from tests.benchmarks.photos import write_photos

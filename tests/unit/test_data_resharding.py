@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from components.data.errors import ShardError, SourceError
+from components.data.listing import ShardError, SourceError
 from components.data.parts import even_parts
-from components.data.resharding import TarResharder
 from components.data.source_check import check_outside
-from components.data.sources.webdataset import TarFacts
+from components.data.sources.webdataset import TarFacts, TarResharder
 from components.data.tars import Group, iterate_shard
 from components.runtime.storage.kept_parts import look_at, recorded_parts
 from components.runtime.storage.store import Store

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data.errors import ShardError, SourceError
 from components.data.held_out import WordReader, joined_words, read_split, read_whole_shard
+from components.data.listing import ShardError, SourceError
 from components.data.shards import (
     ShardIndex,
     load_index,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.errors import SourceError
 from components.data.ingest import open_source
+from components.data.listing import SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
 from components.data.sources import fashion_mnist
 from components.data.sources.fashion_mnist import list_fashion_mnist

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from components.data.errors import ShardError
+from components.data.listing import ShardError
 from components.data.order import permutation
 from components.data.tokens import (
     TokenSet,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import ClassifierTraining
 from components.configuration.usage import UsageError
 from components.data.held_out import held_out_arrays

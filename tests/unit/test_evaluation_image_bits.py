@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import PixelTraining
 from components.evaluation.image_bits import bits_table, check_likelihood, measure_bits, summarize_bits
 from components.evaluation.likelihood_study import STREAM, BoundJob, bound_jobs, standard_error

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from components.configuration.file_names import file_name, folder_name
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.data.shards import load_index
 from components.runtime.storage.artifact import (
     MANIFEST,

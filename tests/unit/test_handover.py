@@ -22,7 +22,7 @@ from torch import nn
 
 import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
-from components.data import shard_files
+from components.data import encoding
 from components.data.shards import BPE, INDEX
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.distance import Gaussian
@@ -156,8 +156,8 @@ def simulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "load_state_dict", load)
         patch.setattr(StageContext, "pool", lambda self: SimulatedPool(self.resources, warn=self.warn))
-        patch.setattr(shard_files, "_finished", process_shards)
-        for module in ("ingest", "pieces"):
+        patch.setattr(encoding, "_finished", process_shards)
+        for module in ("ingest", "parts"):
             patch.setattr(f"components.data.{module}.run_pieces", read_pieces)
         patch.setattr(launch, "run_trainer", run_trainer)
         for module in ("distance", "measure"):  # roots of large matrices would take most of the time of these laws

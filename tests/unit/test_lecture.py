@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.data.sources import fashion_mnist
 from components.runtime.storage.artifact import Artifact
 from pipelines import suites

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.families import FAMILIES, Family, family_name
 from components.configuration.networks import NetworkConfig
 from components.configuration.optimization import OptimizationConfig, Training, TrainingNeeds

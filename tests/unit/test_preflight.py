@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.configuration.usage import UsageError
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 from components.data.shards import read_bpe, save_index
 from components.data.sources import openmoji
 from components.evaluation.measure import MeasureConfig

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.configuration.optimization import OptimizationConfig, Training
-from components.configuration.precision import Precision
+from components.configuration.optimization import OptimizationConfig, Precision, Training
 from components.configuration.sampling import DiffusionBranchSampling
 from components.runtime.execution import Resources
 from components.runtime.pool import PoolWorker

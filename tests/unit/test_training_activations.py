@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.models.devices import autocast, autocast_dtype
 from components.training.activations import GPUKernels, Keeping, Kept, activations, step_keeps
 from components.training.batches import to_batch

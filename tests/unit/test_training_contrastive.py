@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
 from components.training.loop import fit

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.configuration.dataset_info import TokenGrid
+from components.configuration.conditions import TokenGrid
 from components.training.batches import to_batch
 from components.training.loop import Batch, Task
 from components.training.step_model import StepModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from components.configuration.trainings import MaskedPriorTraining, PriorTraining
-from components.data.errors import TokensError
+from components.data.listing import TokensError
 from components.data.tokens import (
     TokenSet,
     check_aligned,

@@ -117,7 +117,7 @@ def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
     program = """
 import sys
 from pipelines.recipes.demo import openmoji
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from pipelines.planning.memory import checkpoint_bytes, step_model
 before = "sympy" in sys.modules
 for config in (openmoji().base, openmoji().tokenizer):

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from components.configuration.config import Config
-from components.data.errors import SourceError
+from components.data.listing import SourceError
 
 Meaning = Literal["image", "caption", "label"]
 HUGGINGFACE = b"huggingface"

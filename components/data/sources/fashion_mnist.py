@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from components.data.errors import SourceError
 from components.data.images import fit_square
-from components.data.listing import list_versions
+from components.data.listing import SourceError, list_versions
 from components.data.sources.source import Drawing, Item, Source
 from components.runtime.storage.store import Store
 

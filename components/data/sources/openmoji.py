@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from components.data.errors import SourceError
 from components.data.images import decode_image
+from components.data.listing import SourceError
 from components.data.sources.source import Drawing, Item, Source
 
 GENERATOR_VERSION = 1

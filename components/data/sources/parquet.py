@@ -17,9 +17,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.data.errors import SourceError
 from components.data.images import decode_image, fit_square
-from components.data.listing import FileVersion, list_versions
+from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.shards import order_of
 from components.data.sources.columns import (
     COMMON,

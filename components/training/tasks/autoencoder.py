@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import IMAGES, DatasetInfo
+from components.configuration.conditions import IMAGES, DatasetInfo
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import Encoded, GumbelQuantizer

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import ClassifierTraining
 from components.models.diffusion.objective import make_objective
 from components.training.augmentation import mirrored, shifted

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import ContrastiveTraining
 from components.models.contrastive import Embeddings
 from components.models.losses.cross_entropy import (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import DiffusionPriorTraining
 from components.models.diffusion.objective import make_objective
 from components.training.batches import to_batch, with_positions

@@ -12,7 +12,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import GANTraining
 from components.models.gan import GANGenerator, estimate_statistics, settle_spectral_norms
 from components.models.losses.adversarial import DRAWS, augment, generator_loss, hinge_discriminator_loss

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.models.diffusion.degradation import (
     NUMBERS,

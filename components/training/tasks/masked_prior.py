@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.trainings import MaskedPriorTraining
 from components.models.autoencoder import Autoencoder
 from components.models.devices import to_device

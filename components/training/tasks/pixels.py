@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.trainings import PixelTraining
 from components.models.autoencoder import Autoencoder
 from components.models.diffusion.corruption import from_levels, to_levels

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.trainings import PriorTraining
 from components.models.autoencoder import Autoencoder
 from components.models.losses.cross_entropy import text_loss, text_nats, token_loss

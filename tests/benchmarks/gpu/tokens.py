@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from components.configuration.dataset_info import DatasetInfo, TokenGrid
+from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.trainings import PriorTraining
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
