@@ -1,4 +1,4 @@
-"""Facts of a data set known before its first sample is read, conditions of a model, and their dropping."""
+"""Facts of a data set known before its first sample; conditions of a model, and their dropping."""
 
 from typing import Any, Literal
 

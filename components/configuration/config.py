@@ -1,4 +1,4 @@
-"""Base class of all configurations: frozen, complete, closed to unknown fields; values of a tree by short names.
+"""Base class of all configurations (frozen, complete, closed), and values by their short names.
 
 `total_steps` is short for `optimization.total_steps`. A name may be short where only one place below has it.
 `network.kind=dit` chooses as `network=dit` does. Trees are nested dictionaries as `model_dump` gives them; a part that

@@ -1,4 +1,4 @@
-"""Sets made by frozen networks, a file for each shard: token shards, and encoded sets with arrays next to images.
+"""Sets made by frozen networks, a file for each shard: tokens, or images with arrays next to them.
 
 An actor pool of Ray Data holds a network in each actor. Parts have fixed names, numbered in the order of the index: a
 whole part of any earlier try is not made again. An encoded set has one tar for each tar, with images that may be

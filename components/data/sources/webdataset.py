@@ -1,4 +1,4 @@
-"""A user's own tars: surveyed and indexed in place, or written elsewhere as smaller tars; never written to.
+"""A user's own tars: indexed in place, or written elsewhere as smaller tars; never written to.
 
 `cls` holds a label or a class name, `txt` a caption; other members are left alone.
 
