@@ -11,11 +11,10 @@ from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
 from components.stages.likelihood import measure_likelihood
 from components.stages.noising import study_noising
-from components.stages.precompute import precompute
+from components.stages.precompute import import_text_encoder, precompute
 from components.stages.restoration import measure_restoration
 from components.stages.samples import sample_generators
 from components.stages.studies import study_guidance, study_steps
-from components.stages.text_encoder import import_text_encoder
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
 from pipelines.full_cascade import full_cascade

@@ -12,15 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.evaluation.generated import (
-    SampledImages,
-    SampleJob,
-    accepts,
-    jobs_of,
-    joined,
-    read_job,
-    shown_requests,
-)
+from components.evaluation.generated import SampledImages, SampleJob, accepts, jobs_of, joined, read_job
 from components.evaluation.grids import GridBlock, compared_grid, labelled_grid, readable, render_blocks, strip_grid
 from components.runtime.pool import file_name
 from components.runtime.storage.store import Store
@@ -32,7 +24,8 @@ from components.sampling.requests import Request
 STRIP = "strip"
 ORIGINALS = "originals_and_reconstructions"
 INDEX_GRIDS = "index_grids"
-SIDE_BY_SIDE = 6  # number of conditions with the cascade's stages side by side
+SIDE_BY_SIDE = "cascade_side_by_side"
+COMPARED = 6  # number of conditions with the cascade's stages side by side
 SEED_APART = 1_000_000  # shown images have other seeds than measured ones
 RECONSTRUCTIONS = 24
 GRIDS = 8  # index grids shown
@@ -72,7 +65,7 @@ def gallery_requests(
         captions: prompts to choose from, where the configuration names none.
         images: condition images (PNG), for a cascade that takes one.
     """
-    found = {}
+    shown = {}
     for generator in cascade.generators:
         prompts = config.prompts or fitting_captions(cascade, generator, captions)[: config.num_prompts]
         bare, classes = Request(generator=generator, guidance_scale=config.guidance_scale), cascade.classes(generator)
@@ -84,11 +77,12 @@ def gallery_requests(
         if not any(asked.values()):
             asked = {"unconditional": [bare]}
         each = {"class": config.images_per_class, "unconditional": UNCONDITIONAL}
-        for kind, requests in asked.items():
-            count = each.get(kind, config.images_per_prompt)
-            shown = shown_requests(cascade, requests, each=count, seed=seed + SEED_APART)
-            found |= {f"{generator}_{'' if kind == 'unconditional' else 'by_'}{kind}": shown} if shown else {}
-    return found
+        for kind, requests in asked.items():  # the same seeds for all requests of a kind
+            seeds = range(seed + SEED_APART, seed + SEED_APART + each.get(kind, config.images_per_prompt))
+            every = [request.replace(seed=number) for request in requests for number in seeds]
+            if accepted := [request for request in every if accepts(cascade, request)]:
+                shown[f"{generator}_{'' if kind == 'unconditional' else 'by_'}{kind}"] = accepted
+    return shown
 
 
 def fitting_captions(cascade: Cascade, generator: str, captions: Sequence[str]) -> tuple[str, ...]:
@@ -112,11 +106,8 @@ def denoised_request(requests: Mapping[str, Sequence[Request]]) -> tuple[Request
 
 def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dict[str, SampledImages]:
     """Reads the images of all jobs from `files`, joined by image name."""
-    made = {
-        name: joined([read_job(job.name, files) for job in jobs_of(name, asked)])
-        for name, asked in requests.items()
-        if asked
-    }
+    jobs = {name: jobs_of(name, asked) for name, asked in requests.items() if asked}
+    made = {name: joined([read_job(job.name, files) for job in group]) for name, group in jobs.items()}
     return made | ({STRIP: read_job(STRIP, files)} if files.exists(file_name(STRIP)) else {})
 
 
@@ -127,20 +118,22 @@ def draw_gallery(
 
     Takes the images from made[name], and those of the strip from made["strip"].
     """
-    drawn = {}
+    drawn: dict[str, DrawnGrid] = {}
     for name, asked in requests.items():
         if asked:
-            labels = [condition_name(request, classes) for request in asked]
-            words = words_of(asked, classes)
+            images, labels, words = made[name], [condition_name(r, classes) for r in asked], words_of(asked, classes)
             if asked[0].condition is not None:
-                drawn[name] = DrawnGrid(condition_grid(asked, made[name].finished), words)
+                drawn[name] = DrawnGrid(condition_grid(asked, images.finished), words)
                 continue
-            drawn[name] = DrawnGrid(labelled_grid(list(made[name].finished), labels), words)
-            if len(made[name].stages) > 1 and "cascade_side_by_side" not in drawn:
-                drawn["cascade_side_by_side"] = DrawnGrid(side_by_side(made[name], labels), words[:SIDE_BY_SIDE])
+            drawn[name] = DrawnGrid(labelled_grid(list(images.finished), labels), words)
+            if len(images.stages) > 1 and SIDE_BY_SIDE not in drawn:
+                drawn[SIDE_BY_SIDE] = DrawnGrid(side_by_side(images, labels), words[:COMPARED])
     if STRIP in made:
         words = words_of(denoised_request(requests), classes)
-        drawn |= {f"strip_{stage}": DrawnGrid(draw_strip(made[STRIP], stage), words) for stage in made[STRIP].strips}
+        for stage, strip in made[STRIP].strips.items():
+            captions = [f"t = {timestep:.4g}" for timestep in strip.timesteps]
+            png = strip_grid(list(strip.x_t[:, 0]), list(strip.x_0[:, 0]), captions)
+            drawn[f"strip_{stage}"] = DrawnGrid(png, words)
     return drawn
 
 
@@ -164,32 +157,20 @@ def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
     rows: dict[bytes, list[np.ndarray]] = {}
     for request, image in zip(requests, finished, strict=True):
         png = request.condition or b""
-        rows.setdefault(png, [condition_image(png, resolution=image.shape[0])]).append(image)
+        rows.setdefault(png, [to_uint8(read_image(png, resolution=len(image))[None])[0]]).append(image)
     labels = [f"condition {number}, and images made of it" for number, row in enumerate(rows.values()) for _ in row]
     return labelled_grid([image for row in rows.values() for image in row], labels)
 
 
-def condition_image(png: bytes, *, resolution: int) -> np.ndarray:  # (H, W, 3) uint8
-    """Decodes a condition image and resizes the pixels to `resolution`, (H, W, 3) uint8."""
-    return to_uint8(read_image(png, resolution=resolution)[None])[0]
-
-
 def side_by_side(made: SampledImages, labels: Sequence[str]) -> bytes:
     """Grid of all stages of the generator: a row for each stage, and a column for each condition."""
-    columns = [labels.index(label) for label in dict.fromkeys(labels)][:SIDE_BY_SIDE]
+    columns = [labels.index(label) for label in dict.fromkeys(labels)][:COMPARED]
     blocks = [
         GridBlock(f"{readable(stage)}, {images.shape[1]} pixels", [images[column] for column in columns])
         for stage, images in made.stages.items()
     ]
     captions = [labels[column] for column in columns]
     return render_blocks([*blocks[:-1], blocks[-1]._replace(captions=captions)], columns=len(columns))
-
-
-def draw_strip(made: SampledImages, stage: str) -> bytes:
-    """The strip of a stage's first image."""
-    strip = made.strips[stage]
-    captions = [f"t = {timestep:.4g}" for timestep in strip.timesteps]
-    return strip_grid(list(strip.x_t[:, 0]), list(strip.x_0[:, 0]), captions)
 
 
 def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: np.ndarray) -> bytes:
@@ -205,8 +186,5 @@ def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: 
 
 def draw_reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
     """Grid of originals (N, H, W, 3) with the reconstructions right below, the first images only."""
-    return compared_grid(
-        list(originals[:RECONSTRUCTIONS]),
-        list(reconstructions[:RECONSTRUCTIONS]),
-        headings=("original", "reconstruction"),
-    )
+    shown = [list(images[:RECONSTRUCTIONS]) for images in (originals, reconstructions)]
+    return compared_grid(*shown, headings=("original", "reconstruction"))

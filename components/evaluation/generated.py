@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from components.evaluation.image_sets import FileImages
-from components.evaluation.measure import MadeStage
+from components.evaluation.image_sets import FileImages, MadeStage
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
@@ -33,24 +32,24 @@ class SampleJob(NamedTuple):
     frames: int = 0  # of the denoising strip to keep of each image
 
 
-class SampledImages(NamedTuple):
-    """Images of a finished job, by stage, with the denoising strips of diffusion stages."""
-
-    stages: dict[str, np.ndarray]  # stage -> (N, H, W, 3) uint8, in the order in which the generator made them
-    strips: dict[str, "Strip"]
-
-    @property
-    def finished(self) -> np.ndarray:
-        """Images of the last stage, (N, H, W, 3) uint8."""
-        return list(self.stages.values())[-1]
-
-
 class Strip(NamedTuple):
     """Denoising of a diffusion stage in F frames: noisy images, predicted clean images, and timesteps."""
 
     x_t: np.ndarray  # (F, N, H, W, 3) uint8
     x_0: np.ndarray  # (F, N, H, W, 3) uint8: the clean image that the model predicts from x_t
     timesteps: np.ndarray  # (F,) noising steps, or the times of another process
+
+
+class SampledImages(NamedTuple):
+    """Images of a finished job, by stage, with the denoising strips of diffusion stages."""
+
+    stages: dict[str, np.ndarray]  # stage -> (N, H, W, 3) uint8, in the order in which the generator made them
+    strips: dict[str, Strip]
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Images of the last stage, (N, H, W, 3) uint8."""
+        return list(self.stages.values())[-1]
 
 
 def accepts(cascade: Cascade, request: Request) -> bool:
@@ -64,11 +63,13 @@ def accepts(cascade: Cascade, request: Request) -> bool:
 
 def request_for(cascade: Cascade, request: Request) -> Request | None:
     """The request with the conditions that the generator takes; None if the generator takes no condition."""
-    for candidate in (request, request.replace(prompt=None), request.replace(label=None)):
-        if accepts(cascade, candidate):
-            return candidate
-    bare = request.replace(label=None, prompt=None)
-    return bare if accepts(cascade, bare) else None
+    fewer = (
+        request,
+        request.replace(prompt=None),
+        request.replace(label=None),
+        request.replace(label=None, prompt=None),
+    )
+    return next((candidate for candidate in fewer if accepts(cascade, candidate)), None)
 
 
 def measured_requests(
@@ -99,21 +100,13 @@ def measured_requests(
         )
         for number, row in enumerate(chosen)
     ]
-    return [found for request in asked if (found := request_for(cascade, request)) is not None]
-
-
-def shown_requests(cascade: Cascade, requests: Sequence[Request], *, each: int, seed: int) -> list[Request]:
-    """`each` images for every accepted request; the same seeds for all requests."""
-    asked = [request.replace(seed=seed + number) for request in requests for number in range(each)]
-    return [request for request in asked if accepts(cascade, request)]
+    return [taken for request in asked if (taken := request_for(cascade, request)) is not None]
 
 
 def jobs_of(name: str, requests: Sequence[Request], *, size: int = JOB_SIZE) -> list[SampleJob]:
     """Requests cut into jobs called name-000, name-001, …"""
     starts = range(0, len(requests), size)
-    return [
-        SampleJob(f"{name}-{number:03d}", tuple(requests[start : start + size])) for number, start in enumerate(starts)
-    ]
+    return [SampleJob(f"{name}-{n:03d}", tuple(requests[start : start + size])) for n, start in enumerate(starts)]
 
 
 def measured_jobs(generator: str, requests: Sequence[Request]) -> list[SampleJob]:
@@ -150,11 +143,6 @@ def unpack_job(data: bytes) -> SampledImages:
         return SampledImages(stages, strips)
 
 
-def stages_in(data: bytes) -> dict[str, tuple[int, int]]:
-    """Number of images and side in pixels of each stage of a packed job."""
-    return {stage: (len(images), images.shape[1]) for stage, images in unpack_job(data).stages.items()}
-
-
 def read_job(job: str, files: Store) -> SampledImages:
     """Reads and opens the file of a finished job."""
     return unpack_job(files.read(file_name(job)))
@@ -167,19 +155,14 @@ def joined(parts: Sequence[SampledImages]) -> SampledImages:
 
 
 def measured_stages(samples: Artifact) -> list[MadeStage]:
-    """The stages of each generator with the names of files, from the metadata of an artifact of samples.
-
-    Opens the files of older versions, which say nothing of what is in them, so it runs in a worker.
-    """
-    found, known = [], samples.metadata.get("contents", {})
+    """The stages of each generator with the names of files, from the metadata of an artifact of samples."""
+    found = []
     for generator, files in samples.metadata["measured"].items():
-        parts: dict[str, list[FileImages]] = {}
-        sides: dict[str, int] = {}
+        parts, sides = dict[str, list[FileImages]](), dict[str, int]()
         for file in files:
             entry = samples.entry(file)
-            for stage, (count, side) in (known.get(file) or stages_in(samples.read(file))).items():
+            for stage, (count, sides[stage]) in samples.metadata["contents"][file].items():
                 part = FileImages(samples.store, entry.path, f"image.{stage}", count, entry.digest)
                 parts.setdefault(stage, []).append(part)
-                sides[stage] = side
         found += [MadeStage(generator, stage, sides[stage], tuple(own)) for stage, own in parts.items()]
     return found

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, column
     """
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"a grid needs one label for each image, not {len(labels)} for {len(images)}")
-    pairs = groupby(zip(labels, images, strict=True), key=_first)
+    pairs = groupby(zip(labels, images, strict=True), key=itemgetter(0))
     groups = [(label, [image for _, image in members]) for label, members in pairs]
     longest = max(len(members) for _, members in groups)
     if longest == 1:
@@ -57,19 +58,16 @@ def compared_grid(
     originals: Sequence[np.ndarray], others: Sequence[np.ndarray], *, headings: tuple[str, str], columns: int = 8
 ) -> bytes:
     """Rows of originals, each with the row of the compared images right below."""
-    blocks = []
-    for start in range(0, len(originals), columns):
-        part = slice(start, start + columns)
-        blocks += [GridBlock(headings[0], originals[part]), GridBlock(headings[1], others[part])]
+    parts = [slice(start, start + columns) for start in range(0, len(originals), columns)]
+    sets = (originals, others)
+    blocks = [GridBlock(name, rows[part]) for part in parts for name, rows in zip(headings, sets, strict=True)]
     return render_blocks(blocks, columns=min(columns, len(originals)))
 
 
 def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: Sequence[str]) -> bytes:
     """Denoising strip of an image, step by step: noisy x_t above the predicted x_0."""
-    return render_blocks(
-        [GridBlock("x_t, what the model is given", x_t), GridBlock("x_0, what it predicts", x_0, captions)],
-        columns=len(x_t),
-    )
+    blocks = [GridBlock("x_t, what the model is given", x_t), GridBlock("x_0, what it predicts", x_0, captions)]
+    return render_blocks(blocks, columns=len(x_t))
 
 
 def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:
@@ -143,10 +141,6 @@ def _height(block: GridBlock, columns: int, cell: int) -> int:
     rows = -(-len(block.images) // columns)
     lines = (text_size(cell) + LINE_GAP) * (bool(block.heading) + bool(block.words) + rows * bool(block.captions))
     return lines + rows * (cell + GAP) + GAP
-
-
-def _first(pair: tuple[str, np.ndarray]) -> str:
-    return pair[0]
 
 
 def readable(name: str) -> str:

@@ -21,6 +21,7 @@ from components.sampling.images import levels_to_uint8
 
 BATCH = 32  # images in memory at a time
 Purpose = Literal["model", "scale"]
+REFERENCE, HELD_OUT = "training images", "held-out images"  # names of sets
 
 
 class ImagePart(Protocol):
@@ -199,3 +200,59 @@ def shrink(images: np.ndarray, side: int) -> np.ndarray:
     """Area-averaged uint8 (n, H, W, 3) -> (n, side, side, 3), rounded."""
     levels = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
     return levels_to_uint8(downsample(levels, side))
+
+
+class MadeStage(NamedTuple):
+    """Images of a generator's stage at the stage's own size, as parts to measure."""
+
+    generator: str
+    stage: str
+    side: int  # H = W
+    parts: tuple[ImagePart, ...]
+
+
+def branch_name(generator: str) -> str:
+    """Name of a generator's images in tables."""
+    return f"{generator.removesuffix('s')} branch"
+
+
+def compared_sets(
+    trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
+) -> dict[str, ImageSet]:
+    """Sets to measure against training images: generated images, and sets that calibrate the numbers.
+
+    Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
+    """
+    side = trained[0].resolution
+    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
+    counts = [ImageSet(stage.parts, "model").num_images for stage in made]
+    count = max(counts, default=sets[HELD_OUT].num_images)
+    for small in sorted({stage.side for stage in made if stage.side < side}):
+        parts = tuple(ShrunkImages(part, small) for part in spread(trained, count, seed=seed))
+        sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
+    sets["noise"] = ImageSet(tuple(noise_parts(count, resolution=side, seed=seed)), "scale")
+    return sets | {made_name(stage): ImageSet(stage.parts, "model") for stage in made}
+
+
+def made_name(stage: MadeStage) -> str:
+    """Name of a stage's images in tables."""
+    suffix = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
+    return f"{branch_name(stage.generator)}{suffix}, {stage.side}²"
+
+
+def window_sets(
+    trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, side: int, seed: int
+) -> dict[str, ImageSet]:
+    """Windows of training images (the reference, first), held-out images, and generated images.
+
+    Only generated images larger than a window are cut.
+    """
+    wholes = {f"{REFERENCE} of {trained[0].resolution}²": ImageSet(tuple(trained), "scale")}
+    wholes[HELD_OUT] = ImageSet(tuple(held_out), "scale")
+    wholes |= {made_name(stage): ImageSet(stage.parts, "model") for stage in made if stage.side > side}
+    return {
+        f"windows of {side}² of {name}": ImageSet(
+            tuple(WindowImages(part, side, (seed, number)) for number, part in enumerate(whole.parts)), whole.purpose
+        )
+        for name, whole in wholes.items()
+    }

@@ -6,7 +6,6 @@ Shapes: N images of a set, D features.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -22,21 +21,10 @@ from components.evaluation.distance import (
 )
 from components.evaluation.feature_files import FeatureSet, measure_features, read_features
 from components.evaluation.features import FeatureNetwork, FeaturePrecision
-from components.evaluation.image_sets import (
-    ImagePart,
-    ImageSet,
-    Purpose,
-    ShardImages,
-    ShrunkImages,
-    WindowImages,
-    noise_parts,
-    spread,
-)
+from components.evaluation.image_sets import REFERENCE, ImageSet, Purpose
 from components.evaluation.precision_recall import NEIGHBORS, precision_recall
 from components.runtime.pool import Pool
 from components.runtime.storage.store import Store
-
-REFERENCE, HELD_OUT = "training images", "held-out images"
 
 
 class MeasureConfig(Config):
@@ -153,59 +141,3 @@ def refined_row(
         real, made = (each[drawn.permutation(len(each))[:count]] for each in (references, vectors))
         found |= precision_recall(real, made)._asdict()
     return row.replace(**found)
-
-
-class MadeStage(NamedTuple):
-    """Images of a generator's stage at the stage's own size, as parts to measure."""
-
-    generator: str
-    stage: str
-    side: int  # H = W
-    parts: tuple[ImagePart, ...]
-
-
-def branch_name(generator: str) -> str:
-    """Name of a generator's images in tables."""
-    return f"{generator.removesuffix('s')} branch"
-
-
-def compared_sets(
-    trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
-) -> dict[str, ImageSet]:
-    """Sets to measure against training images: generated images, and sets that calibrate the numbers.
-
-    Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
-    """
-    side = trained[0].resolution
-    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
-    counts = [ImageSet(stage.parts, "model").num_images for stage in made]
-    count = max(counts, default=sets[HELD_OUT].num_images)
-    for small in sorted({stage.side for stage in made if stage.side < side}):
-        parts = tuple(ShrunkImages(part, small) for part in spread(trained, count, seed=seed))
-        sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
-    sets["noise"] = ImageSet(tuple(noise_parts(count, resolution=side, seed=seed)), "scale")
-    return sets | {made_name(stage): ImageSet(stage.parts, "model") for stage in made}
-
-
-def made_name(stage: MadeStage) -> str:
-    """Name of a stage's images in tables."""
-    suffix = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
-    return f"{branch_name(stage.generator)}{suffix}, {stage.side}²"
-
-
-def window_sets(
-    trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, side: int, seed: int
-) -> dict[str, ImageSet]:
-    """Windows of training images (the reference, first), held-out images, and generated images.
-
-    Only generated images larger than a window are cut.
-    """
-    wholes = {f"{REFERENCE} of {trained[0].resolution}²": ImageSet(tuple(trained), "scale")}
-    wholes[HELD_OUT] = ImageSet(tuple(held_out), "scale")
-    wholes |= {made_name(stage): ImageSet(stage.parts, "model") for stage in made if stage.side > side}
-    return {
-        f"windows of {side}² of {name}": ImageSet(
-            tuple(WindowImages(part, side, (seed, number)) for number, part in enumerate(whole.parts)), whole.purpose
-        )
-        for name, whole in wholes.items()
-    }

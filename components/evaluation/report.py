@@ -16,10 +16,9 @@ from PIL import Image
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.evaluation.curves import curve_svg, is_constant, last_value, metric_names
-from components.evaluation.graph import Node, graph_svg
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
+from components.evaluation.plots import Node, curve_svg, graph_svg, is_constant, last_value, metric_names
 from components.runtime.measures import MEASURES, measures_of
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.image_files import encode_png
@@ -83,7 +82,7 @@ class StageRow(Config):
     inputs: tuple[str, ...] = ()  # names of stages
     uri: str = ""  # of its artifact's folder
     note: str = ""  # reason of a failed or skipped stage
-    summary: dict[str, float] = Field(default_factory=dict)  # figures in the stage's artifact
+    summary: dict[str, float] = Field({})  # figures in the stage's artifact
     code: str = ""  # commit and versions of the code
 
 
@@ -110,15 +109,12 @@ class Study(Config):
     """Plots and tables of a study, measured and drawn by a stage."""
 
     stage: str
-    plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
-    tables: dict[str, Table] = Field(default_factory=dict)  # title -> figures
+    plots: dict[str, str] = Field({})  # title -> SVG
+    tables: dict[str, Table] = Field({})  # title -> figures
 
 
 class ReportData(Config):
-    """All data of the page.
-
-    Whatever is empty is left out of the page.
-    """
+    """All data of the page; whatever is empty is left out."""
 
     run: str
     recipe: str
@@ -126,19 +122,13 @@ class ReportData(Config):
     stages: tuple[StageRow, ...]
     finished: float | None = None  # seconds since 1970
     seconds: float | None = None  # of the whole run, from the command to here
-    facts: dict[str, str] = Field(
-        default_factory=dict
-    )  # whatever else names the run: commit, machine, storage, tracking
-    curves: dict[str, tuple[tuple[int, dict[str, float]], ...]] = Field(
-        default_factory=dict
-    )  # stage -> (step, {metric: value})
-    images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG; the names of `gallery.py`
-    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # image -> conditions of rows or columns
+    facts: dict[str, str] = Field({})  # whatever else names the run: commit, machine, storage, tracking
+    curves: dict[str, tuple[tuple[int, dict[str, float]], ...]] = Field({})  # stage -> (step, {metric: value})
+    images: dict[str, bytes] = Field({})  # name -> PNG; the names of `gallery.py`
+    words: dict[str, tuple[str, ...]] = Field({})  # image -> conditions of rows or columns
     feature_network: str | None = None
     distances: tuple[DistanceRow, ...] = ()
-    codebook: dict[str, float] = Field(
-        default_factory=dict
-    )  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
+    codebook: dict[str, float] = Field({})  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
     studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()
@@ -174,24 +164,23 @@ class Bar(NamedTuple):
 def render_report(data: ReportData) -> str:
     """The page as HTML, rendered from the template of the report."""
     groups = {group: figures(data, images) for group, images in image_groups().items()}
-    groups["strips"] = strips(data)
+    strip_names = sorted((name for name in data.images if name.startswith("strip_")), key=_strip_order)
+    groups["strips"] = figures(data, {name: described_image(name) for name in strip_names})
     known = {figure.name for group in groups.values() for figure in group}
-    others = {name: described_image(name) for name in data.images if name not in known}
-    return (
-        page_environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            groups=groups | {"others": figures(data, others)},
-            graph=Markup(graph(data)),
-            bars=bars(data.stages),
-            curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
-            distances=sorted(data.distances, key=lambda row: row.distance),
-            longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
-            tiles=tiles(data),
-            speed=speed_table(data),
-            studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
-        )
+    groups["others"] = figures(data, {name: described_image(name) for name in data.images if name not in known})
+    nodes = [Node(row.name, row.state, stage_detail(row), row.inputs) for row in data.stages]
+    page = page_environment().get_template("report.html.j2")
+    return page.render(
+        data=data,
+        groups=groups,
+        graph=Markup(graph_svg(nodes, title="The workflow")),
+        bars=bars(data.stages),
+        curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
+        distances=sorted(data.distances, key=lambda row: row.distance),
+        longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
+        tiles=tiles(data),
+        speed=speed_table(data),
+        studies=[(study, {title: Markup(svg) for title, svg in study.plots.items()}) for study in data.studies],
     )
 
 
@@ -210,18 +199,12 @@ def page_environment(module: str = __name__) -> Environment:
 
 
 def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
-    """Figures of all available images."""
+    """Figures of all available images, by caption and text for a screen reader."""
     return [
-        figure(name, data.images[name], *told, data.words.get(name, ()))
-        for name, told in images.items()
+        figure(name, data.images[name], *texts, data.words.get(name, ()))
+        for name, texts in images.items()
         if name in data.images
     ]
-
-
-def strips(data: ReportData) -> list[Figure]:
-    """The denoising strip of each diffusion stage, smallest stage first."""
-    names = sorted((name for name in data.images if name.startswith("strip_")), key=_strip_order)
-    return figures(data, {name: described_image(name) for name in names})
 
 
 def described_image(name: str) -> tuple[str, str]:
@@ -234,11 +217,10 @@ def described_image(name: str) -> tuple[str, str]:
 
 
 def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:
-    """A figure of an image, shrunk for the page, as data URI."""
+    """A figure of an image, as data URI."""
     with Image.open(io.BytesIO(png)) as image:
-        width, height = image.size
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return Figure(name, caption, alt, source, width, height, words)
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        return Figure(name, caption, alt, source, *image.size, words)
 
 
 def shrunk(png: bytes, *, width: int) -> bytes:
@@ -248,12 +230,6 @@ def shrunk(png: bytes, *, width: int) -> bytes:
             return png
         height = round(image.height * width / image.width)
         return encode_png(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), optimize=True)
-
-
-def graph(data: ReportData) -> str:
-    """Graph of the stages of the run as SVG."""
-    nodes = [Node(row.name, row.state, stage_detail(row), row.inputs) for row in data.stages]
-    return graph_svg(nodes, title="The workflow")
 
 
 def stage_detail(row: StageRow) -> str:

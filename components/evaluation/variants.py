@@ -20,8 +20,8 @@ from components.data.shards import ShardIndex
 from components.evaluation.features import FeatureNetwork
 from components.evaluation.generated import jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
-from components.evaluation.image_sets import FileImages, ImageSet, held_out_parts, split_parts
-from components.evaluation.measure import HELD_OUT, REFERENCE, MeasureConfig
+from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, held_out_parts, split_parts
+from components.evaluation.measure import MeasureConfig
 from components.runtime.pool import file_name, write_job
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade

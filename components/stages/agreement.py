@@ -24,9 +24,8 @@ from components.evaluation.agreement import (
     prompt_table,
 )
 from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
-from components.evaluation.image_sets import some_of, split_parts
+from components.evaluation.image_sets import branch_name, some_of, split_parts
 from components.evaluation.job_sampler import sample_jobs
-from components.evaluation.measure import branch_name
 from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

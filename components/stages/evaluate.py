@@ -19,15 +19,19 @@ from components.evaluation.codebook import (
 from components.evaluation.feature_files import FeatureSet, measure_features
 from components.evaluation.features import check_feature_network
 from components.evaluation.generated import measured_stages
-from components.evaluation.image_sets import ShardImages, held_out_parts, split_parts
-from components.evaluation.measure import (
+from components.evaluation.image_sets import (
     REFERENCE,
+    ShardImages,
+    compared_sets,
+    held_out_parts,
+    split_parts,
+    window_sets,
+)
+from components.evaluation.measure import (
     DistanceRow,
     MeasureConfig,
-    compared_sets,
     distance_rows,
     packed_reference,
-    window_sets,
 )
 from components.runtime import events
 from components.runtime.pool import Pool
@@ -112,7 +116,7 @@ def measure(
     Training images are read at the largest size of all sets; the packed statistics are those of the training images.
     """
     index, work = load_index(images.url("index.json")), context.work_store
-    made = [] if samples is None else pool.call(partial(measured_stages, samples))
+    made = [] if samples is None else measured_stages(samples)
     largest = max([stage.side for stage in made] + [job.part.resolution for job in kept])
     trained = split_parts(
         random_part(index, samples=config.reference_samples, seed=config.seed),

@@ -14,20 +14,14 @@ from components.stages.context import StageContext
 
 
 class ImagesConfig(IngestConfig):
-    """Source and processing of the data set to ingest.
-
-    `source` is an address: no key contains the address, only the digest of the source's listing.
-    """
+    """Source and processing of the data set; no key contains the source's address, but the digest of its listing."""
 
     # openmoji, scenes, fashion_mnist, or the URL of tars, Parquet, images, …
     source: Annotated[str, Unkeyed()] = Field(min_length=1)
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:
-    """The configuration as far as results depend on it, with a digest in place of the address.
-
-    The digest is of the source's listing.
-    """
+    """The configuration as far as results depend on it, with a digest of the listing in place of the address."""
     digest = source_digest(*detect_source(config.source), config.columns)
     return {**config.model_dump(mode="json", context=IDENTITY), "source_digest": digest}
 
@@ -45,19 +39,12 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     """
     name, path = detect_source(config.source)
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
-
     core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
     place = {"out": context.files_store, "num_cpus": core, "warn": context.warn}
     index = ingest(name, path, config=settings, progress=context.report_images, **place)
     own = [shard for shard in index.shards if "/" not in shard.url]
     shards = [FileEntry(path=shard.url, bytes=shard.bytes, sha256=shard.sha256) for shard in own]
-    metadata = {
-        "source": index.source,
-        "license": index.license,
-        "samples": index.samples,
-        "train_samples": index.train_samples,
-        "quarantined": [entry.model_dump() for shard in index.shards for entry in shard.quarantined],
-        "classes": list(index.classes),
-        "resolution": index.resolution,
-    }
+    facts = {"source", "license", "samples", "train_samples", "classes", "resolution"}
+    metadata = index.model_dump(mode="json", include=facts)
+    metadata["quarantined"] = [entry.model_dump() for shard in index.shards for entry in shard.quarantined]
     return context.commit("shards", parts=shards, written=[INDEX, BPE], metadata=metadata)

@@ -1,23 +1,36 @@
-"""Encoding of images and captions by frozen networks, a single time before training.
+"""Frozen networks: their work on images and captions done a single time before training, and a text encoder's import.
 
 Latents, embeddings and states of captions stand next to each image, or smaller images, one file for each shard.
-Trainings then read what they would make anew at each step.
+Trainings then read what they would make anew at each step. A pretrained text encoder is copied into the store, next to
+all other models, where trainings and samples find it.
 """
 
+import json
+import tempfile
 from functools import partial
-from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from components.configuration.config import Config
 from components.data.encoding import commit_set, encode_set, part_names
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
-from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.artifact import Artifact, FileEntry, upload_attempt
 from components.runtime.storage.kept_parts import read_records
+from components.runtime.storage.store import SCRATCH, Store, StoreError, absolute, list_url
+from components.sampling.frozen_text import (
+    LENGTH,
+    PRETRAINED_FILES,
+    FrozenTextError,
+    check_transformers,
+    load_frozen_text,
+)
 from components.stages.context import StageContext
 from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns, maker_of
 
+FACTS = {"source", "license", "samples", "train_samples", "classes", "resolution"}  # of an index, in the metadata
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
 
 
@@ -49,9 +62,7 @@ def precompute(
     contrastive: Artifact | None = None,
     text_encoder: Artifact | None = None,
 ) -> Artifact:
-    """Encodes the images and captions of both splits; finished shards are kept.
-
-    A killed try leaves the shards that it has finished.
+    """Encodes the images and captions of both splits; shards that a killed try has finished are kept.
 
     Returns an artifact of kind `shards`, a set of the same samples in the same order: `index.json`, `bpe.json`, tars,
     and for arrays of texts what stands for no text (`null_text_states.npy`).
@@ -60,9 +71,8 @@ def precompute(
     """
     index, files = load_index(images.url(INDEX)), context.files_store
     models = {"autoencoder": autoencoder, "contrastive": contrastive, "text_encoder": text_encoder}
-    makers: dict[str, str] = {
-        name: maker.identity for name in config.columns if (maker := maker_of(name, **models)) is not None
-    }
+    columns: tuple[str, ...] = config.columns
+    makers = {name: maker.identity for name in columns if (maker := maker_of(name, **models)) is not None}
     encoders = encoders_of(config, bpe=read_bpe(index), **models)
     sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
     load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
@@ -71,15 +81,8 @@ def precompute(
     files.write(BPE, read_bpe(index).encode())
     records = read_records(files, part_names(index))
     encoded = commit_set(index, records, files, kept_resolution=config.kept, made_by=makers)
-    metadata = {
-        "source": encoded.source,
-        "license": encoded.license,
-        "samples": encoded.samples,
-        "train_samples": encoded.train_samples,
-        "classes": list(encoded.classes),
-        "resolution": encoded.resolution,
-        "arrays": {info.name: list(info.shape) for info in encoded.arrays},
-    }
+    facts = encoded.model_dump(mode="json", include=FACTS)
+    metadata = facts | {"arrays": {info.name: list(info.shape) for info in encoded.arrays}}
     parts = [entry for record in records for entry in record.files]
     return context.commit("shards", parts=parts, written=[INDEX, BPE], metadata=metadata)
 
@@ -98,3 +101,62 @@ def encoders_of(
             raise ValueError("latents among the columns need an autoencoder")
         encoders.append(partial(load_latent_columns, autoencoder=autoencoder))
     return encoders
+
+
+class TextEncoderConfig(Config):
+    """Address of the text encoder, and the length of a text in tokens."""
+
+    # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
+    uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
+    length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
+
+
+def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
+    """Copies the encoder's files into a model artifact; its metadata has the shape of a text's states.
+
+    Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded.
+    """
+    with context.pool() as pool:
+        entries, (length, width) = pool.call(partial(copy_text_encoder, config, context.store))
+    return context.commit("model", entries=entries, metadata={"text_states_length": length, "text_states_dim": width})
+
+
+def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[FileEntry], tuple[int, int]]:
+    """Copies the encoder's files to the stage's store and loads the encoder once. Runs in a worker.
+
+    Returns the entries of the files and the shape of a text's states. Raises FrozenTextError.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}text-encoder-") as place:
+        folder = fetch(config.uri, Path(place))
+        (folder / LENGTH).write_text(json.dumps({"length": config.length}))
+        return upload_attempt(store, folder), load_frozen_text(folder).states_shape
+
+
+def fetch(uri: str, folder: Path) -> Path:
+    """Copies the needed files of an encoder from `uri` to `folder`. Raises FrozenTextError if a file is missing."""
+    check_files(uri)
+    try:
+        for name in PRETRAINED_FILES:
+            Store(uri).download(name, folder, name)
+    except (OSError, StoreError) as error:
+        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
+    return folder
+
+
+def check_text_encoder(config: TextEncoderConfig) -> None:
+    """Cheap check before anything is started: FrozenTextError if there is no encoder, or nothing to load it with."""
+    check_transformers()
+    check_files(config.uri)
+
+
+def check_files(uri: str) -> None:
+    """Raise FrozenTextError if a file of a pretrained encoder is missing at `uri`."""
+    try:
+        found = {info.path for info in list_url(uri)}
+    except (OSError, StoreError) as error:
+        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
+    if missing := [name for name in PRETRAINED_FILES if name not in found]:
+        raise FrozenTextError(
+            f"{uri} holds no text encoder, it lacks {', '.join(missing)}: give a folder that transformers wrote by "
+            "save_pretrained of a model and its fast tokenizer, or train a contrastive encoder and take its text tower"
+        )

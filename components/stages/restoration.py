@@ -11,9 +11,9 @@ from components.data.images import jpeg_compressed
 from components.data.shards import ShardIndex, load_index
 from components.evaluation.features import check_feature_network
 from components.evaluation.generated import SampleJob, jobs_of, joined, read_job
-from components.evaluation.image_sets import FileImages, ImageSet, split_parts
+from components.evaluation.image_sets import REFERENCE, FileImages, ImageSet, split_parts
 from components.evaluation.job_sampler import sample_jobs
-from components.evaluation.measure import REFERENCE, MeasureConfig, measure_distances
+from components.evaluation.measure import MeasureConfig, measure_distances
 from components.evaluation.restoration import (
     Damaged,
     asked_of,

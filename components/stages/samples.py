@@ -1,7 +1,7 @@
 """Samples: both generators of the composed cascade at work, to be looked at and to be measured."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from components.runtime import events
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store, in_parallel
-from components.sampling.cascade import Cascade, ConditionImages
+from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.stages.context import StageContext
@@ -47,9 +47,8 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
     with context.pool() as pool:
         part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
-        trained = joined_words(
-            list(pool.map(partial(WordReader, index.model_copy(update={"shards": ()}), "train"), part.shards))
-        )
+        read = partial(WordReader, index.model_copy(update={"shards": ()}), "train")
+        trained = joined_words(list(pool.map(read, part.shards)))
         plan = pool.call(partial(plan_samples, config, index, trained, cascade))
         measured = {name: measured_jobs(name, requests) for name, requests in plan.measured.items()}
         jobs = gallery_jobs(plan.shown, strip_frames=config.strip_frames)
@@ -58,20 +57,21 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_samples, plan.shown, files, index.classes))
-        told = pool.call(partial(read_job_files, [job.name for job in jobs], files))
-    seconds = {f"seconds_per_image_{name}": seconds_per_image(group, told) for name, group in measured.items() if group}
+        records = pool.call(partial(read_job_files, [job.name for job in jobs], files))
+    seconds = {
+        f"seconds_per_image_{name}": seconds_per_image(group, records) for name, group in measured.items() if group
+    }
     for name, grid in drawn.items():
         (folder / f"{name}.png").write_bytes(grid.png)
         context.recorder.emit(events.Image(context.stage, 0, name, grid.png))
     context.recorder.emit(events.Metrics(context.stage, 0, seconds))
-    names = {generator: [job.name for job in group] for generator, group in measured.items()}
     metadata = {
         "summary": seconds,
-        "measured": {generator: [file_name(name) for name in group] for generator, group in names.items()},
-        "contents": {file_name(name): told[name].stages for group in names.values() for name in group},
+        "measured": {generator: [file_name(job.name) for job in group] for generator, group in measured.items()},
+        "contents": {file_name(job.name): records[job.name].stages for group in measured.values() for job in group},
         "words": {name: grid.words for name, grid in drawn.items()},
     }
-    return context.commit("samples", folder=folder, parts=[told[job.name].entry for job in jobs], metadata=metadata)
+    return context.commit("samples", folder=folder, parts=[records[job.name].entry for job in jobs], metadata=metadata)
 
 
 class SamplesPlan(NamedTuple):
@@ -82,7 +82,7 @@ class SamplesPlan(NamedTuple):
 
 
 def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, cascade: Artifact) -> SamplesPlan:
-    """Requests of shown and measured images, as far as the models accept the conditions.
+    """Requests of shown and measured images, with conditions of real images as far as the models accept them.
 
     Runs in a worker.
 
@@ -91,21 +91,21 @@ def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, casca
     """
     with cascade.local_copy() as place:
         models = Cascade.load(place)
-    found = conditions(config, index, trained, models.condition_images)
-    shown = gallery_requests(config, models, captions=found.captions, images=found.shown, seed=config.seed)
-    measured = {
-        generator: measured_requests(
-            models,
-            generator,
-            labels=trained.label,
-            captions=trained.caption,
-            images=found.measured,
-            count=config.measured_samples,
-            seed=config.seed,
-        )
-        for generator in models.generators
-    }
-    return SamplesPlan(shown, measured)
+    seed, condition, shown, given = config.seed, models.condition_images, list[bytes](), list[bytes]()
+    held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
+    if condition is not None:
+        read = partial(read_split, resolution=condition.resolution, member=condition.member)
+        shown = [encode_png(image) for image in read(index, "holdout", limit=config.num_prompts).image]
+        part = random_part(index, samples=4 * config.measured_samples, seed=seed)
+        given = [encode_png(image) for image in read(part, "train").image]
+    words: dict[str, Any] = {"labels": trained.label, "captions": trained.caption, "images": given}
+    return SamplesPlan(
+        gallery_requests(config, models, captions=held_out.caption or trained.caption, images=shown, seed=seed),
+        {
+            generator: measured_requests(models, generator, count=config.measured_samples, seed=seed, **words)
+            for generator in models.generators
+        },
+    )
 
 
 def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, DrawnGrid]:
@@ -116,28 +116,3 @@ def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[s
 def read_job_files(names: list[str], files: Store) -> dict[str, JobFile]:
     """Records of the job files by name. Runs in a worker."""
     return dict(zip(names, in_parallel(partial(read_job_file, files=files), names), strict=True))
-
-
-class RealConditions(NamedTuple):
-    """Conditions of real images."""
-
-    captions: tuple[str, ...]  # for shown images: captions of held-out images, if any
-    shown: list[bytes]  # condition images (PNG) to show
-    measured: list[bytes]  # condition images of the training set
-
-
-def conditions(
-    config: SamplesConfig, index: ShardIndex, trained: Words, condition: ConditionImages | None
-) -> RealConditions:
-    """Conditions of real images for shown and measured requests.
-
-    `condition` describes the condition images, for models that take condition images.
-    """
-    held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
-    captions = held_out.caption or trained.caption
-    if condition is None:
-        return RealConditions(captions, [], [])
-    part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
-    read = partial(read_split, resolution=condition.resolution, member=condition.member)
-    seen, measured = read(index, "holdout", limit=config.num_prompts), read(part, "train")
-    return RealConditions(captions, *([encode_png(image) for image in split.image] for split in (seen, measured)))

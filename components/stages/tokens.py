@@ -31,11 +31,9 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
 
     Raises, before any work, ValueError for an autoencoder without codes, ShardError for a set without the member.
     """
-    network = describe_autoencoder(tokenizer)
-    index, files = load_index(images.url("index.json")), context.files_store
+    network, index, files = describe_autoencoder(tokenizer), load_index(images.url("index.json")), context.files_store
     check_member(index, config.member)
-    names = token_names(index)
-    place = {"files": files, "resources": context.resources, "warn": context.warn}
+    names, place = token_names(index), {"files": files, "resources": context.resources, "warn": context.warn}
     for done in encode_shards(index, tokenizer, member=config.member, **place):
         context.recorder.emit(events.Progress(context.stage, done, len(names), "shard"))
     files.write(BPE, read_bpe(index).encode())
@@ -62,5 +60,5 @@ def use_of_codes(files: Store, names: list[str], *, codebook_size: int) -> dict[
         tokens = parse_tokens(files.read(name), name).tokens
         histogram += codebook_histogram(torch.from_numpy(tokens), codebook_size=codebook_size)
         images += len(tokens)
-    found = codebook_use(histogram, images).model_dump(exclude={"codebook_size"})
-    return {name: float(value) for name, value in found.items()}
+    use = codebook_use(histogram, images).model_dump(exclude={"codebook_size"})
+    return {name: float(value) for name, value in use.items()}

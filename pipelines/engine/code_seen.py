@@ -22,7 +22,7 @@ from pipelines.workflow import PlannedStage, Stage
 
 DECIDING = ("configuration", "data", "evaluation", "models", "sampling", "stages", "training")
 LEFT_OUT = {  # what draws and reports, in rooms that decide
-    *(f"components/evaluation/{name}.py" for name in ("curves", "gallery", "grids", "plots", "sampling_clocks")),
+    *(f"components/evaluation/{name}.py" for name in ("gallery", "grids", "plots")),
     "components/stages/context.py",
 }
 NETWORKS = "components/models/bundle.py", "NETWORKS"  # file and name of a table: kind -> class

@@ -27,7 +27,7 @@ from components.runtime.storage.connection import check_room, is_local
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import FrozenTextError, check_transformers
 from components.stages.images import ImagesConfig, shard_in_place
-from components.stages.text_encoder import TextEncoderConfig, check_text_encoder
+from components.stages.precompute import TextEncoderConfig, check_text_encoder
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from components.training.sharding import why_whole

@@ -16,7 +16,7 @@ from components.configuration.sampling import SamplingConfig
 from components.configuration.usage import UsageError
 from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
-from components.stages.text_encoder import TextEncoderConfig
+from components.stages.precompute import TextEncoderConfig
 from pipelines.planning.profiles import Cluster, Profile
 from pipelines.workflow import Stage, Workflow
 

@@ -30,10 +30,9 @@ from components.evaluation.steps_study import StepsStudyConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.likelihood import LikelihoodConfig
-from components.stages.precompute import PrecomputeConfig
+from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
-from components.stages.text_encoder import TextEncoderConfig
 
 
 class DiffusionBranchRecipe(Config):

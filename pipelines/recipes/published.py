@@ -17,10 +17,9 @@ from components.configuration.sampling import (
 from components.configuration.trainings import PriorTraining
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
-from components.stages.precompute import Column, PrecomputeConfig
+from components.stages.precompute import Column, PrecomputeConfig, TextEncoderConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
-from components.stages.text_encoder import TextEncoderConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.published_networks import (
     AUTOENCODERS,

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
-from components.evaluation.measure import HELD_OUT, DistanceRow
+from components.evaluation.image_sets import HELD_OUT
+from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.run_report import run_images

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
-from components.evaluation.curves import with_own_ids
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
+from components.evaluation.plots import with_own_ids
 from components.evaluation.report import Figure, Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
 from pipelines.engine import driver

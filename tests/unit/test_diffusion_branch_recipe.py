@@ -8,7 +8,7 @@ import pytest
 
 from components.configuration.usage import UsageError
 from components.models.autoencoder import Autoencoder
-from components.stages.text_encoder import TextEncoderConfig
+from components.stages.precompute import TextEncoderConfig
 from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen

@@ -5,7 +5,8 @@ import pytest
 
 from components.evaluation import precision_recall as module
 from components.evaluation.distance import distance_error, frechet_distance, gaussian_of
-from components.evaluation.measure import REFERENCE, distance_row, refined_row
+from components.evaluation.image_sets import REFERENCE
+from components.evaluation.measure import distance_row, refined_row
 from components.evaluation.precision_recall import precision_recall
 
 

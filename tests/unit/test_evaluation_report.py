@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluation.curves import curve_svg, metric_names, running_mean
 from components.evaluation.gallery import draw_reconstructions
-from components.evaluation.graph import direct_parents, place
 from components.evaluation.grids import labelled_grid
 from components.evaluation.measure import DistanceRow
+from components.evaluation.plots import curve_svg, direct_parents, metric_names, place, running_mean
 from components.evaluation.report import (
     Bar,
     DataFacts,

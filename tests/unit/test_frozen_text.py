@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from components.models.bundle import ModelBundle, save_bundle
 from components.sampling.frozen_text import LENGTH, FrozenTextError, PretrainedText, load_frozen_text
-from components.stages.text_encoder import fetch
+from components.stages.precompute import fetch
 from components.training.frozen import caption_encoder, text_encoder
 from tests.tiny_text_image import CAPTIONS, frozen_contrastive, tiny_bpe
 

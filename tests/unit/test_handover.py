@@ -40,11 +40,10 @@ from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.likelihood import LikelihoodConfig, measure_likelihood
 from components.stages.noising import study_noising
-from components.stages.precompute import PrecomputeConfig, precompute
+from components.stages.precompute import PrecomputeConfig, TextEncoderConfig, import_text_encoder, precompute
 from components.stages.restoration import RestorationConfig, measure_restoration
 from components.stages.samples import SamplesConfig, sample_generators
 from components.stages.studies import study_guidance, study_steps
-from components.stages.text_encoder import TextEncoderConfig, import_text_encoder
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.stages.training import train_model
 from components.training import launch

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.evaluation.curves import curve_svg
 from components.evaluation.gallery import INDEX_GRIDS
 from components.evaluation.noising_study import ERRORS, FORWARD, PREDICTED, SCHEDULES, VALUES, VARIANCE
+from components.evaluation.plots import curve_svg
 from components.evaluation.report import Table
 from pipelines.recipes.catalog import ROWS
 from pipelines.suites import slides

@@ -15,7 +15,7 @@ from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
-from components.stages.text_encoder import TextEncoderConfig
+from components.stages.precompute import TextEncoderConfig
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.preflight import Needs, check_needs, needs_of
 from pipelines.recipes.diffusion_rows import imagen
