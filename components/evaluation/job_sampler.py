@@ -1,4 +1,4 @@
-"""Sampling of jobs of requests in the largest batches that fit on a device, and the seconds that they take.
+"""Sampling of jobs of requests in the largest batches that fit on a device, and the seconds taken.
 
 The file of a job is packed, described and written while the device is at the next job.
 

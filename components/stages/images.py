@@ -14,14 +14,14 @@ from components.stages.context import StageContext
 
 
 class ImagesConfig(IngestConfig):
-    """Source and processing of the data set; no key contains the source's address, but the digest of its listing."""
+    """Source and processing of the data set; keys contain the digest of its listing, no address."""
 
     # openmoji, scenes, fashion_mnist, or the URL of tars, Parquet, images, …
     source: Annotated[str, Unkeyed()] = Field(min_length=1)
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:
-    """The configuration as far as results depend on it, with a digest of the listing in place of the address."""
+    """The configuration that enters the key: a digest of the listing stands for the address."""
     digest = source_digest(*detect_source(config.source), config.columns)
     return {**config.model_dump(mode="json", context=IDENTITY), "source_digest": digest}
 

@@ -1,4 +1,4 @@
-"""Frozen networks: their work on images and captions done a single time before training, and a text encoder's import.
+"""Frozen networks: their work on a whole set before training, and the import of a text encoder.
 
 Latents, embeddings and states of captions stand next to each image, or smaller images, one file for each shard.
 Trainings then read what they would make anew at each step. A pretrained text encoder is copied into the store, next to
@@ -133,7 +133,7 @@ def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[Fil
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """Copies the needed files of an encoder from `uri` to `folder`. Raises FrozenTextError if a file is missing."""
+    """Copies the files of an encoder from `uri` to `folder`. Raises FrozenTextError without one."""
     check_files(uri)
     try:
         for name in PRETRAINED_FILES:
@@ -144,7 +144,7 @@ def fetch(uri: str, folder: Path) -> Path:
 
 
 def check_text_encoder(config: TextEncoderConfig) -> None:
-    """Cheap check before anything is started: FrozenTextError if there is no encoder, or nothing to load it with."""
+    """Cheap check before any work: FrozenTextError without an encoder, or a library to load it."""
     check_transformers()
     check_files(config.uri)
 

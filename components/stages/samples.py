@@ -82,7 +82,7 @@ class SamplesPlan(NamedTuple):
 
 
 def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, cascade: Artifact) -> SamplesPlan:
-    """Requests of shown and measured images, with conditions of real images as far as the models accept them.
+    """Requests of shown and measured images, with conditions of real images that the models accept.
 
     Runs in a worker.
 
