@@ -1,6 +1,7 @@
 """Real parts that the whole suite shares: a Ray cluster, an MLflow server, a server process for each object store."""
 
 import logging
+import multiprocessing
 import os
 import re
 import socket
@@ -17,24 +18,31 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from pipelines.command.options import share_cores
+from tests.warm_workers import warm_workers
 
 share_cores()  # before torch is imported, here and in all that the tests start
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else one for each logical CPU, asked for or not
 SERVER_SECONDS = 180
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = sorted(init.parent.name for init in REPOSITORY.glob("[cp]*s/**/*/__init__.py"))
-SHARE_RAY = ("test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute", "test_serving")
-START_RAY = (
-    "test_cluster_checks",
-    "test_installed",
-    "test_laptop",
-    "test_rows",
-    "test_secrets",
-    "test_serve_command",
-    "test_serve_deploy",
-    "test_survives",
-    "test_without_git",
+SHARE_RAY = (  # beside tests/distributed
+    *("test_data_command", "test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute"),
+    *("test_measures", "test_serving", "test_survives"),
 )
-START_RAY_LAST = ("test_data_command", "test_share_nothing", "test_submitted_job")  # these train the smoke recipe
+ONE_RUN = ("test_installed", "test_rows", "test_secrets")  # look at one run, and share the suite's Ray too
+LONG = ("test_share_nothing", "test_cluster_checks", "test_serve_deploy", "test_serve_command", "test_packed_models")
+RAY = "the suite's Ray"
+FIRST, LAST = (RAY, *LONG), len(LONG) + 1
+FORKED = (  # imported once, by the process that is forked for ranks of gloo and for racing writers
+    *(
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "tests.distributed.gloo",
+        "tests.tiny_training",
+        "tests.tiny_text_image",
+    ),
+    *("s3fs", "gcsfs", "adlfs", "tests.stored_files"),
+)
 UNLOGGED: list[str] = []  # records that a handler could not write, which nothing but a traceback in the output says
 
 
@@ -59,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--room") not in (None, *ROOMS):
         raise pytest.UsageError(f"no room {config.getoption('--room')!r}; the rooms are {', '.join(ROOMS)}")
     logging.Handler.handleError = note_unlogged
+    multiprocessing.set_forkserver_preload(list(FORKED))
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
@@ -88,24 +97,25 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """What each of several processes tests: a file at a time, but all that shares the suite's Ray in one of them, and
-    all that starts a Ray of its own in two, or there would be more of them at once than fit into memory."""
+    """Each of several processes tests a file at a time, but one of them all that shares the suite's Ray."""
     return ByCluster(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come last, so that both processes have one when nothing else is left."""
-    items.sort(key=lambda item: item.path.stem in START_RAY_LAST)
+    """The longest come first: what is short fills what is left of both processes."""
+    items.sort(key=lambda item: LAST if (scope := scope_of(item.path)) not in FIRST else FIRST.index(scope))
 
 
 class ByCluster(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if "/distributed/" in file or Path(file).stem in SHARE_RAY:
-            return "the suite's Ray"
-        if Path(file).stem in START_RAY_LAST:
-            return "their own Ray, last"
-        return "their own Ray" if Path(file).stem in START_RAY else file
+        return scope_of(Path(nodeid.partition("::")[0]))
+
+
+def scope_of(file: Path) -> str:
+    """What one process tests at a stretch."""
+    if file.parent.name == "distributed" or file.stem in (*SHARE_RAY, *ONE_RUN):
+        return RAY
+    return file.stem if file.stem in LONG else str(file)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -163,7 +173,8 @@ def ray_cluster() -> Iterator[None]:
 
     from pipelines.engine.session import start_ray
 
-    start_ray(worker_start_timeout=120, verbose=False)
+    with warm_workers():
+        start_ray(worker_start_timeout=120, verbose=False)
     yield
     ray.shutdown()
 

@@ -151,9 +151,9 @@ class Cluster:
         inside = ["bash", "-c", 'cd "$1"; shift; exec "$@"', "driver", str(ROOT)]
         return self._client([*enter, *inside, *command], log, RAY_ADDRESS=self.address)
 
-    def submit(self, *command: str, log: Path) -> subprocess.Popen:
-        """`ray job submit -- COMMAND`, from a machine that is no node."""
-        return self._client([str(BIN / "ray"), "job", "submit", "--", *command], log)
+    def submit(self, *command: str, log: Path, options: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+        """`ray job submit OPTIONS -- COMMAND`, from a machine that is no node."""
+        return self._client([str(BIN / "ray"), "job", "submit", *options, "--", *command], log, **environment)
 
     def _start(self, kind: str, options: list[str]) -> Node:
         self.started += 1

@@ -39,9 +39,9 @@ def assert_one_wins(uri: str, *, racers: int, rounds: int, alone: bool = True) -
     Args:
         alone: False where a store may let several win; the bytes are those of one of them.
     """
-    context = multiprocessing.get_context("spawn")
-    gate, results = context.Barrier(racers), context.Queue()
-    writers = [context.Process(target=_race, args=(uri, number, rounds, gate, results)) for number in range(racers)]
+    context = multiprocessing.get_context("forkserver")
+    told = (uri, dict(os.environ), rounds, context.Barrier(racers), results := context.Queue())
+    writers = [context.Process(target=_race, args=(number, *told)) for number in range(racers)]
     for writer in writers:
         writer.start()
     outcomes = [results.get(timeout=300) for _ in writers]
@@ -54,7 +54,8 @@ def assert_one_wins(uri: str, *, racers: int, rounds: int, alone: bool = True) -
         assert Store(uri).read(f"manifest-{round_}") in [str(number).encode() for number in winners]
 
 
-def _race(uri: str, number: int, rounds: int, gate, results) -> None:
+def _race(number: int, uri: str, environment: dict[str, str], rounds: int, gate, results) -> None:
+    os.environ.update(environment)  # the server that forks has an older one
     store, won = Store(uri), []
     store.exists("manifest")  # connected before the race
     for round_ in range(rounds):

@@ -22,7 +22,7 @@ def run_ranks(ranks: int, function: Callable[..., None], *args: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(run_rank, args=(ranks, port, function, args), nprocs=ranks)
+    mp.start_processes(run_rank, args=(ranks, port, function, args), nprocs=ranks, start_method="forkserver")
 
 
 def run_rank(rank: int, ranks: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -30,6 +30,7 @@ from components.training.worker import RayStream
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
+from tests.warm_workers import warm_environment
 
 CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
 KILLED_AT = 17
@@ -174,7 +175,9 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     command = [sys.executable, "-m", "tests.distributed.test_resume", str(tmp_path)]
     log = tmp_path / "driver.log"
     with open(log, "wb") as output:
-        driver = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        driver = subprocess.Popen(
+            command, env=os.environ | warm_environment(), stdout=output, stderr=output, start_new_session=True
+        )
     assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)

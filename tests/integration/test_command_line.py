@@ -3,47 +3,28 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import pytest
 import yaml
 
-from pipelines.command.cli import main
 from tests.benchmarks.photos import write_photos
 from tests.emulators import lack
 from tests.image_sets import write_tar
+from tests.in_process import Done, in_process
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
 
 Cascade = Callable[..., Done]
 
 
 @pytest.fixture
-def cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cascade]:
-    """The command by its entry point, in an empty folder and in this process: a new one imports for seconds."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["cascade", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Done(ended.value.code, said.out, said.err)
-
-    with mock.patch.dict(os.environ):
-        yield run
+def cascade(tmp_path: Path) -> Cascade:
+    """The command in an empty folder."""
+    return partial(in_process, cwd=tmp_path)
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:

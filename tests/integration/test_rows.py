@@ -2,9 +2,7 @@
 
 import base64
 import io
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -17,19 +15,8 @@ from components.data.sources.scenes import render, scene
 from components.runtime.storage.artifact import Artifact, load_artifact
 from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
+from tests.in_process import in_process
 from tests.integration.conftest import FEW, SCENES, SHOWN, Run, settings
-
-
-def run(recipe: str, *arguments: str, folder: Path) -> dict[str, Artifact]:
-    """Run a recipe to its end; stage -> artifact."""
-    command = [str(Path(sys.executable).with_name("cascade")), "run", "--recipe", recipe, "--storage", str(folder)]
-    command += ["--tracking", f"sqlite:///{folder}/mlflow.db", *SCENES, *SHOWN, *arguments]
-    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=420)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "report: " in done.stdout
-    stages = folder / "stages"
-    found = {stage.name: load_artifact(Store(str(next(stage.iterdir())))) for stage in stages.iterdir()}
-    return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 
 def champion(recipe: str, tracking_uri: str) -> mlflow.pyfunc.PyFuncModel:
@@ -43,10 +30,20 @@ def size(answer: str) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def depth(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Artifact], Path]:
+def depth(
+    ray_cluster: None, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Artifact], Path]:
+    """The artifacts by stage, and where MLflow's tables are."""
     folder = tmp_path_factory.mktemp("depth")
+    shutil.copy(empty_database, folder)
     trained = [name for part in ("tokenizer", "condition.tokenizer", "prior") for name in settings(part, **FEW)]
-    return run("depth_transformer", *trained, folder=folder), folder
+    command = ["run", "--recipe", "depth_transformer", "--tracking", f"sqlite:///{folder}/mlflow.db"]
+    done = in_process(*command, *SCENES, *SHOWN, *trained, cwd=folder, on_ray=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "report: " in done.stdout
+    manifests = folder.glob("runs/stages/*/*/manifest.json")
+    artifacts = {path.parts[-3]: load_artifact(Store(str(path.parent))) for path in manifests}
+    return {name: artifact for name, artifact in artifacts.items() if artifact is not None}, folder
 
 
 def test_a_prior_learns_after_the_tokens_of_depth_maps(depth: tuple[dict[str, Artifact], Path]):

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from tests.image_sets import write_tar
+from tests.in_process import Done, in_process
 
 CASCADE = str(Path(sys.executable).with_name("cascade"))
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [CASCADE, "run", "--recipe", "smoke", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
+def run(*arguments: str, cwd: Path) -> Done:
+    return in_process("run", "--recipe", "smoke", *arguments, cwd=cwd, on_ray=True)
 
 
 def images(folder: Path, *, good: int, bad: int) -> Path:
@@ -36,35 +36,31 @@ def images(folder: Path, *, good: int, bad: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set with an index, made by the command."""
     folder = tmp_path_factory.mktemp("shards")
     source = images(folder / "images", good=300, bad=1)
-    command = [CASCADE, "data", "folder", str(source), "--out", str(folder / "set"), "--resolution", "32"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    command = ["data", "folder", str(source), "--out", str(folder / "set"), "--resolution", "32"]
+    done = in_process(*command, cwd=folder, on_ray=True)
     assert done.returncode == 0, done.stderr
     assert "1 quarantined" in done.stdout
     return folder / "set"
 
 
-def test_a_tar_that_was_cut_short_is_one_line_and_the_others_are_not_lost(tmp_path: Path):
+def test_a_tar_that_was_cut_short_is_one_line_and_the_others_are_not_lost(ray_cluster: None, tmp_path: Path):
     for number in range(3):
         write_tar(tmp_path / "tars" / f"{number}.tar", range(100 * number, 100 * number + 100), side=16)
     whole = (tmp_path / "tars" / "1.tar").read_bytes()
     (tmp_path / "tars" / "1.tar").write_bytes(whole[: len(whole) // 2])
-    command = [CASCADE, "data", "webdataset", "tars/*.tar", "--out", "shards"]
-
-    def written() -> subprocess.CompletedProcess:
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-
-    refused = written()
+    command = ["data", "webdataset", "tars/*.tar", "--out", "shards"]
+    refused = in_process(*command, cwd=tmp_path, on_ray=True)
     assert refused.returncode == 2
     assert "1.tar" in refused.stderr.splitlines()[-1]
     assert refused.stderr.splitlines()[-1].startswith("error: shard ")
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "shards" / "index.json").exists()
     (tmp_path / "tars" / "1.tar").write_bytes(whole)
-    done = written()
+    done = in_process(*command, cwd=tmp_path, on_ray=True)
     assert done.returncode == 0, done.stderr
     assert "300 images of 3 classes in 6 shards (0 quarantined)" in done.stdout
 
@@ -77,7 +73,7 @@ def test_without_mlflow_the_run_ends_well_with_a_warning_and_its_points_arrive_l
     assert list(tmp_path.glob("runs/spool/**/*.jsonl"))
 
 
-def test_too_many_corrupt_images_stop_the_run_and_name_one(tmp_path: Path):
+def test_too_many_corrupt_images_stop_the_run_and_name_one(ray_cluster: None, tmp_path: Path):
     source = images(tmp_path / "images", good=90, bad=10)
     done = run("--until", "images", "--set", f"images.source={source}", "--tracking", "none", cwd=tmp_path)
     assert done.returncode == 1

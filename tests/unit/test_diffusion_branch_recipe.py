@@ -1,6 +1,5 @@
 """Recipes of the continuous branch: networks that do not fit each other are refused before anything starts."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import imagen
 from pipelines.recipes.systems import vae_gan
 from pipelines.workflows import build_workflow
+from tests.in_process import in_process
 from tests.unit.test_frozen_text import pretrained_folder
 
 VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
@@ -115,8 +115,7 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
     options = ["--recipe", "ldm_text_to_image", "--set", f"text_encoder.uri={tmp_path}/nowhere"]
     options += ["--set", "autoencoder.perceptual_network=none", "--set", "images.source=scenes"]
     options += ["--set", "images.limit=8"]
-    command = [str(Path(sys.executable).with_name("cascade")), "run", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = in_process("run", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: {tmp_path}/nowhere holds no text encoder")
     assert len(done.stderr.strip().splitlines()) == 1

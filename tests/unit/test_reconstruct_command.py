@@ -3,8 +3,7 @@
 import io
 import math
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from components.sampling.images import from_uint8, index_grids, to_uint8
 from components.sampling.request_forms import RequestRow
 from components.training.building import make_network
 from pipelines.command.reconstruct import reconstruct_images
+from tests.in_process import in_process
 from tests.tiny_autoencoders import RECIPES, config_of
 from tests.tiny_cascade import commit_model, write_cascade, write_models
 
@@ -139,11 +139,7 @@ def test_what_is_no_autoencoder_and_what_is_no_image_are_one_line(files: Path, t
 
 def test_the_command_prints_what_it_kept_and_ends_in_exit_code_2(files: Path, tmp_path: Path) -> None:
     write_autoencoder(tmp_path / "m", "vq_vae")
-    command = [str(Path(sys.executable).with_name("cascade")), "reconstruct"]
-
-    def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
+    ended = partial(in_process, "reconstruct", cwd=tmp_path)
     done = ended("--model", "m", "--image", str(files / "small.png"), "--image", str(files / "photo.jpg"))
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r" dB, 4 x 4 codes of 16: 64 bits for 1,536", done.stdout)) == 2

@@ -2,8 +2,6 @@
 
 import base64
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from components.sampling.image_files import encode_png, gray_png
 from components.sampling.request_forms import RequestRow, read_settings, request_of, settings_of, with_settings
 from components.sampling.requests import Request
 from pipelines.command.sample import sample_images
+from tests.in_process import in_process
 from tests.tiny_diffusion_branches import classifier_guided, imagen
 from tests.tiny_generators import PRIORS, conditioned, lone, token_branch
 
@@ -226,25 +225,15 @@ def test_without_a_model_and_an_image_a_model_must_be_named(folder: Path, tmp_pa
 
 
 def test_the_command_takes_the_options_and_ends_in_exit_code_2(folder: Path, tmp_path: Path) -> None:
-    command = [
-        str(Path(sys.executable).with_name("cascade")),
-        "sample",
-        "--model",
-        str(folder),
-        "--label",
-        "1",
-        "--count",
-        "1",
-    ]
-    done = subprocess.run([*command, "--sampler", "plms"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    command = ["sample", "--model", str(folder)]
+    asked = [*command, "--label", "1", "--count", "1"]
+    done = in_process(*asked, "--sampler", "plms", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: base.sampler: Input should be 'ddpm'")
     assert len(done.stderr.strip().splitlines()) == 1
-    options = ["--sampler", "ddim", "--classifier-scale", "2", "--out", "made"]
-    made = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    made = in_process(*asked, "--sampler", "ddim", "--classifier-scale", "2", "--out", "made", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     image = tmp_path / "made" / "1-diffusion-0000.png"
-    like = [*command[:4], "--like", str(image), "--out", "again"]
-    done = subprocess.run(like, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = in_process(*command, "--like", str(image), "--out", "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / image.name).read_bytes() == image.read_bytes()

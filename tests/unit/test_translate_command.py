@@ -1,7 +1,5 @@
 """`cascade translate`: files in, files out, and one line with exit code 2 for what can't be done."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from components.sampling.image_files import gray_png
 from components.sampling.request_forms import read_settings, settings_of, with_settings
 from components.sampling.requests import Request
 from pipelines.command.translate import translate_image
+from tests.in_process import in_process
 from tests.tiny_cascade import write_cascade
 from tests.unit.test_sampling_translate import hidden, pixels, write_palette
 
@@ -112,11 +111,9 @@ def test_a_model_that_enlarges_what_it_makes_of_nothing_is_refused(folder: Path,
 
 
 def test_the_command_ends_in_one_line_and_exit_code_2(folder: Path) -> None:
-    cascade = str(Path(sys.executable).with_name("cascade"))
     arguments = ["--model", str(folder / "cascade"), "--image", str(folder / "photo.png"), "--task", "inpainting"]
-    done = subprocess.run([cascade, "translate", *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = in_process("translate", *arguments, cwd=folder)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: inpainting needs a mask")
     assert len(done.stderr.strip().splitlines()) == 1
-    shown = subprocess.run([cascade, "translate", "--help"], cwd=folder, capture_output=True, text=True, timeout=120)
-    assert "Examples" in shown.stdout
+    assert "Examples" in in_process("translate", "--help", cwd=folder).stdout
